@@ -1,0 +1,96 @@
+"""Every error that edgeopt raises on purpose, each with the exit code of the command that meets it.
+
+    EdgeoptError                  exit code 1
+    ├── InputError                2  what the user gave is wrong: an option, a file, a name
+    │   ├── ConfigError           2  a profile, an ``edgeopt.toml``, a limit
+    │   ├── TaskError             2  the user's task: missing attribute, wrong shapes, a score that is not finite
+    │   ├── DataError             2  a data file is missing or corrupted
+    │   └── WorkspaceError        2  a folder that cannot be written, a lock that is held, a ledger that is broken
+    ├── DeviceError               1  the device is lost, or lacks what is needed
+    │   └── ProviderError         2  an execution provider that was asked for is not there
+    ├── StepError                 1  one step of a recipe failed; ``stage`` names it
+    │   ├── ParityError           1  a stage computes something else than the stage before
+    │   └── DivergedError         1  a training gave values that are not finite
+    └── BudgetMissedError         3  nothing keeps the limits, or a check missed
+
+They become messages in ``edgeopt.cli`` and ``Failed`` trials in ``edgeopt.pipeline``, nowhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EdgeoptError(Exception):
+    """Base of all; its text is one paragraph: what is wrong, where, what was found, what to do next."""
+
+    exit_code = 1
+
+
+class InputError(EdgeoptError):
+    """What the user gave is wrong."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A profile, an ``edgeopt.toml`` or a limit is wrong."""
+
+
+class TaskError(InputError):
+    """The user's task is missing, incomplete, or gives values that cannot be used."""
+
+
+class DataError(InputError):
+    """A data file is missing or corrupted."""
+
+
+class WorkspaceError(InputError):
+    """A folder cannot be written, a lock is held, or a ledger is broken."""
+
+
+class DeviceError(EdgeoptError):
+    """The device is lost or lacks what a worker needs."""
+
+
+class ProviderError(DeviceError):
+    """An execution provider that was asked for is not there."""
+
+    exit_code = 2
+
+
+class StepError(EdgeoptError):
+    """One step of a recipe failed.
+
+    Args:
+        stage: The step's name, such as ``export`` or ``quantize``.
+        reason: What happened, and what to do about it.
+        trace: The traceback of the cause, kept for ``edgeopt show``.
+    """
+
+    def __init__(self, stage: str, reason: str, trace: str | None = None) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage = stage
+        self.reason = reason
+        self.trace = trace
+
+
+class ParityError(StepError):
+    """A stage computes something else than the stage before it."""
+
+
+class DivergedError(StepError):
+    """A training gave values that are not finite."""
+
+
+class BudgetMissedError(EdgeoptError):
+    """Nothing keeps the limits, or a check missed one."""
+
+    exit_code = 3
+
+
+def did_you_mean(found: str, known: Iterable[str]) -> str:
+    """Return `` (did you mean 'x'?)`` for the known word nearest to ``found``, or an empty string."""
+    close = difflib.get_close_matches(found, list(known), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

@@ -1,0 +1,31 @@
+"""``Budget``: the limits of a build, and the names of the limits."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeopt.records.base import Record
+
+Limit = Literal["latency", "throughput", "memory", "size", "score"]
+SizeMetric = Literal["file", "download"]
+
+
+class Budget(Record, frozen=True):
+    """Hard limits. ``None`` is a limit that somebody waived by name; it is never the absence of a decision.
+
+    ``min_score`` and ``max_score_drop`` are two ways to say the score's floor; where both are given, both hold.
+    """
+
+    max_latency_ms: float | None
+    latency_percentile: int
+    """Which percentile of the latencies has to keep the limit, 1 to 99."""
+    batch_size: int
+    min_throughput_per_s: float | None
+    """Samples a second at ``batch_size``."""
+    max_peak_memory_bytes: int | None
+    max_size_bytes: int | None
+    size_metric: SizeMetric
+    """``file``: bytes of the ``.onnx``; ``download``: its bytes after deflate."""
+    min_score: float | None
+    max_score_drop: float | None
+    """Against the measured baseline, in the task's own unit."""

@@ -1,0 +1,72 @@
+"""``Choice``: the decision, and all that it rests on."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.measurement import Device
+from edgeopt.records.trial import Trial
+
+
+class Miss(Record, frozen=True):
+    """A limit that a trial does not keep."""
+
+    limit: Limit
+    found: float | None
+    """In the unit of ``Budget``; None where the metric is missing, which is a miss."""
+    allowed: float
+    within_noise: bool
+    """The point estimate keeps the limit, its interval does not."""
+
+
+class Verdict(Record, frozen=True):
+    """One trial judged against the budget."""
+
+    trial: int
+    """Its number."""
+    misses: tuple[Miss, ...]
+    """Empty where it keeps every limit."""
+
+
+class Infeasible(Record, frozen=True):
+    """Why nothing keeps the budget."""
+
+    binding: tuple[Limit, ...]
+    """The limits that the nearest trial misses."""
+    nearest: int | None
+    """Number of the trial that misses by least; None where none was measured."""
+    advice: str
+    """What would be enough, such as ``28 ms needs 6.1 MB, or 0.004 of score``."""
+
+
+class TestScores(Record, frozen=True):
+    """Scores on the test batches, which are looked at once, after the choice."""
+
+    baseline_score: float
+    winner_score: float
+    drop_ci95: tuple[float, float] | None
+    samples: int
+
+
+class Choice(Record, frozen=True):
+    """The result of a build."""
+
+    task: str
+    target: str
+    device: Device
+    proven_on_target: bool
+    budget: Budget
+    trials: tuple[Trial, ...]
+    """Number 0 is the baseline."""
+    verdicts: tuple[Verdict, ...]
+    """One for each trial that was measured, in order."""
+    winner: int | None
+    front: tuple[int, ...]
+    """Trials that no other beats on size, latency, memory and score at once."""
+    infeasible: Infeasible | None
+    test: TestScores | None
+    seconds: dict[str, float]
+
+    def trial(self, number: int) -> Trial:
+        """Return the trial of that number."""
+        return next(trial for trial in self.trials if trial.number == number)

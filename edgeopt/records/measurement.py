@@ -1,0 +1,97 @@
+"""``Measurement`` and ``Comparison``: raw samples of one file on one device. Statistics are computed when read."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeopt.records.base import Record
+from edgeopt.records.profile import TimingRule
+
+DeviceKind = Literal["measured", "stand-in", "emulated", "estimated"]
+
+
+class Device(Record, frozen=True):
+    """Which machine ran it."""
+
+    uri: str
+    kind: DeviceKind
+    id: str
+    """Names the hardware well enough that an old measurement is not taken for a new one."""
+
+
+class Environment(Record, frozen=True):
+    """What a reader needs to judge the numbers."""
+
+    processor: str
+    features: tuple[str, ...]
+    """Instruction sets that matter for inference, such as ``avx2``, ``avx512_vnni``."""
+    cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    onnxruntime: str
+    numpy: str
+    governor: str | None
+    temperature_c: float | None
+
+
+class Timing(Record, frozen=True):
+    """One process: its session's load and its timed runs."""
+
+    wall_ns: tuple[int, ...]
+    cpu_ns: tuple[int, ...]
+    """Process CPU time of each run (all threads)."""
+    warmup_runs: int
+    load_ns: int
+    involuntary_switches: int
+    pressure_ratio: float | None
+    """Share of the time in which some task waited for a processor (Linux ``/proc/pressure/cpu``)."""
+    contended: bool
+    """Wall over CPU time above 1.05 on one thread: other load disturbed this process."""
+
+
+class Memory(Record, frozen=True):
+    """Peaks of a fresh process less the same process before the session existed.
+
+    Once with the malloc setting that makes them reproducible, once (``default_``) with the allocator as an app has it.
+    """
+
+    load_peak_bytes: int
+    run_peak_bytes: int
+    default_load_peak_bytes: int
+    default_run_peak_bytes: int
+    device_peak_bytes: int | None
+    """On a GPU; None elsewhere."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """The larger of load and run peak: what the limit is about."""
+        return max(self.load_peak_bytes, self.run_peak_bytes)
+
+
+class Measurement(Record, frozen=True):
+    """One file on one device."""
+
+    sha256: str
+    batch_size: int
+    timings: tuple[Timing, ...]
+    memory: Memory | None
+    """None where the device cannot tell."""
+    providers: dict[str, int]
+    """Execution provider to the number of nodes it runs."""
+    threads: int
+    rule: TimingRule
+    device: Device
+    environment: Environment
+
+
+class Comparison(Record, frozen=True):
+    """An interleaved A/B of two files: two persistent workers in alternating blocks, in random order."""
+
+    sha256: str
+    against_sha256: str
+    blocks_ns: tuple[tuple[int, ...], ...]
+    """CPU time of each run in each block of the file in question (wall time where it runs on several threads)."""
+    against_blocks_ns: tuple[tuple[int, ...], ...]
+    """The same for the other file; block i ran next to block i."""
+    clock: Literal["cpu", "wall"]

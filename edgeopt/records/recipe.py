@@ -1,0 +1,86 @@
+"""``Recipe``: how a candidate is made. Torch steps come first, graph steps after; a wrong order cannot be written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeopt.records.base import Record
+
+Importance = Literal["l1", "l2", "taylor"]
+
+
+class Prune(Record, frozen=True, tag_field="step", tag="prune"):
+    """Remove whole channels. ``widths`` says how many channels each group keeps; groups not named keep all."""
+
+    importance: Importance
+    widths: dict[str, int]
+
+
+class Sparsify(Record, frozen=True, tag_field="step", tag="sparsify"):
+    """Set single weights to zero and keep them there: the download shrinks, the latency does not."""
+
+    method: Literal["magnitude", "gradient"]
+    ratio: float
+    """Share of the weights that becomes zero, 0..1."""
+    scope: Literal["global", "layer"]
+
+
+class Student(Record, frozen=True, tag_field="step", tag="student"):
+    """Start from one of the task's own smaller networks instead of the trained model."""
+
+    name: str
+
+
+class Distill(Record, frozen=True, tag_field="step", tag="distill"):
+    """Train the network under the trained model's eyes (Hinton et al., 2015)."""
+
+    epochs: int
+    learning_rate: float
+    warmup_ratio: float
+    """Share of all optimizer steps in which the rate rises from zero; a cosine brings it back."""
+    temperature: float
+    kl_weight: float
+    mse_weight: float
+    hard_weight: float
+
+
+class Simplify(Record, frozen=True, tag_field="step", tag="simplify"):
+    """Fold constants and remove what computes nothing, with onnxsim."""
+
+
+class FlushDenormals(Record, frozen=True, tag_field="step", tag="flush-denormals"):
+    """Set weights too small for a normal float to zero: they slow some processors by up to 40 times."""
+
+
+class Quantize(Record, frozen=True, tag_field="step", tag="quantize"):
+    """Static int8 with quantize and dequantize nodes (QDQ), weights int8, calibrated on training batches."""
+
+    activations: Literal["uint8", "int8"]
+    per_channel: bool
+    reduce_range: bool
+    """Weights in 7 bits: no saturation on x86 processors without VNNI."""
+    calibration: Literal["minmax", "entropy", "percentile"]
+    samples: int
+    """How many training samples calibrate."""
+
+
+class Half(Record, frozen=True, tag_field="step", tag="half"):
+    """Weights and activations in float16; inputs and outputs stay float32."""
+
+
+class Compact(Record, frozen=True, tag_field="step", tag="compact"):
+    """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
+
+
+TorchStep = Student | Prune | Sparsify | Distill
+GraphStep = Simplify | FlushDenormals | Quantize | Half | Compact
+
+
+class Recipe(Record, frozen=True):
+    """All that decides a candidate's weights and graph, given the task."""
+
+    torch_steps: tuple[TorchStep, ...]
+    graph_steps: tuple[GraphStep, ...]
+    seed: int
+    parent: str | None
+    """Key of the network (``codec.network_key``) whose weights this one starts from; None is the trained model."""

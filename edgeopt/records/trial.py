@@ -1,0 +1,82 @@
+"""``Trial``: a recipe and what became of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from edgeopt.records.base import Record
+from edgeopt.records.measurement import Comparison, Measurement
+from edgeopt.records.recipe import Recipe
+
+Stage = Literal["module", "exported", "simplified", "quantized", "half", "final"]
+
+
+class Parity(Record, frozen=True):
+    """How far one stage's outputs are from those of the stage before it."""
+
+    stage: str
+    max_abs_error: float
+    max_rel_error: float
+    """Largest absolute difference over the largest absolute value of that output."""
+    tolerance: float | None
+    """On ``max_rel_error``; None where the score judges instead (quantization)."""
+
+
+class Artifact(Record, frozen=True):
+    """One ``.onnx`` file of the workspace."""
+
+    key: str
+    """``codec.artifact_key``: recipe, task, versions of what made it."""
+    sha256: str
+    size_bytes: int
+    download_bytes: int
+    """After deflate."""
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    """Multiply-accumulates for one sample."""
+    opset: int
+    ir_version: int
+    exporter: Literal["dynamo", "torchscript", "given"]
+    parities: tuple[Parity, ...]
+    notes: tuple[str, ...]
+    """Fall-backs taken and anything else the report has to say."""
+
+
+class Score(Record, frozen=True):
+    """The score of a file on the selection batches, and its drop against the baseline over the same samples."""
+
+    value: float
+    drop: float
+    """Baseline less this; negative where this is better."""
+    drop_ci95: tuple[float, float] | None
+    """Paired interval; None where the task gives no score for each sample."""
+    samples: int
+
+
+class Measured(Record, frozen=True, tag_field="status", tag="measured"):
+    """A candidate that went all the way."""
+
+    artifact: Artifact
+    measurement: Measurement
+    score: Score
+    against_baseline: Comparison | None
+    """None for the baseline itself."""
+
+
+class Failed(Record, frozen=True, tag_field="status", tag="failed"):
+    """A candidate that did not; the build goes on."""
+
+    stage: str
+    reason: str
+    trace: str | None
+
+
+class Trial(Record, frozen=True):
+    """One candidate, numbered in the order of the build; the baseline is number 0."""
+
+    number: int
+    recipe: Recipe
+    outcome: Measured | Failed
+    seconds: dict[str, float]
+    """Stage to time."""

@@ -1,0 +1,111 @@
+"""A classification task from a model and two data loaders."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgeopt.errors import TaskError
+from edgeopt.records.budget import Budget
+from edgeopt.task import Training, as_tuple
+
+Batches = Iterable[tuple[Any, Any]]
+
+
+def hits(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
+    """Return 1.0 for each sample whose largest logit is its label's, else 0.0; logits ``(batch, classes, ...)``."""
+    return np.concatenate(
+        [
+            (np.argmax(outputs, axis=1) == np.asarray(targets)).astype(np.float64).reshape(-1)
+            for outputs, targets in pairs
+        ]
+    )
+
+
+class Classification:
+    """A ``Task`` scored by accuracy and trained with cross-entropy. Logits ``(batch, classes)``, integer labels."""
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        train: Batches | Callable[[int], Batches],
+        eval: Batches,  # noqa: A002 - the word of the field
+        *,
+        test: Batches | None = None,
+        name: str = "classification",
+        labels: Sequence[str] = (),
+        training: Training | None = None,
+        students: Mapping[str, Callable[[], nn.Module]] | None = None,
+        budgets: Mapping[str, Budget] | None = None,
+        preprocessing: str = "",
+    ) -> None:
+        self.name = name
+        self.labels = tuple(labels)
+        self.training = training or Training()
+        self.students = students or {}
+        self.budgets = budgets or {}
+        self.preprocessing = preprocessing
+        self._model = model
+        self._train = train
+        self._eval = eval
+        self._test = test
+        caller = inspect.currentframe()
+        while caller is not None and str(caller.f_globals.get("__name__", "")).startswith("edgeopt"):
+            caller = caller.f_back
+        self.source_module = caller.f_globals.get("__name__") if caller is not None else None
+
+    def build_model(self) -> nn.Module:
+        """Return the trained model."""
+        return self._model if isinstance(self._model, nn.Module) else self._model()
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Return the first evaluation inputs, at most eight samples."""
+        for inputs, _ in self._eval:
+            return tuple(value[:8] for value in as_tuple(inputs))
+        raise TaskError(f"{self.name}: the evaluation batches are empty.")
+
+    def train_batches(self, seed: int) -> Batches:
+        """Return one epoch; ``train`` is called with the seed where it is a function."""
+        return self._train(seed) if callable(self._train) else self._train
+
+    def eval_batches(self) -> Batches:
+        """Return the batches that decide."""
+        return self._eval
+
+    def test_batches(self) -> Batches | None:
+        """Return the batches that are looked at once."""
+        return self._test
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy."""
+        return nn.functional.cross_entropy(outputs, targets)
+
+    def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
+        """Return the accuracy, 0..1."""
+        return float(hits(pairs).mean())
+
+    def sample_scores(self, pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
+        """Return 1.0 or 0.0 for each sample."""
+        return hits(pairs)
+
+
+def classification(
+    model: nn.Module | Callable[[], nn.Module],
+    train: Batches | Callable[[int], Batches],
+    eval: Batches,  # noqa: A002 - the word of the field
+    **options: Any,
+) -> Classification:
+    """Make a task of a trained classifier and two data loaders.
+
+    Args:
+        model: The trained model, or a function that builds it.
+        train: Batches ``(inputs, integer labels)``, or a function of a seed that returns one epoch of them.
+        eval: Batches that decide which candidate wins; iterated several times.
+        options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``.
+    """
+    return Classification(model, train, eval, **options)

@@ -1,0 +1,94 @@
+"""The default task: clothes in 28x28 grey images (Fashion-MNIST), with the trained network that ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from edgeopt.errors import DataError
+from edgeopt.task import Training
+from edgeopt.tasks import augment, fashion_mnist
+from edgeopt.tasks.classification import Classification
+from edgeopt.tasks.resnet import SmallResNet
+
+TEACHER_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
+EPOCH_IMAGES = 15_000
+"""An epoch is this many images drawn anew: the packaged subset's training set, or a part of the full one."""
+BATCH_SIZE = 128
+
+
+@cache
+def tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
+    """Return a split as float images ``(n, 1, 28, 28)`` in 0..1 and int64 labels ``(n,)``."""
+    images, labels = fashion_mnist.load(split)
+    return torch.from_numpy(images).float().div(255).unsqueeze(1), torch.from_numpy(labels)
+
+
+def batches(split: fashion_mnist.Split, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+    """Return a split in order, in batches of ``size``."""
+    images, labels = tensors(split)
+    return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
+
+
+class Fashion(Classification):
+    """Fashion-MNIST with the packaged residual network; see ``fashion_mnist`` for the split."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            self.load_network,
+            self.draw_epoch,
+            eval=(),
+            name="fashion",
+            labels=fashion_mnist.CLASSES,
+            training=Training(),
+            preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
+        )
+
+    @staticmethod
+    def load_network() -> nn.Module:
+        """Build the residual network and load its packaged weights."""
+        network = SmallResNet(stem=32)
+        try:
+            network.load_state_dict(load_file(TEACHER_FILE))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise DataError(f"{TEACHER_FILE}: cannot be read ({error}). Install edgeopt again.") from error
+        return network
+
+    @staticmethod
+    def draw_epoch(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield ``EPOCH_IMAGES`` augmented training images; the same for the same seed."""
+        images, labels = tensors("train")
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.from_numpy(np.random.RandomState(seed % 2**32).permutation(len(labels))[:EPOCH_IMAGES])
+        for chosen in torch.split(order, BATCH_SIZE):
+            batch = augment.flip_horizontally(images[chosen], generator)
+            yield augment.erase(augment.shift(batch, generator), generator), labels[chosen]
+
+    def example_inputs(self) -> tuple[Tensor, ...]:
+        """Return the first eight selection images."""
+        return (tensors("selection")[0][:8],)
+
+    def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the selection images."""
+        return batches("selection")
+
+    def test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return the official test images, or the packaged part of them."""
+        return batches("test")
+
+    def calibration_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
+        """Return plain training images: calibration wants what the network will see."""
+        images, labels = tensors("train")
+        return list(zip(torch.split(images[:1000], 100), torch.split(labels[:1000], 100), strict=True))
+
+
+def task() -> Fashion:
+    """Return the default task."""
+    return Fashion()

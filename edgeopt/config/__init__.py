@@ -1,0 +1,1 @@
+"""Target profiles, the project's ``edgeopt.toml``, and which of them decides each limit."""

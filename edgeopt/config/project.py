@@ -1,0 +1,60 @@
+"""``edgeopt.toml``: a project's task, target and limits, found in the current folder or the nearest one above."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edgeopt.config.limits import LimitOptions, check_options
+from edgeopt.config.toml import read_toml, to_record
+from edgeopt.records.base import Record
+
+FILE_NAME = "edgeopt.toml"
+
+
+class Project(Record, frozen=True):
+    """What ``edgeopt.toml`` says; ``None`` where it is silent. Paths in it are relative to its own folder."""
+
+    task: str | None = None
+    """As on the command line: a ready task, ``module:name``, ``file.py:name`` or ``model.onnx``."""
+    target: str | None = None
+    """A profile's name, or the path of its file."""
+    limits: LimitOptions | None = None
+
+
+def project_folder(start: Path | None = None) -> Path:
+    """Return the nearest folder that holds an ``edgeopt.toml``, from ``start`` upward; else ``start`` itself."""
+    start = (start or Path.cwd()).absolute()
+    return next((folder for folder in (start, *start.parents) if (folder / FILE_NAME).is_file()), start)
+
+
+def load_project(start: Path | None = None) -> Project:
+    """Read the project's file; without one, everything is None.
+
+    Relative files in ``task`` and ``target`` become absolute, so a command means the same from any folder below.
+
+    Args:
+        start: Where to look first; None is the current folder.
+
+    Raises:
+        ConfigError: the file is broken, has unknown keys, or holds a limit that cannot be meant.
+    """
+    folder = project_folder(start)
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return Project()
+    project = to_record(read_toml(path), Project, path)
+    if project.limits is not None:
+        check_options(project.limits, f"{path}, [limits]: ")
+    return msgspec.structs.replace(
+        project, task=_from_folder(project.task, folder), target=_from_folder(project.target, folder)
+    )
+
+
+def _from_folder(word: str | None, folder: Path) -> str | None:
+    """Make a file that ``word`` names relative to the project's folder absolute; leave every other word alone."""
+    if word is None:
+        return None
+    file, colon, name = word.rpartition(":") if word.partition(":")[0].endswith(".py") else (word, "", "")
+    return f"{folder / file}{colon}{name}" if file.endswith((".py", ".onnx", ".toml")) else word

@@ -1,7 +1,7 @@
 """The one seam to the user's code: what a task has to offer, how it is loaded, and how each part is checked.
 
-In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, whose every answer has been looked at before
-the rest of edgeopt sees it. Exceptions of the user's own code pass through; ``pipeline.run_step`` gives them words.
+In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, whose every answer has been looked at
+before the rest of edgeopt sees it. Exceptions of the user's own code pass through; ``pipeline`` gives them words.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
+from edgeopt.records.recipe import Optimizer
 
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
@@ -37,8 +39,8 @@ class Training(Record, frozen=True):
     """How a candidate of this task is trained; the ready tasks and ``classification`` fill it in."""
 
     epochs: int = 10
+    optimizer: Optimizer = "sgd"
     learning_rate: float = 0.05
-    momentum: float = 0.9
     weight_decay: float = 5e-4
     temperature: float = 4.0
     kl_weight: float = 0.9
@@ -94,6 +96,33 @@ def to_numpy(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return tuple(to_numpy(item) for item in value)
     return np.asarray(value)
+
+
+class Randomness:
+    """The states of torch's, numpy's and Python's global generators after seeding with ``seed``."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        self.torch = generator.get_state()
+        self.numpy = np.random.RandomState(seed % 2**32).get_state()
+        self.python = random.Random(seed).getstate()  # noqa: S311 - data augmentation, not secrets
+
+
+@contextmanager
+def own_randomness(state: Randomness) -> Iterator[None]:
+    """Run a block with the global generators in ``state``; keep their new state there, and restore what was before."""
+    before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    torch.set_rng_state(state.torch)
+    np.random.set_state(state.numpy)
+    random.setstate(state.python)
+    try:
+        yield
+    finally:
+        state.torch, state.numpy, state.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
 
 
 class CheckedTask:
@@ -189,11 +218,19 @@ class CheckedTask:
         return names
 
     def train_epoch(self, seed: int) -> Iterator[Batch]:
-        """Yield one epoch; torch's, numpy's and Python's random generators are seeded first, so it repeats."""
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        yield from self._batches("train_batches", self.task.train_batches(seed))
+        """Yield one epoch, the same for the same seed.
+
+        The user's loader draws from torch's, numpy's and Python's generators in a state of its own, which is seeded
+        here and swapped in for each batch: what the training draws between batches (dropout) does not disturb it.
+        """
+        with own_randomness(loader := Randomness(seed)):
+            batches = iter(self._batches("train_batches", self.task.train_batches(seed)))
+        while True:
+            with own_randomness(loader):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the batches that decide."""

@@ -7,6 +7,7 @@ from typing import Literal
 from edgeopt.records.base import Record
 
 Importance = Literal["l1", "l2", "taylor"]
+Optimizer = Literal["sgd", "adamw"]
 
 
 class Prune(Record, frozen=True, tag_field="step", tag="prune"):
@@ -35,7 +36,9 @@ class Distill(Record, frozen=True, tag_field="step", tag="distill"):
     """Train the network under the trained model's eyes (Hinton et al., 2015)."""
 
     epochs: int
+    optimizer: Optimizer
     learning_rate: float
+    weight_decay: float
     warmup_ratio: float
     """Share of all optimizer steps in which the rate rises from zero; a cosine brings it back."""
     temperature: float

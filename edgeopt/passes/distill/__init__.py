@@ -1,0 +1,1 @@
+"""Knowledge distillation: the trained model teaches a smaller network."""

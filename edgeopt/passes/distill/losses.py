@@ -1,0 +1,58 @@
+"""What a student is trained on: its teacher's outputs and the targets, weighted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from edgeopt.records.recipe import Distill
+from edgeopt.task import CheckedTask, flat_outputs
+
+
+def is_classification(output: Tensor, targets: Any) -> bool:
+    """Tell whether dimension 1 of ``output`` are logits over classes that integer ``targets`` index."""
+    return (
+        isinstance(targets, Tensor)
+        and not targets.is_floating_point()
+        and output.dim() >= 2
+        and targets.shape == output.shape[:1] + output.shape[2:]
+    )
+
+
+def soft_loss(output: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the KL divergence from teacher to student at ``temperature``, times its square (Hinton et al., 2015).
+
+    Logits ``(batch, classes, ...)``; mean over all positions.
+    """
+    student_log = functional.log_softmax(output / temperature, 1)
+    teacher_log = functional.log_softmax(teacher / temperature, 1)
+    return (teacher_log.exp() * (teacher_log - student_log)).sum(1).mean() * temperature**2
+
+
+def distill_loss(
+    task: CheckedTask, step: Distill, outputs: Any, teacher_outputs: tuple[Tensor, ...], targets: Any
+) -> Tensor:
+    """Return the weighted sum of the teacher's part and the task's own loss.
+
+    Where outputs are logits of integer targets the teacher's part is KL divergence and MSE on logits; elsewhere it is
+    the mean squared error alone, with both weights, each output scaled by its teacher's mean square.
+    """
+    own = task.distill_loss(outputs, teacher_outputs[0] if len(teacher_outputs) == 1 else teacher_outputs, targets)
+    if own is not None:
+        return own
+    total = torch.zeros(())
+    for output, teacher in zip(flat_outputs(outputs), teacher_outputs, strict=True):
+        if not output.is_floating_point():
+            continue
+        if is_classification(output, targets):
+            total = total + step.kl_weight * soft_loss(output, teacher, step.temperature)
+            total = total + step.mse_weight * functional.mse_loss(output, teacher)
+        else:
+            scale = teacher.square().mean().clamp_min(1e-12)
+            total = total + (step.kl_weight + step.mse_weight) * functional.mse_loss(output, teacher) / scale
+    if step.hard_weight:
+        total = total + step.hard_weight * task.loss(outputs, targets)
+    return total

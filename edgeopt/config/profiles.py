@@ -88,7 +88,7 @@ def read_profile(path: Path) -> Profile:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.toml"), key=lambda path: path.stem)}
 
 
 def _differ(one: Path, other: Path) -> bool:

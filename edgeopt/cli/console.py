@@ -1,0 +1,97 @@
+"""What people see on stderr: error paragraphs, and the progress of long commands. Reports alone go to stdout."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+LINE_INTERVAL_SECONDS = 10.0
+"""How often a stage that goes on may write a line where stderr is no terminal."""
+
+REFRESHES_PER_SECOND = 2.0
+"""Of the live line: seldom enough not to disturb what is being timed on another core."""
+
+
+def show_error(message: str, label: str = "error: ") -> None:
+    """Print a paragraph on stderr, wrapped on a terminal; left in one line elsewhere, to be searched."""
+    text = label + message
+    if sys.stderr.isatty():
+        width = max(40, shutil.get_terminal_size().columns)
+        text = "\n".join(
+            textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()
+        )
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Say what a long command is doing; call it with a stage and a detail.
+
+    On a terminal one live line shows stage, detail and the stage's seconds. Elsewhere a stage writes a line when it
+    begins, and at most one each ten seconds while it goes on.
+
+    Args:
+        quiet: Write nothing at all.
+        clock: Seconds.
+    """
+
+    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self._quiet = quiet
+        self._clock = clock
+        self._live: Live | None = None
+        self._stage = ""
+        self._detail = ""
+        self._stage_began = 0.0
+        self._line_written = 0.0
+
+    def __enter__(self) -> Self:
+        if not self._quiet and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                get_renderable=self._render,
+                console=Console(stderr=True),
+                refresh_per_second=REFRESHES_PER_SECOND,
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, stage: str, detail: str = "") -> None:
+        """Show that ``stage`` is at ``detail``."""
+        now = self._clock()
+        new_stage = stage != self._stage
+        if new_stage:
+            self._stage_began = now
+        self._stage, self._detail = stage, detail
+        due = new_stage or now - self._line_written >= LINE_INTERVAL_SECONDS
+        if self._live is None and not self._quiet and due:
+            self._line_written = now
+            print(f"{stage}: {detail}" if detail else stage, file=sys.stderr, flush=True)
+
+    def _render(self) -> Text:
+        from rich.text import Text
+
+        if not self._stage:
+            return Text("")
+        seconds = int(self._clock() - self._stage_began)
+        passed = f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60} s"
+        line = Text.assemble((self._stage, "bold"), f"  {self._detail}  " if self._detail else "  ", (passed, "dim"))
+        line.no_wrap, line.overflow = True, "ellipsis"
+        return line

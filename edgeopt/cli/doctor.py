@@ -1,0 +1,166 @@
+"""``edgeopt doctor``: what this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+import click
+
+import edgeopt
+from edgeopt.device.local import LocalDevice
+from edgeopt.errors import DeviceError
+from edgeopt.records.base import Record
+from edgeopt.records.codec import to_json
+from edgeopt.records.measurement import Environment
+
+LOW_MEMORY_BYTES = 4_000_000_000
+"""Training the default task beside its measuring takes about half of it."""
+
+LOW_DISK_BYTES = 1_000_000_000
+"""A workspace of a few dozen trials of a 10 MB network, with the outputs of its teacher."""
+
+PROVIDERS_SECONDS = 120.0
+
+_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
+
+
+class Finding(Record, frozen=True):
+    """Something that is missing, or that a reader of numbers should know."""
+
+    kind: Literal["missing", "note"]
+    what: str
+    advice: str
+
+
+class Diagnosis(Record, frozen=True):
+    """All that ``edgeopt doctor`` says; ``--json`` prints it."""
+
+    edgeopt: str
+    packages: dict[str, str | None]
+    """Each package that edgeopt needs, with its version; None where it is not installed."""
+    environment: Environment | None
+    """None where ONNX Runtime does not start."""
+    providers: tuple[str, ...]
+    free_disk_bytes: int
+    findings: tuple[Finding, ...]
+
+
+@click.command(name="doctor")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(as_json: bool) -> int:
+    """Say what this machine has, what is missing, and how to get it. Exit code 1 where edgeopt cannot work."""
+    diagnosis = diagnose()
+    click.echo(to_json(diagnosis) if as_json else describe(diagnosis))
+    return 1 if any(finding.kind == "missing" for finding in diagnosis.findings) else 0
+
+
+def diagnose() -> Diagnosis:
+    """Look at packages, processor, memory, disk and ONNX Runtime's providers (in child processes)."""
+    packages = {name: _version(name) for name in required_packages()}
+    findings = [
+        Finding(kind="missing", what=f"the package {name}", advice=f"pip install -c constraints.txt {name}")
+        for name, version in packages.items()
+        if version is None
+    ]
+    environment: Environment | None = None
+    try:
+        _, environment = LocalDevice().describe()
+    except DeviceError as error:
+        advice = "pip install --force-reinstall -c constraints.txt onnxruntime numpy"
+        findings.append(Finding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
+    providers = available_providers()
+    free = shutil.disk_usage(Path.cwd()).free
+    if environment is not None:
+        findings.extend(_hardware_notes(environment))
+    if environment is not None and "CUDAExecutionProvider" not in providers:
+        what = "no CUDA in this ONNX Runtime: car-cuda and server-cuda are refused"
+        advice = "install onnxruntime-gpu in an environment of its own and name it: --device 'local:?python=PATH'"
+        findings.append(Finding(kind="note", what=what, advice=advice))
+    if free < LOW_DISK_BYTES:
+        what = f"{free / 1e9:.1f} GB of disk are free here"
+        findings.append(Finding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))
+    return Diagnosis(
+        edgeopt=edgeopt.__version__,
+        packages=packages,
+        environment=environment,
+        providers=providers,
+        free_disk_bytes=free,
+        findings=tuple(findings),
+    )
+
+
+def describe(diagnosis: Diagnosis) -> str:
+    """Return the diagnosis as text."""
+    lines = [f"edgeopt      {diagnosis.edgeopt}, Python {sys.version.split()[0]}"]
+    if (machine := diagnosis.environment) is not None:
+        lines += [
+            f"processor    {machine.processor}, {machine.cores} cores: {' '.join(machine.features)}",
+            f"memory       {machine.memory_bytes / 1e9:.1f} GB",
+            f"system       {machine.system}",
+            f"onnxruntime  {machine.onnxruntime}: {', '.join(diagnosis.providers)}",
+        ]
+    lines.append(f"free disk    {diagnosis.free_disk_bytes / 1e9:.1f} GB")
+    lines.append(
+        "packages     " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items())
+    )
+    for finding in diagnosis.findings:
+        lines += ["", f"{finding.kind}: {finding.what}", f"  {finding.advice}"]
+    if not any(finding.kind == "missing" for finding in diagnosis.findings):
+        lines += ["", "nothing that edgeopt needs is missing"]
+    return "\n".join(lines)
+
+
+def required_packages() -> tuple[str, ...]:
+    """Return the names of the packages that edgeopt itself says it needs."""
+    requirements = metadata.requires("edgeopt") or []
+    return tuple(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in requirements if "extra ==" not in line)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Ask ONNX Runtime, in a child process, which execution providers it has; empty where it does not start."""
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROVIDERS],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=PROVIDERS_SECONDS,
+            check=True,
+        )
+    except (subprocess.SubprocessError, OSError):
+        return ()
+    return tuple(json.loads(done.stdout))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _hardware_notes(machine: Environment) -> list[Finding]:
+    """Say what a reader of timings and scores from this machine should know."""
+    notes = []
+    quick_int8 = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+    if not quick_int8.intersection(machine.features):
+        what = "this processor has no instructions for int8 dot products (VNNI, or dot product on Arm)"
+        advice = "int8 gains less time here than on newer processors, and its score is judged on this one"
+        notes.append(Finding(kind="note", what=what, advice=advice))
+    if machine.governor not in (None, "performance"):
+        what = f"the processor's clock speed follows its load (governor '{machine.governor}')"
+        advice = "for steady timings: sudo cpupower frequency-set -g performance"
+        notes.append(Finding(kind="note", what=what, advice=advice))
+    if 0 < machine.memory_bytes < LOW_MEMORY_BYTES:
+        what = f"{machine.memory_bytes / 1e9:.1f} GB of memory"
+        notes.append(Finding(kind="note", what=what, advice="train one candidate at a time: --workers 1"))
+    return notes

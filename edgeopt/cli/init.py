@@ -1,0 +1,90 @@
+"""``edgeopt init``: a task that runs as it is, and an ``edgeopt.toml`` that names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.errors import InputError, WorkspaceError
+
+TASK = '''"""A task for edgeopt: a trained classifier and its data. It runs as it is; put your own in places 1 and 2."""
+
+import torch
+from torch import nn
+
+import edgeopt
+
+
+def batches(seed: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """1. Your data: batches of (inputs, class numbers); a DataLoader is fine. Here: a bright row or column in noise."""
+    generator = torch.Generator().manual_seed(seed)
+    result = []
+    for _ in range(count):
+        images = torch.randn(64, 1, 16, 16, generator=generator) * 0.7
+        labels = torch.randint(0, 2, (64,), generator=generator)
+        for image, label, at in zip(images, labels, torch.randint(0, 16, (64,), generator=generator), strict=True):
+            image[0].select(int(label), int(at)).add_(1.0)
+        result.append((images, labels))
+    return result
+
+
+def trained_model() -> nn.Module:
+    """2. Your trained model; load your weights here. Here: a small network, trained for a few seconds."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(32, 2),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for images, labels in batches(seed=1, count=100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model.eval()
+
+
+task = edgeopt.classification(
+    trained_model,  # the network to make smaller
+    lambda seed: batches(seed + 10, 40),  # an epoch to train on
+    batches(seed=2, count=20),  # decides which candidate wins
+    test=batches(seed=3, count=20),  # looked at once, for the result
+    name="rows-and-columns",
+    labels=("row", "column"),
+)
+'''
+
+CONFIG = """# What `edgeopt build` does in this folder and below. An option on the command line comes first.
+
+task = "my_task.py:task"  # a file and a name in it, module:name, or model.onnx
+target = "phone"  # `edgeopt targets list` shows the others
+
+[limits]  # a number, or "none" to waive a limit; those that are not here come from the target
+max_drop = 0.01  # how far the score may fall below the trained network's
+# latency_ms = 20.0
+# memory_mb = 50.0
+# size_mb = 1.0
+"""
+
+FILES = {"my_task.py": TASK, "edgeopt.toml": CONFIG}
+
+
+@click.command(name="init")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
+def command(folder: Path) -> None:
+    """Write my_task.py and edgeopt.toml into FOLDER (the current one), to start from. Nothing is overwritten."""
+    for name in FILES:
+        if (folder / name).exists():
+            raise InputError(
+                f"{folder / name} exists already and is left as it is. Give another folder: `edgeopt init NAME`."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in FILES.items():
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise WorkspaceError(f"{folder} cannot be written: {error.strerror}.") from None
+    go = "" if folder == Path() else f"cd {folder} && "
+    click.echo(f"wrote {' and '.join(str(folder / name) for name in FILES)}; now run `{go}edgeopt build --quick`")

@@ -1,0 +1,104 @@
+"""``edgeopt targets``: list, show and make target profiles."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from edgeopt.config.profiles import (
+    NAME_PATTERN,
+    find_profile,
+    list_profiles,
+    own_folder,
+    read_profile,
+    shipped_folder,
+)
+from edgeopt.errors import ConfigError, WorkspaceError
+from edgeopt.records.budget import Budget
+from edgeopt.records.codec import to_json
+
+
+@click.group(name="targets", invoke_without_command=True)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """List, show and make target profiles; without a command, list them."""
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_targets)
+
+
+@command.command(name="list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def list_targets(as_json: bool) -> None:
+    """List the shipped targets and those in ./targets, with their limits."""
+    profiles = list_profiles()
+    if as_json:
+        click.echo(to_json([profile for profile, _ in profiles]))
+        return
+    width = max(len(profile.name) for profile, _ in profiles)
+    for profile, path in profiles:
+        source = "" if path.parent == shipped_folder() else f"  ({path})"
+        click.echo(f"{profile.name:<{width}}  {profile.title}{source}")
+        click.echo(f"{'':<{width}}  {describe_limits(profile.limits)}")
+
+
+@command.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the values as one JSON document.")
+def show(name: str, as_json: bool) -> None:
+    """Print a target's file, with the reason of each value. NAME may be a path."""
+    path = find_profile(name)
+    profile = read_profile(path)
+    click.echo(to_json(profile) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
+
+
+@command.command()
+@click.argument("name")
+@click.option("--from", "source", default="phone", show_default=True, help="The target to copy: a name or a path.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder or NAME.toml; ./targets/NAME.toml if not given.")
+def new(name: str, source: str, out: Path | None) -> None:
+    """Write NAME.toml, a copy of another target to edit."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ConfigError(f"'{name}' cannot name a target: use lower-case letters, digits, '-' and '_'.")
+    path = out if out is not None and out.suffix == ".toml" else (out or own_folder()) / f"{name}.toml"
+    if path.stem != name:
+        raise ConfigError(f"{path} has to be called {name}.toml: a target's name is its file's name.")
+    if (shipped_folder() / path.name).exists():
+        raise ConfigError(f"'{name}' is a target that edgeopt ships. Choose another name, such as 'my-{name}'.")
+    text = _rename(find_profile(source), name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise ConfigError(f"{path} exists already and is left as it is. Choose another name.") from None
+    except OSError as error:
+        raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from None
+    shown = name if path.parent == own_folder() else path
+    click.echo(f"wrote {path}: edit it, then run `edgeopt build --target {shown}`")
+
+
+def describe_limits(budget: Budget) -> str:
+    """Say a budget in one line, limits that are waived left out."""
+    batch = "" if budget.batch_size == 1 else f" for a batch of {budget.batch_size}"
+    parts = (
+        (budget.max_latency_ms, 1.0, f"p{budget.latency_percentile} ≤ %g ms{batch}"),
+        (budget.min_throughput_per_s, 1.0, "≥ %g samples/s"),
+        (budget.max_peak_memory_bytes, 1e6, "memory ≤ %g MB"),
+        (budget.max_size_bytes, 1e6, f"{budget.size_metric} ≤ %g MB"),
+        (budget.min_score, 1.0, "score ≥ %g"),
+        (budget.max_score_drop, 1.0, "score drop ≤ %g"),
+    )
+    return " · ".join(text % (value / unit) for value, unit, text in parts if value is not None) or "no limits"
+
+
+def _rename(path: Path, name: str) -> str:
+    """Return a profile's text under another name, with a first comment of its own."""
+    original = read_profile(path)
+    text = path.read_text(encoding="utf-8")
+    while text.startswith(("#", "\n")):
+        text = text.partition("\n")[2]
+    text = re.sub(r'(?m)^name\s*=\s*(["\']).*?\1', f'name = "{name}"', text, count=1)
+    wish = f"`edgeopt build --target {name}` looks for the smallest file that keeps [limits]."
+    return f"# Made from '{original.name}'. {wish}\n\n{text}"

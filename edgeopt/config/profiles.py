@@ -7,7 +7,6 @@ import os
 import re
 from pathlib import Path
 
-import edgeopt
 from edgeopt.config.limits import check_budget
 from edgeopt.config.project import project_folder
 from edgeopt.config.toml import read_toml, to_record
@@ -20,7 +19,7 @@ NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 def shipped_folder() -> Path:
     """Return the folder of the targets that edgeopt ships: inside the wheel, or beside the package in a checkout."""
-    package = Path(edgeopt.__file__).parent
+    package = Path(__file__).parents[1]
     inside = package / "targets"
     return inside if inside.is_dir() else package.parent / "targets"
 

@@ -24,7 +24,7 @@ def batches(seed: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         images = torch.randn(64, 1, 16, 16, generator=generator) * 0.7
         labels = torch.randint(0, 2, (64,), generator=generator)
         for image, label, at in zip(images, labels, torch.randint(0, 16, (64,), generator=generator), strict=True):
-            image[0].select(int(label), int(at)).add_(1.0)
+            image[0].select(int(label), int(at)).add_(1.5)
         result.append((images, labels))
     return result
 
@@ -38,7 +38,7 @@ def trained_model() -> nn.Module:
         nn.Flatten(), nn.Linear(32, 2),
     )  # fmt: skip
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for images, labels in batches(seed=1, count=100):
+    for images, labels in batches(seed=1, count=40):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()

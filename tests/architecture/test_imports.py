@@ -1,0 +1,181 @@
+"""DESIGN's table of who may import what, import cycles, sizes, and where exceptions may be caught."""
+
+import ast
+import graphlib
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "edgeopt"
+
+MAX_FILE_LINES = 400  # what one reads in one sitting
+MAX_FUNCTION_LINES = 60  # about one screen
+
+ANY = {"*"}
+
+ONNX = {"onnx", "google"}  # what onnx.load raises for a broken file is google.protobuf's
+
+ALLOWED: dict[str, tuple[set[str], set[str]]] = {
+    # place: (places of edgeopt, packages); the standard library and the place itself are always allowed
+    "": ({"task", "tasks"}, set()),  # edgeopt/__init__.py, which imports them on first use
+    "__main__": ({"cli"}, set()),
+    "errors": (set(), set()),
+    "records": (set(), {"msgspec"}),
+    "statistics": ({"records"}, {"numpy"}),
+    "config": ({"records", "errors"}, {"msgspec"}),
+    "task": ({"records", "errors", "tasks"}, {"torch", "numpy", "safetensors", "msgspec", *ONNX}),
+    "tasks": ({"records", "errors", "task"}, {"torch", "numpy", "safetensors", *ONNX}),
+    "search": ({"records", "errors"}, {"numpy", "scipy", "msgspec"}),
+    "passes": ({"records", "errors", "task"}, {"torch", "numpy", "safetensors"}),
+    "export": ({"records", "errors"}, {"torch", "onnxscript", "numpy", *ONNX}),
+    "graph": ({"records", "errors"}, {"onnxsim", "onnxruntime", "numpy", *ONNX}),
+    "device": ({"records", "errors"}, {"msgspec"}),
+    "bench": ({"records", "errors", "statistics", "device"}, {"onnxruntime", "numpy"}),
+    "select": ({"records", "errors", "statistics"}, set()),
+    "bundle": ({"records", "errors"}, {"numpy", "msgspec", *ONNX}),
+    "report": ({"records", "errors", "statistics"}, {"jinja2", "rich", "msgspec"}),
+    "pipeline": (ANY, ANY),
+    "cli": (ANY, {"click", "rich"}),
+}
+
+FROM_ROOT = {"cli": {"__version__"}, "bundle": {"__version__"}, "pipeline": {"__version__"}, "report": {"__version__"}}
+"""What a place may take from the package's root, which itself imports nothing."""
+
+ONE_FILE = {"bench/worker.py": {"numpy", "onnxruntime"}}
+"""Files that run alone on a device: nothing of edgeopt, and only these packages."""
+
+LONG = {"bench/worker.py": "one file by design: it is copied to a device and runs there alone"}
+"""``path`` or ``path:function`` to the reason why it exceeds its size."""
+
+BROAD: dict[str, str] = {"pipeline": "run_step is the one boundary where code of users, exporters and runtimes fails"}
+"""Places that may catch ``Exception``, with the reason."""
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+NAMES = [path.relative_to(PACKAGE).as_posix() for path in FILES]
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module_name(path: Path) -> str:
+    parts = list(path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def place_of(module: str) -> str:
+    return [*module.split("."), ""][1]
+
+
+def imports_of(nodes: list[ast.AST]) -> list[str]:
+    """Return dotted names; ``from a import b`` is ``a.b``, which is a module or something in one."""
+    found = []
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def when_loaded(body: list[ast.stmt]) -> list[ast.AST]:
+    """Return the statements that run when a module is loaded: not inside functions, not for type checkers alone."""
+    found: list[ast.AST] = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            found += when_loaded(node.orelse)
+            continue
+        found.append(node)
+        for field in ("body", "orelse", "finalbody"):
+            found += when_loaded(getattr(node, field, []))
+        for handler in getattr(node, "handlers", []):
+            found += when_loaded(handler.body)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_module_imports_only_what_its_place_may(name):
+    path = PACKAGE / name
+    place = place_of(module_name(path))
+    assert place in ALLOWED, f"edgeopt/{name}: a new place needs a row in the table of this test"
+    places, packages = ALLOWED[place]
+    if name in ONE_FILE:
+        places, packages, place = set(), ONE_FILE[name], "a file that stands alone"
+    wrong = []
+    for target in imports_of(list(ast.walk(tree(path)))):
+        top = target.split(".")[0]
+        if top == "edgeopt":
+            other = place_of(target)
+            fine = other in FROM_ROOT.get(place, set()) or other == place or places == ANY or other in places
+        else:
+            fine = top in sys.stdlib_module_names or packages == ANY or top in packages
+        if not fine:
+            wrong.append(target)
+    assert not wrong, f"edgeopt/{name} ({place or 'root'}) imports {', '.join(wrong)}"
+
+
+def test_modules_import_each_other_without_a_cycle():
+    edges = {
+        module: {
+            next(name for name in (target, target.rpartition(".")[0], "edgeopt") if name in MODULES)
+            for target in imports_of(when_loaded(tree(path).body))
+            if target.split(".")[0] == "edgeopt"
+        }
+        - {module}
+        for module, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(edges).prepare()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_and_functions_are_small(name):
+    path = PACKAGE / name
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= MAX_FILE_LINES or name in LONG, f"edgeopt/{name} has {lines} lines"
+    long = [
+        f"{node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES
+        and f"{name}:{node.name}" not in LONG
+    ]
+    assert not long, f"edgeopt/{name}: {', '.join(long)}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_pipeline_catches_every_exception(name):
+    path = PACKAGE / name
+    if place_of(module_name(path)) in BROAD:
+        return
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.ExceptHandler):
+            caught = {word.id for word in ast.walk(node.type) if isinstance(word, ast.Name)} if node.type else {"bare"}
+            assert not caught & {"Exception", "BaseException", "bare"}, f"edgeopt/{name}:{node.lineno}"
+
+
+def test_the_table_of_sizes_and_of_lone_files_has_no_dead_rows():
+    assert {key.partition(":")[0] for key in LONG} <= set(NAMES)
+    assert set(ONE_FILE) <= set(NAMES)
+
+
+@pytest.mark.parametrize("module", ["edgeopt", "edgeopt.cli", "edgeopt.config.profiles", "edgeopt.device.open"])
+def test_light_modules_stay_light(module):
+    heavy = "torch onnxruntime onnx numpy scipy rich jinja2"
+    code = f"import sys, {module}; print(*[name for name in {heavy.split()!r} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""

@@ -1,0 +1,182 @@
+"""``edgeopt bench``: time and weigh one file on a target's device, and against another file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgeopt.records.measurement import Comparison, DeviceKind, Measurement
+    from edgeopt.records.profile import Profile
+
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command("bench")
+@click.argument("model", type=FILE)
+@click.option("--target", required=True, metavar="NAME", help="A target's name, or the path of its .toml.")
+@click.option("--against", type=FILE, metavar="OTHER", help="Another .onnx: an interleaved A/B with a verdict.")
+@click.option("--device", metavar="URI", help="Where to run; the target's device without it.")
+@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a run; the target's without it.")
+@click.option("--inputs", type=FILE, metavar="FILE", help="A .npz with one array for each input; random without it.")
+@click.option("--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, raw samples included.")
+def command(
+    model: Path,
+    target: str,
+    against: Path | None,
+    device: str | None,
+    batch_size: int | None,
+    inputs: Path | None,
+    allow_fallback: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Time and weigh MODEL on a target's device."""
+    from edgeopt.bench.compare import compare
+    from edgeopt.bench.measure import measure
+    from edgeopt.cli.console import Progress
+    from edgeopt.config.profiles import load_profile
+    from edgeopt.device.open import open_device
+    from edgeopt.records.codec import to_json
+
+    profile = load_profile(target)
+    batch = batch_size or profile.limits.batch_size
+    where = open_device(device or profile.device)
+    kind: DeviceKind = "stand-in" if profile.stand_in and where.uri.startswith("local:") else "measured"
+    comparison = None
+    with Progress() as progress:
+
+        def tell(text: str) -> None:
+            progress("bench", text)
+
+        measurement = measure(
+            model,
+            where,
+            profile,
+            batch_size=batch,
+            allow_fallback=allow_fallback,
+            inputs=inputs,
+            kind=kind,
+            progress=tell,
+        )
+        if against is not None:
+            comparison = compare(
+                model,
+                against,
+                where,
+                profile,
+                batch_size=batch,
+                allow_fallback=allow_fallback,
+                inputs=inputs,
+                progress=tell,
+            )
+    summary = _summary(model, profile, measurement, comparison, against)
+    if as_json:
+        click.echo(to_json({**summary, "measurement": measurement, "comparison": comparison}))
+    else:
+        _print(summary, profile, measurement)
+
+
+def _summary(
+    model: Path, profile: Profile, measurement: Measurement, comparison: Comparison | None, against: Path | None
+) -> dict[str, Any]:
+    """Return the statistics of a measurement, unrounded, under the names of ``choice.json``."""
+    from edgeopt import statistics
+
+    interval = {p: statistics.latency_interval_ms(measurement, p) for p in (50, 90, 99)}
+    limit = statistics.latency_interval_ms(measurement, profile.limits.latency_percentile)
+    memory = measurement.memory
+    result: dict[str, Any] = {
+        "schema": "edgeopt/bench-1",
+        "model": str(model),
+        "target": profile.name,
+        "size_bytes": model.stat().st_size,
+        "batch_size": measurement.batch_size,
+        "latency_ms": {f"p{p}": found.value for p, found in interval.items()}
+        | {"limit": limit.value, "limit_percentile": profile.limits.latency_percentile, "limit_ci95": limit[1:]},
+        "throughput_per_s": statistics.throughput_per_s(measurement),
+        "load_ms": statistics.load_ms(measurement),
+        "peak_memory_bytes": memory.peak_bytes if memory else None,
+        "providers": measurement.providers,
+        "contended_processes": sum(timing.contended for timing in measurement.timings),
+        "against": None,
+    }
+    if comparison is not None:
+        ratio = statistics.comparison_ratio(comparison)
+        result["against"] = {
+            "model": str(against),
+            "latency_ratio": ratio.value,
+            "ci95": ratio[1:],
+            "verdict": statistics.verdict(comparison),
+            "clock": comparison.clock,
+        }
+    return result
+
+
+def _print(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_table(summary, profile, measurement))
+    contended = summary["contended_processes"]
+    if contended:
+        console.print(
+            f"[yellow]{contended} of {len(measurement.timings)} processes were disturbed by other load (wall time over "
+            f"CPU time): believe the times less, or measure again on a quiet machine.[/]"
+        )
+    if measurement.device.kind == "stand-in":
+        console.print(f"This machine only stands in for {profile.title}: nothing is proven on the target.")
+
+
+def _table(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Table:
+    """Return the table for people; times and sizes are rounded here."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"{summary['model']} on {profile.name}"), show_header=False, title_justify="left")
+    latency = summary["latency_ms"]
+    low, high = latency["limit_ci95"]
+    table.add_row(
+        "latency p50 · p90 · p99", " · ".join(f"{latency[name]:.3f}" for name in ("p50", "p90", "p99")) + " ms"
+    )
+    allowed = profile.limits.max_latency_ms
+    judged = "" if allowed is None else f", limit {allowed:g} ms {'kept' if high <= allowed else 'not kept'}"
+    table.add_row(
+        f"p{latency['limit_percentile']} with its 95 % interval",
+        f"{latency['limit']:.3f} ms ({low:.3f} to {high:.3f}){judged}",
+    )
+    table.add_row("throughput", f"{summary['throughput_per_s']:.1f} samples/s at batch {summary['batch_size']}")
+    table.add_row("load", f"{summary['load_ms']:.1f} ms")
+    table.add_row("peak memory", _memory(measurement))
+    table.add_row("file", f"{summary['size_bytes'] / 1e6:.3f} MB")
+    nodes = ", ".join(f"{name} {count}" for name, count in summary["providers"].items())
+    table.add_row("nodes by provider", nodes or "none left after optimization")
+    environment = measurement.environment
+    table.add_row("processor", escape(f"{environment.processor} ({', '.join(environment.features)})"))
+    table.add_row("runtime", f"onnxruntime {environment.onnxruntime}, {measurement.threads} thread(s)")
+    if summary["against"]:
+        against = summary["against"]
+        low, high = against["ci95"]
+        table.add_row(
+            escape(f"against {against['model']}"),
+            f"[bold]{against['verdict']}[/]: {against['latency_ratio']:.3f} of its time ({low:.3f} to {high:.3f}), "
+            f"by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
+        )
+    return table
+
+
+def _memory(measurement: Measurement) -> str:
+    memory = measurement.memory
+    if memory is None:
+        return "this device cannot tell"
+    text = (
+        f"{memory.load_peak_bytes / 1e6:.1f} MB loading, {memory.run_peak_bytes / 1e6:.1f} MB running "
+        f"(with the default allocator {memory.default_load_peak_bytes / 1e6:.1f} and "
+        f"{memory.default_run_peak_bytes / 1e6:.1f})"
+    )
+    device = memory.device_peak_bytes
+    return text if device is None else f"{text}, {device / 1e6:.1f} MB on the device"

@@ -1,0 +1,43 @@
+"""Tiny models and a quick profile for what runs real workers."""
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+from builders import a_profile
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.records.profile import Profile, TimingRule
+
+QUICK = TimingRule(processes=2, warmup_runs=5, warmup_seconds=0.02, min_runs=20, min_seconds=0.05, max_seconds=5.0)
+
+
+def a_quick_profile(**changes) -> Profile:
+    return msgspec.structs.replace(a_profile(stand_in=False), timing=QUICK, **changes)
+
+
+def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kind=TensorProto.FLOAT) -> Path:
+    """Write layers of MatMul and Relu over the last axis of the input."""
+    rng = np.random.default_rng(0)
+    nodes, weights, name, size = [], [], "x", inputs[-1]
+    if kind != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", ["x"], ["float"], to=TensorProto.FLOAT))
+        name = "float"
+    for layer in range(layers):
+        values = (rng.standard_normal((size, width)) / np.sqrt(size)).astype(np.float32)
+        weights.append(numpy_helper.from_array(values, f"w{layer}"))
+        nodes.append(helper.make_node("MatMul", [name, f"w{layer}"], [f"m{layer}"]))
+        last = layer == layers - 1
+        name, size = ("y" if last else f"r{layer}"), width
+        nodes.append(helper.make_node("Relu", [f"m{layer}"], [name]))
+    shape = list(inputs)
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [*shape[:-1], width])],
+        weights,
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path

@@ -66,13 +66,13 @@ def new(name: str, source: str, out: Path | None) -> None:
         raise ConfigError(f"{path} has to be called {name}.toml: a target's name is its file's name.")
     if (shipped_folder() / path.name).exists():
         raise ConfigError(f"'{name}' is a target that edgeopt ships. Choose another name, such as 'my-{name}'.")
+    if path.exists():
+        raise ConfigError(f"{path} exists already and is left as it is. Choose another name.")
     text = _rename(find_profile(source), name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
-    except FileExistsError:
-        raise ConfigError(f"{path} exists already and is left as it is. Choose another name.") from None
     except OSError as error:
         raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from None
     shown = name if path.parent == own_folder() else path

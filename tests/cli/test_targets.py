@@ -1,0 +1,122 @@
+"""``edgeopt targets``, ``init`` and ``doctor``, in the process and in an empty folder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from edgeopt.cli import group
+from edgeopt.config.profiles import load_profile
+from edgeopt.config.project import load_project
+from edgeopt.errors import ConfigError, InputError, WorkspaceError
+from edgeopt.records.codec import from_json
+from edgeopt.records.profile import Profile
+
+LEARNED = 0.9  # accuracy of the example's network, which guesses 0.5 untrained
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments):
+    return CliRunner().invoke(group, arguments, catch_exceptions=False).stdout
+
+
+def test_list_shows_each_target_with_its_limits(folder):
+    text = run("targets", "list")
+    assert text == run("targets")
+    assert "phone        A phone: an app" in text
+    assert "p90 ≤ 33 ms · memory ≤ 100 MB · file ≤ 20 MB · score drop ≤ 0.01" in text
+    assert "p99 ≤ 50 ms for a batch of 8 · ≥ 160 samples/s" in text
+
+
+def test_list_as_json_holds_the_profiles(folder):
+    profiles = json.loads(run("targets", "list", "--json"))
+    assert [profile["name"] for profile in profiles] == ["car", "car-cuda", "phone", "server", "server-cuda"]
+    assert from_json(json.dumps(profiles[2]), Profile) == load_profile("phone")
+
+
+def test_show_prints_the_file_with_its_reasons_or_the_values(folder):
+    assert "threads = 1  # one big core" in run("targets", "show", "phone")
+    assert from_json(run("targets", "show", "phone", "--json"), Profile) == load_profile("phone")
+
+
+def test_new_copies_a_target_under_another_name(folder):
+    text = run("targets", "new", "my-car", "--from", "car")
+    assert text.endswith("run `edgeopt build --target my-car`\n")
+    made, car = load_profile("my-car"), load_profile("car")
+    assert (made.name, made.limits, made.timing) == ("my-car", car.limits, car.timing)
+    assert run("targets", "show", "my-car").startswith("# Made from 'car'. `edgeopt build --target my-car`")
+    assert str(folder / "targets" / "my-car.toml") in run("targets", "list")
+
+
+@pytest.mark.parametrize("out", ["deep/er", "deep/er/mine.toml"])
+def test_new_writes_where_it_is_told(folder, out):
+    assert run("targets", "new", "mine", "--out", out).endswith("run `edgeopt build --target deep/er/mine.toml`\n")
+    assert load_profile("deep/er/mine.toml").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["Big Phone"], "cannot name a target"),
+        (["phone"], "'phone' is a target that edgeopt ships"),
+        (["mine", "--out", "other.toml"], "has to be called mine.toml"),
+        (["mine", "--from", "fone"], "did you mean 'phone'"),
+        (["mine"], "exists already and is left as it is"),
+    ],
+)
+def test_new_refuses_what_it_cannot_do(folder, arguments, problem):
+    (folder / "targets").mkdir()
+    (folder / "targets" / "mine.toml").write_text("mine")
+    with pytest.raises(ConfigError, match=problem):
+        run("targets", "new", *arguments)
+    assert [path.read_text() for path in folder.rglob("*.toml")] == ["mine"]
+
+
+def test_new_says_so_where_it_cannot_write(folder):
+    (folder / "file").write_text("")
+    with pytest.raises(WorkspaceError, match=r"file/mine\.toml cannot be written: "):
+        run("targets", "new", "mine", "--out", "file/mine.toml")
+
+
+def test_init_writes_a_task_that_runs_and_a_project_that_names_it(folder):
+    assert "run `cd app && edgeopt build --quick`" in run("init", "app")
+    project = load_project(folder / "app")
+    assert (project.task, project.target) == (f"{folder / 'app' / 'my_task.py'}:task", "phone")
+    code = (
+        "import torch; torch.set_num_threads(1)\n"
+        "from edgeopt.task import load_task\n"
+        f"task = load_task({project.task!r})\n"
+        "pairs = [(task.model(*inputs).detach().numpy(), targets.numpy()) for inputs, targets in task.eval_batches()]\n"
+        "print(task.name, task.score(pairs))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    name, score = done.stdout.split()
+    assert name == "rows-and-columns"
+    assert float(score) > LEARNED
+
+
+def test_init_overwrites_nothing(folder):
+    (folder / "edgeopt.toml").write_text("mine")
+    with pytest.raises(InputError, match=r"edgeopt\.toml exists already and is left as it is"):
+        run("init")
+    assert [path.name for path in folder.iterdir()] == ["edgeopt.toml"]
+    assert (folder / "edgeopt.toml").read_text() == "mine"
+
+
+def test_doctor_says_what_this_machine_has(folder):
+    found = json.loads(run("doctor", "--json"))
+    assert found["packages"]["torch"]
+    assert found["environment"]["cores"] >= 1
+    assert "CPUExecutionProvider" in found["providers"]
+    assert not [finding for finding in found["findings"] if finding["kind"] == "missing"]
+    text = run("doctor")
+    assert found["environment"]["processor"] in text
+    assert text.endswith("nothing that edgeopt needs is missing\n")

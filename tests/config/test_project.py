@@ -1,0 +1,61 @@
+"""``edgeopt.toml``: found upward, paths relative to it, mistakes named."""
+
+import pytest
+
+from edgeopt.config.limits import LimitOptions
+from edgeopt.config.project import Project, load_project, project_folder
+from edgeopt.errors import ConfigError
+
+
+def write(folder, text):
+    (folder / "edgeopt.toml").write_text(text, encoding="utf-8")
+
+
+def test_without_a_file_nothing_is_said(tmp_path):
+    assert load_project(tmp_path) == Project()
+    assert project_folder(tmp_path) == tmp_path
+
+
+def test_task_target_and_limits_are_read(tmp_path):
+    write(tmp_path, 'task = "fashion"\ntarget = "phone"\n[limits]\nlatency_ms = 5\nmax_drop = "none"\n')
+    limits = LimitOptions(latency_ms=5.0, max_drop="none")
+    assert load_project(tmp_path) == Project(task="fashion", target="phone", limits=limits)
+
+
+def test_the_nearest_file_upward_counts_and_its_paths_are_relative_to_it(tmp_path):
+    write(tmp_path, 'task = "my_task.py:task"\ntarget = "targets/mine.toml"\n')
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    assert project_folder(deep) == tmp_path
+    project = load_project(deep)
+    assert project.task == f"{tmp_path / 'my_task.py'}:task"
+    assert project.target == str(tmp_path / "targets" / "mine.toml")
+
+
+@pytest.mark.parametrize("task", ["fashion", "package.module:name"])
+def test_a_task_that_is_no_file_stays_as_it_is(tmp_path, task):
+    write(tmp_path, f'task = "{task}"\n')
+    assert load_project(tmp_path).task == task
+
+
+def test_a_model_file_is_relative_to_the_project(tmp_path):
+    write(tmp_path, 'task = "models/net.onnx"\n')
+    assert load_project(tmp_path).task == str(tmp_path / "models" / "net.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('tsak = "fashion"', r"edgeopt\.toml: unknown key 'tsak' at the top level \(did you mean 'task'\?\)"),
+        ("[limits]\nlatency = 5", r"unknown key 'latency' in \[limits\] \(did you mean 'latency_ms'\?\)"),
+        ('[limits]\nlatency_ms = "fast"', r"latency_ms in \[limits\] is 'fast', text; expected a number or 'none'"),
+        ("[limits]\nmax_drop = 5", r"\[limits\]: max_drop = 5 looks like a percentage"),
+        ("[limits]\nsize_mb = 0", r"\[limits\]: size_mb = 0 is not above zero"),
+        ("limits = 5", r"limits is 5, a whole number; expected a table"),
+        ("task = fashion", r"not valid TOML: .*line 1"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path, text, problem):
+    write(tmp_path, text)
+    with pytest.raises(ConfigError, match=problem):
+        load_project(tmp_path)

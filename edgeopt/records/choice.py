@@ -26,6 +26,8 @@ class Verdict(Record, frozen=True):
     """Its number."""
     misses: tuple[Miss, ...]
     """Empty where it keeps every limit."""
+    pays: bool
+    """False where the A/B finds it slower than the baseline, in a way that counts on this device."""
 
 
 class Infeasible(Record, frozen=True):
@@ -61,6 +63,8 @@ class Choice(Record, frozen=True):
     verdicts: tuple[Verdict, ...]
     """One for each trial that was measured, in order."""
     winner: int | None
+    binding: tuple[Limit, ...]
+    """The limits that keep the file from being smaller; where nothing keeps the budget, what the nearest misses."""
     front: tuple[int, ...]
     """Trials that no other beats on size, latency, memory and score at once."""
     infeasible: Infeasible | None

@@ -1,0 +1,91 @@
+"""Write ``OUT``: rendered beside it, then swapped in whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from edgeopt.bundle.golden import Array, tolerance_ratio, write_golden
+from edgeopt.bundle.manifest import NAME, BuildInfo, TaskInfo, build_manifest
+from edgeopt.bundle.swap import building_name, recover, swap_in
+from edgeopt.errors import WorkspaceError
+from edgeopt.records.choice import Choice
+from edgeopt.report.document import build_document, encode
+from edgeopt.report.page import render_page
+
+
+def check_out(out: Path) -> None:
+    """Make sure, before any work, that a bundle can be written to ``out``; clean up after a killed swap.
+
+    The folder above it is made where it is missing.
+
+    Raises:
+        WorkspaceError: ``out`` is a file, or holds something that is no bundle; or the folder above it is not writable.
+    """
+    out = out.absolute()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        recover(out)
+        probe = building_name(out)
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise WorkspaceError(
+            f"--out {out} cannot be written: {error.strerror} ({error.filename}). Name a folder that you may write to."
+        ) from error
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise WorkspaceError(f"--out {out} is not a folder. Name a folder, or a path that does not exist yet.")
+    if out.is_dir() and any(out.iterdir()) and not (out / NAME).is_file():
+        raise WorkspaceError(
+            f"--out {out} holds files that edgeopt did not write (there is no {NAME}), and a build replaces the whole "
+            "folder. Name another one, or empty it yourself."
+        )
+
+
+def write_bundle(
+    out: Path,
+    choice: Choice,
+    *,
+    model: Path | None,
+    golden_inputs: Mapping[str, Array],
+    golden_outputs: Mapping[str, Array],
+    task_info: TaskInfo,
+    build_info: BuildInfo,
+) -> None:
+    """Write the bundle of a choice; ``out`` is the old one or the new one at any moment, never half of either.
+
+    Args:
+        out: The folder; ``check_out`` says what may be there.
+        choice: The decision.
+        model: The winner's file; None where nothing keeps the budget.
+        golden_inputs: Name to array; empty without a model.
+        golden_outputs: What the model gave for them under ONNX Runtime.
+        task_info: What the task tells about its model.
+        build_info: Versions, seeds and the command line.
+
+    Raises:
+        WorkspaceError: the folder cannot be written; an old bundle is still there then.
+    """
+    check_out(out)
+    out = out.absolute()
+    new = building_name(out)
+    try:
+        new.mkdir()
+        document = build_document(choice)
+        golden = ()
+        if model is not None and document.winner is not None:
+            shutil.copyfile(model, new / "model.onnx")
+            golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
+        (new / "choice.json").write_bytes(encode(document))
+        (new / "report.html").write_text(render_page(document), encoding="utf-8")
+        manifest = build_manifest(new, document, task_info, build_info, golden)
+        (new / NAME).write_bytes(encode(manifest))
+        swap_in(new, out)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise WorkspaceError(
+            f"The result could not be written to {out}: {error.strerror or os.strerror(error.errno or 0)}. "
+            "Every finished trial is kept: free space or name another --out, and run the same command again."
+        ) from error

@@ -1,0 +1,248 @@
+"""``choice.json``: the one structure that the text, the page and the JSON are rendered from.
+
+A ``Choice`` with its raw samples goes in; statistics are computed here, nothing is rounded. Fields are only ever added
+to the schema, and a reader skips those it does not know, so an old reader reads a newer file.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgeopt.errors import DataError
+from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
+from edgeopt.records.codec import to_json
+from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
+from edgeopt.records.recipe import Recipe
+from edgeopt.records.trial import Failed, Measured, Parity, Trial
+from edgeopt.statistics import Interval, comparison_ratio, latency_interval_ms, load_ms, verdict
+
+SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
+
+Span = tuple[float, float]
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a document; unlike a record, it skips fields that a later version added."""
+
+
+class Latency(Part, frozen=True):
+    """Wall time of one run, over all processes, in ms."""
+
+    p50: float
+    p90: float
+    p99: float
+    limit: float
+    """At the budget's percentile."""
+    limit_ci95: Span
+
+
+class AgainstBaseline(Part, frozen=True):
+    """The interleaved A/B."""
+
+    latency_ratio: float
+    """This file's time over the baseline's: below 1 is faster."""
+    ci95: Span
+    verdict: Literal["faster", "slower", "no difference"]
+
+
+class TrialPart(Part, frozen=True):
+    """One trial; what a failed one does not have is null."""
+
+    number: int
+    recipe: Recipe
+    status: Literal["measured", "failed"]
+    stage: str | None = None
+    reason: str | None = None
+    onnx: str | None = None
+    """Path in the workspace."""
+    sha256: str | None = None
+    size_bytes: int | None = None
+    download_bytes: int | None = None
+    parameters: int | None = None
+    nonzero_parameters: int | None = None
+    macs: int | None = None
+    latency_ms: Latency | None = None
+    throughput_per_s: float | None = None
+    """Samples a second at the measured batch size and the median latency."""
+    throughput_ci95: Span | None = None
+    batch_size: int | None = None
+    against_baseline: AgainstBaseline | None = None
+    load_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    score: float | None = None
+    score_drop: float | None = None
+    score_drop_ci95: Span | None = None
+    score_samples: int | None = None
+    providers: dict[str, int] | None = None
+    misses: tuple[Miss, ...] | None = None
+    pays: bool | None = None
+    """False where the A/B bars it from winning; see ``records.choice.Verdict``."""
+    processes: int | None = None
+    runs: int | None = None
+    contended_processes: int | None = None
+    exporter: str | None = None
+    opset: int | None = None
+    ir_version: int | None = None
+    parities: tuple[Parity, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = {}
+
+    @property
+    def latency_at_limit_ms(self) -> float | None:
+        """Latency at the budget's percentile."""
+        return None if self.latency_ms is None else self.latency_ms.limit
+
+
+class Document(Part, frozen=True):
+    """The decision, and every trial."""
+
+    schema: Literal["edgeopt/choice-1"]
+    task: str
+    target: str
+    device: Device
+    environment: Environment | None
+    """Of the baseline's measurement; null where it failed."""
+    threads: int | None
+    proven_on_target: bool
+    budget: Budget
+    baseline: TrialPart
+    winner: TrialPart | None
+    binding: tuple[Limit, ...]
+    trials: tuple[TrialPart, ...]
+    front: tuple[int, ...]
+    infeasible: Infeasible | None
+    test: TestScores | None
+    seconds: dict[str, float]
+
+    def trial(self, number: int) -> TrialPart:
+        """Return the trial of that number."""
+        return next(trial for trial in self.trials if trial.number == number)
+
+
+def build_document(choice: Choice) -> Document:
+    """Compute every statistic that the report shows from the raw samples of a choice."""
+    verdicts = {verdict.trial: verdict for verdict in choice.verdicts}
+    trials = {trial.number: _trial_part(trial, verdicts, choice.budget) for trial in choice.trials}
+    first = choice.trial(0).outcome
+    measurement = first.measurement if isinstance(first, Measured) else None
+    return Document(
+        schema=SCHEMA,
+        task=choice.task,
+        target=choice.target,
+        device=choice.device,
+        environment=measurement.environment if measurement else None,
+        threads=measurement.threads if measurement else None,
+        proven_on_target=choice.proven_on_target,
+        budget=choice.budget,
+        baseline=trials[0],
+        winner=None if choice.winner is None else trials[choice.winner],
+        binding=choice.binding,
+        trials=tuple(trials.values()),
+        front=choice.front,
+        infeasible=choice.infeasible,
+        test=choice.test,
+        seconds=choice.seconds,
+    )
+
+
+def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> TrialPart:
+    match trial.outcome:
+        case Failed(stage=stage, reason=reason):
+            return TrialPart(
+                number=trial.number,
+                recipe=trial.recipe,
+                status="failed",
+                stage=stage,
+                reason=reason,
+                seconds=trial.seconds,
+            )
+        case Measured() as outcome:
+            return _measured_part(trial, outcome, verdicts[trial.number], budget)
+
+
+def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
+    artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
+    latency, median_ms = _latency(measurement, budget.latency_percentile)
+    a_second = 1e3 * measurement.batch_size
+    against = outcome.against_baseline
+    return TrialPart(
+        number=trial.number,
+        recipe=trial.recipe,
+        status="measured",
+        onnx=f"artifacts/{artifact.sha256}.onnx",
+        sha256=artifact.sha256,
+        size_bytes=artifact.size_bytes,
+        download_bytes=artifact.download_bytes,
+        parameters=artifact.parameters,
+        nonzero_parameters=artifact.nonzero_parameters,
+        macs=artifact.macs,
+        latency_ms=latency,
+        throughput_per_s=a_second / median_ms.value,
+        throughput_ci95=(a_second / median_ms.high, a_second / median_ms.low),
+        batch_size=measurement.batch_size,
+        against_baseline=None if against is None else _against(against),
+        load_ms=load_ms(measurement),
+        peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
+        score=_finite(score.value),
+        score_drop=_finite(score.drop),
+        score_drop_ci95=score.drop_ci95,
+        score_samples=score.samples,
+        providers=measurement.providers,
+        misses=judged.misses,
+        pays=judged.pays,
+        processes=len(measurement.timings),
+        runs=sum(len(timing.wall_ns) for timing in measurement.timings),
+        contended_processes=sum(timing.contended for timing in measurement.timings),
+        exporter=artifact.exporter,
+        opset=artifact.opset,
+        ir_version=artifact.ir_version,
+        parities=artifact.parities,
+        notes=artifact.notes,
+        seconds=trial.seconds,
+    )
+
+
+def _latency(measurement: Measurement, percentile: int) -> tuple[Latency, Interval]:
+    """Return the percentiles that are reported, and the median with its interval."""
+    at = {wanted: latency_interval_ms(measurement, wanted) for wanted in {50, 90, 99, percentile}}
+    limit = at[percentile]
+    latency = Latency(
+        p50=at[50].value, p90=at[90].value, p99=at[99].value, limit=limit.value, limit_ci95=(limit.low, limit.high)
+    )
+    return latency, at[50]
+
+
+def _against(comparison: Comparison) -> AgainstBaseline:
+    ratio = comparison_ratio(comparison)
+    return AgainstBaseline(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: what is not a number is null."""
+    return value if math.isfinite(value) else None
+
+
+def encode(document: Part) -> bytes:
+    """Write a document as JSON for people and programs: indented, with a line end."""
+    return msgspec.json.format(to_json(document), indent=2) + b"\n"
+
+
+def read_document(path: Path) -> Document:
+    """Read a ``choice.json``.
+
+    Raises:
+        DataError: the file is missing, or is no document of this schema; the message names the field.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Document)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}. A folder that `edgeopt build` wrote holds one."
+        ) from error
+    except msgspec.DecodeError as error:
+        raise DataError(f"{path} is no {SCHEMA} document: {error}. Build it again.") from error

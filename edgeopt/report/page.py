@@ -1,0 +1,265 @@
+"""``report.html``: one file, no network, made of small sections. A later part adds a ``Section`` and its template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+import edgeopt
+from edgeopt.report import sentences, words
+from edgeopt.report.chart import Chart, Role, Sample, scatter
+from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.proof import proof
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the page: ``build`` gives its template what it shows, or None where there is nothing to show."""
+
+    key: str
+    """Its anchor, and the name of its template."""
+    title: str
+    build: Callable[[Document], dict[str, object] | None]
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """One line of the table of all trials, in words."""
+
+    part: TrialPart
+    role: Role
+    recipe: str
+    beaten: bool
+    """Some other trial is at least as good in everything."""
+    comment: str
+    """Why it did not win."""
+
+
+def role_of(trial: TrialPart, document: Document) -> Role:
+    """Say how a measured trial is marked."""
+    if document.winner is not None and trial.number == document.winner.number:
+        return "winner"
+    if trial.number == document.baseline.number:
+        return "baseline"
+    return "missed" if trial.misses else "kept"
+
+
+def _proof(document: Document) -> dict[str, object]:
+    nearest = document.infeasible.nearest if document.infeasible else None
+    shown = document.winner or (document.baseline if nearest is None else document.trial(nearest))
+    kind = "winner" if document.winner else "nearest trial" if nearest is not None else "baseline"
+    return {
+        "rows": list(zip(proof(shown, document.budget), proof(document.baseline, document.budget), strict=True)),
+        "trial": shown,
+        "kind": kind,
+        "is_baseline": shown.number == document.baseline.number,
+    }
+
+
+def _test(document: Document) -> dict[str, object] | None:
+    sentence = sentences.tested(document)
+    return None if sentence is None else {"sentence": sentence}
+
+
+def _charts(document: Document) -> dict[str, object] | None:
+    charts = [chart for chart in (_score_chart(document), _latency_chart(document)) if chart]
+    return {"charts": charts} if charts else None
+
+
+def _samples(document: Document, y: Callable[[TrialPart], float | None]) -> list[Sample]:
+    samples = []
+    for trial in document.trials:
+        size, value = sentences.deciding_size(trial, document.budget), y(trial)
+        if size is not None and value is not None:
+            role = role_of(trial, document)
+            samples.append(Sample(trial.number, size, value, role, _hover(trial, document)))
+    return samples
+
+
+def _hover(trial: TrialPart, document: Document) -> str:
+    size = words.quantity(sentences.deciding_size(trial, document.budget), "bytes")
+    latency = words.quantity(trial.latency_at_limit_ms, "ms")
+    score = words.quantity(trial.score, "score")
+    return f"Trial {trial.number}: {sentences.recipe_of(trial, document)} – {size}, {latency}, score {score}"
+
+
+def _size_label(document: Document) -> str:
+    return "Download (deflated)" if document.budget.size_metric == "download" else "File size"
+
+
+def _score_chart(document: Document) -> Chart | None:
+    samples = _samples(document, lambda trial: trial.score)
+    budget, baseline = document.budget, document.baseline.score
+    floors = [] if budget.min_score is None else [budget.min_score]
+    if budget.max_score_drop is not None and baseline is not None:
+        floors.append(baseline - budget.max_score_drop)
+    return (
+        scatter(
+            samples,
+            key="score",
+            title="Size against score",
+            labels=(_size_label(document), "Score"),
+            texts=(lambda size: words.limit(size, "bytes"), words.tick),
+            limits=(budget.max_size_bytes, max(floors, default=None)),
+            score_on_y=True,
+        )
+        if samples
+        else None
+    )
+
+
+def _latency_chart(document: Document) -> Chart | None:
+    budget = document.budget
+    samples = _samples(document, lambda trial: trial.latency_at_limit_ms)
+    return (
+        scatter(
+            samples,
+            key="latency",
+            title="Size against latency",
+            labels=(_size_label(document), f"Latency p{budget.latency_percentile}, ms"),
+            texts=(lambda size: words.limit(size, "bytes"), words.tick),
+            limits=(budget.max_size_bytes, budget.max_latency_ms),
+            score_on_y=False,
+        )
+        if samples
+        else None
+    )
+
+
+def _trials(document: Document) -> dict[str, object]:
+    lines = [
+        TrialLine(
+            part=trial,
+            role=role_of(trial, document),
+            recipe=sentences.recipe_of(trial, document),
+            beaten=trial.number not in document.front,
+            comment=_comment(trial, document),
+        )
+        for trial in document.trials
+        if trial.status == "measured"
+    ]
+    lines.sort(key=lambda line: sentences.deciding_size(line.part, document.budget) or 0)
+    return {"lines": lines}
+
+
+def _comment(trial: TrialPart, document: Document) -> str:
+    if trial.misses:
+        return "misses " + words.listed([sentences.miss_text(miss, document.budget) for miss in trial.misses])
+    return "slower than the baseline" if trial.pays is False else "keeps every limit"
+
+
+def _failures(document: Document) -> dict[str, object] | None:
+    failed = [trial for trial in document.trials if trial.status == "failed"]
+    return {"failed": [(trial, sentences.recipe_of(trial, document)) for trial in failed]} if failed else None
+
+
+def _parity(document: Document) -> dict[str, object] | None:
+    checked = [trial for trial in document.trials if trial.parities]
+    return {"checked": checked} if checked else None
+
+
+def _notes(document: Document) -> dict[str, object] | None:
+    """Group equal notes, so that a fall-back that every trial took is said once."""
+    trials: dict[str, list[str]] = {}
+    for trial in document.trials:
+        for note in trial.notes:
+            trials.setdefault(note, []).append(str(trial.number))
+    return {"notes": [(note, words.listed(numbers)) for note, numbers in trials.items()]} if trials else None
+
+
+def _time(document: Document) -> dict[str, object] | None:
+    if not document.seconds:
+        return None
+    longest = max(document.seconds.values()) or 1.0
+    stages = sorted(document.seconds.items(), key=lambda stage: -stage[1])
+    return {
+        "stages": [(stage, seconds, 100 * seconds / longest) for stage, seconds in stages],
+        "total": sum(document.seconds.values()),
+    }
+
+
+def _machine(document: Document) -> dict[str, object]:
+    shown = document.winner or document.baseline
+    return {"environment": document.environment, "sentence": sentences.device(document), "shown": shown}
+
+
+SECTIONS = (
+    Section("proof", "Proof", _proof),
+    Section("test", "Test scores", _test),
+    Section("charts", "Every trial", _charts),
+    Section("trials", "All trials", _trials),
+    Section("failures", "Failed trials", _failures),
+    Section("parity", "Same computation at each stage", _parity),
+    Section("notes", "Notes", _notes),
+    Section("time", "Where the time went", _time),
+    Section("machine", "Device and environment", _machine),
+)
+"""In the order of the page."""
+
+
+def render_page(document: Document) -> str:
+    """Render the page; whatever the user named is escaped, and nothing is loaded from anywhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "quantity": words.quantity,
+        "times": words.times,
+        "duration": words.duration,
+        "significant": words.significant,
+        "speed": sentences.speed,
+        "plural": words.plural,
+    }
+    built = [(section, section.build(document)) for section in SECTIONS]
+    return environment.get_template("page.html").render(
+        document=document,
+        version=edgeopt.__version__,
+        headline=sentences.headline(document),
+        binding=sentences.binding(document),
+        remarks=[text for text in (sentences.barred(document), sentences.waived(document)) if text],
+        noise=sentences.noise(document),
+        winner_recipe=sentences.recipe_of(document.winner, document) if document.winner else None,
+        cards=_cards(document),
+        sections=[(section, view) for section, view in built if view is not None],
+    )
+
+
+def _cards(document: Document) -> list[tuple[str, str, str]]:
+    """The few numbers on top: name, value, what it was before."""
+    winner, baseline = document.winner, document.baseline
+    if winner is None or winner.number == baseline.number:
+        return []
+    cards = []
+    before, after = (sentences.deciding_size(trial, document.budget) for trial in (baseline, winner))
+    if before and after:
+        cards.append(_gain(("smaller", "larger"), before, after))
+    if winner.against_baseline is not None:
+        against = winner.against_baseline
+        name = "slower" if against.verdict == "slower" else "faster"
+        ends = (against.latency_ratio, *against.ci95)
+        ratio, one, other = ends if name == "slower" else tuple(1 / end for end in ends)
+        span = f"A/B, 95 %: {words.significant(min(one, other))} to {words.times(max(one, other))}"
+        cards.append((name, words.times(ratio), span))
+    if winner.peak_memory_bytes and baseline.peak_memory_bytes:
+        cards.append(_gain(("less memory", "more memory"), baseline.peak_memory_bytes, winner.peak_memory_bytes))
+    if winner.score is not None and baseline.score is not None:
+        scores = f"{words.score(baseline.score)} → {words.score(winner.score)}"
+        difference = winner.score - baseline.score
+        cards.append(("score", f"{'+' if difference > 0 else ''}{words.score(difference)}", scores))
+    return cards
+
+
+def _gain(names: tuple[str, str], before: int, after: int) -> tuple[str, str, str]:
+    """Say a change of bytes as a factor above one, under the name of its direction."""
+    ratio = before / after
+    detail = f"{words.size(before)} → {words.size(after)}"
+    return (names[0], words.times(ratio), detail) if ratio >= 1 else (names[1], words.times(1 / ratio), detail)

@@ -1,0 +1,166 @@
+"""The proof: each limit of the budget beside what a trial was found to have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.choice import Miss
+from edgeopt.report import words
+from edgeopt.report.document import Span, TrialPart
+from edgeopt.report.words import Unit
+
+
+@dataclass(frozen=True)
+class Row:
+    """One limit and one trial. ``allowed`` is None where the limit is waived."""
+
+    limit: Limit
+    label: str
+    unit: Unit
+    found: float | None
+    interval: Span | None
+    """95 %; the worse end decides."""
+    allowed: float | None
+    floor: bool
+    """True where ``allowed`` is the least that is accepted."""
+    miss: Miss | None
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether the limit is kept; None where it is waived."""
+        return None if self.allowed is None else self.miss is None
+
+    @property
+    def judged(self) -> float | None:
+        """The number that decides: the worse end of the interval, or the number itself."""
+        return self.found if self.interval is None else self.interval[0 if self.floor else 1]
+
+    @property
+    def found_text(self) -> str:
+        """The number, with as many digits as it takes to see on which side of the limit it is."""
+        if self.found is None or self.allowed is None:
+            return words.quantity(self.found, self.unit)
+        return words.told_apart(self.found, self.allowed, self.unit)
+
+    @property
+    def judged_text(self) -> str:
+        """The number that decides, in the same way."""
+        if self.judged is None or self.allowed is None:
+            return words.quantity(self.judged, self.unit)
+        return words.told_apart(self.judged, self.allowed, self.unit)
+
+    @property
+    def interval_text(self) -> str:
+        """Both ends, or nothing."""
+        if self.interval is None:
+            return ""
+        low, high = (words.quantity(end, self.unit) for end in self.interval)
+        return f"{low.removesuffix(' ms').removesuffix(' / s')} to {high}"
+
+    @property
+    def allowed_text(self) -> str:
+        """The limit with its direction, or that it is waived."""
+        if self.allowed is None:
+            return "waived"
+        return f"{'≥' if self.floor else '≤'}{words.NBSP}{words.limit(self.allowed, self.unit)}"
+
+
+def proof(trial: TrialPart, budget: Budget) -> tuple[Row, ...]:
+    """Hold a trial against the budget, one row a limit, waived ones too; a failed trial has no numbers."""
+    rows = [_latency(trial, budget)]
+    if budget.min_throughput_per_s is not None:
+        rows.append(_throughput(trial, budget))
+    rows += [_memory(trial, budget), _size(trial, budget), *_score(trial, budget)]
+    return tuple(rows)
+
+
+def _miss(trial: TrialPart, limit: Limit, allowed: float | None) -> Miss | None:
+    """Find the miss of this very limit: a budget can ask for a score in two ways, apart by what they allow."""
+    return next((miss for miss in trial.misses or () if miss.limit == limit and miss.allowed == allowed), None)
+
+
+def _latency(trial: TrialPart, budget: Budget) -> Row:
+    latency = trial.latency_ms
+    return Row(
+        limit="latency",
+        label=f"Latency, p{budget.latency_percentile}",
+        unit="ms",
+        found=trial.latency_at_limit_ms,
+        interval=None if latency is None else latency.limit_ci95,
+        allowed=budget.max_latency_ms,
+        floor=False,
+        miss=_miss(trial, "latency", budget.max_latency_ms),
+    )
+
+
+def _throughput(trial: TrialPart, budget: Budget) -> Row:
+    return Row(
+        limit="throughput",
+        label=f"Throughput, batch {budget.batch_size}",
+        unit="per_s",
+        found=trial.throughput_per_s,
+        interval=trial.throughput_ci95,
+        allowed=budget.min_throughput_per_s,
+        floor=True,
+        miss=_miss(trial, "throughput", budget.min_throughput_per_s),
+    )
+
+
+def _memory(trial: TrialPart, budget: Budget) -> Row:
+    return Row(
+        limit="memory",
+        label="Peak memory",
+        unit="bytes",
+        found=trial.peak_memory_bytes,
+        interval=None,
+        allowed=budget.max_peak_memory_bytes,
+        floor=False,
+        miss=_miss(trial, "memory", budget.max_peak_memory_bytes),
+    )
+
+
+def _size(trial: TrialPart, budget: Budget) -> Row:
+    by_download = budget.size_metric == "download"
+    return Row(
+        limit="size",
+        label="Download (deflated)" if by_download else "File size",
+        unit="bytes",
+        found=trial.download_bytes if by_download else trial.size_bytes,
+        interval=None,
+        allowed=budget.max_size_bytes,
+        floor=False,
+        miss=_miss(trial, "size", budget.max_size_bytes),
+    )
+
+
+def _score(trial: TrialPart, budget: Budget) -> list[Row]:
+    """The score's floor, its drop, or both; where both are waived, the drop is shown as waived."""
+    rows = []
+    if budget.min_score is not None:
+        rows.append(
+            Row(
+                limit="score",
+                label="Score",
+                unit="score",
+                found=trial.score,
+                interval=None,
+                allowed=budget.min_score,
+                floor=True,
+                miss=_miss(trial, "score", budget.min_score),
+            )
+        )
+    if budget.max_score_drop is not None or not rows:
+        rows.append(
+            Row(
+                limit="score",
+                label="Score drop",
+                unit="score",
+                found=trial.score_drop,
+                interval=trial.score_drop_ci95,
+                allowed=budget.max_score_drop,
+                floor=False,
+                miss=_miss(trial, "score", budget.max_score_drop),
+            )
+        )
+    return rows

@@ -1,0 +1,96 @@
+"""The result on a terminal: a table of baseline, winner and limits, and a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgeopt.report import sentences, words
+from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.proof import Row
+
+KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
+
+
+def print_result(document: Document, console: Console, *, out: Path | None) -> None:
+    """Print the result of a build.
+
+    Args:
+        document: The document of the choice.
+        console: Where to; without a terminal it has 80 columns and no colour.
+        out: The bundle's folder, whose files are named at the end; None where nothing was written.
+    """
+    won = document.winner is not None
+    console.print(Text(sentences.headline(document), style="bold green" if won else "bold red"))
+    console.print(_table(document))
+    for line in _lines(document):
+        console.print(line, markup=False, highlight=False)
+    if out is not None:
+        model = [out / "model.onnx"] if won else []
+        files = "  ".join(str(path) for path in (*model, out / "report.html", out / "choice.json"))
+        console.print(Text(f"\n{files}"), soft_wrap=True)
+
+
+def _table(document: Document) -> Table:
+    other = _shown(document)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(f"{document.task} on {document.target}", no_wrap=True)
+    table.add_column("baseline", justify="right")
+    if other is not None:
+        table.add_column(f"{'winner' if document.winner else 'nearest'}, #{other.number}", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column("")
+    for before, after in sentences.compared_rows(document):
+        table.add_row(
+            before.label,
+            before.found_text,
+            *([] if after is None or other is None else [_cell(after)]),
+            before.allowed_text,
+            KEPT[(after or before).kept],
+        )
+    for label, cells in _facts(document.baseline, other, by_download=document.budget.size_metric == "download"):
+        table.add_row(Text(label, style="dim"), *[Text(cell, style="dim") for cell in cells], "", "")
+    return table
+
+
+def _shown(document: Document) -> TrialPart | None:
+    """The trial beside the baseline: the winner, or the nearest; None where that is the baseline itself."""
+    nearest = document.infeasible.nearest if document.infeasible else None
+    other = document.winner or (None if nearest is None else document.trial(nearest))
+    return None if other is None or other.number == document.baseline.number else other
+
+
+def _cell(row: Row) -> str:
+    """Write a found value, with the end of its interval that decides."""
+    if row.interval is None:
+        return row.found_text
+    sign = "≥" if row.floor else "≤"
+    return f"{row.found_text} ({sign}{words.NBSP}{row.judged_text.removesuffix(' ms').removesuffix(' / s')})"
+
+
+def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -> Iterator[tuple[str, list[str]]]:
+    """Rows that no limit is about."""
+    both = [baseline] if other is None else [baseline, other]
+    yield "Score", [words.quantity(trial.score, "score") for trial in both]
+    yield (
+        ("File size", [words.quantity(trial.size_bytes, "bytes") for trial in both])
+        if by_download
+        else ("Download (deflated)", [words.quantity(trial.download_bytes, "bytes") for trial in both])
+    )
+    yield "Parameters", ["—" if trial.parameters is None else f"{trial.parameters:,}" for trial in both]
+
+
+def _lines(document: Document) -> Iterator[str]:
+    """The sentences below the table, each on its own line."""
+    if (shown := _shown(document)) is not None:
+        yield f"Trial {shown.number}: {sentences.recipe_of(shown, document)}."
+    yield sentences.binding(document)
+    optional = (sentences.barred(document), sentences.waived(document), *sentences.noise(document))
+    yield from (line for line in optional if line)
+    yield sentences.device(document)
+    yield from (line for line in (sentences.tested(document), sentences.time_spent(document)) if line)

@@ -1,0 +1,159 @@
+"""Numbers and recipes in words. Every rounding of edgeopt's results happens here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from edgeopt.records.recipe import (
+    Compact,
+    Distill,
+    FlushDenormals,
+    GraphStep,
+    Half,
+    Prune,
+    Quantize,
+    Recipe,
+    Simplify,
+    Sparsify,
+    Student,
+    TorchStep,
+)
+
+Unit = Literal["ms", "bytes", "per_s", "score"]
+
+MISSING = "—"
+NBSP = "\u00a0"
+"""A space that no line is broken at."""
+MOST_DIGITS = 9
+"""Enough to tell apart any two numbers that a limit can turn on."""
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """Round to significant digits, without an exponent: 0.20134 is ``0.201``, 1234.5 is ``1,234``."""
+    if value == 0:
+        return "0"
+    rounded = float(f"{value:.{digits - 1}e}")
+    exponent = int(f"{rounded:e}".split("e")[1])
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def size(number_of_bytes: float, digits: int = 3) -> str:
+    """Write bytes as people do: ``2.83 MB``, ``84.1 kB``, ``900 B`` (decimal units)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(number_of_bytes) >= factor:
+            return f"{significant(number_of_bytes / factor, digits)} {unit}"
+    return f"{number_of_bytes:.0f} B"
+
+
+def score(value: float, digits: int = 3) -> str:
+    """Write a score or a difference of scores: four decimals up to ten, two above."""
+    decimals = digits + 1 if abs(value) < 10 else max(2, digits - 1)
+    return f"{value:.{decimals}f}".replace("-", "−")
+
+
+def quantity(value: float | None, unit: Unit, digits: int = 3) -> str:
+    """Write a number with its unit, a dash where there is none."""
+    if value is None:
+        return MISSING
+    match unit:
+        case "ms":
+            return f"{significant(value, digits)} ms"
+        case "bytes":
+            return size(value, digits)
+        case "per_s":
+            return f"{significant(value, digits)} / s"
+        case "score":
+            return score(value, digits)
+
+
+def told_apart(found: float, allowed: float, unit: Unit) -> str:
+    """Write a number with as many digits as it takes to see that it is not the limit: 1.0004 ms beside 1 ms."""
+    digits = next(
+        (
+            digits
+            for digits in range(3, MOST_DIGITS)
+            if quantity(found, unit, digits) != quantity(allowed, unit, digits)
+        ),
+        3,
+    )
+    return quantity(found, unit, digits)
+
+
+def limit(value: float, unit: Unit) -> str:
+    """Write a limit as it was set, without zeros that nobody wrote: ``1 ms``, ``0.5 MB``, ``0.01``."""
+    number, _, suffix = quantity(value, unit, MOST_DIGITS).partition(" ")
+    number = number.rstrip("0").rstrip(".") if "." in number else number
+    return f"{number} {suffix}".rstrip()
+
+
+def times(ratio: float) -> str:
+    """Write a ratio: ``12.3×``."""
+    return f"{significant(ratio)}×"
+
+
+def tick(value: float) -> str:
+    """Write a value on an axis, as short as it goes."""
+    return f"{value:,.6g}"
+
+
+def percent(ratio: float) -> str:
+    """Write a share of 0..1: ``23 %``; ``0.4 %`` where it is small."""
+    return f"{100 * ratio:.1f}{NBSP}%" if 0 < abs(ratio) < 0.0995 else f"{100 * ratio:.0f}{NBSP}%"
+
+
+def duration(seconds: float) -> str:
+    """Write a time that people waited: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``1 h 5 min``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Join words: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """Write ``1 trial``, ``3 trials``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def recipe(steps: Recipe, parameters_ratio: float | None) -> str:
+    """Put a recipe into words, without the steps that change no number: ``pruned to 23 % of the parameters, int8``.
+
+    Args:
+        steps: The recipe.
+        parameters_ratio: Parameters left of the baseline's, 0..1; None where unknown.
+    """
+    words = [word for step in (*steps.torch_steps, *steps.graph_steps) if (word := _step(step, parameters_ratio))]
+    if not steps.torch_steps:
+        words.insert(0, "as trained")
+    if not any(isinstance(step, Quantize | Half) for step in steps.graph_steps):
+        words.append("float32")
+    return ", ".join(words)
+
+
+def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | None:
+    match step:
+        case Student(name=name):
+            return f"student “{name}”"
+        case Prune(importance=importance):
+            left = "" if parameters_ratio is None else f" to {percent(parameters_ratio)} of the parameters"
+            return f"pruned{left} ({importance})"
+        case Sparsify(ratio=ratio, method=method):
+            return f"{percent(ratio)} of the weights zero ({method})"
+        case Distill(epochs=epochs):
+            return f"distilled {plural(epochs, 'epoch')}"
+        case Quantize(reduce_range=reduce_range):
+            return "int8 (7-bit weights)" if reduce_range else "int8"
+        case Half():
+            return "float16"
+        case Simplify() | FlushDenormals() | Compact():
+            return None

@@ -1,0 +1,161 @@
+"""The decision itself: the winner, what binds, the front, and what would be enough where nothing keeps the budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.choice import Choice, Verdict
+from edgeopt.records.measurement import Device
+from edgeopt.records.trial import Measured, Trial
+from edgeopt.select.advice import explain
+from edgeopt.select.limits import Finding, findings, judge, measured_size
+from edgeopt.statistics import latency_interval_ms
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A measured trial with everything the decision looks at, computed once."""
+
+    number: int
+    size: int
+    latency_ms: float
+    """At the budget's percentile."""
+    memory: float
+    """Infinite where it is missing."""
+    score: float
+    """Minus infinity where it is not a number."""
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+
+    @property
+    def keeps(self) -> bool:
+        """Whether it keeps every limit."""
+        return not self.verdict.misses
+
+    @property
+    def missed(self) -> frozenset[Limit]:
+        """The names of the limits that it misses."""
+        return frozenset(miss.limit for miss in self.verdict.misses)
+
+    @property
+    def costs(self) -> tuple[float, float, float, float]:
+        """Size, latency, memory and negated score: less is better in each."""
+        return (self.size, self.latency_ms, self.memory, -self.score)
+
+
+def choose(
+    trials: tuple[Trial, ...],
+    budget: Budget,
+    *,
+    baseline_number: int = 0,
+    task: str,
+    target: str,
+    device: Device,
+    proven_on_target: bool,
+    seconds: dict[str, float],
+) -> Choice:
+    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better one.
+
+    A trial that the A/B finds slower than the baseline cannot win as long as the baseline itself keeps the limits,
+    except on a stand-in where the reason is the instruction set (see ``limits.pays``). The baseline may win.
+
+    Args:
+        trials: Every trial of the build, failed ones too.
+        budget: The limits; None in it is waived.
+        baseline_number: Which trial the others are compared with.
+        task: The task's name.
+        target: The profile's name.
+        device: Where the trials were measured.
+        proven_on_target: False where the device only stands in for the target.
+        seconds: Stage to time, for the report.
+
+    Returns:
+        The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
+    """
+    candidates = [
+        _candidate(trial, trial.outcome, budget, proven_on_target)
+        for trial in trials
+        if isinstance(trial.outcome, Measured)
+    ]
+    winner = _winner(candidates, baseline_number)
+    infeasible = None
+    if winner is None:
+        infeasible = explain([(candidate.number, candidate.findings) for candidate in candidates])
+    return Choice(
+        task=task,
+        target=target,
+        device=device,
+        proven_on_target=proven_on_target,
+        budget=budget,
+        trials=trials,
+        verdicts=tuple(candidate.verdict for candidate in candidates),
+        winner=winner.number if winner else None,
+        binding=infeasible.binding if infeasible else _binding(candidates, winner, baseline_number),
+        front=tuple(candidate.number for candidate in candidates if not _is_beaten(candidate, candidates)),
+        infeasible=infeasible,
+        test=None,
+        seconds=seconds,
+    )
+
+
+def _candidate(trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool) -> Candidate:
+    memory = outcome.measurement.memory
+    found = tuple(findings(outcome, budget))
+    return Candidate(
+        number=trial.number,
+        size=measured_size(outcome.artifact, budget),
+        latency_ms=latency_interval_ms(outcome.measurement, budget.latency_percentile).value,
+        memory=math.inf if memory is None else memory.peak_bytes,
+        score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
+        findings=found,
+        verdict=judge(trial, outcome, found, proven_on_target=proven_on_target),
+    )
+
+
+def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidate]:
+    """Leave out what is slower than the baseline, as long as the baseline itself could be shipped."""
+    baseline_keeps = any(candidate.number == baseline_number and candidate.keeps for candidate in candidates)
+    return [candidate for candidate in candidates if candidate.verdict.pays or not baseline_keeps]
+
+
+def _winner(candidates: list[Candidate], baseline_number: int) -> Candidate | None:
+    keeping = [candidate for candidate in _may_win(candidates, baseline_number) if candidate.keeps]
+    return min(
+        keeping,
+        key=lambda candidate: (candidate.size, candidate.latency_ms, -candidate.score, candidate.number),
+        default=None,
+    )
+
+
+def _binding(candidates: list[Candidate], winner: Candidate | None, baseline_number: int) -> tuple[Limit, ...]:
+    """Name the limits that keep the file from being smaller.
+
+    First choice: each limit that, waived alone, would let a smaller trial win. Else the limits that the next smaller
+    trial misses together. Where no smaller trial misses anything, the limit in which the winner has least room.
+    """
+    if winner is None:
+        return ()
+    smaller = [c for c in _may_win(candidates, baseline_number) if c.size < winner.size and not c.keeps]
+    alone = {next(iter(c.missed)) for c in smaller if len(c.missed) == 1}
+    if alone:
+        return _in_order(alone)
+    if smaller:
+        return _in_order(max(smaller, key=lambda c: c.size).missed)
+    tightest = max(winner.findings, key=lambda finding: finding.excess, default=None)
+    return (tightest.limit,) if tightest else ()
+
+
+def _in_order(limits: set[Limit] | frozenset[Limit]) -> tuple[Limit, ...]:
+    order: tuple[Limit, ...] = ("latency", "throughput", "memory", "size", "score")
+    return tuple(limit for limit in order if limit in limits)
+
+
+def _is_beaten(candidate: Candidate, candidates: list[Candidate]) -> bool:
+    """Say whether some other trial is at least as good in everything and better in something."""
+    return any(
+        all(theirs <= ours for theirs, ours in zip(other.costs, candidate.costs, strict=True))
+        and other.costs != candidate.costs
+        for other in candidates
+    )

@@ -1,0 +1,146 @@
+"""One trial held against the budget: a ``Finding`` for each limit that is asked for, and the ``Verdict`` that follows.
+
+Latency and throughput are judged by the worse end of their 95 % interval, a drop of the score by the upper end of its
+paired interval; everything else is a plain number. A metric that is missing is a limit that is missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.choice import Miss, Verdict
+from edgeopt.records.measurement import Measurement
+from edgeopt.records.recipe import Half, Quantize
+from edgeopt.records.trial import Artifact, Measured, Score, Trial
+from edgeopt.statistics import latency_interval_ms, verdict
+
+SMALLEST_SCORE_SCALE = 0.01
+"""Of the baseline's score: the unit for "how far off" where the budget allows (almost) no drop at all."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One limit, and what was found for it."""
+
+    limit: Limit
+    point: float
+    """The estimate, in the unit of ``Budget``; not a number where the metric is missing."""
+    judged: float
+    """The end of its interval that decides; equal to ``point`` where there is no interval."""
+    allowed: float
+    floor: bool
+    """True where ``allowed`` is the least that is accepted."""
+    scale: float
+    """What counts as once the allowed amount, for comparing how far off different limits are."""
+
+    @property
+    def missing(self) -> bool:
+        """Whether the metric could not be had."""
+        return math.isnan(self.judged)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the limit is kept by the deciding end."""
+        return not self.missing and self._over(self.judged) <= 0
+
+    @property
+    def excess(self) -> float:
+        """How far over the limit, relative to its scale: 0.1 is a tenth too much, negative is inside."""
+        return math.inf if self.missing else self._over(self.judged) / self.scale
+
+    def miss(self) -> Miss:
+        """Return the record of a limit that is not kept."""
+        return Miss(
+            limit=self.limit,
+            found=None if self.missing else self.judged,
+            allowed=self.allowed,
+            within_noise=not self.missing and self._over(self.point) <= 0,
+        )
+
+    def _over(self, value: float) -> float:
+        return self.allowed - value if self.floor else value - self.allowed
+
+
+def measured_size(artifact: Artifact, budget: Budget) -> int:
+    """Return the bytes that decide: those of the file, or of the download where the budget says so."""
+    return artifact.download_bytes if budget.size_metric == "download" else artifact.size_bytes
+
+
+def findings(outcome: Measured, budget: Budget) -> list[Finding]:
+    """Hold one measured trial against every limit that is not waived."""
+    return [
+        *_timing_findings(outcome.measurement, budget),
+        *_byte_findings(outcome, budget),
+        *_score_findings(outcome.score, budget),
+    ]
+
+
+def _timing_findings(measurement: Measurement, budget: Budget) -> Iterator[Finding]:
+    at_this_batch = measurement.batch_size == budget.batch_size
+    if budget.max_latency_ms is not None:
+        found = latency_interval_ms(measurement, budget.latency_percentile)
+        point, high = (found.value, found.high) if at_this_batch else (math.nan, math.nan)
+        allowed = budget.max_latency_ms
+        yield Finding("latency", point, high, allowed, floor=False, scale=allowed or 1.0)
+    if budget.min_throughput_per_s is not None:
+        median = latency_interval_ms(measurement, 50)
+        a_second = 1000.0 * (measurement.batch_size if at_this_batch else math.nan)
+        allowed = budget.min_throughput_per_s
+        yield Finding(
+            "throughput", a_second / median.value, a_second / median.high, allowed, floor=True, scale=allowed or 1.0
+        )
+
+
+def _byte_findings(outcome: Measured, budget: Budget) -> Iterator[Finding]:
+    memory = outcome.measurement.memory
+    found: tuple[tuple[Limit, float, int | None], ...] = (
+        ("memory", math.nan if memory is None else memory.peak_bytes, budget.max_peak_memory_bytes),
+        ("size", measured_size(outcome.artifact, budget), budget.max_size_bytes),
+    )
+    for limit, value, allowed in found:
+        if allowed is not None:
+            yield Finding(limit, value, value, allowed, floor=False, scale=allowed or 1.0)
+
+
+def _score_findings(score: Score, budget: Budget) -> Iterator[Finding]:
+    baseline = score.value + score.drop
+    smallest = SMALLEST_SCORE_SCALE * abs(baseline) or 1.0
+    if budget.min_score is not None:
+        scale = max(baseline - budget.min_score, smallest)
+        yield Finding("score", score.value, score.value, budget.min_score, floor=True, scale=scale)
+    if budget.max_score_drop is not None:
+        high = score.drop if score.drop_ci95 is None else score.drop_ci95[1]
+        scale = max(budget.max_score_drop, smallest)
+        yield Finding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale)
+
+
+def pays(trial: Trial, outcome: Measured, *, proven_on_target: bool) -> bool:
+    """Say whether the trial may win by its A/B against the baseline: it must not be slower.
+
+    On a stand-in, int8 and float16 stay whatever the A/B says: their speed hangs on the instruction set, and the
+    stand-in's is not the target's.
+    """
+    if outcome.against_baseline is None:
+        return True
+    if not proven_on_target and any(isinstance(step, Quantize | Half) for step in trial.recipe.graph_steps):
+        return True
+    return verdict(outcome.against_baseline) != "slower"
+
+
+def judge(trial: Trial, outcome: Measured, found: Sequence[Finding], *, proven_on_target: bool) -> Verdict:
+    """Sum up what was found for one measured trial.
+
+    Args:
+        trial: The trial.
+        outcome: Its ``Measured`` outcome.
+        found: Its ``findings``.
+        proven_on_target: False on a stand-in, where the A/B of int8 and float16 bars nothing.
+    """
+    return Verdict(
+        trial=trial.number,
+        misses=tuple(finding.miss() for finding in found if not finding.kept),
+        pays=pays(trial, outcome, proven_on_target=proven_on_target),
+    )

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -108,6 +110,6 @@ def load(split: Split) -> Images:
         return split_official(folder, split)
     try:
         with np.load(SUBSET_FILE, allow_pickle=False) as arrays:
-            return Images(arrays[f"{split}_images"], arrays[f"{split}_labels"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            return Images(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{SUBSET_FILE}: cannot be read ({error}). Install edgeopt again.") from error

@@ -1,0 +1,272 @@
+"""A build from end to end: open everything, search, choose, test the winner once, write the bundle.
+
+In: a ``Request``. Out: a ``Choice``, and the folder an app takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bundle.write import check_out, write_bundle
+from edgeopt.device.open import open_device
+from edgeopt.errors import InputError, StepError
+from edgeopt.graph.facts import facts
+from edgeopt.graph.lint import check_ceiling
+from edgeopt.pipeline.context import Build, Clock, Effort
+from edgeopt.pipeline.data import TaskData
+from edgeopt.pipeline.measuring import Scale, drop_interval
+from edgeopt.pipeline.networks import ExportedFile, Network, expected_file, export
+from edgeopt.pipeline.rounds import Search
+from edgeopt.pipeline.steps import run_step, run_user_code
+from edgeopt.pipeline.trainers import Trainers, available_cores
+from edgeopt.records.base import Record
+from edgeopt.records.budget import Budget
+from edgeopt.records.choice import Choice, TestScores
+from edgeopt.records.measurement import Device
+from edgeopt.records.profile import Profile
+from edgeopt.records.trial import Measured
+from edgeopt.search.ledger import Ledger
+from edgeopt.search.workspace import Workspace
+from edgeopt.select.decision import choose
+from edgeopt.task import CheckedTask, load_task
+from edgeopt.tasks.onnx_file import OnnxTask
+
+ROUNDS = 3
+CANDIDATES = 2
+QUICK_EPOCHS = 3
+SPARSITIES = (0.5, 0.75)
+
+
+class Request(Record, frozen=True):
+    """What the user asked for, with every default decided."""
+
+    task: str
+    data: str | None
+    """Inputs for a bare ``.onnx``."""
+    profile: Profile
+    device: str
+    """URI; where it is not the profile's own, nothing says that it is a stand-in."""
+    out: str
+    workspace: str
+    allow_fallback: tuple[str, ...]
+    workers: int | None
+    time_limit_seconds: float | None
+    """After this long no further round of trainings begins."""
+    quick: bool
+    more: bool
+    command: tuple[str, ...]
+
+
+def load(request: Request) -> CheckedTask | OnnxTask:
+    """Load the task: a bare ``.onnx``, or the user's Python."""
+    if request.task.endswith(".onnx"):
+        return OnnxTask(Path(request.task), Path(request.data) if request.data else None)
+    if request.data:
+        raise InputError(f"--data goes with a bare .onnx model; the task '{request.task}' brings its own data.")
+    return run_user_code(request.task, "loading the task", load_task, request.task)
+
+
+def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
+    """Return how hard a build tries."""
+    epochs = task.training.epochs if isinstance(task, CheckedTask) else 0
+    if quick:
+        return Effort(rounds=1, candidates=CANDIDATES, epochs=min(epochs, QUICK_EPOCHS), sparsities=SPARSITIES[:1])
+    return Effort(rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, sparsities=SPARSITIES)
+
+
+def quick_profile(profile: Profile) -> Profile:
+    """Return the profile with a timing rule for a first look: wider intervals, a third of the time."""
+    rule = profile.timing
+    shorter = msgspec.structs.replace(
+        rule, processes=min(3, rule.processes), min_seconds=rule.min_seconds / 3, warmup_seconds=rule.warmup_seconds / 2
+    )
+    return msgspec.structs.replace(profile, timing=shorter)
+
+
+def build(
+    request: Request,
+    resolve: Callable[[Budget | None], Budget],
+    progress: Callable[[str, str], None],
+) -> Choice:
+    """Run a build and write its bundle.
+
+    Args:
+        request: What the user asked for.
+        resolve: From the task's own limits for this target (or None) to the limits that hold.
+        progress: Called with a stage and a detail.
+
+    Raises:
+        InputError: the task, a limit or a folder is wrong.
+        DeviceError: the device is not there, or lacks a provider.
+        StepError: the baseline cannot be made.
+    """
+    out = Path(request.out)
+    check_out(out)
+    with Workspace(Path(request.workspace)).open() as workspace, opened(request, workspace, resolve, progress) as world:
+        search = start(world)
+        search.run(training=isinstance(world.data.task, CheckedTask), more=request.more)
+        choice = choose(
+            tuple(search.trials),
+            world.budget,
+            task=world.data.task.name,
+            target=world.profile.name,
+            device=world.device,
+            proven_on_target=world.device.kind == "measured",
+            seconds=world.clock.seconds,
+        )
+        with world.clock.stage("test"):
+            progress("test", "the winner and the baseline on the test batches")
+            choice = msgspec.structs.replace(choice, test=test_scores(world, search.scale, choice))
+        with world.clock.stage("bundle"):
+            progress("bundle", str(out))
+            bundle(world, choice, out, request.command)
+        return choice
+
+
+@contextmanager
+def opened(
+    request: Request,
+    workspace: Workspace,
+    resolve: Callable[[Budget | None], Budget],
+    progress: Callable[[str, str], None],
+) -> Iterator[Build]:
+    """Open ledger, device, task and torch workers for a block."""
+    clock = Clock()
+    ledger = Ledger(workspace.ledger_file)
+    profile = quick_profile(request.profile) if request.quick else request.profile
+    with clock.stage("set-up"):
+        progress("set-up", f"task {request.task}")
+        task = load(request)
+        budget = resolve(task.budgets.get(profile.name))
+        connection = open_device(request.device)
+        identity, environment = connection.describe()
+        stand_in = profile.stand_in and request.device == profile.device
+        device = Device(uri=request.device, kind="stand-in" if stand_in else "measured", id=identity)
+        data = TaskData(task, workspace)
+        effort = effort_of(task, request.quick)
+        workers = min(request.workers or available_cores(), effort.candidates)
+    trainers = Trainers(request.task, workers)
+    try:
+        yield Build(
+            task=request.task,
+            data=data,
+            profile=profile,
+            budget=budget,
+            effort=effort,
+            connection=connection,
+            device=device,
+            environment=environment,
+            allow_fallback=request.allow_fallback,
+            workspace=workspace,
+            ledger=ledger,
+            trainers=trainers,
+            progress=progress,
+            time_limit_seconds=request.time_limit_seconds,
+            clock=clock,
+        )
+    finally:
+        trainers.close()
+        ledger.close()
+
+
+def start(world: Build) -> Search:
+    """Export the original, or take the given file, and begin the search."""
+    task = world.data.task
+    world.progress("baseline", "export")
+    with world.clock.stage("baseline"):
+        if isinstance(task, OnnxTask):
+            original, exported = given(world, task)
+        else:
+            count = sum(value.numel() for value in task.model.parameters())
+            original = Network(
+                key=None, source="original", parameters=count, ratio=1.0, torch_score=None, proof_error=None,
+                notes=(), seconds=0.0,
+            )  # fmt: skip
+            exported = export(world, original)
+    number = world.ledger.start_build(world.task, world.profile.name, world.fingerprint)
+    return Search(world, original, exported, Scale(world, exported.sha256), number)
+
+
+def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
+    """Take a given ``.onnx`` into the workspace as the baseline, and keep its outputs as what parity compares with."""
+    check_ceiling(task.path, world.profile.max_opset, world.profile.max_ir)
+    copy = world.workspace.folder("stages") / f"given-{world.fingerprint}.onnx"
+    shutil.copyfile(task.path, copy)
+    found = run_step("facts", facts, copy)
+    original = Network(
+        key=None, source="given", parameters=found.parameters, ratio=1.0, torch_score=None, proof_error=None,
+        notes=(), seconds=0.0,
+    )  # fmt: skip
+    run_step("evaluate", run_model, copy, world.data.parity_file, expected_file(world, original), world.connection,
+             world.profile, allow_fallback=world.allow_fallback)  # fmt: skip
+    sha256 = world.workspace.keep_artifact(copy)
+    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=(f"scored by {task.scored_by}",))
+
+
+def measured(choice: Choice, number: int) -> Measured:
+    """Return a measured trial's outcome."""
+    outcome = choice.trial(number).outcome
+    assert isinstance(outcome, Measured)
+    return outcome
+
+
+def test_scores(world: Build, scale: Scale, choice: Choice) -> TestScores | None:
+    """Score winner and baseline on the test batches, which nothing else looks at."""
+    if choice.winner is None:
+        return None
+    test = world.data.test_set()
+    if test is None:
+        return None
+    inputs, targets = test
+    baseline, base_samples = scale.evaluate(measured(choice, 0).artifact.sha256, inputs, targets)
+    winner, samples = scale.evaluate(measured(choice, choice.winner).artifact.sha256, inputs, targets)
+    return TestScores(
+        baseline_score=baseline,
+        winner_score=winner,
+        drop_ci95=drop_interval(base_samples, samples),
+        samples=sum(len(np.atleast_1d(target)) for target in targets),
+    )
+
+
+def golden(world: Build, model: Path) -> dict[str, Any]:
+    """Return the winner's own outputs on the golden inputs."""
+    stages = world.workspace.folder("stages")
+    inputs, outputs = stages / "golden-inputs.npz", stages / "golden-outputs.npz"
+    write_batches(inputs, [world.data.golden_inputs])
+    run_step("golden", run_model, model, inputs, outputs, world.connection, world.profile,
+             allow_fallback=world.allow_fallback)  # fmt: skip
+    return read_batches(outputs)[0]
+
+
+def bundle(world: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> None:
+    """Write the folder that an app takes."""
+    model = None
+    outputs: dict[str, Any] = {}
+    if choice.winner is not None:
+        sha256 = measured(choice, choice.winner).artifact.sha256
+        model = world.workspace.artifact(sha256)
+        if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
+            raise StepError("bundle", f"{model} was changed since it was made. Remove it and run the command again.")
+        outputs = golden(world, model)
+    write_bundle(
+        out,
+        choice,
+        model=model,
+        golden_inputs=world.data.golden_inputs if model else {},
+        golden_outputs=outputs,
+        labels=world.data.task.labels,
+        preprocessing=world.data.task.preprocessing,
+        versions=world.versions,
+        seed=world.seed,
+        command=shlex.join(command),
+    )

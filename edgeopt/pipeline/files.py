@@ -1,0 +1,147 @@
+"""The ONNX half of a candidate: graph steps with parity after each, and the facts of the finished file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgeopt.errors import StepError
+from edgeopt.graph.apply import apply_steps
+from edgeopt.graph.facts import facts
+from edgeopt.graph.lint import check_ceiling
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.networks import PARITY_TOLERANCE, ExportedFile, Network, check_parity
+from edgeopt.pipeline.steps import run_step
+from edgeopt.records.codec import artifact_key, digest
+from edgeopt.records.measurement import Environment
+from edgeopt.records.profile import Precision, Profile
+from edgeopt.records.recipe import Compact, FlushDenormals, GraphStep, Half, Quantize, Recipe, Simplify
+from edgeopt.records.trial import Artifact, Parity
+
+CALIBRATION_SAMPLES = 512
+"""Enough for the ranges of activations to settle; more costs time alone."""
+
+
+def saturates(environment: Environment) -> bool:
+    """Tell whether uint8 times int8 products overflow their 16-bit sums here: x86 without VNNI (FBGEMM's note)."""
+    vnni = any("vnni" in feature for feature in environment.features)
+    return "avx2" in environment.features and not vnni
+
+
+def graph_steps(precision: Precision, profile: Profile, environment: Environment) -> tuple[GraphStep, ...]:
+    """Return the steps that bring an exported file to ``precision``."""
+    head: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
+    match precision:
+        case "fp32":
+            return (*head, Compact())
+        case "fp16":
+            return (*head, Half(), Compact())
+        case "int8":
+            quantize = Quantize(
+                activations=profile.activation_type,
+                per_channel=True,
+                reduce_range=saturates(environment) and profile.activation_type == "uint8",
+                calibration="minmax",
+                samples=CALIBRATION_SAMPLES,
+            )
+            return (*head, quantize, Compact())
+
+
+def make_artifact(build: Build, network: Network, exported: ExportedFile, recipe: Recipe) -> Artifact:
+    """Return the finished file of a recipe: from the ledger, or made now.
+
+    Where onnxsim fails or changes what is computed, the graph goes on without it.
+
+    Raises:
+        StepError: a step fails, or a graph computes something else.
+    """
+    key = artifact_key(build.fingerprint, recipe, f"{build.versions} {build.profile.max_opset} {build.profile.max_ir}")
+    found = build.ledger.get("artifact", key, Artifact)
+    if found is not None and build.workspace.artifact(found.sha256).exists():
+        return found
+    folder = build.workspace.folder("stages") / digest((key, "steps"))
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        notes: tuple[str, ...] = ()
+        steps = recipe.graph_steps
+        try:
+            path, parities, made = _run_steps(build, network, exported, steps, folder / "model.onnx")
+        except StepError as error:
+            if not any(isinstance(step, Simplify) for step in steps) or error.stage not in ("simplify", "simplified"):
+                raise
+            notes = (f"the plain graph was kept, not the simplified one: {error.reason}",)
+            steps = tuple(step for step in steps if not isinstance(step, Simplify))
+            path, parities, made = _run_steps(build, network, exported, steps, folder / "plain.onnx")
+        found = describe(build, key, path, exported, parities, (*exported.notes, *notes, *made))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    build.ledger.put("artifact", key, found)
+    return found
+
+
+def _run_steps(
+    build: Build, network: Network, exported: ExportedFile, steps: tuple[GraphStep, ...], target: Path
+) -> tuple[Path, tuple[Parity, ...], tuple[str, ...]]:
+    """Apply the steps and check each stage against the network's own outputs."""
+    quantize = next((step for step in steps if isinstance(step, Quantize)), None)
+    calibration = None if quantize is None else build.data.calibration_file(quantize.samples)
+    source = build.workspace.artifact(exported.sha256)
+    if not steps:
+        shutil.copyfile(source, target)
+        return target, (), ()
+    results = run_step(
+        "graph",
+        apply_steps,
+        steps,
+        source,
+        target,
+        calibration=calibration,
+        max_opset=build.profile.max_opset,
+        max_ir=build.profile.max_ir,
+    )
+    parities = []
+    exact = True
+    for result in results:
+        exact = exact and not isinstance(result.step, Quantize | Half)
+        if isinstance(result.step, Simplify | Quantize | Half | Compact):
+            tolerance = PARITY_TOLERANCE if exact else None
+            parities.append(check_parity(build, network, result.path, stage_name(result.step), tolerance))
+    return target, tuple(parities), tuple(note for result in results for note in result.notes)
+
+
+def stage_name(step: GraphStep) -> str:
+    """Return the name of the stage that a step leads to."""
+    match step:
+        case Simplify():
+            return "simplified"
+        case Quantize():
+            return "quantized"
+        case Half():
+            return "half"
+        case FlushDenormals():
+            return "flushed"
+        case Compact():
+            return "final"
+
+
+def describe(
+    build: Build, key: str, path: Path, exported: ExportedFile, parities: tuple[Parity, ...], notes: tuple[str, ...]
+) -> Artifact:
+    """Check a finished file against the profile's ceiling, keep it, and return its facts."""
+    check_ceiling(path, build.profile.max_opset, build.profile.max_ir)
+    found = run_step("facts", facts, path)
+    return Artifact(
+        key=key,
+        sha256=build.workspace.keep_artifact(path),
+        size_bytes=found.size_bytes,
+        download_bytes=found.download_bytes,
+        parameters=found.parameters,
+        nonzero_parameters=found.nonzero_parameters,
+        macs=found.macs,
+        opset=found.opset,
+        ir_version=found.ir_version,
+        exporter=exported.exporter,
+        parities=(*exported.parities, *parities),
+        notes=notes,
+    )

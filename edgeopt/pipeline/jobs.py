@@ -1,0 +1,99 @@
+"""What the parent asks of a torch worker, and what it answers: one JSON line each."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+from edgeopt.records.recipe import Importance, TorchStep
+
+
+class NetworkRef(Record, frozen=True):
+    """A network: where it started, and the file of its weights (None: as it started)."""
+
+    source: str
+    """``original``, or the name of one of the task's students."""
+    file: str | None
+
+
+class TableJob(Record, frozen=True, tag_field="job", tag="table"):
+    """Analyse a network and score its channels."""
+
+    network: NetworkRef
+    importance: Importance
+    out: str
+    """File for the ``GroupTable``."""
+
+
+class TrainJob(Record, frozen=True, tag_field="job", tag="train"):
+    """Apply torch steps to a network and keep the result."""
+
+    parent: NetworkRef
+    table: str | None
+    """File of the parent's ``GroupTable``, whose importance picks the channels that stay."""
+    steps: tuple[TorchStep, ...]
+    seed: int
+    checkpoint: str
+    teacher: str
+    """Folder of the teacher's outputs."""
+    out: str
+
+
+class ExportJob(Record, frozen=True, tag_field="job", tag="export"):
+    """Export a network to ONNX, and run it on the parity inputs."""
+
+    network: NetworkRef
+    exporter: str
+    inputs: str
+    expected: str
+    """File for the module's outputs on ``inputs``."""
+    out: str
+    max_opset: int
+    max_ir: int
+
+
+class Progress(Record, frozen=True, tag_field="answer", tag="progress"):
+    """A training finished an epoch."""
+
+    epoch: int
+    epochs: int
+    score: float
+
+
+class TableDone(Record, frozen=True, tag_field="answer", tag="table"):
+    """The table is in its file."""
+
+    seconds: float
+
+
+class TrainDone(Record, frozen=True, tag_field="answer", tag="train"):
+    """The network is in its file."""
+
+    source: str
+    parameters: int
+    best_score: float | None
+    best_epoch: int | None
+    proof_error: float | None
+    """Largest relative difference between a node and the kept part of the same node in the zero-masked parent."""
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class ExportDone(Record, frozen=True, tag_field="answer", tag="export"):
+    """The file is written."""
+
+    exporter: str
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class JobFailed(Record, frozen=True, tag_field="answer", tag="failed"):
+    """The job failed; the worker goes on."""
+
+    stage: str
+    reason: str
+    trace: str | None
+    diverged: bool
+    user_error: bool
+
+
+Job = TableJob | TrainJob | ExportJob
+Answer = Progress | TableDone | TrainDone | ExportDone | JobFailed

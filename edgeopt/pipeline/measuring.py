@@ -1,0 +1,157 @@
+"""Measurement, score and comparison of one artifact, each looked up in the ledger first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.bench.compare import compare
+from edgeopt.bench.measure import measure
+from edgeopt.bench.outputs import run_model
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.steps import run_step
+from edgeopt.records.codec import digest, measurement_key
+from edgeopt.records.measurement import Comparison, Measurement
+from edgeopt.records.trial import Score
+from edgeopt.statistics import paired_drop_interval
+
+
+class Scale:
+    """Weighs the artifacts of one build. Nothing here may run while a training does, but ``outputs`` and ``score``.
+
+    Args:
+        build: The build.
+        baseline: SHA-256 of the baseline's file.
+    """
+
+    def __init__(self, build: Build, baseline: str) -> None:
+        self.build = build
+        self.baseline = baseline
+
+    def _measurement_key(self, sha256: str) -> str:
+        build = self.build
+        runtime = build.environment.onnxruntime
+        return measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
+
+    def measurement(self, sha256: str) -> Measurement:
+        """Return the file's measurement on the build's device."""
+        build, key = self.build, self._measurement_key(sha256)
+        found = build.ledger.get("measurement", key, Measurement)
+        if found is None:
+            found = run_step(
+                "measure",
+                measure,
+                build.workspace.artifact(sha256),
+                build.connection,
+                build.profile,
+                batch_size=build.budget.batch_size,
+                allow_fallback=build.allow_fallback,
+                inputs=build.data.timing_inputs(build.budget.batch_size),
+                kind=build.device.kind,
+                progress=lambda _: None,
+            )
+            build.ledger.put("measurement", key, found)
+        return found
+
+    def comparison(self, sha256: str) -> Comparison:
+        """Return the interleaved A/B of a file against the baseline."""
+        build = self.build
+        key = digest((self._measurement_key(sha256), self._measurement_key(self.baseline)))
+        found = build.ledger.get("comparison", key, Comparison)
+        if found is None:
+            found = run_step(
+                "compare",
+                compare,
+                build.workspace.artifact(sha256),
+                build.workspace.artifact(self.baseline),
+                build.connection,
+                build.profile,
+                batch_size=build.budget.batch_size,
+                allow_fallback=build.allow_fallback,
+                inputs=build.data.timing_inputs(build.budget.batch_size),
+                seed=build.seed,
+            )
+            build.ledger.put("comparison", key, found)
+        return found
+
+    def outputs(self, sha256: str, inputs: Path) -> Path:
+        """Run a file on stored inputs and return the file of its outputs, which the caller removes."""
+        build = self.build
+        target = build.workspace.folder("arrays") / f"outputs-{sha256[:16]}-{inputs.stem}.npz"
+        run_step(
+            "evaluate",
+            run_model,
+            build.workspace.artifact(sha256),
+            inputs,
+            target,
+            build.connection,
+            build.profile,
+            allow_fallback=build.allow_fallback,
+        )
+        return target
+
+    def score(self, sha256: str) -> Score:
+        """Return the file's score on the selection batches, and its drop against the baseline over the same samples."""
+        key = digest(("score", sha256, self.baseline, self.build.fingerprint, self.build.environment.onnxruntime))
+        found = self.build.ledger.get("score", key, Score)
+        if found is None:
+            value, samples = self.evaluate(sha256, self.build.data.eval_file, self.build.data.targets)
+            base_value, base_samples = (
+                (value, samples)
+                if sha256 == self.baseline
+                else self.evaluate(self.baseline, self.build.data.eval_file, self.build.data.targets)
+            )
+            count = sum(len(next(iter(batch.values()))) for batch in self.build.data.inputs)
+            found = Score(
+                value=value, drop=base_value - value, drop_ci95=drop_interval(base_samples, samples), samples=count
+            )
+            self.build.ledger.put("score", key, found)
+        return found
+
+    def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> tuple[float, NDArray[np.float64] | None]:
+        """Return a file's score and its scores of single samples; the latter are kept in the workspace."""
+        build = self.build
+        runtime = build.environment.onnxruntime
+        key = digest(("samples", sha256, inputs.name, runtime, self.baseline if not targets else ""))
+        kept = build.workspace.folder("arrays") / f"samples-{key}.npz"
+        if kept.exists():
+            with np.load(kept, allow_pickle=False) as stored:
+                return float(stored["score"]), stored["samples"] if "samples" in stored.files else None
+        outputs = self.outputs(sha256, inputs)
+        pairs = build.data.pairs(outputs, targets or self.reference(inputs))
+        value, samples = build.data.score(pairs), build.data.sample_scores(pairs)
+        arrays = {"score": np.float64(value)} | ({} if samples is None else {"samples": samples})
+        partial = kept.with_suffix(".partial.npz")
+        np.savez(partial, **arrays)
+        partial.replace(kept)
+        outputs.unlink(missing_ok=True)
+        return value, samples
+
+    def reference(self, inputs: Path) -> list[Any]:
+        """Return the baseline's own outputs, where a given file without labels is judged by agreement."""
+        outputs = self.outputs(self.baseline, inputs)
+        return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(self.build.data.inputs))]
+
+
+def drop_interval(
+    baseline: NDArray[np.float64] | None, samples: NDArray[np.float64] | None
+) -> tuple[float, float] | None:
+    """Return the paired 95 % interval of the drop, or None where there are no scores of single samples."""
+    if baseline is None or samples is None:
+        return None
+    interval = paired_drop_interval(baseline, samples)
+    return interval.low, interval.high
+
+
+def timed(seconds: dict[str, float], name: str, function: Callable[[], Any]) -> Any:
+    """Call ``function`` and add its wall time to ``seconds``."""
+    start = time.perf_counter()
+    try:
+        return function()
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start

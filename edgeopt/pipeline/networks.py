@@ -1,0 +1,170 @@
+"""The torch half of a candidate, memoized: group tables, trained networks, exported files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from edgeopt.bench.outputs import read_batches, run_model
+from edgeopt.errors import ParityError, StepError
+from edgeopt.export.parity import compare_arrays
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.steps import run_step
+from edgeopt.records.base import Record
+from edgeopt.records.codec import digest, from_json, network_key
+from edgeopt.records.groups import GroupTable
+from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.trial import Parity
+
+PARITY_TOLERANCE = 1e-3
+"""On the largest difference over an output's largest value. Right exports are within 1e-4, wrong ones beyond 0.1."""
+
+
+class Network(Record, frozen=True):
+    """A network of the workspace."""
+
+    key: str | None
+    """None is the original."""
+    source: str
+    parameters: int
+    ratio: float
+    """Parameters over the original's."""
+    torch_score: float | None
+    """Of its best epoch, as a module: it picks the epoch, it judges nothing."""
+    proof_error: float | None
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class ExportedFile(Record, frozen=True):
+    """A network as ONNX, equal to its module."""
+
+    sha256: str
+    exporter: Literal["dynamo", "torchscript", "given"]
+    parities: tuple[Parity, ...]
+    notes: tuple[str, ...]
+
+
+def reference(build: Build, network: Network) -> jobs.NetworkRef:
+    """Return what a torch worker needs to load a network."""
+    file = None if network.key is None else str(build.workspace.network(network.key))
+    return jobs.NetworkRef(source=network.source, file=file)
+
+
+def table(build: Build, network: Network, importance: Importance) -> tuple[GroupTable, Path]:
+    """Return a network's group table, and its file."""
+    key = digest(("table", build.fingerprint, network.key, importance, build.versions))
+    path = build.workspace.folder("tables") / f"{key}.json"
+    if not path.exists():
+        job = jobs.TableJob(network=reference(build, network), importance=importance, out=str(path))
+        build.trainers.do(job, jobs.TableDone)
+    return from_json(path.read_bytes(), GroupTable), path
+
+
+def train(
+    build: Build,
+    parent: Network,
+    steps: tuple[TorchStep, ...],
+    table_file: Callable[[], Path] | None,
+    original_parameters: int,
+    progress: Callable[[jobs.Progress], None],
+) -> Network:
+    """Return the network that ``steps`` make of ``parent``: from the ledger, or trained now (or further)."""
+    key = network_key(build.fingerprint, steps, build.seed, parent.key, build.versions)
+    found = build.ledger.get("network", key, Network)
+    if found is not None and build.workspace.network(key).exists():
+        return found
+    job = jobs.TrainJob(
+        parent=reference(build, parent),
+        table=None if table_file is None else str(table_file()),
+        steps=steps,
+        seed=build.seed,
+        checkpoint=str(build.workspace.folder("checkpoints") / f"{key}.safetensors"),
+        teacher=str(build.workspace.folder("teacher") / build.fingerprint),
+        out=str(build.workspace.network(key)),
+    )
+    done = build.trainers.do(job, jobs.TrainDone, progress)
+    found = Network(
+        key=key,
+        source=done.source,
+        parameters=done.parameters,
+        ratio=done.parameters / original_parameters,
+        torch_score=done.best_score,
+        proof_error=done.proof_error,
+        notes=done.notes,
+        seconds=done.seconds,
+    )
+    build.ledger.put("network", key, found)
+    return found
+
+
+def expected_file(build: Build, network: Network) -> Path:
+    """Return where a network's own outputs on the parity inputs are kept."""
+    return build.workspace.folder("arrays") / f"expected-{network.key or 'original'}-{build.fingerprint}.npz"
+
+
+def check_parity(build: Build, network: Network, path: Path, stage: str, tolerance: float | None) -> Parity:
+    """Compare a file's outputs with its network's own.
+
+    Raises:
+        ParityError: they differ by more than ``tolerance``.
+    """
+    outputs = path.with_suffix(".outputs.npz")
+    try:
+        run_step(stage, run_model, path, build.data.parity_file, outputs, build.connection, build.profile,
+                 allow_fallback=build.allow_fallback)  # fmt: skip
+        found = read_batches(outputs)
+    finally:
+        outputs.unlink(missing_ok=True)
+    names = build.data.task.output_names
+    expected = read_batches(expected_file(build, network))
+    return compare_arrays(
+        [batch[name] for batch in expected for name in names],
+        [batch[name] for batch in found for name in names],
+        stage=stage,
+        tolerance=tolerance,
+    )
+
+
+def export(build: Build, network: Network) -> ExportedFile:
+    """Return a network as ONNX: by the dynamo exporter, else (where it fails or its file is wrong) the TorchScript one.
+
+    Raises:
+        StepError: neither gives a file that computes what the network computes.
+    """
+    limits = (build.profile.max_opset, build.profile.max_ir)
+    key = digest(("export", build.fingerprint, network.key, limits, build.versions))
+    found = build.ledger.get("export", key, ExportedFile)
+    if found is not None and build.workspace.artifact(found.sha256).exists():
+        return found
+    notes: list[str] = []
+    for exporter in ("dynamo", "torchscript"):
+        path = build.workspace.folder("stages") / f"{key}-{exporter}.onnx"
+        job = jobs.ExportJob(
+            network=reference(build, network),
+            exporter=exporter,
+            inputs=str(build.data.parity_file),
+            expected=str(expected_file(build, network)),
+            out=str(path),
+            max_opset=build.profile.max_opset,
+            max_ir=build.profile.max_ir,
+        )
+        try:
+            done = build.trainers.do(job, jobs.ExportDone)
+            parity = check_parity(build, network, path, "exported", PARITY_TOLERANCE)
+        except (StepError, ParityError) as error:
+            path.unlink(missing_ok=True)
+            notes.append(f"the {exporter} exporter was not used: {error.reason}")
+            last = error
+            continue
+        found = ExportedFile(
+            sha256=build.workspace.keep_artifact(path),
+            exporter="torchscript" if done.exporter == "torchscript" else "dynamo",
+            parities=(parity,),
+            notes=(*notes, *done.notes),
+        )
+        build.ledger.put("export", key, found)
+        return found
+    raise StepError("export", " ".join(notes), last.trace)

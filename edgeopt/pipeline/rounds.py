@@ -1,0 +1,376 @@
+"""The search: the baseline, its quantized and plain forms, then rounds of pruned and distilled candidates.
+
+Candidates of a round are made side by side; when all their files are there, these are measured one by one. Everything
+is looked up by its key first, so a build that goes on, or one with other limits, does only what is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from edgeopt.errors import EdgeoptError
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.files import graph_steps, make_artifact
+from edgeopt.pipeline.measuring import Scale, timed
+from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
+from edgeopt.pipeline.steps import as_failed
+from edgeopt.records.base import Record
+from edgeopt.records.budget import Limit
+from edgeopt.records.codec import digest
+from edgeopt.records.profile import Precision
+from edgeopt.records.recipe import Distill, Half, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
+from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
+from edgeopt.search.allocate import allocate
+from edgeopt.search.plan import Point, next_ratios, parent_ratio
+from edgeopt.select.limits import findings
+from edgeopt.task import CheckedTask
+
+IMPORTANCE = "taylor"
+WARMUP_RATIO = 0.1
+SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+
+
+class Candidate(Record, frozen=True):
+    """What to make of which network."""
+
+    steps: tuple[TorchStep, ...]
+    parent: str | None
+    """Key of the network that it starts from; None is the original."""
+
+
+class Finished(Record, frozen=True):
+    """A search that went through all its rounds: its candidates, in order."""
+
+    candidates: tuple[Candidate, ...]
+
+
+class Made(NamedTuple):
+    """A candidate's file in one precision, not measured yet."""
+
+    artifact: Artifact
+    score: Score
+
+
+class Form(NamedTuple):
+    """A candidate in one precision, or what became of it."""
+
+    recipe: Recipe
+    made: Made | Failed
+    seconds: dict[str, float]
+
+
+class Harvest(NamedTuple):
+    """All that came of one candidate."""
+
+    network: Network | None
+    forms: list[Form]
+
+
+class Result(NamedTuple):
+    """A candidate's network and trials; no network where it failed before there was one."""
+
+    network: Network | None
+    trials: list[Trial]
+
+
+def precision_of(recipe: Recipe) -> Precision:
+    """Return the precision that a recipe's graph steps lead to."""
+    if any(isinstance(step, Quantize) for step in recipe.graph_steps):
+        return "int8"
+    return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
+
+
+@dataclass
+class Search:
+    """The state of one build's search."""
+
+    build: Build
+    original: Network
+    exported: ExportedFile
+    scale: Scale
+    number: int
+    """The build's number in the ledger."""
+    trials: list[Trial] = field(default_factory=list)
+    networks: dict[str | None, Network] = field(default_factory=dict)
+    candidates: list[Candidate] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.networks[None] = self.original
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    def recipe(self, candidate: Candidate, precision: Precision | None) -> Recipe:
+        """Return the recipe of a candidate in a precision; None is as it was exported."""
+        build = self.build
+        steps = () if precision is None else graph_steps(precision, build.profile, build.environment)
+        return Recipe(torch_steps=candidate.steps, graph_steps=steps, seed=build.seed, parent=candidate.parent)
+
+    def make(self, candidate: Candidate) -> Harvest:
+        """Make a candidate's network and its files in every allowed precision, and score them; nothing is timed."""
+        build, seconds = self.build, dict[str, float]()
+        try:
+            network = timed(seconds, "train", lambda: self.network(candidate))
+            exported = timed(seconds, "export", lambda: export(build, network))
+        except EdgeoptError as error:
+            return Harvest(None, [Form(self.recipe(candidate, None), as_failed(error), seconds)])
+        return Harvest(network, [self.form(candidate, network, exported, name, seconds) for name in self.precisions])
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """What the profile allows, smallest files first."""
+        return tuple(name for name in SMALLEST_FIRST if name in self.build.profile.precisions)
+
+    def form(
+        self,
+        candidate: Candidate,
+        network: Network,
+        exported: ExportedFile,
+        precision: Precision | None,
+        spent: dict[str, float],
+    ) -> Form:
+        """Make and score one file."""
+        recipe, seconds = self.recipe(candidate, precision), dict(spent)
+        try:
+            artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe))
+            score = timed(seconds, "score", lambda: self.scale.score(artifact.sha256))
+        except EdgeoptError as error:
+            return Form(recipe, as_failed(error), seconds)
+        return Form(recipe, Made(artifact, score), seconds)
+
+    def network(self, candidate: Candidate) -> Network:
+        """Return a candidate's network, trained now if need be."""
+        if not candidate.steps:
+            return self.original
+        parent = self.networks[candidate.parent]
+        pruned = any(isinstance(step, Prune) for step in candidate.steps)
+        file = (lambda: table(self.build, parent, IMPORTANCE)[1]) if pruned else None
+        label = describe(candidate)
+
+        def report(done: jobs.Progress) -> None:
+            self.build.progress("train", f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}")
+
+        return train(self.build, parent, candidate.steps, file, self.original.parameters, report)
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def measure(self, form: Form) -> Trial:
+        """Measure a file, compare it with the baseline where it keeps every limit, and write the trial."""
+        number = len(self.trials)
+        outcome: Measured | Failed
+        seconds = dict(form.seconds)
+        if isinstance(form.made, Failed):
+            outcome = form.made
+            self.build.progress("failed", f"trial {number}: {outcome.stage}: {outcome.reason}")
+        else:
+            try:
+                outcome = timed(seconds, "measure", lambda: self.weigh(number, form))
+            except EdgeoptError as error:
+                if number == 0:
+                    raise
+                outcome = as_failed(error)
+        trial = Trial(number=number, recipe=form.recipe, outcome=outcome, seconds=seconds)
+        self.trials.append(trial)
+        self.build.ledger.add_trial(self.number, trial)
+        return trial
+
+    def weigh(self, number: int, form: Form) -> Measured:
+        """Return a file's measurement, with the A/B against the baseline where every limit is kept."""
+        assert isinstance(form.made, Made)
+        artifact, score = form.made
+        self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
+        measured = Measured(
+            artifact=artifact,
+            measurement=self.scale.measurement(artifact.sha256),
+            score=score,
+            against_baseline=None,
+        )
+        if number == 0 or self.missed(measured):
+            return measured
+        return Measured(
+            artifact=artifact,
+            measurement=measured.measurement,
+            score=score,
+            against_baseline=self.scale.comparison(artifact.sha256),
+        )
+
+    def missed(self, measured: Measured) -> set[Limit]:
+        """Return the names of the limits that a file misses."""
+        return {finding.limit for finding in findings(measured, self.build.budget) if not finding.kept}
+
+    def keeps_score(self, trial: Trial) -> bool:
+        """Tell whether a trial keeps the score's floor."""
+        return isinstance(trial.outcome, Measured) and "score" not in self.missed(trial.outcome)
+
+    # -- rounds ------------------------------------------------------------------------------------------------------
+
+    def run_round(self, candidates: Sequence[Callable[[], Candidate]]) -> list[Result]:
+        """Make candidates side by side, then measure them; return what came of each, in order."""
+        build = self.build
+
+        def make(plan: Callable[[], Candidate]) -> tuple[Candidate | None, Harvest]:
+            try:
+                candidate = plan()
+            except EdgeoptError as error:
+                recipe = self.recipe(Candidate(steps=(), parent=None), None)
+                return None, Harvest(None, [Form(recipe, as_failed(error), {})])
+            return candidate, self.make(candidate)
+
+        with build.clock.stage("train and make files"), ThreadPoolExecutor(build.trainers.count) as pool:
+            try:
+                harvests = list(pool.map(make, candidates))
+            except BaseException:
+                build.trainers.close()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+        found = []
+        with build.clock.stage("measure"):
+            for candidate, harvest in harvests:
+                if candidate is not None and candidate not in self.candidates:
+                    self.candidates.append(candidate)
+                if harvest.network is not None:
+                    self.networks[harvest.network.key] = harvest.network
+                found.append(Result(harvest.network, [self.measure(form) for form in harvest.forms]))
+        return found
+
+    def measure_original(self) -> None:
+        """Measure the baseline as it was exported, then the original in every allowed precision."""
+        nothing = Candidate(steps=(), parent=None)
+        with self.build.clock.stage("baseline"):
+            form = self.form(nothing, self.original, self.exported, None, {})
+            if isinstance(form.made, Failed):
+                raise EdgeoptError(f"the baseline failed at {form.made.stage}: {form.made.reason}")
+            self.measure(form)
+        self.run_round([lambda: nothing])
+
+    def run(self, training: bool, more: bool) -> None:
+        """Go through the whole search, or through the one that this workspace has finished before.
+
+        Args:
+            training: Whether the task can be trained.
+            more: Go on from a finished search, towards this build's limits.
+        """
+        self.measure_original()
+        if not training:
+            return
+        build = self.build
+        key = digest(("search", build.fingerprint, build.effort, build.seed, build.profile.precisions, build.versions,
+                      build.profile.channel_step))  # fmt: skip
+        known = build.ledger.get("search", key, Finished)
+        points = [Point(1.0, self.ships(self.trials[1:]))]
+        if known is not None:
+            build.progress("search", f"{len(known.candidates)} candidates of a finished search are taken up")
+            for candidate in known.candidates:
+                points += self.points(self.run_round([_given(candidate)]), [1.0])
+        if known is None or more:
+            self.bisect(points)
+        if not build.out_of_time:
+            build.ledger.put("search", key, Finished(candidates=tuple(self.candidates[1:])))
+
+    def bisect(self, points: list[Point]) -> None:
+        """Run the rounds, and the students and sparse variants that belong to them."""
+        build = self.build
+        for index in range(build.effort.rounds):
+            if build.out_of_time:
+                build.progress("search", "the time limit is reached; no further round begins")
+                return
+            ratios = next_ratios(points, build.effort.candidates)
+            plans = [self.pruned(ratio, points) for ratio in ratios]
+            if index == 0:
+                plans += [_given(self.student(name)) for name in self.students]
+                ratios = (*ratios, *(1.0 for _ in self.students))
+            if not plans:
+                break
+            build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for ratio in ratios))
+            points += self.points(self.run_round(plans), ratios)
+        best = min((point.ratio for point in points if point.good), default=None)
+        network = next((found for found in self.networks.values() if found.ratio == best), None)
+        if build.budget.size_metric == "download" and network is not None:
+            sparse = [self.sparse(network, ratio) for ratio in build.effort.sparsities]
+            self.run_round([_given(candidate) for candidate in sparse])
+
+    def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
+        """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for."""
+        return [
+            Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
+            for result, asked in zip(results, ratios, strict=True)
+        ]
+
+    def ships(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether the form that would ship (the smallest that the original kept the score in) keeps the score."""
+        track = next((name for name in self.precisions if self._original_keeps(name)), None)
+        return any(precision_of(trial.recipe) == track and self.keeps_score(trial) for trial in trials)
+
+    def _original_keeps(self, precision: Precision) -> bool:
+        originals = [trial for trial in self.trials[1:] if not trial.recipe.torch_steps]
+        return any(precision_of(trial.recipe) == precision and self.keeps_score(trial) for trial in originals)
+
+    # -- candidates --------------------------------------------------------------------------------------------------
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """Names of the task's own smaller networks."""
+        return tuple(self.build.data.task.students)
+
+    def pruned(self, ratio: float, points: Sequence[Point]) -> Callable[[], Candidate]:
+        """Return the plan of a network with that share of the parameters, from the nearest larger good one."""
+        wanted = parent_ratio(points, ratio)
+        parent = next(network for network in self.networks.values() if network.ratio == wanted)
+
+        def plan() -> Candidate:
+            build = self.build
+            groups, _ = table(build, parent, IMPORTANCE)
+            widths = allocate(groups, ratio * self.original.parameters, build.profile.channel_step)
+            prune = Prune(importance=IMPORTANCE, widths=widths)
+            return Candidate(steps=(prune, self.distill()), parent=parent.key)
+
+        return plan
+
+    def student(self, name: str) -> Candidate:
+        """Return the candidate of a student network, distilled from scratch."""
+        return Candidate(steps=(Student(name=name), self.distill()), parent=None)
+
+    def sparse(self, network: Network, ratio: float) -> Candidate:
+        """Return a network's candidate with a share ``ratio`` of its weights at zero."""
+        step = Sparsify(method="magnitude", ratio=ratio, scope="global")
+        return Candidate(steps=(step, self.distill()), parent=network.key)
+
+    def distill(self) -> Distill:
+        """Return the training that follows every cut."""
+        task = self.build.data.task
+        assert isinstance(task, CheckedTask)
+        training = task.training
+        return Distill(
+            epochs=self.build.effort.epochs,
+            optimizer=training.optimizer,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            warmup_ratio=WARMUP_RATIO,
+            temperature=training.temperature,
+            kl_weight=training.kl_weight,
+            mse_weight=training.mse_weight,
+            hard_weight=training.hard_weight,
+        )
+
+
+def _given(candidate: Candidate) -> Callable[[], Candidate]:
+    return lambda: candidate
+
+
+def describe(candidate: Candidate) -> str:
+    """Return a candidate in words, for the progress display."""
+    words = []
+    for step in candidate.steps:
+        match step:
+            case Prune(widths=widths):
+                words.append(f"pruned to {sum(widths.values())} channels")
+            case Student(name=name):
+                words.append(f"student {name}")
+            case Sparsify(ratio=ratio):
+                words.append(f"{ratio:.0%} zeros")
+            case Distill():
+                pass
+    return ", ".join(words) or "original"

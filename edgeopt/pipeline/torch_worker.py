@@ -1,0 +1,249 @@
+"""A process that does the torch half of candidates: ``python -m edgeopt.pipeline.torch_worker TASK``.
+
+Jobs come as JSON lines on stdin, answers go as JSON lines to what was stdout; whatever user code prints goes to stderr.
+One torch thread. It leaves when stdin ends, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeopt.bench.outputs import read_batches, write_batches
+from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
+from edgeopt.export.to_onnx import export
+from edgeopt.passes.distill.teacher import TeacherOutputs
+from edgeopt.passes.distill.train import Distillation, TrainingResult
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
+from edgeopt.passes.prune.importance import importance
+from edgeopt.passes.prune.proof import verify
+from edgeopt.passes.prune.rewrite import prune
+from edgeopt.passes.prune.table import group_table
+from edgeopt.passes.sparsify import sparsify
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.steps import run_step, run_user_code
+from edgeopt.records.codec import from_json, to_json
+from edgeopt.records.groups import GroupTable
+from edgeopt.records.recipe import Distill, Prune, Sparsify, Student
+from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
+
+SALIENCY_BATCHES = 16
+"""How many training batches a gradient-based importance looks at."""
+
+
+class TorchHalf:
+    """The task and its networks, made on first use and kept for the next job."""
+
+    def __init__(self, task: CheckedTask, answer: Any) -> None:
+        self.task = task
+        self.answer = answer
+        self.sources: dict[str, Network] = {}
+
+    def source(self, name: str) -> Network:
+        """Return the traced original, or a traced student."""
+        if name not in self.sources:
+            self.sources[name] = run_step("trace", Network.trace, self.module(name), self.task.example_inputs)
+        return self.sources[name]
+
+    def module(self, name: str) -> nn.Module:
+        """Return the user's module: the trained model or a student.
+
+        Raises:
+            TaskError: there is no such student.
+        """
+        if name == "original":
+            return self.task.model
+        if name not in self.task.students:
+            raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
+        student: nn.Module = self.task.students[name]().eval()
+        self.task.check_runs(student, f"student '{name}'")
+        return student
+
+    def network(self, ref: jobs.NetworkRef) -> Network:
+        """Return a network with weights of its own."""
+        original = self.source(ref.source)
+        return original.copy() if ref.file is None else Network.load(Path(ref.file), original)
+
+    @cached_property
+    def saliency_batches(self) -> list[Batch]:
+        """The first training batches of a stream of their own."""
+        batches = self.task.train_epoch(0)
+        return [batch for _, batch in zip(range(SALIENCY_BATCHES), batches, strict=False)]
+
+    def table(self, job: jobs.TableJob) -> jobs.TableDone:
+        """Write a network's group table."""
+        start = time.perf_counter()
+        network = self.network(job.network)
+        groups = analyse(network)
+        batches = self.saliency_batches if job.importance == "taylor" else None
+        scores = importance(network, groups, job.importance, batches, self.task.loss)
+        table = group_table(network, groups, scores, self.task.example_inputs)
+        write_whole(Path(job.out), to_json(table))
+        return jobs.TableDone(seconds=time.perf_counter() - start)
+
+    def train(self, job: jobs.TrainJob) -> jobs.TrainDone:
+        """Apply the steps and write the network."""
+        start = time.perf_counter()
+        source, network = job.parent.source, self.network(job.parent)
+        masks: dict[str, Tensor] = {}
+        proof: float | None = None
+        result: TrainingResult | None = None
+        for step in job.steps:
+            match step:
+                case Student(name=name):
+                    source, network = name, self.source(name).copy()
+                case Prune():
+                    assert job.table is not None
+                    table = from_json(Path(job.table).read_bytes(), GroupTable)
+                    network, proof = self.prune(network, step, table)
+                case Sparsify():
+                    masks = sparsify(network.eval_module, step, self.saliency_batches, self.task.loss)
+                case Distill():
+                    result = self.distill(network, step, job, masks)
+        partial = Path(job.out).with_suffix(".partial")
+        network.save(partial)
+        partial.replace(job.out)
+        Path(job.checkpoint).unlink(missing_ok=True)
+        return jobs.TrainDone(
+            source=source,
+            parameters=sum(value.numel() for value in network.eval_module.parameters()),
+            best_score=None if result is None else result.best_score,
+            best_epoch=None if result is None else result.best_epoch,
+            proof_error=proof,
+            notes=tuple(network.notes),
+            seconds=time.perf_counter() - start,
+        )
+
+    def prune(self, network: Network, step: Prune, table: GroupTable) -> tuple[Network, float]:
+        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and prove the cut."""
+        groups = analyse(network)
+        keep: dict[str, list[int]] = {}
+        for group in table.groups:
+            if group.name in step.widths:
+                order = np.argsort(-np.asarray(group.importance), kind="stable")
+                keep[group.name] = sorted(order[: step.widths[group.name]].tolist())
+        pruned = prune(network, groups, keep)
+        return pruned, verify(network, groups, keep, pruned, self.task.example_inputs)
+
+    def distill(self, network: Network, step: Distill, job: jobs.TrainJob, masks: dict[str, Tensor]) -> TrainingResult:
+        """Train ``network`` in place, taught by the original."""
+        teacher = self.source("original").eval_module
+        lessons = TeacherOutputs(Path(job.teacher), self.task, teacher, epochs=step.epochs, seed=job.seed)
+        return Distillation(
+            network.train_module,
+            network.eval_module,
+            self.task,
+            step,
+            lessons,
+            masks=masks,
+            checkpoint=Path(job.checkpoint),
+            progress=lambda epoch, epochs, score: self.answer(jobs.Progress(epoch=epoch, epochs=epochs, score=score)),
+        ).run()
+
+    def export(self, job: jobs.ExportJob) -> jobs.ExportDone:
+        """Export a network, and run it on the parity inputs."""
+        start = time.perf_counter()
+        network = self.network(job.network)
+        exported = export(
+            network.eval_module,
+            self.task.example_inputs,
+            Path(job.out),
+            input_names=self.task.input_names,
+            output_names=self.task.output_names,
+            max_opset=job.max_opset,
+            max_ir=job.max_ir,
+            exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
+        )
+        expected = []
+        for batch in read_batches(Path(job.inputs)):
+            inputs = tuple(torch.from_numpy(batch[name]) for name in self.task.input_names)
+            with torch.no_grad():
+                outputs = flat_outputs(network.eval_module(*inputs))
+            expected.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
+        write_batches(Path(job.expected), expected)
+        return jobs.ExportDone(
+            exporter=exported.exporter,
+            notes=(*network.notes, *exported.notes),
+            seconds=time.perf_counter() - start,
+        )
+
+    def run(self, job: jobs.Job) -> jobs.Answer:
+        """Do one job; an error becomes an answer."""
+        try:
+            match job:
+                case jobs.TableJob():
+                    return run_step("analyse", self.table, job)
+                case jobs.TrainJob():
+                    return run_step("train", self.train, job)
+                case jobs.ExportJob():
+                    return run_step("export", self.export, job)
+        except EdgeoptError as error:
+            return job_failed(error)
+
+
+def job_failed(error: EdgeoptError) -> jobs.JobFailed:
+    """Return an error as an answer."""
+    step = error if isinstance(error, StepError) else None
+    return jobs.JobFailed(
+        stage=step.stage if step else "task",
+        reason=step.reason if step else str(error),
+        trace=step.trace if step else None,
+        diverged=isinstance(error, DivergedError),
+        user_error=error.exit_code == TaskError.exit_code,
+    )
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial.write_bytes(data)
+    partial.replace(path)
+
+
+def read_lines(lines: queue.Queue[bytes]) -> None:
+    """Feed stdin's lines to a queue; leave at once when it ends, whatever else is under way."""
+    for line in sys.stdin.buffer:
+        lines.put(line)
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve jobs until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+
+    def answer(value: jobs.Answer) -> None:
+        answers.write(to_json(value) + b"\n")
+        answers.flush()
+
+    lines: queue.Queue[bytes] = queue.Queue()
+    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    decoder = msgspec.json.Decoder(jobs.Job)
+    half: TorchHalf | None = None
+    while True:
+        job = decoder.decode(lines.get())
+        try:
+            half = half or TorchHalf(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
+        except EdgeoptError as error:
+            answer(job_failed(error))
+            continue
+        answer(half.run(job))
+
+
+if __name__ == "__main__":
+    main()

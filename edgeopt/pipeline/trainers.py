@@ -1,0 +1,142 @@
+"""The parent's side of the torch workers: as many processes as candidates are made side by side, one thread each."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+from edgeopt.errors import DivergedError, StepError, TaskError
+from edgeopt.pipeline import jobs
+from edgeopt.records.codec import to_json
+
+T = TypeVar("T", jobs.TableDone, jobs.TrainDone, jobs.ExportDone)
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use: its affinity, and its control group's quota where there is one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123 - not a file of ours
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+class TorchWorker:
+    """One worker process."""
+
+    def __init__(self, task: str) -> None:
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "edgeopt.pipeline.torch_worker", task],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            env=environment,
+        )
+        self.decoder = msgspec.json.Decoder(jobs.Answer)
+
+    def do(self, job: jobs.Job, progress: Callable[[jobs.Progress], None]) -> jobs.Answer:
+        """Run one job to its end.
+
+        Raises:
+            StepError: the process died; the end of what it printed is in ``trace``.
+        """
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            self.process.stdin.write(to_json(job) + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self.died() from None
+        while line := self.process.stdout.readline():
+            answer: jobs.Answer = self.decoder.decode(line)
+            if not isinstance(answer, jobs.Progress):
+                return answer
+            progress(answer)
+        raise self.died()
+
+    def died(self) -> StepError:
+        """Return the error of a process that ended by itself."""
+        code = self.process.wait()
+        self.log.seek(0)
+        trace = self.log.read().decode(errors="replace")[-4000:]
+        if code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+            hint = " Often this is the system out of memory: try --workers 1." if -code == signal.SIGKILL else ""
+        else:
+            last = trace.strip().splitlines()
+            how, hint = f"ended with code {code}", f": {last[-1]}" if last else ""
+        return StepError("train", f"the training process {how}.{hint}", trace)
+
+    def close(self) -> None:
+        """End the process: it leaves when its stdin ends."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+
+class Trainers:
+    """A pool of torch workers, started when first needed and used by as many threads."""
+
+    def __init__(self, task: str, count: int) -> None:
+        self.task = task
+        self.count = count
+        self.workers: list[TorchWorker] = []
+        self.places: queue.Queue[TorchWorker | None] = queue.Queue()
+        for _ in range(count):
+            self.places.put(None)
+
+    @contextmanager
+    def worker(self) -> Iterator[TorchWorker]:
+        """Take a worker for a block: one that lives, else a new one."""
+        worker = self.places.get()
+        if worker is None or worker.process.poll() is not None:
+            worker = TorchWorker(self.task)
+            self.workers.append(worker)
+        try:
+            yield worker
+        finally:
+            self.places.put(worker)
+
+    def do(self, job: jobs.Job, kind: type[T], progress: Callable[[jobs.Progress], None] = lambda _: None) -> T:
+        """Run one job on a free worker.
+
+        Raises:
+            StepError: the job failed; ``DivergedError`` where a training did.
+            TaskError: the user's task is at fault.
+        """
+        with self.worker() as worker:
+            answer: Any = worker.do(job, progress)
+        if isinstance(answer, jobs.JobFailed):
+            if answer.diverged:
+                raise DivergedError(answer.stage, answer.reason, answer.trace)
+            if answer.user_error:
+                raise TaskError(answer.reason)
+            raise StepError(answer.stage, answer.reason, answer.trace)
+        assert isinstance(answer, kind)
+        return answer
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in self.workers:
+            worker.close()

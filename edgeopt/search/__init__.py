@@ -1,0 +1,1 @@
+"""What to try next, and the memory of what was tried."""

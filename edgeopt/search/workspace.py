@@ -1,0 +1,96 @@
+"""The workspace folder: the ledger, files named by their content or their recipe, and the lock.
+
+ledger.sqlite            every finished part and trial
+artifacts/SHA256.onnx    every file that was made
+networks/KEY.safetensors pruned and trained networks
+checkpoints/             trainings under way
+teacher/                 the teacher's outputs for the training stream
+arrays/                  evaluation inputs, calibration inputs, outputs, scores of single samples
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgeopt.errors import WorkspaceError
+
+FOLDERS = ("artifacts", "networks", "checkpoints", "teacher", "arrays", "tables", "stages")
+
+
+class Workspace:
+    """Where a build keeps what it makes. ``open`` makes the folders and takes the lock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ledger_file = root / "ledger.sqlite"
+
+    def folder(self, name: str) -> Path:
+        """Return one of the folders."""
+        return self.root / name
+
+    def artifact(self, sha256: str) -> Path:
+        """Return where the file of that hash is kept."""
+        return self.root / "artifacts" / f"{sha256}.onnx"
+
+    def network(self, key: str) -> Path:
+        """Return where a network's weights are kept."""
+        return self.root / "networks" / f"{key}.safetensors"
+
+    def keep_artifact(self, path: Path) -> str:
+        """Move a finished ``.onnx`` in under its hash and return the hash."""
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+        path.replace(self.artifact(sha256))
+        return sha256
+
+    @contextmanager
+    def open(self) -> Iterator[Workspace]:
+        """Make the folders and hold the lock for a block.
+
+        Raises:
+            WorkspaceError: it cannot be written, or another build holds it.
+        """
+        try:
+            for name in FOLDERS:
+                self.folder(name).mkdir(parents=True, exist_ok=True)
+            handle = (self.root / "lock").open("a+")
+        except OSError as error:
+            raise WorkspaceError(
+                f"the workspace {self.root} cannot be written: {error.strerror or error}. "
+                "Give another with --workspace DIR."
+            ) from error
+        with handle:
+            lock(handle.fileno(), self.root)
+            handle.seek(0)
+            handle.truncate()
+            handle.write(f"{os.getpid()}\n")
+            handle.flush()
+            yield self
+
+    def free_bytes(self) -> int:
+        """Return the free space of the disk."""
+        return shutil.disk_usage(self.root).free
+
+
+def lock(descriptor: int, root: Path) -> None:
+    """Lock an open file until it is closed or the process ends.
+
+    Raises:
+        WorkspaceError: another process holds it.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        raise WorkspaceError(
+            f"another edgeopt build (process {holder}) works in {root}. Wait for it to end, or give another folder "
+            "with --workspace DIR."
+        ) from error

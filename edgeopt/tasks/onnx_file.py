@@ -1,0 +1,146 @@
+"""A task for a model that is given only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
+
+Inputs come from an ``.npz`` whose keys are the graph's input names, one row a sample; a key ``labels`` makes the score
+the accuracy. Without labels the score is the agreement with the given file's own outputs, and without inputs they are
+random numbers: both are said in the report.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+
+from edgeopt.errors import DataError, TaskError, did_you_mean
+
+RANDOM_SAMPLES = 64
+BATCH = 32
+LABELS_KEY = "labels"
+
+
+def agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
+    """Return how far each sample's outputs agree with the reference, 0..1.
+
+    For logits ``(batch, classes)`` 1.0 where the largest is the same, else 0.0; for anything else one less the relative
+    error of the sample's values (2-norm), at least 0. The mean over several outputs.
+    """
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    reference = reference if isinstance(reference, tuple) else (reference,)
+    scores = []
+    for found, wanted in zip(outputs, reference, strict=True):
+        if found.ndim == 2 and found.shape[1] > 1:
+            scores.append((found.argmax(1) == wanted.argmax(1)).astype(np.float64))
+        else:
+            flat = wanted.reshape(len(wanted), -1).astype(np.float64)
+            error = np.linalg.norm(found.reshape(len(found), -1) - flat, axis=1)
+            scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
+    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
+
+
+class OnnxTask:
+    """A given ``.onnx`` file and the inputs it is judged on."""
+
+    kind = "onnx"
+
+    def __init__(self, path: Path, data: Path | None) -> None:
+        self.path = path
+        self.spec = str(path)
+        self.name = path.stem
+        self.labels: tuple[str, ...] = ()
+        self.preprocessing = ""
+        self.budgets: dict[str, Any] = {}
+        self.students: dict[str, Any] = {}
+        try:
+            graph = onnx.load(path).graph
+        except (OSError, DecodeError, ValueError) as error:
+            raise TaskError(f"{path} cannot be read as an ONNX model: {error}.") from error
+        initializers = {tensor.name for tensor in graph.initializer}
+        self.inputs = [value for value in graph.input if value.name not in initializers]
+        self.input_names = tuple(value.name for value in self.inputs)
+        self.output_names = tuple(value.name for value in graph.output)
+        self.random_inputs = data is None
+        self.arrays = self._random() if data is None else self._load(data)
+        self.targets = self.arrays.pop(LABELS_KEY, None)
+
+    @property
+    def scored_by(self) -> str:
+        """What the score is, in words."""
+        words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
+        return f"{words} on random inputs" if self.random_inputs else words
+
+    def batches(self) -> list[dict[str, NDArray[Any]]]:
+        """Return the inputs in batches."""
+        count = len(next(iter(self.arrays.values())))
+        step = self._fixed_batch() or BATCH
+        usable = count - count % step if self._fixed_batch() else count
+        return [
+            {name: values[start : start + step] for name, values in self.arrays.items()}
+            for start in range(0, usable, step)
+        ]
+
+    def target_batches(self) -> list[Any] | None:
+        """Return the labels in the same batches, or None where there are none."""
+        if self.targets is None:
+            return None
+        sizes = [len(next(iter(batch.values()))) for batch in self.batches()]
+        return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
+
+    def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
+        """Return one score a sample: accuracy with labels, agreement without."""
+        if self.targets is None:
+            return np.concatenate([agreement(outputs, reference) for outputs, reference in pairs])
+        return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
+
+    def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
+        """Return the mean of ``sample_scores``."""
+        return float(self.sample_scores(pairs).mean())
+
+    def _dimensions(self, value: onnx.ValueInfoProto) -> list[int | None]:
+        return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
+
+    def _fixed_batch(self) -> int | None:
+        return next((dims[0] for value in self.inputs if (dims := self._dimensions(value)) and dims[0]), None)
+
+    def _random(self) -> dict[str, NDArray[Any]]:
+        random = np.random.RandomState(0)
+        arrays: dict[str, NDArray[Any]] = {}
+        for value in self.inputs:
+            dims = self._dimensions(value)
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            if None in dims[1:] or not np.issubdtype(dtype, np.floating):
+                raise TaskError(
+                    f"{self.path}: input '{value.name}' ({dtype}, shape {dims}) cannot be filled with random numbers. "
+                    "Give real inputs with --data inputs.npz (keys: input names, one row a sample)."
+                )
+            arrays[value.name] = random.standard_normal((RANDOM_SAMPLES, *(d or 1 for d in dims[1:]))).astype(dtype)
+        return arrays
+
+    def _load(self, data: Path) -> dict[str, NDArray[Any]]:
+        try:
+            with np.load(data, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise DataError(f"{data} cannot be read as an .npz of arrays: {error}.") from error
+        for value in self.inputs:
+            if value.name not in arrays:
+                raise DataError(
+                    f"{data} has no array '{value.name}'{did_you_mean(value.name, arrays)}; the model's inputs are "
+                    f"{', '.join(self.input_names)}, the file has {', '.join(arrays)}."
+                )
+            wanted, found = self._dimensions(value), arrays[value.name].shape
+            fits = len(wanted) == len(found) and all(
+                size in (None, other) for size, other in zip(wanted[1:], found[1:], strict=True)
+            )
+            if not fits:
+                raise DataError(f"{data}: '{value.name}' has shape {found} where the model takes {wanted}.")
+        arrays = {name: values for name, values in arrays.items() if name in (*self.input_names, LABELS_KEY)}
+        lengths = {name: len(values) for name, values in arrays.items()}
+        if len(set(lengths.values())) != 1 or not min(lengths.values()):
+            raise DataError(f"{data}: every array needs the same number of rows, at least one; found {lengths}.")
+        return arrays

@@ -68,7 +68,7 @@ def test_new_writes_where_it_is_told(folder, out):
         (["Big Phone"], "cannot name a target"),
         (["phone"], "'phone' is a target that edgeopt ships"),
         (["mine", "--out", "other.toml"], "has to be called mine.toml"),
-        (["mine", "--from", "fone"], "did you mean 'phone'"),
+        (["other", "--from", "fone"], "did you mean 'phone'"),
         (["mine"], "exists already and is left as it is"),
     ],
 )

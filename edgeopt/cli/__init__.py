@@ -20,7 +20,7 @@ from edgeopt.cli.console import show_error
 from edgeopt.errors import EdgeoptError, did_you_mean
 
 COMMANDS = {
-    "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits, with the proof."),
+    "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
     "bench": ("edgeopt.cli.bench", "Time and weigh one ONNX file on a target, or compare two."),
     "targets": ("edgeopt.cli.targets", "List, show and make target profiles."),
     "init": ("edgeopt.cli.init", "Write an example task and an edgeopt.toml to start from."),

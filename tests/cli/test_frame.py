@@ -20,7 +20,12 @@ TRIES = 12
 
 def edgeopt(*arguments, cwd=None, stdout=subprocess.PIPE):
     return subprocess.run(
-        [sys.executable, "-m", "edgeopt", *arguments], cwd=cwd, stdout=stdout, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "edgeopt", *arguments],
+        cwd=cwd,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
     )
 
 

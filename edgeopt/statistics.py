@@ -128,18 +128,19 @@ def load_ms(measurement: Measurement) -> float:
 def comparison_ratio(comparison: Comparison, confidence: float = 0.95) -> Interval:
     """Estimate how many times as long the file takes as the other: below 1 is faster.
 
-    Each block pair gives one ratio of medians. The estimate is the median of these ratios; the interval runs between
-    two of them by the sign test, so it holds whatever their distribution, and one pair that came to lie badly in
-    memory cannot decide. Example: of 6 pairs it is the smallest and the largest ratio, with 97 % confidence; of 9 the
-    second smallest and second largest, with 96 %. Fewer than 6 pairs cannot give 95 %: their interval has 94 % with 5
-    pairs, 75 % with 3.
+    Neighbouring blocks ran within milliseconds, so their ratio of medians is free of slow changes of the machine's
+    speed; the median of these ratios stands for their pair of processes. The estimate is the median over the pairs of
+    processes, and the interval runs between two of them by the sign test: it holds whatever their distribution, and
+    one pair that came to lie badly in memory cannot decide. Example: of 6 pairs it is the smallest and the largest,
+    with 97 % confidence; of 9 the second smallest and the second largest, with 96 %. Fewer than 6 cannot give 95 %:
+    the interval has 94 % with 5 pairs, 75 % with 3.
     """
-    ratios = np.sort(
-        [
-            np.median(block) / np.median(other)
-            for block, other in zip(comparison.blocks_ns, comparison.against_blocks_ns, strict=True)
-        ]
-    )
+    turns = [
+        float(np.median(block) / np.median(other))
+        for block, other in zip(comparison.blocks_ns, comparison.against_blocks_ns, strict=True)
+    ]
+    step = comparison.blocks_per_pair
+    ratios = np.sort([np.median(turns[begin : begin + step]) for begin in range(0, len(turns), step)])
     skip = _sign_test_skip(len(ratios), confidence)
     return Interval(float(np.median(ratios)), float(ratios[skip]), float(ratios[-1 - skip]))
 
@@ -158,7 +159,7 @@ def verdict(comparison: Comparison) -> Literal["faster", "slower", "no differenc
     """Say whether a file is faster or slower than the other, outside the noise alone.
 
     The whole interval of the ratio has to lie more than ``MINIMUM_EFFECT_RATIO`` from 1. For two equal files that
-    happens in less than 3 % of comparisons of six block pairs, even if each pair were off by more than that.
+    happens in less than 3 % of comparisons of six pairs of processes, even if each pair were off by more than that.
     """
     interval = comparison_ratio(comparison)
     if interval.high < 1 - MINIMUM_EFFECT_RATIO:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
+
+import msgspec
 
 from edgeopt.bench.asking import ask_worker, file_sha256, runtime_request
 from edgeopt.device.base import Device, Request
@@ -20,18 +23,24 @@ class Turns(Record, frozen=True):
     """How long a comparison takes.
 
     Short turns matter: on a shared machine its speed changes within tenths of a second, and turns of 5 ms gave a
-    spread of 0.4 % between equal files where turns of 50 ms gave 6 %. New processes matter too: about one pair in ten
-    differs by 10 % for as long as it lives, so a comparison rests on several pairs.
+    spread of 0.6 % between equal files where turns of 50 ms gave 6 %. New processes matter too: one pair in ten or
+    twenty differs by up to 10 % for as long as it lives, so a comparison rests on several pairs.
     """
 
     pairs: int = 6
     """Pairs of fresh processes; the interval is over them, and six is the least that gives 95 %."""
-    turns: int = 60
-    """Of each worker of a pair."""
+    most: int = 50
+    """Turns of each process of a pair, where ``pair_seconds`` allows it."""
+    least: int = 4
+    pair_seconds: float = 2.0
     seconds: float = 0.005
-    warmup_runs: int = 2
+    """Of one turn, at least."""
+    warmup_runs: int = 1
     """At the start of each turn: the other one had the caches."""
-    min_runs: int = 3
+    min_runs: int = 2
+    """In each turn, timed."""
+    warmup_seconds: float = 0.1
+    """Of each process before its first turn."""
 
 
 DEFAULT_TURNS = Turns()
@@ -52,8 +61,7 @@ def compare(
 ) -> Comparison:
     """Time two files against each other.
 
-    One block of the result is all runs of one process; its neighbour in the other file's blocks took turns with it.
-    Pooled CPU time is what counts on one thread of the processor; wall time elsewhere.
+    A block of the result is one turn. CPU time counts on one thread of the processor; wall time elsewhere.
 
     Args:
         model: The file in question.
@@ -72,27 +80,33 @@ def compare(
     """
     hashes = [file_sha256(path, STAGE) for path in (model, against)]
     requests = [
-        runtime_request(
-            "serve",
-            str(path),
-            profile,
-            allow_fallback=allow_fallback,
-            batch_size=batch_size,
-            inputs=str(inputs) if inputs else "",
+        msgspec.structs.replace(
+            runtime_request(
+                "serve",
+                str(path),
+                profile,
+                allow_fallback=allow_fallback,
+                batch_size=batch_size,
+                inputs=str(inputs) if inputs else "",
+            ),
+            warmup_seconds=turns.warmup_seconds,
         )
         for path in (model, against)
     ]
     rng, clock = random.Random(seed), _clock(profile, requests[0])  # noqa: S311 - an order of turns, not a secret
-    blocks: tuple[list[tuple[int, ...]], list[tuple[int, ...]]] = ([], [])
+    blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    count = None
     for pair in range(turns.pairs):
         progress(f"comparing, pair {pair + 1} of {turns.pairs}")
-        for side, samples in enumerate(_run_pair(device, requests, turns, clock, rng)):
-            blocks[side].append(tuple(samples))
+        ran = _run_pair(device, requests, turns, count, clock, rng)
+        count = len(ran)
+        blocks.extend(ran)
     return Comparison(
         sha256=hashes[0],
         against_sha256=hashes[1],
-        blocks_ns=tuple(blocks[0]),
-        against_blocks_ns=tuple(blocks[1]),
+        blocks_ns=tuple(mine for mine, _ in blocks),
+        against_blocks_ns=tuple(other for _, other in blocks),
+        blocks_per_pair=len(blocks) // turns.pairs,
         clock=clock,
     )
 
@@ -103,22 +117,45 @@ def _clock(profile: Profile, request: Request) -> Literal["cpu", "wall"]:
 
 
 def _run_pair(
-    device: Device, requests: list[Request], turns: Turns, clock: Literal["cpu", "wall"], rng: random.Random
-) -> tuple[list[int], list[int]]:
-    """Let two fresh workers take turns; only one of them runs at any moment."""
+    device: Device,
+    requests: list[Request],
+    turns: Turns,
+    count: int | None,
+    clock: Literal["cpu", "wall"],
+    rng: random.Random,
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Let two fresh workers take turns; only one of them runs at any moment.
+
+    Args:
+        device: Where they run.
+        requests: What each serves.
+        turns: How many and how long.
+        count: How many turns exactly; None lets ``turns.pair_seconds`` decide.
+        clock: Which times to keep.
+        rng: Decides who is first.
+
+    Returns:
+        For each turn the times of the first file and those of the second.
+    """
+    most = requests[0].max_seconds
     turn = {
         "warmup_runs": turns.warmup_runs,
         "min_runs": turns.min_runs,
         "min_seconds": turns.seconds,
-        "max_seconds": requests[0].max_seconds,
+        "max_seconds": most,
     }
-    samples: tuple[list[int], list[int]] = ([], [])
+    ran: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     with device.start() as first, device.start() as second:
         workers = (first, second)
         for side in rng.sample((0, 1), 2):
-            ask_worker(workers[side], requests[side], requests[side], STAGE, seconds=requests[side].max_seconds)
-        for _ in range(turns.turns):
+            ask_worker(workers[side], requests[side], requests[side], STAGE, seconds=most)
+        end = time.monotonic() + turns.pair_seconds
+        while len(ran) < (turns.most if count is None else count):
+            if count is None and len(ran) >= turns.least and time.monotonic() > end:
+                break
+            answers: dict[int, tuple[int, ...]] = {}
             for side in rng.sample((0, 1), 2):
-                answer = ask_worker(workers[side], turn, requests[side], STAGE, seconds=2 * requests[side].max_seconds)
-                samples[side].extend(answer[f"{clock}_ns"])
-    return samples
+                answer = ask_worker(workers[side], turn, requests[side], STAGE, seconds=2 * most)
+                answers[side] = tuple(answer[f"{clock}_ns"])
+            ran.append((answers[0], answers[1]))
+    return ran

@@ -95,3 +95,5 @@ class Comparison(Record, frozen=True):
     against_blocks_ns: tuple[tuple[int, ...], ...]
     """The same for the other file; block i ran next to block i."""
     clock: Literal["cpu", "wall"]
+    blocks_per_pair: int = 1
+    """How many consecutive blocks the same pair of processes ran; new processes then."""

@@ -70,11 +70,9 @@ def test_a_graph_step_cannot_stand_among_torch_steps():
         from_json(to_json(value), Recipe)
 
 
-def test_a_record_is_frozen_and_made_by_keyword():
+def test_a_record_is_frozen():
     with pytest.raises(AttributeError):
         PHONE.threads = 4
-    with pytest.raises(TypeError):
-        Simplify("positional")
 
 
 def test_the_order_in_which_a_dictionary_was_filled_does_not_change_its_name():

@@ -139,7 +139,7 @@ class CheckedTask:
     def __init__(self, task: Any, spec: str) -> None:
         missing = [name for name in REQUIRED if not callable(getattr(task, name, None))]
         if missing:
-            close = did_you_mean(missing[0], [name for name in dir(task) if not name.startswith("_")])
+            close = did_you_mean(missing[0], [name for name in dir(task) if name[0] != "_" and name not in REQUIRED])
             raise TaskError(
                 f"task '{spec}' ({type(task).__name__}) has no method "
                 f"{', '.join(f'{name}()' for name in missing)}{close}. "

@@ -109,7 +109,7 @@ def load(split: Split) -> Images:
     if folder is not None:
         return split_official(folder, split)
     try:
-        with np.load(SUBSET_FILE, allow_pickle=False) as arrays:
+        with SUBSET_FILE.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Images(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{SUBSET_FILE}: cannot be read ({error}). Install edgeopt again.") from error

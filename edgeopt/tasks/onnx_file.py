@@ -123,7 +123,7 @@ class OnnxTask:
 
     def _load(self, data: Path) -> dict[str, NDArray[Any]]:
         try:
-            with np.load(data, allow_pickle=False) as stored:
+            with data.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise DataError(f"{data} cannot be read as an .npz of arrays: {error}.") from error

@@ -1,0 +1,169 @@
+import copy
+import itertools
+
+import numpy as np
+import pytest
+import tiny_task
+import torch
+
+from edgeopt.errors import DivergedError
+from edgeopt.passes.distill.losses import soft_loss
+from edgeopt.passes.distill.teacher import TeacherOutputs
+from edgeopt.passes.distill.train import Distillation, learning_rate
+from edgeopt.passes.sparsify import sparsify
+from edgeopt.records.recipe import Distill, Sparsify
+from edgeopt.task import CheckedTask
+
+STEP = Distill(
+    epochs=3,
+    optimizer="sgd",
+    learning_rate=0.05,
+    weight_decay=5e-4,
+    warmup_ratio=0.1,
+    temperature=4.0,
+    kl_weight=0.9,
+    mse_weight=0.1,
+    hard_weight=0.1,
+)
+
+
+@pytest.fixture(scope="module")
+def task():
+    torch.set_num_threads(1)
+    return CheckedTask(tiny_task.task(), "tests/tiny_task.py:task")
+
+
+def student():
+    """Return a small network as a train and an eval module that share their tensors."""
+    torch.manual_seed(1)
+    training = tiny_task.TinyNet(4).train()
+    shared = {id(value): value for value in itertools.chain(training.parameters(), training.buffers())}
+    return training, copy.deepcopy(training, shared).eval()
+
+
+def a_training(task, folder, step=STEP, *, masks=None, progress=lambda *_: None, modules=None):
+    training, evaluating = modules or student()
+    lessons = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
+    return Distillation(
+        training,
+        evaluating,
+        task,
+        step,
+        lessons,
+        masks=masks or {},
+        checkpoint=folder / "checkpoint.safetensors",
+        progress=progress,
+    )
+
+
+def test_a_student_learns_from_its_teacher_and_keeps_its_best_epoch(task, tmp_path):
+    training = a_training(task, tmp_path)
+    result = training.run()
+    scores = [epoch.score for epoch in result.epochs]
+    assert len(scores) == STEP.epochs
+    assert result.best_score == max(scores) > 0.5  # a quarter by chance
+    from edgeopt.passes.distill.train import evaluate
+
+    assert evaluate(training.eval_module, task) == result.best_score
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_an_interrupted_training_ends_with_the_same_weights(task, tmp_path, optimizer):
+    step = Distill(**{name: getattr(STEP, name) for name in STEP.__struct_fields__} | {"optimizer": optimizer})
+    whole = a_training(task, tmp_path / "whole", step)
+    (tmp_path / "whole").mkdir(exist_ok=True)
+    whole.run()
+
+    def interrupt(epoch, epochs, score):
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        a_training(task, tmp_path, step, progress=interrupt).run()
+    resumed = a_training(task, tmp_path, step)
+    seen = []
+    resumed.progress = lambda epoch, epochs, score: seen.append(epoch)
+    resumed.run()
+    assert seen == [2]
+    for name, value in whole.train_module.state_dict().items():
+        assert torch.equal(value, resumed.train_module.state_dict()[name]), name
+
+
+def test_a_broken_checkpoint_starts_the_training_anew(task, tmp_path):
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
+    assert len(a_training(task, tmp_path).run().epochs) == STEP.epochs
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(task, tmp_path):
+    training, evaluating = student()
+    with torch.no_grad():
+        training.head.weight.fill_(float("inf"))
+    with pytest.raises(DivergedError, match=r"the loss became (nan|inf) in epoch 1, step 1"):
+        a_training(task, tmp_path, modules=(training, evaluating)).run()
+
+
+def test_zeros_stay_zero_through_a_training(task, tmp_path):
+    training, evaluating = student()
+    masks = sparsify(training, Sparsify(method="magnitude", ratio=0.5, scope="layer"), [], task.loss)
+    a_training(task, tmp_path, masks=masks, modules=(training, evaluating)).run()
+    for name, parameter in training.named_parameters():
+        if name in masks:
+            assert bool((parameter[~masks[name]] == 0).all())
+            assert int((parameter == 0).sum()) == round(0.5 * parameter.numel())
+
+
+class CountingTeacher:
+    """A teacher that counts its batches."""
+
+    def __init__(self, model):
+        self.model = model
+        self.batches = 0
+
+    def __call__(self, *inputs):
+        self.batches += 1
+        return self.model(*inputs)
+
+
+def test_the_teacher_runs_once_for_all_students(task, tmp_path):
+    teacher = CountingTeacher(task.model)
+    for _ in range(2):
+        lessons = TeacherOutputs(tmp_path, task, teacher, epochs=1, seed=0)
+        found = list(lessons.lessons(0))
+    assert teacher.batches == len(found) == 8
+    inputs, _, outputs = found[3]
+    assert torch.equal(outputs[0], task.model(*inputs))
+
+
+def test_a_loader_that_ignores_its_seed_gets_right_lessons_all_the_same(tmp_path):
+    state = itertools.count()
+
+    class Restless(tiny_task.edgeopt.tasks.classification.Classification):
+        def train_batches(self, seed):
+            return tiny_task.batches(64, next(state))
+
+    plain = tiny_task.task()
+    plain.__class__ = Restless
+    task = CheckedTask(plain, "tests")
+    lessons = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
+    for inputs, _, outputs in lessons.lessons(0):
+        assert torch.equal(outputs[0], task.model(*inputs))
+
+
+def test_the_rate_warms_up_and_falls_to_zero():
+    rates = [learning_rate(STEP, progress) for progress in np.linspace(0, 1, 101)]
+    assert rates[0] == 0
+    assert max(rates) == pytest.approx(STEP.learning_rate) == rates[10]
+    assert rates[-1] == pytest.approx(0)
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+
+
+def test_the_soft_loss_is_zero_for_equal_logits_and_its_gradient_does_not_shrink_with_temperature():
+    torch.manual_seed(0)
+    teacher = torch.randn(8, 10)
+    assert float(soft_loss(teacher, teacher, 4.0)) == pytest.approx(0, abs=1e-6)
+    norms = []
+    for temperature in (1.0, 8.0):
+        output = torch.zeros(8, 10, requires_grad=True)
+        soft_loss(output, teacher, temperature).backward()
+        norms.append(float(output.grad.norm()))
+    assert 0.5 < norms[1] / norms[0] < 2

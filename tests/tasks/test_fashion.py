@@ -1,0 +1,76 @@
+import gzip
+
+import numpy as np
+import pytest
+import torch
+
+from edgeopt.errors import DataError
+from edgeopt.task import load_task
+from edgeopt.tasks import augment, fashion_mnist
+
+
+@pytest.fixture(autouse=True)
+def packaged_data(monkeypatch):
+    monkeypatch.delenv("EDGEOPT_DATA", raising=False)
+
+
+def test_the_packaged_splits_are_balanced_and_large_enough():
+    for split, least in (("train", 12_000), ("selection", 2_000), ("test", 2_000)):
+        images, labels = fashion_mnist.load(split)
+        assert len(labels) >= least
+        assert images.shape == (len(labels), 28, 28)
+        assert set(np.bincount(labels)) == {len(labels) // 10}
+
+
+def test_no_image_is_in_two_splits():
+    seen = [{image.tobytes() for image in fashion_mnist.load(split).images} for split in ("train", "selection")]
+    assert not seen[0] & seen[1]
+
+
+def test_a_corrupted_file_is_said_with_what_to_do(monkeypatch, tmp_path):
+    broken = tmp_path / "subset.npz"
+    broken.write_bytes(fashion_mnist.SUBSET_FILE.read_bytes()[:100_000])
+    monkeypatch.setattr(fashion_mnist, "SUBSET_FILE", broken)
+    with pytest.raises(DataError, match="cannot be read"):
+        fashion_mnist.load("train")
+
+
+@pytest.mark.parametrize(
+    "content", [b"no gzip at all", gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), gzip.compress(b"PNG?")]
+)
+def test_a_broken_official_file_is_refused(tmp_path, monkeypatch, content):
+    (tmp_path / "fashion-mnist").mkdir()
+    (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").write_bytes(content)
+    monkeypatch.setenv("EDGEOPT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz"):
+        fashion_mnist.load("train")
+
+
+def test_the_packaged_network_scores_what_the_readme_says_on_the_packaged_test_images():
+    task = load_task("fashion")
+    with torch.no_grad():
+        pairs = [(task.model(inputs[0]).numpy(), targets.numpy()) for inputs, targets in task.test_batches()]
+    assert task.score(pairs) >= 0.915  # 0.925 on all 10,000; two standard errors of 2,000 images below
+    assert 600_000 <= sum(value.numel() for value in task.model.parameters()) <= 750_000
+
+
+def test_an_epoch_is_the_same_for_the_same_seed():
+    task = load_task("fashion")
+    one, same, other = (next(iter(task.train_epoch(seed))) for seed in (3, 3, 4))
+    assert torch.equal(one[0][0], same[0][0])
+    assert torch.equal(one[1], same[1])
+    assert not torch.equal(one[0][0], other[0][0])
+
+
+def test_shift_moves_and_erase_zeroes():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(64, 1, 28, 28) + 0.1
+    moved = augment.shift(images, generator, pixels=2)
+    assert moved.shape == images.shape
+    assert torch.equal(moved[moved != 0].unique(), moved[moved != 0].unique())
+    assert all(
+        set(new[new != 0].tolist()) <= set(old.flatten().tolist()) for new, old in zip(moved, images, strict=True)
+    )
+    erased = augment.erase(images, generator, size=8, share=0.5)
+    touched = (erased == 0).flatten(1).any(1).float().mean()
+    assert 0.2 < float(touched) < 0.8

@@ -1,0 +1,65 @@
+"""A task that trains in a second: two classes of 8x8 images with a bright upper or lower half."""
+
+import torch
+from torch import nn
+
+import edgeopt
+
+
+class TinyNet(nn.Module):
+    """Two convolutions, the second with a skip connection, and a linear head."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.head = nn.Linear(width * 4, 4)
+
+    def forward(self, x):
+        y = self.stem(x)
+        y = torch.relu(self.body(y) + y)
+        return self.head(nn.functional.adaptive_avg_pool2d(y, 2).flatten(1))
+
+
+def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return noisy images with one bright quadrant, and which."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 4
+    x = 0.5 * torch.randn(count, 1, 8, 8, generator=generator)
+    for quadrant in range(4):
+        top, left = 4 * (quadrant // 2), 4 * (quadrant % 2)
+        x[labels == quadrant, :, top : top + 4, left : left + 4] += 0.35
+    return x, labels
+
+
+def batches(count: int, seed: int, size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return ``count`` images in batches."""
+    x, labels = images(count, seed)
+    return list(zip(torch.split(x, size), torch.split(labels, size), strict=True))
+
+
+def trained() -> nn.Module:
+    """Train the network from a fixed seed."""
+    torch.manual_seed(0)
+    net = TinyNet()
+    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
+    for epoch in range(4):
+        for x, labels in batches(256, epoch):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), labels).backward()
+            optimizer.step()
+    return net.eval()
+
+
+def task():
+    """Return the task."""
+    return edgeopt.classification(
+        trained,
+        lambda seed: batches(256, seed),
+        batches(512, 1000),
+        test=batches(256, 2000),
+        name="tiny",
+        labels=("upper left", "upper right", "lower left", "lower right"),
+        students={"narrow": lambda: TinyNet(4)},
+        training=edgeopt.Training(epochs=3, learning_rate=0.05),
+    )

@@ -31,7 +31,7 @@ def run(*arguments):
 def test_list_shows_each_target_with_its_limits(folder):
     text = run("targets", "list")
     assert text == run("targets")
-    assert "phone        A phone: an app" in text
+    assert "phone        a phone's big core" in text
     assert "p90 ≤ 33 ms · memory ≤ 100 MB · file ≤ 20 MB · score drop ≤ 0.01" in text
     assert "p99 ≤ 50 ms for a batch of 8 · ≥ 160 samples/s" in text
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+import onnx
+import onnx.helper
 
 from edgeopt.bundle.golden import GoldenEntry
 from edgeopt.errors import DataError
@@ -29,15 +31,18 @@ class TensorInfo(Part, frozen=True):
     dtype: str
 
 
-class TaskInfo(Part, frozen=True):
-    """What the task tells about its model; the rest of the manifest is known to the build."""
+class Origin(Part, frozen=True):
+    """Where a bundle comes from: what the task tells about its model, and how the build was made."""
 
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    labels: tuple[str, ...] | None
-    preprocessing: str | None
+    labels: tuple[str, ...]
+    """Of the classes, in the order of the output; empty where there are none."""
+    preprocessing: str
     """For people: how an app makes the inputs."""
-    postprocessing: str | None
+    postprocessing: str
+    """For people: what an app makes of the outputs."""
+    versions: dict[str, str]
+    seed: int
+    command: str
 
 
 class FileEntry(Part, frozen=True):
@@ -71,9 +76,9 @@ class Manifest(Part, frozen=True):
     proven_on_target: bool
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    labels: tuple[str, ...] | None
-    preprocessing: str | None
-    postprocessing: str | None
+    labels: tuple[str, ...]
+    preprocessing: str
+    postprocessing: str
     golden: tuple[GoldenEntry, ...]
     recipe: Recipe | None
     proof: tuple[ProofEntry, ...] | None
@@ -83,38 +88,45 @@ class Manifest(Part, frozen=True):
     files: dict[str, FileEntry]
 
 
-class BuildInfo(Part, frozen=True):
-    """How the build was made, so that it can be made again."""
-
-    versions: dict[str, str]
-    seeds: dict[str, int]
-    command: str
-
-
-def build_manifest(
-    folder: Path, document: Document, task: TaskInfo, build: BuildInfo, golden: tuple[GoldenEntry, ...]
-) -> Manifest:
+def build_manifest(folder: Path, document: Document, origin: Origin, golden: tuple[GoldenEntry, ...]) -> Manifest:
     """Describe the files that ``folder`` holds; the manifest itself is not among them."""
     winner = document.winner
+    inputs, outputs = describe_tensors(folder / "model.onnx") if winner else ((), ())
     return Manifest(
         schema=SCHEMA,
         task=document.task,
         target=document.target,
         device=document.device,
         proven_on_target=document.proven_on_target,
-        inputs=task.inputs,
-        outputs=task.outputs,
-        labels=task.labels,
-        preprocessing=task.preprocessing,
-        postprocessing=task.postprocessing,
+        inputs=inputs,
+        outputs=outputs,
+        labels=origin.labels,
+        preprocessing=origin.preprocessing,
+        postprocessing=origin.postprocessing,
         golden=golden,
         recipe=None if winner is None else winner.recipe,
         proof=None if winner is None else _proof(document),
-        versions=build.versions,
-        seeds=build.seeds,
-        command=build.command,
+        versions=origin.versions,
+        seeds={"build": origin.seed} if winner is None else {"build": origin.seed, "winner": winner.recipe.seed},
+        command=origin.command,
         files=hash_files(folder),
     )
+
+
+def describe_tensors(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
+    """Read the names, shapes and types of a model's inputs and outputs from its file."""
+    graph = onnx.load(model).graph
+    weights = {tensor.name for tensor in graph.initializer}  # old files list weights among the inputs
+    inputs = tuple(_tensor(value) for value in graph.input if value.name not in weights)
+    return inputs, tuple(_tensor(value) for value in graph.output)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    kind = value.type.tensor_type
+    shape = tuple(
+        int(size.dim_value) if size.HasField("dim_value") else str(size.dim_param or "?") for size in kind.shape.dim
+    )
+    return TensorInfo(name=value.name, shape=shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
 
 
 def _proof(document: Document) -> tuple[ProofEntry, ...]:

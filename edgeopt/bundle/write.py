@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeopt.bundle.golden import Array, tolerance_ratio, write_golden
-from edgeopt.bundle.manifest import NAME, BuildInfo, TaskInfo, build_manifest
+from edgeopt.bundle.golden import Array, GoldenEntry, tolerance_ratio, write_golden
+from edgeopt.bundle.manifest import NAME, Origin, build_manifest
 from edgeopt.bundle.swap import building_name, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.records.choice import Choice
@@ -51,8 +51,12 @@ def write_bundle(
     model: Path | None,
     golden_inputs: Mapping[str, Array],
     golden_outputs: Mapping[str, Array],
-    task_info: TaskInfo,
-    build_info: BuildInfo,
+    labels: Sequence[str],
+    preprocessing: str,
+    versions: Mapping[str, str],
+    seed: int,
+    command: str,
+    postprocessing: str = "",
 ) -> None:
     """Write the bundle of a choice; ``out`` is the old one or the new one at any moment, never half of either.
 
@@ -62,8 +66,12 @@ def write_bundle(
         model: The winner's file; None where nothing keeps the budget.
         golden_inputs: Name to array; empty without a model.
         golden_outputs: What the model gave for them under ONNX Runtime.
-        task_info: What the task tells about its model.
-        build_info: Versions, seeds and the command line.
+        labels: Of the classes; empty where the task has none.
+        preprocessing: For people: how an app makes the inputs.
+        versions: Of every package that had a part in the file.
+        seed: Of the build.
+        command: The command line that made it.
+        postprocessing: For people: what an app makes of the outputs.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is still there then.
@@ -74,13 +82,21 @@ def write_bundle(
     try:
         new.mkdir()
         document = build_document(choice)
-        golden = ()
+        origin = Origin(
+            labels=tuple(labels),
+            preprocessing=preprocessing,
+            postprocessing=postprocessing,
+            versions=dict(versions),
+            seed=seed,
+            command=command,
+        )
+        golden: tuple[GoldenEntry, ...] = ()
         if model is not None and document.winner is not None:
             shutil.copyfile(model, new / "model.onnx")
             golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
         (new / "choice.json").write_bytes(encode(document))
         (new / "report.html").write_text(render_page(document), encoding="utf-8")
-        manifest = build_manifest(new, document, task_info, build_info, golden)
+        manifest = build_manifest(new, document, origin, golden)
         (new / NAME).write_bytes(encode(manifest))
         swap_in(new, out)
     except OSError as error:

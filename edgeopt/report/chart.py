@@ -16,6 +16,8 @@ LEFT, RIGHT, TOP, BOTTOM = 74, 18, 22, 50
 """Margins for labels, in the SVG's own units."""
 FAR_BELOW = 3.0
 """A score this many times as far below the best as the limit is, is drawn at the edge."""
+NEAR = 4.0
+"""A limit at most this many times outside of what the trials span stretches a logarithmic axis."""
 ROOM = 0.06
 """Free share of the axis around the outermost points."""
 
@@ -102,9 +104,11 @@ class Axis:
         return math.log10(max(value, 1e-30)) if self.logarithmic else value
 
 
-def log_axis(values: Sequence[float], start: float, end: float) -> Axis:
-    """Lay a logarithmic axis over positive values."""
+def log_axis(values: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
+    """Lay a logarithmic axis over positive values, and over their limit where that is near."""
     logs = [math.log10(value) for value in values if value > 0] or [0.0]
+    if limit is not None and 10 ** min(logs) / NEAR <= limit <= 10 ** max(logs) * NEAR:
+        logs.append(math.log10(limit))
     low, high = min(logs), max(logs)
     free = max(ROOM * (high - low), 0.05)
     return Axis(10 ** (low - free), 10 ** (high + free), logarithmic=True, start=start, end=end)
@@ -142,12 +146,12 @@ def scatter(
         score_on_y: An even axis for y, which outliers below do not stretch.
     """
     x_limit, y_limit = limits
-    x_axis = log_axis([sample.x for sample in samples], LEFT, WIDTH - RIGHT)
+    x_axis = log_axis([sample.x for sample in samples], x_limit, LEFT, WIDTH - RIGHT)
     y_values = [sample.y for sample in samples]
     if score_on_y:
         y_axis = score_axis(y_values, y_limit, HEIGHT - BOTTOM, TOP)
     else:
-        y_axis = log_axis(y_values, HEIGHT - BOTTOM, TOP)
+        y_axis = log_axis(y_values, y_limit, HEIGHT - BOTTOM, TOP)
     order: dict[Role, int] = {"missed": 0, "kept": 1, "baseline": 2, "winner": 3}
     marks = [_mark(sample, x_axis, y_axis) for sample in sorted(samples, key=lambda sample: order[sample.role])]
     return Chart(

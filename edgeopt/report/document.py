@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from statistics import quantiles
 from typing import Literal
 
 import msgspec
@@ -19,7 +20,7 @@ from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
-from edgeopt.statistics import Interval, comparison_ratio, latency_interval_ms, load_ms, verdict
+from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, verdict
 
 SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
 
@@ -50,7 +51,7 @@ class AgainstBaseline(Part, frozen=True):
     verdict: Literal["faster", "slower", "no difference"]
 
 
-class TrialPart(Part, frozen=True):
+class TrialPart(Part, frozen=True, kw_only=True):
     """One trial; what a failed one does not have is null."""
 
     number: int
@@ -70,6 +71,7 @@ class TrialPart(Part, frozen=True):
     throughput_per_s: float | None = None
     """Samples a second at the measured batch size and the median latency."""
     throughput_ci95: Span | None = None
+    """Where the budget has a limit on it."""
     batch_size: int | None = None
     against_baseline: AgainstBaseline | None = None
     load_ms: float | None = None
@@ -90,7 +92,7 @@ class TrialPart(Part, frozen=True):
     ir_version: int | None = None
     parities: tuple[Parity, ...] = ()
     notes: tuple[str, ...] = ()
-    seconds: dict[str, float] = {}
+    seconds: dict[str, float]
 
     @property
     def latency_at_limit_ms(self) -> float | None:
@@ -167,8 +169,7 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
 
 def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
-    latency, median_ms = _latency(measurement, budget.latency_percentile)
-    a_second = 1e3 * measurement.batch_size
+    latency = _latency(measurement, budget.latency_percentile)
     against = outcome.against_baseline
     return TrialPart(
         number=trial.number,
@@ -182,8 +183,8 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         nonzero_parameters=artifact.nonzero_parameters,
         macs=artifact.macs,
         latency_ms=latency,
-        throughput_per_s=a_second / median_ms.value,
-        throughput_ci95=(a_second / median_ms.high, a_second / median_ms.low),
+        throughput_per_s=1e3 * measurement.batch_size / latency.p50,
+        throughput_ci95=None if budget.min_throughput_per_s is None else _throughput_interval(measurement),
         batch_size=measurement.batch_size,
         against_baseline=None if against is None else _against(against),
         load_ms=load_ms(measurement),
@@ -207,14 +208,16 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
     )
 
 
-def _latency(measurement: Measurement, percentile: int) -> tuple[Latency, Interval]:
-    """Return the percentiles that are reported, and the median with its interval."""
-    at = {wanted: latency_interval_ms(measurement, wanted) for wanted in {50, 90, 99, percentile}}
-    limit = at[percentile]
-    latency = Latency(
-        p50=at[50].value, p90=at[90].value, p99=at[99].value, limit=limit.value, limit_ci95=(limit.low, limit.high)
-    )
-    return latency, at[50]
+def _latency(measurement: Measurement, percentile: int) -> Latency:
+    limit = latency_interval_ms(measurement, percentile)
+    cuts = quantiles((ns for timing in measurement.timings for ns in timing.wall_ns), n=100, method="inclusive")
+    p50, p90, p99 = (cuts[at - 1] / 1e6 for at in (50, 90, 99))
+    return Latency(p50=p50, p90=p90, p99=p99, limit=limit.value, limit_ci95=(limit.low, limit.high))
+
+
+def _throughput_interval(measurement: Measurement) -> Span:
+    median = latency_interval_ms(measurement, 50)
+    return 1e3 * measurement.batch_size / median.high, 1e3 * measurement.batch_size / median.low
 
 
 def _against(comparison: Comparison) -> AgainstBaseline:

@@ -69,7 +69,8 @@ def miss_text(miss: Miss, budget: Budget) -> str:
     written = unit.get(miss.limit, "bytes")
     found, allowed = words.told_apart(miss.found, miss.allowed, written), words.limit(miss.allowed, written)
     floor = miss.limit == "throughput" or (miss.limit == "score" and not drop)
-    return f"{name} {found} ({'≥' if floor else '≤'}{words.NBSP}{allowed}{', inside the noise' if miss.within_noise else ''})"
+    sign, noise_text = "≥" if floor else "≤", ", inside the noise" if miss.within_noise else ""
+    return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise_text})"
 
 
 def binding(document: Document) -> str:

@@ -10,8 +10,7 @@ from edgeopt.records.choice import Choice, Verdict
 from edgeopt.records.measurement import Device
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
-from edgeopt.select.limits import Finding, findings, judge, measured_size
-from edgeopt.statistics import latency_interval_ms
+from edgeopt.select.limits import Finding, findings, judge, latency, measured_size
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _candidate(trial: Trial, outcome: Measured, budget: Budget, proven_on_target
     return Candidate(
         number=trial.number,
         size=measured_size(outcome.artifact, budget),
-        latency_ms=latency_interval_ms(outcome.measurement, budget.latency_percentile).value,
+        latency_ms=latency(outcome.measurement, budget.latency_percentile).value,
         memory=math.inf if memory is None else memory.peak_bytes,
         score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
         findings=found,

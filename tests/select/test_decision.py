@@ -1,0 +1,158 @@
+"""The decision: smallest within budget, what binds, the front, and the A/B's veto."""
+
+import math
+import random
+
+import pytest
+from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_recipe, a_trial
+
+from edgeopt.records.trial import Measured
+
+A_RANDOM_BUILD = 8  # trials; brute force over them is instant, and every limit is met and missed by some
+
+
+def binding(*trials, **limits):
+    return a_choice(trials, a_budget(**limits)).binding
+
+
+def test_the_smallest_trial_that_keeps_every_limit_wins():
+    choice = a_choice((a_baseline(), a_trial(1, size_bytes=900), a_trial(2, size_bytes=800), a_trial(3, score=0.5)))
+    assert choice.winner == 2
+    assert choice.infeasible is None
+
+
+def test_the_baseline_wins_where_nothing_smaller_keeps_the_limits():
+    assert a_choice((a_baseline(), a_trial(1, score=0.5))).winner == 0
+
+
+def test_equal_sizes_are_decided_by_latency_and_then_by_score():
+    slow, fast, better = (
+        a_trial(1, latency_ms=0.3, score=0.912),
+        a_trial(2, latency_ms=0.2, score=0.910),
+        a_trial(3, latency_ms=0.2, score=0.911),
+    )
+    assert a_choice((a_baseline(), slow, fast)).winner == 2
+    assert a_choice((a_baseline(), slow, fast, better)).winner == 3
+
+
+def test_the_download_decides_where_the_budget_says_so():
+    trials = (
+        a_baseline(),
+        a_trial(1, size_bytes=800, download_bytes=700),
+        a_trial(2, size_bytes=900, download_bytes=300),
+    )
+    assert a_choice(trials).winner == 1
+    assert a_choice(trials, a_budget(size_metric="download")).winner == 2
+
+
+def test_a_failed_trial_is_no_candidate_and_is_kept_in_the_choice():
+    choice = a_choice((a_baseline(), a_failed_trial(1)))
+    assert choice.winner == 0
+    assert [verdict.trial for verdict in choice.verdicts] == [0]
+    assert len(choice.trials) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_random_build_is_decided_as_by_brute_force(seed):
+    rng = random.Random(seed)
+    trials = (
+        a_baseline(),
+        *(
+            a_trial(
+                number,
+                size_bytes=rng.randrange(100, 3000),
+                latency_ms=rng.uniform(0.1, 1.4),
+                memory_bytes=rng.choice([None, 3_000_000, 20_000_000]),
+                score=rng.uniform(0.89, 0.92),
+            )
+            for number in range(1, A_RANDOM_BUILD)
+        ),
+    )
+    choice = a_choice(trials)
+    keeping = [
+        (trial.outcome.artifact.size_bytes, trial.number)
+        for trial in trials
+        if isinstance(trial.outcome, Measured)
+        and trial.outcome.measurement.memory is not None
+        and trial.outcome.measurement.memory.peak_bytes <= 10_000_000
+        and trial.outcome.artifact.size_bytes <= 2_000_000
+        and trial.outcome.score.drop <= 0.01
+        and not any(miss.limit == "latency" for miss in choice.verdicts[trial.number].misses)
+    ]
+    assert choice.winner == min(keeping)[1]
+
+
+class TestTheComparisonWithTheBaseline:
+    def slow_and_small(self, *, int8):
+        return a_trial(1, size_bytes=500, time_ratio=1.3, recipe=a_recipe(pruned=True, int8=int8))
+
+    def test_a_slower_trial_cannot_win_while_the_baseline_keeps_the_limits(self):
+        choice = a_choice((a_baseline(), self.slow_and_small(int8=False)))
+        assert choice.winner == 0
+        assert not choice.verdicts[1].pays
+        assert choice.verdicts[1].misses == ()
+
+    def test_it_can_win_where_the_baseline_does_not_keep_them(self):
+        choice = a_choice((a_baseline(size_bytes=3_000_000), self.slow_and_small(int8=False)))
+        assert choice.winner == 1
+
+    def test_on_the_target_itself_slower_int8_does_not_pay_either(self):
+        assert a_choice((a_baseline(), self.slow_and_small(int8=True))).winner == 0
+
+    def test_on_a_stand_in_int8_stays_but_float_does_not(self):
+        def winner(*, int8):
+            return a_choice((a_baseline(), self.slow_and_small(int8=int8)), proven_on_target=False).winner
+
+        assert winner(int8=True) == 1
+        assert winner(int8=False) == 0
+
+    def test_a_difference_inside_the_noise_bars_nothing(self):
+        assert a_choice((a_baseline(), a_trial(1, time_ratio=1.001))).winner == 1
+
+
+class TestWhatBinds:
+    def test_latency_when_a_smaller_trial_misses_it_alone(self):
+        assert binding(a_baseline(), a_trial(1, latency_ms=1.2)) == ("latency",)
+
+    def test_memory_when_a_smaller_trial_misses_it_alone(self):
+        assert binding(a_baseline(), a_trial(1, memory_bytes=20_000_000)) == ("memory",)
+
+    def test_score_when_a_smaller_trial_misses_it_alone(self):
+        assert binding(a_baseline(), a_trial(1, score=0.8)) == ("score",)
+
+    def test_size_when_nothing_smaller_exists_and_it_has_the_least_room(self):
+        trials = (a_baseline(), a_trial(1, size_bytes=900, drop=0.0))
+        assert binding(*trials, max_size_bytes=950) == ("size",)
+
+    def test_each_limit_that_would_let_a_smaller_trial_win_if_waived(self):
+        trials = (
+            a_baseline(),
+            a_trial(1),
+            a_trial(2, size_bytes=500, score=0.8),
+            a_trial(3, size_bytes=600, latency_ms=2),
+        )
+        assert binding(*trials) == ("latency", "score")
+
+    def test_what_the_next_smaller_trial_misses_together_where_no_limit_is_missed_alone(self):
+        both = a_trial(1, size_bytes=500, score=0.8, latency_ms=1.2)
+        worse = a_trial(2, size_bytes=300, score=0.8, latency_ms=1.2, memory_bytes=20_000_000)
+        assert binding(a_baseline(), both, worse) == ("latency", "score")
+
+    def test_nothing_when_every_limit_is_waived(self):
+        waived = {"max_latency_ms": None, "max_peak_memory_bytes": None, "max_size_bytes": None, "max_score_drop": None}
+        assert binding(a_baseline(), **waived) == ()
+
+
+class TestTheFront:
+    def test_it_leaves_out_what_another_trial_beats_in_everything(self):
+        good = a_trial(1, size_bytes=500, latency_ms=0.2)
+        beaten = a_trial(2, size_bytes=600, latency_ms=0.3)
+        smaller_but_slower = a_trial(3, size_bytes=400, latency_ms=0.4)
+        assert a_choice((good, beaten, smaller_but_slower)).front == (1, 3)
+
+    def test_a_trial_without_memory_or_score_is_beaten_by_an_equal_one_that_has_them(self):
+        trials = (a_trial(1), a_trial(2, memory_bytes=None), a_trial(3, score=math.nan))
+        assert a_choice(trials).front == (1,)
+
+    def test_equal_trials_are_both_on_it(self):
+        assert a_choice((a_trial(1), a_trial(2))).front == (1, 2)

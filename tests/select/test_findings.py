@@ -1,0 +1,100 @@
+"""One trial against the budget: intervals decide, missing metrics are missed, waived limits are not judged."""
+
+import math
+
+import pytest
+from builders import a_baseline, a_budget, a_choice, a_trial
+
+from edgeopt.select.limits import findings
+from edgeopt.statistics import latency_interval_ms
+
+
+def misses(trial, **limits):
+    return a_choice((a_baseline(), trial), a_budget(**limits)).verdicts[1].misses
+
+
+def names(trial, **limits):
+    return [miss.limit for miss in misses(trial, **limits)]
+
+
+def test_latency_is_judged_by_the_upper_end_of_its_interval():
+    trial = a_trial(1, latency_ms=0.2, spread=0.1)
+    interval = latency_interval_ms(trial.outcome.measurement, 90)
+    assert interval.value < interval.high
+    between = (interval.value + interval.high) / 2
+    [miss] = misses(trial, max_latency_ms=between)
+    assert (miss.limit, miss.allowed, miss.found) == ("latency", between, interval.high)
+    assert miss.within_noise
+    assert misses(trial, max_latency_ms=interval.high) == ()
+
+
+def test_a_latency_whose_estimate_is_over_the_limit_is_no_matter_of_noise():
+    [miss] = misses(a_trial(1, latency_ms=2.0))
+    assert not miss.within_noise
+
+
+def test_the_percentile_is_the_budgets():
+    trial = a_trial(1, latency_ms=0.2, spread=0.2)
+    assert names(trial, max_latency_ms=0.22, latency_percentile=50) == []
+    assert names(trial, max_latency_ms=0.22, latency_percentile=95) == ["latency"]
+
+
+def test_throughput_is_batch_size_over_the_median_and_judged_by_its_worse_end():
+    trial = a_trial(1, latency_ms=2.0, batch_size=8, spread=0.0)
+    median = latency_interval_ms(trial.outcome.measurement, 50)
+    [finding] = [
+        finding
+        for finding in findings(trial.outcome, a_budget(batch_size=8, min_throughput_per_s=1.0))
+        if finding.limit == "throughput"
+    ]
+    assert finding.point == pytest.approx(8000 / median.value)
+    assert finding.judged == pytest.approx(8000 / median.high)
+    limits = {"batch_size": 8, "max_latency_ms": None}
+    assert names(trial, min_throughput_per_s=3900, **limits) == []
+    assert names(trial, min_throughput_per_s=4100, **limits) == ["throughput"]
+
+
+def test_timings_at_another_batch_size_count_as_missing():
+    [miss] = misses(a_trial(1, batch_size=4))
+    assert (miss.limit, miss.found) == ("latency", None)
+
+
+@pytest.mark.parametrize(
+    ("trial", "limit"),
+    [
+        (a_trial(1, memory_bytes=None), "memory"),
+        (a_trial(1, score=math.nan), "score"),
+    ],
+)
+def test_a_metric_that_is_missing_is_a_missed_limit(trial, limit):
+    [miss] = misses(trial)
+    assert (miss.limit, miss.found, miss.within_noise) == (limit, None, False)
+
+
+def test_a_missing_metric_whose_limit_is_waived_is_not_judged():
+    assert misses(a_trial(1, memory_bytes=None), max_peak_memory_bytes=None) == ()
+
+
+def test_a_drop_is_judged_by_the_upper_end_of_its_paired_interval():
+    trial = a_trial(1, drop=0.008, drop_ci95=(0.004, 0.012))
+    [miss] = misses(trial)
+    assert (miss.limit, miss.found, miss.within_noise) == ("score", 0.012, True)
+    assert misses(a_trial(1, drop=0.008)) == ()
+
+
+def test_both_ways_to_ask_for_a_score_hold_together():
+    trial = a_trial(1, score=0.88, baseline_score=0.915)
+    assert [(miss.limit, miss.allowed) for miss in misses(trial, min_score=0.9)] == [("score", 0.9), ("score", 0.01)]
+
+
+def test_a_limit_is_kept_when_it_is_met_exactly():
+    assert (
+        misses(a_trial(1, size_bytes=900, memory_bytes=4_000_000), max_size_bytes=900, max_peak_memory_bytes=4_000_000)
+        == ()
+    )
+
+
+def test_the_size_limit_is_about_the_download_where_the_budget_says_so():
+    trial = a_trial(1, size_bytes=900, download_bytes=500)
+    assert names(trial, max_size_bytes=600) == ["size"]
+    assert names(trial, max_size_bytes=600, size_metric="download") == []

@@ -131,7 +131,7 @@ class CheckedTask:
     Optional members of the user's task: ``test_batches()``, ``sample_scores(pairs)`` (one score a sample, for paired
     intervals), ``students`` (name to a function that builds a smaller network), ``training`` (``Training``),
     ``calibration_batches()``, ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``,
-    ``labels``, ``preprocessing``, ``budgets`` (target name to ``Budget``).
+    ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``).
     """
 
     kind = "torch"
@@ -151,6 +151,7 @@ class CheckedTask:
         self.training: Training = getattr(task, "training", None) or Training()
         self.labels: tuple[str, ...] = tuple(getattr(task, "labels", ()))
         self.preprocessing: str = getattr(task, "preprocessing", "")
+        self.postprocessing: str = getattr(task, "postprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
 

@@ -22,7 +22,7 @@ from edgeopt.device.open import open_device
 from edgeopt.errors import InputError, StepError
 from edgeopt.graph.facts import facts
 from edgeopt.graph.lint import check_ceiling
-from edgeopt.pipeline.context import Build, Clock, Effort
+from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.data import TaskData
 from edgeopt.pipeline.measuring import Scale, drop_interval
 from edgeopt.pipeline.networks import ExportedFile, Network, expected_file, export
@@ -266,7 +266,8 @@ def bundle(world: Build, choice: Choice, out: Path, command: tuple[str, ...]) ->
         golden_outputs=outputs,
         labels=world.data.task.labels,
         preprocessing=world.data.task.preprocessing,
-        versions=world.versions,
+        postprocessing=world.data.task.postprocessing,
+        versions=maker_versions(),
         seed=world.seed,
         command=shlex.join(command),
     )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import version
 
 from edgeopt.device.base import Device as DeviceConnection
@@ -20,6 +21,12 @@ from edgeopt.search.workspace import Workspace
 
 MAKERS = ("edgeopt", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 """Packages whose versions are part of an artifact's name: another version may make another file."""
+
+
+@cache
+def maker_versions() -> dict[str, str]:
+    """Return the version of every package that makes artifacts."""
+    return {name: version(name) for name in MAKERS}
 
 
 class Effort(Record, frozen=True):
@@ -84,8 +91,8 @@ class Build:
 
     @property
     def versions(self) -> str:
-        """The versions of what makes artifacts."""
-        return " ".join(f"{name}-{version(name)}" for name in MAKERS)
+        """The versions of what makes artifacts, as part of their keys."""
+        return " ".join(f"{name}-{number}" for name, number in maker_versions().items())
 
     @property
     def fingerprint(self) -> str:

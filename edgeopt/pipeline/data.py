@@ -94,16 +94,17 @@ class TaskData:
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.path.read_bytes())
             return digest.hexdigest()[:20]
-        model = self._user("build_model()", lambda: self.task.model)
+        task = self.task
+        model = self._user("build_model()", lambda: task.model)
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode())
             update_digest(digest, [to_numpy(value)])
         for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
             if not kind.__module__.startswith("torch."):
                 digest.update(_source(kind).encode())
-        if self.task.source_file is not None:
-            digest.update(self.task.source_file.read_bytes())
-        first = self._user("train_batches()", self._arrays, lambda: self.task.train_epoch(0), 1)
+        if task.source_file is not None:
+            digest.update(task.source_file.read_bytes())
+        first = self._user("train_batches()", self._arrays, lambda: task.train_epoch(0), 1)
         update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]
 

@@ -125,9 +125,11 @@ class Scale:
         outputs = self.outputs(sha256, inputs)
         pairs = build.data.pairs(outputs, targets or self.reference(inputs))
         value, samples = build.data.score(pairs), build.data.sample_scores(pairs)
-        arrays = {"score": np.float64(value)} | ({} if samples is None else {"samples": samples})
         partial = kept.with_suffix(".partial.npz")
-        np.savez(partial, **arrays)
+        if samples is None:
+            np.savez(partial, score=np.float64(value))
+        else:
+            np.savez(partial, score=np.float64(value), samples=samples)
         partial.replace(kept)
         outputs.unlink(missing_ok=True)
         return value, samples

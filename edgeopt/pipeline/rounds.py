@@ -22,14 +22,14 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Distill, Half, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
+from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
 from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
 from edgeopt.search.allocate import allocate
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
 from edgeopt.select.limits import findings
 from edgeopt.task import CheckedTask
 
-IMPORTANCE = "taylor"
+IMPORTANCE: Importance = "taylor"
 WARMUP_RATIO = 0.1
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 

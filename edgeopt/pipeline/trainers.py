@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
@@ -102,17 +103,24 @@ class Trainers:
         self.task = task
         self.count = count
         self.workers: list[TorchWorker] = []
-        self.places: queue.Queue[TorchWorker | None] = queue.Queue()
-        for _ in range(count):
-            self.places.put(None)
+        self.places: queue.Queue[TorchWorker] = queue.Queue()
+        self.starting = threading.Lock()
+
+    def start(self) -> TorchWorker:
+        """Start a worker."""
+        worker = TorchWorker(self.task)
+        self.workers.append(worker)
+        return worker
 
     @contextmanager
     def worker(self) -> Iterator[TorchWorker]:
-        """Take a worker for a block: one that lives, else a new one."""
+        """Take a free worker for a block. The first call starts all of them, so that they load side by side."""
+        with self.starting:
+            while len(self.workers) < self.count:
+                self.places.put(self.start())
         worker = self.places.get()
-        if worker is None or worker.process.poll() is not None:
-            worker = TorchWorker(self.task)
-            self.workers.append(worker)
+        if worker.process.poll() is not None:
+            worker = self.start()
         try:
             yield worker
         finally:

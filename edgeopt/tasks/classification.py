@@ -30,6 +30,8 @@ def hits(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
 class Classification:
     """A ``Task`` scored by accuracy and trained with cross-entropy. Logits ``(batch, classes)``, integer labels."""
 
+    postprocessing = "logits, one a class: the largest is the answer, softmax gives probabilities"
+
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],

@@ -54,6 +54,7 @@ class OnnxTask:
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
         self.preprocessing = ""
+        self.postprocessing = ""
         self.budgets: dict[str, Any] = {}
         self.students: dict[str, Any] = {}
         try:

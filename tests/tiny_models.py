@@ -14,7 +14,7 @@ QUICK = TimingRule(processes=2, warmup_runs=5, warmup_seconds=0.02, min_runs=20,
 
 
 def a_quick_profile(**changes) -> Profile:
-    return msgspec.structs.replace(a_profile(stand_in=False), timing=QUICK, **changes)
+    return msgspec.structs.replace(a_profile(stand_in=False), **{"timing": QUICK, **changes})
 
 
 def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kind=TensorProto.FLOAT) -> Path:

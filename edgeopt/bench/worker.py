@@ -205,7 +205,7 @@ def make_run(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> Callable[[]
 
 
 def bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], place: str) -> Callable[[], object]:
-    """Return a run by IO binding: inputs copied to buffers on ``place``, outputs back on the host."""
+    """Return a run by IO binding: inputs copied to buffers on ``place``, outputs back on the host; it returns these."""
     ort = runtime()
     binding = session.io_binding()
     buffers = {name: ort.OrtValue.ortvalue_from_numpy(array, place, 0) for name, array in feed.items()}
@@ -214,11 +214,12 @@ def bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], place: str) -
     for entry in session.get_outputs():
         binding.bind_output(entry.name, "cpu")
 
-    def run() -> None:
+    def run() -> Any:
         for name, array in feed.items():
             buffers[name].update_inplace(array)
         session.run_with_iobinding(binding)
         binding.synchronize_outputs()
+        return binding
 
     return run
 
@@ -368,7 +369,7 @@ def write_batches(path: Path, batches: Iterable[dict[str, np.ndarray[Any, Any]]]
 
 def iterate_batches(path: Path) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
     """Yield the batches of a file that ``write_batches`` wrote, in order."""
-    with np.load(path, allow_pickle=False) as archive:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
         names: dict[int, list[str]] = {}
         for key in archive.files:
             names.setdefault(int(key.partition("/")[0]), []).append(key)

@@ -1,0 +1,135 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_models import a_network, a_quick_profile
+
+from edgeopt.bench import worker
+from edgeopt.bench.asking import runtime_request
+from edgeopt.device.local import LocalDevice
+from edgeopt.records.codec import to_json
+
+WORKER = Path(worker.__file__)
+GONE_SECONDS = 20.0  # a busy machine may take its time to end a process
+
+
+def run_alone(request: bytes) -> subprocess.Popen:
+    process = subprocess.Popen([sys.executable, WORKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdin.write(request + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_it_runs_as_a_file_alone_and_answers_in_one_line(tmp_path):
+    model = a_network(tmp_path / "m.onnx")
+    request = runtime_request("time", str(model), a_quick_profile(), allow_fallback=())
+    with run_alone(to_json(request)) as process:
+        line = process.stdout.readline().decode()
+        process.stdin.close()
+        assert process.wait(GONE_SECONDS) == 0
+    assert line.startswith(worker.SENTINEL)
+    answer = json.loads(line.removeprefix(worker.SENTINEL))
+    assert answer["ok"]
+    assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) >= 20
+
+
+def test_it_ends_when_stdin_ends_in_the_middle_of_a_run(tmp_path):
+    model = a_network(tmp_path / "m.onnx")
+    endless = runtime_request("time", str(model), a_quick_profile(), allow_fallback=())
+    fields = {**json.loads(to_json(endless)), "min_seconds": 600.0, "max_seconds": 600.0}
+    with run_alone(json.dumps(fields).encode()) as process:
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(GONE_SECONDS) == 0
+
+
+def test_it_does_not_outlive_a_parent_that_was_killed(tmp_path):
+    model = a_network(tmp_path / "m.onnx")
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from tiny_models import a_quick_profile
+from edgeopt.bench.asking import runtime_request
+from edgeopt.device.local import LocalDevice
+with LocalDevice().start() as worker:
+    worker.ask(runtime_request("serve", {str(model)!r}, a_quick_profile(), allow_fallback=()), 60)
+    print(worker._process.pid, flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        assert is_alive(pid)
+        parent.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + GONE_SECONDS
+    while is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(pid)
+
+
+def test_io_binding_computes_the_same(tmp_path):
+    model = a_network(tmp_path / "m.onnx")
+    code = f"""
+import sys
+sys.path.insert(0, {str(WORKER.parent)!r})
+import numpy, worker
+ort = worker.runtime()
+session = ort.InferenceSession({str(model)!r}, providers=["CPUExecutionProvider"])
+feed = worker.make_feed(session, {{"inputs": "", "batch_size": 2}})
+bound = worker.bound_run(session, feed, "cpu")
+for value in (1.0, 2.0):
+    feed["x"][:] = value
+    binding = bound()
+    numpy.testing.assert_array_equal(binding.get_outputs()[0].numpy(), session.run(None, feed)[0])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_two_threads_that_spin_are_quiet_before_the_answer(tmp_path):
+    model = a_network(tmp_path / "m.onnx", width=512, layers=4, inputs=("N", 512))
+    profile = a_quick_profile(threads=2, allow_spinning=True)
+    with LocalDevice().start() as process:
+        process.ask(runtime_request("serve", str(model), profile, allow_fallback=(), batch_size=16), 60)
+        process.ask({"warmup_runs": 1, "min_runs": 10, "min_seconds": 0.0, "max_seconds": 5.0}, 60)
+        before = cpu_ticks(process._process.pid)
+        time.sleep(0.3)
+        assert cpu_ticks(process._process.pid) - before <= 1  # spinning threads use three or more ticks of 10 ms
+
+
+def cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_without_the_nvidia_library_device_memory_is_unknown():
+    assert worker.device_memory_used("libno-such-library.so.1") is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize(("visible", "bytes_"), [("0", 1000), ("1,0", 1001), ("GPU-abc", 77)])
+def test_device_memory_is_read_from_the_first_visible_device(tmp_path, monkeypatch, visible, bytes_):
+    source, library = tmp_path / "nvml.c", tmp_path / "libnvml.so"
+    source.write_text(
+        "typedef unsigned long long u; typedef struct {u total, free, used;} M;\n"
+        "int nvmlInit_v2(void) {return 0;} int nvmlShutdown(void) {return 0;}\n"
+        "int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) {*h = (void *)(1000ul + i); return 0;}\n"
+        "int nvmlDeviceGetHandleByUUID(const char *n, void **h) {*h = (void *)77ul; return n[0] != 'G';}\n"
+        "int nvmlDeviceGetMemoryInfo(void *h, M *m) {m->total = 9; m->free = 8; m->used = (u)h; return 0;}\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert worker.device_memory_used(str(library)) == bytes_

@@ -1,0 +1,80 @@
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.local import LocalDevice
+from edgeopt.device.process import WorkerProcess
+from edgeopt.errors import DeviceError
+
+DESCRIBE = Request(mode="describe")
+
+
+def a_program(folder: Path, text: str) -> Path:
+    path = folder / "program"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_this_machine_describes_itself_the_same_each_time():
+    (first, environment), (second, _) = LocalDevice().describe(), LocalDevice().describe()
+    assert first == second
+    assert environment.processor
+    assert environment.memory_bytes > 0
+    assert environment.python == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_another_environments_python_is_used_and_named(tmp_path):
+    program = a_program(tmp_path, f'touch "{tmp_path}/was-here"\nexec "{sys.executable}" "$@"')
+    device = LocalDevice(program)
+    assert device.uri == f"local:?python={program}"
+    assert device.describe()[0] == LocalDevice().describe()[0]
+    assert (tmp_path / "was-here").exists()
+
+
+@pytest.mark.parametrize("name", ["SEGV", "KILL", "ABRT"])
+def test_a_worker_that_a_signal_killed_is_an_error_that_names_it(tmp_path, name):
+    device = LocalDevice(a_program(tmp_path, f"read line\nkill -{name} $$"))
+    with pytest.raises(DeviceError, match=f"killed by SIG{name}"):
+        device.run(DESCRIBE, 60, {})
+
+
+def test_a_worker_that_ends_without_an_answer_is_quoted(tmp_path):
+    device = LocalDevice(a_program(tmp_path, "read line\necho noise\necho no onnxruntime here >&2\nexit 7"))
+    with pytest.raises(DeviceError, match=r"exit code 7 and no answer\. Its last words: no onnxruntime here"):
+        device.run(DESCRIBE, 60, {})
+
+
+def test_a_worker_that_ended_before_it_was_asked_is_no_broken_pipe(tmp_path):
+    with WorkerProcess([str(a_program(tmp_path, "exit 3"))], {}) as worker:
+        time.sleep(0.3)
+        with pytest.raises(DeviceError, match="exit code 3"):
+            worker.ask(DESCRIBE, 60)
+
+
+def test_a_worker_that_hangs_is_ended_after_the_timeout(tmp_path):
+    begin = time.monotonic()
+    device = LocalDevice(a_program(tmp_path, "read line\nexec sleep 600"))
+    with pytest.raises(DeviceError, match="did not answer within 0 s"):
+        device.run(DESCRIBE, 0.3, {})
+    assert time.monotonic() - begin < 30
+
+
+def test_noise_of_libraries_on_stdout_is_not_taken_for_an_answer(tmp_path):
+    text = 'read line\necho noise\necho \'edgeopt-worker {"ok": true, "value": 1}\'\nread line'
+    assert LocalDevice(a_program(tmp_path, text)).run(DESCRIBE, 60, {}) == {"value": 1}
+
+
+def test_a_refusal_carries_its_kind_and_reason(tmp_path):
+    text = 'read line\necho \'edgeopt-worker {"ok": false, "kind": "input", "reason": "why"}\''
+    with pytest.raises(WorkerRefused, match="why") as caught:
+        LocalDevice(a_program(tmp_path, text)).run(DESCRIBE, 60, {})
+    assert caught.value.kind == "input"
+
+
+def test_a_program_that_cannot_be_started_is_an_error(tmp_path):
+    with pytest.raises(DeviceError, match="cannot start"):
+        LocalDevice(tmp_path / "nowhere").run(DESCRIBE, 60, {})

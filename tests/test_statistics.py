@@ -1,0 +1,166 @@
+import math
+
+import numpy as np
+import pytest
+from builders import a_comparison, a_measurement
+from scipy import stats
+
+from edgeopt.records.measurement import Comparison
+from edgeopt.statistics import (
+    Interval,
+    comparison_ratio,
+    latency_interval_ms,
+    load_ms,
+    paired_drop_interval,
+    percentile_interval,
+    student_quantile,
+    throughput_per_s,
+    verdict,
+)
+
+STUDENT_TOLERANCE = 0.003  # of the expansion at 3 degrees of freedom, its worst
+COVERAGE_FLOOR = 0.88  # 95 % nominal, five units, 120 simulations: three standard errors and the bootstrap's own error
+
+
+def processes(rng, count=5, runs=200, between=0.03, within=0.1):
+    """Lognormal latencies around 1 ms whose median differs from process to process."""
+    return [
+        (1e6 * np.exp(rng.normal(0, between) + rng.normal(0, within, runs))).astype(int).tolist() for _ in range(count)
+    ]
+
+
+def compared(ratios, *, per_pair=1, runs=5):
+    return Comparison(
+        sha256="a",
+        against_sha256="b",
+        blocks_ns=tuple((round(ratio * 100_000),) * runs for ratio in ratios),
+        against_blocks_ns=((100_000,) * runs,) * len(ratios),
+        clock="cpu",
+        blocks_per_pair=per_pair,
+    )
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30])
+def test_the_quantile_of_students_t_is_scipys(freedom):
+    assert math.isclose(student_quantile(0.975, freedom), stats.t.ppf(0.975, freedom), rel_tol=STUDENT_TOLERANCE)
+
+
+def test_a_percentile_is_that_of_the_pooled_samples():
+    interval = percentile_interval([[1, 2, 3], [4, 5]], 50)
+    assert interval.value == 3
+    assert interval.low <= 3 <= interval.high
+
+
+def test_the_interval_covers_the_true_percentile_although_processes_differ():
+    rng = np.random.default_rng(1)
+    truth = 1e6 * math.exp(stats.norm.ppf(0.9) * math.hypot(0.03, 0.1))
+    intervals = [percentile_interval(processes(rng), 90) for _ in range(120)]
+    covered = np.mean([interval.low <= truth <= interval.high for interval in intervals])
+    assert covered >= COVERAGE_FLOOR
+
+
+def test_processes_that_differ_give_a_wider_interval_than_equal_ones():
+    rng = np.random.default_rng(2)
+    same = percentile_interval(processes(rng, between=0.0), 50)
+    differ = percentile_interval(processes(rng, between=0.1), 50)
+    assert differ.high - differ.low > 3 * (same.high - same.low)
+
+
+def test_processes_of_unequal_length_and_a_single_run_are_no_trouble():
+    assert percentile_interval([[5]], 90) == Interval(5, 5, 5)
+    interval = percentile_interval([[5], [6] * 100, [7] * 3], 50)
+    assert interval.value == 6
+
+
+def test_the_same_samples_give_the_same_interval():
+    samples = processes(np.random.default_rng(3))
+    assert percentile_interval(samples, 99) == percentile_interval(samples, 99)
+
+
+def test_no_samples_are_an_error():
+    with pytest.raises(ValueError, match="no samples"):
+        percentile_interval([], 50)
+
+
+def test_a_measurement_is_read_in_milliseconds_and_samples_a_second():
+    measurement = a_measurement()
+    median = latency_interval_ms(measurement, 50)
+    pooled = np.concatenate([timing.wall_ns for timing in measurement.timings])
+    assert math.isclose(median.value, np.median(pooled) / 1e6)
+    assert math.isclose(throughput_per_s(measurement), measurement.batch_size / (pooled.mean() / 1e9))
+    assert math.isclose(load_ms(measurement), np.median([timing.load_ns for timing in measurement.timings]) / 1e6)
+
+
+def test_six_pairs_give_the_range_of_their_ratios():
+    assert comparison_ratio(compared([0.8, 0.82, 0.78, 0.81, 0.79, 0.83])) == Interval(0.805, 0.78, 0.83)
+
+
+def test_nine_pairs_leave_one_out_at_each_end():
+    assert comparison_ratio(compared([0.5, 0.8, 0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 2.0])) == Interval(0.82, 0.8, 0.85)
+
+
+def test_turns_of_one_pair_of_processes_count_once():
+    ratios = [1.2, 1.2, 5.0] + [0.9, 0.9, 0.9] * 5
+    assert comparison_ratio(compared(ratios, per_pair=3)) == Interval(0.9, 0.9, 1.2)
+
+
+def test_slow_changes_of_the_machines_speed_cancel():
+    speed = np.repeat([1.0, 1.0, 1.7], 4)
+    fast = compared([0.9] * 12, per_pair=2)
+    drifting = Comparison(
+        sha256="a",
+        against_sha256="b",
+        blocks_ns=tuple(tuple(round(ns * s) for ns in b) for b, s in zip(fast.blocks_ns, speed, strict=True)),
+        against_blocks_ns=tuple(
+            tuple(round(ns * s) for ns in b) for b, s in zip(fast.against_blocks_ns, speed, strict=True)
+        ),
+        clock="cpu",
+        blocks_per_pair=2,
+    )
+    assert comparison_ratio(drifting) == pytest.approx(comparison_ratio(fast))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([0.8] * 6, "faster"),
+        ([1.25] * 6, "slower"),
+        ([0.8] * 5 + [1.0], "no difference"),
+        ([0.995] * 6, "no difference"),
+        ([1.005] * 6, "no difference"),
+        ([0.9, 1.1, 1.0, 0.95, 1.05, 1.0], "no difference"),
+    ],
+)
+def test_a_verdict_needs_every_pair_and_more_than_the_minimum_effect(ratios, said):
+    assert verdict(compared(ratios)) == said
+
+
+def test_equal_files_are_called_different_less_often_than_documented():
+    rng = np.random.default_rng(4)
+    called = [verdict(compared(np.exp(rng.normal(0, 0.1, 6)))) != "no difference" for _ in range(1000)]
+    assert np.mean(called) < 0.03
+
+
+def test_the_builders_comparison_can_be_judged():
+    assert verdict(a_comparison()) in ("faster", "slower", "no difference")
+
+
+def test_the_drop_is_paired():
+    rng = np.random.default_rng(5)
+    baseline = (rng.random(2000) < 0.9).astype(float)
+    candidate = baseline.copy()
+    candidate[:20] = 0.0
+    interval = paired_drop_interval(baseline, candidate)
+    assert interval.value == (baseline - candidate).mean()
+    unpaired = 1.96 * math.sqrt(2 * 0.9 * 0.1 / 2000)
+    assert 0 < interval.low < interval.value < interval.high
+    assert interval.high - interval.low < unpaired
+
+
+def test_a_drop_of_nothing_has_no_width():
+    assert paired_drop_interval([1.0, 0.0, 1.0], [1.0, 0.0, 1.0]) == Interval(0.0, 0.0, 0.0)
+
+
+def test_scores_of_other_samples_are_refused():
+    with pytest.raises(ValueError, match="same samples"):
+        paired_drop_interval([1.0, 0.0], [1.0])

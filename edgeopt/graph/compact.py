@@ -1,0 +1,152 @@
+"""Compact: fewer bytes, bit for bit the same outputs.
+
+What goes: metadata, inferred shapes, operator sets and initializers that nothing uses, attributes at their default,
+zero points that are zero where every ONNX Runtime since 1.17 fuses without them, second copies of equal initializers,
+and long inner names. Names of inputs and outputs stay.
+"""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections import Counter
+from collections.abc import Iterator
+
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.graph.files import (
+    arrays,
+    consumers,
+    drop_unused_initializers,
+    graphs,
+    lower_ir,
+    opset_of,
+)
+
+_CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
+
+
+def compact(model: onnx.ModelProto) -> None:
+    """Shrink ``model`` in place; a second call changes nothing."""
+    lower_ir(model)
+    _drop_metadata(model)
+    _drop_zero_points(model.graph)
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            _drop_default_attributes(node, opset_of(model))
+    _share_initializers(model.graph)
+    drop_unused_initializers(model.graph)
+    _shorten_names(model.graph)
+
+
+def _drop_metadata(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads."""
+    for field in ("producer_name", "producer_version", "domain", "model_version"):
+        model.ClearField(field)
+    holders: list[object] = [model, *model.functions]
+    for graph in graphs(model.graph):
+        del graph.value_info[:]
+        graph.name = "g"  # the checker wants one
+        holders += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+        holders += [attribute for node in graph.node for attribute in node.attribute]
+    for holder in holders:
+        holder.ClearField("doc_string")  # type: ignore[attr-defined]
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
+
+
+def _drop_zero_points(graph: onnx.GraphProto) -> None:
+    """Leave out the zero points of convolution weights and of biases where they are zero, which is the default.
+
+    ONNX Runtime 1.17 to 1.32 still fuse such a convolution. A ``Gemm`` whose weight has no zero point is not fused by
+    1.32 and fails in 1.17, so those stay.
+    """
+    constants, readers = arrays(graph), consumers(graph)
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[2] not in constants:
+            continue
+        kind = helper.np_dtype_to_tensor_dtype(constants[node.input[2]].dtype)
+        uses = readers.get(node.output[0], [])
+        weight = kind == TensorProto.INT8 and all(user.op_type == "Conv" and index == 1 for user, index in uses)
+        if (kind == TensorProto.INT32 or (weight and uses)) and not constants[node.input[2]].any():
+            del node.input[2]
+
+
+def _drop_default_attributes(node: onnx.NodeProto, opset: int) -> None:
+    """Remove attributes that say what their absence says."""
+    if node.domain not in ("", "ai.onnx"):
+        return
+    schema = onnx.defs.get_schema(node.op_type, opset, "")
+    kept = []
+    for attribute in node.attribute:
+        value = helper.get_attribute_value(attribute)
+        known = schema.attributes.get(attribute.name)
+        default = known.default_value if known is not None else None
+        if default is not None and default.type and helper.get_attribute_value(default) == value:
+            continue
+        if node.op_type in _CONVOLUTIONS and _is_convolution_default(attribute.name, value):
+            continue
+        kept.append(attribute)
+    if len(kept) < len(node.attribute):
+        copies = [onnx.AttributeProto.FromString(attribute.SerializeToString()) for attribute in kept]
+        del node.attribute[:]
+        node.attribute.extend(copies)
+
+
+def _is_convolution_default(name: str, value: object) -> bool:
+    """Tell whether an attribute of a convolution is at the default that its schema says in words alone.
+
+    The kernel's shape follows from the weight's.
+    """
+    if name == "kernel_shape":
+        return True
+    values = set(value) if isinstance(value, (list, tuple)) else set()
+    return (name in ("strides", "dilations") and values == {1}) or (name == "pads" and values == {0})
+
+
+def _share_initializers(graph: onnx.GraphProto) -> None:
+    """Let equal initializers of the top graph be one, and store all of them as raw bytes."""
+    visible = {value.name for value in (*graph.input, *graph.output)}
+    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    renamed: dict[str, str] = {}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.STRING or tensor.external_data:
+            continue
+        if not tensor.HasField("raw_data"):
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+        if tensor.name in visible:
+            continue
+        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+        renamed[tensor.name] = first.setdefault(key, tensor.name)
+    for inner in graphs(graph):
+        for node in inner.node:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+
+
+def _shorten_names(graph: onnx.GraphProto) -> None:
+    """Give inner values the shortest names, the most used ones first; nodes need none."""
+    kept = {value.name for value in (*graph.input, *graph.output)}
+    uses: Counter[str] = Counter()
+    for inner in graphs(graph):
+        uses.update(tensor.name for tensor in inner.initializer)
+        uses.update(value.name for value in (*inner.input, *inner.output))
+        for node in inner.node:
+            node.name = ""
+            uses.update((*node.input, *node.output))
+    fresh = (name for name in _names() if name not in kept)
+    ranked = sorted((name for name in uses if name and name not in kept), key=lambda name: -uses[name])
+    short = dict(zip(ranked, fresh, strict=False))
+    for inner in graphs(graph):
+        for holder in (*inner.initializer, *inner.input, *inner.output):
+            holder.name = short.get(holder.name, holder.name)
+        for node in inner.node:
+            node.input[:] = [short.get(name, name) for name in node.input]
+            node.output[:] = [short.get(name, name) for name in node.output]
+
+
+def _names() -> Iterator[str]:
+    """Yield ``a``, ``b``, ..., ``aa``, ``ab``, ..."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_letters, repeat=length):
+            yield "".join(letters)

@@ -1,0 +1,194 @@
+"""What one ``.onnx`` file is: parameters, multiply-accumulates, sizes, hash, inputs, outputs, operators."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.graph.files import graphs, load, opset_of
+
+STAGE = "facts"
+DEFLATE_LEVEL = 9
+_WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+_QUANTIZED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
+# inputs that say how values are quantized; they are no parameters of the network
+_SCALES: dict[str, tuple[int, ...]] = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "QLinearAdd": (1, 2, 4, 5, 6, 7),
+    "QLinearMul": (1, 2, 4, 5, 6, 7),
+    "QLinearGlobalAveragePool": (1, 2, 3, 4),
+    "QLinearAveragePool": (1, 2, 3, 4),
+    "QGemm": (1, 2, 4, 5, 7, 8),
+}
+# ONNX Runtime's own operators by the standard one of the same shapes, and the inputs that both read
+_SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
+    "QLinearAdd": ("Add", (0, 3)),
+    "QLinearMul": ("Mul", (0, 3)),
+    "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QGemm": ("Gemm", (0, 3)),
+}
+Shape = tuple[int, ...]
+
+
+class Value(NamedTuple):
+    """An input or an output; a string in ``shape`` is an open dimension."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+class OnnxFacts(NamedTuple):
+    """One file."""
+
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    """Multiply-accumulates for one sample, of convolutions and matrix products."""
+    opset: int
+    ir_version: int
+    size_bytes: int
+    download_bytes: int
+    """After deflate."""
+    sha256: str
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    operators: dict[str, int]
+
+
+def facts(path: Path) -> OnnxFacts:
+    """Read the facts of one file.
+
+    Raises:
+        StepError: it cannot be read.
+    """
+    model = load(path, STAGE)
+    data = path.read_bytes()
+    parameters, nonzero = _count_parameters(model.graph)
+    fed = {tensor.name for tensor in model.graph.initializer}
+    operators = Counter(node.op_type for graph in graphs(model.graph) for node in graph.node)
+    return OnnxFacts(
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=_count_macs(model),
+        opset=opset_of(model),
+        ir_version=model.ir_version,
+        size_bytes=len(data),
+        download_bytes=len(zlib.compress(data, DEFLATE_LEVEL)),
+        sha256=hashlib.sha256(data).hexdigest(),
+        inputs=tuple(_value(value) for value in model.graph.input if value.name not in fed),
+        outputs=tuple(_value(value) for value in model.graph.output),
+        operators=dict(operators.most_common()),
+    )
+
+
+def _value(value: onnx.ValueInfoProto) -> Value:
+    """Return an input or output as a plain value."""
+    tensor = value.type.tensor_type
+    shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
+    return Value(value.name, shape, dtype)
+
+
+def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
+    """Return the number of weights, and of those that are not zero (for int8: not at their zero point)."""
+    scales: set[str] = set()
+    quantized: set[str] = set()
+    zero_points: dict[str, str] = {}
+    for inner in graphs(graph):
+        for node in inner.node:
+            places = _SCALES.get(node.op_type, ())
+            scales |= {node.input[place] for place in places if place < len(node.input)}
+            if places:
+                quantized |= {name for place, name in enumerate(node.input) if place not in places}
+            if node.op_type == "DequantizeLinear" and len(node.input) > 2:
+                zero_points[node.input[0]] = node.input[2]
+    tensors = {tensor.name: tensor for inner in graphs(graph) for tensor in inner.initializer}
+    total = nonzero = 0
+    for name, tensor in tensors.items():
+        if name in scales or tensor.data_type not in (*_WEIGHTS, *(_QUANTIZED if name in quantized else ())):
+            continue
+        values = numpy_helper.to_array(tensor)
+        total += values.size
+        zero = tensors.get(zero_points.get(name, ""))
+        point = np.zeros(()) if zero is None else numpy_helper.to_array(zero)
+        if point.ndim == 1:  # one for each slice along axis 0
+            point = np.reshape(point, (-1, *[1] * (values.ndim - 1))) if len(point) == values.shape[0] else 0 * point[0]
+        nonzero += int(np.count_nonzero(values != point))
+    return total, nonzero
+
+
+def _count_macs(model: onnx.ModelProto) -> int:
+    """Return multiply-accumulates of the top graph for one sample; a node whose shapes stay open counts nothing."""
+    shapes = _shapes_of_one_sample(model)
+    total = 0
+    for node in model.graph.node:
+        rule = _MACS.get(node.op_type)
+        output = shapes.get(node.output[0]) if node.output else None
+        if rule is not None and output is not None:
+            total += rule(node, output, shapes)
+    return total
+
+
+def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the shapes that can be inferred when every open dimension of the inputs is 1."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    for value in (*copy.graph.input, *copy.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.HasField("dim_value") and value in copy.graph.input:
+                dim.dim_value = 1
+            elif not dim.HasField("dim_value"):
+                dim.Clear()
+    del copy.graph.value_info[:]
+    for node in copy.graph.node:
+        if node.op_type in _SHAPED_LIKE:
+            like, places = _SHAPED_LIKE[node.op_type]
+            attributes = [one for one in node.attribute if one.name in ("transA", "transB")]
+            node.CopyFrom(helper.make_node(like, [node.input[place] for place in places], list(node.output)))
+            node.attribute.extend(attributes)
+    graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _of_convolution(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
+    weight = shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
+    return math.prod(output) * math.prod(weight[1:]) if weight else 0
+
+
+def _of_transposed_convolution(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
+    data, weight = shapes.get(node.input[0]), shapes.get(node.input[1])
+    return math.prod(data) * math.prod(weight[1:]) if data and weight else 0
+
+
+def _of_product(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
+    data = shapes.get(node.input[0])
+    flipped = any(one.name == "transA" and one.i for one in node.attribute)
+    return math.prod(output) * data[0 if flipped else -1] if data else 0
+
+
+_MACS: dict[str, Callable[[onnx.NodeProto, Shape, dict[str, Shape]], int]] = {
+    "Conv": _of_convolution,
+    "QLinearConv": _of_convolution,
+    "ConvTranspose": _of_transposed_convolution,
+    "Gemm": _of_product,
+    "MatMul": _of_product,
+    "QGemm": _of_product,
+    "QLinearMatMul": _of_product,
+}

@@ -1,0 +1,116 @@
+"""Reading and writing ``.onnx`` files, and the few questions about a graph that several steps ask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edgeopt.errors import StepError
+
+STANDARD = ("", "ai.onnx")
+Arrays = dict[str, NDArray[Any]]
+
+
+def load(path: Path, stage: str) -> onnx.ModelProto:
+    """Read a model that is one file.
+
+    Raises:
+        StepError: the file is missing, is no ONNX model, or keeps weights in another file.
+    """
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise StepError(stage, f"{path} cannot be read as an ONNX model ({error}).") from error
+    if not model.graph.node and not model.graph.output:
+        raise StepError(stage, f"{path} holds no graph.")
+    outside = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
+    if outside:
+        raise StepError(
+            stage, f"{path} keeps {len(outside)} tensors in other files ('{outside[0]}'). Pack it into one."
+        )
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a model as one file; equal models give equal bytes."""
+    path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """Return the version of the standard operator set."""
+    return next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 1)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and every graph inside its nodes (branches and loop bodies)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    yield from graphs(inner)
+
+
+def arrays(graph: onnx.GraphProto) -> Arrays:
+    """Return the initializers by name."""
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
+    """Return who reads each value, and at which input; only the top graph's nodes."""
+    found: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            found.setdefault(name, []).append((node, index))
+    return found
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """Return the node that computes each value."""
+    return {name: node for node in graph.node for name in node.output}
+
+
+def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
+    """Put ``nodes`` (in topological order) in the place of all nodes of the graph."""
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
+
+
+def drop_unused_initializers(graph: onnx.GraphProto) -> None:
+    """Remove initializers that neither a node nor an output of the graph reads."""
+    used = {name for inner in graphs(graph) for node in inner.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    if len(kept) < len(graph.initializer):
+        copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
+        del graph.initializer[:]
+        graph.initializer.extend(copies)
+
+
+def drop_unused_opsets(model: onnx.ModelProto) -> None:
+    """Keep the operator sets that nodes use; some runtimes refuse a file over one that nothing uses."""
+    used = {node.domain for inner in graphs(model.graph) for node in inner.node}
+    used |= {node.domain for function in model.functions for node in function.node}
+    kept = [entry for entry in model.opset_import if entry.domain in used or entry.domain in STANDARD]
+    copies = [onnx.OperatorSetIdProto.FromString(entry.SerializeToString()) for entry in kept]
+    del model.opset_import[:]
+    model.opset_import.extend(copies)
+
+
+def is_constant(array: NDArray[Any] | None, *values: float) -> bool:
+    """Tell whether an initializer holds exactly ``values``, in any order."""
+    return array is not None and sorted(np.ravel(array).tolist()) == sorted(values)
+
+
+def lower_ir(model: onnx.ModelProto) -> None:
+    """Write the oldest file format (``ir_version``) that the operator sets in use allow; never a newer one."""
+    drop_unused_opsets(model)
+    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(list(model.opset_import)))

@@ -1,0 +1,27 @@
+"""Simplify: fold constants and remove what computes nothing. Runs in a process of its own (``edgeopt.graph.child``)."""
+
+from __future__ import annotations
+
+import onnx
+import onnxsim
+
+from edgeopt.errors import StepError
+from edgeopt.graph.pooling import write_global_average_pools
+
+STAGE = "simplify"
+
+
+def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return a simpler model with the same outputs, and notes."""
+    before = len(model.graph.node)
+    simple, passed = onnxsim.simplify(model)
+    if not passed:
+        raise StepError(STAGE, "onnxsim found that its result differs from its input. Leave this step out.")
+    pools = write_global_average_pools(simple)
+    after = len(simple.graph.node)
+    if after > before:  # inlined functions; a flatten after a pooling adds one
+        return model, ("simplify: kept the graph as it was, onnxsim made it larger",)
+    notes = [f"simplify: {before} to {after} nodes"] if after < before else []
+    if pools:
+        notes.append(f"simplify: {pools} ReduceMean written as GlobalAveragePool")
+    return simple, tuple(notes)

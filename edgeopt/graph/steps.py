@@ -1,0 +1,83 @@
+"""The table of graph steps: a step's type to the function that does it.
+
+Add a step: a record in ``edgeopt.records.recipe``, a function here, a line in ``STEPS``. ``apart`` says that it runs in
+a process of its own (``edgeopt.graph.child``), because it may crash or because it opens an ONNX Runtime session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import onnx
+
+from edgeopt.errors import StepError
+from edgeopt.graph.compact import compact
+from edgeopt.graph.denormals import flush_denormals
+from edgeopt.graph.files import load, lower_ir, save
+from edgeopt.records.recipe import Compact, FlushDenormals, GraphStep, Half, Quantize, Simplify
+
+Made = tuple[onnx.ModelProto, tuple[str, ...]]
+"""A model and notes for the report."""
+
+
+class StepFunction(NamedTuple):
+    """How a step is done."""
+
+    run: Callable[[GraphStep, onnx.ModelProto, Path | None], Made]
+    """Takes the step, a model that it may change, and the calibration file."""
+    apart: bool
+
+
+def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    from edgeopt.graph.simplify import simplify
+
+    return simplify(model)
+
+
+def _flush_denormals(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    count = flush_denormals(model)
+    return model, (f"flush-denormals: {count} weights set to zero",) if count else ()
+
+
+def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    from edgeopt.graph.quantize import quantize
+
+    assert isinstance(step, Quantize)
+    if calibration is None:
+        raise StepError("quantize", "needs a calibration file, and none was given.")
+    return quantize(model, step, calibration)
+
+
+def _half(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    from edgeopt.graph.half import halve
+
+    return halve(model), ()
+
+
+def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    compact(model)
+    return model, ()
+
+
+STEPS: dict[type[GraphStep], StepFunction] = {
+    Simplify: StepFunction(_simplify, apart=True),
+    FlushDenormals: StepFunction(_flush_denormals, apart=False),
+    Quantize: StepFunction(_quantize, apart=True),
+    Half: StepFunction(_half, apart=True),
+    Compact: StepFunction(_compact, apart=False),
+}
+
+
+def run_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+    """Do one step in this process: read ``source``, write ``target``, return notes."""
+    model, notes = STEPS[type(step)].run(step, load(source, name_of(step)), calibration)
+    lower_ir(model)
+    save(model, target)
+    return notes
+
+
+def name_of(step: GraphStep) -> str:
+    """Return a step's tag, such as ``flush-denormals``."""
+    return str(step.__struct_config__.tag)

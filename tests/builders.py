@@ -1,7 +1,7 @@
 """Builders of small real records; a test names only what it is about."""
 
 from edgeopt.records.budget import Budget
-from edgeopt.records.choice import Choice
+from edgeopt.records.choice import Choice, TestScores
 from edgeopt.records.measurement import Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
 from edgeopt.records.profile import Profile, TimingRule
 from edgeopt.records.recipe import Compact, Distill, GraphStep, Prune, Quantize, Recipe, Simplify, TorchStep
@@ -297,3 +297,8 @@ def a_choice(
         proven_on_target=proven_on_target,
         seconds={"train": 24.0, "measure": 40.0, "export": 6.0},
     )
+
+
+def a_test_result(*, drop_ci95: tuple[float, float] | None = (0.001, 0.009)) -> TestScores:
+    """Scores on the test batches; a winner half a point below the baseline."""
+    return TestScores(baseline_score=0.914, winner_score=0.909, drop_ci95=drop_ci95, samples=10_000)

@@ -28,8 +28,8 @@ class Row:
 
     @property
     def kept(self) -> bool | None:
-        """Whether the limit is kept; None where it is waived."""
-        return None if self.allowed is None else self.miss is None
+        """Whether the limit is kept, which takes a number; None where it is waived."""
+        return None if self.allowed is None else self.miss is None and self.found is not None
 
     @property
     def judged(self) -> float | None:

@@ -39,7 +39,7 @@ def print_result(document: Document, console: Console, *, out: Path | None) -> N
 def _table(document: Document) -> Table:
     other = _shown(document)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(f"{document.task} on {document.target}", no_wrap=True)
+    table.add_column(Text(f"{document.task} on {document.target}"), overflow="fold")
     table.add_column("baseline", justify="right")
     if other is not None:
         table.add_column(f"{'winner' if document.winner else 'nearest'}, #{other.number}", justify="right")

@@ -1,0 +1,123 @@
+"""The page: complete, escaped, offline; its charts stay inside their frame."""
+
+import re
+import xml.etree.ElementTree as ET
+
+import msgspec
+import pytest
+from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_test_result, a_trial
+
+from edgeopt.report.document import build_document
+from edgeopt.report.page import SECTIONS, TEMPLATES, render_page
+
+
+def page_of(choice=None):
+    return render_page(build_document(choice or a_choice()))
+
+
+def test_it_loads_nothing_from_anywhere():
+    page = page_of()
+    assert not re.search(r"https?://|//[a-z]", page)
+    assert not re.search(r"<(script|link|img|iframe|object)\b|@import|url\(", page)
+    assert re.findall(r'href="([^#][^"]*)"', page) == ["choice.json"]
+    assert "default-src 'none'" in page
+
+
+def test_every_trial_is_there_once_with_its_recipe_or_its_reason():
+    page = page_of()
+    assert sorted(re.findall(r'id="trial-(\d+)"', page)) == ["0", "1", "2", "3", "4"]
+    assert "distilled 8 epochs, int8" in page
+    assert "the loss is not finite" in page
+
+
+def test_what_the_user_named_is_escaped():
+    hostile = "<script>alert(1)</script>"
+    trials = (a_baseline(), a_trial(1, notes=(hostile,)), a_failed_trial(2, stage=hostile, reason=hostile))
+    choice = msgspec.structs.replace(a_choice(trials, task=hostile, target=hostile), seconds={hostile: 1.0})
+    page = page_of(choice)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_every_section_has_its_template_and_is_shown_when_it_has_something_to_say():
+    trials = (a_baseline(), a_trial(1, notes=("TorchScript exporter used",)), a_failed_trial(2))
+    full = page_of(msgspec.structs.replace(a_choice(trials), test=a_test_result(drop_ci95=None)))
+    for section in SECTIONS:
+        assert (TEMPLATES / f"{section.key}.html").is_file()
+        assert f'<section id="{section.key}">' in full
+    empty = page_of(msgspec.structs.replace(a_choice((a_failed_trial(0),)), seconds={}))
+    for key in ("test", "charts", "parity", "notes", "time"):
+        assert f'<section id="{key}">' not in empty
+
+
+def test_the_proof_says_found_interval_allowed_and_kept_for_each_limit():
+    page = page_of(a_choice((a_baseline(), a_trial(1, latency_ms=1.5)), a_budget(max_peak_memory_bytes=None)))
+    proof = page[page.index('id="proof"') : page.index('id="charts"')]
+    text = re.sub(r"<[^>]+>|\s+", " ", proof)
+    assert re.search(r"Latency, p90\s+0\.8\d+ ms\s+0\.8\d+ to 0\.8\d+ ms\s+≤.1 ms\s+kept", text)
+    assert re.search(r"Peak memory\s+8\.00 MB\s+—\s+waived\s+waived", text)
+
+
+def test_no_winner_gives_the_nearest_and_the_advice():
+    page = page_of(a_choice((a_baseline(), a_trial(1)), a_budget(max_size_bytes=800)))
+    assert "Nothing keeps the limits." in page
+    assert "Trial 1, the nearest trial, against each limit." in page
+    assert "Enough would be a size of" in page
+
+
+def test_a_stand_in_is_said_on_top():
+    assert "Not proven on the target" in page_of(a_choice(proven_on_target=False))
+    assert "Not proven on the target" not in page_of()
+
+
+def test_equal_notes_are_said_once():
+    trials = (a_baseline(), *(a_trial(number, notes=("TorchScript exporter used",)) for number in (1, 2, 3)))
+    page = page_of(a_choice(trials))
+    assert page.count("TorchScript exporter used") == 1
+    assert "(trial 1, 2 and 3)" in page
+
+
+def charts_of(page):
+    return [ET.fromstring(svg) for svg in re.findall(r'<svg class="chart".*?</svg>', page, re.DOTALL)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        a_choice(),
+        a_choice((a_baseline(),)),
+        a_choice((a_baseline(), a_trial(1, score=0.1)), a_budget(min_score=0.9)),
+        a_choice((a_trial(0), a_trial(1))),
+        a_choice(budget=a_budget(max_latency_ms=None, max_size_bytes=None, max_score_drop=None)),
+        a_choice((a_baseline(score=0.0), a_trial(1, score=0.0, drop=0.0))),
+    ],
+)
+def test_the_charts_are_well_formed_and_draw_every_measured_trial_inside_the_frame(choice):
+    charts = charts_of(page_of(choice))
+    assert len(charts) == 2
+    for chart in charts:
+        width, height = (float(number) for number in chart.get("viewBox").split()[2:])
+        marks = [group.get("transform") for group in chart.findall("./a/g")]
+        assert len(marks) == len(choice.verdicts)
+        for mark in marks:
+            x, y = (float(number) for number in re.findall(r"[\d.]+", mark))
+            assert 0 < x < width
+            assert 0 < y < height
+        assert all(group.find("title").text for group in chart.findall("./a/g"))
+
+
+def test_a_score_far_below_the_limit_does_not_squeeze_the_others():
+    page = page_of(a_choice((a_baseline(), a_trial(1), a_trial(2, size_bytes=400, score=0.1))))
+    score_chart = charts_of(page)[0]
+    heights = {
+        group.find("title").text.split(":")[0]: float(re.findall(r"[\d.]+", group.get("transform"))[1])
+        for group in score_chart.findall("./a/g")
+    }
+    assert heights["Trial 1"] - heights["Trial 0"] > 20  # units of the SVG, 360 high
+
+
+def test_limits_are_lines_with_their_value():
+    page = page_of(a_choice(budget=a_budget(max_size_bytes=5000)))
+    assert "at most 5 kB" in page
+    assert "at least 0.905" in page
+    assert "at most 1<" in page

@@ -1,0 +1,111 @@
+"""The result on a terminal, read as plain text of 80 columns."""
+
+import io
+from pathlib import Path
+
+import msgspec
+import pytest
+from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_recipe, a_test_result, a_trial
+from rich.console import Console
+
+from edgeopt.report.document import build_document
+from edgeopt.report.text import print_result
+
+
+def shown(choice=None, out=None):
+    """The text, with its lines joined and its runs of spaces made one."""
+    file = io.StringIO()
+    print_result(build_document(choice or a_choice()), Console(width=80, file=file), out=out)
+    text = file.getvalue()
+    assert all(len(line) <= 80 for line in text.splitlines() if out is None)
+    return " ".join(text.split())
+
+
+def of(*trials, proven_on_target=True, **limits):
+    return shown(a_choice(trials, a_budget(**limits), proven_on_target=proven_on_target))
+
+
+def test_a_winner_is_named_with_its_gains_and_every_limit():
+    text = shown()
+    assert "Trial 2 keeps every limit at 900 B. It is 10.0× smaller and 4." in text
+    assert "baseline winner, #2 limit" in text
+    assert "Peak memory 8.00 MB 4.00 MB ≤ 10 MB kept" in text
+    assert "File size 9.00 kB 900 B ≤ 2 MB kept" in text
+    assert "Score drop 0.0000 0.0050 ≤ 0.01 kept" in text
+    assert "Latency, p90 0.8" in text
+    assert "Download (deflated) 8.10 kB 810 B" in text
+    assert "Trial 2: pruned to 10 % of the parameters (taylor), distilled 8 epochs, int8" in text
+
+
+def test_the_limit_that_binds_is_named_with_the_trial_it_stopped():
+    assert "What binds: score. Trial 3 would be smaller (400 B), but misses score drop 0.0350 (≤ 0.01)." in shown()
+
+
+def test_where_nothing_smaller_was_tried_the_limit_with_the_least_room_is_named():
+    text = of(a_baseline(), a_trial(1, drop=0.0), max_size_bytes=1000)
+    assert "What binds: size, which has the least room (90 % of 1 kB)" in text
+
+
+def test_a_latency_shows_the_end_of_its_interval_that_decides():
+    assert "(≤ 0.2" in of(a_baseline(), a_trial(1, latency_ms=0.2, spread=0.1))
+
+
+def test_waived_limits_are_named():
+    text = of(a_baseline(), a_trial(1, memory_bytes=None), max_peak_memory_bytes=None, max_latency_ms=None)
+    assert "Waived: latency and peak memory." in text
+    assert "Peak memory 8.00 MB — waived" in text
+
+
+def test_what_lies_inside_the_noise_is_said():
+    nearly = a_trial(2, size_bytes=500, drop=0.008, drop_ci95=(0.004, 0.012))
+    text = of(a_baseline(), a_trial(1, drop=0.001, drop_ci95=(-0.002, 0.004), contended=True), nearly)
+    assert "The drop of the score, −0.0020 to 0.0040 (95 %), cannot be told from none." in text
+    assert "Trial 2 is smaller and misses score drop 0.0120 (≤ 0.01, inside the noise)." in text
+    assert "Other load disturbed the timing of trial 1" in text
+
+
+def test_a_smaller_trial_that_is_slower_than_the_baseline_is_explained():
+    text = of(a_baseline(), a_trial(1, time_ratio=1.4))
+    assert "The baseline itself is the smallest file that keeps the limits: 9.00 kB." in text
+    assert "Trial 1 is smaller and within the limits, but slower than the baseline" in text
+
+
+@pytest.mark.parametrize(("time_ratio", "said"), [(1.3, "× slower (95 %"), (1.001, "not measurably faster or slower")])
+def test_a_winner_that_is_not_faster_is_not_called_faster(time_ratio, said):
+    winner = a_trial(1, time_ratio=time_ratio, recipe=a_recipe(int8=True))
+    assert said in of(a_baseline(), winner, proven_on_target=False)
+
+
+def test_a_stand_in_proves_nothing_on_the_target():
+    assert "only stands in for the phone: nothing is proven on the target" in of(a_baseline(), proven_on_target=False)
+    assert "Measured on the target itself, Test Processor 3000, 1 thread (local:)." in of(a_baseline())
+
+
+def test_scores_on_the_test_batches_and_the_time_are_given():
+    text = shown(msgspec.structs.replace(a_choice(), test=a_test_result()))
+    assert "On 10,000 test samples, looked at once: baseline 0.9140, winner 0.9090 (drop 0.0050, 95 %" in text
+    assert "Where the time went (1 min 10 s): measure 40 s, train 24 s, export 6.0 s." in text
+
+
+def test_nothing_feasible_names_the_nearest_and_what_would_be_enough():
+    text = of(a_baseline(), a_trial(1), max_size_bytes=800)
+    assert text.startswith("Nothing keeps the limits.")
+    assert "nearest, #1" in text
+    assert "File size 9.00 kB 900 B ≤ 800 B missed" in text
+    assert "Trial 1 is nearest and misses size. Enough would be a size of" in text
+
+
+def test_the_files_are_named_and_the_model_only_where_there_is_one():
+    out = Path("somewhere/out")
+    assert "somewhere/out/model.onnx somewhere/out/report.html somewhere/out/choice.json" in shown(out=out)
+    assert "model.onnx" not in shown(a_choice(budget=a_budget(max_size_bytes=10)), out=out)
+
+
+def test_a_failed_baseline_leaves_dashes():
+    text = shown(a_choice((a_failed_trial(0), a_failed_trial(1))))
+    assert "Nothing keeps the limits." in text
+    assert "File size — ≤ 2 MB missed" in text
+
+
+def test_names_that_look_like_markup_are_printed_as_they_are():
+    assert "[bold]x[/bold] on phone" in shown(a_choice(task="[bold]x[/bold]"))

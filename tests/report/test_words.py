@@ -1,0 +1,81 @@
+"""Numbers and recipes in words."""
+
+import pytest
+from builders import a_recipe
+
+from edgeopt.records.recipe import Half, Recipe, Sparsify, Student
+from edgeopt.report import words
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.20134, "0.201"), (9.999, "10.0"), (1234.5, "1,234"), (0.0004567, "0.000457"), (-2.5, "-2.50")],
+)
+def test_three_digits_and_no_exponent(value, text):
+    assert words.significant(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(900, "900 B"), (84_123, "84.1 kB"), (2_830_000, "2.83 MB"), (1_200_000_000, "1.20 GB")]
+)
+def test_bytes_are_decimal(value, text):
+    assert words.size(value) == text
+
+
+def test_scores_have_four_decimals_up_to_ten_and_two_above():
+    assert words.score(0.91555) == "0.9155"
+    assert words.score(-0.002) == "−0.0020"
+    assert words.score(37.251) == "37.25"
+
+
+def test_a_number_beside_its_limit_gets_the_digits_that_tell_them_apart():
+    assert words.told_apart(1.0004, 1.0, "ms") == "1.0004 ms"
+    assert words.told_apart(2_000_001, 2_000_000, "bytes") == "2.000001 MB"
+    assert words.told_apart(0.5, 1.0, "ms") == "0.500 ms"
+    assert words.told_apart(1.0, 1.0, "ms") == "1.00 ms"
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.0, "ms", "1 ms"),
+        (500_000, "bytes", "500 kB"),
+        (0.01, "score", "0.01"),
+        (1000, "per_s", "1,000 / s"),
+        (0, "score", "0"),
+    ],
+)
+def test_limits_are_written_as_they_were_set(value, unit, text):
+    assert words.limit(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (9.97, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"), (3900, "1 h 5 min")],
+)
+def test_durations(seconds, text):
+    assert words.duration(seconds) == text
+
+
+def test_shares():
+    assert words.percent(0.234) == "23\u00a0%"
+    assert words.percent(0.0041) == "0.4\u00a0%"
+
+
+def test_lists():
+    assert [words.listed(list("abc")[:count]) for count in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_recipes():
+    assert words.recipe(a_recipe(), 1.0) == "as trained, float32"
+    assert words.recipe(a_recipe(int8=True), 1.0) == "as trained, int8 (7-bit weights)"
+    assert words.recipe(a_recipe(pruned=True), 0.1) == (
+        "pruned to 10\u00a0% of the parameters (taylor), distilled 8 epochs, float32"
+    )
+    other = Recipe(
+        torch_steps=(Student(name="tiny"), Sparsify(method="magnitude", ratio=0.8, scope="global")),
+        graph_steps=(Half(),),
+        seed=0,
+        parent=None,
+    )
+    assert words.recipe(other, None) == "student “tiny”, 80\u00a0% of the weights zero (magnitude), float16"

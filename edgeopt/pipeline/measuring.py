@@ -36,7 +36,8 @@ class Scale:
     def _measurement_key(self, sha256: str) -> str:
         build = self.build
         runtime = build.environment.onnxruntime
-        return measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
+        key = measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
+        return digest((key, build.allow_fallback)) if build.allow_fallback else key
 
     def measurement(self, sha256: str) -> Measurement:
         """Return the file's measurement on the build's device."""

@@ -1,0 +1,250 @@
+"""`edgeopt build` as people run it: a subprocess, a real task, real files. One workspace serves most tests."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent.parent
+TASK = f"{TESTS / 'tiny_task.py'}:task"
+QUICK_TIMING = {
+    "processes": "2",
+    "warmup_runs": "3",
+    "warmup_seconds": "0.02",
+    "min_runs": "20",
+    "min_seconds": "0.05",
+    "max_seconds": "2.0",
+}
+
+
+def edgeopt(folder, *arguments, **variables):
+    """Run the command in ``folder`` and return the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *map(str, arguments)],
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def write_target(path, **values):
+    """Write the phone's profile with a short timing rule and other values."""
+    text = (TESTS.parent / "targets" / "phone.toml").read_text()
+    for name, value in (QUICK_TIMING | {"name": f'"{path.stem}"', "max_score_drop": "0.2"} | values).items():
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, name
+    path.write_text(text)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a target and one finished build."""
+    folder = tmp_path_factory.mktemp("project")
+    write_target(folder / "tiny.toml")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(folder):
+    done = edgeopt(folder, "build", TASK, "--target", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def choice_of(folder, out="edgeopt-out"):
+    return json.loads((folder / out / "choice.json").read_text())
+
+
+def rebuild(folder, *limits):
+    """Build again in the finished workspace with other limits."""
+    out = "other"
+    done = edgeopt(folder, "build", TASK, "--target", "tiny.toml", "--out", out, *limits)
+    return done, choice_of(folder, out)
+
+
+def test_the_bundle_holds_what_the_manifest_says(first, folder):
+    out = folder / "edgeopt-out"
+    manifest = json.loads((out / "manifest.json").read_text())
+    for name, sha256 in manifest["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256, name
+    assert {"model.onnx", "choice.json", "report.html"} <= set(manifest["files"])
+    winner = choice_of(folder)["winner"]
+    assert winner["size_bytes"] == (out / "model.onnx").stat().st_size
+    assert winner["sha256"] == hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
+
+
+def test_the_winner_is_smaller_than_the_baseline_and_was_pruned_and_quantized(first, folder):
+    choice = choice_of(folder)
+    assert choice["winner"]["size_bytes"] < 0.5 * choice["baseline"]["size_bytes"]
+    steps = [step["step"] for step in choice["winner"]["recipe"]["graph_steps"]]
+    assert "quantize" in steps
+    assert any(trial["recipe"]["torch_steps"] for trial in choice["trials"])
+    assert choice["proven_on_target"] is False
+    assert choice["test"]["samples"] == 256
+    assert "baseline" in first.stdout
+    assert "error" not in first.stderr.lower()
+
+
+def test_every_trial_was_scored_on_its_final_file_and_measured(first, folder):
+    for trial in choice_of(folder)["trials"]:
+        assert trial["status"] == "measured", trial["reason"]
+        assert (folder / ".edgeopt" / "artifacts" / f"{trial['sha256']}.onnx").is_file()
+        low, high = trial["latency_ms"]["limit_ci95"]
+        assert 0 < low <= high
+        assert trial["peak_memory_bytes"] > 0
+
+
+def test_a_student_of_the_task_is_tried(first, folder):
+    steps = [step for trial in choice_of(folder)["trials"] for step in trial["recipe"]["torch_steps"]]
+    assert {"step": "student", "name": "narrow"} in steps
+
+
+def test_the_same_command_again_trains_and_measures_nothing(first, folder):
+    before = choice_of(folder)
+    start = time.monotonic()
+    again = edgeopt(folder, "build", TASK, "--target", "tiny.toml", "--json")
+    assert again.returncode == 0, again.stderr
+    assert "train:" not in again.stderr
+    after = json.loads(again.stdout)
+    assert [trial["sha256"] for trial in after["trials"]] == [trial["sha256"] for trial in before["trials"]]
+    assert after["winner"]["sha256"] == before["winner"]["sha256"]
+    assert time.monotonic() - start < 60
+
+
+def test_where_score_binds_it_is_named(first, folder):
+    trials = [trial for trial in choice_of(folder)["trials"] if trial["status"] == "measured"]
+    smallest = min(trials, key=lambda trial: trial["size_bytes"])
+    floor = smallest["score"] + 1e-6
+    done, choice = rebuild(folder, "--max-drop", "none", "--min-score", floor)
+    assert "train:" not in done.stderr
+    if choice["winner"] is None:
+        assert choice["infeasible"]["binding"] == ["score"]
+    else:
+        assert choice["winner"]["sha256"] != smallest["sha256"]
+        assert "score" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("option", "limit"), [("--latency-ms", "latency"), ("--memory-mb", "memory"), ("--size-mb", "size")]
+)
+def test_a_limit_that_nothing_keeps_is_named_with_what_would_be_enough(first, folder, option, limit):
+    done, choice = rebuild(folder, option, "0.000001")
+    assert done.returncode == 3, done.stderr
+    assert "train:" not in done.stderr
+    assert choice["winner"] is None
+    assert choice["infeasible"]["binding"] == [limit]
+    assert choice["infeasible"]["nearest"] is not None
+    assert not (folder / "other" / "model.onnx").exists()
+    assert limit in done.stdout
+
+
+def test_where_nothing_is_feasible_every_missed_limit_is_named(first, folder):
+    done, choice = rebuild(folder, "--size-mb", "0.000001", "--min-score", "1.5")
+    assert done.returncode == 3
+    assert set(choice["infeasible"]["binding"]) == {"size", "score"}
+
+
+def test_a_waived_limit_is_shown(first, folder):
+    done, choice = rebuild(folder, "--memory-mb", "none")
+    assert done.returncode == 0
+    assert choice["budget"]["max_peak_memory_bytes"] is None
+    assert "waived" in done.stdout
+
+
+def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder, tmp_path):
+    write_target(tmp_path / "tiny.toml")
+    command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / ".edgeopt" / "checkpoints"
+    deadline = time.monotonic() + 300
+    while not list(checkpoints.glob("*.safetensors")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with sqlite3.connect(tmp_path / ".edgeopt" / "ledger.sqlite") as ledger:
+        finished = ledger.execute("select count(*) from trials").fetchone()[0]
+    ledger.close()
+    assert finished >= 2
+    assert not (tmp_path / "edgeopt-out").exists()
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = choice_of(tmp_path), choice_of(folder)
+    assert ours["winner"]["recipe"] == theirs["winner"]["recipe"]
+    assert ours["winner"]["sha256"] == theirs["winner"]["sha256"]
+
+
+def test_a_given_onnx_file_is_simplified_quantized_and_judged(first, folder, tmp_path):
+    given = folder / "edgeopt-out" / ".." / ".edgeopt" / "artifacts" / f"{choice_of(folder)['baseline']['sha256']}.onnx"
+    (tmp_path / "given.onnx").write_bytes(given.read_bytes())
+    write_target(tmp_path / "tiny.toml")
+    done = edgeopt(tmp_path, "build", "given.onnx", "--target", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    choice = choice_of(tmp_path)
+    assert choice["baseline"]["score"] == 1.0
+    assert choice["winner"]["size_bytes"] < choice["baseline"]["size_bytes"]
+    assert any("agreement" in note for trial in choice["trials"] for note in trial.get("notes", []))
+
+
+WRONG = {
+    "a missing task": (["build", "nothing.py:task", "--target", "phone"], "nothing.py does not exist"),
+    "an unknown ready task": (["build", "fashon", "--target", "phone"], "did you mean 'fashion'"),
+    "an unknown target": (["build", "fashion", "--target", "fone"], "did you mean 'phone'"),
+    "no target": (["build", "fashion"], "--target"),
+    "a broken toml": (["build", "fashion", "--target", "broken.toml"], "broken.toml"),
+    "an out that is a file": (["build", "fashion", "--target", "phone", "--out", "a-file"], "a-file"),
+    "an out that is not ours": (["build", "fashion", "--target", "phone", "--out", "full"], "full"),
+    "a limit that is no number": (["build", "fashion", "--target", "phone", "--size-mb", "small"], "small"),
+    "a percentage": (["build", "fashion", "--target", "phone", "--max-drop", "5"], "5"),
+    "an unknown device": (["build", "fashion", "--target", "phone", "--device", "usb:"], "usb"),
+    "cuda where there is none": (["build", TASK, "--target", "car-cuda"], "CUDAExecutionProvider"),
+    "data for a task": (["build", "fashion", "--target", "phone", "--data", "x.npz"], "--data"),
+    "a model that is none": (["build", "broken.onnx", "--target", "phone"], "broken.onnx"),
+    "a task that raises": (["build", "raises.py:task", "--target", "phone"], "ZeroDivisionError"),
+    "a model that gives NaN": (["build", "nan.py:task", "--target", "phone"], "not finite"),
+    "corrupted data": (["build", "fashion", "--target", "phone"], "train-images-idx3-ubyte.gz"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
+    arguments, words = WRONG[case]
+    (tmp_path / "broken.toml").write_text("name = \n[limits")
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    (tmp_path / "a-file").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    (tmp_path / "raises.py").write_text("def task():\n    return 1 / 0\n")
+    (tmp_path / "nan.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(TESTS)!r})\n"
+        "import tiny_task, torch, edgeopt\n"
+        "def model():\n"
+        "    net = tiny_task.TinyNet()\n"
+        "    torch.nn.init.constant_(net.head.weight, float('nan'))\n"
+        "    return net\n"
+        "task = edgeopt.classification(model, tiny_task.batches(32, 0), tiny_task.batches(32, 1))\n"
+    )
+    broken = tmp_path / "data" / "fashion-mnist"
+    broken.mkdir(parents=True)
+    (broken / "train-images-idx3-ubyte.gz").write_bytes(b"half a file")
+    variables = {"EDGEOPT_DATA": str(tmp_path / "data")} if case == "corrupted data" else {}
+    done = edgeopt(tmp_path, *arguments, **variables)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert not (tmp_path / "edgeopt-out").exists()
+    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"

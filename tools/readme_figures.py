@@ -1,0 +1,95 @@
+"""Write the README's tables from the results of the benchmarks.
+
+python tools/readme_figures.py [--check]
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """Return a benchmark's results, or None where it was not run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def ratio(value: float | None) -> str:
+    """Return a ratio in words."""
+    return "–" if value is None else f"{value:.1f}×"
+
+
+def default_build(result: dict[str, Any]) -> str:
+    """Return the table of the default build."""
+    figures = result["figures"]
+    lines = [
+        "Against the exported fp32 file; speed by interleaved A/B on one thread; the drop is in points of 0.01.",
+        "",
+        "| | file | smaller | faster | drop on the selection images |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        if row["size_ratio"] is None:
+            lines.append(f"| {row['name']} | nothing keeps the limits | | | |")
+            continue
+        low, high = row["selection_drop_ci95"]
+        lines.append(
+            f"| {row['name']} | {row['size_bytes'] / 1e3:.0f} kB | {ratio(row['size_ratio'])} | "
+            f"{ratio(row['speed_ratio'])} | {row['selection_drop'] * 100:.2f} ({low * 100:.2f} to {high * 100:.2f}) |"
+        )
+    environment = result["samples"]["default"]["trials"][0]
+    processor = result["samples"]["default"].get("environment", {}).get("processor", "")
+    lines += [
+        "",
+        f"On the {figures['test_images']:,} test images, looked at once: "
+        f"baseline {figures['baseline_test_score']:.4f}, "
+        f"winner {figures['baseline_test_score'] - figures['test_drop']:.4f} "
+        f"({figures['test_drop'] * 100:.2f} points lower). "
+        f"The build took {figures['seconds'] / 60:.1f} minutes on two cores"
+        + (f" of {processor}" if processor else "")
+        + f" (baseline {environment['size_bytes'] / 1e6:.2f} MB).",
+        "",
+        f"`{result['command']}` measures it again; raw results in `benchmarks/results/default_build.json`.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {"default-build": ("default_build", default_build)}
+
+
+def replaced(text: str) -> str:
+    """Return the README with every table written anew."""
+    for marker, (name, render) in TABLES.items():
+        result = load(name)
+        if result is None:
+            continue
+        begin = f"<!-- {marker}:begin (written by tools/readme_figures.py) -->"
+        end = f"<!-- {marker}:end -->"
+        before, _, rest = text.partition(begin)
+        _, _, after = rest.partition(end)
+        text = f"{before}{begin}\n{render(result)}\n{end}{after}"
+    return text
+
+
+@click.command()
+@click.option("--check", is_flag=True, help="Fail where the README differs; write nothing.")
+def main(check: bool) -> None:
+    """Write the tables, or check them."""
+    path = ROOT / "README.md"
+    old = path.read_text(encoding="utf-8")
+    new = replaced(old)
+    if check and new != old:
+        raise click.ClickException("the README's tables differ from benchmarks/results: run tools/readme_figures.py.")
+    if not check:
+        path.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

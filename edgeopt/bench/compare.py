@@ -81,21 +81,15 @@ def compare(
     hashes = [file_sha256(path, STAGE) for path in (model, against)]
     requests = [
         msgspec.structs.replace(
-            runtime_request(
-                "serve",
-                str(path),
-                profile,
-                allow_fallback=allow_fallback,
-                batch_size=batch_size,
-                inputs=str(inputs) if inputs else "",
-            ),
+            runtime_request("serve", str(path), profile, allow_fallback=allow_fallback, batch_size=batch_size),
+            inputs=str(inputs) if inputs else "",
             warmup_seconds=turns.warmup_seconds,
         )
         for path in (model, against)
     ]
     rng, clock = random.Random(seed), _clock(profile, requests[0])  # noqa: S311 - an order of turns, not a secret
     blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    count = None
+    count = None  # the first pair decides, so that all pairs have the same
     for pair in range(turns.pairs):
         progress(f"comparing, pair {pair + 1} of {turns.pairs}")
         ran = _run_pair(device, requests, turns, count, clock, rng)

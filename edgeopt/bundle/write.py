@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from edgeopt.bundle.manifest import NAME, Origin, build_manifest
 from edgeopt.bundle.swap import building_name, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.records.choice import Choice
-from edgeopt.report.document import build_document, encode
+from edgeopt.report.document import Document, build_document, encode
 from edgeopt.report.page import render_page
 
 
@@ -79,29 +78,39 @@ def write_bundle(
     check_out(out)
     out = out.absolute()
     new = building_name(out)
+    origin = Origin(
+        labels=tuple(labels),
+        preprocessing=preprocessing,
+        postprocessing=postprocessing,
+        versions=dict(versions),
+        seed=seed,
+        command=command,
+    )
     try:
         new.mkdir()
-        document = build_document(choice)
-        origin = Origin(
-            labels=tuple(labels),
-            preprocessing=preprocessing,
-            postprocessing=postprocessing,
-            versions=dict(versions),
-            seed=seed,
-            command=command,
-        )
-        golden: tuple[GoldenEntry, ...] = ()
-        if model is not None and document.winner is not None:
-            shutil.copyfile(model, new / "model.onnx")
-            golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
-        (new / "choice.json").write_bytes(encode(document))
-        (new / "report.html").write_text(render_page(document), encoding="utf-8")
-        manifest = build_manifest(new, document, origin, golden)
-        (new / NAME).write_bytes(encode(manifest))
+        _fill(new, build_document(choice), model, golden_inputs, golden_outputs, origin)
         swap_in(new, out)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         raise WorkspaceError(
-            f"The result could not be written to {out}: {error.strerror or os.strerror(error.errno or 0)}. "
+            f"The result could not be written to {out}: {error.strerror or error}. "
             "Every finished trial is kept: free space or name another --out, and run the same command again."
         ) from error
+
+
+def _fill(
+    new: Path,
+    document: Document,
+    model: Path | None,
+    golden_inputs: Mapping[str, Array],
+    golden_outputs: Mapping[str, Array],
+    origin: Origin,
+) -> None:
+    """Write every file of a bundle; the manifest comes last, as it has the hashes of the others."""
+    golden: tuple[GoldenEntry, ...] = ()
+    if model is not None and document.winner is not None:
+        shutil.copyfile(model, new / "model.onnx")
+        golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
+    (new / "choice.json").write_bytes(encode(document))
+    (new / "report.html").write_text(render_page(document), encoding="utf-8")
+    (new / NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))

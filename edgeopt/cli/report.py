@@ -1,0 +1,39 @@
+"""``edgeopt report DIR``: the result of a bundle again, as text, JSON or a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the page to FILE, made anew.")
+@click.option("--json", "as_json", is_flag=True, help="Print choice.json.")
+def command(folder: Path, html: Path | None, as_json: bool) -> None:
+    """Print the result of the bundle in DIR again.
+
+    With --html the page is made anew from choice.json, with this version's sections.
+    """
+    from rich.console import Console
+
+    from edgeopt.errors import InputError
+    from edgeopt.report.document import encode, read_document
+    from edgeopt.report.page import render_page
+    from edgeopt.report.text import print_result
+
+    document = read_document(folder / "choice.json")
+    if html is not None:
+        if html.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"--html {html} lies in the bundle, whose manifest has the hash of every file. Name a file elsewhere."
+            )
+        try:
+            html.write_text(render_page(document), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"--html {html} cannot be written: {error.strerror}. Name another file.") from error
+    if as_json:
+        click.echo(encode(document), nl=False)
+    else:
+        print_result(document, Console(), out=folder)

@@ -1,0 +1,37 @@
+"""``edgeopt show N``: all that the ledger knows of one trial."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeopt.cli.history import find_build, open_ledger, workspace_option
+
+
+@click.command()
+@click.argument("number", metavar="N", type=int)
+@click.option("--build", type=int, help="Which build; the newest where it is not given.")
+@workspace_option
+@click.option("--json", "as_json", is_flag=True, help="Print the trial's record with its raw samples.")
+def command(number: int, build: int | None, workspace: Path, as_json: bool) -> None:
+    """Show trial number N: recipe, file, timings, parity, and the traceback where it failed."""
+    from rich.console import Console
+
+    from edgeopt.errors import InputError
+    from edgeopt.records.codec import to_json
+    from edgeopt.report.ledger_text import print_trial
+
+    ledger = open_ledger(workspace)
+    try:
+        build = find_build(ledger, build)
+        trials = {trial.number: trial for trial in ledger.trials(build)}
+    finally:
+        ledger.close()
+    if number not in trials:
+        held = f"trials {min(trials)} to {max(trials)}" if trials else "no trial yet"
+        raise InputError(f"build {build} has no trial {number}; it holds {held}. `edgeopt history {build}` lists them.")
+    if as_json:
+        click.echo(to_json(trials[number]))
+    else:
+        print_trial(trials[number], trials.get(0), Console())

@@ -27,6 +27,12 @@ DYNAMO_OPSET = 18  # what dynamo translates to; asked for less it silently gives
 PREFERRED_OPSET = 18  # both exporters know it, and every ONNX Runtime since 1.14 does
 EXAMPLE_BATCH = 2  # an example batch of 1 is silently taken for a constant
 KEPT_LINES = 3  # of an exporter's message; the trace has it all
+_TRACEABLE = {
+    torch.ops.aten.sym_size.int: "size",
+    torch.ops.aten.view.default: "view",
+    torch.ops.aten.reshape.default: "reshape",
+    torch.ops.aten.expand.default: "expand",
+}
 _REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 _CHATTERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
@@ -166,8 +172,8 @@ def _with_example_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def _plain(module: nn.Module) -> nn.Module:
     """Return a module that both exporters can trace; parameters are shared, not copied.
 
-    The graph of ``torch.export`` comes with guards that tracing cannot run, and reads sizes by an operator that
-    tracing would turn into a constant.
+    The graph of ``torch.export`` comes with guards that tracing cannot run, and reads and uses sizes by operators that
+    tracing turns into constants; the methods of the same names stay open.
     """
     if not isinstance(module, torch.fx.GraphModule):
         return module
@@ -175,11 +181,8 @@ def _plain(module: nn.Module) -> nn.Module:
     for node in list(graph.nodes):
         if node.target in ("_guards_fn", torch.ops.aten._assert_tensor_metadata.default):
             graph.erase_node(node)
-        elif node.target is torch.ops.aten.sym_size.int:
-            with graph.inserting_before(node):
-                size = graph.call_method("size", tuple(node.args))
-            node.replace_all_uses_with(size)
-            graph.erase_node(node)
+        elif node.target in _TRACEABLE:
+            node.op, node.target = "call_method", _TRACEABLE[node.target]
     plain = torch.fx.GraphModule(module, graph)
     plain.training = False
     return plain

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.graph.files import (
     arrays,
     consumers,
+    drop_metadata,
     drop_unused_initializers,
     graphs,
     lower_ir,
@@ -30,7 +31,7 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
 def compact(model: onnx.ModelProto) -> None:
     """Shrink ``model`` in place; a second call changes nothing."""
     lower_ir(model)
-    _drop_metadata(model)
+    drop_metadata(model)
     _drop_zero_points(model.graph)
     for graph in graphs(model.graph):
         for node in graph.node:
@@ -38,22 +39,6 @@ def compact(model: onnx.ModelProto) -> None:
     _share_initializers(model.graph)
     drop_unused_initializers(model.graph)
     _shorten_names(model.graph)
-
-
-def _drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove what no runtime reads."""
-    for field in ("producer_name", "producer_version", "domain", "model_version"):
-        model.ClearField(field)
-    holders: list[object] = [model, *model.functions]
-    for graph in graphs(model.graph):
-        del graph.value_info[:]
-        graph.name = "g"  # the checker wants one
-        holders += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
-        holders += [attribute for node in graph.node for attribute in node.attribute]
-    for holder in holders:
-        holder.ClearField("doc_string")  # type: ignore[attr-defined]
-        if hasattr(holder, "metadata_props"):
-            del holder.metadata_props[:]
 
 
 def _drop_zero_points(graph: onnx.GraphProto) -> None:

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -72,16 +71,27 @@ def consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, in
     return found
 
 
-def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """Return the node that computes each value."""
-    return {name: node for node in graph.node for name in node.output}
-
-
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Put ``nodes`` (in topological order) in the place of all nodes of the graph."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def drop_metadata(model: onnx.ModelProto) -> None:
+    """Remove what no runtime reads: doc strings, traces of tools, inferred shapes of inner values."""
+    for field in ("producer_name", "producer_version", "domain", "model_version"):
+        model.ClearField(field)
+    holders: list[object] = [model, *model.functions]
+    for graph in graphs(model.graph):
+        del graph.value_info[:]
+        graph.name = "g"  # the checker wants one
+        holders += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+        holders += [attribute for node in graph.node for attribute in node.attribute]
+    for holder in holders:
+        holder.ClearField("doc_string")  # type: ignore[attr-defined]
+        if hasattr(holder, "metadata_props"):
+            del holder.metadata_props[:]
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
@@ -103,11 +113,6 @@ def drop_unused_opsets(model: onnx.ModelProto) -> None:
     copies = [onnx.OperatorSetIdProto.FromString(entry.SerializeToString()) for entry in kept]
     del model.opset_import[:]
     model.opset_import.extend(copies)
-
-
-def is_constant(array: NDArray[Any] | None, *values: float) -> bool:
-    """Tell whether an initializer holds exactly ``values``, in any order."""
-    return array is not None and sorted(np.ravel(array).tolist()) == sorted(values)
 
 
 def lower_ir(model: onnx.ModelProto) -> None:

@@ -6,6 +6,7 @@ import onnx
 import onnxsim
 
 from edgeopt.errors import StepError
+from edgeopt.graph.files import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
 
 STAGE = "simplify"
@@ -17,6 +18,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     simple, passed = onnxsim.simplify(model)
     if not passed:
         raise StepError(STAGE, "onnxsim found that its result differs from its input. Leave this step out.")
+    drop_metadata(simple)  # it leaves a protocol of what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)
     if after > before:  # inlined functions; a flatten after a pooling adds one

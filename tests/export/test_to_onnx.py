@@ -1,0 +1,137 @@
+import logging
+import warnings
+
+import onnx
+import pytest
+import torch
+from onnx_running import a_network, run, some_images
+from torch import nn
+
+from edgeopt.errors import StepError
+from edgeopt.export.parity import compare_arrays
+from edgeopt.export.to_onnx import export
+
+FLOAT_TOLERANCE = 1e-4  # the largest relative error of a right export over 43 architectures
+EXPORTERS = ("dynamo", "torchscript")
+
+
+def write(module, path, *, exporter="torchscript", max_opset=20, max_ir=9, channels=1, **options):
+    names = {"input_names": ["image"], "output_names": ["logits"], **options}
+    example = (torch.from_numpy(some_images(1, channels)),)
+    return export(module, example, path, max_opset=max_opset, max_ir=max_ir, exporter=exporter, **names)
+
+
+def as_exported_graph(network):
+    """The form in which pruned networks come: the graph of torch.export."""
+    example = torch.from_numpy(some_images(2))
+    program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    return program.module(check_guards=False)
+
+
+class Halves(nn.Module):
+    """Reads its own batch size, as many users' networks do."""
+
+    def forward(self, x):
+        return x.reshape(x.shape[0], 2, -1).mean(2)
+
+
+@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_both_exporters_write_what_the_module_computes_at_any_batch(tmp_path, exporter, form):
+    network = a_network()
+    exported = write(
+        network if form == "module" else as_exported_graph(network), tmp_path / "m.onnx", exporter=exporter
+    )
+    images = some_images(5)
+    with torch.no_grad():
+        expected = network(torch.from_numpy(images)).numpy()
+    compare_arrays([expected], [run(exported.path, images)], stage="exported", tolerance=FLOAT_TOLERANCE)
+    assert (exported.exporter, exported.opset, exported.ir_version) == (exporter, 18, 8)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_the_batch_stays_open_where_the_network_reads_its_own_batch_size(tmp_path, exporter):
+    network = Halves()
+    for number, module in enumerate((network, as_exported_graph(network))):
+        exported = write(module, tmp_path / f"{number}.onnx", exporter=exporter)
+        assert run(exported.path, some_images(5)).shape == (5, 2)
+
+
+def test_names_and_open_batch_are_in_the_file(tmp_path):
+    graph = onnx.load(write(a_network(), tmp_path / "m.onnx").path).graph
+    assert [value.name for value in graph.input] == ["image"]
+    assert [value.name for value in graph.output] == ["logits"]
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+
+def test_the_batch_is_fixed_where_that_is_asked_for(tmp_path):
+    graph = onnx.load(write(a_network(), tmp_path / "m.onnx", dynamic_batch=False).path).graph
+    assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_an_old_target_gets_its_operator_set_from_torchscript(tmp_path):
+    exported = write(a_network(), tmp_path / "m.onnx", max_opset=13, max_ir=7)
+    assert (exported.opset, exported.ir_version) == (13, 7)
+
+
+def test_dynamo_refuses_an_operator_set_below_its_own(tmp_path):
+    with pytest.raises(StepError, match=r"writes operator set 18 at least, the target allows 17.*TorchScript"):
+        write(a_network(), tmp_path / "m.onnx", exporter="dynamo", max_opset=17)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_format_below_what_the_operator_set_needs_is_refused(tmp_path):
+    with pytest.raises(StepError, match="operator set 18 and IR 8; the target allows 20 and 7"):
+        write(a_network(), tmp_path / "m.onnx", max_ir=7)
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_a_module_that_does_not_run_is_refused_with_the_exporters_reason(tmp_path, exporter):
+    with pytest.raises(StepError, match=r"exporter refuses the module: .*channels") as caught:
+        write(nn.Conv2d(3, 4, 3), tmp_path / "m.onnx", exporter=exporter)
+    assert caught.value.stage == "export"
+    assert "Traceback" in caught.value.trace
+
+
+def test_a_wrong_number_of_output_names_is_refused(tmp_path):
+    with pytest.raises(StepError, match=r"the module gives outputs|exporter refuses"):
+        write(a_network(), tmp_path / "m.onnx", output_names=["logits", "features"])
+
+
+def test_training_flags_are_as_before(tmp_path):
+    network = a_network()
+    network.train()
+    network.head.eval()
+    write(network, tmp_path / "m.onnx")
+    assert network.training
+    assert network.stem.training
+    assert not network.head.training
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_one_file_without_metadata_is_written_and_nothing_said_on_the_terminal(tmp_path, capfd, exporter):
+    level = logging.getLogger("torch.onnx").level
+    path = write(a_network(), tmp_path / "m.onnx", exporter=exporter).path
+    assert capfd.readouterr() == ("", "")
+    assert logging.getLogger("torch.onnx").level == level
+    model = onnx.load(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+    assert not model.metadata_props
+    assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+    assert not model.graph.value_info
+
+
+def test_a_trace_that_may_not_generalize_is_noted(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x * 2 if x.mean() > 0 else x
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exported = write(Branches(), tmp_path / "m.onnx")
+    assert any("Converting a tensor to a Python boolean" in note for note in exported.notes)
+
+
+def test_equal_networks_give_equal_files(tmp_path):
+    first = write(a_network(), tmp_path / "a.onnx").path.read_bytes()
+    assert first == write(a_network(), tmp_path / "b.onnx").path.read_bytes()

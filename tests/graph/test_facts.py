@@ -1,0 +1,116 @@
+import hashlib
+import zlib
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from onnx_running import a_network, some_images, write
+from torch import nn
+
+from edgeopt.bench.outputs import write_batches
+from edgeopt.graph.apply import apply_steps
+from edgeopt.graph.facts import facts
+from edgeopt.records.recipe import Compact, Half, Quantize, Simplify
+
+INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=16)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The same network as float, as int8 and as half file."""
+    folder = tmp_path_factory.mktemp("facts")
+    write_batches(folder / "calibration.npz", [{"image": some_images()}])
+    files = {"source": write(a_network(), folder / "source.onnx")}
+    for name, steps in {"float": (), "int8": (INT8,), "half": (Half(),)}.items():
+        files[name] = folder / f"{name}.onnx"
+        apply_steps(
+            (Simplify(), *steps, Compact()),
+            files["source"],
+            files[name],
+            calibration=folder / "calibration.npz",
+            max_opset=20,
+            max_ir=9,
+        )
+    return files
+
+
+def folded_parameters(network):
+    """Weights and biases once each batch norm is folded into its convolution."""
+    convolutions = sum(
+        part.weight.numel() + part.out_channels for part in network.modules() if isinstance(part, nn.Conv2d)
+    )
+    return convolutions + sum(one.numel() for one in network.head.parameters())
+
+
+@pytest.mark.parametrize("kind", ["float", "int8", "half"])
+def test_parameters_are_counted_whatever_the_number_format(files, kind):
+    assert facts(files[kind]).parameters == folded_parameters(a_network())
+
+
+def test_zero_weights_are_not_counted_as_nonzero(files, tmp_path):
+    model = onnx.load(files["float"])
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    values = numpy_helper.to_array(weight).copy()
+    values.ravel()[:7] = 0
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "sparse.onnx")
+    assert facts(files["float"]).nonzero_parameters == facts(files["float"]).parameters
+    assert facts(tmp_path / "sparse.onnx").nonzero_parameters == facts(files["float"]).parameters - 7
+
+
+@pytest.mark.parametrize("kind", ["source", "float", "int8", "half"])
+def test_multiply_accumulates_are_for_one_sample(files, kind):
+    stem = 16 * 16 * 8 * 9  # pixels, channels out, window
+    first = 8 * 8 * (8 * 8 * 9 + 8 * 8 * 9 + 8 * 8)  # two convolutions and the skip
+    second = 4 * 4 * (8 * 16 * 9 + 16 * 16 * 9 + 8 * 16)
+    assert facts(files[kind]).macs == stem + first + second + 16 * 5
+
+
+def test_sizes_and_hash_are_those_of_the_file(files):
+    data, found = files["int8"].read_bytes(), facts(files["int8"])
+    assert (found.size_bytes, found.download_bytes) == (len(data), len(zlib.compress(data, 9)))
+    assert found.sha256 == hashlib.sha256(data).hexdigest()
+
+
+def test_inputs_outputs_and_operators_are_named(files):
+    found = facts(files["source"])
+    assert found.inputs == (("image", ("batch", 1, 16, 16), "float32"),)
+    assert found.outputs == (("logits", ("batch", 5), "float32"),)
+    assert (found.operators["Conv"], found.operators["Gemm"]) == (7, 1)
+
+
+def test_fused_operators_of_the_runtime_count_too(tmp_path):
+    weight = np.ones((4, 2, 3, 3), np.int8)
+    values = {"s": np.float32(0.1), "z": np.uint8(0), "wz": np.int8(0), "w": weight, "b": np.ones(4, np.int32)}
+    nodes = [
+        helper.make_node("QLinearConv", ["x", "s", "z", "w", "s", "wz", "s", "z", "b"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("QLinearAdd", ["c", "s", "z", "c", "s", "z", "s", "z"], ["a"], domain="com.microsoft"),
+        helper.make_node("QLinearConv", ["a", "s", "z", "w2", "s", "wz", "s", "z"], ["y"]),
+    ]
+    values["w2"] = np.ones((1, 4, 1, 1), np.int8)
+    graph = helper.make_graph(
+        nodes,
+        "fused",
+        [helper.make_tensor_value_info("x", TensorProto.UINT8, ["n", 2, 5, 5])],
+        [helper.make_tensor_value_info("y", TensorProto.UINT8, ["n", 1, 5, 5])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "fused.onnx")
+    found = facts(tmp_path / "fused.onnx")
+    assert found.parameters == weight.size + 4 + 4
+    assert found.macs == 25 * 4 * 18 + 25 * 4
+
+
+def test_a_transposed_product_counts_its_inner_size(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], transA=1)],
+        "gemm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [7, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 2])],
+        [numpy_helper.from_array(np.ones((7, 2), np.float32), "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "gemm.onnx")
+    assert facts(tmp_path / "gemm.onnx").macs == 3 * 2 * 7

@@ -22,6 +22,9 @@ from edgeopt.errors import EdgeoptError, did_you_mean
 COMMANDS = {
     "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
     "bench": ("edgeopt.cli.bench", "Time and weigh one ONNX file on a target, or compare two."),
+    "report": ("edgeopt.cli.report", "Print a finished build's result again."),
+    "history": ("edgeopt.cli.history", "List the builds and trials of a workspace."),
+    "show": ("edgeopt.cli.show", "Show one trial of a workspace."),
     "targets": ("edgeopt.cli.targets", "List, show and make target profiles."),
     "init": ("edgeopt.cli.init", "Write an example task and an edgeopt.toml to start from."),
     "doctor": ("edgeopt.cli.doctor", "Say what this machine has, and what is missing."),

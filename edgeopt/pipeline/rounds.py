@@ -6,10 +6,13 @@ is looked up by its key first, so a build that goes on, or one with other limits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import msgspec
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline import jobs
@@ -19,15 +22,18 @@ from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
 from edgeopt.pipeline.steps import as_failed
 from edgeopt.records.base import Record
-from edgeopt.records.budget import Limit
+from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
 from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
 from edgeopt.search.allocate import allocate
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
-from edgeopt.select.limits import findings
+from edgeopt.select.limits import findings, measured_size, score_findings
 from edgeopt.task import CheckedTask
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 IMPORTANCE: Importance = "taylor"
 WARMUP_RATIO = 0.1
@@ -40,6 +46,13 @@ class Candidate(Record, frozen=True):
     steps: tuple[TorchStep, ...]
     parent: str | None
     """Key of the network that it starts from; None is the original."""
+
+
+class Wish(NamedTuple):
+    """A size to try, before its widths are decided."""
+
+    ratio: float
+    parent: Network
 
 
 class Finished(Record, frozen=True):
@@ -84,6 +97,11 @@ def precision_of(recipe: Recipe) -> Precision:
     return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
 
 
+def score_keeps(score: Score, budget: Budget) -> bool:
+    """Tell whether a score keeps the budget's floor."""
+    return all(finding.kept for finding in score_findings(score, budget))
+
+
 @dataclass
 class Search:
     """The state of one build's search."""
@@ -97,6 +115,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     networks: dict[str | None, Network] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    smallest: float = math.inf
+    """Size of the smallest file so far that keeps every limit."""
 
     def __post_init__(self) -> None:
         self.networks[None] = self.original
@@ -117,7 +137,16 @@ class Search:
             exported = timed(seconds, "export", lambda: export(build, network))
         except EdgeoptError as error:
             return Harvest(None, [Form(self.recipe(candidate, None), as_failed(error), seconds)])
-        return Harvest(network, [self.form(candidate, network, exported, name, seconds) for name in self.precisions])
+        forms: list[Form] = []
+        for precision in self.precisions:
+            if precision == "fp16" and any(self.keeps_floor(form) for form in forms):
+                continue
+            forms.append(self.form(candidate, network, exported, precision, seconds))
+        return Harvest(network, forms)
+
+    def keeps_floor(self, form: Form) -> bool:
+        """Tell whether a file keeps the score's floor: float16 is for networks whose int8 form does not."""
+        return not isinstance(form.made, Failed) and score_keeps(form.made.score, self.build.budget)
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
@@ -178,7 +207,7 @@ class Search:
         return trial
 
     def weigh(self, number: int, form: Form) -> Measured:
-        """Return a file's measurement, with the A/B against the baseline where every limit is kept."""
+        """Return a file's measurement, with the A/B against the baseline where it may become the winner."""
         assert isinstance(form.made, Made)
         artifact, score = form.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
@@ -188,14 +217,24 @@ class Search:
             score=score,
             against_baseline=None,
         )
-        if number == 0 or self.missed(measured):
+        size = measured_size(artifact, self.build.budget)
+        if number == 0 or self.missed(measured) or size >= self.smallest:
             return measured
-        return Measured(
-            artifact=artifact,
-            measurement=measured.measurement,
-            score=score,
-            against_baseline=self.scale.comparison(artifact.sha256),
-        )
+        self.smallest = size
+        return self.compared(measured)
+
+    def compared(self, outcome: Measured) -> Measured:
+        """Return a measured file with its A/B against the baseline."""
+        self.build.progress("compare", f"{outcome.artifact.size_bytes / 1e3:.0f} kB with the baseline")
+        comparison = self.scale.comparison(outcome.artifact.sha256)
+        return msgspec.structs.replace(outcome, against_baseline=comparison)
+
+    def compare(self, number: int) -> None:
+        """Compare a trial that was not compared when it was measured, and write it again."""
+        trial = self.trials[number]
+        assert isinstance(trial.outcome, Measured)
+        self.trials[number] = msgspec.structs.replace(trial, outcome=self.compared(trial.outcome))
+        self.build.ledger.add_trial(self.number, self.trials[number])
 
     def missed(self, measured: Measured) -> set[Limit]:
         """Return the names of the limits that a file misses."""
@@ -203,38 +242,32 @@ class Search:
 
     def keeps_score(self, trial: Trial) -> bool:
         """Tell whether a trial keeps the score's floor."""
-        return isinstance(trial.outcome, Measured) and "score" not in self.missed(trial.outcome)
+        return isinstance(trial.outcome, Measured) and score_keeps(trial.outcome.score, self.build.budget)
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
-    def run_round(self, candidates: Sequence[Callable[[], Candidate]]) -> list[Result]:
+    def run_round(self, candidates: Sequence[Candidate]) -> list[Result]:
         """Make candidates side by side, then measure them; return what came of each, in order."""
-        build = self.build
-
-        def make(plan: Callable[[], Candidate]) -> tuple[Candidate | None, Harvest]:
-            try:
-                candidate = plan()
-            except EdgeoptError as error:
-                recipe = self.recipe(Candidate(steps=(), parent=None), None)
-                return None, Harvest(None, [Form(recipe, as_failed(error), {})])
-            return candidate, self.make(candidate)
-
-        with build.clock.stage("train and make files"), ThreadPoolExecutor(build.trainers.count) as pool:
-            try:
-                harvests = list(pool.map(make, candidates))
-            except BaseException:
-                build.trainers.close()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-        found = []
-        with build.clock.stage("measure"):
-            for candidate, harvest in harvests:
-                if candidate is not None and candidate not in self.candidates:
-                    self.candidates.append(candidate)
+        with self.build.clock.stage("train and make files"):
+            harvests = self.side_by_side(self.make, candidates)
+        results = []
+        with self.build.clock.stage("measure"):
+            for candidate, harvest in zip(candidates, harvests, strict=True):
+                self.candidates.append(candidate)
                 if harvest.network is not None:
                     self.networks[harvest.network.key] = harvest.network
-                found.append(Result(harvest.network, [self.measure(form) for form in harvest.forms]))
-        return found
+                results.append(Result(harvest.network, [self.measure(form) for form in harvest.forms]))
+        return results
+
+    def side_by_side(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+        """Call ``function`` on each item, as many at once as there are torch workers."""
+        with ThreadPoolExecutor(self.build.trainers.count) as pool:
+            try:
+                return list(pool.map(function, items))
+            except BaseException:
+                self.build.trainers.close()  # so that no thread waits for a training that nobody wants any more
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
 
     def measure_original(self) -> None:
         """Measure the baseline as it was exported, then the original in every allowed precision."""
@@ -244,7 +277,7 @@ class Search:
             if isinstance(form.made, Failed):
                 raise EdgeoptError(f"the baseline failed at {form.made.stage}: {form.made.reason}")
             self.measure(form)
-        self.run_round([lambda: nothing])
+        self.run_round([nothing])
 
     def run(self, training: bool, more: bool) -> None:
         """Go through the whole search, or through the one that this workspace has finished before.
@@ -264,7 +297,7 @@ class Search:
         if known is not None:
             build.progress("search", f"{len(known.candidates)} candidates of a finished search are taken up")
             for candidate in known.candidates:
-                points += self.points(self.run_round([_given(candidate)]), [1.0])
+                points += self.points(self.run_round([candidate]), [1.0])
         if known is None or more:
             self.bisect(points)
         if not build.out_of_time:
@@ -278,19 +311,23 @@ class Search:
                 build.progress("search", "the time limit is reached; no further round begins")
                 return
             ratios = next_ratios(points, build.effort.candidates)
-            plans = [self.pruned(ratio, points) for ratio in ratios]
+            wishes = [Wish(ratio, self.parent(ratio, points)) for ratio in ratios]
+            plans = list(zip(self.side_by_side(self.pruned, wishes), ratios, strict=True))
             if index == 0:
-                plans += [_given(self.student(name)) for name in self.students]
-                ratios = (*ratios, *(1.0 for _ in self.students))
-            if not plans:
+                plans += [(self.student(name), 1.0) for name in self.students]
+            new: list[tuple[Candidate, float]] = []
+            for candidate, ratio in plans:
+                if candidate not in self.candidates and candidate not in [known for known, _ in new]:
+                    new.append((candidate, ratio))
+            if not new:
                 break
-            build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for ratio in ratios))
-            points += self.points(self.run_round(plans), ratios)
+            build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
+            results = self.run_round([candidate for candidate, _ in new])
+            points += self.points(results, [ratio for _, ratio in new])
         best = min((point.ratio for point in points if point.good), default=None)
         network = next((found for found in self.networks.values() if found.ratio == best), None)
         if build.budget.size_metric == "download" and network is not None:
-            sparse = [self.sparse(network, ratio) for ratio in build.effort.sparsities]
-            self.run_round([_given(candidate) for candidate in sparse])
+            self.run_round([self.sparse(network, ratio) for ratio in build.effort.sparsities])
 
     def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for."""
@@ -315,19 +352,17 @@ class Search:
         """Names of the task's own smaller networks."""
         return tuple(self.build.data.task.students)
 
-    def pruned(self, ratio: float, points: Sequence[Point]) -> Callable[[], Candidate]:
-        """Return the plan of a network with that share of the parameters, from the nearest larger good one."""
+    def parent(self, ratio: float, points: Sequence[Point]) -> Network:
+        """Return the network that a candidate of that ratio starts from: the nearest larger good one."""
         wanted = parent_ratio(points, ratio)
-        parent = next(network for network in self.networks.values() if network.ratio == wanted)
+        return next(network for network in self.networks.values() if network.ratio == wanted)
 
-        def plan() -> Candidate:
-            build = self.build
-            groups, _ = table(build, parent, IMPORTANCE)
-            widths = allocate(groups, ratio * self.original.parameters, build.profile.channel_step)
-            prune = Prune(importance=IMPORTANCE, widths=widths)
-            return Candidate(steps=(prune, self.distill()), parent=parent.key)
-
-        return plan
+    def pruned(self, wish: Wish) -> Candidate:
+        """Return the candidate with (about) so many of the original's parameters."""
+        groups, _ = table(self.build, wish.parent, IMPORTANCE)
+        widths = allocate(groups, wish.ratio * self.original.parameters, self.build.profile.channel_step)
+        prune = Prune(importance=IMPORTANCE, widths=widths)
+        return Candidate(steps=(prune, self.distill()), parent=wish.parent.key)
 
     def student(self, name: str) -> Candidate:
         """Return the candidate of a student network, distilled from scratch."""
@@ -354,10 +389,6 @@ class Search:
             mse_weight=training.mse_weight,
             hard_weight=training.hard_weight,
         )
-
-
-def _given(candidate: Candidate) -> Callable[[], Candidate]:
-    return lambda: candidate
 
 
 def describe(candidate: Candidate) -> str:

@@ -7,90 +7,69 @@ from the group that loses least importance for each parameter saved, at the widt
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from edgeopt.records.groups import GroupTable
+from edgeopt.records.groups import ChannelGroup, GroupTable
 
 DEPTH_LIMIT = 0.5
 """No group goes below this share of the width that uniform pruning would give it: an importance that is estimated
 before the training cannot tell that a layer is not needed at all."""
-
-
-def count_parameters(table: GroupTable, widths: Mapping[str, int]) -> int:
-    """Return the parameters at ``widths`` (group name to channels; groups not named keep all)."""
-    full = {group.name: group.channels for group in table.groups}
-    return sum(_elements(tensor.dims, {**full, **widths}) for tensor in table.tensors)
-
-
-def _elements(dims: tuple, widths: Mapping[str, int]) -> int:  # type: ignore[type-arg]
-    return math.prod(dim.fixed + sum(widths[name] * times for name, times in dim.groups.items()) for dim in dims)
+BISECTIONS = 40
 
 
 def uniform_widths(table: GroupTable, ratio: float, step: int) -> dict[str, int]:
-    """Return widths with the share ``ratio`` of every group's channels, rounded to multiples of ``step``."""
-    return {
-        group.name: min(group.channels, max(step, round(group.channels * ratio / step) * step))
-        for group in table.groups
-        if group.frozen_by is None
-    }
+    """Return widths with the share ``ratio`` of every group's channels, rounded up to multiples of ``step``."""
+    return {group.name: _rounded(group, group.channels * ratio, step) for group in table.free}
+
+
+def _rounded(group: ChannelGroup, width: float, step: int) -> int:
+    return min(group.channels, max(1, math.ceil(width / step)) * step)
 
 
 def uniform_ratio(table: GroupTable, target: float) -> float:
-    """Return the share of channels at which uniform pruning has ``target`` parameters, by bisection."""
+    """Return the share of channels at which uniform pruning leaves ``target`` parameters."""
     low, high = 0.0, 1.0
-    for _ in range(40):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        widths = {group.name: max(1, math.ceil(group.channels * middle)) for group in _prunable(table)}
-        low, high = (middle, high) if count_parameters(table, widths) < target else (low, middle)
+        enough = table.parameters(uniform_widths(table, middle, 1)) >= target
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 
-def _prunable(table: GroupTable) -> list:  # type: ignore[type-arg]
-    return [group for group in table.groups if group.frozen_by is None]
-
-
 def allocate(table: GroupTable, target: float, step: int) -> dict[str, int]:
-    """Return the widths of the pruned network with at most ``target`` parameters, or as near as the floors allow.
+    """Return the widths of a network with at most ``target`` parameters, or as near as the floors allow.
 
     Args:
         table: Of the network that is pruned.
         target: Parameters to reach.
-        step: Widths are multiples of it (or the full width).
+        step: Widths are multiples of it, or the full width.
+
+    Returns:
+        Group name to width, for the groups that lose channels.
     """
-    floor_ratio = DEPTH_LIMIT * uniform_ratio(table, target)
-    floors = {
-        group.name: min(group.channels, max(step, math.ceil(group.channels * floor_ratio / step) * step))
-        for group in _prunable(table)
+    floors = uniform_widths(table, DEPTH_LIMIT * uniform_ratio(table, target), step)
+    lost = {group.name: np.concatenate([[0.0], np.cumsum(np.sort(group.importance))]) for group in table.free}
+    touched = {
+        name: [tensor for tensor in table.tensors if any(name in dim.per_channel for dim in tensor.dims)]
+        for name in floors
     }
-    lost = {group.name: _cumulated(group.importance) for group in _prunable(table)}
-    widths = {group.name: group.channels for group in table.groups}
-    current = count_parameters(table, widths)
-    touching = {
-        name: [tensor for tensor in table.tensors if any(name in dim.groups for dim in tensor.dims)] for name in floors
-    }
+    full = table.widths()
+    widths = dict(full)
+    current = table.parameters(widths)
     while current > target:
-        best: tuple[float, str, int, int] | None = None
+        best = (math.inf, "", 0, 0)
         for name, floor in floors.items():
-            width = widths[name]
-            smaller = (math.ceil(width / step) - 1) * step
+            smaller = (math.ceil(widths[name] / step) - 1) * step
             if smaller < floor:
                 continue
-            trial = {**widths, name: smaller}
-            saved = sum(_elements(t.dims, widths) - _elements(t.dims, trial) for t in touching[name])
-            full = len(lost[name]) - 1
-            price = float(lost[name][full - smaller] - lost[name][full - width]) / max(saved, 1)
-            if best is None or price < best[0]:
-                best = (price, name, smaller, saved)
-        if best is None:
+            narrow = widths | {name: smaller}
+            saved = sum(tensor.numbers(widths) - tensor.numbers(narrow) for tensor in touched[name])
+            price = float(lost[name][full[name] - smaller] - lost[name][full[name] - widths[name]]) / max(saved, 1)
+            best = min(best, (price, name, smaller, saved))
+        _, name, smaller, saved = best
+        if not name:
             break
-        widths[best[1]] = best[2]
-        current -= best[3]
-    return {group.name: widths[group.name] for group in _prunable(table) if widths[group.name] < group.channels}
-
-
-def _cumulated(importance: tuple[float, ...]) -> NDArray[np.float64]:
-    """Return what is lost with the n least important channels, n = 0 to all."""
-    return np.concatenate([[0.0], np.cumsum(np.sort(np.asarray(importance, dtype=np.float64)))])
+        widths[name] = smaller
+        current -= saved
+    return {name: width for name, width in widths.items() if width < full[name]}

@@ -88,7 +88,7 @@ def findings(outcome: Measured, budget: Budget) -> list[Finding]:
     return [
         *_timing_findings(outcome.measurement, budget),
         *_byte_findings(outcome, budget),
-        *_score_findings(outcome.score, budget),
+        *score_findings(outcome.score, budget),
     ]
 
 
@@ -119,7 +119,8 @@ def _byte_findings(outcome: Measured, budget: Budget) -> Iterator[Finding]:
             yield Finding(limit, value, value, allowed, floor=False, scale=allowed or 1.0)
 
 
-def _score_findings(score: Score, budget: Budget) -> Iterator[Finding]:
+def score_findings(score: Score, budget: Budget) -> Iterator[Finding]:
+    """Hold a score against the budget's floors."""
     baseline = score.value + score.drop
     smallest = SMALLEST_SCORE_SCALE * abs(baseline) or 1.0
     if budget.min_score is not None:

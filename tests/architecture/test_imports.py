@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "device": ({"records", "errors"}, set()),
     "bench": ({"records", "errors", "statistics", "device"}, {"onnxruntime", "numpy"}),
     "select": ({"records", "errors", "statistics"}, set()),
-    "bundle": ({"records", "errors"}, {"numpy", *ONNX}),
+    "bundle": ({"records", "errors", "report"}, {"numpy", "msgspec", *ONNX}),
     "report": ({"records", "errors", "statistics"}, {"jinja2", "rich"}),
     "pipeline": (ANY, ANY),
     "cli": (ANY, {"click", "rich"}),

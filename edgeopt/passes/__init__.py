@@ -1,0 +1,1 @@
+"""Torch steps: what changes a network before it is exported."""

@@ -1,0 +1,246 @@
+"""``Network``: a model as its exported graph, which trains, is pruned, is saved and rebuilt without pickle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+import traceback
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from edgeopt.errors import DataError, StepError
+from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
+from edgeopt.passes.prune.labels import Integers, Slot
+from edgeopt.passes.prune.resize import resize, sliced
+
+FORMAT = "edgeopt/network-1"
+ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
+
+
+class Network:
+    """A model as its exported ATen graph: it trains, is pruned, is saved and rebuilt, under the original's names.
+
+    Args:
+        module: A graph of ATen operators with plain inputs and outputs, in inference mode.
+        example_inputs: What it was traced with.
+        kept: For a pruned network the indices kept of each (tensor, dimension), relative to the original network.
+        notes: Fall-backs taken, for the report.
+
+    Attributes:
+        eval_module: The graph; batch norm uses running statistics, dropout is off.
+        train_module: The same tensors; batch norm and dropout in training mode.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        example_inputs: tuple[Tensor, ...],
+        kept: Mapping[Slot, Integers] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.eval_module = module.eval()
+        self.train_module = _training(module)
+        self.example_inputs = example_inputs
+        self.kept = dict(kept or {})
+        self.notes = notes
+        self._shapes: Shapes | None = None
+
+    @classmethod
+    def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
+        """Export a model with ``torch.export`` in evaluation mode; the model itself is left as it is.
+
+        The first dimension of every input is dynamic where the model allows it, else ``notes`` says that it is not.
+
+        Args:
+            model: Any module that ``torch.export`` can read.
+            example_inputs: Its inputs, batch first. A batch of 1 is repeated, since 1 would be taken for a constant.
+
+        Raises:
+            StepError: ``torch.export`` refuses the model.
+        """
+        inputs = tuple(_widened(example) for example in example_inputs)
+        source = copy.deepcopy(model).eval()
+        notes: tuple[str, ...] = ()
+        program = _export(source, inputs, tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs))
+        if isinstance(program, str):
+            notes = (f"traced with a fixed batch of {inputs[0].shape[0]}: {program.splitlines()[0]}",)
+            program = _export(source, inputs, None)
+        if isinstance(program, str):
+            raise StepError(
+                "trace",
+                f"torch.export cannot read {type(model).__name__}: {program.splitlines()[0]} "
+                "Rewrite the part of forward() that depends on the values of tensors.",
+                program,
+            )
+        return cls(_plain(program), inputs, None, notes)
+
+    def shapes(self) -> Shapes:
+        """Return the shape of every node's value on the example inputs, by the node's name."""
+        if self._shapes is None:
+            self._shapes = shapes_of(self.eval_module, self.example_inputs)
+        return self._shapes
+
+    def mark(self) -> Marks:
+        """Run the graph on labels."""
+        return mark(self.eval_module, self.shapes())
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and buffers by their original names; a tensor with several names has its first."""
+        names = dict.fromkeys(tensor_names(self.eval_module).values())
+        return {name: operator.attrgetter(name)(self.eval_module).detach() for name in names}
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Return what trains, by name."""
+        return dict(self.eval_module.named_parameters())
+
+    def copy(self) -> Network:
+        """Return the same network with tensors of its own."""
+        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes)
+
+    def sliced(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
+        """Cut every tensor to the indices kept and rewrite the graph's literal sizes.
+
+        Args:
+            kept: Sorted indices for each (tensor, dimension); those not named keep all.
+            marks: What ``mark`` gave, where it is known.
+
+        Raises:
+            StepError: these indices leave nothing of a tensor, or cut channels that go together apart.
+        """
+        marks = self.mark() if marks is None else marks
+        alive = torch.ones(marks.labels.count, dtype=torch.bool)
+        for slot, indices in kept.items():
+            owned = marks.labels.slots[slot]
+            alive[owned.start : owned.stop] = False
+            alive[owned.start + torch.from_numpy(indices)] = True
+        graph = copy.deepcopy(self.eval_module.graph)
+        resize(graph, marks, alive)
+        names = tensor_names(self.eval_module)
+        cut = {name: self._cut(name, kept) for name in dict.fromkeys(names.values())}
+        module = fx.GraphModule({target: cut[name] for target, name in names.items()}, graph)
+        composed = {slot: self.kept[slot][kept[slot]] if slot in kept else self.kept[slot] for slot in self.kept}
+        composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
+        return Network(module, self.example_inputs, composed, self.notes)
+
+    def _cut(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
+        tensor: Tensor = operator.attrgetter(name)(self.eval_module)
+        dims = {dim: kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in kept}
+        cut = sliced(tensor.detach(), dims) if dims else tensor.detach().clone()
+        return nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
+
+    def save(self, path: Path) -> None:
+        """Write tensors and kept indices as safetensors."""
+        state = self.state()
+        last = [name for name, tensor in state.items() if tensor.ndim == 4 and not tensor.is_contiguous()]
+        kept = [[name, dim, indices.tolist()] for (name, dim), indices in self.kept.items()]
+        metadata = {"format": FORMAT, "kept": json.dumps(kept), "channels_last": json.dumps(last)}
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
+
+    @classmethod
+    def load(cls, path: Path, original: Network) -> Network:
+        """Rebuild a saved network from the original's graph, the kept indices and the tensors.
+
+        Raises:
+            DataError: the file is missing, is no saved network, or belongs to another original.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata: dict[str, str] = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path} cannot be read as a saved network: {error}. Prune and train again.") from error
+        if metadata.get("format") != FORMAT:
+            raise DataError(f"{path} is no saved network: its format is {metadata.get('format')!r}, not {FORMAT!r}.")
+        kept = {(name, dim): np.array(indices) for name, dim, indices in json.loads(metadata["kept"])}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        other = DataError(f"{path} was saved from another model: its tensors do not fit. Give the model it came from.")
+        if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._extents(kept).items()):
+            raise other
+        network = original.sliced(kept)
+        state = network.state()
+        if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+            raise other
+        for name in json.loads(metadata["channels_last"]):
+            tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+        for target, name in tensor_names(network.eval_module).items():
+            operator.attrgetter(target)(network.eval_module).data = tensors[name]
+        return network
+
+    def _extents(self, kept: Mapping[Slot, Integers]) -> dict[Slot, int]:
+        """Size of each slot here; 0 for one that this network does not have."""
+        state = self.state()
+        return {
+            (name, dim): state[name].shape[dim] if name in state and dim < state[name].ndim else 0 for name, dim in kept
+        }
+
+
+def _widened(example: Tensor) -> Tensor:
+    """Repeat a batch of 1."""
+    return example.repeat(2, *[1] * (example.ndim - 1)) if example.ndim and example.shape[0] == 1 else example
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> torch.export.ExportedProgram | str:
+    """Export, or say why not. The fused path of transformers is off: its operator does not train."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # advice to authors of models
+            return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError):
+        return traceback.format_exc().strip().splitlines()[-1] + "\n" + traceback.format_exc()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
+    """Turn an exported program into a plain graph module with tensors of its own.
+
+    Plain: inputs by position, outputs in the model's own nesting, no assertions, no unused nodes, no paths of source
+    files in the metadata, and ``reshape`` for ``view`` (which fails in channels-last memory).
+    """
+    exported = program.module(check_guards=False)
+    graph = exported.graph
+    result = next(node for node in graph.nodes if node.op == "output")
+    nesting = program.call_spec.out_spec
+    assert nesting is not None, "an exported program has outputs"
+    result.args = (pytree.tree_unflatten(list(result.args[0]), nesting),)
+    graph.set_codegen(fx.graph.CodeGen())
+    for node in reversed(list(graph.nodes)):
+        node.meta = {}
+        if node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if name in ASSERTIONS or (not node.users and node.op in ("get_attr", "call_module")):
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    own: dict[int, Any] = {}
+    attributes = {}
+    for target in {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}:
+        value = operator.attrgetter(target)(exported)
+        attributes[target] = own.setdefault(id(value), copy.deepcopy(value))
+    return fx.GraphModule(attributes, graph)
+
+
+def _training(module: fx.GraphModule) -> fx.GraphModule:
+    """Return the graph in training mode, over the same tensors: every flag ``training`` or ``train`` is set."""
+    graph = copy.deepcopy(module.graph)
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for index, argument in enumerate(schema.arguments if schema is not None else ()):
+            if argument.name in ("training", "train"):
+                if index < len(node.args):
+                    node.update_arg(index, True)
+                else:
+                    node.update_kwarg(argument.name, True)
+    return fx.GraphModule(module, graph)

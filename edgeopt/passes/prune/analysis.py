@@ -1,0 +1,117 @@
+"""Groups of channels: what goes together, read off a network that was run on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeopt.errors import InputError, did_you_mean
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.interpret import Marks
+from edgeopt.passes.prune.labels import KERNEL, NO_RULE, Integers, Reason, Slot
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that live on the same dimensions of the same tensors, so that any of them is like any other.
+
+    Example: the first convolution of a residual block. Its 32 channels are rows of its weight, entries of its batch
+    norm, and columns of the second convolution: five or more slots, each of shape (32, 1).
+    """
+
+    name: str
+    channels: int
+    slots: Mapping[Slot, Integers]
+    """(tensor, dimension) to the indices that each channel owns there, of shape (channels, indices a channel)."""
+    frozen_by: Reason | None
+    """What keeps all of them, or None where they can go."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a network, by name, those that can go and those that are frozen."""
+
+    groups: Mapping[str, Group]
+    marks: Marks
+
+    @property
+    def free(self) -> dict[str, Group]:
+        """Groups with channels that can go."""
+        return {name: group for name, group in self.groups.items() if group.frozen_by is None}
+
+    @property
+    def without_rule(self) -> tuple[str, ...]:
+        """Operators that froze channels because they have no rule."""
+        reasons = [group.frozen_by for group in self.groups.values() if group.frozen_by is not None]
+        return tuple(sorted({reason.operator for reason in reasons if reason.why == NO_RULE}))
+
+    def kept(self, keep: Mapping[str, Sequence[int]]) -> dict[Slot, Integers]:
+        """Turn channels kept of some groups into indices kept of tensors.
+
+        Raises:
+            InputError: a group that does not exist or is frozen, no channel, or a channel that does not exist.
+        """
+        gone: dict[Slot, list[Integers]] = {}
+        for name, channels in keep.items():
+            group = self.groups.get(name)
+            if group is None:
+                raise InputError(f"There is no group '{name}' in this network{did_you_mean(name, self.groups)}.")
+            chosen = np.unique(np.asarray(channels, dtype=np.int64))
+            if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= group.channels:
+                raise InputError(f"Group '{name}' has channels 0 to {group.channels - 1}; keep at least one of these.")
+            if len(chosen) == group.channels:
+                continue
+            if group.frozen_by is not None:
+                raise InputError(f"Group '{name}' cannot be pruned: {group.frozen_by}.")
+            for slot, indices in group.slots.items():
+                gone.setdefault(slot, []).append(np.delete(indices, chosen, axis=0).reshape(-1))
+        sizes = self.marks.labels.slots
+        return {slot: np.setdiff1d(np.arange(len(sizes[slot])), np.concatenate(gone[slot])) for slot in gone}
+
+    def alive(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
+        """Tell for each label whether it is left."""
+        alive = torch.ones(self.marks.labels.count, dtype=torch.bool)
+        for slot, indices in self.kept(keep).items():
+            owned = self.marks.labels.slots[slot]
+            alive[owned.start : owned.stop] = False
+            alive[owned.start + torch.from_numpy(indices)] = True
+        return alive
+
+
+def analyse(network: Network) -> Groups:
+    """Find which channels of a network go together, and which cannot go and why."""
+    marks = network.mark()
+    classes, reasons = marks.labels.settle()
+    slots = list(marks.labels.slots.items())
+    members: dict[int, dict[Slot, list[int]]] = {}
+    for slot, owned in slots:
+        for index, channel in enumerate(classes[owned.start : owned.stop].tolist()):
+            members.setdefault(channel, {}).setdefault(slot, []).append(index)
+    alike: dict[tuple[Reason | None, tuple[tuple[Slot, int], ...]], list[dict[Slot, list[int]]]] = {}
+    for channel, owned_slots in members.items():
+        reason = reasons[channel]
+        if reason is None or reason.why != KERNEL:
+            counts = tuple((slot, len(indices)) for slot, indices in owned_slots.items())
+            alike.setdefault((reason, counts), []).append(owned_slots)
+    groups: dict[str, Group] = {}
+    for (reason, counts), channels in alike.items():
+        stacked = {slot: np.array([channel[slot] for channel in channels]) for slot, _ in counts}
+        name = _unused(_title(counts[0][0]), groups)
+        groups[name] = Group(name, len(channels), stacked, reason)
+    return Groups(groups, marks)
+
+
+def _title(slot: Slot) -> str:
+    """Name a group by where it starts: ``conv1`` for rows of ``conv1.weight``, ``conv1:1`` for its columns."""
+    name, dim = slot
+    return name.removesuffix(".weight") + (f":{dim}" if dim else "")
+
+
+def _unused(title: str, taken: Mapping[str, Group]) -> str:
+    if title not in taken:
+        return title
+    return next(name for number in range(2, len(taken) + 3) if (name := f"{title}#{number}") not in taken)

@@ -1,0 +1,207 @@
+"""Rewrites the literal sizes of a graph for the channels that are left."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from edgeopt.errors import StepError
+from edgeopt.passes.prune.interpret import Marks
+from edgeopt.passes.prune.labels import Integers, Marked
+
+aten = torch.ops.aten
+
+
+def kept_of(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
+    """Return the indices of a marked tensor that are left, for each dimension.
+
+    Args:
+        value: The tensor's layers.
+        alive: For each label whether it is left.
+
+    Raises:
+        StepError: what is left is no product of indices, or nothing is left.
+    """
+    keeps = [torch.ones(size, dtype=torch.bool) for size in value.shape]
+    for layer in value.layers:
+        mask = alive[layer]
+        if bool(mask.all()):
+            continue
+        product = 1
+        for dim, size in enumerate(layer.shape):
+            others = [d for d in range(layer.ndim) if d != dim]
+            line = mask.amax(others) if others else mask
+            product *= int(line.sum())
+            if size > 1:
+                keeps[dim] &= line
+        if product != int(mask.sum()):
+            raise StepError(
+                "prune", f"what is left of a tensor of shape {value.shape} is no rectangle: keep whole rows"
+            )
+    kept = tuple(keep.nonzero().reshape(-1).numpy() for keep in keeps)
+    if any(not len(indices) and size for indices, size in zip(kept, value.shape, strict=True)):
+        raise StepError("prune", f"nothing is left of a tensor of shape {value.shape}: keep a channel in every group")
+    return kept
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is left of every node of a graph."""
+
+    marks: Marks
+    alive: Tensor
+
+    def kept(self, node: fx.Node) -> tuple[Integers, ...]:
+        """Indices left of a node's tensor, for each dimension."""
+        return kept_of(self.marks.values[node.name], self.alive)
+
+    def old(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape before."""
+        shape: tuple[int, ...] = self.marks.values[node.name].shape
+        return shape
+
+    def new(self, node: fx.Node) -> tuple[int, ...]:
+        """The shape after."""
+        return tuple(len(indices) for indices in self.kept(node))
+
+
+def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
+    """Rewrite every literal size of ``graph`` in place; ``marks`` are those of the graph as it is."""
+    sizes = Sizes(marks, alive)
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        rewrite = RESIZE.get(getattr(node.target, "overloadpacket", None))
+        if rewrite is not None:
+            rewrite(node, sizes)
+
+
+def _argument(node: fx.Node, name: str) -> Any:
+    """Read an argument by its name in the schema, or its default."""
+    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if argument.name == name:
+            return node.args[index] if index < len(node.args) else node.kwargs.get(name, argument.default_value)
+    raise KeyError(name)
+
+
+def _set_argument(node: fx.Node, name: str, value: Any) -> None:
+    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    index = names.index(name)
+    if index < len(node.args):
+        node.update_arg(index, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def _source(node: fx.Node) -> fx.Node:
+    source = node.args[0]
+    assert isinstance(source, fx.Node), "the first argument of these operators is a tensor"
+    return source
+
+
+def _scaled(node: fx.Node, entry: Any, old: int, new: int) -> Any:
+    """Turn one entry of a list of sizes from ``old`` to ``new``; a number known at run time is scaled at run time."""
+    if old == new or entry == -1:
+        return entry
+    if not isinstance(entry, fx.Node):
+        return new
+    common = math.gcd(old, new)
+    with node.graph.inserting_before(node):
+        product = node.graph.call_function(operator.mul, (entry, new // common))
+        return node.graph.call_function(operator.floordiv, (product, old // common))
+
+
+def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, Sizes], None]:
+    """Rewrite a list of sizes that describes the result's dimensions (from that in ``first_dim`` on)."""
+
+    def rewrite(node: fx.Node, sizes: Sizes) -> None:
+        start = _argument(node, first_dim) % len(sizes.old(_source(node))) if first_dim else 0
+        entries = _argument(node, name)
+        pairs = list(zip(sizes.old(node), sizes.new(node), strict=True))[start : start + len(entries)]
+        changed = [_scaled(node, entry, *pair) for entry, pair in zip(entries, pairs, strict=True)]
+        _set_argument(node, name, changed)
+
+    return rewrite
+
+
+def _slice(node: fx.Node, sizes: Sizes) -> None:
+    """``start`` and ``end`` count what is left before them."""
+    source = _source(node)
+    dim = _argument(node, "dim") % len(sizes.old(source))
+    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    if len(kept) == size:
+        return
+    start, end, _ = slice(_argument(node, "start"), _argument(node, "end")).indices(size)
+    _set_argument(node, "start", int((kept < start).sum()))
+    _set_argument(node, "end", int((kept < end).sum()))
+
+
+def _select(node: fx.Node, sizes: Sizes) -> None:
+    source = _source(node)
+    dim = _argument(node, "dim") % len(sizes.old(source))
+    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    if len(kept) < size:
+        _set_argument(node, "index", int((kept < _argument(node, "index") % size).sum()))
+
+
+def _narrow(node: fx.Node, sizes: Sizes) -> None:
+    source = _source(node)
+    dim = _argument(node, "dim") % len(sizes.old(source))
+    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    if len(kept) < size:
+        _set_argument(node, "start", int((kept < _argument(node, "start") % size).sum()))
+        _set_argument(node, "length", sizes.new(node)[dim])
+
+
+def _split(node: fx.Node, sizes: Sizes) -> None:
+    """Parts may keep different numbers, so every split becomes one with a list of sizes."""
+    source = _source(node)
+    dim = _argument(node, "dim") % len(sizes.old(source))
+    if sizes.new(source)[dim] < sizes.old(source)[dim]:
+        parts = [len(kept_of(part, sizes.alive)[dim]) for part in sizes.marks.values[node.name]]
+        node.target = aten.split_with_sizes.default
+        node.args, node.kwargs = (source, parts, dim), {}
+
+
+def _groups(node: fx.Node, sizes: Sizes) -> None:
+    """A convolution whose groups have one input or output channel lost whole groups; any other keeps their number."""
+    groups, weight = _argument(node, "groups"), node.args[1]
+    assert isinstance(weight, fx.Node), "a convolution's weight is a tensor"
+    channels = sizes.old(_source(node))[1]
+    outputs = sizes.old(node)[1]
+    if groups > 1 and groups in (channels, outputs):
+        _set_argument(node, "groups", sizes.new(_source(node))[1] * groups // channels)
+
+
+def _normalized_shape(node: fx.Node, sizes: Sizes) -> None:
+    count = len(_argument(node, "normalized_shape"))
+    _set_argument(node, "normalized_shape", list(sizes.new(node)[-count:]))
+
+
+RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
+    aten.reshape: _sizes("shape"),
+    aten.expand: _sizes("size"),
+    aten.unflatten: _sizes("sizes", "dim"),
+    aten.slice: _slice,
+    aten.select: _select,
+    aten.narrow: _narrow,
+    **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes), _split),
+    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), _groups),
+    **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _groups),
+    aten.layer_norm: _normalized_shape,
+}
+"""Operators that hold a size as a literal number, and how it is rewritten."""
+
+
+def sliced(tensor: Tensor, kept: dict[int, Integers]) -> Tensor:
+    """Cut a tensor to the indices kept along some dimensions, contiguous."""
+    for dim, indices in kept.items():
+        tensor = tensor.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(tensor.device))
+    return tensor.contiguous()

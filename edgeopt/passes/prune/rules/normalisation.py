@@ -1,0 +1,72 @@
+"""Norms, and what else has one parameter a channel; and look-up tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from edgeopt.passes.prune.labels import Labels, Marked, varying
+from edgeopt.passes.prune.rules.call import Call, Layers, Rule
+from edgeopt.passes.prune.rules.elementwise import match
+
+aten = torch.ops.aten
+
+
+def per_channel(labels: Labels, call: Call) -> Layers:
+    """Every parameter is a vector along dimension 1 of the input: batch norm, PReLU."""
+    x, *parameters = call.operands
+    return match(labels, [x, *(_along_channels(parameter, len(x.shape)) for parameter in parameters)], call.shape)
+
+
+def instance_norm(labels: Labels, call: Call) -> Layers:
+    """Statistics over positions, so labels on positions freeze."""
+    labels.freeze([layer for layer in call.input.layers if any(size > 1 for size in layer.shape[2:])])
+    return per_channel(labels, call)
+
+
+def layer_norm(labels: Labels, call: Call) -> Layers:
+    """Statistics over the last dimensions: the norm of the channels kept is a smaller norm of the same kind."""
+    return match(labels, call.operands, call.shape)
+
+
+def group_norm(labels: Labels, call: Call) -> Layers:
+    """The number of groups stays: the j-th channel goes from every group at once."""
+    groups = int(call["num_groups"])
+    for layer in call.input.layers:
+        if set(varying(layer)) - {1}:
+            labels.freeze(layer)
+        elif groups < call.shape[1]:
+            labels.unite(layer.reshape(groups, -1), layer.reshape(groups, -1)[:1])
+        else:
+            labels.freeze(layer, "a group of one channel")
+    return per_channel(labels, call)
+
+
+def embedding(labels: Labels, call: Call) -> Layers:
+    """``weight[indices]``: rows are named by the user's numbers and stay, columns are channels."""
+    weight, indices = call["weight"], call["indices"]
+    labels.freeze(indices.layers)
+    columns = []
+    for layer in weight.layers:
+        if layer.shape[0] > 1:
+            labels.freeze(layer, "rows of a look-up table")
+        else:
+            columns.append(layer.reshape([1] * len(indices.shape) + [-1]))
+    return tuple(columns)
+
+
+def _along_channels(parameter: Marked, ndim: int) -> Marked:
+    size = parameter.shape[0] if parameter.shape else 1
+    shape = (size, *[1] * (ndim - 2))
+    return Marked(shape, tuple(layer.reshape(shape) for layer in parameter.layers))
+
+
+RULES: dict[Any, Rule] = {
+    aten.batch_norm: per_channel,
+    aten.prelu: per_channel,
+    aten.instance_norm: instance_norm,
+    aten.layer_norm: layer_norm,
+    aten.group_norm: group_norm,
+    aten.embedding: embedding,
+}

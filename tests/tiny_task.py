@@ -9,7 +9,7 @@ import edgeopt
 class TinyNet(nn.Module):
     """Two convolutions, the second with a skip connection, and a linear head."""
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
         self.body = nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
@@ -60,6 +60,6 @@ def task():
         test=batches(256, 2000),
         name="tiny",
         labels=("upper left", "upper right", "lower left", "lower right"),
-        students={"narrow": lambda: TinyNet(4)},
+        students={"narrow": lambda: TinyNet(8)},
         training=edgeopt.Training(epochs=3, learning_rate=0.05),
     )

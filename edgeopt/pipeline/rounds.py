@@ -16,6 +16,17 @@ import msgspec
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline import jobs
+from edgeopt.pipeline.candidates import (
+    IMPORTANCE,
+    Candidate,
+    Wish,
+    changes_nothing,
+    describe,
+    precision_of,
+    pruned,
+    sparse,
+    student,
+)
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.files import graph_steps, make_artifact
 from edgeopt.pipeline.measuring import Scale, timed
@@ -25,34 +36,15 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
+from edgeopt.records.recipe import Prune, Recipe
 from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
-from edgeopt.search.allocate import allocate
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
 from edgeopt.select.limits import findings, measured_size, score_findings
-from edgeopt.task import CheckedTask
 
 A = TypeVar("A")
 B = TypeVar("B")
 
-IMPORTANCE: Importance = "taylor"
-WARMUP_RATIO = 0.1
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
-
-
-class Candidate(Record, frozen=True):
-    """What to make of which network."""
-
-    steps: tuple[TorchStep, ...]
-    parent: str | None
-    """Key of the network that it starts from; None is the original."""
-
-
-class Wish(NamedTuple):
-    """A size to try, before its widths are decided."""
-
-    ratio: float
-    parent: Network
 
 
 class Finished(Record, frozen=True):
@@ -88,13 +80,6 @@ class Result(NamedTuple):
 
     network: Network | None
     trials: list[Trial]
-
-
-def precision_of(recipe: Recipe) -> Precision:
-    """Return the precision that a recipe's graph steps lead to."""
-    if any(isinstance(step, Quantize) for step in recipe.graph_steps):
-        return "int8"
-    return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
 
 
 def score_keeps(score: Score, budget: Budget) -> bool:
@@ -312,12 +297,15 @@ class Search:
                 return
             ratios = next_ratios(points, build.effort.candidates)
             wishes = [Wish(ratio, self.parent(ratio, points)) for ratio in ratios]
-            plans = list(zip(self.side_by_side(self.pruned, wishes), ratios, strict=True))
+            plans = list(
+                zip(self.side_by_side(lambda wish: pruned(build, wish, self.original), wishes), ratios, strict=True)
+            )
             if index == 0:
-                plans += [(self.student(name), 1.0) for name in self.students]
+                plans += [(student(build, name), 1.0) for name in build.data.task.students]
             new: list[tuple[Candidate, float]] = []
             for candidate, ratio in plans:
-                if candidate not in self.candidates and candidate not in [known for known, _ in new]:
+                known = (*self.candidates, *(other for other, _ in new))
+                if candidate not in known and not changes_nothing(candidate):
                     new.append((candidate, ratio))
             if not new:
                 break
@@ -327,7 +315,7 @@ class Search:
         best = min((point.ratio for point in points if point.good), default=None)
         network = next((found for found in self.networks.values() if found.ratio == best), None)
         if build.budget.size_metric == "download" and network is not None:
-            self.run_round([self.sparse(network, ratio) for ratio in build.effort.sparsities])
+            self.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
 
     def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for."""
@@ -345,63 +333,7 @@ class Search:
         originals = [trial for trial in self.trials[1:] if not trial.recipe.torch_steps]
         return any(precision_of(trial.recipe) == precision and self.keeps_score(trial) for trial in originals)
 
-    # -- candidates --------------------------------------------------------------------------------------------------
-
-    @property
-    def students(self) -> tuple[str, ...]:
-        """Names of the task's own smaller networks."""
-        return tuple(self.build.data.task.students)
-
     def parent(self, ratio: float, points: Sequence[Point]) -> Network:
         """Return the network that a candidate of that ratio starts from: the nearest larger good one."""
         wanted = parent_ratio(points, ratio)
         return next(network for network in self.networks.values() if network.ratio == wanted)
-
-    def pruned(self, wish: Wish) -> Candidate:
-        """Return the candidate with (about) so many of the original's parameters."""
-        groups, _ = table(self.build, wish.parent, IMPORTANCE)
-        widths = allocate(groups, wish.ratio * self.original.parameters, self.build.profile.channel_step)
-        prune = Prune(importance=IMPORTANCE, widths=widths)
-        return Candidate(steps=(prune, self.distill()), parent=wish.parent.key)
-
-    def student(self, name: str) -> Candidate:
-        """Return the candidate of a student network, distilled from scratch."""
-        return Candidate(steps=(Student(name=name), self.distill()), parent=None)
-
-    def sparse(self, network: Network, ratio: float) -> Candidate:
-        """Return a network's candidate with a share ``ratio`` of its weights at zero."""
-        step = Sparsify(method="magnitude", ratio=ratio, scope="global")
-        return Candidate(steps=(step, self.distill()), parent=network.key)
-
-    def distill(self) -> Distill:
-        """Return the training that follows every cut."""
-        task = self.build.data.task
-        assert isinstance(task, CheckedTask)
-        training = task.training
-        return Distill(
-            epochs=self.build.effort.epochs,
-            optimizer=training.optimizer,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            warmup_ratio=WARMUP_RATIO,
-            temperature=training.temperature,
-            kl_weight=training.kl_weight,
-            mse_weight=training.mse_weight,
-            hard_weight=training.hard_weight,
-        )
-
-
-def describe(candidate: Candidate) -> str:
-    """Return a candidate in words, for the progress display."""
-    words = []
-    for step in candidate.steps:
-        match step:
-            case Prune(widths=widths):
-                words.append(f"pruned to {sum(widths.values())} channels")
-            case Student(name=name):
-                words.append(f"student {name}")
-            case Sparsify(ratio=ratio):
-                words.append(f"{ratio:.0%} zeros")
-            case Distill():
-                pass
-    return ", ".join(words) or "original"

@@ -36,7 +36,7 @@ def task():
 def student():
     """Return a small network as a train and an eval module that share their tensors."""
     torch.manual_seed(1)
-    training = tiny_task.TinyNet(4).train()
+    training = tiny_task.TinyNet(8).train()
     shared = {id(value): value for value in itertools.chain(training.parameters(), training.buffers())}
     return training, copy.deepcopy(training, shared).eval()
 

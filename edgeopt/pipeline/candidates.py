@@ -1,0 +1,96 @@
+"""What can be made of a network: pruned, sparse and student candidates, each with the training that follows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.networks import Network, table
+from edgeopt.records.base import Record
+from edgeopt.records.profile import Precision
+from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
+from edgeopt.search.allocate import allocate
+from edgeopt.task import CheckedTask
+
+IMPORTANCE: Importance = "taylor"
+WARMUP_RATIO = 0.1
+
+
+class Candidate(Record, frozen=True):
+    """What to make of which network."""
+
+    steps: tuple[TorchStep, ...]
+    parent: str | None
+    """Key of the network that it starts from; None is the original."""
+
+
+class Wish(NamedTuple):
+    """A size to try, before its widths are decided."""
+
+    ratio: float
+    parent: Network
+
+
+def precision_of(recipe: Recipe) -> Precision:
+    """Return the precision that a recipe's graph steps lead to."""
+    if any(isinstance(step, Quantize) for step in recipe.graph_steps):
+        return "int8"
+    return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
+
+
+def pruned(build: Build, wish: Wish, original: Network) -> Candidate:
+    """Return the candidate with (about) so many of the original's parameters."""
+    groups, _ = table(build, wish.parent, IMPORTANCE)
+    widths = allocate(groups, wish.ratio * original.parameters, build.profile.channel_step)
+    prune = Prune(importance=IMPORTANCE, widths=widths)
+    return Candidate(steps=(prune, distillation(build)), parent=wish.parent.key)
+
+
+def student(build: Build, name: str) -> Candidate:
+    """Return the candidate of one of the task's students, distilled from scratch."""
+    return Candidate(steps=(Student(name=name), distillation(build)), parent=None)
+
+
+def sparse(build: Build, network: Network, ratio: float) -> Candidate:
+    """Return a network's candidate with a share ``ratio`` of its weights at zero."""
+    step = Sparsify(method="magnitude", ratio=ratio, scope="global")
+    return Candidate(steps=(step, distillation(build)), parent=network.key)
+
+
+def distillation(build: Build) -> Distill:
+    """Return the training that follows every cut."""
+    task = build.data.task
+    assert isinstance(task, CheckedTask)
+    training = task.training
+    return Distill(
+        epochs=build.effort.epochs,
+        optimizer=training.optimizer,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        warmup_ratio=WARMUP_RATIO,
+        temperature=training.temperature,
+        kl_weight=training.kl_weight,
+        mse_weight=training.mse_weight,
+        hard_weight=training.hard_weight,
+    )
+
+
+def changes_nothing(candidate: Candidate) -> bool:
+    """Tell whether a candidate's cut removes nothing, because every group is at its floor."""
+    return any(isinstance(step, Prune) and not step.widths for step in candidate.steps)
+
+
+def describe(candidate: Candidate) -> str:
+    """Return a candidate in words, for the progress display."""
+    words = []
+    for step in candidate.steps:
+        match step:
+            case Prune(widths=widths):
+                words.append(f"pruned to {sum(widths.values())} channels")
+            case Student(name=name):
+                words.append(f"student {name}")
+            case Sparsify(ratio=ratio):
+                words.append(f"{ratio:.0%} zeros")
+            case Distill():
+                pass
+    return ", ".join(words) or "original"

@@ -35,7 +35,7 @@ READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
 REQUIRED = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
 
 
-class Training(Record, frozen=True):
+class Training(Record, frozen=True, kw_only=True):
     """How a candidate of this task is trained; the ready tasks and ``classification`` fill it in."""
 
     epochs: int = 10

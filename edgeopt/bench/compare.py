@@ -19,7 +19,7 @@ from edgeopt.records.profile import Profile
 STAGE = "compare"
 
 
-class Turns(Record, frozen=True):
+class Turns(Record, frozen=True, kw_only=True):
     """How long a comparison takes.
 
     Short turns matter: on a shared machine its speed changes within tenths of a second, and turns of 5 ms gave a

@@ -22,7 +22,7 @@ SCHEMA: Literal["edgeopt/manifest-1"] = "edgeopt/manifest-1"
 NAME = "manifest.json"
 
 
-class TensorInfo(Part, frozen=True):
+class TensorInfo(Part, frozen=True, kw_only=True):
     """An input or an output of the model."""
 
     name: str
@@ -31,7 +31,7 @@ class TensorInfo(Part, frozen=True):
     dtype: str
 
 
-class Origin(Part, frozen=True):
+class Origin(Part, frozen=True, kw_only=True):
     """Where a bundle comes from: what the task tells about its model, and how the build was made."""
 
     labels: tuple[str, ...]
@@ -45,14 +45,14 @@ class Origin(Part, frozen=True):
     command: str
 
 
-class FileEntry(Part, frozen=True):
+class FileEntry(Part, frozen=True, kw_only=True):
     """One file of the bundle."""
 
     sha256: str
     size_bytes: int
 
 
-class ProofEntry(Part, frozen=True):
+class ProofEntry(Part, frozen=True, kw_only=True):
     """One limit, measured."""
 
     limit: Limit
@@ -66,7 +66,7 @@ class ProofEntry(Part, frozen=True):
     kept: bool | None
 
 
-class Manifest(Part, frozen=True):
+class Manifest(Part, frozen=True, kw_only=True):
     """The bundle described; ``recipe`` and ``proof`` are null where nothing kept the budget."""
 
     schema: Literal["edgeopt/manifest-1"]

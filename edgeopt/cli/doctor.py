@@ -32,7 +32,7 @@ PROVIDERS_SECONDS = 120.0
 _PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 
 
-class Finding(Record, frozen=True):
+class Finding(Record, frozen=True, kw_only=True):
     """Something that is missing, or that a reader of numbers should know."""
 
     kind: Literal["missing", "note"]
@@ -40,7 +40,7 @@ class Finding(Record, frozen=True):
     advice: str
 
 
-class Diagnosis(Record, frozen=True):
+class Diagnosis(Record, frozen=True, kw_only=True):
     """All that ``edgeopt doctor`` says; ``--json`` prints it."""
 
     edgeopt: str

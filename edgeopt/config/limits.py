@@ -18,7 +18,7 @@ BYTES_PER_MB = 1_000_000
 """A megabyte is a million bytes, as in app stores; 1,048,576 bytes is a mebibyte."""
 
 
-class LimitOptions(Record, frozen=True):
+class LimitOptions(Record, frozen=True, kw_only=True):
     """Limits as people write them, on the command line or in ``edgeopt.toml``.
 
     A number is a limit, ``"none"`` waives it, and ``None`` says nothing: the next source decides.

@@ -13,7 +13,7 @@ from edgeopt.records.base import Record
 FILE_NAME = "edgeopt.toml"
 
 
-class Project(Record, frozen=True):
+class Project(Record, frozen=True, kw_only=True):
     """What ``edgeopt.toml`` says; ``None`` where it is silent. Paths in it are relative to its own folder."""
 
     task: str | None = None

@@ -10,7 +10,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.measurement import Environment
 
 
-class Request(Record, frozen=True):
+class Request(Record, frozen=True, kw_only=True):
     """What one worker process has to do. Paths are this machine's; a remote device copies the files."""
 
     mode: Literal["time", "memory", "outputs", "describe", "serve"]

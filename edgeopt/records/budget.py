@@ -10,7 +10,7 @@ Limit = Literal["latency", "throughput", "memory", "size", "score"]
 SizeMetric = Literal["file", "download"]
 
 
-class Budget(Record, frozen=True):
+class Budget(Record, frozen=True, kw_only=True):
     """Hard limits. ``None`` is a limit that somebody waived by name; it is never the absence of a decision.
 
     ``min_score`` and ``max_score_drop`` are two ways to say the score's floor; where both are given, both hold.

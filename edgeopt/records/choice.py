@@ -8,7 +8,7 @@ from edgeopt.records.measurement import Device
 from edgeopt.records.trial import Trial
 
 
-class Miss(Record, frozen=True):
+class Miss(Record, frozen=True, kw_only=True):
     """A limit that a trial does not keep."""
 
     limit: Limit
@@ -19,7 +19,7 @@ class Miss(Record, frozen=True):
     """The point estimate keeps the limit, its interval does not."""
 
 
-class Verdict(Record, frozen=True):
+class Verdict(Record, frozen=True, kw_only=True):
     """One trial judged against the budget."""
 
     trial: int
@@ -30,7 +30,7 @@ class Verdict(Record, frozen=True):
     """False where the A/B finds it slower than the baseline, in a way that counts on this device."""
 
 
-class Infeasible(Record, frozen=True):
+class Infeasible(Record, frozen=True, kw_only=True):
     """Why nothing keeps the budget."""
 
     binding: tuple[Limit, ...]
@@ -41,7 +41,7 @@ class Infeasible(Record, frozen=True):
     """What would be enough, such as ``28 ms needs 6.1 MB, or 0.004 of score``."""
 
 
-class TestScores(Record, frozen=True):
+class TestScores(Record, frozen=True, kw_only=True):
     """Scores on the test batches, which are looked at once, after the choice."""
 
     baseline_score: float
@@ -50,7 +50,7 @@ class TestScores(Record, frozen=True):
     samples: int
 
 
-class Choice(Record, frozen=True):
+class Choice(Record, frozen=True, kw_only=True):
     """The result of a build."""
 
     task: str

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from edgeopt.records.base import Record
 
 
-class ChannelGroup(Record, frozen=True):
+class ChannelGroup(Record, frozen=True, kw_only=True):
     """Channels that live on the same dimensions of the same tensors."""
 
     name: str
@@ -19,7 +19,7 @@ class ChannelGroup(Record, frozen=True):
     """What keeps all of its channels; None where they can go."""
 
 
-class Dimension(Record, frozen=True):
+class Dimension(Record, frozen=True, kw_only=True):
     """The size of one dimension of a tensor: a fixed part, and so many indices for each channel of some groups."""
 
     fixed: int
@@ -30,7 +30,7 @@ class Dimension(Record, frozen=True):
         return self.fixed + sum(count * widths[group] for group, count in self.per_channel.items())
 
 
-class WeightShape(Record, frozen=True):
+class WeightShape(Record, frozen=True, kw_only=True):
     """One trainable tensor."""
 
     name: str
@@ -43,7 +43,7 @@ class WeightShape(Record, frozen=True):
         return math.prod(dimension.size(widths) for dimension in self.dims)
 
 
-class GroupTable(Record, frozen=True):
+class GroupTable(Record, frozen=True, kw_only=True):
     """All groups and all trainable tensors of a network.
 
     Parameters are exact for any widths. MACs are too, but for products of two activations (attention), which have no

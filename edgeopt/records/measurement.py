@@ -10,7 +10,7 @@ from edgeopt.records.profile import TimingRule
 DeviceKind = Literal["measured", "stand-in", "emulated", "estimated"]
 
 
-class Device(Record, frozen=True):
+class Device(Record, frozen=True, kw_only=True):
     """Which machine ran it."""
 
     uri: str
@@ -19,7 +19,7 @@ class Device(Record, frozen=True):
     """Names the hardware well enough that an old measurement is not taken for a new one."""
 
 
-class Environment(Record, frozen=True):
+class Environment(Record, frozen=True, kw_only=True):
     """What a reader needs to judge the numbers."""
 
     processor: str
@@ -35,7 +35,7 @@ class Environment(Record, frozen=True):
     temperature_c: float | None
 
 
-class Timing(Record, frozen=True):
+class Timing(Record, frozen=True, kw_only=True):
     """One process: its session's load and its timed runs."""
 
     wall_ns: tuple[int, ...]
@@ -50,7 +50,7 @@ class Timing(Record, frozen=True):
     """Wall over CPU time above 1.05 on one thread: other load disturbed this process."""
 
 
-class Memory(Record, frozen=True):
+class Memory(Record, frozen=True, kw_only=True):
     """Peaks of a fresh process less the same process before the session existed.
 
     Once with the malloc setting that makes them reproducible, once (``default_``) with the allocator as an app has it.
@@ -69,7 +69,7 @@ class Memory(Record, frozen=True):
         return max(self.load_peak_bytes, self.run_peak_bytes)
 
 
-class Measurement(Record, frozen=True):
+class Measurement(Record, frozen=True, kw_only=True):
     """One file on one device."""
 
     sha256: str
@@ -85,7 +85,7 @@ class Measurement(Record, frozen=True):
     environment: Environment
 
 
-class Comparison(Record, frozen=True):
+class Comparison(Record, frozen=True, kw_only=True):
     """An interleaved A/B of two files: two persistent workers in alternating blocks, in random order."""
 
     sha256: str

@@ -10,7 +10,7 @@ from edgeopt.records.budget import Budget
 Precision = Literal["fp32", "fp16", "int8"]
 
 
-class TimingRule(Record, frozen=True):
+class TimingRule(Record, frozen=True, kw_only=True):
     """When a timing has seen enough. A process ends when *both* minimums are met, or at ``max_seconds``."""
 
     processes: int
@@ -22,7 +22,7 @@ class TimingRule(Record, frozen=True):
     max_seconds: float
 
 
-class Profile(Record, frozen=True):
+class Profile(Record, frozen=True, kw_only=True):
     """A target device. ``targets/*.toml`` holds one each, with the same keys."""
 
     name: str

@@ -11,7 +11,7 @@ from edgeopt.records.recipe import Recipe
 Stage = Literal["module", "exported", "simplified", "quantized", "half", "final"]
 
 
-class Parity(Record, frozen=True):
+class Parity(Record, frozen=True, kw_only=True):
     """How far one stage's outputs are from those of the stage before it."""
 
     stage: str
@@ -22,7 +22,7 @@ class Parity(Record, frozen=True):
     """On ``max_rel_error``; None where the score judges instead (quantization)."""
 
 
-class Artifact(Record, frozen=True):
+class Artifact(Record, frozen=True, kw_only=True):
     """One ``.onnx`` file of the workspace."""
 
     key: str
@@ -43,7 +43,7 @@ class Artifact(Record, frozen=True):
     """Fall-backs taken and anything else the report has to say."""
 
 
-class Score(Record, frozen=True):
+class Score(Record, frozen=True, kw_only=True):
     """The score of a file on the selection batches, and its drop against the baseline over the same samples."""
 
     value: float
@@ -54,7 +54,7 @@ class Score(Record, frozen=True):
     samples: int
 
 
-class Measured(Record, frozen=True, tag_field="status", tag="measured"):
+class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measured"):
     """A candidate that went all the way."""
 
     artifact: Artifact
@@ -64,7 +64,7 @@ class Measured(Record, frozen=True, tag_field="status", tag="measured"):
     """None for the baseline itself."""
 
 
-class Failed(Record, frozen=True, tag_field="status", tag="failed"):
+class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):
     """A candidate that did not; the build goes on."""
 
     stage: str
@@ -72,7 +72,7 @@ class Failed(Record, frozen=True, tag_field="status", tag="failed"):
     trace: str | None
 
 
-class Trial(Record, frozen=True):
+class Trial(Record, frozen=True, kw_only=True):
     """One candidate, numbered in the order of the build; the baseline is number 0."""
 
     number: int

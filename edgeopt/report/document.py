@@ -31,7 +31,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a document; unlike a record, it skips fields that a later version added."""
 
 
-class Latency(Part, frozen=True):
+class Latency(Part, frozen=True, kw_only=True):
     """Wall time of one run, over all processes, in ms."""
 
     p50: float
@@ -42,7 +42,7 @@ class Latency(Part, frozen=True):
     limit_ci95: Span
 
 
-class AgainstBaseline(Part, frozen=True):
+class AgainstBaseline(Part, frozen=True, kw_only=True):
     """The interleaved A/B."""
 
     latency_ratio: float
@@ -100,7 +100,7 @@ class TrialPart(Part, frozen=True, kw_only=True):
         return None if self.latency_ms is None else self.latency_ms.limit
 
 
-class Document(Part, frozen=True):
+class Document(Part, frozen=True, kw_only=True):
     """The decision, and every trial."""
 
     schema: Literal["edgeopt/choice-1"]

@@ -11,7 +11,7 @@ from torch import nn
 from edgeopt.bench.outputs import write_batches
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import facts
-from edgeopt.records.recipe import Compact, Half, Quantize, Simplify
+from edgeopt.records.recipe import Compact, Fuse, Half, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=16)
 
@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts")
     write_batches(folder / "calibration.npz", [{"image": some_images()}])
     files = {"source": write(a_network(), folder / "source.onnx")}
-    for name, steps in {"float": (), "int8": (INT8,), "half": (Half(),)}.items():
+    for name, steps in {"float": (), "int8": (INT8,), "fused": (INT8, Fuse()), "half": (Half(),)}.items():
         files[name] = folder / f"{name}.onnx"
         apply_steps(
             (Simplify(), *steps, Compact()),
@@ -43,7 +43,7 @@ def folded_parameters(network):
     return convolutions + sum(one.numel() for one in network.head.parameters())
 
 
-@pytest.mark.parametrize("kind", ["float", "int8", "half"])
+@pytest.mark.parametrize("kind", ["float", "int8", "fused", "half"])
 def test_parameters_are_counted_whatever_the_number_format(files, kind):
     assert facts(files[kind]).parameters == folded_parameters(a_network())
 
@@ -59,7 +59,7 @@ def test_zero_weights_are_not_counted_as_nonzero(files, tmp_path):
     assert facts(tmp_path / "sparse.onnx").nonzero_parameters == facts(files["float"]).parameters - 7
 
 
-@pytest.mark.parametrize("kind", ["source", "float", "int8", "half"])
+@pytest.mark.parametrize("kind", ["source", "float", "int8", "fused", "half"])
 def test_multiply_accumulates_are_for_one_sample(files, kind):
     stem = 16 * 16 * 8 * 9  # pixels, channels out, window
     first = 8 * 8 * (8 * 8 * 9 + 8 * 8 * 9 + 8 * 8)  # two convolutions and the skip

@@ -15,12 +15,12 @@ from edgeopt.export.parity import compare_arrays
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import facts
 from edgeopt.graph.steps import STEPS, name_of
-from edgeopt.records.recipe import Compact, FlushDenormals, Half, Quantize, Simplify
+from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, Half, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=48)
-EVERY_STEP = (Simplify(), FlushDenormals(), INT8, Half(), Compact())
-KEEPS_THE_NODES = (Simplify(), FlushDenormals(), Compact())
-REPEATABLE = (Simplify(), FlushDenormals(), Compact())
+EVERY_STEP = (Simplify(), FlushDenormals(), INT8, Half(), Fuse(), Compact())
+KEEPS_THE_NODES = (Simplify(), FlushDenormals(), Fuse(), Compact())
+REPEATABLE = (Simplify(), FlushDenormals(), Fuse(), Compact())
 
 FOLDING_TOLERANCE = 1e-5  # folded constants are rounded once more: a few units in the last place of float32
 INT8_SIGNAL_TO_NOISE_DB = 20.0  # 26 to 28 here; 8-bit weights on a processor without VNNI, where they saturate, give 11
@@ -92,7 +92,7 @@ def test_a_step_computes_the_same(step, made, expected):
             assert signal_to_noise_db(expected, found) > HALF_SIGNAL_TO_NOISE_DB
         case Simplify():
             compare_arrays([expected], [found], stage="simplified", tolerance=FOLDING_TOLERANCE)
-        case FlushDenormals() | Compact():
+        case FlushDenormals() | Fuse() | Compact():
             assert (found == expected).all()
 
 
@@ -119,6 +119,40 @@ def test_compact_does_not_change_a_bit_of_an_int8_file_and_makes_it_much_smaller
     assert small.stat().st_size < 0.8 * full.stat().st_size
 
 
+def test_fusing_does_not_change_a_bit_of_what_the_pairs_compute(made):
+    paired, fused = made(Simplify(), INT8, Compact()), made(Simplify(), INT8, Fuse(), Compact())
+    assert (run(paired[-1].path, some_images()) == run(fused[-1].path, some_images())).all()
+    assert runtime_operators(paired[-1].path) == runtime_operators(fused[-1].path)
+    operators = facts(fused[-1].path).operators
+    assert (operators["QuantizeLinear"], operators.get("DequantizeLinear")) == (1, None)
+    assert fused[-1].path.stat().st_size < 0.8 * paired[-1].path.stat().st_size
+    assert fused[2].notes == ("fuse: 11 nodes written as integer operators",)
+
+
+def test_int8_activations_fuse_too(made, expected):
+    signed = Quantize(activations="int8", per_channel=True, reduce_range=False, calibration="minmax", samples=48)
+    paired, fused = made(Simplify(), signed), made(Simplify(), signed, Fuse())
+    assert facts(fused[-1].path).operators["QLinearConv"] == 6
+    found = run(fused[-1].path, some_images())
+    assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
+    assert signal_to_noise_db(run(paired[-1].path, some_images()), found) > INT8_SIGNAL_TO_NOISE_DB
+
+
+def test_a_pair_around_an_operator_without_an_integer_form_stays(tmp_path):
+    pair = "".join(
+        f"{y}_q = QuantizeLinear({x}, s, z) {y} = DequantizeLinear({y}_q, s, z) " for x, y in (("x", "a"), ("b", "y"))
+    )
+    first, second = pair.split("y_q", 1)
+    text = (
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 4] x) => (float[n, 4] y) '
+        "<float s = {0.1}, uint8 z = {128}> { " + first + "b = Sigmoid(a) y_q" + second + "}"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "pair.onnx")
+    limits = {"calibration": None, "max_opset": 20, "max_ir": 9}
+    apply_steps((Fuse(),), tmp_path / "pair.onnx", tmp_path / "out.onnx", **limits)
+    assert facts(tmp_path / "out.onnx").operators == facts(tmp_path / "pair.onnx").operators
+
+
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
 def test_the_runtime_fuses_every_int8_node(exporter, folder, source, dynamo_source, calibration):
     float_file = dynamo_source if exporter == "dynamo" else source
@@ -128,7 +162,7 @@ def test_the_runtime_fuses_every_int8_node(exporter, folder, source, dynamo_sour
     assert operators["QLinearConv"] == 6
     assert operators["QLinearAdd"] == 2
     assert operators["QLinearGlobalAveragePool"] == operators["QGemm"] == 1
-    assert (operators["QuantizeLinear"], operators["DequantizeLinear"]) == (1, 1)
+    assert (operators["QuantizeLinear"], operators["DequantizeLinear"]) == (1, 0)  # no rounding of the logits
     assert operators["Conv"] == 1  # the stem reads one channel
 
 

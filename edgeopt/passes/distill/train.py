@@ -28,14 +28,14 @@ GRADIENT_NORM_LIMIT = 5.0
 """A freshly pruned network starts with large gradients; clipping keeps the first steps from undoing the rest."""
 
 
-class Epoch(Record, frozen=True):
+class Epoch(Record, frozen=True, kw_only=True):
     """What one epoch came to."""
 
     loss: float
     score: float
 
 
-class TrainingResult(Record, frozen=True):
+class TrainingResult(Record, frozen=True, kw_only=True):
     """What a training came to; ``best_epoch`` counts from 0."""
 
     best_epoch: int

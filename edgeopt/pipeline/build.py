@@ -47,7 +47,7 @@ QUICK_EPOCHS = 3
 SPARSITIES = (0.5, 0.75)
 
 
-class Request(Record, frozen=True):
+class Request(Record, frozen=True, kw_only=True):
     """What the user asked for, with every default decided."""
 
     task: str

@@ -16,7 +16,7 @@ IMPORTANCE: Importance = "taylor"
 WARMUP_RATIO = 0.1
 
 
-class Candidate(Record, frozen=True):
+class Candidate(Record, frozen=True, kw_only=True):
     """What to make of which network."""
 
     steps: tuple[TorchStep, ...]

@@ -29,7 +29,7 @@ def maker_versions() -> dict[str, str]:
     return {name: version(name) for name in MAKERS}
 
 
-class Effort(Record, frozen=True):
+class Effort(Record, frozen=True, kw_only=True):
     """How hard a build tries; part of what names a finished search."""
 
     rounds: int

@@ -6,7 +6,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, TorchStep
 
 
-class NetworkRef(Record, frozen=True):
+class NetworkRef(Record, frozen=True, kw_only=True):
     """A network: where it started, and the file of its weights (None: as it started)."""
 
     source: str
@@ -14,7 +14,7 @@ class NetworkRef(Record, frozen=True):
     file: str | None
 
 
-class TableJob(Record, frozen=True, tag_field="job", tag="table"):
+class TableJob(Record, frozen=True, kw_only=True, tag_field="job", tag="table"):
     """Analyse a network and score its channels."""
 
     network: NetworkRef
@@ -23,7 +23,7 @@ class TableJob(Record, frozen=True, tag_field="job", tag="table"):
     """File for the ``GroupTable``."""
 
 
-class TrainJob(Record, frozen=True, tag_field="job", tag="train"):
+class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Apply torch steps to a network and keep the result."""
 
     parent: NetworkRef
@@ -37,7 +37,7 @@ class TrainJob(Record, frozen=True, tag_field="job", tag="train"):
     out: str
 
 
-class ExportJob(Record, frozen=True, tag_field="job", tag="export"):
+class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
     """Export a network to ONNX, and run it on the parity inputs."""
 
     network: NetworkRef
@@ -50,7 +50,7 @@ class ExportJob(Record, frozen=True, tag_field="job", tag="export"):
     max_ir: int
 
 
-class Progress(Record, frozen=True, tag_field="answer", tag="progress"):
+class Progress(Record, frozen=True, kw_only=True, tag_field="answer", tag="progress"):
     """A training finished an epoch."""
 
     epoch: int
@@ -58,13 +58,13 @@ class Progress(Record, frozen=True, tag_field="answer", tag="progress"):
     score: float
 
 
-class TableDone(Record, frozen=True, tag_field="answer", tag="table"):
+class TableDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="table"):
     """The table is in its file."""
 
     seconds: float
 
 
-class TrainDone(Record, frozen=True, tag_field="answer", tag="train"):
+class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="train"):
     """The network is in its file."""
 
     source: str
@@ -77,7 +77,7 @@ class TrainDone(Record, frozen=True, tag_field="answer", tag="train"):
     seconds: float
 
 
-class ExportDone(Record, frozen=True, tag_field="answer", tag="export"):
+class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="export"):
     """The file is written."""
 
     exporter: str
@@ -85,7 +85,7 @@ class ExportDone(Record, frozen=True, tag_field="answer", tag="export"):
     seconds: float
 
 
-class JobFailed(Record, frozen=True, tag_field="answer", tag="failed"):
+class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
     """The job failed; the worker goes on."""
 
     stage: str

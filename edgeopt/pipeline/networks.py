@@ -22,7 +22,7 @@ PARITY_TOLERANCE = 1e-3
 """On the largest difference over an output's largest value. Right exports are within 1e-4, wrong ones beyond 0.1."""
 
 
-class Network(Record, frozen=True):
+class Network(Record, frozen=True, kw_only=True):
     """A network of the workspace."""
 
     key: str | None
@@ -38,7 +38,7 @@ class Network(Record, frozen=True):
     seconds: float
 
 
-class ExportedFile(Record, frozen=True):
+class ExportedFile(Record, frozen=True, kw_only=True):
     """A network as ONNX, equal to its module."""
 
     sha256: str

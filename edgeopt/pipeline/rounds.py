@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from edgeopt.errors import EdgeoptError
+from edgeopt.errors import DivergedError, EdgeoptError
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import (
     IMPORTANCE,
@@ -36,7 +36,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Prune, Recipe
+from edgeopt.records.recipe import Prune, Recipe, Student
 from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
 from edgeopt.select.limits import findings, measured_size, score_findings
@@ -47,7 +47,7 @@ B = TypeVar("B")
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
 
-class Finished(Record, frozen=True):
+class Finished(Record, frozen=True, kw_only=True):
     """A search that went through all its rounds: its candidates, in order."""
 
     candidates: tuple[Candidate, ...]
@@ -117,11 +117,18 @@ class Search:
     def make(self, candidate: Candidate) -> Harvest:
         """Make a candidate's network and its files in every allowed precision, and score them; nothing is timed."""
         build, seconds = self.build, dict[str, float]()
+        key = digest(("diverged", build.fingerprint, candidate, build.seed, build.versions))
+        diverged = build.ledger.get("diverged", key, Failed)
+        if diverged is not None:
+            return Harvest(None, [Form(self.recipe(candidate, None), diverged, seconds)])
         try:
             network = timed(seconds, "train", lambda: self.network(candidate))
             exported = timed(seconds, "export", lambda: export(build, network))
         except EdgeoptError as error:
-            return Harvest(None, [Form(self.recipe(candidate, None), as_failed(error), seconds)])
+            failed = as_failed(error)
+            if isinstance(error, DivergedError):
+                build.ledger.put("diverged", key, failed)
+            return Harvest(None, [Form(self.recipe(candidate, None), failed, seconds)])
         forms: list[Form] = []
         for precision in self.precisions:
             if precision == "fp16" and any(self.keeps_floor(form) for form in forms):
@@ -318,10 +325,18 @@ class Search:
             self.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
 
     def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
-        """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for."""
-        return [
+        """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for.
+
+        A student that is not good says nothing about pruned networks of its size.
+        """
+        points = [
             Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
             for result, asked in zip(results, ratios, strict=True)
+        ]
+        return [
+            point
+            for point, result in zip(points, results, strict=True)
+            if point.good or not any(isinstance(step, Student) for step in result.trials[0].recipe.torch_steps)
         ]
 
     def ships(self, trials: Sequence[Trial]) -> bool:

@@ -235,7 +235,7 @@ def _lower_ir(model: onnx.ModelProto) -> None:
     kept = [entry for entry in model.opset_import if entry.domain in used]
     del model.opset_import[:]
     model.opset_import.extend(kept)
-    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(kept))
+    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(kept, ignore_unknown=True))
 
 
 def _check(

@@ -15,9 +15,8 @@ import msgspec
 from edgeopt.errors import StepError
 from edgeopt.graph.child import Answer, Job
 from edgeopt.graph.lint import check_ceiling
-from edgeopt.graph.steps import STEPS, name_of, run_step
+from edgeopt.graph.steps import STEPS, AnyStep, name_of, run_step
 from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.recipe import GraphStep
 
 MAX_SECONDS = 1800.0
 """How long one step may take."""
@@ -26,13 +25,13 @@ MAX_SECONDS = 1800.0
 class StepResult(NamedTuple):
     """One stage: what was done, where the file is, and what the report has to say."""
 
-    step: GraphStep
+    step: AnyStep
     path: Path
     notes: tuple[str, ...]
 
 
 def apply_steps(
-    steps: tuple[GraphStep, ...],
+    steps: tuple[AnyStep, ...],
     source: Path,
     target: Path,
     *,
@@ -67,7 +66,7 @@ def apply_steps(
     return results
 
 
-def _run_apart(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Do one step in a child process."""
     name = name_of(step)
     job = Job(

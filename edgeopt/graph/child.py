@@ -13,19 +13,19 @@ from pathlib import Path
 from edgeopt.errors import StepError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.recipe import GraphStep
+from edgeopt.records.recipe import Fuse, GraphStep
 
 
-class Job(Record, frozen=True):
+class Job(Record, frozen=True, kw_only=True):
     """One step to do."""
 
-    step: GraphStep
+    step: GraphStep | Fuse
     source: str
     target: str
     calibration: str | None
 
 
-class Answer(Record, frozen=True):
+class Answer(Record, frozen=True, kw_only=True):
     """What came of it."""
 
     notes: tuple[str, ...]

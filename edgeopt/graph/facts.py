@@ -133,13 +133,7 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
 def _count_macs(model: onnx.ModelProto) -> int:
     """Return multiply-accumulates of the top graph for one sample; a node whose shapes stay open counts nothing."""
     shapes = _shapes_of_one_sample(model)
-    total = 0
-    for node in model.graph.node:
-        rule = _MACS.get(node.op_type)
-        output = shapes.get(node.output[0]) if node.output else None
-        if rule is not None and output is not None:
-            total += rule(node, output, shapes)
-    return total
+    return sum(_MACS[node.op_type](node, shapes) for node in model.graph.node if node.op_type in _MACS)
 
 
 def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
@@ -167,28 +161,34 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     return shapes
 
 
-def _of_convolution(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
-    weight = shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
-    return math.prod(output) * math.prod(weight[1:]) if weight else 0
+def _of_convolution(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    output, weight = shapes.get(node.output[0]), shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
+    return math.prod(output) * math.prod(weight[1:]) if output and weight else 0
 
 
-def _of_transposed_convolution(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
+def _of_transposed_convolution(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     data, weight = shapes.get(node.input[0]), shapes.get(node.input[1])
     return math.prod(data) * math.prod(weight[1:]) if data and weight else 0
 
 
-def _of_product(node: onnx.NodeProto, output: Shape, shapes: dict[str, Shape]) -> int:
-    data = shapes.get(node.input[0])
+def _of_product(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    output, data = shapes.get(node.output[0]), shapes.get(node.input[0])
     flipped = any(one.name == "transA" and one.i for one in node.attribute)
-    return math.prod(output) * data[0 if flipped else -1] if data else 0
+    return math.prod(output) * data[0 if flipped else -1] if output and data else 0
 
 
-_MACS: dict[str, Callable[[onnx.NodeProto, Shape, dict[str, Shape]], int]] = {
+def _of_integer_gemm(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    data, weight = shapes.get(node.input[0]), shapes.get(node.input[3])
+    flipped = any(one.name == "transA" and one.i for one in node.attribute)
+    return data[1 if flipped else 0] * math.prod(weight) if data and weight else 0
+
+
+_MACS: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
     "Conv": _of_convolution,
     "QLinearConv": _of_convolution,
     "ConvTranspose": _of_transposed_convolution,
     "Gemm": _of_product,
     "MatMul": _of_product,
-    "QGemm": _of_product,
     "QLinearMatMul": _of_product,
+    "QGemm": _of_integer_gemm,
 }

@@ -118,4 +118,5 @@ def drop_unused_opsets(model: onnx.ModelProto) -> None:
 def lower_ir(model: onnx.ModelProto) -> None:
     """Write the oldest file format (``ir_version``) that the operator sets in use allow; never a newer one."""
     drop_unused_opsets(model)
-    model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(list(model.opset_import)))
+    oldest = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
+    model.ir_version = min(model.ir_version, oldest)

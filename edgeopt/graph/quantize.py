@@ -25,13 +25,14 @@ from onnxruntime.quantization import (
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
-from edgeopt.graph.files import arrays, load, opset_of, save
+from edgeopt.graph.files import arrays, consumers, load, opset_of, save
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.records.recipe import Quantize
 
 STAGE = "quantize"
 MIN_OPSET = 13  # the first with a scale for each channel
 FEW_CHANNELS = 4  # int8 convolutions gather their input first: with fewer channels that costs more than it saves
+PRODUCTS = ("Gemm", "MatMul")
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -80,9 +81,30 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             calibrate_method=_METHODS[step.calibration],
         )
         quantized = load(result, STAGE)
+    _leave_products_in_float(quantized)
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
     return quantized, tuple(notes)
+
+
+def _leave_products_in_float(model: onnx.ModelProto) -> None:
+    """Remove the last quantize and dequantize where a matrix product makes a graph's output.
+
+    Its kernel sums in int32 and can give floats: rounding them to 8 bits would cost nodes and accuracy for nothing.
+    """
+    graph = model.graph
+    producers = {name: node for node in graph.node for name in node.output}
+    readers = consumers(graph)
+    for value in graph.output:
+        last = producers.get(value.name)
+        quantizer = producers.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
+        product = producers.get(quantizer.input[0]) if quantizer is not None else None
+        if last is None or quantizer is None or product is None or product.op_type not in PRODUCTS:
+            continue
+        if len(readers[product.output[0]]) == len(readers[quantizer.output[0]]) == 1:
+            graph.node.remove(last)
+            graph.node.remove(quantizer)
+            product.output[0] = value.name
 
 
 def _better_in_float(model: onnx.ModelProto) -> list[str]:

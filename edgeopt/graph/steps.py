@@ -16,7 +16,10 @@ from edgeopt.errors import StepError
 from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.files import load, lower_ir, save
-from edgeopt.records.recipe import Compact, FlushDenormals, GraphStep, Half, Quantize, Simplify
+from edgeopt.graph.fuse import fuse
+from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, GraphStep, Half, Quantize, Simplify
+
+AnyStep = GraphStep | Fuse
 
 Made = tuple[onnx.ModelProto, tuple[str, ...]]
 """A model and notes for the report."""
@@ -25,23 +28,23 @@ Made = tuple[onnx.ModelProto, tuple[str, ...]]
 class StepFunction(NamedTuple):
     """How a step is done."""
 
-    run: Callable[[GraphStep, onnx.ModelProto, Path | None], Made]
+    run: Callable[[AnyStep, onnx.ModelProto, Path | None], Made]
     """Takes the step, a model that it may change, and the calibration file."""
     apart: bool
 
 
-def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+def _simplify(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     from edgeopt.graph.simplify import simplify
 
     return simplify(model)
 
 
-def _flush_denormals(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+def _flush_denormals(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     count = flush_denormals(model)
     return model, (f"flush-denormals: {count} weights set to zero",) if count else ()
 
 
-def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+def _quantize(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     from edgeopt.graph.quantize import quantize
 
     assert isinstance(step, Quantize)
@@ -50,27 +53,33 @@ def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None)
     return quantize(model, step, calibration)
 
 
-def _half(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+def _half(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     from edgeopt.graph.half import halve
 
     return halve(model), ()
 
 
-def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+def _fuse(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    count = fuse(model)
+    return model, (f"fuse: {count} nodes written as integer operators",) if count else ()
+
+
+def _compact(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     compact(model)
     return model, ()
 
 
-STEPS: dict[type[GraphStep], StepFunction] = {
+STEPS: dict[type[AnyStep], StepFunction] = {
     Simplify: StepFunction(_simplify, apart=True),
     FlushDenormals: StepFunction(_flush_denormals, apart=False),
     Quantize: StepFunction(_quantize, apart=True),
     Half: StepFunction(_half, apart=True),
+    Fuse: StepFunction(_fuse, apart=False),
     Compact: StepFunction(_compact, apart=False),
 }
 
 
-def run_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+def run_step(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Do one step in this process: read ``source``, write ``target``, return notes."""
     model, notes = STEPS[type(step)].run(step, load(source, name_of(step)), calibration)
     lower_ir(model)
@@ -78,6 +87,6 @@ def run_step(step: GraphStep, source: Path, target: Path, calibration: Path | No
     return notes
 
 
-def name_of(step: GraphStep) -> str:
+def name_of(step: AnyStep) -> str:
     """Return a step's tag, such as ``flush-denormals``."""
     return str(step.__struct_config__.tag)

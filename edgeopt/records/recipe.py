@@ -10,14 +10,14 @@ Importance = Literal["l1", "l2", "taylor"]
 Optimizer = Literal["sgd", "adamw"]
 
 
-class Prune(Record, frozen=True, tag_field="step", tag="prune"):
+class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):
     """Remove whole channels. ``widths`` says how many channels each group keeps; groups not named keep all."""
 
     importance: Importance
     widths: dict[str, int]
 
 
-class Sparsify(Record, frozen=True, tag_field="step", tag="sparsify"):
+class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsify"):
     """Set single weights to zero and keep them there: the download shrinks, the latency does not."""
 
     method: Literal["magnitude", "gradient"]
@@ -26,13 +26,13 @@ class Sparsify(Record, frozen=True, tag_field="step", tag="sparsify"):
     scope: Literal["global", "layer"]
 
 
-class Student(Record, frozen=True, tag_field="step", tag="student"):
+class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"):
     """Start from one of the task's own smaller networks instead of the trained model."""
 
     name: str
 
 
-class Distill(Record, frozen=True, tag_field="step", tag="distill"):
+class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"):
     """Train the network under the trained model's eyes (Hinton et al., 2015)."""
 
     epochs: int
@@ -47,15 +47,15 @@ class Distill(Record, frozen=True, tag_field="step", tag="distill"):
     hard_weight: float
 
 
-class Simplify(Record, frozen=True, tag_field="step", tag="simplify"):
+class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):
     """Fold constants and remove what computes nothing, with onnxsim."""
 
 
-class FlushDenormals(Record, frozen=True, tag_field="step", tag="flush-denormals"):
+class FlushDenormals(Record, frozen=True, kw_only=True, tag_field="step", tag="flush-denormals"):
     """Set weights too small for a normal float to zero: they slow some processors by up to 40 times."""
 
 
-class Quantize(Record, frozen=True, tag_field="step", tag="quantize"):
+class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize"):
     """Static int8 with quantize and dequantize nodes (QDQ), weights int8, calibrated on training batches."""
 
     activations: Literal["uint8", "int8"]
@@ -67,11 +67,15 @@ class Quantize(Record, frozen=True, tag_field="step", tag="quantize"):
     """How many training samples calibrate."""
 
 
-class Half(Record, frozen=True, tag_field="step", tag="half"):
+class Half(Record, frozen=True, kw_only=True, tag_field="step", tag="half"):
     """Weights and activations in float16; inputs and outputs stay float32."""
 
 
-class Compact(Record, frozen=True, tag_field="step", tag="compact"):
+class Fuse(Record, frozen=True, kw_only=True, tag_field="step", tag="fuse"):
+    """Write quantize and dequantize nodes as ONNX Runtime's integer operators; for the CPU provider alone."""
+
+
+class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"):
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
 
 
@@ -79,7 +83,7 @@ TorchStep = Student | Prune | Sparsify | Distill
 GraphStep = Simplify | FlushDenormals | Quantize | Half | Compact
 
 
-class Recipe(Record, frozen=True):
+class Recipe(Record, frozen=True, kw_only=True):
     """All that decides a candidate's weights and graph, given the task."""
 
     torch_steps: tuple[TorchStep, ...]

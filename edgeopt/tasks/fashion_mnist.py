@@ -68,7 +68,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != np.prod(shape):
         raise DataError(f"{path}: has {body.size} bytes where its header promises {shape}. Fetch it again.")
-    return body.reshape(shape)
+    return body.reshape(shape).copy()  # writable, as torch wants it
 
 
 def read_official(folder: Path, part: Literal["train", "t10k"]) -> Images:

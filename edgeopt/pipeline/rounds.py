@@ -111,7 +111,7 @@ class Search:
     def recipe(self, candidate: Candidate, precision: Precision | None) -> Recipe:
         """Return the recipe of a candidate in a precision; None is as it was exported."""
         build = self.build
-        steps = () if precision is None else graph_steps(precision, build.profile, build.environment)
+        steps = () if precision is None else graph_steps(precision, build.profile)
         return Recipe(torch_steps=candidate.steps, graph_steps=steps, seed=build.seed, parent=candidate.parent)
 
     def make(self, candidate: Candidate) -> Harvest:

@@ -80,7 +80,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 
 
 TorchStep = Student | Prune | Sparsify | Distill
-GraphStep = Simplify | FlushDenormals | Quantize | Half | Compact
+GraphStep = Simplify | FlushDenormals | Quantize | Fuse | Half | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from edgeopt.records.recipe import (
     Compact,
     Distill,
     FlushDenormals,
+    Fuse,
     GraphStep,
     Half,
     Prune,
@@ -155,5 +156,5 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return "int8 (7-bit weights)" if reduce_range else "int8"
         case Half():
             return "float16"
-        case Simplify() | FlushDenormals() | Compact():
+        case Simplify() | FlushDenormals() | Fuse() | Compact():
             return None

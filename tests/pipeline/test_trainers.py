@@ -1,0 +1,86 @@
+"""The torch workers, real processes: they answer, they fail in words, they die without taking the build along."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from edgeopt.errors import StepError, TaskError
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.trainers import Trainers, available_cores
+from edgeopt.records.codec import from_json
+from edgeopt.records.groups import GroupTable
+
+TASK = f"{Path(__file__).parent.parent / 'tiny_task.py'}:task"
+ORIGINAL = jobs.NetworkRef(source="original", file=None)
+
+
+@pytest.fixture
+def trainers():
+    pool = Trainers(TASK, 1)
+    yield pool
+    pool.close()
+
+
+def a_table_job(folder, source="original"):
+    return jobs.TableJob(
+        network=jobs.NetworkRef(source=source, file=None), importance="l2", out=str(folder / "table.json")
+    )
+
+
+def test_a_worker_does_job_after_job_and_says_what_is_wrong_with_one(trainers, tmp_path):
+    trainers.do(a_table_job(tmp_path), jobs.TableDone)
+    table = from_json((tmp_path / "table.json").read_bytes(), GroupTable)
+    assert table.free
+    assert table.parameters({}) > 0
+    with pytest.raises(TaskError, match=r"there is no student 'nobody'; there are \['narrow'\]"):
+        trainers.do(a_table_job(tmp_path, "nobody"), jobs.TableDone)
+    missing = jobs.NetworkRef(source="original", file=str(tmp_path / "gone.safetensors"))
+    with pytest.raises(TaskError, match=r"gone\.safetensors cannot be read"):
+        trainers.do(jobs.TableJob(network=missing, importance="l1", out="x"), jobs.TableDone)
+    trainers.do(a_table_job(tmp_path, "narrow"), jobs.TableDone)
+
+
+def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(trainers, tmp_path):
+    with trainers.worker() as worker:
+        process = worker.process
+    threading.Timer(0.2, process.send_signal, (signal.SIGKILL,)).start()
+    with pytest.raises(StepError, match=r"SIGKILL.*--workers 1"):
+        trainers.do(a_table_job(tmp_path), jobs.TableDone)
+    trainers.do(a_table_job(tmp_path), jobs.TableDone)
+
+
+def test_a_task_that_cannot_be_loaded_is_the_users_to_mend(tmp_path):
+    pool = Trainers("no_such_module:task", 1)
+    with pytest.raises(TaskError, match="no module 'no_such_module'"):
+        pool.do(a_table_job(tmp_path), jobs.TableDone)
+    pool.close()
+
+
+def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
+    script = (
+        "import time\n"
+        "from edgeopt.pipeline.trainers import Trainers\n"
+        f"pool = Trainers({TASK!r}, 1)\n"
+        "with pool.worker() as worker:\n"
+        "    print(worker.process.pid, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.1)
+
+
+def test_cores_are_counted_by_affinity():
+    assert 1 <= available_cores() <= len(os.sched_getaffinity(0))

@@ -77,9 +77,10 @@ def export(
         StepError: the exporter refuses the module, or what comes out breaks a ceiling or fixed the open batch.
     """
     inputs = _with_example_batch(example_inputs) if dynamic_batch else example_inputs
+    inputs = tuple(one.contiguous() for one in inputs)
     notes: list[str] = []
     try:
-        with _quiet(notes), _evaluating(module), torch.no_grad():
+        with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
             plain = _plain(module)
             write = _by_dynamo if exporter == "dynamo" else _by_torchscript
             model = write(plain, inputs, list(input_names), list(output_names), max_opset, dynamic_batch)
@@ -186,6 +187,23 @@ def _plain(module: nn.Module) -> nn.Module:
     plain = torch.fx.GraphModule(module, graph)
     plain.training = False
     return plain
+
+
+@contextlib.contextmanager
+def _row_major(module: nn.Module) -> Iterator[None]:
+    """Hold every tensor in row-major memory.
+
+    From channels-last weights dynamo derives strides, and a dozen nodes that gather by them where a reshape would do.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.data for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.contiguous()
+        yield
+    finally:
+        for tensor, data in zip(tensors, before, strict=True):
+            tensor.data = data
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ from edgeopt.select.decision import choose
 from edgeopt.task import CheckedTask, load_task
 from edgeopt.tasks.onnx_file import OnnxTask
 
-ROUNDS = 3
+ROUNDS = 2
 CANDIDATES = 2
 QUICK_EPOCHS = 3
 SPARSITIES = (0.5, 0.75)

@@ -37,6 +37,8 @@ class WeightShape(Record, frozen=True, kw_only=True):
     dims: tuple[Dimension, ...]
     macs_per_weight: int
     """How often each of its numbers is multiplied for one sample (output positions); 0 for biases and norms."""
+    values_per_weight: int
+    """For the weight of a batch norm: how many values of one sample each of its numbers scales; 0 for all others."""
 
     def numbers(self, widths: Mapping[str, int]) -> int:
         """Return how many numbers it holds."""

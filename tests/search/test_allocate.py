@@ -17,9 +17,9 @@ def a_table(importance_a=1.0, importance_b=1.0):
             ChannelGroup(name="c", channels=5, importance=(), frozen_by="sort"),
         ),
         tensors=(
-            WeightShape(name="w1", dims=(a, fixed[0]), macs_per_weight=1),
-            WeightShape(name="w2", dims=(b, a), macs_per_weight=1),
-            WeightShape(name="w3", dims=(fixed[1], b), macs_per_weight=1),
+            WeightShape(name="w1", dims=(a, fixed[0]), macs_per_weight=1, values_per_weight=0),
+            WeightShape(name="w2", dims=(b, a), macs_per_weight=1, values_per_weight=0),
+            WeightShape(name="w3", dims=(fixed[1], b), macs_per_weight=1, values_per_weight=0),
         ),
     )
 

@@ -37,6 +37,7 @@ def group_table(
     inputs = network.example_inputs if example_inputs is None else tuple(example_inputs)
     shapes = network.shapes() if example_inputs is None else shapes_of(network.eval_module, inputs)
     uses = _uses(network.eval_module, shapes, inputs[0].shape[0])
+    scaled = _scaled(network.eval_module, shapes, inputs[0].shape[0])
     owned: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups.groups.values():
         for slot, indices in group.slots.items():
@@ -48,7 +49,9 @@ def group_table(
             per_channel = owned.get((name, dim), {})
             moving = sum(count * groups.groups[group].channels for group, count in per_channel.items())
             dims.append(Dimension(fixed=size - moving, per_channel=per_channel))
-        tensors.append(WeightShape(name=name, dims=tuple(dims), macs_per_weight=uses[name]))
+        tensors.append(
+            WeightShape(name=name, dims=tuple(dims), macs_per_weight=uses[name], values_per_weight=scaled[name])
+        )
     return GroupTable(
         groups=tuple(
             ChannelGroup(
@@ -86,6 +89,17 @@ def _uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
         if weight.op == "get_attr":
             uses[names[str(weight.target)]] += count // batch
     return uses
+
+
+def _scaled(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
+    """Count for each batch norm's weight how many values of one sample each of its numbers scales."""
+    names = tensor_names(module)
+    scaled: Counter[str] = Counter()
+    for node in module.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) is aten.batch_norm and isinstance(node.args[1], fx.Node):
+            shape = shapes[node.name]
+            scaled[names[str(node.args[1].target)]] += math.prod(shape) // shape[1] // batch
+    return scaled
 
 
 CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)

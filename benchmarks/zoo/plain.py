@@ -31,22 +31,23 @@ def flatten() -> Built:
 
 
 class Tied(nn.Module):
-    """One linear layer used twice, a scale for each channel, a split, a stack, matrix products with a parameter."""
+    """Two linear layers with one weight, a scale for each channel, a split, a stack, matrix products with a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Linear(6, 12)
         self.shared = nn.Linear(12, 12)
+        self.twin = nn.Linear(12, 12)
+        self.twin.weight = self.shared.weight
         self.scale = nn.Parameter(torch.rand(12))
         self.register_buffer("offset", torch.rand(1, 12))
         self.matrix = nn.Parameter(torch.randn(12, 10))
         self.again = nn.Linear(12, 10)
-        self.again.weight = nn.Parameter(torch.randn(10, 12))
         self.last = nn.Linear(14, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map vectors to vectors."""
-        y = torch.relu(self.shared(torch.relu(self.shared(self.first(x))))) * self.scale + self.offset
+        y = self.twin(torch.relu(self.shared(self.first(x)))).relu() * self.scale + self.offset
         z = torch.stack([y @ self.matrix, self.again(y)], 1).flatten(1)
         left, middle, right = z.split([4, 10, 6], dim=1)
         joined = torch.cat([left * right[:, :4], middle], 1)

@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from edgeopt.errors import DataError, StepError
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
-from edgeopt.passes.prune.resize import resize, sliced
+from edgeopt.passes.prune.resize import kept_part, resize
 
 FORMAT = "edgeopt/network-1"
 ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -135,7 +135,7 @@ class Network:
     def _cut(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
         tensor: Tensor = operator.attrgetter(name)(self.eval_module)
         dims = {dim: kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in kept}
-        cut = sliced(tensor.detach(), dims) if dims else tensor.detach().clone()
+        cut = kept_part(tensor.detach(), dims) if dims else tensor.detach().clone()
         return nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
 
     def save(self, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
@@ -171,9 +172,30 @@ def opened(
         ledger.close()
 
 
+def check_runtime(world: Build) -> None:
+    """Run a graph of one node on the device, before any work: a missing runtime or provider is said at once.
+
+    Raises:
+        ProviderError: the profile's provider is not there.
+        DeviceError: nothing runs there.
+    """
+    stages = world.workspace.folder("stages")
+    value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"])
+    node = helper.make_node("Abs", ["x"], ["y"])
+    graph = helper.make_graph([node], "check", [value], [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])])
+    model, inputs = stages / "check.onnx", stages / "check.npz"
+    model.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7).SerializeToString()
+    )
+    write_batches(inputs, [{"x": np.zeros(1, np.float32)}])
+    run_model(model, inputs, stages / "checked.npz", world.connection, world.profile,
+              allow_fallback=world.allow_fallback, stage="device")  # fmt: skip
+
+
 def start(world: Build) -> Search:
     """Export the original, or take the given file, and begin the search."""
     task = world.data.task
+    check_runtime(world)
     world.progress("baseline", "export")
     with world.clock.stage("baseline"):
         if isinstance(task, OnnxTask):

@@ -19,8 +19,8 @@ from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.resnet import SmallResNet
 
 TEACHER_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
-EPOCH_IMAGES = 15_000
-"""An epoch is this many images drawn anew: the packaged subset's training set, or a part of the full one."""
+EPOCH_IMAGES = 12_000
+"""An epoch is this many images drawn anew from the training set."""
 BATCH_SIZE = 128
 
 
@@ -47,7 +47,7 @@ class Fashion(Classification):
             eval=(),
             name="fashion",
             labels=fashion_mnist.CLASSES,
-            training=Training(epochs=5),
+            training=Training(epochs=5, learning_rate=0.03),
             preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
         )
 

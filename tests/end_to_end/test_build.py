@@ -186,6 +186,26 @@ def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder,
     assert ours["winner"]["sha256"] == theirs["winner"]["sha256"]
 
 
+def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
+    write_target(tmp_path / "tiny.toml")
+    command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    artifacts = tmp_path / ".edgeopt" / "artifacts"
+    deadline = time.monotonic() + 300
+    while not list(artifacts.glob("*.onnx")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert "kept" in err
+    assert out == ""
+
+
 def test_a_given_onnx_file_is_simplified_quantized_and_judged(first, folder, tmp_path):
     given = folder / "edgeopt-out" / ".." / ".edgeopt" / "artifacts" / f"{choice_of(folder)['baseline']['sha256']}.onnx"
     (tmp_path / "given.onnx").write_bytes(given.read_bytes())

@@ -12,7 +12,7 @@ from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.labels import Slot
 from edgeopt.passes.prune.proof import verify
-from edgeopt.passes.prune.resize import sliced
+from edgeopt.passes.prune.resize import kept_part
 from edgeopt.passes.prune.rewrite import prune
 
 SAMPLE = 8
@@ -67,7 +67,7 @@ def test_a_tensor_cut_at_a_wrong_index_is_caught_and_the_node_named():
     kept = {d: faulty.kept[name, d] for d in (0, 1)}
     lost = np.setdiff1d(np.arange(network.state()[name].shape[dim]), kept[dim])
     kept[dim] = np.concatenate([kept[dim][:-1], lost[:1]])
-    faulty.state()[name].copy_(sliced(network.state()[name], kept))
+    faulty.state()[name].copy_(kept_part(network.state()[name], kept))
     with pytest.raises(ParityError, match="'stages_0_conv1_weight'"):
         verify(network, groups, keep, faulty, network.example_inputs)
 

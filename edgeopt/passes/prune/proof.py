@@ -16,7 +16,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Marked, Slot
-from edgeopt.passes.prune.resize import kept_of, sliced
+from edgeopt.passes.prune.resize import kept_of, kept_part
 
 PROOF_TOLERANCE = 1e-9
 """In float64: rounding over some ten thousand additions stays below 1e-11; a wrong index is an error of order 1."""
@@ -98,10 +98,10 @@ class _Masked(fx.Interpreter):
         x = args[0]
         channels = {dim: indices for dim, indices in enumerate(kept) if len(indices) < x.shape[dim]}
         first = 1 if n.target.overloadpacket is aten.group_norm else x.ndim - len(args[1])  # type: ignore[union-attr]
-        small = [sliced(x, channels), args[1] if first == 1 and isinstance(args[1], int) else _sizes(kept, first)]
+        small = [kept_part(x, channels), args[1] if first == 1 and isinstance(args[1], int) else _sizes(kept, first)]
         for parameter in args[2:4]:
             dims = {dim - first: indices for dim, indices in channels.items() if 0 <= dim - first < parameter.ndim}
-            small.append(sliced(parameter, dims))
+            small.append(kept_part(parameter, dims))
         result = torch.zeros_like(x)
         result[np.ix_(*kept)] = n.target(*small, *args[4:], **kwargs)  # type: ignore[operator]
         return result
@@ -138,7 +138,7 @@ def _fill_constants(full: fx.GraphModule, small: fx.GraphModule, original: Netwo
         spread = 1.0 if bool(tensor.any()) else 0.1
         tensor += spread * (torch.rand(tensor.shape, generator=random, dtype=tensor.dtype) + 0.1)
         kept = {dim: _relative(original, pruned, (name, dim)) for dim in range(tensor.ndim)}
-        cut = sliced(tensor, {dim: indices for dim, indices in kept.items() if indices is not None})
+        cut = kept_part(tensor, {dim: indices for dim, indices in kept.items() if indices is not None})
         operator.attrgetter(name)(small).data.copy_(cut)
 
 

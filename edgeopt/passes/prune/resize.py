@@ -131,6 +131,14 @@ def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, Sizes]
     return rewrite
 
 
+def _squeeze(node: fx.Node, sizes: Sizes) -> None:
+    """Without a dimension it would also drop channels of which one is left, so it gets those that are 1 now."""
+    if len(node.args) == 1 and not node.kwargs:
+        source = _source(node)
+        node.target = aten.squeeze.dims
+        node.args = (source, [dim for dim, size in enumerate(sizes.old(source)) if size == 1])
+
+
 def _slice(node: fx.Node, sizes: Sizes) -> None:
     """``start`` and ``end`` count what is left before them."""
     source = _source(node)
@@ -189,6 +197,7 @@ RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
     aten.reshape: _sizes("shape"),
     aten.expand: _sizes("size"),
     aten.unflatten: _sizes("sizes", "dim"),
+    aten.squeeze: _squeeze,
     aten.slice: _slice,
     aten.select: _select,
     aten.narrow: _narrow,
@@ -200,7 +209,7 @@ RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
 """Operators that hold a size as a literal number, and how it is rewritten."""
 
 
-def sliced(tensor: Tensor, kept: dict[int, Integers]) -> Tensor:
+def kept_part(tensor: Tensor, kept: dict[int, Integers]) -> Tensor:
     """Cut a tensor to the indices kept along some dimensions, contiguous."""
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(tensor.device))

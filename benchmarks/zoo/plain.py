@@ -31,7 +31,7 @@ def flatten() -> Built:
 
 
 class Tied(nn.Module):
-    """Two linear layers with one weight, a scale for each channel, a split, a stack, matrix products with a parameter."""
+    """Two linear layers with one weight, a scale for each channel, a split, a stack, products with a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Tied(nn.Module):
 
 def tied() -> Built:
     """Shared weights, parameters in element-wise operators, unequal splits."""
-    return Tied(), (torch.randn(1, 6),)
+    return Tied(), (torch.randn(16, 6),)
 
 
 class TwoHeads(nn.Module):

@@ -196,9 +196,18 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> torch
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # advice to authors of models
-            return torch.export.export(model, inputs, dynamic_shapes=dynamic, strict=False)
-    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError):
-        return traceback.format_exc().strip().splitlines()[-1] + "\n" + traceback.format_exc()
+            fresh = tuple(value.clone() for value in inputs)  # an attempt leaves its marks on the tensors
+            return torch.export.export(model, fresh, dynamic_shapes=dynamic, strict=False)
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        AssertionError,
+    ) as error:
+        return f"{type(error).__name__}: {str(error).strip()}\n{traceback.format_exc()}"
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 

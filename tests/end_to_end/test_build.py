@@ -76,8 +76,8 @@ def rebuild(folder, *limits):
 def test_the_bundle_holds_what_the_manifest_says(first, folder):
     out = folder / "edgeopt-out"
     manifest = json.loads((out / "manifest.json").read_text())
-    for name, sha256 in manifest["files"].items():
-        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == sha256, name
+    for name, facts in manifest["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == facts["sha256"], name
     assert {"model.onnx", "choice.json", "report.html"} <= set(manifest["files"])
     winner = choice_of(folder)["winner"]
     assert winner["size_bytes"] == (out / "model.onnx").stat().st_size

@@ -16,8 +16,8 @@ aten = torch.ops.aten
 def moved(labels: Labels, call: Call) -> Layers | list[Layers]:
     """Execute the operator on each layer, expanded without copies to the full shape."""
     call.freeze_others(labels)
-    rest = list(call.arguments.values())[1:]
-    results = [call.target(layer.expand(call.input.shape), *rest) for layer in call.input.layers]
+    rest = dict(list(call.arguments.items())[1:])
+    results = [call.target(layer.expand(call.input.shape), **rest) for layer in call.input.layers]
     if isinstance(call.shape, list):
         return [tuple(result[part] for result in results) for part in range(len(call.shape))]
     return tuple(results)

@@ -1,0 +1,129 @@
+"""Which channels go together, and what keeps those that cannot go."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from zoo_networks import random_keep, traced
+
+from edgeopt.errors import InputError, StepError
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import Groups, analyse
+from edgeopt.passes.prune.labels import Labels, Marked, connect
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
+from edgeopt.passes.prune.resize import kept_of
+from edgeopt.passes.prune.rewrite import prune
+
+
+def analysed(model: nn.Module, *inputs: torch.Tensor) -> tuple[Network, Groups]:
+    network = Network.trace(model, inputs)
+    return network, analyse(network)
+
+
+def test_connected_labels_take_the_smallest_name():
+    assert connect(np.arange(6), np.array([[4, 5], [1, 2], [5, 2]])).tolist() == [0, 1, 1, 3, 1, 1]
+
+
+def test_a_layer_that_meets_label_zero_freezes():
+    labels = Labels()
+    line = labels.of_parameter("weight", (3,)).layers[0]
+    labels.unite(line, torch.tensor([0, 2, 3]))
+    _, reasons = labels.settle()
+    assert [reason is not None for reason in reasons[1:]] == [True, False, False]
+
+
+def test_a_residual_sum_ties_the_channels_of_all_its_terms():
+    _, groups = traced("resnet")
+    stream = groups.groups["stages.0.conv2"]
+    assert {("stages.0.conv2.weight", 0), ("stages.0.skip.0.weight", 0), ("stages.1.conv2.weight", 0)} <= set(
+        stream.slots
+    ) or ("stages.1.conv2.weight", 0) in stream.slots
+    assert all((indices == np.arange(8)[:, None]).all() for indices in stream.slots.values())
+
+
+def test_a_view_that_merges_channels_with_positions_gives_each_channel_all_its_positions():
+    _, groups = traced("flatten")
+    indices = groups.groups["0"].slots["4.weight", 1]
+    assert indices.shape == (8, 9)
+    assert indices[2].tolist() == list(range(18, 27))
+
+
+def test_a_shuffle_ties_the_same_channel_of_every_group():
+    _, groups = traced("shufflenet")
+    assert groups.groups["3"].slots["3.weight", 0].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+
+
+def test_inputs_and_outputs_are_frozen_and_say_so():
+    _, groups = traced("two_heads")
+    assert "the model's output" in str(groups.groups["middle"].frozen_by)
+    assert "fixed size" in str(groups.groups["right:1"].frozen_by)
+    assert set(groups.free) == {"left", "wide"}
+
+
+def test_an_operator_without_a_rule_freezes_its_channels_and_is_named():
+    _, groups = traced("transformer")
+    assert groups.without_rule == ("aten.scaled_dot_product_attention",)
+    assert "layer.linear1" in groups.free
+    assert "no rule" in str(groups.groups["layer.self_attn.in_proj_weight"].frozen_by)
+
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.third(torch.relu(self.second(torch.roll(self.first(x), 1, dims=1))))
+
+
+def test_what_lies_beyond_an_unknown_operator_is_pruned_all_the_same():
+    network, groups = analysed(Odd(), torch.randn(2, 4))
+    assert groups.without_rule == ("aten.roll",)
+    assert set(groups.free) == {"second"}
+    keep = random_keep(groups, 0.5, seed=1)
+    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+
+
+class Views(nn.Module):
+    """Movement of every kind: pieces read at literal places, packed heads, a table over positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(2, 12, 3), nn.Conv2d(12, 12, 1), nn.Conv2d(10, 6, 1)
+        self.table = nn.Parameter(torch.randn(1, 1, 4, 4))
+        self.heads, self.last = nn.Linear(6 * 16, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        y = self.a(x) + self.table
+        y = torch.cat([y[:, 7:], y[:, :7]], 1).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        y = self.b(y).narrow(1, 1, 10)
+        y = self.c(y).unsqueeze(2).expand(-1, -1, 1, -1, -1).squeeze().flatten(1)
+        y = self.heads(y).unflatten(1, (3, 4)).transpose(1, 2).reshape(-1, 12)
+        return self.last(torch.stack([y, y * 2], 0).mean(0))
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.5])
+def test_literal_sizes_and_places_are_rewritten(ratio):
+    torch.manual_seed(0)
+    network, groups = analysed(Views(), torch.randn(2, 2, 6, 6))
+    assert {"a", "c"} <= set(groups.free)
+    keep = random_keep(groups, ratio, seed=1)
+    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+
+
+def test_a_wrong_request_is_refused():
+    network, groups = traced("mlp")
+    with pytest.raises(InputError, match="did you mean '0'"):
+        prune(network, groups, {"00": [1]})
+    with pytest.raises(InputError, match="at least one"):
+        prune(network, groups, {"0": []})
+    with pytest.raises(InputError, match="0 to 15"):
+        prune(network, groups, {"0": [16]})
+    with pytest.raises(InputError, match="cannot be pruned: output"):
+        prune(network, groups, {"6": [0]})
+
+
+def test_what_is_no_rectangle_is_refused():
+    alive = torch.tensor([True, True, True, True, False])
+    with pytest.raises(StepError, match="rectangle"):
+        kept_of(Marked((2, 2), (torch.tensor([[1, 2], [3, 4]]),)), alive)

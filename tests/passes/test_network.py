@@ -1,0 +1,187 @@
+"""Tracing, training, saving and exporting a network as its graph."""
+
+import copy
+import warnings
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+from zoo_networks import random_keep, tensors_in, traced
+
+from edgeopt.errors import DataError, StepError
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.rewrite import prune
+from edgeopt.tasks.resnet import SmallResNet
+
+FLOAT32_SUMS = 1e-5
+"""Sums of some thousand float32 products, taken in another order."""
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return SmallResNet(stem=8, widths=(8, 16), blocks=1)
+
+
+def images(batch=4):
+    return torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_graph_computes_what_the_model_computes_and_shares_nothing_with_it(model):
+    network = Network.trace(model, (images(1),))
+    with torch.no_grad():
+        expected = model.eval()(images())
+        assert torch.equal(network.eval_module(images()), expected)
+        for tensor in network.state().values():
+            tensor.zero_()
+        assert torch.equal(model(images()), expected)
+
+
+def test_tracing_leaves_the_mode_of_the_model(model):
+    model.train()
+    Network.trace(model, (images(1),))
+    assert model.training
+
+
+def test_names_are_those_of_the_model(model):
+    network = Network.trace(model, (images(1),))
+    unused = {name for name in model.state_dict() if name.endswith("num_batches_tracked")}
+    assert set(network.state()) == set(model.state_dict()) - unused
+    assert set(network.parameters()) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_three_training_steps_change_what_they_change_in_the_model(model, memory):
+    network = Network.trace(model, (images(1),))
+    model.train().to(memory_format=memory)
+    network.train_module.to(memory_format=memory)
+    for module in (model, network.train_module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(images(8).to(memory_format=memory)).square().mean().backward()
+            optimizer.step()
+    for name, tensor in network.state().items():
+        torch.testing.assert_close(tensor, model.state_dict()[name], atol=FLOAT32_SUMS, rtol=FLOAT32_SUMS)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            network.eval_module(images()), model.eval()(images()), atol=FLOAT32_SUMS, rtol=FLOAT32_SUMS
+        )
+
+
+def test_dropout_is_on_in_training_alone():
+    network = Network.trace(nn.Sequential(nn.Linear(50, 50), nn.Dropout(0.5)), (torch.ones(1, 50),))
+    with torch.no_grad():
+        assert (network.train_module(torch.ones(2, 50)) == 0).any()
+        assert not (network.eval_module(torch.ones(2, 50)) == 0).any()
+
+
+def test_a_copy_has_tensors_of_its_own(model):
+    network = Network.trace(model, (images(1),))
+    other = network.copy()
+    before = copy.deepcopy(network.state())
+    for tensor in other.state().values():
+        tensor.add_(1)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state().items())
+    shared = other.parameters()["head.weight"]
+    assert dict(other.train_module.named_parameters())["head.weight"] is shared
+
+
+class Counting(nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1, 4) if x.shape[0] == 2 else x.reshape(1, -1, 4)
+
+
+class Deciding(nn.Module):
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_a_model_that_knows_its_batch_is_traced_with_it_and_says_so():
+    network = Network.trace(Counting(), (torch.randn(1, 8),))
+    assert "fixed batch of 2" in network.notes[0]
+
+
+def test_a_model_that_decides_by_values_is_refused_with_a_way_out():
+    with pytest.raises(StepError, match=r"torch.export cannot read Deciding") as caught:
+        Network.trace(Deciding(), (torch.randn(1, 8),))
+    assert caught.value.stage == "trace"
+    assert caught.value.trace
+
+
+def test_channels_last_memory_survives_saving(model, tmp_path):
+    network = Network.trace(model, (images(1),))
+    trained = network.copy()
+    trained.train_module.to(memory_format=torch.channels_last)
+    trained.save(tmp_path / "a.safetensors")
+    back = Network.load(tmp_path / "a.safetensors", network)
+    weight = back.state()["stages.0.conv2.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        assert torch.equal(back.eval_module(images()), trained.eval_module(images()))
+
+
+def test_bad_files_are_refused(model, tmp_path):
+    network = Network.trace(model, (images(1),))
+    with pytest.raises(DataError, match="cannot be read"):
+        Network.load(tmp_path / "missing.safetensors", network)
+    (tmp_path / "broken.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match="cannot be read"):
+        Network.load(tmp_path / "broken.safetensors", network)
+    other, groups = traced("mlp")
+    prune(other, groups, random_keep(groups, 0.5, seed=1)).save(tmp_path / "other.safetensors")
+    with pytest.raises(DataError, match="another model"):
+        Network.load(tmp_path / "other.safetensors", network)
+
+
+def check_onnx(network: Network, path, batch: int):
+    inputs = tuple(torch.randn(batch, *tensor.shape[1:]) for tensor in network.example_inputs)
+    model = onnx.load(path)
+    feeds = {value.name: tensor.numpy() for value, tensor in zip(model.graph.input, inputs, strict=True)}
+    with torch.no_grad():
+        expected = tensors_in(network.eval_module(*inputs))
+    for found, tensor in zip(ReferenceEvaluator(model).run(None, feeds), expected, strict=True):
+        np.testing.assert_allclose(found, tensor.numpy(), atol=FLOAT32_SUMS, rtol=FLOAT32_SUMS)
+
+
+def test_a_pruned_network_goes_through_the_dynamo_exporter(tmp_path):
+    network, groups = traced("two_heads")
+    pruned = prune(network, groups, random_keep(groups, 0.5, seed=1))
+    path = tmp_path / "dynamo.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        torch.onnx.export(
+            pruned.eval_module,
+            pruned.example_inputs,
+            path,
+            dynamo=True,
+            dynamic_shapes=({0: torch.export.Dim.DYNAMIC},) * 2,
+            external_data=False,
+            verbose=False,
+        )
+    check_onnx(pruned, path, batch=3)
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "densenet", "unet", "two_heads"])
+def test_a_pruned_network_goes_through_the_torchscript_exporter(name, tmp_path):
+    network, groups = traced(name)
+    pruned = prune(network, groups, random_keep(groups, 0.5, seed=1))
+    path = tmp_path / "torchscript.onnx"
+    names = [f"in{number}" for number in range(len(pruned.example_inputs))]
+    outputs = [f"out{number}" for number in range(2 if name == "two_heads" else 1)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter announces its end
+        torch.onnx.export(
+            pruned.eval_module,
+            pruned.example_inputs,
+            path,
+            dynamo=False,
+            input_names=names,
+            output_names=outputs,
+            dynamic_axes={axis: {0: "batch"} for axis in names},
+            opset_version=17,
+        )
+    check_onnx(pruned, path, batch=3)

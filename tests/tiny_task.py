@@ -60,6 +60,6 @@ def task():
         test=batches(256, 2000),
         name="tiny",
         labels=("upper left", "upper right", "lower left", "lower right"),
-        students={"narrow": lambda: TinyNet(8)},
+        students={"narrow": lambda: TinyNet(12)},
         training=edgeopt.Training(epochs=3, learning_rate=0.05),
     )

@@ -123,7 +123,7 @@ class Search:
             return Harvest(None, [Form(self.recipe(candidate, None), diverged, seconds)])
         try:
             network = timed(seconds, "train", lambda: self.network(candidate))
-            exported = timed(seconds, "export", lambda: export(build, network))
+            exported = timed(seconds, "export", lambda: export(build, network)) if candidate.steps else self.exported
         except EdgeoptError as error:
             failed = as_failed(error)
             if isinstance(error, DivergedError):

@@ -46,7 +46,7 @@ def verify(
         groups: What ``analyse`` said of it.
         keep: The channels kept, by group.
         pruned: The result of ``prune``, not trained since.
-        inputs: One batch; random numbers will do.
+        inputs: One batch; random numbers will do. Sixteen samples leave hardly a channel at zero behind every ReLU.
         seed: Of the random values.
 
     Returns:

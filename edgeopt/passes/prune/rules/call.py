@@ -54,13 +54,6 @@ class Call:
         """The first tensor."""
         return self.operands[0]
 
-    def others(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return all arguments but the first: by position, and those that the schema takes by name alone."""
-        schema = getattr(self.target, "_schema", None)
-        by_name = {argument.name for argument in schema.arguments if argument.kwarg_only} if schema else set()
-        rest = [value for name, value in self.arguments.items() if name not in by_name][1:]
-        return rest, {name: value for name, value in self.arguments.items() if name in by_name}
-
     def dim(self, name: str = "dim") -> int:
         """Return a dimension of the input as a number from 0 on."""
         return int(self[name]) % max(len(self.input.shape), 1)

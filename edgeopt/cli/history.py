@@ -54,7 +54,7 @@ def find_build(ledger: Ledger, build: int | None) -> int:
     return build
 
 
-@click.command()
+@click.command(name="history")
 @click.argument("build", type=int, required=False)
 @workspace_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

@@ -9,7 +9,7 @@ import click
 from edgeopt.cli.history import find_build, open_ledger, workspace_option
 
 
-@click.command()
+@click.command(name="show")
 @click.argument("number", metavar="N", type=int)
 @click.option("--build", type=int, help="Which build; the newest where it is not given.")
 @workspace_option

@@ -76,7 +76,7 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 90  # it notices once PyTorch is imported, which a busy machine takes its time for
     while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)

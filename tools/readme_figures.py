@@ -45,13 +45,14 @@ def default_build(result: dict[str, Any]) -> str:
             f"{ratio(row['speed_ratio'])} | {row['selection_drop'] * 100:.2f} ({low * 100:.2f} to {high * 100:.2f}) |"
         )
     environment = result["samples"]["default"]["trials"][0]
+    drop_low, drop_high = figures["test_drop_ci95"]
     processor = result["samples"]["default"].get("environment", {}).get("processor", "")
     lines += [
         "",
         f"On the {figures['test_images']:,} test images, looked at once: "
         f"baseline {figures['baseline_test_score']:.4f}, "
         f"winner {figures['baseline_test_score'] - figures['test_drop']:.4f} "
-        f"({figures['test_drop'] * 100:.2f} points lower). "
+        f"({figures['test_drop'] * 100:.2f} points lower; 95 %: {drop_low * 100:.2f} to {drop_high * 100:.2f}). "
         f"The build took {figures['seconds'] / 60:.1f} minutes on two cores"
         + (f" of {processor}" if processor else "")
         + f" (baseline {environment['size_bytes'] / 1e6:.2f} MB).",

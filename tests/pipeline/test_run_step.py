@@ -19,7 +19,7 @@ def test_errors_of_edgeopt_pass_as_they_are():
 
 
 def test_user_code_that_fails_is_named_with_its_place():
-    with pytest.raises(TaskError, match=r"task 'mine': score\(\) failed with ZeroDivisionError.*test_steps\.py"):
+    with pytest.raises(TaskError, match=r"task 'mine': score\(\) failed with ZeroDivisionError.*test_run_step\.py"):
         run_user_code("mine", "score()", lambda: 1 / 0)
 
 

@@ -79,7 +79,13 @@ def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | No
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(
-            command, input=to_json(job), capture_output=True, env=environment, timeout=MAX_SECONDS, check=False
+            command,
+            input=to_json(job),
+            capture_output=True,
+            env=environment,
+            timeout=MAX_SECONDS,
+            check=False,
+            start_new_session=True,  # so that Ctrl-C reaches the parent alone
         )
     except subprocess.TimeoutExpired as error:
         raise StepError(name, f"did not end within {MAX_SECONDS:.0f} s. Leave this step out.") from error

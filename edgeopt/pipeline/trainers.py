@@ -56,6 +56,7 @@ class TorchWorker:
             stdout=subprocess.PIPE,
             stderr=self.log,
             env=os.environ | VARIABLES,
+            start_new_session=True,  # so that Ctrl-C reaches the parent alone, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(jobs.Answer)
 

@@ -44,7 +44,7 @@ from edgeopt.tasks.onnx_file import OnnxTask
 
 ROUNDS = 2
 CANDIDATES = 2
-QUICK_EPOCHS = 3
+QUICK_EPOCHS = 2
 SPARSITIES = (0.5, 0.75)
 
 

@@ -1,28 +1,30 @@
-"""Small architectures, each with something that pruning by labels has to get right. Name to a builder."""
+"""The zoo: architectures that tests and benchmarks share, written from public definitions, with random weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from benchmarks.zoo import language, recurrent, speech, vision_transformers
+from benchmarks.zoo.architecture import Architecture, Builder
+from benchmarks.zoo.miniatures import MINIATURES
 
-from torch import Tensor, nn
-
-from benchmarks.zoo import attention, convolutional, plain
-
-Builder = Callable[[], tuple[nn.Module, tuple[Tensor, ...]]]
-
-ZOO: dict[str, Builder] = {
-    "resnet": convolutional.resnet,
-    "mobilenet": convolutional.mobilenet,
-    "shufflenet": convolutional.shufflenet,
-    "densenet": convolutional.densenet,
-    "squeeze_excite": convolutional.squeeze_excite,
-    "grouped": convolutional.grouped,
-    "unet": convolutional.unet,
-    "conv1d": convolutional.conv1d,
-    "mlp": plain.mlp,
-    "flatten": plain.flatten,
-    "tied": plain.tied,
-    "two_heads": plain.two_heads,
-    "transformer": attention.transformer,
+ARCHITECTURES: dict[str, Architecture] = {
+    "vit": Architecture(vision_transformers.vit, "Dosovitskiy et al., 2021", ("head",)),
+    "vit_multihead": Architecture(vision_transformers.vit_multihead, "Dosovitskiy et al., 2021", ("head",)),
+    "swin": Architecture(vision_transformers.swin, "Liu et al., 2021", ("head",)),
+    "mixer": Architecture(
+        vision_transformers.mixer, "Tolstikhin et al., 2021", ("head", *(f"blocks.{i}.tokens.3" for i in range(4)))
+    ),
+    "bert": Architecture(language.bert, "Devlin et al., 2019", ("classifier",)),
+    "gpt": Architecture(language.gpt, "Radford et al., 2019", ("lm_head",)),
+    "llama": Architecture(language.llama, "Touvron et al., 2023", ("lm_head",)),
+    "conformer": Architecture(speech.conformer, "Gulati et al., 2020", ("head",)),
+    "wav2vec": Architecture(speech.wav2vec, "Baevski et al., 2020", ("head",)),
+    "ds_cnn": Architecture(speech.ds_cnn, "Zhang et al., 2017", ("11",)),
+    "tc_resnet": Architecture(speech.tc_resnet, "Choi et al., 2019", ("7",)),
+    "gru": Architecture(recurrent.gru, "Cho et al., 2014", ("head",)),
+    "lstm": Architecture(recurrent.lstm, "Hochreiter and Schmidhuber, 1997", ("head",)),
+    "crnn": Architecture(recurrent.crnn, "Shi et al., 2017", ("head",)),
 }
-"""Name to a function that returns a model (random weights) and its example inputs, with a batch of 1 or more."""
+"""Realistic structure, 0.1 to 5 million parameters (and one ResNet-50 of full size)."""
+
+ZOO: dict[str, Builder] = MINIATURES | {name: architecture.build for name, architecture in ARCHITECTURES.items()}
+"""Every network, tiny ones included, by name."""

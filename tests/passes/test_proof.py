@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from zoo_networks import random_keep, traced
 
-from benchmarks.zoo import ZOO
+from benchmarks.zoo import MINIATURES
 from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
@@ -56,13 +56,13 @@ def missed_faults(architecture: str, every: bool) -> list[Slot]:
     return missed
 
 
-@pytest.mark.parametrize("architecture", ZOO)
+@pytest.mark.parametrize("architecture", MINIATURES)
 def test_a_rule_that_confuses_two_channels_of_one_tensor_is_caught(architecture):
     assert missed_faults(architecture, every=False) == []
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ZOO)
+@pytest.mark.parametrize("architecture", MINIATURES)
 def test_a_rule_that_confuses_two_channels_of_any_tensor_is_caught(architecture):
     assert missed_faults(architecture, every=True) == []
 

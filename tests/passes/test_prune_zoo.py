@@ -3,18 +3,55 @@
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from zoo_networks import RATIOS, random_keep, tensors_in, traced
+from zoo_networks import RATIOS, random_keep, tensors_in, traced, with_batch
 
-from benchmarks.zoo import ZOO
+from benchmarks.zoo import ARCHITECTURES, MINIATURES, ZOO
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import importance
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
+from edgeopt.records.groups import GroupTable
+
+BLOCKED_BY = {
+    "vit": "scaled_dot_product_attention",
+    "vit_multihead": "scaled_dot_product_attention",
+    "swin": "roll, index",
+    "gpt": "scaled_dot_product_attention",
+    "llama": "rms_norm, repeat_interleave, scaled_dot_product_attention",
+    "conformer": "glu, scaled_dot_product_attention",
+    "wav2vec": "_weight_norm, scaled_dot_product_attention",
+    "gru": "gru",
+    "lstm": "lstm",
+    "crnn": "lstm",
+}
+"""Architectures with an operator that has no rule yet. Take the line out when the rule is there."""
+
+MACS_NOT_COUNTED = {
+    "mixer": "positions are channels here, which count as they are",
+    "wav2vec": "a weight that is computed (weight norm) is not seen",
+    "gru": "weights of recurrent layers are not counted",
+}
+"""Architectures whose table is exact for parameters, and for MACs not."""
 
 EVERY = pytest.mark.parametrize("name", ZOO)
+TINY_OR_SLOW = pytest.mark.parametrize(
+    "name", [*MINIATURES, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES)]
+)
 BOTH = pytest.mark.parametrize("ratio", RATIOS)
+
+
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in BLOCKED_BY])
+def test_every_operator_that_channels_reach_has_a_rule(name):
+    _, groups = traced(name)
+    assert groups.without_rule == ()
+
+
+@pytest.mark.parametrize("name", BLOCKED_BY)
+@pytest.mark.xfail(strict=True, reason="the operators in BLOCKED_BY have no rule yet", raises=AssertionError)
+def test_an_operator_without_a_rule_still_blocks(name):
+    test_every_operator_that_channels_reach_has_a_rule(name)
 
 
 @EVERY
@@ -26,7 +63,7 @@ def test_each_node_of_the_pruned_network_equals_the_kept_part_of_the_original(na
     assert verify(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
 
 
-@EVERY
+@TINY_OR_SLOW
 @BOTH
 def test_a_pruned_network_is_pruned_again(name, ratio):
     network, groups = traced(name)
@@ -55,17 +92,33 @@ def test_one_training_step_reaches_every_parameter_and_changes_no_other_network(
 
 @EVERY
 @BOTH
-def test_parameters_and_macs_are_what_the_table_predicts(name, ratio):
+def test_parameters_are_what_the_table_predicts(name, ratio):
+    for network, table, widths in _whole_and_pruned(name, ratio):
+        assert sum(parameter.numel() for parameter in network.parameters().values()) == table.parameters(widths)
+
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in MACS_NOT_COUNTED])
+@BOTH
+def test_macs_are_what_the_table_predicts(name, ratio):
+    for network, table, widths in _whole_and_pruned(name, ratio):
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval_module(*network.example_inputs)
+        counted = counter.get_total_flops() - _attention_flops(counter)
+        assert counted == 2 * table.macs(widths) * network.example_inputs[0].shape[0]
+
+
+@pytest.mark.parametrize("name", MACS_NOT_COUNTED)
+@pytest.mark.xfail(strict=True, reason="see MACS_NOT_COUNTED", raises=AssertionError)
+def test_macs_are_not_yet_what_the_table_predicts(name):
+    test_macs_are_what_the_table_predicts(name, 0.5)
+
+
+def _whole_and_pruned(name: str, ratio: float) -> list[tuple[Network, GroupTable, dict[str, int]]]:
     network, groups = traced(name)
     table = group_table(network, groups, importance(network, groups, "l2"))
     keep = random_keep(groups, ratio, seed=5)
     widths = {group: len(channels) for group, channels in keep.items()}
-    for candidate, at in ((network, {}), (prune(network, groups, keep), widths)):
-        assert sum(parameter.numel() for parameter in candidate.parameters().values()) == table.parameters(at)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            candidate.eval_module(*candidate.example_inputs)
-        counted = counter.get_total_flops() - _attention_flops(counter)
-        assert counted == 2 * table.macs(at) * candidate.example_inputs[0].shape[0]
+    return [(network, table, {}), (prune(network, groups, keep), table, widths)]
 
 
 def _attention_flops(counter: FlopCounterMode) -> int:
@@ -73,7 +126,7 @@ def _attention_flops(counter: FlopCounterMode) -> int:
     return sum(flops for operator, flops in counts.items() if "attention" in str(operator) or "bmm" in str(operator))
 
 
-@EVERY
+@TINY_OR_SLOW
 def test_a_saved_network_comes_back_with_bitwise_equal_outputs(name, tmp_path):
     network, groups = traced(name)
     pruned = prune(network, groups, random_keep(groups, 0.5, seed=6))
@@ -85,12 +138,13 @@ def test_a_saved_network_comes_back_with_bitwise_equal_outputs(name, tmp_path):
         assert torch.equal(one, other)
 
 
-@EVERY
+@TINY_OR_SLOW
 def test_the_batch_is_dynamic_after_pruning(name):
     network, groups = traced(name)
     assert network.notes == ()
     pruned = prune(network, groups, random_keep(groups, 0.5, seed=8))
-    more = tuple(torch.randn(5, *tensor.shape[1:]) for tensor in network.example_inputs)
+    random = torch.Generator().manual_seed(0)
+    more = tuple(with_batch(example, 5, random) for example in network.example_inputs)
     assert all(output.shape[0] == 5 for output in tensors_in(pruned.eval_module(*more)))
 
 

@@ -28,6 +28,14 @@ def random_keep(groups: Groups, ratio: float, seed: int) -> dict[str, list[int]]
     }
 
 
+def with_batch(example: Tensor, batch: int, random: torch.Generator) -> Tensor:
+    """Random inputs like an example: numbers, or indices that it has too."""
+    shape = (batch, *example.shape[1:])
+    if example.is_floating_point():
+        return torch.randn(shape, generator=random)
+    return torch.randint(int(example.max()) + 1, shape, generator=random)
+
+
 def tensors_in(outputs) -> list[Tensor]:
     if isinstance(outputs, Tensor):
         return [outputs]

@@ -1,0 +1,27 @@
+"""``Architecture``: how to build a network, where it is from, and which of its layers keep their outputs by nature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+Built = tuple[nn.Module, tuple[Tensor, ...]]
+Builder = Callable[[], Built]
+"""Returns a model with random weights and its example inputs, batch first, with a batch of 1 or more."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One network of the zoo.
+
+    Example: ``Architecture(residual.resnet18, "He et al., 2016", outputs=("fc",))``: the rows of ``fc`` are classes,
+    so no tool may prune them, and they do not count among the channels that one is asked for.
+    """
+
+    build: Builder
+    source: str
+    """The paper that defines the layers."""
+    outputs: tuple[str, ...]
+    """Modules whose output channels cannot go by nature: they are the model's outputs, or positions of its inputs."""

@@ -6,6 +6,7 @@
     │   ├── TaskError             2  the user's task: missing attribute, wrong shapes, a score that is not finite
     │   ├── DataError             2  a data file is missing or corrupted
     │   └── WorkspaceError        2  a folder that cannot be written, a lock that is held, a ledger that is broken
+    │       └── DiskFullError     2  no space is left
     ├── DeviceError               1  the device is lost, or lacks what is needed
     │   └── ProviderError         2  an execution provider that was asked for is not there
     ├── StepError                 1  one step of a recipe failed; ``stage`` names it
@@ -19,6 +20,8 @@ They become messages in ``edgeopt.cli`` and ``Failed`` trials in ``edgeopt.pipel
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -48,6 +51,16 @@ class DataError(InputError):
 
 class WorkspaceError(InputError):
     """A folder cannot be written, a lock is held, or a ledger is broken."""
+
+
+class DiskFullError(WorkspaceError):
+    """No space is left; ``cause`` is what met it."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(
+            f"the disk is full ({str(cause).strip()}). What is finished is kept: free some space and run the same "
+            "command again, or move the workspace to a larger disk and name it with --workspace DIR."
+        )
 
 
 class DeviceError(EdgeoptError):
@@ -88,6 +101,16 @@ class BudgetMissedError(EdgeoptError):
     """Nothing keeps the limits, or a check missed one."""
 
     exit_code = 3
+
+
+DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)) + ("database or disk is full",)
+"""What the system and SQLite say, in the words that reach us from child processes and libraries too."""
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or the cause that it quotes, is a full disk."""
+    trace = error.trace if isinstance(error, StepError) else None
+    return any(words in f"{error} {trace}" for words in DISK_FULL)
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import click
 
 import edgeopt
 from edgeopt.cli.console import show_error
-from edgeopt.errors import EdgeoptError, did_you_mean
+from edgeopt.errors import DiskFullError, EdgeoptError, did_you_mean, is_disk_full
 
 COMMANDS = {
     "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
@@ -98,9 +98,16 @@ def _run(arguments: Sequence[str]) -> int:
     """Run one command and turn what it raises on purpose into a message and an exit code."""
     try:
         result = group.main(args=list(arguments), prog_name="edgeopt", standalone_mode=False)
-    except EdgeoptError as error:
-        show_error(str(error))
-        return error.exit_code
+    except BrokenPipeError:
+        _close_stdout()
+        return 0
+    except (EdgeoptError, OSError) as error:
+        full = is_disk_full(error) and not isinstance(error, DiskFullError)
+        known = DiskFullError(error) if full else error
+        if not isinstance(known, EdgeoptError):
+            raise
+        show_error(str(known))
+        return known.exit_code
     except click.UsageError as error:
         show_error(f"{error.format_message()}\n{_hint(error)}")
         return error.exit_code
@@ -114,9 +121,6 @@ def _run(arguments: Sequence[str]) -> int:
         )
         show_error(f"stopped.{kept}", label="")
         return INTERRUPTED
-    except BrokenPipeError:
-        _close_stdout()
-        return 0
     return result if isinstance(result, int) else 0
 
 

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from edgeopt.errors import EdgeoptError, StepError, TaskError, WorkspaceError
+from edgeopt.errors import DiskFullError, EdgeoptError, StepError, TaskError, WorkspaceError, is_disk_full
 from edgeopt.records.trial import Failed
 
 P = ParamSpec("P")
@@ -47,10 +47,12 @@ def as_failed(error: EdgeoptError) -> Failed:
     """Return what a trial becomes when a step fails; the build goes on.
 
     Raises:
-        WorkspaceError: again, for with a full disk nothing can go on.
+        WorkspaceError: with a full disk, or without a workspace, nothing can go on.
     """
     if isinstance(error, WorkspaceError):
         raise error
+    if is_disk_full(error):
+        raise DiskFullError(error) from error
     if isinstance(error, StepError):
         return Failed(stage=error.stage, reason=error.reason, trace=error.trace)
     return Failed(stage="task", reason=str(error), trace=None)

@@ -14,7 +14,7 @@ from typing import Literal, TypeVar
 
 import msgspec
 
-from edgeopt.errors import WorkspaceError
+from edgeopt.errors import DiskFullError, WorkspaceError, is_disk_full
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.trial import Trial
@@ -61,9 +61,11 @@ class Ledger:
             raise self._broken(error) from error
 
     def _broken(self, error: sqlite3.Error) -> WorkspaceError:
+        if is_disk_full(error):
+            return DiskFullError(error)
         return WorkspaceError(
-            f"the ledger {self.path} cannot be used: {error}. Move it away, free some disk, or give another folder "
-            "with --workspace DIR."
+            f"the ledger {self.path} cannot be used: {error}. Move it away, or give another folder with "
+            "--workspace DIR."
         )
 
     def _run(self, statement: str, values: tuple[object, ...] = ()) -> list[tuple[object, ...]]:

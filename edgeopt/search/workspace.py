@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,10 +71,6 @@ class Workspace:
             handle.write(f"{os.getpid()}\n")
             handle.flush()
             yield self
-
-    def free_bytes(self) -> int:
-        """Return the free space of the disk."""
-        return shutil.disk_usage(self.root).free
 
 
 def lock(descriptor: int, root: Path) -> None:

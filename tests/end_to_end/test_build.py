@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -162,6 +163,33 @@ def test_a_waived_limit_is_shown(first, folder):
     assert "waived" in done.stdout
 
 
+def test_after_the_time_limit_no_training_begins(tmp_path):
+    write_target(tmp_path / "tiny.toml")
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--time-limit", "0.001")
+    assert done.returncode == 0, done.stderr
+    assert "time limit" in done.stderr
+    assert "train:" not in done.stderr
+    choice = choice_of(tmp_path)
+    assert not any(trial["recipe"]["torch_steps"] for trial in choice["trials"])
+    assert choice["winner"]["size_bytes"] < choice["baseline"]["size_bytes"]
+
+
+def test_more_goes_on_from_a_finished_search_and_judges_downloads_by_their_deflated_size(first, folder, tmp_path):
+    shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
+    write_target(tmp_path / "tiny.toml", size_metric='"download"')
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--more")
+    assert done.returncode == 0, done.stderr
+    before, after = choice_of(folder), choice_of(tmp_path)
+    old = {trial["sha256"] for trial in before["trials"]}
+    assert old <= {trial["sha256"] for trial in after["trials"]}
+    sparse = [t for t in after["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
+    assert sparse
+    assert all(trial["nonzero_parameters"] < 0.8 * trial["parameters"] for trial in sparse)
+    keeping = [trial for trial in after["trials"] if trial["status"] == "measured" and not trial["misses"]]
+    assert after["winner"]["download_bytes"] == min(trial["download_bytes"] for trial in keeping)
+    assert after["winner"]["download_bytes"] < before["winner"]["download_bytes"]
+
+
 def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder, tmp_path):
     write_target(tmp_path / "tiny.toml")
     command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]
@@ -184,6 +212,38 @@ def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder,
     ours, theirs = choice_of(tmp_path), choice_of(folder)
     assert ours["winner"]["recipe"] == theirs["winner"]["recipe"]
     assert ours["winner"]["sha256"] == theirs["winner"]["sha256"]
+
+
+FULL_DISK = """
+mkdir ws && mount -t tmpfs -o size={size} none ws || exit 99
+"$@" > first.out 2> first.err; echo $? > first.code
+mount -o remount,size=64m ws
+"$@"
+"""
+"""A build in a workspace on a small disk, then the same command with more space."""
+MOUNTING_FAILED = 99
+
+
+@pytest.mark.parametrize(
+    "size", [pytest.param("200k", marks=pytest.mark.slow), "700k", pytest.param("2500k", marks=pytest.mark.slow)]
+)
+def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_space(first, folder, tmp_path, size):
+    if not shutil.which("unshare"):
+        pytest.skip("unshare is not installed: no small disk can be made")
+    write_target(tmp_path / "tiny.toml")
+    command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml", "--workspace", "ws"]
+    script = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK.format(size=size), "sh", *command]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
+    if done.returncode == MOUNTING_FAILED or "unshare" in done.stderr:
+        pytest.skip(f"no disk can be mounted here: {done.stderr}")
+    message = (tmp_path / "first.err").read_text()
+    assert (tmp_path / "first.code").read_text().strip() == "2"
+    assert message.count("the disk is full") == 1
+    assert "--workspace" in message
+    assert "Traceback" not in message
+    assert (tmp_path / "first.out").read_text() == ""
+    assert done.returncode == 0, done.stderr
+    assert choice_of(tmp_path)["winner"]["sha256"] == choice_of(folder)["winner"]["sha256"]
 
 
 def test_ctrl_c_says_that_the_work_is_kept(tmp_path):

@@ -9,6 +9,7 @@ from edgeopt.records.measurement import Comparison
 from edgeopt.statistics import (
     Interval,
     comparison_ratio,
+    is_decided,
     latency_interval_ms,
     load_ms,
     paired_drop_interval,
@@ -95,8 +96,9 @@ def test_six_pairs_give_the_range_of_their_ratios():
     assert comparison_ratio(compared([0.8, 0.82, 0.78, 0.81, 0.79, 0.83])) == Interval(0.805, 0.78, 0.83)
 
 
-def test_nine_pairs_leave_one_out_at_each_end():
-    assert comparison_ratio(compared([0.5, 0.8, 0.8, 0.81, 0.82, 0.83, 0.84, 0.85, 2.0])) == Interval(0.82, 0.8, 0.85)
+def test_twelve_pairs_leave_one_out_at_each_end():
+    middle = [0.8, 0.8, 0.81, 0.82, 0.83, 0.84, 0.84, 0.84, 0.85, 0.86]
+    assert comparison_ratio(compared([0.5, *middle, 2.0])) == Interval(0.835, 0.8, 0.86)
 
 
 def test_turns_of_one_pair_of_processes_count_once():
@@ -135,10 +137,55 @@ def test_a_verdict_needs_every_pair_and_more_than_the_minimum_effect(ratios, sai
     assert verdict(compared(ratios)) == said
 
 
-def test_equal_files_are_called_different_less_often_than_documented():
+def pairs_until_decided(draw):
+    """Add pairs of processes as ``compare`` does; ``draw`` gives the ratio of one."""
+    ratios = [draw()]
+    while not is_decided(compared(ratios)):
+        ratios.append(draw())
+    return compared(ratios)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.03, 0.06])
+def test_equal_files_are_called_different_in_less_than_two_percent(noise):
     rng = np.random.default_rng(4)
-    called = [verdict(compared(np.exp(rng.normal(0, 0.1, 6)))) != "no difference" for _ in range(1000)]
-    assert np.mean(called) < 0.03
+    found = [pairs_until_decided(lambda: math.exp(rng.normal(0, noise))) for _ in range(1000)]
+    assert np.mean([verdict(comparison) != "no difference" for comparison in found]) < 0.02
+
+
+@pytest.mark.parametrize("effect", [0.95, 1.05])
+def test_five_percent_are_found_where_pairs_vary_by_two_and_one_in_fifteen_is_off(effect):
+    rng = np.random.default_rng(5)
+    found = [
+        pairs_until_decided(lambda: effect * math.exp(rng.normal(0, 0.1 if rng.random() < 1 / 15 else 0.02)))
+        for _ in range(300)
+    ]
+    said = [verdict(comparison) for comparison in found]
+    assert np.mean([word == ("slower" if effect > 1 else "faster") for word in said]) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("ratios", "decided"),
+    [
+        ([0.5] * 5, False),
+        ([0.5] * 6, True),
+        ([0.95] * 6, False),
+        ([0.95] * 7, False),
+        ([0.95] * 8, True),
+        ([1.0] * 6, True),
+        ([0.95, 1.05] * 3, False),
+        ([0.95, 1.05] * 4, True),
+        ([1.0, 1.0, 1.0, *[0.95] * 9], False),
+        ([1.0, *[0.95] * 11], True),
+        ([1.0, 1.0, 1.0, *[0.95] * 17], True),
+    ],
+)
+def test_a_comparison_ends_when_more_pairs_would_not_change_what_is_said(ratios, decided):
+    assert is_decided(compared(ratios)) == decided
+
+
+def test_other_load_in_some_turns_does_not_move_the_ratio():
+    disturbed = compared([1.05, 1.3, 1.05, 1.05] * 6, per_pair=4)
+    assert comparison_ratio(disturbed).high == pytest.approx(1.05)
 
 
 def test_the_builders_comparison_can_be_judged():

@@ -15,6 +15,7 @@ from edgeopt.device.base import Device, Request
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Comparison
 from edgeopt.records.profile import Profile
+from edgeopt.statistics import LOOKS, is_decided
 
 STAGE = "compare"
 
@@ -27,12 +28,12 @@ class Turns(Record, frozen=True, kw_only=True):
     twenty differs by up to 10 % for as long as it lives, so a comparison rests on several pairs.
     """
 
-    pairs: int = 6
-    """Pairs of fresh processes; the interval is over them, and six is the least that gives 95 %."""
+    pairs: int = LOOKS[-1]
+    """Pairs of fresh processes at most; a comparison ends before, once ``edgeopt.statistics.is_decided``."""
     most: int = 50
     """Turns of each process of a pair, where ``pair_seconds`` allows it."""
     least: int = 4
-    pair_seconds: float = 2.0
+    pair_seconds: float = 1.0
     seconds: float = 0.005
     """Of one turn, at least."""
     warmup_runs: int = 1
@@ -91,18 +92,21 @@ def compare(
     blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     count = None  # the first pair decides, so that all pairs have the same
     for pair in range(turns.pairs):
-        progress(f"comparing, pair {pair + 1} of {turns.pairs}")
+        progress(f"comparing, pair {pair + 1} of at most {turns.pairs}")
         ran = _run_pair(device, requests, turns, count, clock, rng)
         count = len(ran)
         blocks.extend(ran)
-    return Comparison(
-        sha256=hashes[0],
-        against_sha256=hashes[1],
-        blocks_ns=tuple(mine for mine, _ in blocks),
-        against_blocks_ns=tuple(other for _, other in blocks),
-        blocks_per_pair=len(blocks) // turns.pairs,
-        clock=clock,
-    )
+        found = Comparison(
+            sha256=hashes[0],
+            against_sha256=hashes[1],
+            blocks_ns=tuple(mine for mine, _ in blocks),
+            against_blocks_ns=tuple(other for _, other in blocks),
+            blocks_per_pair=count,
+            clock=clock,
+        )
+        if is_decided(found):
+            break
+    return found
 
 
 def _clock(profile: Profile, request: Request) -> Literal["cpu", "wall"]:

@@ -103,7 +103,7 @@ class BudgetMissedError(EdgeoptError):
     exit_code = 3
 
 
-DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)) + ("database or disk is full",)
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
 """What the system and SQLite say, in the words that reach us from child processes and libraries too."""
 
 

@@ -163,6 +163,7 @@ def opened(
             workspace=workspace,
             ledger=ledger,
             trainers=trainers,
+            fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             clock=clock,

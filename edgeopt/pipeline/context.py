@@ -79,6 +79,8 @@ class Build:
     workspace: Workspace
     ledger: Ledger
     trainers: Trainers
+    fixed_workers: bool
+    """The user said how many trainings go side by side; else a short trial does."""
     progress: Callable[[str, str], None]
     time_limit_seconds: float | None
     seed: int = 0

@@ -50,6 +50,12 @@ class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"
     max_ir: int
 
 
+class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
+    """Train the original for a moment, to see how fast that goes; nothing is kept."""
+
+    seconds: float
+
+
 class Progress(Record, frozen=True, kw_only=True, tag_field="answer", tag="progress"):
     """A training finished an epoch."""
 
@@ -85,6 +91,12 @@ class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="exp
     seconds: float
 
 
+class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="speed"):
+    """How fast training went."""
+
+    steps_per_second: float
+
+
 class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
     """The job failed; the worker goes on."""
 
@@ -95,5 +107,5 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     user_error: bool
 
 
-Job = TableJob | TrainJob | ExportJob
-Answer = Progress | TableDone | TrainDone | ExportDone | JobFailed
+Job = TableJob | TrainJob | ExportJob | SpeedJob
+Answer = Progress | TableDone | TrainDone | ExportDone | SpeedDone | JobFailed

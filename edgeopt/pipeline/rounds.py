@@ -316,6 +316,8 @@ class Search:
                     new.append((candidate, ratio))
             if not new:
                 break
+            if index == 0:
+                self.settle_workers()
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
             points += self.points(results, [ratio for _, ratio in new])
@@ -323,6 +325,17 @@ class Search:
         network = next((found for found in self.networks.values() if found.ratio == best), None)
         if build.budget.size_metric == "download" and network is not None:
             self.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
+
+    def settle_workers(self) -> None:
+        """Find out how many trainings go side by side, unless the user said it."""
+        build = self.build
+        if build.fixed_workers or build.trainers.count == 1:
+            return
+        with build.clock.stage("train and make files"):
+            gain = build.trainers.settle()
+        count = build.trainers.count
+        words = f"{count} side by side, {gain:.1f} times the steps of one" if count > 1 else "one at a time is as fast"
+        build.progress("workers", words)
 
     def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for.

@@ -42,6 +42,7 @@ from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
 
 SALIENCY_BATCHES = 16
 """How many training batches a gradient-based importance looks at."""
+WARMUP_STEPS = 2
 
 
 class TorchHalf:
@@ -153,6 +154,19 @@ class TorchHalf:
             progress=lambda epoch, epochs, score: self.answer(jobs.Progress(epoch=epoch, epochs=epochs, score=score)),
         ).run()
 
+    def speed(self, job: jobs.SpeedJob) -> jobs.SpeedDone:
+        """Train a copy of the original on one batch, again and again."""
+        inputs, targets = self.saliency_batches[0]
+        module = self.source("original").copy().train_module
+        steps = 0
+        begin = time.perf_counter()
+        while steps <= WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
+            if steps == WARMUP_STEPS:
+                begin = time.perf_counter()
+            self.task.loss(module(*inputs), targets).backward()  # type: ignore[no-untyped-call]
+            steps += 1
+        return jobs.SpeedDone(steps_per_second=(steps - WARMUP_STEPS) / (time.perf_counter() - begin))
+
     def export(self, job: jobs.ExportJob) -> jobs.ExportDone:
         """Export a network, and run it on the parity inputs."""
         start = time.perf_counter()
@@ -188,6 +202,8 @@ class TorchHalf:
                     return run_step("analyse", self.table, job)
                 case jobs.TrainJob():
                     return run_step("train", self.train, job)
+                case jobs.SpeedJob():
+                    return run_step("train", self.speed, job)
                 case jobs.ExportJob():
                     return run_step("export", self.export, job)
         except EdgeoptError as error:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import IO, Any, TypeVar
 
@@ -19,7 +20,11 @@ from edgeopt.errors import DivergedError, StepError, TaskError
 from edgeopt.pipeline import jobs
 from edgeopt.records.codec import to_json
 
-T = TypeVar("T", jobs.TableDone, jobs.TrainDone, jobs.ExportDone)
+T = TypeVar("T", jobs.TableDone, jobs.TrainDone, jobs.ExportDone, jobs.SpeedDone)
+
+TRIAL_SECONDS = 0.5
+WORTH_A_WORKER = 1.1
+"""One more training side by side has to raise the steps of all of them together by this factor."""
 
 
 def available_cores() -> int:
@@ -155,6 +160,30 @@ class Trainers:
             raise StepError(answer.stage, answer.reason, answer.trace)
         assert isinstance(answer, kind)
         return answer
+
+    def settle(self, seconds: float = TRIAL_SECONDS) -> float:
+        """Use as many workers as a short trial finds worth having: cores may be shared, or be threads of one core.
+
+        What is trained stays the same, since every training has one thread.
+
+        Returns:
+            The training steps of those workers together, as a multiple of one worker's alone.
+        """
+        self.speed(self.count, 0)  # so that all are loaded
+        alone = best = self.speed(1, seconds)
+        for workers in range(2, self.count + 1):
+            together = self.speed(workers, seconds)
+            if together < WORTH_A_WORKER * best:
+                self.count = workers - 1
+                break
+            best = together
+        return best / alone
+
+    def speed(self, workers: int, seconds: float) -> float:
+        """Return the training steps a second of so many workers together."""
+        with ThreadPoolExecutor(workers) as pool:
+            done = pool.map(lambda _: self.do(jobs.SpeedJob(seconds=seconds), jobs.SpeedDone), range(workers))
+            return sum(answer.steps_per_second for answer in done)
 
     def close(self) -> None:
         """End all workers."""

@@ -12,7 +12,7 @@ import pytest
 
 from edgeopt.errors import StepError, TaskError
 from edgeopt.pipeline import jobs
-from edgeopt.pipeline.trainers import Trainers, available_cores
+from edgeopt.pipeline.trainers import WORTH_A_WORKER, Trainers, available_cores
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
 
@@ -44,6 +44,29 @@ def test_a_worker_does_job_after_job_and_says_what_is_wrong_with_one(trainers, t
     with pytest.raises(TaskError, match=r"gone\.safetensors cannot be read"):
         trainers.do(jobs.TableJob(network=missing, importance="l1", out="x"), jobs.TableDone)
     trainers.do(a_table_job(tmp_path, "narrow"), jobs.TableDone)
+
+
+def test_a_short_trial_tells_how_many_trainings_pay_side_by_side():
+    pool = Trainers(TASK, 2)
+    try:
+        gain = pool.settle(seconds=0.1)
+        assert pool.count in (1, 2)
+        assert (gain >= WORTH_A_WORKER) == (pool.count == 2)
+        assert pool.speed(1, 0.05) > 0
+    finally:
+        pool.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system cannot bind a process to one core")
+def test_on_one_core_a_second_training_side_by_side_does_not_pay():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    pool = Trainers(TASK, 2)
+    try:
+        assert pool.settle(seconds=1.0) < 1.5  # two cores give 1.9
+    finally:
+        os.sched_setaffinity(0, cores)
+        pool.close()
 
 
 def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(trainers, tmp_path):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from edgeopt.tasks.classification import classification as classification
 
 __version__ = "0.1.0"
-__all__ = ["Training", "__version__", "classification"]
+__all__ = ["Importance", "Training", "__version__", "classification"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> Any:
         from edgeopt.tasks.classification import classification
 
         return classification
+    if name == "Importance":
+        from edgeopt.task import Importance
+
+        return Importance
     if name == "Training":
         from edgeopt.task import Training
 

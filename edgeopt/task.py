@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
+from edgeopt.records.recipe import Importance as Importance
 from edgeopt.records.recipe import Optimizer
 
 Arrays: TypeAlias = tuple[NDArray[Any], ...]
@@ -46,6 +47,8 @@ class Training(Record, frozen=True, kw_only=True):
     kl_weight: float = 0.9
     mse_weight: float = 0.0
     hard_weight: float = 0.1
+    importance: Importance = Importance()
+    """How channels are scored before they are cut."""
 
 
 class Task(Protocol):

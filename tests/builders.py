@@ -4,7 +4,7 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice, TestScores
 from edgeopt.records.measurement import Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
 from edgeopt.records.profile import Profile, TimingRule
-from edgeopt.records.recipe import Compact, Distill, GraphStep, Prune, Quantize, Recipe, Simplify, TorchStep
+from edgeopt.records.recipe import Compact, Distill, GraphStep, Importance, Prune, Quantize, Recipe, Simplify, TorchStep
 from edgeopt.records.trial import Artifact, Failed, Measured, Parity, Score, Trial
 
 A_RULE = TimingRule(
@@ -162,7 +162,8 @@ def a_comparison(*, time_ratio: float = 0.25, sha256: str = "ab" * 32, against_s
 
 def a_recipe(*, pruned: bool = False, int8: bool = False) -> Recipe:
     """Simplified, and more where the arguments say so."""
-    torch_steps: tuple[TorchStep, ...] = (Prune(importance="taylor", widths={"stem": 16}), A_DISTILL) if pruned else ()
+    prune = Prune(importance=Importance(), widths={"stem": 16})
+    torch_steps: tuple[TorchStep, ...] = (prune, A_DISTILL) if pruned else ()
     graph_steps: tuple[GraphStep, ...] = (Simplify(), A_QUANTIZE, Compact()) if int8 else (Simplify(), Compact())
     return Recipe(torch_steps=torch_steps, graph_steps=graph_steps, seed=0, parent=None)
 

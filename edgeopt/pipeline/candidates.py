@@ -12,7 +12,6 @@ from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, R
 from edgeopt.search.allocate import allocate
 from edgeopt.task import CheckedTask
 
-IMPORTANCE: Importance = "taylor"
 WARMUP_RATIO = 0.1
 
 
@@ -40,9 +39,10 @@ def precision_of(recipe: Recipe) -> Precision:
 
 def pruned(build: Build, wish: Wish, original: Network) -> Candidate:
     """Return the candidate with (about) so many of the original's parameters."""
-    groups, _ = table(build, wish.parent, IMPORTANCE)
+    importance = importance_of(build)
+    groups, _ = table(build, wish.parent, importance)
     widths = allocate(groups, wish.ratio * original.parameters, build.profile.channel_step)
-    prune = Prune(importance=IMPORTANCE, widths=widths)
+    prune = Prune(importance=importance, widths=widths)
     return Candidate(steps=(prune, distillation(build)), parent=wish.parent.key)
 
 
@@ -55,6 +55,12 @@ def sparse(build: Build, network: Network, ratio: float) -> Candidate:
     """Return a network's candidate with a share ``ratio`` of its weights at zero."""
     step = Sparsify(method="magnitude", ratio=ratio, scope="global")
     return Candidate(steps=(step, distillation(build)), parent=network.key)
+
+
+def importance_of(build: Build) -> Importance:
+    """Return how the task's channels are scored."""
+    assert isinstance(build.data.task, CheckedTask)
+    return build.data.task.training.importance
 
 
 def distillation(build: Build) -> Distill:

@@ -17,11 +17,11 @@ import msgspec
 from edgeopt.errors import DivergedError, EdgeoptError
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import (
-    IMPORTANCE,
     Candidate,
     Wish,
     changes_nothing,
     describe,
+    importance_of,
     precision_of,
     pruned,
     sparse,
@@ -168,7 +168,7 @@ class Search:
             return self.original
         parent = self.networks[candidate.parent]
         pruned = any(isinstance(step, Prune) for step in candidate.steps)
-        file = (lambda: table(self.build, parent, IMPORTANCE)[1]) if pruned else None
+        file = (lambda: table(self.build, parent, importance_of(self.build))[1]) if pruned else None
         label = describe(candidate)
 
         def report(done: jobs.Progress) -> None:

@@ -28,7 +28,7 @@ from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import importance
+from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance
 from edgeopt.passes.prune.proof import verify
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
@@ -89,7 +89,7 @@ class TorchHalf:
         start = time.perf_counter()
         network = self.network(job.network)
         groups = analyse(network)
-        batches = self.saliency_batches if job.importance == "taylor" else None
+        batches = self.saliency_batches if job.importance.method in NEEDS_BATCHES else None
         scores = importance(network, groups, job.importance, batches, self.task.loss)
         table = group_table(network, groups, scores, self.task.example_inputs)
         write_whole(Path(job.out), to_json(table))

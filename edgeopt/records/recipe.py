@@ -6,8 +6,18 @@ from typing import Literal
 
 from edgeopt.records.base import Record
 
-Importance = Literal["l1", "l2", "taylor"]
+ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 Optimizer = Literal["sgd", "adamw"]
+
+
+class Importance(Record, frozen=True, kw_only=True):
+    """How channels are scored; ``edgeopt.passes.prune.importance`` says what the words mean."""
+
+    method: ImportanceMethod = "taylor"
+    reduction: Literal["sum", "mean", "max"] = "sum"
+    """From the scores of a channel's slots (its rows of each tensor) to the channel's."""
+    normalization: Literal["none", "mean", "max"] = "none"
+    """What a group's scores are divided by, so that groups compare."""
 
 
 class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):

@@ -147,7 +147,7 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"student “{name}”"
         case Prune(importance=importance):
             left = "" if parameters_ratio is None else f" to {percent(parameters_ratio)} of the parameters"
-            return f"pruned{left} ({importance})"
+            return f"pruned{left} ({importance.method})"
         case Sparsify(ratio=ratio, method=method):
             return f"{percent(ratio)} of the weights zero ({method})"
         case Distill(epochs=epochs):

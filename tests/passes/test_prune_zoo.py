@@ -13,6 +13,7 @@ from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
 from edgeopt.records.groups import GroupTable
+from edgeopt.records.recipe import Importance
 
 BLOCKED_BY = {
     "vit": "scaled_dot_product_attention",
@@ -115,7 +116,7 @@ def test_macs_are_not_yet_what_the_table_predicts(name):
 
 def _whole_and_pruned(name: str, ratio: float) -> list[tuple[Network, GroupTable, dict[str, int]]]:
     network, groups = traced(name)
-    table = group_table(network, groups, importance(network, groups, "l2"))
+    table = group_table(network, groups, importance(network, groups, Importance(method="l2", normalization="mean")))
     keep = random_keep(groups, ratio, seed=5)
     widths = {group: len(channels) for group, channels in keep.items()}
     return [(network, table, {}), (prune(network, groups, keep), table, widths)]

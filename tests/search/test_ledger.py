@@ -4,7 +4,7 @@ import pytest
 from builders import a_trial
 
 from edgeopt.errors import WorkspaceError
-from edgeopt.records.recipe import Prune
+from edgeopt.records.recipe import Importance, Prune
 from edgeopt.records.trial import Score
 from edgeopt.search.ledger import Ledger
 from edgeopt.search.workspace import Workspace
@@ -25,7 +25,7 @@ def test_a_part_is_found_again_by_kind_and_key(tmp_path):
 
 def test_a_part_with_other_fields_is_made_again(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.put("score", "a", Prune(importance="l1", widths={}))
+    ledger.put("score", "a", Prune(importance=Importance(method="l1"), widths={}))
     assert ledger.get("score", "a", Score) is None
     ledger.close()
 

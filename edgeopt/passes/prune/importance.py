@@ -1,7 +1,16 @@
-"""Importance: one score for each channel of each group that can go; higher means keep."""
+"""Importance: one score for each channel of each group that can go; higher means keep.
+
+A method scores each *slot* of a channel (its rows of one tensor), a reduction makes one score of these, a normalization
+makes groups comparable:
+
+    conv1.weight rows ── 0.8 ─┐
+    bn1.weight entries ─ 0.1 ─┼─ sum ── 1.2 ── divided by the group's mean ── 1.7
+    conv2.weight columns 0.3 ─┘
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,107 +22,222 @@ from torch import Tensor
 from edgeopt.errors import DivergedError, InputError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
-from edgeopt.records.recipe import Importance
+from edgeopt.passes.prune.interpret import execute, tensor_names
+from edgeopt.passes.prune.labels import Integers, Slot
+from edgeopt.records.recipe import Importance, ImportanceMethod
 
-Scores = dict[str, npt.NDArray[np.float64]]
+Floats = npt.NDArray[np.float64]
+Scores = dict[str, Floats]
 Batch = tuple[Any, Any]
 """Inputs (a tensor or a tuple of them) and targets."""
+Loss = Callable[[Any, Any], Tensor]
+SlotScore = Callable[[Slot, Integers], Floats | None]
+"""Scores the channels of one slot, ``(channels, indices a channel)`` to ``(channels,)``; None where the method says
+nothing about that tensor."""
+
+NEEDS_BATCHES: tuple[ImportanceMethod, ...] = ("taylor", "gradient", "hessian", "activation")
+_REDUCTIONS: dict[str, Callable[[Floats], Floats]] = {
+    "sum": lambda slots: slots.sum(0),
+    "mean": lambda slots: slots.mean(0),
+    "max": lambda slots: slots.max(0),
+}
+_NORMALIZATIONS: dict[str, Callable[[Floats], float]] = {
+    "none": lambda _: 1.0,
+    "mean": lambda score: float(score.mean()),
+    "max": lambda score: float(score.max()),
+}
 
 
 def importance(
     network: Network,
     groups: Groups,
-    method: Importance,
+    rule: Importance,
     batches: Iterable[Batch] | None = None,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Loss | None = None,
 ) -> Scores:
     """Score every channel of the groups that can go.
 
-    ``l1`` and ``l2`` are norms of all weights that would leave with a channel (Li et al., 2017). Sizes of weights in
-    different layers have no common unit, so they are divided by the group's mean: scores of a group average 1.
+    A slot's score, with ``w`` its weights and ``g`` their gradients on one batch:
 
-    ``taylor`` estimates how much the loss changes without the channel (Molchanov et al., 2019, equation 8): the sum
-    over its slots of ``|sum over the slot of gradient * weight|``, averaged over batches. The absolute value is taken
-    for each batch, because at the end of a training the gradients of all batches add up to nearly nothing. Every score
-    is in the unit of the loss, so groups compare as they are and nothing is normalised.
+    ``l1``, ``l2``: the norm of ``w`` (Li et al., 2017).
+    ``batch-norm``: ``|w|`` of batch norms alone (Liu et al., 2017, network slimming); groups without one by ``l2``.
+    ``gradient``: the mean over batches of the sum of ``|g|``.
+    ``taylor``: the mean over batches of ``|sum of g * w|`` (Molchanov et al., 2019, equation 8), the loss's first-order
+    change. The absolute value is taken for each batch: at the end of a training gradients of all batches cancel.
+    ``hessian``: half the sum of ``w² * h`` (LeCun et al., 1990, OBD), with the diagonal of the empirical Fisher
+    information, the mean over batches of ``g²``, for the Hessian's.
+    ``activation``: for weights that read the channel, their L2 norm times that of the channel's activation (Sun et
+    al., 2023); other slots say nothing.
+    ``random``: the control.
 
     Args:
         network: The network that ``groups`` was made from; its tensors are left as they are.
         groups: What ``analyse`` gave.
-        method: How to score.
-        batches: For ``taylor``: pairs of inputs and targets.
-        loss: For ``taylor``: the loss of outputs and targets.
+        rule: Method, reduction and normalization.
+        batches: For the methods in ``NEEDS_BATCHES``: pairs of inputs and targets.
+        loss: For those with gradients: the loss of outputs and targets.
 
     Returns:
         Group name to one score a channel.
 
     Raises:
-        InputError: ``taylor`` without batches or loss.
+        InputError: a method without the batches or the loss that it needs.
         DivergedError: the loss or its gradient is not finite.
     """
-    weights = {name: parameter.detach() for name, parameter in network.parameters().items()}
-    if method == "l1":
-        sums = _summed(groups, {name: weight.abs() for name, weight in weights.items()}, np.asarray)
-        return {name: _relative(score) for name, score in sums.items()}
-    if method == "l2":
-        sums = _summed(groups, {name: weight.square() for name, weight in weights.items()}, np.asarray)
-        return {name: _relative(np.sqrt(score)) for name, score in sums.items()}
-    if batches is None or loss is None:
-        raise InputError("Importance 'taylor' needs training batches and a loss; give both, or use 'l1' or 'l2'.")
-    return _taylor(network, groups, batches, loss)
+    if rule.method in NEEDS_BATCHES and (batches is None or loss is None):
+        raise InputError(f"Importance '{rule.method}' needs training batches and a loss; give both, or use 'l2'.")
+    score = _slot_score(network, groups, rule.method, batches or (), loss)
+    norms = _norms(network, 2)
+    found: Scores = {}
+    for name, group in groups.free.items():
+        if rule.method == "random":
+            found[name] = np.random.RandomState(zlib.crc32(name.encode())).rand(group.channels)
+            continue
+        slots = _scored(group, score) or _scored(group, norms)
+        reduced = _REDUCTIONS[rule.reduction](np.stack(slots)) if slots else np.zeros(group.channels)
+        scale = _NORMALIZATIONS[rule.normalization](reduced)
+        found[name] = reduced / scale if scale > 0 else reduced
+    if not all(np.isfinite(values).all() for values in found.values()):
+        raise DivergedError("prune", "the loss or its gradient is not finite on the training batches; check the model.")
+    return found
 
 
-def strongest(
-    scores: Mapping[str, Sequence[float] | npt.NDArray[np.float64]], widths: Mapping[str, int]
-) -> dict[str, list[int]]:
+def strongest(scores: Mapping[str, Sequence[float] | Floats], widths: Mapping[str, int]) -> dict[str, list[int]]:
     """Choose the channels to keep: in each group the ``widths[group]`` ones that score highest, in their old order."""
     order = {name: np.argsort(-np.asarray(scores[name]), kind="stable") for name in widths}
     return {name: sorted(order[name][:width].tolist()) for name, width in widths.items()}
 
 
-def _taylor(network: Network, groups: Groups, batches: Iterable[Batch], loss: Callable[[Any, Any], Tensor]) -> Scores:
-    parameters = network.parameters()
-    trained = {name: parameter for name, parameter in parameters.items() if parameter.requires_grad}
-    total: Scores = {}
-    count = 0
+def _scored(group: Group, score: SlotScore) -> list[Floats]:
+    """Return the scores of the slots that a method says something about."""
+    return [part for slot, indices in group.slots.items() if (part := score(slot, indices)) is not None]
+
+
+def _slot_score(
+    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[Batch], loss: Loss | None
+) -> SlotScore:
+    match method:
+        case "l1":
+            return _norms(network, 1)
+        case "l2":
+            return _norms(network, 2)
+        case "batch-norm":
+            return _batch_norms(network)
+        case "activation":
+            return _activations(network, batches)
+        case "random":
+            return lambda slot, indices: None
+        case _:
+            assert loss is not None
+            return _gradients(network, groups, method, batches, loss)
+
+
+def _rows(values: Tensor, dim: int) -> Floats:
+    """Sum a tensor over all dimensions but ``dim``."""
+    rows = values.movedim(dim, 0).reshape(values.shape[dim], -1)
+    return np.asarray(rows.sum(1, dtype=torch.float64).numpy())
+
+
+def _norms(network: Network, power: int) -> SlotScore:
+    weights = {name: parameter.detach().abs().pow(power) for name, parameter in network.parameters().items()}
+
+    def score(slot: Slot, indices: Integers) -> Floats | None:
+        name, dim = slot
+        if name not in weights:
+            return None
+        sums: Floats = _rows(weights[name], dim)[indices].sum(1) ** (1 / power)
+        return sums
+
+    return score
+
+
+def _nodes(network: Network, operator: str) -> list[Any]:
+    return [
+        node
+        for node in network.eval_module.graph.nodes
+        if getattr(getattr(node.target, "overloadpacket", None), "__name__", "") == operator
+    ]
+
+
+def _batch_norms(network: Network) -> SlotScore:
+    names = tensor_names(network.eval_module)
+    scales = {names[node.args[1].target] for node in _nodes(network, "batch_norm") if node.args[1] is not None}
+    norms = _norms(network, 1)
+    return lambda slot, indices: norms(slot, indices) if slot[0] in scales else None
+
+
+def _gradients(
+    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[Batch], loss: Loss
+) -> SlotScore:
+    trained = {name: parameter for name, parameter in network.parameters().items() if parameter.requires_grad}
+    slots = {slot for group in groups.free.values() for slot in group.slots if slot[0] in trained}
+    rows: dict[Slot, list[Floats]] = {slot: [] for slot in slots}
     for inputs, targets in batches:
-        outputs = network.eval_module(*(inputs if isinstance(inputs, (tuple, list)) else (inputs,)))
-        value = loss(outputs, targets)
+        value = loss(network.eval_module(*as_inputs(inputs)), targets)
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        products = {
-            name: gradient * parameter.detach()
-            for (name, parameter), gradient in zip(trained.items(), gradients, strict=True)
-            if gradient is not None
-        }
-        for name, score in _summed(groups, products, np.abs).items():
-            total[name] = total.get(name, 0.0) + score
-        count += 1
-    if count == 0:
-        raise InputError("Importance 'taylor' got no batch; give at least one.")
-    if not all(np.isfinite(score).all() for score in total.values()):
-        raise DivergedError("prune", "the loss or its gradient is not finite on the training batches; check the model.")
-    return {name: score / count for name, score in total.items()}
-
-
-def _summed(groups: Groups, values: Mapping[str, Tensor], of_slot: Callable[[Any], Any]) -> Scores:
-    """Add up, for each channel, ``of_slot`` of the sum of ``values`` over each of its slots."""
-    lines: dict[tuple[str, int], npt.NDArray[np.float64]] = {}
-
-    def score(group: Group) -> npt.NDArray[np.float64]:
-        total = np.zeros(group.channels)
-        for slot, indices in group.slots.items():
-            name, dim = slot
-            if name not in values:
+        for (name, weight), gradient in zip(trained.items(), gradients, strict=True):
+            if gradient is None:
                 continue
-            if slot not in lines:
-                rows = values[name].movedim(dim, 0).flatten(1) if values[name].ndim > 1 else values[name][:, None]
-                lines[slot] = rows.sum(1, dtype=torch.float64).cpu().numpy()
-            total += of_slot(lines[slot][indices].sum(axis=1))
-        return total
+            values = _change(method, gradient, weight.detach())
+            for dim in range(weight.dim()):
+                if (name, dim) in rows:
+                    rows[name, dim].append(_rows(values, dim))
+    if not any(rows.values()):
+        raise InputError(f"Importance '{method}' got no batch; give at least one.")
 
-    return {name: score(group) for name, group in groups.free.items()}
+    def score(slot: Slot, indices: Integers) -> Floats | None:
+        if not rows.get(slot):
+            return None
+        sums: Floats = np.mean([np.abs(row[indices].sum(1)) for row in rows[slot]], axis=0)
+        return sums
+
+    return score
 
 
-def _relative(score: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    mean = float(score.mean())
-    return score / mean if mean > 0 else score
+def _change(method: ImportanceMethod, gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return what each weight stands for in the method's sum over a slot."""
+    match method:
+        case "gradient":
+            return gradient.abs()
+        case "taylor":
+            return gradient * weight
+        case _:
+            return gradient.square() * weight.square() / 2
+
+
+READERS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": -1}
+"""Operators whose weight's dimension 1 reads the input's channels, and where the input has these."""
+
+
+def _activations(network: Network, batches: Iterable[Batch]) -> SlotScore:
+    names = tensor_names(network.eval_module)
+    read: dict[Any, list[tuple[str, int]]] = {}
+    for operator, dim in READERS.items():
+        for node in _nodes(network, operator):
+            if getattr(node.args[1], "op", "") == "get_attr":
+                read.setdefault(node.args[0], []).append((names[node.args[1].target], dim))
+    powers: dict[str, Floats] = {}
+    for inputs, _ in batches:
+        for node, value in execute(network.eval_module, as_inputs(inputs)):
+            for name, dim in read.get(node, ()):
+                powers[name] = powers.get(name, 0.0) + _rows(value.square(), dim % value.dim())
+    if not powers:
+        raise InputError("Importance 'activation' got no batch, or the network has no convolution and no linear layer.")
+    norms = _norms(network, 2)
+    shapes = {name: parameter.shape for name, parameter in network.parameters().items()}
+
+    def score(slot: Slot, indices: Integers) -> Floats | None:
+        name, dim = slot
+        weight = norms(slot, indices)
+        if dim != 1 or name not in powers or weight is None:
+            return None
+        by_group = powers[name].reshape(-1, shapes[name][1]).sum(0)  # a grouped convolution reads several channels
+        found: Floats = weight * np.sqrt(by_group[indices].sum(1))
+        return found
+
+    return score
+
+
+def as_inputs(inputs: Any) -> tuple[Tensor, ...]:
+    """Return a batch's inputs as a tuple."""
+    return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

@@ -53,7 +53,7 @@ def student(build: Build, name: str) -> Candidate:
 
 def sparse(build: Build, network: Network, ratio: float) -> Candidate:
     """Return a network's candidate with a share ``ratio`` of its weights at zero."""
-    step = Sparsify(method="magnitude", ratio=ratio, scope="global")
+    step = Sparsify(method="magnitude", ratio=ratio, scope="global", schedule="cubic")
     return Candidate(steps=(step, distillation(build)), parent=network.key)
 
 

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
@@ -32,7 +32,7 @@ from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance
 from edgeopt.passes.prune.proof import verify
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
-from edgeopt.passes.sparsify import sparsify
+from edgeopt.passes.sparsify import Sparsity
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.steps import run_step, run_user_code
 from edgeopt.records.codec import from_json, to_json
@@ -99,7 +99,7 @@ class TorchHalf:
         """Apply the steps and write the network."""
         start = time.perf_counter()
         source, network = job.parent.source, self.network(job.parent)
-        masks: dict[str, Tensor] = {}
+        sparsity: Sparsity | None = None
         proof: float | None = None
         result: TrainingResult | None = None
         for step in job.steps:
@@ -111,9 +111,12 @@ class TorchHalf:
                     table = from_json(Path(job.table).read_bytes(), GroupTable)
                     network, proof = self.prune(network, step, table)
                 case Sparsify():
-                    masks = sparsify(network.eval_module, step, self.saliency_batches, self.task.loss)
+                    epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
+                    sparsity = Sparsity(step, self.saliency_batches, self.task.loss, epochs)
+                    if epochs == 0:
+                        sparsity.masks(network.eval_module, 0)
                 case Distill():
-                    result = self.distill(network, step, job, masks)
+                    result = self.distill(network, step, job, sparsity)
         partial = Path(job.out).with_suffix(".partial")
         network.save(partial)
         partial.replace(job.out)
@@ -139,7 +142,7 @@ class TorchHalf:
         pruned = prune(network, groups, keep)
         return pruned, verify(network, groups, keep, pruned, self.task.example_inputs)
 
-    def distill(self, network: Network, step: Distill, job: jobs.TrainJob, masks: dict[str, Tensor]) -> TrainingResult:
+    def distill(self, network: Network, step: Distill, job: jobs.TrainJob, sparsity: Sparsity | None) -> TrainingResult:
         """Train ``network`` in place, taught by the original."""
         teacher = self.source("original").eval_module
         lessons = TeacherOutputs(Path(job.teacher), self.task, teacher, epochs=step.epochs, seed=job.seed)
@@ -149,7 +152,7 @@ class TorchHalf:
             self.task,
             step,
             lessons,
-            masks=masks,
+            sparsity=sparsity,
             checkpoint=Path(job.checkpoint),
             progress=lambda epoch, epochs, score: self.answer(jobs.Progress(epoch=epoch, epochs=epochs, score=score)),
         ).run()

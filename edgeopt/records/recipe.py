@@ -30,10 +30,14 @@ class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):
 class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsify"):
     """Set single weights to zero and keep them there: the download shrinks, the latency does not."""
 
-    method: Literal["magnitude", "gradient"]
+    method: Literal["magnitude", "gradient", "taylor"]
     ratio: float
     """Share of the weights that becomes zero, 0..1."""
-    scope: Literal["global", "layer"]
+    scope: Literal["global", "layer", "block"]
+    """Where that share is taken: of all weights, of each layer, of every ``block`` neighbours (2:4 and its like)."""
+    block: int = 0
+    schedule: Literal["once", "cubic"]
+    """All at once, or growing over the first epochs of the training that follows."""
 
 
 class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"):

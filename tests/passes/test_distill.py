@@ -10,7 +10,7 @@ from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.losses import soft_loss
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, learning_rate
-from edgeopt.passes.sparsify import sparsify
+from edgeopt.passes.sparsify import Sparsity
 from edgeopt.records.recipe import Distill, Sparsify
 from edgeopt.task import CheckedTask
 
@@ -41,7 +41,7 @@ def student():
     return training, copy.deepcopy(training, shared).eval()
 
 
-def a_training(task, folder, step=STEP, *, masks=None, progress=lambda *_: None, modules=None):
+def a_training(task, folder, step=STEP, *, sparsity=None, progress=lambda *_: None, modules=None):
     training, evaluating = modules or student()
     lessons = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
     return Distillation(
@@ -50,7 +50,7 @@ def a_training(task, folder, step=STEP, *, masks=None, progress=lambda *_: None,
         task,
         step,
         lessons,
-        masks=masks or {},
+        sparsity=sparsity,
         checkpoint=folder / "checkpoint.safetensors",
         progress=progress,
     )
@@ -102,14 +102,46 @@ def test_a_loss_that_is_not_finite_ends_the_training(task, tmp_path):
         a_training(task, tmp_path, modules=(training, evaluating)).run()
 
 
-def test_zeros_stay_zero_through_a_training(task, tmp_path):
+def a_sparsity(task, schedule, method="magnitude"):
+    step = Sparsify(method=method, ratio=0.5, scope="layer", schedule=schedule)
+    batches = [((x,), labels) for x, labels in tiny_task.batches(64, 0)]
+    return Sparsity(step, batches, task.loss, STEP.epochs)
+
+
+@pytest.mark.parametrize("schedule", ["once", "cubic"])
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_zeros_stay_zero_through_a_training(task, tmp_path, schedule, method):
     training, evaluating = student()
-    masks = sparsify(training, Sparsify(method="magnitude", ratio=0.5, scope="layer"), [], task.loss)
-    a_training(task, tmp_path, masks=masks, modules=(training, evaluating)).run()
-    for name, parameter in training.named_parameters():
-        if name in masks:
-            assert bool((parameter[~masks[name]] == 0).all())
+    shares = []
+
+    def note(epoch, epochs, score):
+        shares.append(float((training.body[0].weight == 0).float().mean()))
+
+    sparsity = a_sparsity(task, schedule, method)
+    result = a_training(task, tmp_path, sparsity=sparsity, modules=(training, evaluating), progress=note).run()
+    assert shares == pytest.approx([sparsity.ratio(epoch) for epoch in range(3)], abs=0.01)
+    assert shares == sorted(shares)
+    assert sparsity.is_full(result.best_epoch)
+    for parameter in training.parameters():
+        if parameter.dim() > 1:
             assert int((parameter == 0).sum()) == round(0.5 * parameter.numel())
+
+
+def test_a_training_that_grows_sparse_goes_on_from_its_checkpoint_with_the_same_zeros(task, tmp_path):
+    whole = a_training(task, tmp_path / "whole", sparsity=a_sparsity(task, "cubic"))
+    (tmp_path / "whole").mkdir(exist_ok=True)
+    whole.run()
+
+    def interrupt(epoch, epochs, score):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            a_training(task, tmp_path, sparsity=a_sparsity(task, "cubic"), progress=interrupt).run()
+    resumed = a_training(task, tmp_path, sparsity=a_sparsity(task, "cubic"))
+    resumed.run()
+    for name, value in whole.train_module.state_dict().items():
+        assert torch.equal(value, resumed.train_module.state_dict()[name]), name
 
 
 class CountingTeacher:

@@ -3,22 +3,27 @@ import tiny_task
 import torch
 from torch import nn
 
-from edgeopt.passes.sparsify import saliency, sparsify
+from edgeopt.passes.sparsify import Sparsity, saliency
 from edgeopt.records.recipe import Sparsify
+
+
+def sparsify(module, batches, loss, **step):
+    """Zero weights at once, without a training."""
+    Sparsity(Sparsify(**{"schedule": "once"} | step), batches, loss, epochs=0).masks(module, 0)
 
 
 def zeros(module):
     return {name: float((value == 0).float().mean()) for name, value in module.named_parameters() if value.dim() > 1}
 
 
-@pytest.mark.parametrize("method", ["magnitude", "gradient"])
+@pytest.mark.parametrize("method", ["magnitude", "gradient", "taylor"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_the_asked_share_becomes_zero(method, scope):
     torch.manual_seed(0)
     net = tiny_task.TinyNet(8)
     total = sum(value.numel() for value in net.parameters() if value.dim() > 1)
     batches = [((x,), labels) for x, labels in tiny_task.batches(64, 0)]
-    sparsify(net, Sparsify(method=method, ratio=0.6, scope=scope), batches, nn.CrossEntropyLoss())
+    sparsify(net, batches, nn.CrossEntropyLoss(), method=method, ratio=0.6, scope=scope)
     gone = sum(int((value == 0).sum()) for value in net.parameters() if value.dim() > 1)
     assert gone == pytest.approx(0.6 * total, abs=3)
     if scope == "layer":
@@ -32,7 +37,7 @@ def test_magnitude_takes_the_smallest():
     net = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.1, -3.0, 0.2, -0.05]]))
-    sparsify(net, Sparsify(method="magnitude", ratio=0.5, scope="global"), [], nn.MSELoss())
+    sparsify(net, [], nn.MSELoss(), method="magnitude", ratio=0.5, scope="global")
     assert net.weight.tolist() == [[0.0, -3.0, pytest.approx(0.2), 0.0]]
 
 
@@ -43,3 +48,33 @@ def test_gradient_saliency_is_what_a_weight_contributes():
     batch = ((torch.tensor([[0.0, 2.0]]),), torch.tensor([[0.0]]))
     scores = saliency(net, "gradient", [batch], nn.MSELoss())
     assert scores["weight"].tolist() == [[0.0, 8.0]]  # d/dw (2w)^2 = 8w
+
+
+def test_taylor_tells_apart_what_cancels_over_batches():
+    net = nn.Linear(2, 1, bias=False)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, 1.0]]))
+    batches = [((torch.tensor([[2.0, 1.0]]),), torch.tensor([[target]])) for target in (2.0, 4.0)]  # errors 1 and -1
+    assert saliency(net, "gradient", batches, nn.MSELoss())["weight"].tolist() == [[0.0, 0.0]]
+    assert saliency(net, "taylor", batches, nn.MSELoss())["weight"].tolist() == [[8.0, 4.0]]
+
+
+def test_blocks_of_four_keep_their_two_largest_and_a_rest_stays():
+    net = nn.Linear(10, 3, bias=False)
+    before = net.weight.detach().clone()
+    sparsify(net, [], nn.MSELoss(), method="magnitude", ratio=0.5, scope="block", block=4)
+    for row, old in zip(net.weight.detach(), before, strict=True):
+        for start in (0, 4):
+            kept = set(old[start : start + 4].abs().argsort()[2:].tolist())
+            assert {index for index in range(4) if row[start + index] != 0} == kept
+        assert torch.equal(row[8:], old[8:])
+
+
+def test_the_cubic_schedule_rises_quickly_and_ends_at_its_ratio():
+    step = Sparsify(method="magnitude", ratio=0.8, scope="global", schedule="cubic")
+    sparsity = Sparsity(step, [], nn.MSELoss(), epochs=10)
+    ratios = [sparsity.ratio(epoch) for epoch in range(10)]
+    assert ratios[0] == pytest.approx(0.8 * (1 - (5 / 6) ** 3))
+    assert ratios == sorted(ratios)
+    assert ratios[5:] == [0.8] * 5
+    assert [sparsity.is_full(epoch) for epoch in (4, 5)] == [False, True]

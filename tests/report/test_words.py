@@ -73,7 +73,7 @@ def test_recipes():
         "pruned to 10\u00a0% of the parameters (taylor), distilled 8 epochs, float32"
     )
     other = Recipe(
-        torch_steps=(Student(name="tiny"), Sparsify(method="magnitude", ratio=0.8, scope="global")),
+        torch_steps=(Student(name="tiny"), Sparsify(method="magnitude", ratio=0.8, scope="global", schedule="once")),
         graph_steps=(Half(),),
         seed=0,
         parent=None,

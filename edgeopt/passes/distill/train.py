@@ -18,7 +18,7 @@ from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.teacher import TeacherOutputs, channels_last
-from edgeopt.passes.sparsify import apply_masks
+from edgeopt.passes.sparsify import Sparsity, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask, as_outputs, flat_outputs, to_numpy
@@ -79,7 +79,7 @@ class Distillation:
         task: Gives losses and scores.
         step: Epochs, rates, weights.
         lessons: The stream of batches with the teacher's outputs.
-        masks: Parameter name to a mask of the weights that stay zero (False).
+        sparsity: Which weights are zero; None where none has to be.
         checkpoint: File of the state after each epoch.
         progress: Called with each finished epoch: ``(index, epochs, score)``.
     """
@@ -92,7 +92,7 @@ class Distillation:
         step: Distill,
         lessons: TeacherOutputs,
         *,
-        masks: dict[str, Tensor],
+        sparsity: Sparsity | None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
     ) -> None:
@@ -101,7 +101,7 @@ class Distillation:
         self.task = task
         self.step = step
         self.lessons = lessons
-        self.masks = masks
+        self.sparsity = sparsity
         self.checkpoint = checkpoint
         self.progress = progress
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
@@ -124,7 +124,8 @@ class Distillation:
             loss = self.train_epoch(epoch)
             score = evaluate(self.eval_module, self.task)
             self.history.append(Epoch(loss=loss, score=score))
-            if self.best_epoch < 0 or score >= self.history[self.best_epoch].score:
+            counts = self.sparsity is None or self.sparsity.is_full(epoch)
+            if counts and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
                 self.best_epoch = epoch
                 self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
             self.save()
@@ -140,6 +141,7 @@ class Distillation:
         """Train one epoch and return its mean loss."""
         count = self.lessons.prepare(epoch)
         torch.manual_seed(epoch)
+        masks = self.sparsity.masks(self.eval_module, epoch) if self.sparsity else {}
         total = 0.0
         for index, (inputs, targets, teacher_outputs) in enumerate(self.lessons.lessons(epoch)):
             progress = (epoch + index / count) / self.step.epochs
@@ -157,8 +159,8 @@ class Distillation:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM_LIMIT)
             self.optimizer.step()
-            if self.masks:
-                apply_masks(self.train_module, self.masks)
+            if masks:
+                apply_masks(self.train_module, masks)
             total += value
         return total / count
 
@@ -182,6 +184,6 @@ class Distillation:
             for name, value in self.train_module.state_dict().items():
                 value.copy_(groups["network"][name])
         restore_optimizer(self.optimizer, groups["optimizer"])
-        self.best = groups["best"]
+        self.best = groups.get("best", {})  # none before a sparse training is sparse enough
         self.best_epoch = int(facts["best_epoch"])
         self.history = [Epoch(loss=loss, score=score) for loss, score in facts["epochs"]]

@@ -7,7 +7,8 @@
     │   ├── DataError             2  a data file is missing or corrupted
     │   └── WorkspaceError        2  a folder that cannot be written, a lock that is held, a ledger that is broken
     │       └── DiskFullError     2  no space is left
-    ├── DeviceError               1  the device is lost, or lacks what is needed
+    ├── DeviceError               1  a worker died there, or the device lacks what is needed
+    │   ├── DeviceLostError       1  the connection broke and did not come back
     │   └── ProviderError         2  an execution provider that was asked for is not there
     ├── StepError                 1  one step of a recipe failed; ``stage`` names it
     │   ├── ParityError           1  a stage computes something else than the stage before
@@ -64,7 +65,11 @@ class DiskFullError(WorkspaceError):
 
 
 class DeviceError(EdgeoptError):
-    """The device is lost or lacks what a worker needs."""
+    """A worker died on the device, or the device lacks what a worker needs."""
+
+
+class DeviceLostError(DeviceError):
+    """The connection to the device broke and did not come back: nothing can go on, and the same command resumes."""
 
 
 class ProviderError(DeviceError):

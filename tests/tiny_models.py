@@ -1,5 +1,6 @@
 """Tiny models and a quick profile for what runs real workers."""
 
+import re
 from pathlib import Path
 
 import msgspec
@@ -41,3 +42,14 @@ def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kin
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
     return path
+
+
+def write_quick_target(folder: Path, **values: object) -> str:
+    """Write the phone's profile with a short timing rule, and return what ``--target`` takes from that folder."""
+    timing = {"processes": 2, "warmup_runs": 3, "warmup_seconds": 0.02, "min_runs": 20, "min_seconds": 0.05}
+    text = (Path(__file__).parents[1] / "targets" / "phone.toml").read_text()
+    for name, value in {"name": '"quick"', "max_score_drop": 0.2, **timing, **values}.items():
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
+        assert count == 1, name
+    (folder / "quick.toml").write_text(text)
+    return "./quick.toml"

@@ -1,14 +1,15 @@
 """The worker: one file that needs only the standard library, numpy and onnxruntime, so that it runs on any device.
 
 In: one JSON line on stdin (``edgeopt.device.base.Request``). Out: one line on stdout, ``edgeopt-worker`` and JSON:
-``{"ok": true, ...}`` or ``{"ok": false, "kind": "model" | "input" | "provider", "reason": ...}``. In mode ``serve``
-each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does, so that it
-never outlives its parent: keep stdin open until the answer is there.
+``{"ok": true, ...}`` or ``{"ok": false, "kind": "model" | "input" | "provider" | "device", "reason": ...}``. In mode
+``serve`` each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does, so
+that it never outlives its parent: keep stdin open until the answer is there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import json
 import os
@@ -486,7 +487,8 @@ def main() -> None:
     except WorkerError as error:
         answer({"ok": False, "kind": error.kind, "reason": str(error)})
     except reported_errors() as error:
-        answer({"ok": False, "kind": "model", "reason": plain(error)})
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        answer({"ok": False, "kind": "device" if full else "model", "reason": plain(error)})
     lines.get()
 
 

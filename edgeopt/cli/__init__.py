@@ -17,7 +17,7 @@ import click
 
 import edgeopt
 from edgeopt.cli.console import show_error
-from edgeopt.errors import DiskFullError, EdgeoptError, did_you_mean, is_disk_full
+from edgeopt.errors import DeviceLostError, DiskFullError, EdgeoptError, did_you_mean, is_disk_full
 
 COMMANDS = {
     "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
         known = DiskFullError(error) if full else error
         if not isinstance(known, EdgeoptError):
             raise
-        show_error(str(known))
+        show_error(f"{known}{_kept(arguments) if isinstance(known, DeviceLostError) else ''}")
         return known.exit_code
     except click.UsageError as error:
         show_error(f"{error.format_message()}\n{_hint(error)}")
@@ -115,13 +115,15 @@ def _run(arguments: Sequence[str]) -> int:
         show_error(error.format_message())
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        command = next((word for word in arguments if not word.startswith("-")), "")
-        kept = (
-            " Finished trials are kept: run the same command again to go on from there." if command == "build" else ""
-        )
-        show_error(f"stopped.{kept}", label="")
+        show_error(f"stopped.{_kept(arguments)}", label="")
         return INTERRUPTED
     return result if isinstance(result, int) else 0
+
+
+def _kept(arguments: Sequence[str]) -> str:
+    """Say what a build that was cut short leaves; nothing for another command."""
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    return " Finished trials are kept: run the same command again to go on from there." if command == "build" else ""
 
 
 def _hint(error: click.UsageError) -> str:

@@ -77,7 +77,7 @@ class Device(Protocol):
 
 
 class WorkerRefused(Exception):  # noqa: N818 - an answer, made an error of edgeopt's by ``edgeopt.bench.asking``
-    """The worker answered that it could not, and why: ``kind`` is ``model``, ``input`` or ``provider``."""
+    """The worker answered that it could not, and why: ``kind`` is ``model``, ``input``, ``provider``, ``device``."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)

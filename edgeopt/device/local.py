@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.base import Request
+from edgeopt.device.describe import describe
 from edgeopt.device.process import WorkerProcess
-from edgeopt.errors import DeviceError
 from edgeopt.records.measurement import Environment
 
 WORKER = Path(__file__).parent.parent / "bench" / "worker.py"
@@ -23,8 +20,6 @@ VARIABLES = {
     "PYTHONSAFEPATH": "1",  # the worker's folder must not shadow other modules
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # device numbers as the driver's library counts them
 }
-
-DESCRIBE_SECONDS = 120.0
 
 
 class LocalDevice:
@@ -44,15 +39,7 @@ class LocalDevice:
 
     def describe(self) -> tuple[str, Environment]:
         """Return the hardware's name and the state of this machine."""
-        try:
-            fields = self.run(Request(mode="describe"), DESCRIBE_SECONDS, {})
-        except WorkerRefused as refused:
-            raise DeviceError(f"{self.uri}: {refused.reason}") from refused
-        family = fields.pop("family")
-        environment = msgspec.convert(fields, Environment)
-        hardware = (family, environment.processor, *environment.features, str(environment.cores))
-        mark = hashlib.sha256("\n".join(hardware).encode()).hexdigest()[:12]
-        return f"{family.split()[0]}-{environment.cores}-{mark}", environment
+        return describe(self)
 
     def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``."""

@@ -2,37 +2,72 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from edgeopt.device.base import Device
 from edgeopt.device.local import LocalDevice
+from edgeopt.device.ssh import SshDevice
+from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import ConfigError, did_you_mean
 
-SCHEMES = ("local",)
+KNOWN = (
+    "`local:` (this machine), `local:?python=PATH` (another Python environment on it) and "
+    "`ssh://[user@]host[:port][?python=PATH]`"
+)
 
 
 def open_device(uri: str) -> Device:
-    """Return the device that a URI names: ``local:``, or ``local:?python=PATH`` for another environment.
+    """Return the device that a URI names; nothing is connected yet.
 
     Raises:
-        ConfigError: no such scheme or option, or no such Python program.
+        ConfigError: no such scheme, place or option, or no such Python program on this machine.
     """
-    parts = urlsplit(uri)
-    if parts.scheme not in SCHEMES:
-        raise ConfigError(
-            f"no kind of device '{parts.scheme or uri}'{did_you_mean(parts.scheme or uri, SCHEMES)}. "
-            f"Known: `local:` (this machine) and `local:?python=PATH` (another Python environment on it)."
-        )
-    options = dict(parse_qsl(parts.query.replace("+", "%2B"), keep_blank_values=True))
-    unknown = sorted(options.keys() - {"python"})
-    if unknown or parts.netloc or parts.path:
-        found = unknown[0] if unknown else parts.netloc + parts.path
-        raise ConfigError(f"'{uri}': `local:` takes the option `?python=PATH` and nothing else; found '{found}'.")
+    scheme, colon, rest = uri.partition(":")
+    if not colon or scheme not in SCHEMES:
+        raise ConfigError(f"no kind of device '{scheme}'{did_you_mean(scheme, SCHEMES)}. Known: {KNOWN}.")
+    place, _, query = rest.partition("?")
+    options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
+    return SCHEMES[scheme](uri, place, options)
+
+
+def _check_options(uri: str, options: dict[str, str], known: set[str]) -> None:
+    for name in options.keys() - known:
+        raise ConfigError(f"'{uri}': there is no option '{name}'; known: {', '.join(f'?{word}=' for word in known)}.")
+
+
+def _local(uri: str, place: str, options: dict[str, str]) -> Device:
+    if place:
+        raise ConfigError(f"'{uri}': `local:` takes the option `?python=PATH` and nothing else; found '{place}'.")
+    _check_options(uri, options, {"python"})
     if "python" not in options:
         return LocalDevice()
     program = shutil.which(options["python"])
     if program is None:
         raise ConfigError(f"'{uri}': '{options['python']}' is not a program. Give the path of an environment's python.")
     return LocalDevice(Path(program).absolute())
+
+
+ADDRESS = re.compile(
+    r"//(?:(?P<user>[^@/:-][^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^@/:\[\]\s-][^@/:\[\]\s]*)(?::(?P<port>\d+))?/?"
+)
+"""Neither a user nor a host may look like an option of ``ssh``."""
+
+
+def _ssh(uri: str, place: str, options: dict[str, str]) -> Device:
+    _check_options(uri, options, {"python"})
+    found = ADDRESS.fullmatch(place)
+    port = int(found["port"]) if found and found["port"] else None
+    if found is None or (port is not None and not 0 < port < 65536):
+        raise ConfigError(
+            f"'{uri}': an ssh device is `ssh://[user@]host[:port][?python=PATH]`, as in `ssh://pi@10.0.0.7`."
+        )
+    if options.get("python") == "":
+        raise ConfigError(f"'{uri}': ?python= names no program. Leave it out, and one with onnxruntime is looked for.")
+    return SshDevice(uri, Address(found["host"].strip("[]"), found["user"], port), options.get("python"))
+
+
+SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {"local": _local, "ssh": _ssh}

@@ -9,9 +9,9 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import msgspec
 
@@ -23,8 +23,34 @@ from edgeopt.records.codec import to_json
 SENTINEL = b"edgeopt-worker "
 """What ``edgeopt/bench/worker.py`` puts before each answer; other lines on stdout are noise of libraries."""
 
+EXITED = b"edgeopt-exit "
+"""What a remote shell writes after the worker, before its exit code: proof that the connection lived until then."""
+
 EXIT_SECONDS = 10.0
 """How long a worker may take to leave after its stdin was closed."""
+
+
+class Ending(NamedTuple):
+    """How a worker process ended without an answer."""
+
+    code: int
+    """Exit code of the process on this machine; a signal's number, negated, where one killed it."""
+    exited: int | None
+    """Exit code that a remote shell reported for the worker; None where no such line came."""
+    errors: str
+    """All of stderr."""
+
+
+def explain_ending(ending: Ending) -> DeviceError:
+    """Return the error for a worker that ended on this machine: its exit code or signal, and its last words."""
+    lines = [line.strip() for line in ending.errors.splitlines() if line.strip()]
+    said = f" Its last words: {lines[-1]}" if lines else ""
+    code = ending.code
+    if code >= 0:
+        return DeviceError(f"a worker ended with exit code {code} and no answer.{said}")
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    hint = " The system may have been out of memory." if name == "SIGKILL" else ""
+    return DeviceError(f"a worker was killed by {name}.{hint}{said}")
 
 
 class WorkerProcess:
@@ -33,9 +59,17 @@ class WorkerProcess:
     Args:
         command: The program and its arguments.
         variables: Environment variables on top of this process's.
+        explain: From the way it ended to the error to raise.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        explain: Callable[[Ending], DeviceError] = explain_ending,
+    ) -> None:
+        self._explain = explain
+        self._exited: int | None = None
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         try:
@@ -60,6 +94,8 @@ class WorkerProcess:
         for line in self._process.stdout:
             if line.startswith(SENTINEL):
                 self._answers.put(line[len(SENTINEL) :])
+            elif line.startswith(EXITED):
+                self._exited = int(line[len(EXITED) :])
         self._answers.put(None)
 
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
@@ -87,13 +123,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             return DeviceError("a worker closed its output without an answer.")
         self._errors.seek(0)
-        lines = [line.strip() for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        said = f" Its last words: {lines[-1]}" if lines else ""
-        if code >= 0:
-            return DeviceError(f"a worker ended with exit code {code} and no answer.{said}")
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        hint = " The system may have been out of memory." if name == "SIGKILL" else ""
-        return DeviceError(f"a worker was killed by {name}.{hint}{said}")
+        return self._explain(Ending(code, self._exited, self._errors.read().decode(errors="replace")))
 
     def __enter__(self) -> Self:
         return self

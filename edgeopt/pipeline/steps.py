@@ -6,7 +6,16 @@ import traceback
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-from edgeopt.errors import DiskFullError, EdgeoptError, StepError, TaskError, WorkspaceError, is_disk_full
+from edgeopt.errors import (
+    DeviceError,
+    DeviceLostError,
+    DiskFullError,
+    EdgeoptError,
+    StepError,
+    TaskError,
+    WorkspaceError,
+    is_disk_full,
+)
 from edgeopt.records.trial import Failed
 
 P = ParamSpec("P")
@@ -47,12 +56,12 @@ def as_failed(error: EdgeoptError) -> Failed:
     """Return what a trial becomes when a step fails; the build goes on.
 
     Raises:
-        WorkspaceError: with a full disk, or without a workspace, nothing can go on.
+        WorkspaceError, DeviceLostError: with a full disk, or without workspace or device, nothing can go on.
     """
-    if isinstance(error, WorkspaceError):
+    if isinstance(error, WorkspaceError | DeviceLostError):
         raise error
     if is_disk_full(error):
         raise DiskFullError(error) from error
     if isinstance(error, StepError):
         return Failed(stage=error.stage, reason=error.reason, trace=error.trace)
-    return Failed(stage="task", reason=str(error), trace=None)
+    return Failed(stage="device" if isinstance(error, DeviceError) else "task", reason=str(error), trace=None)

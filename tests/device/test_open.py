@@ -26,11 +26,34 @@ def test_a_plus_in_a_path_stays_one(tmp_path):
     [
         ("lokal:", "did you mean 'local'"),
         ("phone", "no kind of device 'phone'.*Known: `local:`"),
-        ("local:?pyton=x", "found 'pyton'"),
-        ("local://host", "found 'host'"),
+        ("local:?pyton=x", "no option 'pyton'; known: .python="),
+        ("local://host", "found '//host'"),
+        ("ssh:", "an ssh device is"),
+        ("ssh://", "an ssh device is"),
+        ("ssh://pi@", "an ssh device is"),
+        ("ssh://-oProxyCommand=x", "an ssh device is"),
+        ("ssh://-l@host", "an ssh device is"),
+        ("ssh://pi:secret@host", "an ssh device is"),
+        ("ssh://host:70000", "an ssh device is"),
+        ("ssh://host/path", "an ssh device is"),
+        ("ssh://host?pyton=x", "no option 'pyton'"),
+        ("ssh://host?python=", "names no program"),
         ("local:?python=/nowhere/python", "'/nowhere/python' is not a program"),
     ],
 )
 def test_what_cannot_be_opened_is_an_error_that_says_what_can(uri, message):
     with pytest.raises(ConfigError, match=message):
         open_device(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("ssh://Board", "Board"),
+        ("ssh://pi@10.0.0.7:2222", "-l pi -p 2222 10.0.0.7"),
+        ("ssh://pi@[fe80::1%eth0]:22", "-l pi -p 22 fe80::1%eth0"),
+    ],
+)
+def test_an_ssh_address_keeps_its_letters_and_its_parts(uri, words):
+    address = open_device(uri)._address
+    assert " ".join([*address.options(), address.host]) == words

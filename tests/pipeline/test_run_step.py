@@ -1,6 +1,6 @@
 import pytest
 
-from edgeopt.errors import DivergedError, StepError, TaskError, WorkspaceError
+from edgeopt.errors import DeviceError, DeviceLostError, DivergedError, StepError, TaskError, WorkspaceError
 from edgeopt.pipeline.steps import as_failed, run_step, run_user_code
 
 
@@ -28,3 +28,9 @@ def test_a_failed_step_becomes_a_failed_trial_but_a_full_disk_ends_the_build():
     assert (failed.stage, failed.reason, failed.trace) == ("simplify", "crashed", "trace")
     with pytest.raises(WorkspaceError):
         as_failed(WorkspaceError("disk full"))
+
+
+def test_a_worker_that_died_on_the_device_is_a_failed_trial_but_a_lost_device_ends_the_build():
+    assert as_failed(DeviceError("killed")).stage == "device"
+    with pytest.raises(DeviceLostError):
+        as_failed(DeviceLostError("gone"))

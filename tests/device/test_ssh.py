@@ -1,0 +1,306 @@
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import children_of, connections_of, free_port, keygen, name_of, workers_of
+from tiny_models import a_network, a_quick_profile, write_quick_target
+
+from edgeopt.bench.asking import runtime_request
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.device.base import Request
+from edgeopt.device.local import LocalDevice
+from edgeopt.device.open import open_device
+from edgeopt.device.ssh import SshDevice
+from edgeopt.device.ssh_connection import Address
+from edgeopt.errors import DeviceError, DeviceLostError
+
+DESCRIBE = Request(mode="describe")
+GONE_SECONDS = 20.0  # a busy machine may take its time to end a process
+
+
+@pytest.fixture
+def device(sshd):
+    return open_device(sshd.uri)
+
+
+def an_impatient_device(sshd) -> SshDevice:
+    return SshDevice(sshd.uri, Address("127.0.0.1", None, sshd.port), None, patience_seconds=1.0)
+
+
+def a_request(tmp_path, *, seconds=0.05) -> Request:
+    profile = a_quick_profile()
+    fields = runtime_request("time", str(a_network(tmp_path / "m.onnx")), profile, allow_fallback=())
+    return type(fields)(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"min_seconds": seconds})
+
+
+def wait_for(found, seconds=GONE_SECONDS):
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return value
+
+
+@contextlib.contextmanager
+def in_background(deed):
+    """Run ``deed`` beside the block, and let its failure be the test's."""
+    failures = []
+
+    def run():
+        try:
+            deed()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            failures.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    assert not failures, failures
+
+
+def test_the_device_over_there_is_the_machine_that_it_is(device):
+    (there, environment), (here, _) = device.describe(), LocalDevice().describe()
+    assert there == here
+    assert environment.onnxruntime
+
+
+def test_a_model_is_timed_and_weighed_over_there(device, tmp_path):
+    request = a_request(tmp_path)
+    answer = device.run(request, 60, {})
+    assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) >= 20
+    memory = device.run(
+        type(request)(**{**_fields(request), "mode": "memory"}), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"}
+    )
+    assert memory["load_peak_bytes"] > 0
+
+
+def _fields(request: Request) -> dict:
+    return {name: getattr(request, name) for name in request.__struct_fields__}
+
+
+def test_outputs_come_back_equal_to_those_of_this_machine_and_are_removed_over_there(device, sshd, tmp_path):
+    model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
+    rng = np.random.default_rng(0)
+    write_batches(inputs, [{"x": rng.standard_normal((20_000, 32)).astype(np.float32)} for _ in range(2)])
+    for name, where in (("here", LocalDevice()), ("there", device)):
+        run_model(model, inputs, tmp_path / f"{name}.npz", where, a_quick_profile())
+    here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
+    assert len(here) == len(there) == 2
+    assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
+    assert sorted(path.suffix for path in (sshd.home / "cache" / "edgeopt").iterdir()) == [".npz", ".onnx", ".py"]
+
+
+def test_a_file_is_sent_once(device, sshd, tmp_path):
+    request = a_request(tmp_path)
+    device.run(request, 60, {})
+    sent = next((sshd.home / "cache" / "edgeopt").glob("*.onnx"))
+    inode = sent.stat().st_ino
+    device.run(request, 60, {})
+    assert sent.stat().st_ino == inode
+    sent.write_bytes(b"spoilt")
+    assert device.run(request, 60, {})["wall_ns"]
+    assert sent.read_bytes() == Path(request.model).read_bytes()
+
+
+def test_what_a_login_shell_prints_is_no_answer(sshd, device):
+    (sshd.home / ".bashrc").write_text("echo noise\n")
+    (sshd.home / ".profile").write_text("echo noise\n")
+    assert device.describe()[0]
+
+
+def test_another_python_over_there_can_be_named(sshd, tmp_path):
+    program = tmp_path / "a python"
+    program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/was-here"\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o755)
+    assert open_device(f"{sshd.uri}?python={program}").describe()[0]
+    assert (tmp_path / "was-here").exists()
+
+
+# -- connections that are not made -------------------------------------------------------------------------------------
+
+
+def refused(uri: str) -> str:
+    with pytest.raises(DeviceError) as caught:
+        open_device(uri).describe()
+    return str(caught.value)
+
+
+def test_an_unknown_host_is_not_accepted(sshd):
+    sshd.known_hosts.write_text("")
+    message = refused(sshd.uri)
+    assert "host key is not known yet" in message
+    assert f"Connect once by hand with `ssh -p {sshd.port} " in message
+    assert sshd.known_hosts.read_text() == ""
+
+
+def test_a_changed_host_key_is_refused_with_what_it_may_mean(sshd):
+    sshd.know(keygen(sshd.folder / "other_key"))
+    message = refused(sshd.uri)
+    assert "set up anew, or another machine answers" in message
+    assert f"ssh-keygen -R '[127.0.0.1]:{sshd.port}'" in message
+
+
+def test_a_refused_login_says_that_keys_alone_are_used(sshd):
+    (sshd.folder / "authorized_keys").write_text("")
+    assert "ssh-copy-id" in refused(sshd.uri)
+
+
+def test_a_closed_port_and_an_unknown_name_are_told_apart(sshd):
+    assert "nothing listens there" in refused(f"ssh://127.0.0.1:{free_port()}")
+    assert "no host of that name" in refused("ssh://no-such-host.invalid")
+
+
+def test_a_server_that_says_nothing_is_given_up(sshd):
+    os.kill(sshd.process.pid, signal.SIGSTOP)
+    try:
+        begin = time.monotonic()
+        assert "does not answer" in refused(sshd.uri)
+        assert time.monotonic() - begin < 40
+    finally:
+        os.kill(sshd.process.pid, signal.SIGCONT)
+
+
+def test_no_ssh_here_is_said(sshd, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "openssh-client" in refused(sshd.uri)
+
+
+def test_a_python_without_onnxruntime_is_named_with_how_to_get_one(sshd, tmp_path):
+    bare = tmp_path / "bin"
+    bare.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "bare"], check=True)
+    (bare / "python3").symlink_to(tmp_path / "bare" / "bin" / "python3")
+    sshd.write_config(bare)
+    sshd.stop()
+    sshd.start()
+    message = refused(f"{sshd.uri}?python={tmp_path}/bare/bin/python3")
+    assert "lacks numpy and onnxruntime" in message
+    assert "pip install onnxruntime numpy" in message
+    assert "is no Python program there" in refused(f"{sshd.uri}?python=/nowhere/python")
+
+
+def test_a_device_without_python_is_said(sshd, tmp_path):
+    for tool in ("sh", "env"):
+        (tmp_path / tool).symlink_to(shutil.which(tool))
+    text = (sshd.folder / "sshd_config").read_text()
+    (sshd.folder / "sshd_config").write_text(re.sub(r"PATH=\S+", f"PATH={tmp_path}", text))
+    sshd.stop()
+    sshd.start()
+    assert "there is no python3 or python in its PATH" in refused(sshd.uri)
+
+
+# -- connections that break --------------------------------------------------------------------------------------------
+
+
+def test_a_connection_that_breaks_in_the_middle_is_made_anew_and_the_run_repeated(device, sshd, tmp_path):
+    first: list[int] = []
+
+    def cut():
+        first.extend(wait_for(lambda: workers_of(sshd)))
+        sshd.cut()
+
+    with in_background(cut):
+        answer = device.run(a_request(tmp_path, seconds=1.0), 60, {})
+    assert sum(answer["wall_ns"]) > 0.2e9
+    assert first
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
+
+
+def test_a_device_that_stays_away_is_an_error_and_leaves_no_process_anywhere(sshd, tmp_path):
+    device = an_impatient_device(sshd)
+    device.describe()
+
+    def stop():
+        wait_for(lambda: workers_of(sshd))
+        sshd.stop()
+
+    with in_background(stop), pytest.raises(DeviceLostError, match="nothing listens there"):
+        device.run(a_request(tmp_path, seconds=30.0), 60, {})
+    wait_for(lambda: not [pid for pid in children_of(os.getpid()) if "ssh" in name_of(pid)])
+
+
+def test_a_device_that_starts_anew_is_waited_for(device, sshd, tmp_path):
+    def restart():
+        wait_for(lambda: workers_of(sshd))
+        sshd.stop()
+        time.sleep(3)
+        sshd.start()
+
+    with in_background(restart):
+        assert device.run(a_request(tmp_path, seconds=2.0), 60, {})["wall_ns"]
+
+
+def test_a_staying_worker_whose_connection_breaks_is_lost(device, sshd, tmp_path):
+    serve = type(DESCRIBE)(**{**_fields(a_request(tmp_path)), "mode": "serve"})
+    block = {"warmup_runs": 0, "min_runs": 1, "min_seconds": 0.0, "max_seconds": 5.0}
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(device.start())
+        worker.ask(serve, 60)
+        assert len(worker.ask(block, 60)["wall_ns"]) == 1
+        sshd.cut()
+        with pytest.raises(DeviceLostError, match="connection was lost"):
+            worker.ask(block, 60)
+    assert device.describe()[0]
+
+
+def test_a_worker_that_is_killed_over_there_is_no_lost_connection(device, sshd, tmp_path):
+    def kill():
+        for pid in wait_for(lambda: workers_of(sshd)):
+            os.kill(pid, signal.SIGKILL)
+
+    with in_background(kill), pytest.raises(DeviceError, match=r"killed by SIGKILL.*out of memory") as caught:
+        device.run(a_request(tmp_path, seconds=30.0), 60, {})
+    assert not isinstance(caught.value, DeviceLostError)
+    assert device.describe()[0]
+
+
+def test_a_worker_that_takes_too_long_is_ended_over_there(device, sshd, tmp_path):
+    with pytest.raises(DeviceError, match="did not answer within 1 s"):
+        device.run(a_request(tmp_path, seconds=60.0), 1.0, {})
+    wait_for(lambda: not workers_of(sshd))
+
+
+def test_a_device_that_nobody_holds_is_disconnected(sshd):
+    device = open_device(sshd.uri)
+    device.describe()
+    assert connections_of(sshd.process.pid)
+    del device
+    wait_for(lambda: not connections_of(sshd.process.pid))
+
+
+# -- commands ----------------------------------------------------------------------------------------------------------
+
+
+def test_bench_compares_two_files_over_there(sshd, tmp_path):
+    a_network(tmp_path / "m.onnx")
+    a_network(tmp_path / "o.onnx", layers=6, width=256)
+    command = [
+        "bench",
+        "m.onnx",
+        "--target",
+        write_quick_target(tmp_path),
+        "--against",
+        "o.onnx",
+        "--device",
+        sshd.uri,
+        "--json",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["against"]["verdict"] == "faster"
+    assert result["measurement"]["device"]["uri"] == sshd.uri
+    assert result["measurement"]["device"]["kind"] == "measured"

@@ -20,7 +20,7 @@ from edgeopt.device.describe import describe
 from edgeopt.device.local import VARIABLES
 from edgeopt.device.process import WorkerProcess
 from edgeopt.device.ssh_connection import Address, Connection
-from edgeopt.errors import DeviceLostError
+from edgeopt.errors import DeviceError, DeviceLostError
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Environment
 
@@ -112,6 +112,10 @@ class SshDevice:
                     if not self._was_there or time.monotonic() > deadline:
                         raise
                     time.sleep(PAUSE_SECONDS)
+                except DeviceError as error:
+                    if self._was_there:
+                        raise DeviceLostError(str(error)) from error
+                    raise
             self._was_there = True
             return self._connection
 

@@ -69,7 +69,7 @@ class DeviceError(EdgeoptError):
 
 
 class DeviceLostError(DeviceError):
-    """The connection to the device broke and did not come back: nothing can go on, and the same command resumes."""
+    """The connection broke and did not come back, or the device's disk is full: the same command resumes later."""
 
 
 class ProviderError(DeviceError):
@@ -113,7 +113,9 @@ DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or 
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or the cause that it quotes, is a full disk."""
+    """Tell whether an error, or the cause that it quotes, is a full disk of this machine."""
+    if isinstance(error, DeviceLostError):
+        return False
     trace = error.trace if isinstance(error, StepError) else None
     return any(words in f"{error} {trace}" for words in DISK_FULL)
 

@@ -107,8 +107,6 @@ def _as_error(refused: WorkerRefused, stage: str, request: Request) -> DeviceErr
             f"{refused.reason}. {advice}; `--device 'local:?python=PATH'` takes the onnxruntime of another Python "
             f"environment, and `--allow-fallback CPUExecutionProvider` lets the processor run instead."
         )
-    if refused.kind == "device":
-        return DeviceError(f"{request.model}: {refused.reason}. Free some space there and run the same command again.")
     if refused.kind == "input":
         return InputError(f"{request.model}: {refused.reason}.")
     return StepError(stage, f"ONNX Runtime cannot run {request.model}: {refused.reason}")

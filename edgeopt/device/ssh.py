@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.device.base import Request, Worker
+from edgeopt.device.base import Request, Worker, WorkerRefused
 from edgeopt.device.describe import describe
 from edgeopt.device.local import VARIABLES
 from edgeopt.device.process import WorkerProcess
@@ -85,7 +85,12 @@ class SshDevice:
     ) -> dict[str, Any]:
         there = _sent(connection, request)
         with connection.start_worker({**VARIABLES, **variables}) as worker:
-            fields = worker.ask(there, timeout_seconds)
+            try:
+                fields = worker.ask(there, timeout_seconds)
+            except WorkerRefused as refused:
+                if refused.kind == "device":
+                    raise connection.refused(refused) from refused
+                raise
         if request.outputs:
             connection.fetch(there.outputs, Path(request.outputs))
         return fields

@@ -23,7 +23,7 @@ from edgeopt.device import courier
 from edgeopt.device.base import WorkerRefused
 from edgeopt.device.process import SENTINEL, Ending, WorkerProcess, explain_ending
 from edgeopt.device.ssh_errors import explain_connection, last_line, lost
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, DeviceLostError
 
 OPTIONS = (
     "BatchMode=yes",  # no question can be answered here
@@ -172,16 +172,18 @@ class Connection:
         try:
             return self._courier.ask(message, COURIER_SECONDS)
         except WorkerRefused as refused:
-            raise DeviceError(
-                f"{self.uri}: {refused.reason}. Free some space there and run the same command again."
-            ) from refused
+            raise self.refused(refused) from refused
+
+    def refused(self, refused: WorkerRefused) -> DeviceLostError:
+        """Return the error for a file that could not be written over there."""
+        return DeviceLostError(f"{self.uri}: {refused.reason}. Free some space there and run the same command again.")
 
     def push(self, path: Path) -> str:
         """Bring a file there, if it is not there yet, and return its path over there.
 
         Raises:
-            DeviceError: it cannot be written there, or came out wrong.
-            DeviceLostError: the connection broke.
+            DeviceError: it came out wrong.
+            DeviceLostError: the connection broke, or the disk there is full.
         """
         with path.open("rb") as stream, self._mutex:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -84,13 +84,14 @@ class SshDevice:
         self, connection: Connection, request: Request, timeout_seconds: float, variables: Mapping[str, str]
     ) -> dict[str, Any]:
         there = _sent(connection, request)
-        with connection.start_worker({**VARIABLES, **variables}) as worker:
-            try:
+        try:
+            with connection.start_worker({**VARIABLES, **variables}) as worker:
                 fields = worker.ask(there, timeout_seconds)
-            except WorkerRefused as refused:
-                if refused.kind == "device":
-                    raise connection.refused(refused) from refused
-                raise
+        except WorkerRefused as refused:
+            connection.discard(there.outputs)
+            if refused.kind == "device":
+                raise connection.refused(refused) from refused
+            raise
         if request.outputs:
             connection.fetch(there.outputs, Path(request.outputs))
         return fields

@@ -209,6 +209,13 @@ class Connection:
         """Return a path over there where nothing is."""
         return f"{self._folder}/{uuid.uuid4().hex}{suffix}"
 
+    def discard(self, there: str) -> None:
+        """Remove what a worker wrote for a path over there, half-written or whole; nothing for an empty path."""
+        with self._mutex:
+            for name in (there.rpartition("/")[2],) if there else ():
+                self._ask(do="remove", name=name)
+                self._ask(do="remove", name=name + ".part")
+
     def fetch(self, there: str, here: Path) -> None:
         """Bring a file back whole, and remove it over there.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -108,3 +109,17 @@ def read_golden(bundle: Path, entry: GoldenEntry) -> Array:
             f"{path} has {len(data)} bytes, but the manifest says {expected}. The bundle was changed; build it again."
         )
     return np.frombuffer(data, dtype=dtype).reshape(entry.shape)
+
+
+def largest_difference(expected: Array, found: Array) -> float:
+    """Return the largest absolute difference of two arrays; infinite where shapes differ or a value is not a number.
+
+    Equal infinities are equal.
+    """
+    if expected.shape != found.shape:
+        return math.inf
+    wanted, got = expected.astype(np.float64), found.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.where(wanted == got, 0.0, np.abs(wanted - got))
+    largest = float(np.max(difference, initial=0.0))
+    return math.inf if math.isnan(largest) else largest

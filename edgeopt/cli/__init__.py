@@ -22,6 +22,7 @@ from edgeopt.errors import DeviceLostError, DiskFullError, EdgeoptError, did_you
 COMMANDS = {
     "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
     "bench": ("edgeopt.cli.bench", "Time and weigh one ONNX file on a target, or compare two."),
+    "check": ("edgeopt.cli.check", "Verify a finished build again: its files, its outputs, its limits."),
     "report": ("edgeopt.cli.report", "Print a finished build's result again."),
     "history": ("edgeopt.cli.history", "List the builds and trials of a workspace."),
     "show": ("edgeopt.cli.show", "Show one trial of a workspace."),

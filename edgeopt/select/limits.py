@@ -85,11 +85,13 @@ def _latency(wall_ns: tuple[tuple[int, ...], ...], percentile: int) -> Interval:
 
 def findings(outcome: Measured, budget: Budget) -> list[Finding]:
     """Hold one measured trial against every limit that is not waived."""
-    return [
-        *_timing_findings(outcome.measurement, budget),
-        *_byte_findings(outcome, budget),
-        *score_findings(outcome.score, budget),
-    ]
+    size_bytes = measured_size(outcome.artifact, budget)
+    return [*device_findings(outcome.measurement, size_bytes, budget), *score_findings(outcome.score, budget)]
+
+
+def device_findings(measurement: Measurement, size_bytes: int, budget: Budget) -> list[Finding]:
+    """Hold a file's size and its measurement against every limit that is not about the score."""
+    return [*_timing_findings(measurement, budget), *_byte_findings(measurement, size_bytes, budget)]
 
 
 def _timing_findings(measurement: Measurement, budget: Budget) -> Iterator[Finding]:
@@ -108,11 +110,11 @@ def _timing_findings(measurement: Measurement, budget: Budget) -> Iterator[Findi
         )
 
 
-def _byte_findings(outcome: Measured, budget: Budget) -> Iterator[Finding]:
-    memory = outcome.measurement.memory
+def _byte_findings(measurement: Measurement, size_bytes: int, budget: Budget) -> Iterator[Finding]:
+    memory = measurement.memory
     found: tuple[tuple[Limit, float, int | None], ...] = (
         ("memory", math.nan if memory is None else memory.peak_bytes, budget.max_peak_memory_bytes),
-        ("size", measured_size(outcome.artifact, budget), budget.max_size_bytes),
+        ("size", size_bytes, budget.max_size_bytes),
     )
     for limit, value, allowed in found:
         if allowed is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import children_of, connections_of, free_port, keygen, name_of, workers_of
+from tiny_bundles import a_bundle
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
 from edgeopt.bench.asking import runtime_request
@@ -324,3 +325,14 @@ def test_bench_compares_two_files_over_there(sshd, tmp_path):
     assert result["against"]["verdict"] == "faster"
     assert result["measurement"]["device"]["uri"] == sshd.uri
     assert result["measurement"]["device"]["kind"] == "measured"
+
+
+def test_check_verifies_a_bundle_over_there(sshd, tmp_path):
+    command = ["check", a_bundle(tmp_path).name, "--target", "./quick.toml", "--device", sshd.uri, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["measurement"]["device"]["kind"] == "measured"
+    assert {finding["name"]: finding["status"] for finding in result["findings"]}["y"] == "passed"

@@ -1,0 +1,38 @@
+"""A bundle of a real small model, for what verifies bundles."""
+
+from pathlib import Path
+
+import numpy as np
+from builders import a_budget, a_choice
+from tiny_models import a_network, a_quick_profile, write_quick_target
+
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bundle.write import write_bundle
+from edgeopt.device.local import LocalDevice
+
+GENEROUS = {"max_latency_ms": 1000.0, "max_peak_memory_bytes": 10**9}
+
+
+def a_bundle(folder: Path, *, wrong: float = 0.0, **limits) -> Path:
+    """Write a bundle of a small network whose golden outputs are its own, or off by ``wrong``."""
+    model = a_network(folder / "m.onnx")
+    write_quick_target(folder)
+    inputs = {"x": np.random.default_rng(0).standard_normal((2, 32)).astype(np.float32)}
+    write_batches(folder / "in.npz", [inputs])
+    run_model(model, folder / "in.npz", folder / "out.npz", LocalDevice(), a_quick_profile())
+    outputs = read_batches(folder / "out.npz")[0]
+    choice = a_choice(budget=a_budget(**(GENEROUS | limits)), target="quick")
+    won = choice.winner is not None
+    write_bundle(
+        folder / "out",
+        choice,
+        model=model if won else None,
+        golden_inputs=inputs if won else {},
+        golden_outputs={name: array + np.float32(wrong) for name, array in outputs.items()} if won else {},
+        labels=(),
+        preprocessing="",
+        versions={},
+        seed=0,
+        command="edgeopt build",
+    )
+    return folder / "out"

@@ -33,6 +33,13 @@ SETTLE_STEP_SECONDS = 0.005
 SETTLE_MAX_SECONDS = 0.5
 """Idle threads of ONNX Runtime were seen to spin for 40 ms after a run."""
 
+COOL_C = 60.0
+"""Below this no processor of a phone or a small board slows itself down."""
+COOL_STEP_SECONDS = 3.0
+COOL_MAX_SECONDS = 120.0
+COOLING_C = 0.5
+"""In one step: what falls by less has reached where it stays, as the processor of a laptop may above the limit."""
+
 X86 = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM = ("asimd", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16", "sve", "sve2")
 FEATURES = frozenset(X86 + ARM)
@@ -257,6 +264,24 @@ def settle() -> None:
             return
 
 
+def cool_down(read: Callable[[], float | None], sleep: Callable[[float], None]) -> float:
+    """Wait while the processor is hot and still cooling; return the seconds that were waited.
+
+    Args:
+        read: The temperature in degrees Celsius; None where the system shows none, and nothing is waited for.
+        sleep: Takes seconds.
+    """
+    waited, before = 0.0, read()
+    while before is not None and before > COOL_C and waited < COOL_MAX_SECONDS:
+        sleep(COOL_STEP_SECONDS)
+        waited += COOL_STEP_SECONDS
+        after = read()
+        if after is None or before - after < COOLING_C:
+            break
+        before = after
+    return waited
+
+
 def involuntary_switches() -> int:
     """Return how often this process lost its processor so far; 0 where the system does not count."""
     if sys.platform == "win32":
@@ -280,7 +305,8 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
     session, load_ns = open_session(request, record_nodes=True)
     nodes = count_nodes(session, request)
     run = make_run(session, make_feed(session, request))
-    most = request["max_seconds"]
+    cooled_seconds = cool_down(temperature_c, time.sleep)
+    most, before_c = request["max_seconds"], temperature_c()
     warm, _ = repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
     switches, pressure, begin = involuntary_switches(), pressure_microseconds(), time.perf_counter_ns()
     wall, cpu = repeat(run, request["min_runs"], request["min_seconds"], most)
@@ -293,6 +319,8 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
         "load_ns": load_ns,
         "involuntary_switches": involuntary_switches() - switches,
         "pressure_ratio": min(1.0, (after - pressure) / elapsed_us) if known else None,  # type: ignore[operator]
+        "cooled_seconds": cooled_seconds,
+        "temperatures_c": None if before_c is None else (before_c, temperature_c() or before_c),
         "nodes": nodes,
     }
 

@@ -76,14 +76,17 @@ def write_golden(
                     file=file,
                     dtype=array.dtype.name,
                     shape=array.shape,
-                    tolerance=_tolerance(array, ratio) if role == "output" else None,
+                    tolerance=output_tolerance(array, ratio) if role == "output" else None,
                 )
             )
     return tuple(entries)
 
 
-def _tolerance(output: Array, ratio: float) -> float:
-    """Integers (a class, say) have to be equal; all-zero outputs get the ratio itself."""
+def output_tolerance(output: Array, ratio: float) -> float:
+    """Return how far an output may be off, absolutely.
+
+    Integers (a class, say) have to be equal; all-zero outputs get the ratio itself.
+    """
     if not np.issubdtype(output.dtype, np.floating):
         return 0.0
     return ratio * (float(np.max(np.abs(output), initial=0.0)) or 1.0)

@@ -17,12 +17,13 @@ import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.device.open import open_device
 from edgeopt.errors import InputError, StepError
 from edgeopt.graph.facts import facts
 from edgeopt.graph.lint import check_ceiling
+from edgeopt.pipeline.agreement import golden_outputs
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.data import TaskData
 from edgeopt.pipeline.measuring import Scale, drop_interval
@@ -271,16 +272,6 @@ def test_scores(world: Build, scale: Scale, choice: Choice) -> TestScores | None
     )
 
 
-def golden(world: Build, model: Path) -> dict[str, Any]:
-    """Return the winner's own outputs on the golden inputs."""
-    stages = world.workspace.folder("stages")
-    inputs, outputs = stages / "golden-inputs.npz", stages / "golden-outputs.npz"
-    write_batches(inputs, [world.data.golden_inputs])
-    run_step("golden", run_model, model, inputs, outputs, world.connection, world.profile,
-             allow_fallback=world.allow_fallback)  # fmt: skip
-    return read_batches(outputs)[0]
-
-
 def bundle(world: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> None:
     """Write the folder that an app takes."""
     model = None
@@ -290,7 +281,7 @@ def bundle(world: Build, choice: Choice, out: Path, command: tuple[str, ...]) ->
         model = world.workspace.artifact(sha256)
         if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
             raise StepError("bundle", f"{model} was changed since it was made. Remove it and run the command again.")
-        outputs = golden(world, model)
+        outputs = golden_outputs(world, model)
     write_bundle(
         out,
         choice,

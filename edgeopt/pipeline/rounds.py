@@ -16,6 +16,7 @@ import msgspec
 
 from edgeopt.errors import DivergedError, EdgeoptError
 from edgeopt.pipeline import jobs
+from edgeopt.pipeline.agreement import agreement
 from edgeopt.pipeline.candidates import (
     Candidate,
     Wish,
@@ -203,6 +204,9 @@ class Search:
         assert isinstance(form.made, Made)
         artifact, score = form.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
+        agrees = agreement(self.build, artifact.sha256, form.recipe)
+        if agrees is not None:
+            artifact = msgspec.structs.replace(artifact, parities=(*artifact.parities, agrees))
         measured = Measured(
             artifact=artifact,
             measurement=self.scale.measurement(artifact.sha256),

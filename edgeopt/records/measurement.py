@@ -46,6 +46,10 @@ class Timing(Record, frozen=True, kw_only=True):
     involuntary_switches: int
     pressure_ratio: float | None
     """Share of the time in which some task waited for a processor (Linux ``/proc/pressure/cpu``)."""
+    cooled_seconds: float = 0.0
+    """How long this process waited for a hot processor before it timed anything."""
+    temperatures_c: tuple[float, float] | None = None
+    """Of the hottest zone before the warm-up and after the last run; None where the system shows none."""
     contended: bool
     """Wall over CPU time above 1.05 on one thread: other load disturbed this process."""
 

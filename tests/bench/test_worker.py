@@ -133,3 +133,29 @@ def test_device_memory_is_read_from_the_first_visible_device(tmp_path, monkeypat
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert worker.device_memory_used(str(library)) == bytes_
+
+
+@pytest.mark.parametrize(
+    ("temperatures", "waits"),
+    [
+        ([None], 0),  # the system shows none
+        ([45.0], 0),
+        ([80.0, 70.0, 61.0, 59.0], 3),
+        ([75.0, 71.0, 70.8], 2),  # it gets no cooler
+        ([90.0 - 0.6 * step for step in range(60)], 40),  # it takes too long
+    ],
+)
+def test_a_hot_processor_is_waited_for_while_it_cools(temperatures, waits):
+    slept = []
+    values = iter(temperatures)
+    seconds = worker.cool_down(lambda: next(values), slept.append)
+    assert len(slept) == waits
+    assert seconds == sum(slept)
+
+
+def test_each_timing_tells_the_temperature_that_it_had(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "temperature_c", lambda: 41.5)
+    request = runtime_request("time", str(a_network(tmp_path / "m.onnx")), a_quick_profile(), allow_fallback=())
+    answer = worker.time_model(json.loads(to_json(request)))
+    assert answer["temperatures_c"] == (41.5, 41.5)
+    assert answer["cooled_seconds"] == 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import children_of, connections_of, free_port, keygen, name_of, workers_of
+from ssh_server import children_of, connections_of, free_port, keygen, name_of, workers_of
 from tiny_bundles import a_bundle
 from tiny_models import a_network, a_quick_profile, write_quick_target
 

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from conftest import workers_of
+from ssh_server import workers_of
 from tiny_models import a_network, write_quick_target
 
 
@@ -61,4 +61,5 @@ def test_a_build_survives_broken_connections_and_resumes_where_the_device_did_no
     assert choice["device"]["kind"] == "measured"
     assert choice["proven_on_target"] is True
     assert {trial["status"] for trial in choice["trials"]} == {"measured"}
+    assert {trial["parities"][-1]["stage"] for trial in choice["trials"]} == {"device"}
     assert "quantize" in {step["step"] for step in choice["winner"]["recipe"]["graph_steps"]}

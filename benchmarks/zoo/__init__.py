@@ -2,11 +2,52 @@
 
 from __future__ import annotations
 
-from benchmarks.zoo import language, recurrent, speech, vision_transformers
+from benchmarks.zoo import (
+    concatenation,
+    detection,
+    language,
+    mobile,
+    recurrent,
+    residual,
+    segmentation,
+    signals,
+    speech,
+    vision_transformers,
+)
 from benchmarks.zoo.architecture import Architecture, Builder
 from benchmarks.zoo.miniatures import MINIATURES
 
 ARCHITECTURES: dict[str, Architecture] = {
+    "resnet18": Architecture(residual.resnet18, "He et al., 2016", ("fc",)),
+    "resnet50": Architecture(residual.resnet50, "He et al., 2016", ("fc",)),
+    "regnet": Architecture(residual.regnet, "Radosavovic et al., 2020", ("7.2",)),
+    "repvgg": Architecture(residual.repvgg, "Ding et al., 2021", ("8.2",)),
+    "convnext": Architecture(residual.convnext, "Liu et al., 2022", ("15",)),
+    "mobilenet_v2": Architecture(mobile.mobilenet_v2, "Sandler et al., 2018", ("1.3",)),
+    "mobilenet_v3": Architecture(mobile.mobilenet_v3, "Howard et al., 2019", ("1.5",)),
+    "efficientnet": Architecture(mobile.efficientnet, "Tan and Le, 2019", ("1.3",)),
+    "shufflenet_v2": Architecture(mobile.shufflenet_v2, "Ma et al., 2018", ("1.3",)),
+    "squeezenet": Architecture(mobile.squeezenet, "Iandola et al., 2016", ("11",)),
+    "ghostnet": Architecture(mobile.ghostnet, "Han et al., 2020", ("1.3",)),
+    "densenet": Architecture(concatenation.densenet, "Huang et al., 2017", ("1.3",)),
+    "inception": Architecture(concatenation.inception, "Szegedy et al., 2016", ("1.3",)),
+    "unet": Architecture(segmentation.unet, "Ronneberger et al., 2015", ("out",)),
+    "deeplab_v3": Architecture(segmentation.deeplab_v3, "Chen et al., 2017", ("head.1",)),
+    "lr_aspp": Architecture(segmentation.lr_aspp, "Howard et al., 2019", ("low", "high")),
+    "bisenet": Architecture(segmentation.bisenet, "Yu et al., 2018", ("out",)),
+    "ssd_lite": Architecture(
+        detection.ssd_lite,
+        "Liu et al., 2016; Sandler et al., 2018",
+        tuple(f"{head}.{level}.1" for head in ("boxes", "classes") for level in range(4)),
+    ),
+    "yolo": Architecture(
+        detection.yolo,
+        "Redmon et al., 2016; Ge et al., 2021; Li et al., 2020",
+        tuple(f"detect.{head}.{level}.2" for head in ("boxes", "classes") for level in range(3)),
+    ),
+    "tcn": Architecture(signals.tcn, "Bai et al., 2018", ("head",)),
+    "pointnet": Architecture(signals.pointnet, "Qi et al., 2017", ("head.4", "inputs.dense.2")),
+    "autoencoder": Architecture(signals.autoencoder, "Hinton and Salakhutdinov, 2006", ("decoder.5",)),
     "vit": Architecture(vision_transformers.vit, "Dosovitskiy et al., 2021", ("head",)),
     "vit_multihead": Architecture(vision_transformers.vit_multihead, "Dosovitskiy et al., 2021", ("head",)),
     "swin": Architecture(vision_transformers.swin, "Liu et al., 2021", ("head",)),

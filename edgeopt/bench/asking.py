@@ -25,7 +25,7 @@ INSTALL = {
 
 
 def runtime_request(
-    mode: Literal["time", "memory", "outputs", "serve"],
+    mode: Literal["time", "memory", "outputs", "serve", "nodes"],
     model: str,
     profile: Profile,
     *,

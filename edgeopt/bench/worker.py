@@ -16,6 +16,7 @@ import os
 import platform
 import queue
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -39,6 +40,10 @@ COOL_STEP_SECONDS = 3.0
 COOL_MAX_SECONDS = 120.0
 COOLING_C = 0.5
 """In one step: what falls by less has reached where it stays, as the processor of a laptop may above the limit."""
+
+PROFILE_CUT = 1.25
+"""A node's time in a run counts at most this many times its median (and a microsecond)."""
+SHAPES = ("input_type_shape", "output_type_shape")
 
 X86 = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM = ("asimd", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16", "sve", "sve2")
@@ -86,8 +91,8 @@ def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
     return chosen
 
 
-def open_session(request: dict[str, Any], record_nodes: bool = False) -> tuple[Any, int]:
-    """Load the model as the request says.
+def open_session(request: dict[str, Any], record_nodes: bool = False, profile: str = "") -> tuple[Any, int]:
+    """Load the model as the request says; with a path ``profile``, ONNX Runtime writes its profile there.
 
     Returns:
         The session, and the nanoseconds that it took to load.
@@ -101,7 +106,10 @@ def open_session(request: dict[str, Any], record_nodes: bool = False) -> tuple[A
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if request["optimize"] else level.ORT_DISABLE_ALL
+    if profile:
+        options.enable_profiling, options.profile_file_prefix = True, profile
     options.enable_cpu_mem_arena = request["memory_arena"]
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
@@ -325,6 +333,75 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def profile_nodes(request: dict[str, Any]) -> dict[str, Any]:
+    """Time every node of several models in turns, so that slow changes of the machine's speed reach all alike.
+
+    Each turn is a session of its own without the profiler, for the time of the whole, then one with it. Turns
+    that ``max_seconds`` does not reach are left out, but for ``min_models`` models in the first round.
+    """
+    begin = time.monotonic()
+    turns: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        for number in range(request["rounds"]):
+            for index, model in enumerate(request["models"]):
+                if time.monotonic() - begin > request["max_seconds"] and (number or index >= request["min_models"]):
+                    return {"turns": turns}
+                turns.append({"model": index, **profile_turn({**request, "model": model}, str(Path(folder) / "p"))})
+    return {"turns": turns}
+
+
+def profile_turn(request: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return one model's plain CPU times of whole runs, and the times and shapes of its nodes under the profiler."""
+    runs, seconds, most = request["min_runs"], request["min_seconds"], request["max_seconds"]
+    session, _ = open_session(request)
+    run = make_run(session, make_feed(session, request))
+    repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
+    wall, cpu = repeat(run, runs, seconds, most)
+    del run, session
+    session, _ = open_session(request, profile=prefix)
+    run = make_run(session, make_feed(session, request))
+    repeat(run, request["warmup_runs"] + runs, seconds, most)
+    file = Path(session.end_profiling())
+    nodes = read_profile(json.loads(file.read_bytes()), request["warmup_runs"])
+    file.unlink()
+    return {"wall_ns": wall, "cpu_ns": cpu, "nodes": nodes}
+
+
+def read_profile(events: list[dict[str, Any]], skipped_runs: int) -> list[dict[str, Any]]:
+    """Return nodes in the order in which they run: name, operator, shapes, nanoseconds until the next one starts.
+
+    ONNX Runtime notes whole microseconds. A duration is cut to whole ones, which is a bias where kernels take three;
+    the difference of two starts is not, as both are cut. Runs that lost the processor count as usual ones.
+    """
+    runs: list[list[dict[str, Any]]] = [[]]
+    for event in events:
+        if event["cat"] == "Node" and event["name"].endswith("_kernel_time"):
+            runs[-1].append(event)
+        elif event["name"] == "model_run":
+            runs.append([])
+    runs = [run for run in runs if run]
+    runs = runs[min(skipped_runs, len(runs) - 1) :]
+    found = []
+    for index, event in enumerate(runs[0]):
+        same = [run for run in runs if len(run) == len(runs[0])]
+        if index + 1 < len(runs[0]):
+            times = np.array([run[index + 1]["ts"] - run[index]["ts"] for run in same], dtype=np.float64)
+        else:
+            times = np.array([run[index]["dur"] + 0.5 for run in same], dtype=np.float64)
+        usual = np.minimum(times, PROFILE_CUT * np.median(times) + 1)
+        shapes = [[next(iter(one.values())) for one in event["args"][key]] for key in SHAPES]
+        found.append(
+            {
+                "name": event["name"].removesuffix("_kernel_time"),
+                "operator": event["args"]["op_name"],
+                "inputs": shapes[0],
+                "outputs": shapes[1],
+                "ns": float(usual.mean()) * 1000,
+            }
+        )
+    return found
+
+
 def resident_bytes(key: str) -> int:
     """Return ``VmRSS`` or ``VmHWM`` of this process."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
@@ -483,6 +560,7 @@ MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "time": time_model,
     "memory": weigh_model,
     "outputs": run_batches,
+    "nodes": profile_nodes,
     "describe": lambda _request: describe(),
 }
 

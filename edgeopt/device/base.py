@@ -13,8 +13,16 @@ from edgeopt.records.measurement import Environment
 class Request(Record, frozen=True, kw_only=True):
     """What one worker process has to do. Paths are this machine's; a remote device copies the files."""
 
-    mode: Literal["time", "memory", "outputs", "describe", "serve"]
+    mode: Literal["time", "memory", "outputs", "describe", "serve", "nodes"]
     model: str = ""
+    models: tuple[str, ...] = ()
+    """What mode ``nodes`` profiles, in turns."""
+    min_models: int = 1
+    """How many of ``models`` have a turn, however long it takes."""
+    rounds: int = 1
+    """Turns of each of ``models``."""
+    optimize: bool = True
+    """Whether ONNX Runtime optimizes the graph on loading; without, every node of the file shows in the profile."""
     inputs: str = ""
     """A ``.npz``; empty for random inputs."""
     outputs: str = ""

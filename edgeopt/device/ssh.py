@@ -154,4 +154,5 @@ def _sent(connection: Connection, request: Request) -> Request:
         if Path(path).is_file()
     }
     outputs = connection.new_path(Path(request.outputs).suffix) if request.outputs else ""
-    return msgspec.structs.replace(request, outputs=outputs, **paths)
+    models = tuple(connection.push(Path(path)) for path in request.models)
+    return msgspec.structs.replace(request, outputs=outputs, models=models, **paths)

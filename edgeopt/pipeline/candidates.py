@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.goal import LatencyGoal
 from edgeopt.pipeline.networks import Network, table
 from edgeopt.records.base import Record
+from edgeopt.records.codec import digest
+from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
 from edgeopt.search.allocate import allocate
+from edgeopt.search.predict import Predictor
 from edgeopt.task import CheckedTask
 
 WARMUP_RATIO = 0.1
@@ -21,6 +25,8 @@ class Candidate(Record, frozen=True, kw_only=True):
     steps: tuple[TorchStep, ...]
     parent: str | None
     """Key of the network that it starts from; None is the original."""
+    notes: tuple[str, ...] = ()
+    """How its widths were found, for the report."""
 
 
 class Wish(NamedTuple):
@@ -37,13 +43,34 @@ def precision_of(recipe: Recipe) -> Precision:
     return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
 
 
-def pruned(build: Build, wish: Wish, original: Network) -> Candidate:
+def pruned(build: Build, wish: Wish, original: Network, goal: LatencyGoal) -> Candidate:
     """Return the candidate with (about) so many of the original's parameters."""
     importance = importance_of(build)
     groups, _ = table(build, wish.parent, importance)
-    widths = allocate(groups, wish.ratio * original.parameters, build.profile.channel_step)
-    prune = Prune(importance=importance, widths=widths)
-    return Candidate(steps=(prune, distillation(build)), parent=wish.parent.key)
+    target, step = wish.ratio * original.parameters, build.profile.channel_step
+    key = digest(("allocation", groups, target, step, goal.table, goal.max_ratio, build.versions))
+    found = build.ledger.get("allocation", key, Allocation)
+    if found is None:
+        predictor = Predictor(goal.table) if isinstance(goal.table, LatencyTable) else None
+        found = allocate(groups, target, step, predictor, goal.max_ratio)
+        build.ledger.put("allocation", key, found)
+    prune = Prune(importance=importance, widths=found.widths)
+    return Candidate(
+        steps=(prune, distillation(build)), parent=wish.parent.key, notes=allocation_notes(found, goal.table)
+    )
+
+
+def allocation_notes(found: Allocation, table: LatencyTable | NoLatencyTable) -> tuple[str, ...]:
+    """Say how widths were found."""
+    if isinstance(table, NoLatencyTable):
+        return (f"widths by counted work, there is no latency table: {table.reason}", *found.notes)
+    if found.latency_ratio is None or found.gap_ratio is None:
+        return found.notes
+    return (
+        f"widths by measured latency: {found.latency_ratio:.2f} of the original's in {table.precision} is predicted; "
+        f"the search for the least importance lost ended within {found.gap_ratio:.1%} of the proven bound",
+        *found.notes,
+    )
 
 
 def student(build: Build, name: str) -> Candidate:

@@ -56,6 +56,17 @@ class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
     seconds: float
 
 
+class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
+    """Export the original with the first channels of its groups, at several choices of widths."""
+
+    exporter: str
+    widths: tuple[dict[str, int], ...]
+    """Group to width, for each file; groups not named keep all."""
+    outs: tuple[str, ...]
+    max_opset: int
+    max_ir: int
+
+
 class Progress(Record, frozen=True, kw_only=True, tag_field="answer", tag="progress"):
     """A training finished an epoch."""
 
@@ -97,6 +108,12 @@ class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="spee
     steps_per_second: float
 
 
+class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="probe"):
+    """The files are written."""
+
+    seconds: float
+
+
 class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
     """The job failed; the worker goes on."""
 
@@ -107,5 +124,5 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     user_error: bool
 
 
-Job = TableJob | TrainJob | ExportJob | SpeedJob
-Answer = Progress | TableDone | TrainDone | ExportDone | SpeedDone | JobFailed
+Job = TableJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+Answer = Progress | TableDone | TrainDone | ExportDone | ProbeDone | SpeedDone | JobFailed

@@ -30,6 +30,7 @@ from edgeopt.pipeline.candidates import (
 )
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.files import graph_steps, make_artifact
+from edgeopt.pipeline.goal import latency_goal
 from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
 from edgeopt.pipeline.steps import as_failed
@@ -158,6 +159,7 @@ class Search:
         recipe, seconds = self.recipe(candidate, precision), dict(spent)
         try:
             artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe))
+            artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes))
             score = timed(seconds, "score", lambda: self.scale.score(artifact.sha256))
         except EdgeoptError as error:
             return Form(recipe, as_failed(error), seconds)
@@ -307,16 +309,14 @@ class Search:
                 build.progress("search", "the time limit is reached; no further round begins")
                 return
             ratios = next_ratios(points, build.effort.candidates)
-            wishes = [Wish(ratio, self.parent(ratio, points)) for ratio in ratios]
-            plans = list(
-                zip(self.side_by_side(lambda wish: pruned(build, wish, self.original), wishes), ratios, strict=True)
-            )
+            plans = self.plans(ratios, points) if ratios else []
             if index == 0:
                 plans += [(student(build, name), 1.0) for name in build.data.task.students]
             new: list[tuple[Candidate, float]] = []
             for candidate, ratio in plans:
                 known = (*self.candidates, *(other for other, _ in new))
-                if candidate not in known and not changes_nothing(candidate):
+                again = any((one.steps, one.parent) == (candidate.steps, candidate.parent) for one in known)
+                if not again and not changes_nothing(candidate):
                     new.append((candidate, ratio))
             if not new:
                 break
@@ -341,6 +341,17 @@ class Search:
         words = f"{count} side by side, {gain:.1f} times the steps of one" if count > 1 else "one at a time is as fast"
         build.progress("workers", words)
 
+    def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
+        """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
+        precision = self.track or self.precisions[0]
+        original = next((trial for trial in self.originals if precision_of(trial.recipe) == precision), None)
+        groups, _ = table(self.build, self.original, importance_of(self.build))
+        with self.build.clock.stage("latency table"):
+            goal = latency_goal(self.build, groups, self.exported, precision, original)
+        wishes = [Wish(ratio, self.parent(ratio, points)) for ratio in ratios]
+        found = self.side_by_side(lambda wish: pruned(self.build, wish, self.original, goal), wishes)
+        return list(zip(found, ratios, strict=True))
+
     def points(self, results: Sequence[Result], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a candidate that failed is bad at the ratio it was meant for.
 
@@ -358,12 +369,18 @@ class Search:
 
     def ships(self, trials: Sequence[Trial]) -> bool:
         """Tell whether the form that would ship (the smallest that the original kept the score in) keeps the score."""
-        track = next((name for name in self.precisions if self._original_keeps(name)), None)
-        return any(precision_of(trial.recipe) == track and self.keeps_score(trial) for trial in trials)
+        return any(precision_of(trial.recipe) == self.track and self.keeps_score(trial) for trial in trials)
 
-    def _original_keeps(self, precision: Precision) -> bool:
-        originals = [trial for trial in self.trials[1:] if not trial.recipe.torch_steps]
-        return any(precision_of(trial.recipe) == precision and self.keeps_score(trial) for trial in originals)
+    @property
+    def originals(self) -> list[Trial]:
+        """Trials of the original in the profile's precisions."""
+        return [trial for trial in self.trials[1:] if not trial.recipe.torch_steps]
+
+    @property
+    def track(self) -> Precision | None:
+        """The precision that would ship: that of the smallest files in which the original keeps the score."""
+        kept = {precision_of(trial.recipe) for trial in self.originals if self.keeps_score(trial)}
+        return next((name for name in self.precisions if name in kept), None)
 
     def parent(self, ratio: float, points: Sequence[Point]) -> Network:
         """Return the network that a candidate of that ratio starts from: the nearest larger good one."""

@@ -197,6 +197,25 @@ class TorchHalf:
             seconds=time.perf_counter() - start,
         )
 
+    def probe(self, job: jobs.ProbeJob) -> jobs.ProbeDone:
+        """Export the original at other widths, for its sizes alone."""
+        start = time.perf_counter()
+        network = self.source("original")
+        groups = analyse(network)
+        for widths, out in zip(job.widths, job.outs, strict=True):
+            cut = prune(network, groups, {name: range(width) for name, width in widths.items()})
+            export(
+                cut.eval_module,
+                self.task.example_inputs,
+                Path(out),
+                input_names=self.task.input_names,
+                output_names=self.task.output_names,
+                max_opset=job.max_opset,
+                max_ir=job.max_ir,
+                exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
+            )
+        return jobs.ProbeDone(seconds=time.perf_counter() - start)
+
     def run(self, job: jobs.Job) -> jobs.Answer:
         """Do one job; an error becomes an answer."""
         try:
@@ -209,6 +228,8 @@ class TorchHalf:
                     return run_step("train", self.speed, job)
                 case jobs.ExportJob():
                     return run_step("export", self.export, job)
+                case jobs.ProbeJob():
+                    return run_step("latency table", self.probe, job)
         except EdgeoptError as error:
             return job_failed(error)
 

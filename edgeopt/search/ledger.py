@@ -19,7 +19,10 @@ from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.trial import Trial
 
-Kind = Literal["network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement"]
+Kind = Literal[
+    "network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement",
+    "latency", "no-latency", "allocation",
+]  # fmt: skip
 R = TypeVar("R", bound=Record)
 
 SCHEMA_VERSION = 1

@@ -5,6 +5,7 @@ artifacts/SHA256.onnx    every file that was made
 networks/KEY.safetensors pruned and trained networks
 checkpoints/             trainings under way
 teacher/                 the teacher's outputs for the training stream
+latency/KEY.json         times of layers on one device, for every task
 arrays/                  evaluation inputs, calibration inputs, outputs, scores of single samples
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from edgeopt.errors import WorkspaceError
 
-FOLDERS = ("artifacts", "networks", "checkpoints", "teacher", "arrays", "tables", "stages")
+FOLDERS = ("artifacts", "networks", "checkpoints", "teacher", "arrays", "tables", "stages", "latency")
 
 
 class Workspace:

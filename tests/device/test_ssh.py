@@ -17,6 +17,7 @@ from tiny_bundles import a_bundle
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
 from edgeopt.bench.asking import runtime_request
+from edgeopt.bench.nodes import Turns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.device.base import Request
 from edgeopt.device.local import LocalDevice
@@ -336,3 +337,11 @@ def test_check_verifies_a_bundle_over_there(sshd, tmp_path):
     result = json.loads(done.stdout)
     assert result["measurement"]["device"]["kind"] == "measured"
     assert {finding["name"]: finding["status"] for finding in result["findings"]}["y"] == "passed"
+
+
+def test_nodes_of_several_files_are_timed_over_there(device, tmp_path):
+    models = [a_network(tmp_path / f"{width}.onnx", width=width) for width in (128, 32)]
+    turns = Turns(rounds=2, seconds=0.005)
+    found = profile_nodes(models, device, a_quick_profile(), 2, (), None, turns)
+    assert [one.file for one in found] == [0, 1]
+    assert all(node.ns > 0 for one in found for node in one.nodes)

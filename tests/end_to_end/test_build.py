@@ -106,6 +106,15 @@ def test_every_trial_was_scored_on_its_final_file_and_measured(first, folder):
         assert trial["peak_memory_bytes"] > 0
 
 
+def test_widths_of_pruned_candidates_come_from_measured_times_of_layers(first, folder):
+    pruned = [trial for trial in choice_of(folder)["trials"] if "prune" in str(trial["recipe"]["torch_steps"])]
+    assert pruned
+    for trial in pruned:
+        assert any(note.startswith("widths by measured latency: 0.") for note in trial["notes"]), trial["notes"]
+    assert choice_of(folder)["seconds"]["latency table"] > 0
+    assert list((folder / ".edgeopt" / "latency").glob("*.json"))
+
+
 def test_a_student_of_the_task_is_tried(first, folder):
     steps = [step for trial in choice_of(folder)["trials"] for step in trial["recipe"]["torch_steps"]]
     assert {"step": "student", "name": "narrow"} in steps

@@ -1,7 +1,10 @@
+import msgspec
 import pytest
+from tables import a_group_table, a_latency_table
 
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
-from edgeopt.search.allocate import allocate, uniform_ratio, uniform_widths
+from edgeopt.search.allocate import ESTIMATE_ERROR, allocate, by_work, uniform_ratio, uniform_widths
+from edgeopt.search.predict import Predictor
 
 
 def a_table(importance_a=1.0, importance_b=1.0):
@@ -31,19 +34,19 @@ FULL = 16 * 3 + 32 * 16 + 10 * 32
 @pytest.mark.parametrize("step", [1, 4, 8])
 def test_the_target_is_kept_at_multiples_of_the_step(ratio, step):
     table = a_table()
-    widths = allocate(table, FULL * ratio, step)
+    widths = by_work(table, FULL * ratio, step)
     assert table.parameters(widths) <= FULL * ratio
     assert set(widths) <= {"a", "b"}
     assert all(width % step == 0 and width > 0 for width in widths.values())
 
 
 def test_nothing_goes_where_the_target_is_met():
-    assert allocate(a_table(), FULL, 1) == {}
+    assert by_work(a_table(), FULL, 1) == {}
 
 
 def test_the_less_important_group_loses_more():
-    spare_a = allocate(a_table(importance_a=100.0), FULL * 0.5, 1)
-    spare_b = allocate(a_table(importance_b=100.0), FULL * 0.5, 1)
+    spare_a = by_work(a_table(importance_a=100.0), FULL * 0.5, 1)
+    spare_b = by_work(a_table(importance_b=100.0), FULL * 0.5, 1)
     assert spare_a.get("a", 16) > spare_b.get("a", 16)
     assert spare_a.get("b", 32) < spare_b.get("b", 32)
 
@@ -51,7 +54,7 @@ def test_the_less_important_group_loses_more():
 def test_no_group_goes_below_half_of_its_uniform_width():
     table = a_table(importance_a=1000.0, importance_b=1e-6)
     ratio = uniform_ratio(table, FULL * 0.4)
-    assert allocate(table, FULL * 0.4, 1)["b"] >= 0.5 * 32 * ratio
+    assert by_work(table, FULL * 0.4, 1)["b"] >= 0.5 * 32 * ratio
 
 
 def test_the_uniform_ratio_reaches_the_target():
@@ -62,5 +65,60 @@ def test_the_uniform_ratio_reaches_the_target():
 
 
 def test_a_target_that_cannot_be_reached_ends_at_the_floors():
-    widths = allocate(a_table(), 1, 8)
+    widths = by_work(a_table(), 1, 8)
     assert widths == {"a": 8, "b": 8}
+
+
+def lost(table, widths):
+    return sum(sum(sorted(g.importance)[: g.channels - widths.get(g.name, g.channels)]) for g in table.free)
+
+
+WHOLE = a_group_table().parameters({})
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.5, 0.25])
+def test_measured_latency_buys_time_for_about_the_same_importance(ratio):
+    table, predictor = a_group_table(), Predictor(a_latency_table())
+    found = allocate(table, ratio * WHOLE, 8, predictor)
+    greedy = by_work(table, ratio * WHOLE, 8)
+    assert table.parameters(found.widths) <= ratio * WHOLE
+    assert lost(table, found.widths) <= (1 + ESTIMATE_ERROR) * lost(table, greedy)
+    assert predictor.ns(table.widths(found.widths)) <= 1.001 * predictor.ns(table.widths(greedy))
+    assert found.latency_ratio == pytest.approx(predictor.ns(table.widths(found.widths)) / predictor.ns(table.widths()))
+    assert found.gap_ratio < 0.01
+
+
+def test_widths_lie_where_the_device_has_its_blocks():
+    found = allocate(a_group_table(importance_a=0.1), 0.5 * WHOLE, 8, Predictor(a_latency_table()))
+    assert found.widths.get("b", 64) % 16 == 0
+
+
+def test_a_latency_limit_is_kept_even_where_the_size_does_not_bind():
+    table, predictor = a_group_table(), Predictor(a_latency_table())
+    free = allocate(table, 0.9 * WHOLE, 8, predictor)
+    bound = allocate(table, 0.9 * WHOLE, 8, predictor, max_latency_ratio=0.6)
+    assert free.latency_ratio > 0.6
+    assert bound.latency_ratio <= 0.6
+    assert lost(table, bound.widths) > lost(table, free.widths)
+
+
+def test_where_no_widths_keep_the_latency_the_quickest_of_that_size_are_taken():
+    table, predictor = a_group_table(), Predictor(a_latency_table())
+    found = allocate(table, 0.5 * WHOLE, 8, predictor, max_latency_ratio=0.01)
+    assert table.parameters(found.widths) <= 0.5 * WHOLE
+    assert found.latency_ratio < allocate(table, 0.5 * WHOLE, 8, predictor).latency_ratio
+
+
+def test_without_a_table_or_with_another_network_s_work_is_counted():
+    table = a_group_table()
+    assert allocate(table, 0.5 * WHOLE, 8, None).widths == by_work(table, 0.5 * WHOLE, 8)
+    other = msgspec.structs.replace(a_latency_table(), wholes=(msgspec.structs.replace(
+        a_latency_table().wholes[0], widths={"x": 3}),))  # fmt: skip
+    found = allocate(table, 0.5 * WHOLE, 8, Predictor(other))
+    assert found.widths == by_work(table, 0.5 * WHOLE, 8)
+    assert "other groups" in found.notes[0]
+
+
+def test_the_same_table_gives_the_same_widths():
+    one, two = (allocate(a_group_table(), 0.4 * WHOLE, 8, Predictor(a_latency_table())) for _ in range(2))
+    assert one == two

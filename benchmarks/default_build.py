@@ -22,11 +22,11 @@ import click
 
 HARD_LABELS = '''"""The default task, trained on the labels alone."""
 
-import edgeopt
+import msgspec
 from edgeopt.tasks.fashion import Fashion
 
 task = Fashion()
-task.training = edgeopt.Training(epochs=5, learning_rate=0.03, kl_weight=0.0, mse_weight=0.0, hard_weight=1.0)
+task.training = msgspec.structs.replace(task.training, kl_weight=0.0, mse_weight=0.0, hard_weight=1.0)
 '''
 
 
@@ -40,6 +40,16 @@ def build(folder: Path, name: str, task: str, quick: bool) -> tuple[dict[str, An
     if done.returncode not in (0, 3):
         raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
     return json.loads(done.stdout), seconds
+
+
+def compare(workspace: Path, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> None:
+    """Compare a trial's file with the baseline's by `edgeopt bench --against`, where the build had no reason to."""
+    if trial is None or trial["against_baseline"] is not None:
+        return
+    command = [sys.executable, "-m", "edgeopt", "bench", trial["onnx"], "--against", baseline["onnx"],
+               "--target", "phone", "--json"]  # fmt: skip
+    done = subprocess.run(command, cwd=workspace, stdout=subprocess.PIPE, text=True, check=True)
+    trial["against_baseline"] = json.loads(done.stdout)["against"]
 
 
 def keeps(trial: dict[str, Any]) -> bool:
@@ -80,20 +90,31 @@ def row(name: str, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> di
     }
 
 
-def summary(
-    choice: dict[str, Any], seconds: float, labels_alone: dict[str, Any] | None, command: str
-) -> dict[str, Any]:
-    """Return figures, rows and raw results of the builds; ``labels_alone`` is None where that build was left out."""
+def rows_of(folder: Path, choice: dict[str, Any], labels_alone: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the table, every row with its A/B; ``labels_alone`` is None where that build was left out."""
     baseline, trials = choice["baseline"], choice["trials"]
     plain = [t for t in trials if not t["recipe"]["torch_steps"] and is_int8(t)]
-    rows = [
-        row("everything", choice["winner"], baseline),
-        row("without pruning", smallest(plain), baseline),
-        row("without quantization", smallest([t for t in trials if is_float(t) and t["number"] > 0]), baseline),
+    chosen = [
+        ("everything", "full", choice["winner"]),
+        ("without pruning", "full", smallest(plain)),
+        ("without quantization", "full", smallest([t for t in trials if is_float(t) and t["number"] > 0])),
     ]
     if labels_alone is not None:
         hard = smallest([t for t in labels_alone["trials"] if is_int8(t)])
-        rows.append(row("without distillation (labels alone)", hard, baseline))
+        chosen.append(("without distillation (labels alone)", "hard", hard))
+    for _, build_name, trial in chosen:
+        compare(folder / f"{build_name}-workspace", trial, baseline)
+    return [row(name, trial, baseline) for name, _, trial in chosen]
+
+
+def summary(
+    choice: dict[str, Any],
+    seconds: float,
+    labels_alone: dict[str, Any] | None,
+    rows: list[dict[str, Any]],
+    command: str,
+) -> dict[str, Any]:
+    """Return figures, rows and raw results of the builds."""
     test = choice["test"]
     figures = {
         "size_ratio": rows[0]["size_ratio"],
@@ -126,7 +147,8 @@ def main(quick: bool, skip_labels_alone: bool, out: Path) -> None:
         if not skip_labels_alone:
             (folder / "hard_labels.py").write_text(HARD_LABELS)
             hard, _ = build(folder, "hard", "hard_labels.py:task", quick)
-    result = summary(choice, seconds, hard, "python " + shlex.join(sys.argv))
+        rows = rows_of(folder, choice, hard)
+    result = summary(choice, seconds, hard, rows, "python " + shlex.join(sys.argv))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({"figures": result["figures"], "rows": result["rows"]}, indent=1))

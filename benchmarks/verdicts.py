@@ -41,8 +41,8 @@ from edgeopt.statistics import comparison_ratio, verdict
 NETWORKS = {"0.1 ms": (16, 7, 40, 2), "1 ms": (32, 14, 60, 3), "30 ms": (64, 56, 32, 2)}
 """Channels, height and width, layers, and layers that the slower one has on top (5 to 6 %)."""
 
-REPEATS = {"same": 17, "planted": 10, "bare": 2}
-"""Comparisons of each network, with and without other load: 102 of equal files, 60 planted, 12 with a bare loop."""
+REPEATS = {"same": 17, "planted": 8, "bare": 2}
+"""Comparisons of each network, with and without other load: 102 of equal files, 48 planted, 12 with a bare loop."""
 
 BUSY = "import numpy\na = numpy.ones((700, 700))\nwhile True:\n    a @ a"
 BARE_LOOP = Path(__file__).parent / "bare_loop.py"

@@ -38,6 +38,27 @@ LOOK_CONFIDENCE = 0.99
 CLEAR_EFFECT_RATIO = 0.15
 """Where every pair differs by more, nobody waits for the first look."""
 
+LEAST_PROCESSES = 3
+"""Of a measurement that ends early: of two, nobody could say which one is unusual."""
+
+NARROW_RATIO = 0.02
+"""Half an interval's width over its value at which a measurement ends early: the spread of one process to the next."""
+
+FAR_NARROW_RATIO = 0.1
+"""The same where the whole interval keeps, or misses, the limit by as much as a half."""
+
+NoiseKind = Literal["load", "drift", "two speeds", "unlike processes"]
+
+DRIFT_RATIO = 0.05
+"""The last third of a process's runs against the first third: a clock that changes, or a machine that warms up."""
+
+UNLIKE_RATIO = 0.1
+"""The slowest process's median over the fastest one's, less 1; 3 to 5 % are usual."""
+
+SPEEDS_RATIO, SPEEDS_SEPARATION, SPEEDS_SHARE = 0.05, 4.5, 0.1
+"""Two speeds: medians that far apart, by so many standard deviations, each with that share of the runs. Halves of a
+normal distribution are 2.6 apart, those of a uniform one 3.5."""
+
 
 class Interval(NamedTuple):
     """An estimate between the ends of its confidence interval."""
@@ -124,6 +145,80 @@ def latency_interval_ms(measurement: Measurement, percentile: float, confidence:
     """Estimate a percentile of the wall time of one run, in milliseconds."""
     interval = percentile_interval([timing.wall_ns for timing in measurement.timings], percentile, confidence)
     return Interval(*(value / 1e6 for value in interval))
+
+
+def least_runs(percentile: float, confidence: float = 0.99) -> int:
+    """Return how many runs it takes before the slowest of them bounds a percentile from above.
+
+    All of n runs lie below the p-quantile with probability p^n (the rule by which MLPerf's LoadGen ends early, Reddi
+    et al., 2020, with no run left out). Example: 7 for the median, 44 for the 90th percentile, 459 for the 99th.
+    """
+    return math.ceil(math.log(1 - confidence) / math.log(percentile / 100))
+
+
+def is_measured(processes: Sequence[Sequence[int]], percentile: float, max_latency_ns: float | None) -> bool:
+    """Say whether a further process would tell nothing that matters about a percentile.
+
+    That is so when ``least_runs`` are there, ``LEAST_PROCESSES`` too, and the interval is narrower than
+    ``NARROW_RATIO`` to each side, or than ``FAR_NARROW_RATIO`` where the limit is far away.
+    """
+    if len(processes) < LEAST_PROCESSES or sum(map(len, processes)) < least_runs(percentile):
+        return False
+    value, low, high = percentile_interval(processes, percentile)
+    far = max_latency_ns is not None and (1.5 * high < max_latency_ns or low > 1.5 * max_latency_ns)
+    return max(high - value, value - low) <= (FAR_NARROW_RATIO if far else NARROW_RATIO) * value
+
+
+def noise(measurement: Measurement) -> dict[NoiseKind, float]:
+    """Return what disturbed a measurement, and how much: empty where nothing did.
+
+    A process counts as one vote, and a kind is there when more than half of the processes show it; other load when
+    one does. ``load`` is wall over CPU time less 1 (of one thread), ``drift`` the largest change from the first third
+    of a process's runs to the last, ``two speeds`` the slower of two modes over the faster less 1, ``unlike
+    processes`` the largest median of a process over the smallest less 1.
+    """
+    timings = measurement.timings
+    found: dict[NoiseKind, float] = {}
+    if any(timing.contended for timing in timings):
+        found["load"] = sum(sum(t.wall_ns) for t in timings) / max(1, sum(sum(t.cpu_ns) for t in timings)) - 1
+    medians = [float(np.median(timing.wall_ns)) for timing in timings]
+    if max(medians) > (1 + UNLIKE_RATIO) * min(medians):
+        found["unlike processes"] = max(medians) / min(medians) - 1
+    drifts = [_drift(np.asarray(timing.wall_ns, dtype=np.float64)) for timing in timings]
+    if 2 * sum(abs(drift) > DRIFT_RATIO for drift in drifts) > len(drifts):
+        found["drift"] = max(drifts, key=abs)
+    speeds = [_two_speeds(np.asarray(timing.wall_ns, dtype=np.float64)) for timing in timings]
+    if 2 * sum(speed > SPEEDS_RATIO for speed in speeds) > len(speeds):
+        found["two speeds"] = max(speeds)
+    return found
+
+
+def _drift(samples: Floats) -> float:
+    """Return by how much the last third of a process's runs is slower than the first third."""
+    third = len(samples) // 3
+    return float(np.median(samples[-third:]) / np.median(samples[:third])) - 1 if third else 0.0
+
+
+def _two_speeds(samples: Floats) -> float:
+    """Return by how much the slower of two modes is slower than the faster, or 0 where there is one mode.
+
+    The runs are split where the variance within both parts is least (Otsu, 1979); the parts are two modes when they
+    lie ``SPEEDS_SEPARATION`` of their standard deviations apart (Ashman's D, 1994).
+    """
+    values = np.sort(samples)
+    count, share = len(values), math.ceil(SPEEDS_SHARE * len(samples))
+    if count < 20:
+        return 0.0
+    sizes = np.arange(1, count)
+    sums, squares = np.cumsum(values)[:-1], np.cumsum(values**2)[:-1]
+    left = squares - sums**2 / sizes
+    right = (values**2).sum() - squares - (values.sum() - sums) ** 2 / (count - sizes)
+    inside = slice(share - 1, count - share)
+    at = share + int(np.argmin((left + right)[inside]))
+    low, high = values[:at], values[at:]
+    apart = float(high.mean() - low.mean())
+    spread = math.sqrt((low.var() + high.var()) / 2)
+    return float(np.median(high) / np.median(low)) - 1 if apart > SPEEDS_SEPARATION * spread else 0.0
 
 
 def throughput_per_s(measurement: Measurement) -> float:

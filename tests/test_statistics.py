@@ -1,5 +1,6 @@
 import math
 
+import msgspec
 import numpy as np
 import pytest
 from builders import a_comparison, a_measurement
@@ -10,8 +11,11 @@ from edgeopt.statistics import (
     Interval,
     comparison_ratio,
     is_decided,
+    is_measured,
     latency_interval_ms,
+    least_runs,
     load_ms,
+    noise,
     paired_drop_interval,
     percentile_interval,
     student_quantile,
@@ -76,6 +80,69 @@ def test_processes_of_unequal_length_and_a_single_run_are_no_trouble():
 def test_the_same_samples_give_the_same_interval():
     samples = processes(np.random.default_rng(3))
     assert percentile_interval(samples, 99) == percentile_interval(samples, 99)
+
+
+@pytest.mark.parametrize(("percentile", "runs"), [(50, 7), (90, 44), (99, 459)])
+def test_the_least_runs_are_those_after_which_the_slowest_bounds_the_percentile(percentile, runs):
+    assert least_runs(percentile) == runs
+    assert (percentile / 100) ** runs <= 0.01 < (percentile / 100) ** (runs - 1)
+
+
+def test_a_measurement_ends_early_when_its_interval_is_narrow():
+    rng = np.random.default_rng(6)
+    quiet = processes(rng, count=3, between=0.003, within=0.005)
+    assert is_measured(quiet, 90, None)
+    assert not is_measured(quiet[:2], 90, None)
+    assert not is_measured([process[:10] for process in quiet], 90, None)
+    assert not is_measured(processes(rng, count=3, between=0.2), 90, None)
+
+
+@pytest.mark.parametrize(("limit_ns", "ends"), [(10e6, True), (1.2e6, False), (0.2e6, True)])
+def test_a_wider_interval_is_enough_where_the_limit_is_far_away(limit_ns, ends):
+    samples = [[950_000, 1_050_000] * 100, [960_000, 1_060_000] * 100, [1_000_000, 1_100_000] * 100]
+    assert is_measured(samples, 90, limit_ns) == ends
+    assert not is_measured(samples, 90, None)
+
+
+def timed_as(*walls, load=1.0):
+    """A measurement whose processes had these runs."""
+    timing = a_measurement().timings[0]
+    timings = tuple(
+        msgspec.structs.replace(
+            timing, wall_ns=tuple(map(int, wall)), cpu_ns=tuple(int(ns / load) for ns in wall), contended=load > 1.05
+        )
+        for wall in walls
+    )
+    return msgspec.structs.replace(a_measurement(), timings=timings)
+
+
+def test_quiet_processes_have_no_noise():
+    rng = np.random.default_rng(7)
+    for _ in range(50):
+        assert noise(timed_as(*processes(rng, between=0.01, within=0.02))) == {}
+        assert noise(timed_as(*[1e6 * (1 + rng.exponential(0.1, 100)) for _ in range(5)])) == {}
+
+
+def test_other_load_is_noticed():
+    quiet = [np.full(50, 1e6)] * 4
+    assert noise(timed_as(*quiet, load=1.3)) == {"load": pytest.approx(0.3, abs=0.001)}
+
+
+def test_a_process_unlike_the_others_is_noticed():
+    found = noise(timed_as(np.full(50, 1e6), np.full(50, 1e6), np.full(50, 1.25e6)))
+    assert found == {"unlike processes": pytest.approx(0.25)}
+
+
+def test_a_speed_that_drifts_is_noticed():
+    rng = np.random.default_rng(8)
+    found = noise(timed_as(*[np.linspace(1e6, 1.2e6, 90) * rng.normal(1, 0.01, 90) for _ in range(3)]))
+    assert found == {"drift": pytest.approx(0.13, abs=0.02)}
+
+
+def test_two_speeds_are_noticed():
+    rng = np.random.default_rng(9)
+    runs = [1e6 * np.where(rng.random(200) < 0.3, 1.4, 1.0) * rng.normal(1, 0.01, 200) for _ in range(3)]
+    assert noise(timed_as(*runs)) == {"two speeds": pytest.approx(0.4, abs=0.02)}
 
 
 def test_no_samples_are_an_error():

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edgeopt.bench.asking import file_sha256, run_request, runtime_request
 from edgeopt.bench.memory import weigh
@@ -12,6 +15,7 @@ from edgeopt.device.base import Device
 from edgeopt.records.measurement import Device as DeviceRecord
 from edgeopt.records.measurement import DeviceKind, Measurement, Timing
 from edgeopt.records.profile import Profile
+from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
 
 CONTENDED_RATIO = 1.05
 """Wall over CPU time of one thread above this: other load disturbed the process (quiet machines were within 1 %)."""
@@ -28,9 +32,13 @@ def measure(
     allow_fallback: tuple[str, ...] = (),
     inputs: Path | None = None,
     kind: DeviceKind,
+    percentile: float,
+    max_latency_ms: float | None,
     progress: Callable[[str], None],
 ) -> Measurement:
     """Time a model in several fresh processes, one after the other, and weigh its memory in others.
+
+    It ends early when ``edgeopt.statistics.is_measured`` says so.
 
     Args:
         model: An ``.onnx`` file.
@@ -40,6 +48,8 @@ def measure(
         allow_fallback: Providers that may run nodes where the profile's are not there.
         inputs: A ``.npz`` with one array for each graph input; None for random values.
         kind: What the device is to the target.
+        percentile: Which one has to be known well; a high one takes more runs than the profile's least.
+        max_latency_ms: The limit that it will be held against; None where there is none.
         progress: Is told in a few words what happens now.
 
     Raises:
@@ -48,6 +58,7 @@ def measure(
         InputError: the model's inputs cannot be made up, or the inputs file does not fit.
         DeviceError: a worker died or hung.
     """
+    rule = profile.timing
     request = runtime_request(
         "time",
         str(model),
@@ -56,15 +67,20 @@ def measure(
         batch_size=batch_size,
         inputs=str(inputs) if inputs else "",
     )
+    least = math.ceil(least_runs(percentile) / min(LEAST_PROCESSES, rule.processes))
+    request = msgspec.structs.replace(request, min_runs=max(least, rule.min_runs))
     sha256 = file_sha256(model, STAGE)
     name, environment = device.describe()
+    max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1e6
     timings: list[Timing] = []
     nodes: dict[str, int] = {}
-    for index in range(profile.timing.processes):
-        progress(f"timing, process {index + 1} of {profile.timing.processes}")
-        fields = run_request(device, request, STAGE, seconds=2 * request.max_seconds)
+    for index in range(rule.processes):
+        progress(f"timing, process {index + 1} of at most {rule.processes}")
+        fields = run_request(device, request, STAGE, seconds=3 * request.max_seconds)
         nodes = fields.pop("nodes")
         timings.append(_timing(fields, one_thread=profile.threads == 1 and set(nodes) <= {"CPUExecutionProvider"}))
+        if is_measured([timing.wall_ns for timing in timings], percentile, max_latency_ns):
+            break
     memory = weigh(device, request, STAGE, progress)
     return Measurement(
         sha256=sha256,

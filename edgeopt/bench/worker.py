@@ -45,6 +45,10 @@ PROFILE_CUT = 1.25
 """A node's time in a run counts at most this many times its median (and a microsecond)."""
 SHAPES = ("input_type_shape", "output_type_shape")
 
+STEADY_RUNS, STEADY_SECONDS = 5, 0.03
+STEADY_RATIO = 0.02
+"""Warm-up ends when a block of runs is no quicker than the block before by more than this."""
+
 X86 = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM = ("asimd", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16", "sve", "sve2")
 FEATURES = frozenset(X86 + ARM)
@@ -263,6 +267,25 @@ def repeat(run: Callable[[], object], runs: int, seconds: float, most: float) ->
             return wall, cpu
 
 
+def warm_up(run: Callable[[], object], request: dict[str, Any]) -> tuple[int, bool]:
+    """Run the least that the request asks for, then block after block until one is no quicker than the one before.
+
+    Returns:
+        How many runs that took, and whether they got steady within ``max_seconds``.
+    """
+    most = request["max_seconds"]
+    end = time.monotonic() + most
+    block, _ = repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
+    count, before = len(block), np.median(block[-STEADY_RUNS:])
+    while time.monotonic() < end:
+        block, _ = repeat(run, STEADY_RUNS, STEADY_SECONDS, most)
+        count += len(block)
+        if np.median(block) > (1 - STEADY_RATIO) * before:
+            return count, True
+        before = np.median(block)
+    return count, False
+
+
 def settle() -> None:
     """Wait until this process's idle threads have stopped spinning."""
     for _ in range(int(SETTLE_MAX_SECONDS / SETTLE_STEP_SECONDS)):
@@ -315,7 +338,7 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
     run = make_run(session, make_feed(session, request))
     cooled_seconds = cool_down(temperature_c, time.sleep)
     most, before_c = request["max_seconds"], temperature_c()
-    warm, _ = repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
+    warmup_runs, steady = warm_up(run, request)
     switches, pressure, begin = involuntary_switches(), pressure_microseconds(), time.perf_counter_ns()
     wall, cpu = repeat(run, request["min_runs"], request["min_seconds"], most)
     elapsed_us, after = (time.perf_counter_ns() - begin) / 1000, pressure_microseconds()
@@ -323,7 +346,8 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "wall_ns": wall,
         "cpu_ns": cpu,
-        "warmup_runs": len(warm),
+        "warmup_runs": warmup_runs,
+        "steady": steady,
         "load_ns": load_ns,
         "involuntary_switches": involuntary_switches() - switches,
         "pressure_ratio": min(1.0, (after - pressure) / elapsed_us) if known else None,  # type: ignore[operator]

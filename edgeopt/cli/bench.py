@@ -61,6 +61,8 @@ def command(
             allow_fallback=allow_fallback,
             inputs=inputs,
             kind=kind,
+            percentile=profile.limits.latency_percentile,
+            max_latency_ms=profile.limits.max_latency_ms,
             progress=tell,
         )
         if against is not None:
@@ -103,6 +105,7 @@ def _summary(
         "peak_memory_bytes": memory.peak_bytes if memory else None,
         "providers": measurement.providers,
         "contended_processes": sum(timing.contended for timing in measurement.timings),
+        "noise": statistics.noise(measurement),
         "against": None,
     }
     if comparison is not None:
@@ -120,14 +123,14 @@ def _summary(
 def _print(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> None:
     from rich.console import Console
 
+    from edgeopt.report import words
+
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(summary, profile, measurement))
-    contended = summary["contended_processes"]
-    if contended:
-        console.print(
-            f"[yellow]{contended} of {len(measurement.timings)} processes were disturbed by other load (wall time over "
-            f"CPU time): believe the times less, or measure again on a quiet machine.[/]"
-        )
+    disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
+    if disturbed:
+        said = words.listed(disturbed)
+        console.print(f"[yellow]Noise: {said}. Believe the times less, or measure again on a quiet machine.[/]")
     if measurement.device.kind == "stand-in":
         console.print(f"This machine only stands in for {profile.title}: nothing is proven on the target.")
 

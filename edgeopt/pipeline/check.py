@@ -193,6 +193,8 @@ def _measure(
             allow_fallback=allow_fallback,
             inputs=inputs,
             kind=kind,
+            percentile=budget.latency_percentile,
+            max_latency_ms=budget.max_latency_ms,
             progress=progress,
         )
 

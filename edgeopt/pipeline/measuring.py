@@ -54,6 +54,8 @@ class Scale:
                 allow_fallback=build.allow_fallback,
                 inputs=build.data.timing_inputs(build.budget.batch_size),
                 kind=build.device.kind,
+                percentile=build.budget.latency_percentile,
+                max_latency_ms=build.budget.max_latency_ms,
                 progress=lambda _: None,
             )
             build.ledger.put("measurement", key, found)

@@ -42,6 +42,7 @@ class Timing(Record, frozen=True, kw_only=True):
     cpu_ns: tuple[int, ...]
     """Process CPU time of each run (all threads)."""
     warmup_runs: int
+    """Runs before the timed ones: the profile's least, and then until they got no quicker."""
     load_ns: int
     involuntary_switches: int
     pressure_ratio: float | None
@@ -52,6 +53,8 @@ class Timing(Record, frozen=True, kw_only=True):
     """Of the hottest zone before the warm-up and after the last run; None where the system shows none."""
     contended: bool
     """Wall over CPU time above 1.05 on one thread: other load disturbed this process."""
+    steady: bool = True
+    """Whether the runs had stopped getting quicker before the timed ones began."""
 
 
 class Memory(Record, frozen=True, kw_only=True):

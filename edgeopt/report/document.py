@@ -20,7 +20,7 @@ from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
-from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, verdict
+from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
 
 SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
 
@@ -87,6 +87,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     processes: int | None = None
     runs: int | None = None
     contended_processes: int | None = None
+    noise: dict[str, float] | None = None
+    """What disturbed the timing, and how much; see ``edgeopt.statistics.noise``."""
     exporter: str | None = None
     opset: int | None = None
     ir_version: int | None = None
@@ -199,6 +201,7 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         processes=len(measurement.timings),
         runs=sum(len(timing.wall_ns) for timing in measurement.timings),
         contended_processes=sum(timing.contended for timing in measurement.timings),
+        noise={str(kind): ratio for kind, ratio in noise(measurement).items()},
         exporter=artifact.exporter,
         opset=artifact.opset,
         ir_version=artifact.ir_version,

@@ -14,7 +14,7 @@ from rich.text import Text
 from edgeopt.records.codec import to_json
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.report import words
-from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, verdict
+from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
 
 BuildRow = tuple[int, str, str, float, int]
 """Number, task, target, when it began (seconds since 1970), how many trials it has."""
@@ -95,9 +95,8 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{words.size(memory.peak_bytes)} ({peaks})"
     yield "load time", words.quantity(load_ms(measurement), "ms")
     yield "score", f"{words.score(score.value)}, drop {words.score(score.drop)}, {score.samples:,} samples"
-    disturbed = sum(timing.contended for timing in measurement.timings)
-    if disturbed:
-        yield "disturbed", f"{disturbed} of {len(measurement.timings)} processes, by other load"
+    for kind, ratio in noise(measurement).items():
+        yield "disturbed", words.noise(kind, ratio)
     for parity in artifact.parities:
         yield f"parity, {parity.stage}", f"largest relative difference {parity.max_rel_error:.1e}"
     for note in artifact.notes:

@@ -162,6 +162,10 @@ def noise(document: Document) -> list[str]:
             f"Other load disturbed the timing of {'trial' if len(disturbed) == 1 else 'trials'} {numbers}: "
             "measure again on a quiet machine before you rely on milliseconds."
         )
+    for trial in document.trials:
+        other = [words.noise(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
+        if other:
+            found.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
     return found
 
 

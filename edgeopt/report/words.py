@@ -158,3 +158,17 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return "float16"
         case Simplify() | FlushDenormals() | Fuse() | Compact():
             return None
+
+
+NOISE = {
+    "load": "other load held it up (wall time {} above CPU time)",
+    "drift": "the runs of one process changed speed by {} (clock frequency, or heat)",
+    "two speeds": "the runs come in two speeds, {} apart",
+    "unlike processes": "one process is {} slower than another",
+}
+"""Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent."""
+
+
+def noise(kind: str, ratio: float) -> str:
+    """Say what disturbed a measurement."""
+    return NOISE[kind].format(f"{100 * abs(ratio):.0f}{NBSP}%")

@@ -3,6 +3,7 @@ import json
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from tiny_models import QUICK, a_network, a_quick_profile
 
+from edgeopt.bench import worker
 from edgeopt.bench.asking import run_request, runtime_request
 from edgeopt.bench.measure import measure
 from edgeopt.bench.memory import STEADY_MALLOC, weigh
@@ -19,6 +21,7 @@ from edgeopt.device.local import LocalDevice
 from edgeopt.errors import InputError, ProviderError, StepError
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.measurement import Measurement
+from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
 
 WEIGHT_BYTES = 8_000_000
 PEAK_TOLERANCE = 0.35  # ONNX Runtime keeps the weights once, and code pages and re-packing come on top
@@ -30,6 +33,7 @@ linux = pytest.mark.skipif(platform.system() != "Linux", reason="VmHWM is Linux'
 
 def measured(model, **options):
     said = []
+    options = {"percentile": 90, "max_latency_ms": None, **options}
     return measure(model, LocalDevice(), a_quick_profile(), kind="measured", progress=said.append, **options), said
 
 
@@ -54,8 +58,43 @@ def test_a_measurement_has_raw_samples_of_each_process_and_says_what_ran(tmp_pat
     assert found.device.uri == "local:"
     assert found.device.kind == "measured"
     assert found.environment.cores >= 1
-    assert said[0] == "timing, process 1 of 2"
+    assert said[0] == "timing, process 1 of at most 2"
     assert from_json(to_json(found), Measurement) == found
+
+
+def test_a_high_percentile_takes_more_runs(tmp_path):
+    found, _ = measured(a_network(tmp_path / "m.onnx"), percentile=99)
+    assert sum(len(timing.wall_ns) for timing in found.timings) >= least_runs(99) > 2 * QUICK.min_runs
+
+
+def test_a_limit_that_is_far_away_ends_a_measurement_early(tmp_path):
+    profile = a_quick_profile(timing=msgspec.structs.replace(QUICK, processes=12))
+    found = measure(
+        a_network(tmp_path / "m.onnx"),
+        LocalDevice(),
+        profile,
+        kind="measured",
+        percentile=50,
+        max_latency_ms=1000.0,
+        progress=lambda _text: None,
+    )
+    assert LEAST_PROCESSES <= len(found.timings) < 12
+    assert is_measured([timing.wall_ns for timing in found.timings], 50, 1e9)
+
+
+def test_warm_up_goes_on_until_runs_get_no_quicker(monkeypatch):
+    monkeypatch.setattr(worker, "STEADY_SECONDS", 0.0)
+    request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 5.0}
+    pauses = iter([0.01] * 5 + [0.005] * 5 + [0.002] * 5 + [0.002] * 100)
+    assert worker.warm_up(lambda: time.sleep(next(pauses)), request) == (20, True)
+
+
+def test_warm_up_that_never_gets_steady_says_so(monkeypatch):
+    monkeypatch.setattr(worker, "STEADY_SECONDS", 0.0)
+    request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 0.1}
+    pauses = iter(0.02 * 0.97**run for run in range(1000))
+    _, steady = worker.warm_up(lambda: time.sleep(next(pauses)), request)
+    assert not steady
 
 
 def test_a_process_ends_at_its_most_seconds(tmp_path):

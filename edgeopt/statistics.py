@@ -169,6 +169,13 @@ def is_measured(processes: Sequence[Sequence[int]], percentile: float, max_laten
     return max(high - value, value - low) <= (FAR_NARROW_RATIO if far else NARROW_RATIO) * value
 
 
+def is_complete(measurement: Measurement, percentile: float, max_latency_ms: float | None) -> bool:
+    """Say whether a measurement has all the processes of its rule, or ended early for a reason that holds here too."""
+    samples = [timing.wall_ns for timing in measurement.timings]
+    limit_ns = None if max_latency_ms is None else max_latency_ms * 1e6
+    return len(samples) >= measurement.rule.processes or is_measured(samples, percentile, limit_ns)
+
+
 def noise(measurement: Measurement) -> dict[NoiseKind, float]:
     """Return what disturbed a measurement, and how much: empty where nothing did.
 

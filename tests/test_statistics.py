@@ -10,6 +10,7 @@ from edgeopt.records.measurement import Comparison
 from edgeopt.statistics import (
     Interval,
     comparison_ratio,
+    is_complete,
     is_decided,
     is_measured,
     latency_interval_ms,
@@ -102,6 +103,15 @@ def test_a_wider_interval_is_enough_where_the_limit_is_far_away(limit_ns, ends):
     samples = [[950_000, 1_050_000] * 100, [960_000, 1_060_000] * 100, [1_000_000, 1_100_000] * 100]
     assert is_measured(samples, 90, limit_ns) == ends
     assert not is_measured(samples, 90, None)
+
+
+def test_a_measurement_that_ended_early_for_a_far_limit_is_not_complete_for_a_near_one():
+    samples = [[950_000, 1_050_000] * 100, [960_000, 1_060_000] * 100, [1_000_000, 1_100_000] * 100]
+    early = timed_as(*samples)
+    assert early.rule.processes > 3
+    assert is_complete(early, 90, 10.0)
+    assert not is_complete(early, 90, 1.2)
+    assert is_complete(timed_as(*samples, *samples), 90, 1.2)
 
 
 def timed_as(*walls, load=1.0):

@@ -11,10 +11,10 @@ import msgspec
 
 from edgeopt.bench.asking import file_sha256, run_request, runtime_request
 from edgeopt.bench.memory import weigh
-from edgeopt.device.base import Device
+from edgeopt.device.base import Device, Request
 from edgeopt.records.measurement import Device as DeviceRecord
 from edgeopt.records.measurement import DeviceKind, Measurement, Timing
-from edgeopt.records.profile import Profile
+from edgeopt.records.profile import Profile, TimingRule
 from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
 
 CONTENDED_RATIO = 1.05
@@ -58,7 +58,6 @@ def measure(
         InputError: the model's inputs cannot be made up, or the inputs file does not fit.
         DeviceError: a worker died or hung.
     """
-    rule = profile.timing
     request = runtime_request(
         "time",
         str(model),
@@ -67,25 +66,15 @@ def measure(
         batch_size=batch_size,
         inputs=str(inputs) if inputs else "",
     )
-    least = math.ceil(least_runs(percentile) / min(LEAST_PROCESSES, rule.processes))
-    request = msgspec.structs.replace(request, min_runs=max(least, rule.min_runs))
     sha256 = file_sha256(model, STAGE)
     name, environment = device.describe()
     max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1e6
-    timings: list[Timing] = []
-    nodes: dict[str, int] = {}
-    for index in range(rule.processes):
-        progress(f"timing, process {index + 1} of at most {rule.processes}")
-        fields = run_request(device, request, STAGE, seconds=3 * request.max_seconds)
-        nodes = fields.pop("nodes")
-        timings.append(_timing(fields, one_thread=profile.threads == 1 and set(nodes) <= {"CPUExecutionProvider"}))
-        if is_measured([timing.wall_ns for timing in timings], percentile, max_latency_ns):
-            break
+    timings, nodes = _time(device, request, profile.timing, percentile, max_latency_ns, progress)
     memory = weigh(device, request, STAGE, progress)
     return Measurement(
         sha256=sha256,
         batch_size=batch_size,
-        timings=tuple(timings),
+        timings=timings,
         memory=memory,
         providers=nodes,
         threads=profile.threads,
@@ -93,6 +82,30 @@ def measure(
         device=DeviceRecord(uri=device.uri, kind=kind, id=name),
         environment=environment,
     )
+
+
+def _time(
+    device: Device,
+    request: Request,
+    rule: TimingRule,
+    percentile: float,
+    max_latency_ns: float | None,
+    progress: Callable[[str], None],
+) -> tuple[tuple[Timing, ...], dict[str, int]]:
+    """Run processes until enough is known; return them, and the number of nodes of each provider."""
+    least = math.ceil(least_runs(percentile) / min(LEAST_PROCESSES, rule.processes))
+    request = msgspec.structs.replace(request, min_runs=max(least, rule.min_runs))
+    timings: list[Timing] = []
+    nodes: dict[str, int] = {}
+    for index in range(rule.processes):
+        progress(f"timing, process {index + 1} of at most {rule.processes}")
+        fields = run_request(device, request, STAGE, seconds=3 * request.max_seconds)
+        nodes = fields.pop("nodes")
+        one_thread = request.threads == 1 and set(nodes) <= {"CPUExecutionProvider"}
+        timings.append(_timing(fields, one_thread=one_thread))
+        if is_measured([timing.wall_ns for timing in timings], percentile, max_latency_ns):
+            break
+    return tuple(timings), nodes
 
 
 def _timing(fields: dict[str, Any], one_thread: bool) -> Timing:

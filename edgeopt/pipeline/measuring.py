@@ -18,7 +18,7 @@ from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import digest, measurement_key
 from edgeopt.records.measurement import Comparison, Measurement
 from edgeopt.records.trial import Score
-from edgeopt.statistics import paired_drop_interval
+from edgeopt.statistics import is_complete, paired_drop_interval
 
 
 class Scale:
@@ -40,10 +40,11 @@ class Scale:
         return digest((key, build.allow_fallback)) if build.allow_fallback else key
 
     def measurement(self, sha256: str) -> Measurement:
-        """Return the file's measurement on the build's device."""
-        build, key = self.build, self._measurement_key(sha256)
+        """Return the file's measurement on the build's device; one that ended early for another limit is made anew."""
+        build, budget = self.build, self.build.budget
+        key = digest((self._measurement_key(sha256), budget.latency_percentile))
         found = build.ledger.get("measurement", key, Measurement)
-        if found is None:
+        if found is None or not is_complete(found, budget.latency_percentile, budget.max_latency_ms):
             found = run_step(
                 "measure",
                 measure,
@@ -54,8 +55,8 @@ class Scale:
                 allow_fallback=build.allow_fallback,
                 inputs=build.data.timing_inputs(build.budget.batch_size),
                 kind=build.device.kind,
-                percentile=build.budget.latency_percentile,
-                max_latency_ms=build.budget.max_latency_ms,
+                percentile=budget.latency_percentile,
+                max_latency_ms=budget.max_latency_ms,
                 progress=lambda _: None,
             )
             build.ledger.put("measurement", key, found)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import parse_qsl
 
+from edgeopt.device.adb import AdbDevice
 from edgeopt.device.base import Device
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.ssh import SshDevice
@@ -15,8 +16,8 @@ from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import ConfigError, did_you_mean
 
 KNOWN = (
-    "`local:` (this machine), `local:?python=PATH` (another Python environment on it) and "
-    "`ssh://[user@]host[:port][?python=PATH]`"
+    "`local:` (this machine), `local:?python=PATH` (another Python environment on it), "
+    "`ssh://[user@]host[:port][?python=PATH]` and `adb:[serial]?runner=PATH&library=PATH` (an Android phone)"
 )
 
 
@@ -70,4 +71,18 @@ def _ssh(uri: str, place: str, options: dict[str, str]) -> Device:
     return SshDevice(uri, Address(found["host"].strip("[]"), found["user"], port), options.get("python"))
 
 
-SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {"local": _local, "ssh": _ssh}
+def _adb(uri: str, place: str, options: dict[str, str]) -> Device:
+    _check_options(uri, options, {"runner", "library"})
+    if place.startswith("-"):
+        raise ConfigError(f"'{uri}': '{place}' is no serial number; `adb devices` lists them.")
+    missing = [name for name in ("runner", "library") if not Path(options.get(name, "")).is_file()]
+    if missing:
+        raise ConfigError(
+            f"'{uri}': an Android phone needs two files built for its processor, as in "
+            f"`adb:?runner=PATH&library=PATH`; {missing[0]} names none. `tools/build_runner.py --help` says how to "
+            "make them."
+        )
+    return AdbDevice(uri, place, Path(options["runner"]), Path(options["library"]))
+
+
+SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {"local": _local, "ssh": _ssh, "adb": _adb}

@@ -41,16 +41,35 @@ class Ending(NamedTuple):
     """All of stderr."""
 
 
+def last_line(text: str) -> str:
+    """Return the last line that is not blank; empty where there is none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
 def explain_ending(ending: Ending) -> DeviceError:
     """Return the error for a worker that ended on this machine: its exit code or signal, and its last words."""
-    lines = [line.strip() for line in ending.errors.splitlines() if line.strip()]
-    said = f" Its last words: {lines[-1]}" if lines else ""
+    words = last_line(ending.errors)
+    said = f" Its last words: {words}" if words else ""
     code = ending.code
     if code >= 0:
         return DeviceError(f"a worker ended with exit code {code} and no answer.{said}")
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     hint = " The system may have been out of memory." if name == "SIGKILL" else ""
     return DeviceError(f"a worker was killed by {name}.{hint}{said}")
+
+
+def explain_remote(uri: str, lost: Callable[[str, str], DeviceError], ending: Ending) -> DeviceError:
+    """Tell a lost connection from a worker that ended: after the latter the shell over there still speaks.
+
+    Args:
+        uri: How the user names the device.
+        lost: From the URI and stderr to the error for a connection that broke.
+        ending: How the client on this machine ended.
+    """
+    if ending.exited is None:
+        return lost(uri, ending.errors)
+    code = 128 - ending.exited if ending.exited > 128 else ending.exited
+    return DeviceError(f"{uri}: {explain_ending(ending._replace(code=code))}")
 
 
 class WorkerProcess:

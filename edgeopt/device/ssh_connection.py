@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from edgeopt.device import courier
 from edgeopt.device.base import WorkerRefused
-from edgeopt.device.process import SENTINEL, Ending, WorkerProcess, explain_ending
-from edgeopt.device.ssh_errors import explain_connection, last_line, lost
+from edgeopt.device.process import SENTINEL, WorkerProcess, explain_remote, last_line
+from edgeopt.device.ssh_errors import explain_connection, lost
 from edgeopt.errors import DeviceError, DeviceLostError
 
 OPTIONS = (
@@ -163,7 +163,9 @@ class Connection:
     def _process(self, words: list[str], variables: Mapping[str, str]) -> WorkerProcess:
         settings = [f"{name}={value}" for name, value in variables.items()]
         script = f'{shlex.join(["env", *settings, *words])}; echo "edgeopt-exit $?"'
-        explain = functools.partial(_explain, self.uri)  # a bound method would keep this connection alive for ever
+        explain = functools.partial(
+            explain_remote, self.uri, lost
+        )  # a bound method would keep this connection alive for ever
         return WorkerProcess([*self._ssh(), _in_shell(script)], {}, explain)
 
     # -- files ---------------------------------------------------------------------------------------------------------
@@ -238,14 +240,6 @@ class Connection:
         if not right:
             raise DeviceError(f"{self.uri}: a file arrived changed. Run the same command again; check the disk there.")
         part.replace(here)
-
-
-def _explain(uri: str, ending: Ending) -> DeviceError:
-    """Tell a lost connection from a worker that ended: after the latter the shell over there still speaks."""
-    if ending.exited is None:
-        return lost(uri, ending.errors)
-    code = 128 - ending.exited if ending.exited > 128 else ending.exited
-    return DeviceError(f"{uri}: {explain_ending(ending._replace(code=code))}")
 
 
 def _in_shell(script: str) -> str:

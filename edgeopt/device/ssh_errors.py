@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgeopt.device.process import last_line
 from edgeopt.errors import DeviceError, DeviceLostError
 
 
@@ -58,11 +59,6 @@ CAUSES = (
         "onnection closed", "it closed the connection", "Check that it is not starting or shutting down", passes=True
     ),
 )
-
-
-def last_line(text: str) -> str:
-    """Return the last line that is not blank; empty where there is none."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 def explain_connection(uri: str, login: str, host: str, errors: str) -> DeviceError:

@@ -1,12 +1,17 @@
-"""A real OpenSSH server as the device."""
+"""A real OpenSSH server, and phones behind a server of adb's protocol, as devices."""
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from adb_server import Server as AdbServer
 from ssh_server import SSHD, Server, need_system
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -20,3 +25,21 @@ def sshd(monkeypatch):
         yield server
         if server.process.poll() is None:
             server.stop()
+
+
+@pytest.fixture(scope="session")
+def native(tmp_path_factory):
+    """Return a folder with the native runner and the library, built for this machine."""
+    need_system(shutil.which("cc"), "a C compiler")
+    folder = tmp_path_factory.mktemp("native")
+    subprocess.run([sys.executable, ROOT / "tools" / "build_runner.py", "--out", folder], check=True)
+    return folder
+
+
+@pytest.fixture
+def phones(tmp_path, monkeypatch):
+    """Return a server of adb's protocol with one phone, which `adb` talks to."""
+    need_system(shutil.which("adb"), "Android's platform tools (adb)")
+    with AdbServer(tmp_path / "phone", {"SERIAL1": "device"}) as server:
+        monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.port))
+        yield server

@@ -1,0 +1,168 @@
+"""Phones by the real `adb` program and a server of adb's protocol; the native runner runs on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+from test_runner import a_request
+from tiny_models import a_network, a_quick_profile, write_quick_target
+
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.device.adb import AdbDevice, machine_of
+from edgeopt.device.local import LocalDevice
+from edgeopt.device.open import open_device
+from edgeopt.errors import DeviceError, DeviceLostError
+
+
+@pytest.fixture
+def device(native, phones):
+    return open_device(uri_of(native, "SERIAL1"))
+
+
+def uri_of(native, serial: str) -> str:
+    return f"adb:{serial}?runner={native}/runner&library={native}/libonnxruntime.so"
+
+
+def refused(native, serial: str) -> str:
+    with pytest.raises(DeviceError) as caught:
+        open_device(uri_of(native, serial)).describe()
+    return str(caught.value)
+
+
+def test_the_phone_is_described_and_times_and_weighs_a_model(device, tmp_path):
+    assert device.describe()[0] == LocalDevice().describe()[0]
+    model = a_network(tmp_path / "m.onnx")
+    assert len(device.run(a_request("time", model), 60, {})["wall_ns"]) >= 20
+    weighed = device.run(a_request("memory", model), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"})
+    assert weighed["load_peak_bytes"] > 0
+
+
+def test_outputs_come_back_equal_and_nothing_but_named_files_stays(device, phones, tmp_path):
+    model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
+    rng = np.random.default_rng(0)
+    write_batches(inputs, [{"x": rng.standard_normal((20_000, 32)).astype(np.float32)} for _ in range(2)])
+    for name, where in (("here", LocalDevice()), ("there", device)):
+        run_model(model, inputs, tmp_path / f"{name}.npz", where, a_quick_profile())
+    here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
+    assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
+    assert sorted(path.suffix for path in (phones.folder / "edgeopt").iterdir()) == ["", ".arrays", ".onnx", ".so"]
+
+
+def test_a_file_is_sent_once(device, phones, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"))
+    device.run(request, 60, {})
+    sent = phones.asked.count("sync:")
+    device.run(request, 60, {})
+    assert phones.asked.count("sync:") == sent > 0
+
+
+def test_every_call_names_the_phone(device, phones, tmp_path):
+    phones.phones["SERIAL2"] = "device"
+    device.run(a_request("time", a_network(tmp_path / "m.onnx")), 60, {})
+    assert not [request for request in phones.asked if request.endswith("-any")]
+
+
+def test_the_only_phone_needs_no_name(native, phones):
+    assert open_device(uri_of(native, "")).describe()[0]
+    phones.phones["SERIAL2"] = "device"
+    assert "Name one: `adb:SERIAL`" in refused(native, "")
+    phones.phones.clear()
+    assert "switch on USB debugging" in refused(native, "")
+
+
+def test_a_phone_that_is_not_ready_says_what_to_do(native, phones):
+    assert "Connect it, switch on USB debugging" in refused(native, "SERIAL9")
+    phones.phones["SERIAL1"] = "unauthorized"
+    assert "confirm the question about USB debugging" in refused(native, "SERIAL1")
+    phones.phones["SERIAL1"] = "offline"
+    assert "Unplug it" in refused(native, "SERIAL1")
+
+
+def test_files_for_another_processor_are_refused_before_they_are_sent(native, phones):
+    phones.machine = "aarch64"
+    message = refused(native, "SERIAL1")
+    assert f"is built for {os.uname().machine}, but the phone's processor is aarch64" in message
+    assert "sync:" not in phones.asked
+
+
+def test_a_file_that_is_no_program_is_refused(tmp_path):
+    (tmp_path / "runner").write_text("#!/bin/sh\n")
+    with pytest.raises(DeviceError, match="no ELF file"):
+        machine_of(tmp_path / "runner")
+
+
+def test_a_full_phone_is_said(native, phones):
+    phones.full = True
+    assert "Free some space there" in refused(native, "SERIAL1")
+
+
+def test_no_adb_here_is_said(native, phones, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "Install Android's platform tools" in refused(native, "SERIAL1")
+
+
+def unplug_in_a_second(phones, serial_stays: bool) -> threading.Timer:
+    def unplug() -> None:
+        if not serial_stays:
+            phones.phones.clear()
+        phones.unplug()
+
+    timer = threading.Timer(1.0, unplug)
+    timer.start()
+    return timer
+
+
+def test_a_cable_that_was_pulled_for_a_moment_is_survived(device, phones, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=2.0)
+    device.describe()
+    timer = unplug_in_a_second(phones, serial_stays=True)
+    assert device.run(request, 60, {})["wall_ns"]
+    timer.join()
+
+
+def test_a_phone_that_stays_away_is_lost(device, phones, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=4.0)
+    device.describe()
+    timer = unplug_in_a_second(phones, serial_stays=False)
+    begin = time.monotonic()
+    with pytest.raises(DeviceLostError, match="not found"):
+        device.run(request, 60, {})
+    assert time.monotonic() - begin < 30
+    timer.join()
+
+
+def test_a_runner_that_takes_too_long_is_ended(device, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=60.0, max_seconds=60.0)
+    with pytest.raises(DeviceError, match="did not answer within 1 s"):
+        device.run(request, 1.0, {})
+
+
+def test_a_call_that_hangs_is_given_up(native, monkeypatch, tmp_path):
+    program = tmp_path / "adb"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    device = AdbDevice("adb:x", "x", native / "runner", native / "libonnxruntime.so")
+    with pytest.raises(DeviceLostError, match="adb did not answer within 0 s"):
+        device._adb(0.2, "shell", "true")
+
+
+def test_bench_compares_two_files_on_the_phone(native, phones, tmp_path):
+    a_network(tmp_path / "m.onnx")
+    a_network(tmp_path / "o.onnx", layers=6, width=256)
+    target = write_quick_target(tmp_path)
+    command = ["bench", "m.onnx", "--target", target, "--against", "o.onnx", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command, "--device", uri_of(native, "SERIAL1")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = msgspec.json.decode(done.stdout)
+    assert result["against"]["verdict"] == "faster"
+    assert json.dumps(result["measurement"]["device"]).count("adb:SERIAL1") == 1

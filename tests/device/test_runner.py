@@ -1,0 +1,147 @@
+"""The native runner as a process of this machine, with the library of the installed onnxruntime."""
+
+import msgspec
+import numpy as np
+import pytest
+from tiny_models import a_network, a_quick_profile
+
+from edgeopt.bench.asking import runtime_request
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.device.arrays import pack, unpack
+from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.local import LocalDevice
+from edgeopt.device.process import WorkerProcess
+
+
+@pytest.fixture
+def start(native):
+    """Return a function that starts a runner."""
+    return lambda: WorkerProcess([str(native / "runner"), str(native / "libonnxruntime.so")], {})
+
+
+def a_request(mode, model, **changes) -> Request:
+    request = runtime_request(mode, str(model), a_quick_profile(), allow_fallback=())
+    return msgspec.structs.replace(request, **changes)
+
+
+def answer(start, request: Request) -> dict:
+    with start() as runner:
+        return runner.ask(request, 60)
+
+
+def test_it_describes_the_machine_as_the_python_worker_does(start):
+    there = answer(start, Request(mode="describe"))
+    here = LocalDevice().run(Request(mode="describe"), 60, {})
+    same = ("family", "processor", "features", "cores", "memory_bytes", "onnxruntime", "governor", "temperature_c")
+    assert {name: there[name] for name in same} == {name: here[name] for name in same}
+    assert there.keys() == here.keys()
+
+
+def test_it_times_by_both_minimums(start, tmp_path):
+    model = a_network(tmp_path / "m.onnx")
+    found = answer(start, a_request("time", model, min_runs=300, min_seconds=0.0))
+    assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 300
+    assert found["warmup_runs"] >= 5
+    assert found.keys() == LocalDevice().run(a_request("time", model), 60, {}).keys()
+    longer = answer(start, a_request("time", model, min_runs=1, min_seconds=0.3))
+    assert sum(longer["wall_ns"]) > 0.1e9  # the rest is between the runs
+    shorter = answer(start, a_request("time", model, min_runs=10**9, min_seconds=0.0, max_seconds=0.2))
+    assert 0.05e9 < sum(shorter["wall_ns"]) < 0.25e9
+
+
+def test_it_weighs_the_weights_of_a_model(start, tmp_path):
+    small = answer(start, a_request("memory", a_network(tmp_path / "s.onnx", width=64)))
+    large = answer(start, a_request("memory", a_network(tmp_path / "l.onnx", width=2048)))  # 17 MB of weights more
+    assert small["supported"]
+    assert 15e6 < large["run_peak_bytes"] - small["run_peak_bytes"] < 40e6
+
+
+def test_outputs_are_those_of_the_python_worker(start, tmp_path):
+    model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
+    rng = np.random.default_rng(0)
+    write_batches(inputs, [{"x": rng.standard_normal((rows, 32)).astype(np.float32)} for rows in (3, 1, 2)] * 4)
+    run_model(model, inputs, tmp_path / "here.npz", LocalDevice(), a_quick_profile())
+    pack(inputs, tmp_path / "in.arrays")
+    files = {"inputs": str(tmp_path / "in.arrays"), "outputs": str(tmp_path / "out.arrays")}
+    assert answer(start, a_request("outputs", model, **files))["batches"] == 12
+    unpack(tmp_path / "out.arrays", tmp_path / "there.npz")
+    here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
+    assert [batch["y"].shape for batch in there] == [(rows, 64) for rows in (3, 1, 2)] * 4
+    assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
+
+
+def test_arrays_of_every_type_and_shape_survive(tmp_path):
+    arrays = {
+        "a name with spaces": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "scalar": np.array(2.5),
+        "empty": np.zeros((0, 4), np.int8),
+        "columns first": np.asfortranarray(np.arange(6, dtype=np.int64).reshape(2, 3)),
+        "flags": np.array([True, False]),
+        "half": np.array([0.5], np.float16),
+    }
+    write_batches(tmp_path / "a.npz", [arrays, arrays])
+    pack(tmp_path / "a.npz", tmp_path / "a.arrays")
+    unpack(tmp_path / "a.arrays", tmp_path / "b.npz")
+    for batch in read_batches(tmp_path / "b.npz"):
+        assert batch.keys() == arrays.keys()
+        for name, array in arrays.items():
+            assert batch[name].dtype == array.dtype
+            assert np.array_equal(batch[name], array)
+            assert batch[name].shape == array.shape
+
+
+def test_it_serves_block_after_block(start, tmp_path):
+    block = {"warmup_runs": 1, "min_runs": 7, "min_seconds": 0.0, "max_seconds": 5.0}
+    with start() as runner:
+        assert runner.ask(a_request("serve", a_network(tmp_path / "m.onnx")), 60)["precise_cpu_clock"]
+        for _ in range(3):
+            assert len(runner.ask(block, 60)["wall_ns"]) == 7
+
+
+def test_the_given_inputs_are_timed(start, tmp_path):
+    model = a_network(tmp_path / "m.onnx", inputs=("N", "T", 32))  # no random values: a size beside the batch is open
+    with pytest.raises(WorkerRefused, match="leaves a size open: give an inputs file") as caught:
+        answer(start, a_request("time", model))
+    assert caught.value.kind == "input"
+    write_batches(tmp_path / "in.npz", [{"x": np.zeros((4, 2, 32), np.float32)}])
+    pack(tmp_path / "in.npz", tmp_path / "in.arrays")
+    assert answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=3))["wall_ns"]
+    with pytest.raises(WorkerRefused, match="fewer rows than the batch"):
+        answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=5))
+
+
+def test_what_it_cannot_do_it_refuses_with_a_kind(start, tmp_path):
+    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    refusals = (
+        (a_request("time", tmp_path / "nowhere.onnx"), "model", "does not exist"),
+        (a_request("time", tmp_path / "broken.onnx"), "model", "Protobuf parsing failed"),
+        (
+            a_request("time", tmp_path / "m.onnx", providers=("CUDAExecutionProvider",)),
+            "provider",
+            "CPUExecutionProvider alone",
+        ),
+    )
+    a_network(tmp_path / "m.onnx")
+    for request, kind, reason in refusals:
+        with pytest.raises(WorkerRefused, match=reason) as caught:
+            answer(start, request)
+        assert caught.value.kind == kind
+
+
+def test_a_full_disk_is_the_devices(start, tmp_path):
+    write_batches(tmp_path / "in.npz", [{"x": np.zeros((4000, 32), np.float32)}])
+    pack(tmp_path / "in.npz", tmp_path / "in.arrays")
+    files = {"inputs": str(tmp_path / "in.arrays"), "outputs": "/dev/full"}
+    with pytest.raises(WorkerRefused, match="No space left on device") as caught:
+        answer(start, a_request("outputs", a_network(tmp_path / "m.onnx"), **files))
+    assert caught.value.kind == "device"
+
+
+def test_a_library_that_does_not_load_is_named(native, tmp_path):
+    (tmp_path / "lib.so").write_bytes(b"no library")
+    with pytest.raises(WorkerRefused, match="does not load") as caught:
+        answer(
+            lambda: WorkerProcess([str(native / "runner"), str(tmp_path / "lib.so")], {}),
+            Request(mode="describe"),
+        )
+    assert caught.value.kind == "device"

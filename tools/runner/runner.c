@@ -1,0 +1,619 @@
+/* edgeopt's native worker: edgeopt/bench/worker.py for devices without Python, such as phones.
+ *
+ *     runner LIBONNXRUNTIME
+ *
+ * In: one JSON line on stdin (edgeopt.device.base.Request). Out: one line on stdout, "edgeopt-worker" and JSON. It ends
+ * when stdin does. It opens the library by its path and asks for version 5 of the C API, whose first entries no later
+ * ONNX Runtime may move, so that one binary runs with every release since 1.5. It runs the CPU provider alone.
+ *
+ * Arrays come and go in files of records: a line "BATCH DTYPE NDIM DIM... BYTES NAME", then the bytes, little-endian.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <time.h>
+#include <unistd.h>
+
+#define MOST_ARRAYS 64
+#define MOST_DIMS 16
+
+typedef void *Handle;
+typedef struct { const Handle *(*get_api)(uint32_t); const char *(*version)(void); } ApiBase;
+
+/* Positions in OrtApi, a table of functions whose order never changes. */
+enum {
+    ERROR_MESSAGE = 2, CREATE_ENV = 3, DISABLE_TELEMETRY = 6, CREATE_SESSION = 7, RUN = 9, CREATE_OPTIONS = 10,
+    EXECUTION_MODE = 13, ENABLE_ARENA = 18, DISABLE_ARENA = 19, LOG_SEVERITY = 22, OPTIMIZATION = 23,
+    INTRA_THREADS = 24, INTER_THREADS = 25, INPUT_COUNT = 30, OUTPUT_COUNT = 31, INPUT_TYPE = 33, INPUT_NAME = 36,
+    OUTPUT_NAME = 37, TENSOR_OVER_DATA = 49, TENSOR_DATA = 51, AS_TENSOR_INFO = 55, ELEMENT_TYPE = 60, DIM_COUNT = 61,
+    DIMS = 62, ELEMENT_COUNT = 64, SHAPE_OF_VALUE = 65, CPU_MEMORY = 69, DEFAULT_ALLOCATOR = 78, RELEASE_VALUE = 96,
+    RELEASE_SHAPE = 99, CONFIG_ENTRY = 130
+};
+
+typedef struct { const char *name; int kind; size_t bytes; } Dtype;
+static const Dtype DTYPES[] = {
+    {"float32", 1, 4}, {"uint8", 2, 1}, {"int8", 3, 1}, {"uint16", 4, 2}, {"int16", 5, 2}, {"int32", 6, 4},
+    {"int64", 7, 8}, {"bool", 9, 1}, {"float16", 10, 2}, {"float64", 11, 8}, {"uint32", 12, 4}, {"uint64", 13, 8},
+};
+
+typedef struct {
+    long batch;
+    char *name;
+    const Dtype *dtype;
+    size_t dims;
+    int64_t dim[MOST_DIMS];
+    size_t bytes;
+    void *data;
+} Array;
+
+static const Handle *api;
+static const char *library_version;
+static Handle session, memory_info;
+static char *input_names[MOST_ARRAYS], *output_names[MOST_ARRAYS];
+static size_t inputs, outputs;
+
+/* -- answers ------------------------------------------------------------------------------------------------------ */
+
+static void print_string(const char *text) {
+    putchar('"');
+    for (; *text; text++) {
+        unsigned char letter = (unsigned char)*text;
+        if (letter == '"' || letter == '\\') printf("\\%c", letter);
+        else if (letter < 32) putchar(' ');
+        else putchar(letter);
+    }
+    putchar('"');
+}
+
+static char *next_line(void);
+
+static void begin_answer(void) { fputs("edgeopt-worker {\"ok\": true", stdout); }
+
+static void end_answer(void) {
+    puts("}");
+    fflush(stdout);
+}
+
+/* Says why not, and ends when stdin does. */
+static void refuse(const char *kind, const char *reason, const char *what) {
+    char text[2048];
+    snprintf(text, sizeof text, reason, what);
+    printf("edgeopt-worker {\"ok\": false, \"kind\": \"%s\", \"reason\": ", kind);
+    print_string(text);
+    end_answer();
+    for (;;) next_line();
+}
+
+static void check(Handle status, const char *kind) {
+    if (status) refuse(kind, "%s", ((const char *(*)(Handle))api[ERROR_MESSAGE])(status));
+}
+
+static void refuse_file(const char *path) {
+    int full = errno == ENOSPC || errno == EDQUOT;
+    char text[1024];
+    snprintf(text, sizeof text, "%s: %s", path, strerror(errno));
+    refuse(full ? "device" : "input", "%s", text);
+}
+
+/* -- requests ----------------------------------------------------------------------------------------------------- */
+
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t arrived = PTHREAD_COND_INITIALIZER;
+static char *waiting;
+
+/* Hands over stdin's lines, and ends the process when stdin ends: the other side is gone. */
+static void *watch_stdin(void *unused) {
+    (void)unused;
+    for (;;) {
+        char *line = NULL;
+        size_t size = 0;
+        if (getline(&line, &size, stdin) < 0) _exit(0);
+        pthread_mutex_lock(&mutex);
+        while (waiting) pthread_cond_wait(&arrived, &mutex);
+        waiting = line;
+        pthread_cond_broadcast(&arrived);
+        pthread_mutex_unlock(&mutex);
+    }
+}
+
+static char *next_line(void) {
+    pthread_mutex_lock(&mutex);
+    while (!waiting) pthread_cond_wait(&arrived, &mutex);
+    char *line = waiting;
+    waiting = NULL;
+    pthread_cond_broadcast(&arrived);
+    pthread_mutex_unlock(&mutex);
+    return line;
+}
+
+/* Returns where a field's value begins: requests are flat, and their strings hold paths of edgeopt's own. */
+static const char *field(const char *line, const char *name) {
+    char key[64];
+    snprintf(key, sizeof key, "\"%s\":", name);
+    const char *found = strstr(line, key);
+    if (!found) refuse("input", "the request lacks '%s': another version of edgeopt built this runner", name);
+    found += strlen(key);
+    return found + strspn(found, " ");
+}
+
+static double number(const char *line, const char *name) { return strtod(field(line, name), NULL); }
+
+static int flag(const char *line, const char *name) { return *field(line, name) == 't'; }
+
+static char *text_of(const char *line, const char *name) {
+    const char *value = field(line, name) + 1;
+    return strndup(value, strcspn(value, "\""));
+}
+
+static void check_providers(const char *line) {
+    const char *wanted = field(line, "providers"), *allowed = field(line, "allow_fallback");
+    const char *cpu = "\"CPUExecutionProvider\"";
+    char *first = strndup(wanted, strcspn(wanted, "]")), *other = strndup(allowed, strcspn(allowed, "]"));
+    if (strncmp(first + 1, cpu, strlen(cpu)) != 0 && !strstr(other, cpu)) {
+        first[strcspn(first, ",")] = 0;
+        refuse("provider", "this runner has CPUExecutionProvider alone; asked for was %s", first + 1);
+    }
+    free(first);
+    free(other);
+}
+
+/* -- arrays ------------------------------------------------------------------------------------------------------- */
+
+static const Dtype *dtype_of(const char *name, int kind) {
+    for (size_t at = 0; at < sizeof DTYPES / sizeof *DTYPES; at++)
+        if (name ? !strcmp(DTYPES[at].name, name) : DTYPES[at].kind == kind) return &DTYPES[at];
+    return NULL;
+}
+
+/* Reads the next array of a file; false at its end. */
+static int read_array(FILE *file, Array *array) {
+    char *line = NULL, *at;
+    size_t size = 0, length;
+    memset(array, 0, sizeof *array);
+    if (getline(&line, &size, file) < 0) {
+        free(line);
+        return 0;
+    }
+    array->batch = strtol(line, &at, 10);
+    at += strspn(at, " ");
+    length = strcspn(at, " ");
+    char *dtype = strndup(at, length);
+    array->dims = strtoul(at + length, &at, 10);
+    if (array->dims > MOST_DIMS || !(array->dtype = dtype_of(dtype, 0))) refuse("input", "an array of type %s", dtype);
+    for (size_t dim = 0; dim < array->dims; dim++) array->dim[dim] = strtoll(at, &at, 10);
+    array->bytes = strtoul(at, &at, 10);
+    array->name = strndup(at + 1, strcspn(at + 1, "\n"));
+    array->data = malloc(array->bytes ? array->bytes : 1);
+    if (!array->data || fread(array->data, 1, array->bytes, file) != array->bytes)
+        refuse("input", "%s", "an inputs file that ends too early");
+    free(dtype);
+    free(line);
+    return 1;
+}
+
+static void write_array(FILE *file, long batch, const char *name, Handle value) {
+    Handle shape;
+    int kind;
+    size_t dims, count;
+    int64_t dim[MOST_DIMS];
+    void *data;
+    check(((Handle(*)(Handle, Handle *))api[SHAPE_OF_VALUE])(value, &shape), "model");
+    check(((Handle(*)(Handle, int *))api[ELEMENT_TYPE])(shape, &kind), "model");
+    check(((Handle(*)(Handle, size_t *))api[DIM_COUNT])(shape, &dims), "model");
+    const Dtype *dtype = dtype_of(NULL, kind);
+    if (!dtype || dims > MOST_DIMS) refuse("model", "output '%s' has a type that this runner cannot send", name);
+    check(((Handle(*)(Handle, int64_t *, size_t))api[DIMS])(shape, dim, dims), "model");
+    check(((Handle(*)(Handle, size_t *))api[ELEMENT_COUNT])(shape, &count), "model");
+    check(((Handle(*)(Handle, void **))api[TENSOR_DATA])(value, &data), "model");
+    fprintf(file, "%ld %s %zu", batch, dtype->name, dims);
+    for (size_t at = 0; at < dims; at++) fprintf(file, " %lld", (long long)dim[at]);
+    fprintf(file, " %zu %s\n", count * dtype->bytes, name);
+    fwrite(data, dtype->bytes, count, file);
+    ((void (*)(Handle))api[RELEASE_SHAPE])(shape);
+}
+
+static uint32_t noise(void) {
+    static uint32_t state = 2463534242u;
+    state ^= state << 13;
+    state ^= state >> 17;
+    return state ^= state << 5;
+}
+
+/* Returns random values for an input; wide integers are 0 or 1, which any table of embeddings has. */
+static void random_array(size_t at, long batch, Array *array) {
+    Handle type, shape;
+    int kind;
+    check(((Handle(*)(Handle, size_t, Handle *))api[INPUT_TYPE])(session, at, &type), "model");
+    check(((Handle(*)(Handle, Handle *))api[AS_TENSOR_INFO])(type, &shape), "model");
+    if (!shape) refuse("input", "input '%s' is no tensor", input_names[at]);
+    check(((Handle(*)(Handle, int *))api[ELEMENT_TYPE])(shape, &kind), "model");
+    check(((Handle(*)(Handle, size_t *))api[DIM_COUNT])(shape, &array->dims), "model");
+    array->dtype = dtype_of(NULL, kind);
+    if (!array->dtype || array->dims > MOST_DIMS) refuse("input", "input '%s': give an inputs file", input_names[at]);
+    check(((Handle(*)(Handle, int64_t *, size_t))api[DIMS])(shape, array->dim, array->dims), "model");
+    size_t count = 1;
+    for (size_t dim = 0; dim < array->dims; dim++) {
+        if (array->dim[dim] < 0 && dim) refuse("input", "input '%s' leaves a size open: give an inputs file", input_names[at]);
+        if (array->dim[dim] < 0) array->dim[dim] = batch;
+        else if (!dim && array->dim[dim] != batch) refuse("input", "input '%s' has another fixed batch", input_names[at]);
+        count *= (size_t)array->dim[dim];
+    }
+    array->bytes = count * array->dtype->bytes;
+    uint8_t *data = array->data = calloc(count ? count : 1, array->dtype->bytes);
+    for (size_t item = 0; item < count; item++) {
+        double unit = noise() / 4294967296.0, normal = sqrt(-2 * log(unit + 1e-12)) * cos(noise() / 683565275.6);
+        if (kind == 1) ((float *)data)[item] = (float)normal;
+        else if (kind == 11) ((double *)data)[item] = normal;
+        else if (kind == 10) ((uint16_t *)data)[item] = (uint16_t)(0x3800 | (noise() & 0x83ff)); /* 0.5 to 1, signed */
+        else if (kind <= 3) data[item] = (uint8_t)noise();
+        else data[item * array->dtype->bytes] = noise() >> 31;
+    }
+    array->name = input_names[at];
+}
+
+/* -- sessions ----------------------------------------------------------------------------------------------------- */
+
+static int64_t now(clockid_t clock) {
+    struct timespec time;
+    clock_gettime(clock, &time);
+    return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+static void config(Handle options, const char *key, const char *value) {
+    check(((Handle(*)(Handle, const char *, const char *))api[CONFIG_ENTRY])(options, key, value), "model");
+}
+
+static int64_t open_session(const char *line) {
+    Handle env, options, allocator;
+    char *model = text_of(line, "model");
+    check_providers(line);
+    if (access(model, R_OK)) refuse("model", "%s does not exist", model);
+    check(((Handle(*)(int, const char *, Handle *))api[CREATE_ENV])(3, "edgeopt", &env), "model");
+    check(((Handle(*)(Handle))api[DISABLE_TELEMETRY])(env), "model");
+    check(((Handle(*)(Handle *))api[CREATE_OPTIONS])(&options), "model");
+    check(((Handle(*)(Handle, int))api[INTRA_THREADS])(options, (int)number(line, "threads")), "model");
+    check(((Handle(*)(Handle, int))api[INTER_THREADS])(options, 1), "model");
+    check(((Handle(*)(Handle, int))api[EXECUTION_MODE])(options, 0), "model");
+    check(((Handle(*)(Handle, int))api[OPTIMIZATION])(options, 99), "model");
+    check(((Handle(*)(Handle, int))api[LOG_SEVERITY])(options, 3), "model");
+    check(((Handle(*)(Handle))api[flag(line, "memory_arena") ? ENABLE_ARENA : DISABLE_ARENA])(options), "model");
+    config(options, "session.intra_op.allow_spinning", flag(line, "allow_spinning") ? "1" : "0");
+    config(options, "session.inter_op.allow_spinning", "0");
+    int64_t begin = now(CLOCK_MONOTONIC);
+    check(((Handle(*)(Handle, const char *, Handle, Handle *))api[CREATE_SESSION])(env, model, options, &session), "model");
+    int64_t load_ns = now(CLOCK_MONOTONIC) - begin;
+    check(((Handle(*)(Handle *))api[DEFAULT_ALLOCATOR])(&allocator), "model");
+    check(((Handle(*)(int, int, Handle *))api[CPU_MEMORY])(1, 0, &memory_info), "model");
+    check(((Handle(*)(Handle, size_t *))api[INPUT_COUNT])(session, &inputs), "model");
+    check(((Handle(*)(Handle, size_t *))api[OUTPUT_COUNT])(session, &outputs), "model");
+    if (inputs > MOST_ARRAYS || outputs > MOST_ARRAYS) refuse("model", "%s has too many inputs or outputs", model);
+    for (size_t at = 0; at < inputs + outputs; at++) {
+        int out = at >= inputs;
+        check(((Handle(*)(Handle, size_t, Handle, char **))api[out ? OUTPUT_NAME : INPUT_NAME])(
+                  session, out ? at - inputs : at, allocator, out ? &output_names[at - inputs] : &input_names[at]),
+              "model");
+    }
+    free(model);
+    return load_ns;
+}
+
+static Handle tensor(const Array *array) {
+    Handle value;
+    check(((Handle(*)(Handle, void *, size_t, const int64_t *, size_t, int, Handle *))api[TENSOR_OVER_DATA])(
+              memory_info, array->data, array->bytes, array->dim, array->dims, array->dtype->kind, &value),
+          "input");
+    return value;
+}
+
+static void run(Handle *feed, Handle *results) {
+    memset(results, 0, outputs * sizeof *results);
+    check(((Handle(*)(Handle, Handle, char *const *, Handle *, size_t, char *const *, size_t, Handle *))api[RUN])(
+              session, NULL, input_names, feed, inputs, output_names, outputs, results),
+          "model");
+}
+
+static void release(Handle *values, size_t count) {
+    for (size_t at = 0; at < count; at++) ((void (*)(Handle))api[RELEASE_VALUE])(values[at]);
+}
+
+/* Makes one batch: the first of the inputs file, or random values. */
+static void make_feed(const char *line, Handle *feed) {
+    long batch = (long)number(line, "batch_size");
+    char *path = text_of(line, "inputs");
+    FILE *file = *path ? fopen(path, "rb") : NULL;
+    if (*path && !file) refuse_file(path);
+    for (size_t at = 0; at < inputs; at++) {
+        Array array = {0};
+        if (file) {
+            rewind(file);
+            do {
+                if (!read_array(file, &array) || array.batch) refuse("input", "the inputs file has no array '%s'", input_names[at]);
+            } while (strcmp(array.name, input_names[at]) != 0);
+            if (array.dims && array.dim[0] < batch) refuse("input", "array '%s' has fewer rows than the batch", array.name);
+            if (array.dims && array.dim[0] > batch) {
+                array.bytes = array.bytes / (size_t)array.dim[0] * (size_t)batch;
+                array.dim[0] = batch;
+            }
+        } else {
+            random_array(at, batch, &array);
+        }
+        feed[at] = tensor(&array);
+    }
+    if (file) fclose(file);
+    free(path);
+}
+
+/* -- modes -------------------------------------------------------------------------------------------------------- */
+
+typedef struct { int64_t *wall, *cpu; size_t count; } Times;
+
+/* Runs until `runs` and `seconds` are both reached, or `most` seconds. */
+static Times repeat(Handle *feed, double runs, double seconds, double most) {
+    Times times = {0};
+    size_t room = 0;
+    Handle results[MOST_ARRAYS];
+    int64_t begin = now(CLOCK_MONOTONIC);
+    for (;;) {
+        if (times.count == room) {
+            room = room ? 2 * room : 1024;
+            times.wall = realloc(times.wall, room * sizeof *times.wall);
+            times.cpu = realloc(times.cpu, room * sizeof *times.cpu);
+        }
+        int64_t cpu_begin = now(CLOCK_PROCESS_CPUTIME_ID), wall_begin = now(CLOCK_MONOTONIC);
+        run(feed, results);
+        int64_t wall_end = now(CLOCK_MONOTONIC);
+        times.cpu[times.count] = now(CLOCK_PROCESS_CPUTIME_ID) - cpu_begin;
+        times.wall[times.count++] = wall_end - wall_begin;
+        release(results, outputs);
+        double elapsed = (double)(wall_end - begin) / 1e9;
+        if ((elapsed >= seconds && (double)times.count >= runs) || elapsed >= most) return times;
+    }
+}
+
+static void forget(Times times) {
+    free(times.wall);
+    free(times.cpu);
+}
+
+static void print_times(Times times) {
+    for (int cpu = 0; cpu < 2; cpu++) {
+        printf(", \"%s_ns\": [", cpu ? "cpu" : "wall");
+        for (size_t at = 0; at < times.count; at++)
+            printf("%s%lld", at ? "," : "", (long long)(cpu ? times.cpu : times.wall)[at]);
+        putchar(']');
+    }
+}
+
+static long status_number(const char *path, const char *key) {
+    char text[256];
+    long found = -1;
+    FILE *file = fopen(path, "r");
+    while (file && fgets(text, sizeof text, file))
+        if (!strncmp(text, key, strlen(key))) found = strtol(text + strlen(key), NULL, 10);
+    if (file) fclose(file);
+    return found;
+}
+
+static long long peak_bytes(void) { return 1024LL * status_number("/proc/self/status", "VmHWM:"); }
+
+static int forget_peak(void) {
+    FILE *file = fopen("/proc/self/clear_refs", "w");
+    if (!file) return 0;
+    int written = fputs("5", file) >= 0;
+    return fclose(file) == 0 && written;
+}
+
+/* Returns the temperature of the hottest zone in degrees; negative where the system shows none. */
+static double temperature_c(void) {
+    char path[64];
+    double hottest = -1;
+    for (int zone = 0; zone < 100; zone++) {
+        snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", zone);
+        double found = (double)status_number(path, "") / 1000;
+        if (found > hottest && found < 200) hottest = found;
+    }
+    return hottest < 0 ? -1 : hottest;
+}
+
+/* Waits while the processor is hot and still cooling; returns the seconds. As in worker.py, with its numbers. */
+static int cool_down(void) {
+    int waited = 0;
+    double before = temperature_c(), after;
+    for (; before > 60 && waited < 120; before = after) {
+        sleep(3);
+        waited += 3;
+        after = temperature_c();
+        if (before - after < 0.5) break;
+    }
+    return waited;
+}
+
+static void time_model(const char *line) {
+    Handle feed[MOST_ARRAYS];
+    int64_t load_ns = open_session(line);
+    make_feed(line, feed);
+    int cooled = cool_down();
+    double most = number(line, "max_seconds"), before_c = temperature_c();
+    Times warm = repeat(feed, number(line, "warmup_runs"), number(line, "warmup_seconds"), most);
+    long switches = status_number("/proc/self/status", "nonvoluntary_ctxt_switches:");
+    Times times = repeat(feed, number(line, "min_runs"), number(line, "min_seconds"), most);
+    switches = status_number("/proc/self/status", "nonvoluntary_ctxt_switches:") - switches;
+    begin_answer();
+    printf(", \"warmup_runs\": %zu, \"load_ns\": %lld, \"involuntary_switches\": %ld, \"pressure_ratio\": null, \"nodes\": {}",
+           warm.count, (long long)load_ns, switches);
+    printf(", \"cooled_seconds\": %d, \"temperatures_c\": ", cooled);
+    if (before_c < 0) fputs("null", stdout);
+    else printf("[%.1f, %.1f]", before_c, temperature_c());
+    print_times(times);
+    end_answer();
+}
+
+static void weigh_model(const char *line) {
+    Handle feed[MOST_ARRAYS];
+    if (!forget_peak()) {
+        begin_answer();
+        fputs(", \"supported\": false", stdout);
+        end_answer();
+        return;
+    }
+    long long baseline = peak_bytes();
+    open_session(line);
+    long long load = peak_bytes();
+    make_feed(line, feed);
+    forget_peak();
+    forget(repeat(feed, number(line, "min_runs"), 0, number(line, "max_seconds")));
+    begin_answer();
+    printf(", \"supported\": true, \"baseline_bytes\": %lld, \"load_peak_bytes\": %lld, \"run_peak_bytes\": %lld, "
+           "\"device_peak_bytes\": null", baseline, load - baseline, peak_bytes() - baseline);
+    end_answer();
+}
+
+static void run_batches(const char *line) {
+    char *from = text_of(line, "inputs"), *to = text_of(line, "outputs");
+    open_session(line);
+    FILE *source = fopen(from, "rb"), *target = source ? fopen(to, "wb") : NULL;
+    if (!target) refuse_file(source ? to : from);
+    Array array[MOST_ARRAYS], ahead;
+    Handle feed[MOST_ARRAYS], results[MOST_ARRAYS];
+    long batches = 0;
+    int more = read_array(source, &ahead);
+    while (more) {
+        size_t count = 0;
+        long batch = ahead.batch;
+        for (; more && ahead.batch == batch && count < MOST_ARRAYS; more = read_array(source, &ahead)) array[count++] = ahead;
+        for (size_t at = 0; at < inputs; at++) {
+            size_t found = 0;
+            while (found < count && strcmp(array[found].name, input_names[at]) != 0) found++;
+            if (found == count) refuse("input", "the inputs file has no array '%s'", input_names[at]);
+            feed[at] = tensor(&array[found]);
+        }
+        run(feed, results);
+        for (size_t at = 0; at < outputs; at++) write_array(target, batch, output_names[at], results[at]);
+        release(results, outputs);
+        release(feed, inputs);
+        for (size_t at = 0; at < count; at++) {
+            free(array[at].data);
+            free(array[at].name);
+        }
+        batches++;
+    }
+    fclose(source);
+    int failed = ferror(target);
+    if (fclose(target) || failed) refuse_file(to);
+    begin_answer();
+    printf(", \"batches\": %ld", batches);
+    end_answer();
+}
+
+static void serve(const char *line) {
+    Handle feed[MOST_ARRAYS];
+    open_session(line);
+    make_feed(line, feed);
+    forget(repeat(feed, number(line, "warmup_runs"), number(line, "warmup_seconds"), number(line, "max_seconds")));
+    begin_answer();
+    fputs(", \"nodes\": {}, \"precise_cpu_clock\": true", stdout);
+    end_answer();
+    for (;;) {
+        char *block = next_line();
+        double most = number(block, "max_seconds");
+        forget(repeat(feed, number(block, "warmup_runs"), 0, most));
+        Times times = repeat(feed, number(block, "min_runs"), number(block, "min_seconds"), most);
+        begin_answer();
+        print_times(times);
+        end_answer();
+        forget(times);
+        free(block);
+    }
+}
+
+/* Copies a value of the first processor in /proc/cpuinfo; empty where there is none. */
+static void cpuinfo(const char *key, char *value, size_t size) {
+    char text[4096];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    *value = 0;
+    while (file && !*value && fgets(text, sizeof text, file)) {
+        char *colon = strchr(text, ':');
+        if (!colon || strncmp(text, key, strlen(key)) != 0 || !strchr("\t :", text[strlen(key)])) continue;
+        colon += 1 + strspn(colon + 1, " \t");
+        snprintf(value, size, "%.*s", (int)strcspn(colon, "\n"), colon);
+    }
+    if (file) fclose(file);
+}
+
+static void describe(void) {
+    static const char *features[] = {"amx_int8", "asimd", "asimddp", "asimdfhm", "asimdhp", "avx", "avx2", "avx512_bf16",
+        "avx512_vnni", "avx512bw", "avx512f", "avx_vnni", "bf16", "f16c", "fma", "i8mm", "sve", "sve2"};
+    static const char *family[] = {"cpu family", "model", "stepping", "CPU implementer", "CPU part"};
+    char value[4096], name[256];
+    struct utsname system;
+    cpu_set_t cores;
+    uname(&system);
+    begin_answer();
+    printf(", \"family\": \"%s", system.machine);
+    for (size_t at = 0; at < sizeof family / sizeof *family; at++) {
+        cpuinfo(family[at], value, sizeof value);
+        if (*value) printf(" %s", value);
+    }
+    cpuinfo("model name", name, sizeof name);
+    if (!*name) cpuinfo("Hardware", name, sizeof name);
+    fputs("\", \"processor\": ", stdout);
+    print_string(*name ? name : system.machine);
+    cpuinfo("flags", value, sizeof value);
+    if (!*value) cpuinfo("Features", value, sizeof value);
+    fputs(", \"features\": [", stdout);
+    int some = 0;
+    for (size_t at = 0; at < sizeof features / sizeof *features; at++) {
+        char padded[4100], word[32];
+        snprintf(padded, sizeof padded, " %s ", value);
+        snprintf(word, sizeof word, " %s ", features[at]);
+        if (strstr(padded, word)) printf("%s\"%s\"", some++ ? ", " : "", features[at]);
+    }
+    sched_getaffinity(0, sizeof cores, &cores);
+    printf("], \"cores\": %d, \"memory_bytes\": %lld", CPU_COUNT(&cores),
+           1024LL * status_number("/proc/meminfo", "MemTotal:"));
+    printf(", \"system\": \"%s-%s-%s\"", system.sysname, system.release, system.machine);
+    printf(", \"python\": \"none: edgeopt's native runner\", \"onnxruntime\": \"%s\", \"numpy\": \"none\"", library_version);
+    char governor[64] = "";
+    FILE *file = fopen("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "r");
+    if (file && fgets(governor, sizeof governor, file)) governor[strcspn(governor, "\n")] = 0;
+    if (file) fclose(file);
+    fputs(", \"governor\": ", stdout);
+    if (*governor) print_string(governor);
+    else fputs("null", stdout);
+    double hottest = temperature_c();
+    if (hottest < 0) fputs(", \"temperature_c\": null", stdout);
+    else printf(", \"temperature_c\": %.1f", hottest);
+    end_answer();
+}
+
+int main(int count, char **words) {
+    pthread_t thread;
+    if (count != 2) {
+        fputs("usage: runner LIBONNXRUNTIME\n", stderr);
+        return 2;
+    }
+    setenv("ORT_DISABLE_TELEMETRY", "1", 1);
+    pthread_create(&thread, NULL, watch_stdin, NULL);
+    char *line = next_line(), *mode = text_of(line, "mode");
+    Handle library = dlopen(words[1], RTLD_NOW | RTLD_LOCAL);
+    if (!library) refuse("device", "ONNX Runtime's library does not load: %s", dlerror());
+    ApiBase *(*base)(void) = (ApiBase * (*)(void)) dlsym(library, "OrtGetApiBase");
+    if (!base) refuse("device", "%s is no library of ONNX Runtime", words[1]);
+    library_version = base()->version();
+    api = base()->get_api(5);
+    if (!api) refuse("device", "%s has no C API of version 5", words[1]);
+    if (!strcmp(mode, "time")) time_model(line);
+    else if (!strcmp(mode, "memory")) weigh_model(line);
+    else if (!strcmp(mode, "outputs")) run_batches(line);
+    else if (!strcmp(mode, "serve")) serve(line);
+    else describe();
+    for (;;) next_line();
+}

@@ -33,6 +33,8 @@ class Turns(Record, frozen=True, kw_only=True):
 
 
 DEFAULT_TURNS = Turns()
+PROFILING = Turns(rounds=3, seconds=0.1, budget_seconds=15.0, min_models=2)
+"""For people who look at one file or two."""
 
 
 class NodeTime(NamedTuple):
@@ -44,6 +46,8 @@ class NodeTime(NamedTuple):
     outputs: list[list[int]]
     ns: float
     """Until the next node starts."""
+    provider: str = ""
+    """The execution provider that ran it."""
 
 
 class FileTime(NamedTuple):
@@ -105,6 +109,7 @@ def profile_nodes(
                 node["inputs"],
                 node["outputs"],
                 statistics.median(pace * nodes[place]["ns"] for pace, nodes in same),
+                node["provider"],
             )
             for place, node in enumerate(first)
         ]

@@ -418,6 +418,7 @@ def read_profile(events: list[dict[str, Any]], skipped_runs: int) -> list[dict[s
             {
                 "name": event["name"].removesuffix("_kernel_time"),
                 "operator": event["args"]["op_name"],
+                "provider": event["args"]["provider"],
                 "inputs": shapes[0],
                 "outputs": shapes[1],
                 "ns": float(usual.mean()) * 1000,

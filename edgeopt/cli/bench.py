@@ -10,8 +10,11 @@ import click
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from edgeopt.bench.changes import Change
     from edgeopt.records.measurement import Comparison, DeviceKind, Measurement
     from edgeopt.records.profile import Profile
+
+SHOWN_CHANGES = 8
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -36,8 +39,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Time and weigh MODEL on a target's device."""
+    from edgeopt.bench.changes import node_changes
     from edgeopt.bench.compare import compare
     from edgeopt.bench.measure import measure
+    from edgeopt.bench.nodes import PROFILING, profile_nodes
     from edgeopt.cli.console import Progress
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import open_device
@@ -47,36 +52,31 @@ def command(
     batch = batch_size or profile.limits.batch_size
     where = open_device(device or profile.device)
     kind: DeviceKind = "stand-in" if profile.stand_in and where.uri.startswith("local:") else "measured"
-    comparison = None
+    comparison, changes = None, None
     with Progress() as progress:
 
         def tell(text: str) -> None:
             progress("bench", text)
 
+        common: dict[str, Any] = {"batch_size": batch, "allow_fallback": allow_fallback, "inputs": inputs}
         measurement = measure(
             model,
             where,
             profile,
-            batch_size=batch,
-            allow_fallback=allow_fallback,
-            inputs=inputs,
             kind=kind,
             percentile=profile.limits.latency_percentile,
             max_latency_ms=profile.limits.max_latency_ms,
             progress=tell,
+            **common,
         )
         if against is not None:
-            comparison = compare(
-                model,
-                against,
-                where,
-                profile,
-                batch_size=batch,
-                allow_fallback=allow_fallback,
-                inputs=inputs,
-                progress=tell,
-            )
+            comparison = compare(model, against, where, profile, progress=tell, **common)
+            tell("profiling nodes")
+            before, after = profile_nodes([against, model], where, profile, turns=PROFILING, **common)
+            changes = node_changes(before.nodes, after.nodes)
     summary = _summary(model, profile, measurement, comparison, against)
+    if changes is not None:
+        summary["against"]["nodes"] = changes
     if as_json:
         click.echo(to_json({**summary, "measurement": measurement, "comparison": comparison}))
     else:
@@ -127,6 +127,8 @@ def _print(summary: dict[str, Any], profile: Profile, measurement: Measurement) 
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(summary, profile, measurement))
+    if summary["against"]:
+        console.print(_changes(summary["against"]["nodes"]))
     disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
     if disturbed:
         said = words.listed(disturbed)
@@ -170,6 +172,31 @@ def _table(summary: dict[str, Any], profile: Profile, measurement: Measurement) 
             f"by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
         )
     return table
+
+
+def _changes(changes: list[Change]) -> Table:
+    """Return the nodes that gained or lost most, and what all others did; by ONNX Runtime's profiler."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title="what changed most, by ONNX Runtime's profile", title_justify="left")
+    for name in ("node", "before", "now", "gained"):
+        table.add_column(name, justify="left" if name == "node" else "right")
+    rest = changes[SHOWN_CHANGES:]
+    rows = [(_label(change), change.against_ns, change.ns) for change in changes[:SHOWN_CHANGES]]
+    if rest:
+        rows.append((f"{len(rest)} more rows", sum(c.against_ns for c in rest), sum(c.ns for c in rest)))
+    rows.append(("all nodes", sum(c.against_ns for c in changes), sum(c.ns for c in changes)))
+    for label, before, now in rows:
+        table.add_row(escape(label), f"{before / 1e6:.3f} ms", f"{now / 1e6:.3f} ms", f"{(before - now) / 1e6:+.3f} ms")
+    return table
+
+
+def _label(change: Change) -> str:
+    if change.name:
+        return f"{change.operator} {change.name}"
+    before, now = change.nodes
+    return f"{change.operator}, others ({before} before, {now} now)"
 
 
 def _memory(measurement: Measurement) -> str:

@@ -63,6 +63,7 @@ def test_json_alone_is_on_stdout_with_statistics_and_raw_samples(bench, tmp_path
     assert document["schema"] == "edgeopt/bench-1"
     assert document["latency_ms"]["limit_ci95"][0] <= document["latency_ms"]["limit"]
     assert document["against"]["verdict"] == "faster"
+    assert {"name", "operator", "against_ns", "ns"} <= document["against"]["nodes"][0].keys()
     assert from_json(json.dumps(document["measurement"]), Measurement).batch_size == 2
     assert from_json(json.dumps(document["comparison"]), Comparison).clock == "cpu"
 
@@ -87,7 +88,7 @@ def test_the_table_names_what_was_measured(bench, tmp_path):
     ("arguments", "code", "said"),
     [
         (("none.onnx", "--target", "./quick.toml"), 2, "none.onnx"),
-        (("m.onnx", "--target", "./quick.toml", "--device", "ssh://host"), 2, "no kind of device 'ssh'"),
+        (("m.onnx", "--target", "./quick.toml", "--device", "gopher://host"), 2, "no kind of device 'gopher'"),
         (("broken.onnx", "--target", "./quick.toml"), 1, "Protobuf"),
         (("m.onnx", "--target", "server-cuda"), 2, "onnxruntime-gpu"),
     ],
@@ -100,3 +101,11 @@ def test_what_cannot_be_measured_is_one_paragraph_and_an_exit_code(bench, tmp_pa
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_nodes_that_changed_most_stand_below_the_verdict(bench, tmp_path):
+    a_network(tmp_path / "m.onnx", width=256)
+    a_network(tmp_path / "o.onnx", layers=6, width=256)
+    done = bench("m.onnx", "--target", "./quick.toml", "--against", "o.onnx")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.index("faster:") < done.stdout.index("what changed most") < done.stdout.index("all nodes")

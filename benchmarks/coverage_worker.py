@@ -105,7 +105,7 @@ def built(architecture: Architecture) -> tuple[nn.Module, tuple[Tensor, ...]]:
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() > 1 and bool((parameter == parameter.reshape(-1)[0]).all()):
-                parameter += 0.1 * torch.randn_like(parameter)
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
         model.eval()
         for part in model.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):

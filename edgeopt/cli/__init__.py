@@ -23,6 +23,7 @@ COMMANDS = {
     "build": ("edgeopt.cli.build", "Make the smallest file that keeps a target's limits."),
     "bench": ("edgeopt.cli.bench", "Time and weigh one ONNX file on a target, or compare two."),
     "check": ("edgeopt.cli.check", "Verify a finished build again: its files, its outputs, its limits."),
+    "inspect": ("edgeopt.cli.inspect", "Show what a model holds, or what of a task can go."),
     "report": ("edgeopt.cli.report", "Print a finished build's result again."),
     "history": ("edgeopt.cli.history", "List the builds and trials of a workspace."),
     "show": ("edgeopt.cli.show", "Show one trial of a workspace."),

@@ -9,6 +9,7 @@
     │       └── DiskFullError     2  no space is left
     ├── DeviceError               1  a worker died there, or the device lacks what is needed
     │   ├── DeviceLostError       1  the connection broke and did not come back
+    │   ├── CannotProfileError    1  a kind of device that has no profile of nodes
     │   └── ProviderError         2  an execution provider that was asked for is not there
     ├── StepError                 1  one step of a recipe failed; ``stage`` names it
     │   ├── ParityError           1  a stage computes something else than the stage before
@@ -70,6 +71,10 @@ class DeviceError(EdgeoptError):
 
 class DeviceLostError(DeviceError):
     """The connection broke and did not come back, or the device's disk is full: the same command resumes later."""
+
+
+class CannotProfileError(DeviceError):
+    """A kind of device that has no profile of nodes: what needs one goes on without."""
 
 
 class ProviderError(DeviceError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,7 @@ def command(
     from edgeopt.cli.console import Progress
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import open_device
+    from edgeopt.errors import CannotProfileError
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target)
@@ -72,8 +74,9 @@ def command(
         if against is not None:
             comparison = compare(model, against, where, profile, progress=tell, **common)
             tell("profiling nodes")
-            before, after = profile_nodes([against, model], where, profile, turns=PROFILING, **common)
-            changes = node_changes(before.nodes, after.nodes)
+            with contextlib.suppress(CannotProfileError):
+                before, after = profile_nodes([against, model], where, profile, turns=PROFILING, **common)
+                changes = node_changes(before.nodes, after.nodes)
     summary = _summary(model, profile, measurement, comparison, against)
     if changes is not None:
         summary["against"]["nodes"] = changes
@@ -127,7 +130,7 @@ def _print(summary: dict[str, Any], profile: Profile, measurement: Measurement) 
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(summary, profile, measurement))
-    if summary["against"]:
+    if summary["against"] and "nodes" in summary["against"]:
         console.print(_changes(summary["against"]["nodes"]))
     disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
     if disturbed:

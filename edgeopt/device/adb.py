@@ -23,7 +23,7 @@ from edgeopt.device.arrays import pack, unpack
 from edgeopt.device.base import Request, Worker, WorkerRefused
 from edgeopt.device.describe import describe
 from edgeopt.device.process import WorkerProcess, explain_remote, last_line
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Environment
 
@@ -195,6 +195,8 @@ class AdbDevice:
 
     def sent(self, request: Request) -> Request:
         """Send a request's files and return it with their names in the folder, where the runner runs."""
+        if request.mode == "nodes":
+            raise CannotProfileError(f"{self._uri}: this kind of device cannot tell the times of single nodes.")
         self._prepare()
         names = {}
         if Path(request.model).is_file():

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl
 
 from edgeopt.device.adb import AdbDevice
 from edgeopt.device.base import Device
+from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
@@ -17,7 +18,8 @@ from edgeopt.errors import ConfigError, did_you_mean
 
 KNOWN = (
     "`local:` (this machine), `local:?python=PATH` (another Python environment on it), "
-    "`ssh://[user@]host[:port][?python=PATH]` and `adb:[serial]?runner=PATH&library=PATH` (an Android phone)"
+    "`ssh://[user@]host[:port][?python=PATH]`, `adb:[serial]?runner=PATH&library=PATH` (an Android phone) and "
+    "`browser:[address[:port]]?runtime=FOLDER`"
 )
 
 
@@ -85,4 +87,24 @@ def _adb(uri: str, place: str, options: dict[str, str]) -> Device:
     return AdbDevice(uri, place, Path(options["runner"]), Path(options["library"]))
 
 
-SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {"local": _local, "ssh": _ssh, "adb": _adb}
+def _browser(uri: str, place: str, options: dict[str, str]) -> Device:
+    _check_options(uri, options, {"runtime"})
+    found = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\[\]:/\s]*)(?::(?P<port>\d{1,5}))?", place)
+    if found is None:
+        raise ConfigError(f"'{uri}': a browser is `browser:` (on this machine) or `browser:ADDRESS[:PORT]`.")
+    runtime = Path(options.get("runtime", ""))
+    missing = [name for name in RUNTIME_FILES if "runtime" not in options or not (runtime / name).is_file()]
+    if missing:
+        raise ConfigError(
+            f"'{uri}': a browser needs three files of onnxruntime-web, as in `browser:?runtime=FOLDER`; {missing[0]} "
+            "is not there. `tools/fetch_web_runtime.py --out FOLDER` fetches them."
+        )
+    return BrowserDevice(uri, found["host"].strip("[]") or "127.0.0.1", int(found["port"] or 0), runtime)
+
+
+SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {
+    "local": _local,
+    "ssh": _ssh,
+    "adb": _adb,
+    "browser": _browser,
+}

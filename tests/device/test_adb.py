@@ -1,6 +1,6 @@
 """Phones by the real `adb` program and a server of adb's protocol; the native runner runs on this machine."""
 
-import json
+import functools
 import os
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.device.adb import AdbDevice, machine_of
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
 
 
 @pytest.fixture
@@ -157,12 +157,16 @@ def test_bench_compares_two_files_on_the_phone(native, phones, tmp_path):
     a_network(tmp_path / "m.onnx")
     a_network(tmp_path / "o.onnx", layers=6, width=256)
     target = write_quick_target(tmp_path)
-    command = ["bench", "m.onnx", "--target", target, "--against", "o.onnx", "--json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "edgeopt", *command, "--device", uri_of(native, "SERIAL1")],
-        cwd=tmp_path, capture_output=True, text=True, timeout=180,
-    )  # fmt: skip
+    command = ["bench", "m.onnx", "--target", target, "--against", "o.onnx", "--device", uri_of(native, "SERIAL1")]
+    run = functools.partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, timeout=180)
+    done = run([sys.executable, "-m", "edgeopt", *command, "--json"])
     assert done.returncode == 0, done.stderr
     result = msgspec.json.decode(done.stdout)
     assert result["against"]["verdict"] == "faster"
-    assert json.dumps(result["measurement"]["device"]).count("adb:SERIAL1") == 1
+    assert result["measurement"]["device"]["uri"].startswith("adb:SERIAL1")
+    assert "faster" in run([sys.executable, "-m", "edgeopt", *command]).stdout
+
+
+def test_a_profile_of_nodes_is_refused_as_what_the_phone_cannot(device, tmp_path):
+    with pytest.raises(CannotProfileError, match="cannot tell the times of single nodes"):
+        device.run(a_request("nodes", a_network(tmp_path / "m.onnx")), 60, {})

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from ssh_server import children_of, connections_of, free_port, keygen, name_of, workers_of
@@ -345,3 +346,13 @@ def test_nodes_of_several_files_are_timed_over_there(device, tmp_path):
     found = profile_nodes(models, device, a_quick_profile(), 2, (), None, turns)
     assert [one.file for one in found] == [0, 1]
     assert all(node.ns > 0 for one in found for node in one.nodes)
+
+
+def test_the_files_of_a_profile_of_nodes_are_sent(device, sshd, tmp_path):
+    models = [a_network(tmp_path / f"{layers}.onnx", layers=layers) for layers in (2, 3)]
+    request = msgspec.structs.replace(
+        a_request(tmp_path), mode="nodes", model=str(models[0]), models=tuple(map(str, models)), max_seconds=1.0
+    )
+    turns = device.run(request, 60, {})["turns"]
+    assert {turn["model"] for turn in turns} == {0, 1}
+    assert len(list((sshd.home / "cache" / "edgeopt").glob("*.onnx"))) == 2

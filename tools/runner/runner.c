@@ -383,6 +383,37 @@ static void forget(Times times) {
     free(times.cpu);
 }
 
+static int ascending(const void *one, const void *other) {
+    int64_t a = *(const int64_t *)one, b = *(const int64_t *)other;
+    return (a > b) - (a < b);
+}
+
+/* Returns the median of the last `count` runs, and puts them in order. */
+static double median(Times times, size_t count) {
+    if (count > times.count) count = times.count;
+    int64_t *last = times.wall + times.count - count;
+    qsort(last, count, sizeof *last, ascending);
+    return (double)(last[(count - 1) / 2] + last[count / 2]) / 2;
+}
+
+/* Warms up as worker.py does, with its numbers: block after block until one is no quicker than the one before. */
+static size_t warm_up(const char *line, Handle *feed, int *steady) {
+    double most = number(line, "max_seconds");
+    int64_t end = now(CLOCK_MONOTONIC) + (int64_t)(most * 1e9);
+    Times block = repeat(feed, number(line, "warmup_runs"), number(line, "warmup_seconds"), most);
+    size_t count = block.count;
+    double before = median(block, 5), after;
+    forget(block);
+    for (*steady = 0; !*steady && now(CLOCK_MONOTONIC) < end; before = after) {
+        block = repeat(feed, 5, 0.03, most);
+        count += block.count;
+        after = median(block, block.count);
+        *steady = after > 0.98 * before;
+        forget(block);
+    }
+    return count;
+}
+
 static void print_times(Times times) {
     for (int cpu = 0; cpu < 2; cpu++) {
         printf(", \"%s_ns\": [", cpu ? "cpu" : "wall");
@@ -442,13 +473,14 @@ static void time_model(const char *line) {
     make_feed(line, feed);
     int cooled = cool_down();
     double most = number(line, "max_seconds"), before_c = temperature_c();
-    Times warm = repeat(feed, number(line, "warmup_runs"), number(line, "warmup_seconds"), most);
+    int steady;
+    size_t warmup_runs = warm_up(line, feed, &steady);
     long switches = status_number("/proc/self/status", "nonvoluntary_ctxt_switches:");
     Times times = repeat(feed, number(line, "min_runs"), number(line, "min_seconds"), most);
     switches = status_number("/proc/self/status", "nonvoluntary_ctxt_switches:") - switches;
     begin_answer();
-    printf(", \"warmup_runs\": %zu, \"load_ns\": %lld, \"involuntary_switches\": %ld, \"pressure_ratio\": null, \"nodes\": {}",
-           warm.count, (long long)load_ns, switches);
+    printf(", \"warmup_runs\": %zu, \"steady\": %s, \"load_ns\": %lld, \"involuntary_switches\": %ld, \"pressure_ratio\": null, \"nodes\": {}",
+           warmup_runs, steady ? "true" : "false", (long long)load_ns, switches);
     printf(", \"cooled_seconds\": %d, \"temperatures_c\": ", cooled);
     if (before_c < 0) fputs("null", stdout);
     else printf("[%.1f, %.1f]", before_c, temperature_c());
@@ -614,6 +646,7 @@ int main(int count, char **words) {
     else if (!strcmp(mode, "memory")) weigh_model(line);
     else if (!strcmp(mode, "outputs")) run_batches(line);
     else if (!strcmp(mode, "serve")) serve(line);
-    else describe();
+    else if (!strcmp(mode, "describe")) describe();
+    else refuse("device", "this runner has no mode '%s'", mode);
     for (;;) next_line();
 }

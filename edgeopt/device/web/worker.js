@@ -1,0 +1,186 @@
+// edgeopt's worker in a browser: the messages and answers of edgeopt/bench/worker.py, with onnxruntime-web.
+
+import * as ort from "./ort.wasm.min.mjs";
+
+const TYPES = {
+  float32: Float32Array, float64: Float64Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array,
+  uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array,
+  bool: Uint8Array, float16: Uint16Array,
+};
+
+class Refusal extends Error {
+  constructor(kind, reason) {
+    super(reason);
+    this.kind = kind;
+  }
+}
+
+let names = { session: "", serving: null };
+
+async function download(name) {
+  const response = await fetch(`file/${name}?${names.session}`);
+  if (!response.ok) throw new Refusal("model", `${name} does not exist`);
+  return response.arrayBuffer();
+}
+
+// Records: a line "BATCH DTYPE NDIM DIM... BYTES NAME", then the bytes.
+function unpack(buffer) {
+  const bytes = new Uint8Array(buffer);
+  const batches = [];
+  for (let at = 0; at < bytes.length; ) {
+    const end = bytes.indexOf(10, at);
+    const words = new TextDecoder().decode(bytes.subarray(at, end)).split(" ");
+    const [batch, dtype, ndim] = [Number(words[0]), words[1], Number(words[2])];
+    const dims = words.slice(3, 3 + ndim).map(Number);
+    const size = Number(words[3 + ndim]);
+    const name = words.slice(4 + ndim).join(" ");
+    const data = new TYPES[dtype](buffer.slice(end + 1, end + 1 + size));
+    (batches[batch] ??= {})[name] = new ort.Tensor(dtype, data, dims);
+    at = end + 1 + size;
+  }
+  return batches;
+}
+
+function pack(batches) {
+  const parts = [];
+  batches.forEach((batch, index) => {
+    for (const [name, tensor] of Object.entries(batch)) {
+      const { data, dims, type } = tensor;
+      const words = [index, type, dims.length, ...dims, data.byteLength, name];
+      parts.push(`${words.join(" ")}\n`, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    }
+  });
+  return new Blob(parts);
+}
+
+function first(tensor, rows) {
+  const { type, data, dims } = tensor;
+  if (!dims.length || dims[0] === rows) return tensor;
+  if (dims[0] < rows) throw new Refusal("input", `an array has ${dims[0]} rows; the batch needs ${rows}`);
+  return new ort.Tensor(type, data.slice(0, (data.length / dims[0]) * rows), [rows, ...dims.slice(1)]);
+}
+
+function random({ name, type, shape }, batch) {
+  const dims = shape.map((size, at) => (typeof size === "number" && size >= 0 ? size : at === 0 ? batch : NaN));
+  if (dims.some(Number.isNaN)) throw new Refusal("input", `input '${name}' leaves a size open: give an inputs file`);
+  const count = dims.reduce((product, size) => product * size, 1);
+  const data = new TYPES[type](count);
+  const wide = type.includes("64") && type !== "float64";
+  for (let at = 0; at < count; at++) {
+    if (wide) data[at] = BigInt(Math.random() < 0.5);
+    else if (type === "float16") data[at] = 0x3800 | (Math.random() * 0x3ff);
+    else if (type.startsWith("float")) data[at] = Math.random() + Math.random() + Math.random() - 1.5;
+    else if (type === "int8" || type === "uint8") data[at] = Math.random() * 256;
+    else data[at] = Math.random() < 0.5;
+  }
+  return new ort.Tensor(type, data, dims);
+}
+
+async function open(request) {
+  if (!request.providers.concat(request.allow_fallback).includes("CPUExecutionProvider"))
+    throw new Refusal("provider", `a browser has CPUExecutionProvider (WebAssembly) alone, not ${request.providers[0]}`);
+  if (request.threads > 1 && !crossOriginIsolated)
+    throw new Refusal("provider", "a page that came over plain http from another machine runs on 1 thread; asked for "
+      + `were ${request.threads}. Set threads = 1 in the target, or reach this machine as localhost (adb reverse)`);
+  ort.env.wasm.numThreads = request.threads;
+  const model = new Uint8Array(await download(request.model));
+  const begin = performance.now();
+  const session = await ort.InferenceSession.create(model, {
+    executionProviders: ["wasm"], graphOptimizationLevel: "all", enableCpuMemArena: request.memory_arena,
+  });
+  return { session, load_ns: Math.round((performance.now() - begin) * 1e6) };
+}
+
+async function feed(session, request) {
+  const given = request.inputs ? unpack(await download(request.inputs))[0] : null;
+  return Object.fromEntries(session.inputMetadata.map((entry) => {
+    if (given && !given[entry.name]) throw new Refusal("input", `the inputs file has no array '${entry.name}'`);
+    return [entry.name, given ? first(given[entry.name], request.batch_size) : random(entry, request.batch_size)];
+  }));
+}
+
+async function repeat(session, inputs, runs, seconds, most) {
+  const times = [];
+  const begin = performance.now();
+  for (;;) {
+    const start = performance.now();
+    await session.run(inputs);
+    const end = performance.now();
+    times.push(Math.round((end - start) * 1e6));
+    const elapsed = (end - begin) / 1000;
+    if ((elapsed >= seconds && times.length >= runs) || elapsed >= most) return times;
+  }
+}
+
+function median(times) {
+  const sorted = times.toSorted((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+}
+
+// As worker.py does, with its numbers: block after block until one is no quicker than the one before.
+async function warmUp(session, inputs, { warmup_runs, warmup_seconds, max_seconds }) {
+  const end = performance.now() + 1000 * max_seconds;
+  let times = await repeat(session, inputs, warmup_runs, warmup_seconds, max_seconds);
+  let [runs, before] = [times.length, median(times.slice(-5))];
+  while (performance.now() < end) {
+    times = await repeat(session, inputs, 5, 0.03, max_seconds);
+    runs += times.length;
+    if (median(times) > 0.98 * before) return [runs, true];
+    before = median(times);
+  }
+  return [runs, false];
+}
+
+const MODES = {
+  async describe() {
+    return {
+      family: `wasm ${navigator.platform}`, processor: navigator.userAgent,
+      features: crossOriginIsolated ? ["wasm-threads"] : [], cores: navigator.hardwareConcurrency,
+      memory_bytes: (navigator.deviceMemory ?? 0) * 2 ** 30, system: navigator.platform, python: "none: a browser",
+      onnxruntime: ort.env.versions.web, numpy: "none", governor: null, temperature_c: null,
+    };
+  },
+  async memory() {
+    return { supported: false };
+  },
+  async time(request) {
+    const { session, load_ns } = await open(request);
+    const inputs = await feed(session, request);
+    const [warmup_runs, steady] = await warmUp(session, inputs, request);
+    const times = await repeat(session, inputs, request.min_runs, request.min_seconds, request.max_seconds);
+    return {
+      wall_ns: times, cpu_ns: times, warmup_runs, steady, load_ns, involuntary_switches: 0, pressure_ratio: null,
+      cooled_seconds: 0, temperatures_c: null, nodes: {},
+    };
+  },
+  async outputs(request) {
+    const { session } = await open(request);
+    const found = [];
+    for (const batch of unpack(await download(request.inputs))) found.push(await session.run(batch));
+    postMessage({ outputs: pack(found) });
+    return { batches: found.length };
+  },
+  async serve(request) {
+    const { session } = await open(request);
+    const inputs = await feed(session, request);
+    await repeat(session, inputs, request.warmup_runs, request.warmup_seconds, request.max_seconds);
+    names.serving = { session, inputs };
+    return { nodes: {}, precise_cpu_clock: false };
+  },
+};
+
+async function block({ session, inputs }, { warmup_runs, min_runs, min_seconds, max_seconds }) {
+  await repeat(session, inputs, warmup_runs, 0, max_seconds);
+  const times = await repeat(session, inputs, min_runs, min_seconds, max_seconds);
+  return { wall_ns: times, cpu_ns: times };
+}
+
+onmessage = async ({ data: { message, session } }) => {
+  names.session = session;
+  try {
+    const found = names.serving ? await block(names.serving, message) : await MODES[message.mode](message);
+    postMessage({ ok: true, ...found });
+  } catch (error) {
+    postMessage({ ok: false, kind: error.kind ?? "model", reason: String(error.message ?? error) });
+  }
+};

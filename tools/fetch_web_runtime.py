@@ -1,0 +1,35 @@
+#!/usr/bin/env python3
+"""Fetch the three files of onnxruntime-web that `browser:` needs, with npm: tools/fetch_web_runtime.py --out FOLDER."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tarfile
+import tempfile
+from pathlib import Path
+
+VERSION = "1.24.3"
+FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+
+
+def main() -> None:
+    """Download the package, without running anything of it, and keep three files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--version", default=VERSION)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        package = f"onnxruntime-web@{options.version}"
+        subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
+            for name in FILES:
+                member = archive.extractfile(f"package/dist/{name}")
+                assert member is not None, name
+                (options.out / name).write_bytes(member.read())
+    print(f"--device 'browser:?runtime={options.out.resolve()}'")
+
+
+if __name__ == "__main__":
+    main()

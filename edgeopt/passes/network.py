@@ -118,11 +118,7 @@ class Network:
             StepError: these indices leave nothing of a tensor, or cut channels that go together apart.
         """
         marks = self.mark() if marks is None else marks
-        alive = torch.ones(marks.labels.count, dtype=torch.bool)
-        for slot, indices in kept.items():
-            owned = marks.labels.slots[slot]
-            alive[owned.start : owned.stop] = False
-            alive[owned.start + torch.from_numpy(indices)] = True
+        alive = marks.labels.alive(kept)
         graph = copy.deepcopy(self.eval_module.graph)
         resize(graph, marks, alive)
         names = tensor_names(self.eval_module)

@@ -13,6 +13,7 @@ from edgeopt.passes.prune.labels import Labels, Marked, connect
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
 from edgeopt.passes.prune.resize import kept_of
 from edgeopt.passes.prune.rewrite import prune
+from edgeopt.passes.prune.settle import settle
 
 
 def analysed(model: nn.Module, *inputs: torch.Tensor) -> tuple[Network, Groups]:
@@ -28,7 +29,7 @@ def test_a_layer_that_meets_label_zero_freezes():
     labels = Labels()
     line = labels.of_parameter("weight", (3,)).layers[0]
     labels.unite(line, torch.tensor([0, 2, 3]))
-    _, reasons = labels.settle()
+    _, reasons = settle(labels)
     assert [reason is not None for reason in reasons[1:]] == [True, False, False]
 
 

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from edgeopt.errors import InputError, did_you_mean
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import KERNEL, NO_RULE, Integers, Reason, Slot
+from edgeopt.passes.prune.settle import Heads, settle
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,18 @@ class Groups:
 
     def alive(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
         """Tell for each label whether it is left."""
-        alive = torch.ones(self.marks.labels.count, dtype=torch.bool)
-        for slot, indices in self.kept(keep).items():
-            owned = self.marks.labels.slots[slot]
-            alive[owned.start : owned.stop] = False
-            alive[owned.start + torch.from_numpy(indices)] = True
-        return alive
+        return self.marks.labels.alive(self.kept(keep))
 
 
-def analyse(network: Network) -> Groups:
-    """Find which channels of a network go together, and which cannot go and why."""
+def analyse(network: Network, heads: Heads = "most") -> Groups:
+    """Find which channels of a network go together, and which cannot go and why.
+
+    Args:
+        network: The network.
+        heads: What goes from an attention: whole heads, the same depth of all heads, or what gives more channels.
+    """
     marks = network.mark()
-    classes, reasons = marks.labels.settle()
+    classes, reasons = settle(marks.labels, heads)
     slots = list(marks.labels.slots.items())
     members: dict[int, dict[Slot, list[int]]] = {}
     for slot, owned in slots:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from edgeopt.passes.prune.labels import NO_RULE, Labels, Marked, Reason, compressed, varying
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.prune.rules.call import Call, Layers
+from edgeopt.passes.prune.rules.movement import made
 
 Shapes = dict[str, Any]
 """Node name to the shape of its tensor, a list of shapes for several tensors, or a plain number."""
@@ -74,10 +75,10 @@ def mark(module: fx.GraphModule, shapes: Shapes) -> Marks:
             labels.freeze([layer for value in marked_in(arguments) for layer in value.layers], "the model's output")
         elif node.target is operator.getitem:
             values[node.name] = arguments[0][0][arguments[0][1]]
-        elif node.op != "call_function" or not any(marked_in(arguments)):
-            values[node.name] = _without_layers(shape)
-        else:
+        elif node.op == "call_function" and (marked_in(arguments) or rule_for(node.target) is made):
             values[node.name] = _apply(labels, Call.of(node, *arguments, shape), shape)
+        else:
+            values[node.name] = _without_layers(shape)
     return Marks(labels, values)
 
 
@@ -117,7 +118,7 @@ def _settled(labels: Labels, layers: Layers, shape: tuple[int, ...]) -> Marked:
             labels.freeze(layer, "one label for a whole tensor")
             continue
         if len(dims) > 1:
-            labels.rectangle(layer)
+            labels.choose(None, layer)
         kept.append(layer)
     return Marked(shape, tuple(kept))
 

@@ -15,7 +15,8 @@ output of shape (batch, 2, h, w) carries one layer of shape (1, 2, 1, 1) with th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,8 @@ class Reason:
 
 NO_RULE = "no rule for this operator"
 KERNEL = "the positions of a kernel"
+SPLIT = "a view splits it, and its other part goes"
+LAST = "all that one dimension of a tensor has"
 FIXED_SIZE = "meets values of a fixed size"
 NOWHERE = Reason("", "", "")
 
@@ -72,6 +75,28 @@ def compressed(layer: Tensor) -> Tensor:
     return layer
 
 
+@dataclass(frozen=True)
+class Follower:
+    """Labels that belong to no parameter: one is there while, along ``dims``, any place has all of ``sources``."""
+
+    layer: Tensor
+    sources: tuple[Tensor, ...]
+    dims: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is left of ``layer`` must be a product of what is left along each dimension; ``settle`` decides how.
+
+    With a ``line``, which depends on some of the layer's dimensions only, either both go together along the line, or
+    the line stays and the layer goes across it. Example: a line of heads, a layer of (heads, depth).
+    """
+
+    layer: Tensor
+    line: Tensor | None
+    reason: Reason
+
+
 class Labels:
     """The labels of one network: what is united, what is frozen and why.
 
@@ -81,15 +106,26 @@ class Labels:
     def __init__(self) -> None:
         self.slots: dict[Slot, range] = {}
         self.reason = NOWHERE
+        self.frozen: list[tuple[Integers, Reason]] = []
+        self.choices: list[Choice] = []
         self._count = 1
         self._pairs: list[Integers] = []
-        self._frozen: list[tuple[Integers, Reason]] = []
-        self._rectangles: list[Tensor] = []
+        self._seen: set[bytes] = set()
+        self._followers: list[Follower] = []
+        self._made: list[range] = []
+        self._classes: Integers | None = None
 
     @property
     def count(self) -> int:
         """How many labels there are, with label 0."""
         return self._count
+
+    @property
+    def classes(self) -> Integers:
+        """The class of each label by what was united, before any choice."""
+        if self._classes is None:
+            self._classes = connect(np.arange(self._count), np.concatenate([np.empty((0, 2), np.int64), *self._pairs]))
+        return self._classes
 
     def of_parameter(self, name: str, shape: Sequence[int]) -> Marked:
         """Give labels to a parameter (the same ones each time): one layer for each dimension above size 1."""
@@ -98,12 +134,42 @@ class Labels:
             if size == 1:
                 continue
             if (name, dim) not in self.slots:
-                self.slots[name, dim] = range(self._count, self._count + size)
-                self._count += size
-            owned = self.slots[name, dim]
-            line = torch.arange(owned.start, owned.stop)
-            layers.append(line.reshape([size if other == dim else 1 for other in range(len(shape))]))
+                self.slots[name, dim] = self._more(size)
+            layers.append(_line(self.slots[name, dim], dim, len(shape)))
         return Marked(tuple(shape), tuple(layers))
+
+    def made(self, shape: Sequence[int], dims: Sequence[int]) -> tuple[Tensor, ...]:
+        """Give labels to dimensions of a tensor that the graph itself makes: they go with whatever they meet."""
+        layers = []
+        for dim in dims:
+            if shape[dim] > 1:
+                self._made.append(self._more(shape[dim]))
+                layers.append(_line(self._made[-1], dim, len(shape)))
+        return tuple(layers)
+
+    def follow(self, sources: Sequence[Tensor], dims: Iterable[int]) -> Tensor:
+        """Return a layer of new labels, constant along ``dims``: gone where, all along ``dims``, one of ``sources`` is.
+
+        Example: of a layer (heads, depth), along depth: one label a head, which goes when all of the head is gone.
+        """
+        dims = tuple(dims)
+        shape = [max(source.shape[dim] for source in sources) for dim in range(sources[0].ndim)]
+        kept = [1 if dim in dims else size for dim, size in enumerate(shape)]
+        numbers = self._more(math.prod(kept))
+        layer = torch.arange(numbers.start, numbers.stop).reshape(kept)
+        self._followers.append(Follower(layer, tuple(sources), dims))
+        for source in sources:
+            if varying(layer) == varying(source):
+                self.unite(layer, source)
+            elif dims:
+                self.choose(layer, source)
+            else:
+                self.choose(source, layer)
+        return layer
+
+    def _more(self, size: int) -> range:
+        self._count += size
+        return range(self._count - size, self._count)
 
     def unite(self, one: Tensor, other: Tensor) -> None:
         """Let the labels of two layers, broadcast together, go together. Those that meet label 0 freeze."""
@@ -115,11 +181,21 @@ class Labels:
             self._freeze(pairs[fixed].max(axis=1))
             pairs = pairs[~fixed]
         if len(pairs):
-            self._pairs.append(_distinct(pairs))
+            self._pairs.append(distinct(pairs))
 
-    def tie(self, layer: Tensor, dim: int) -> None:
-        """Let all labels along one dimension go together."""
-        self.unite(layer, layer.narrow(dim, 0, 1))
+    def tie(self, layer: Tensor, dim: int) -> Tensor:
+        """Let all labels along one dimension go together; return the layer without it."""
+        first = layer.narrow(dim, 0, 1)
+        self.unite(layer, first)
+        return first
+
+    def choose(self, line: Tensor | None, layer: Tensor) -> None:
+        """Leave it to ``settle`` which dimensions of ``layer`` stay free, and whether ``line`` goes with it."""
+        parts = [layer] if line is None else [layer, line]
+        key = b"".join(repr(tuple(part.shape)).encode() + part.numpy().tobytes() for part in parts)
+        if key not in self._seen:
+            self._seen.add(key)
+            self.choices.append(Choice(layer, line, self.reason))
 
     def freeze(self, layers: Sequence[Tensor] | Tensor, why: str = FIXED_SIZE) -> None:
         """Keep the labels of these layers for good."""
@@ -127,44 +203,27 @@ class Labels:
             self._freeze(np.unique(layer.numpy()), why)
 
     def _freeze(self, labels: Integers, why: str = FIXED_SIZE) -> None:
-        self._frozen.append((labels, Reason(self.reason.operator, self.reason.node, why)))
+        self.frozen.append((labels, Reason(self.reason.operator, self.reason.node, why)))
 
-    def rectangle(self, layer: Tensor) -> None:
-        """Remember that what is left of this layer must be a product of what is left along each dimension."""
-        self._rectangles.append(layer)
+    def alive(self, kept: Mapping[Slot, Integers]) -> Tensor:
+        """Tell for each label whether it is left, from the indices kept of slots; those not named keep all."""
+        alive = torch.ones(self._count, dtype=torch.bool)
+        for slot, indices in kept.items():
+            owned = self.slots[slot]
+            alive[owned.start : owned.stop] = False
+            alive[owned.start + torch.from_numpy(indices)] = True
+        gone = np.zeros(self._count, dtype=bool)
+        gone[self.classes[~alive.numpy()]] = True
+        for made in self._made:
+            alive[made.start : made.stop] = torch.from_numpy(~gone[self.classes[made.start : made.stop]])
+        for follower in self._followers:
+            there = torch.stack([alive[part] for part in torch.broadcast_tensors(*follower.sources)]).all(0)  # type: ignore[no-untyped-call]
+            alive[follower.layer] = there.amax(follower.dims, keepdim=True) if follower.dims else there
+        return alive
 
-    def settle(self) -> tuple[Integers, list[Reason | None]]:
-        """Find the classes once the run has ended.
 
-        A layer that still depends on several dimensions (a view that split channels) is tied along all but one, so
-        that the most classes survive: this one rule gives channel shuffle, pixel shuffle and packed projections.
-
-        Returns:
-            The class of each label (the smallest label in it), and for each label why its class is frozen, or None.
-        """
-        classes = connect(np.arange(self._count), np.concatenate([np.empty((0, 2), np.int64), *self._pairs]))
-        for rectangle in self._rectangles:
-            while len(varying(layer := self._canonical(rectangle, classes))) > 1:
-                best = max(varying(layer), key=lambda dim: _survivors(layer, dim))
-                self._pairs.clear()
-                for dim in varying(layer):
-                    if dim != best:
-                        self.tie(layer, dim)
-                if self._pairs:
-                    classes = connect(classes, np.concatenate(self._pairs))
-        reason_of_class: dict[int, Reason] = {}
-        for labels, reason in self._frozen:
-            for label in np.unique(classes[labels]).tolist():
-                reason_of_class.setdefault(label, reason)
-        return classes, [reason_of_class.get(label) for label in classes.tolist()]
-
-    def _canonical(self, layer: Tensor, classes: Integers) -> Tensor:
-        """Replace labels by their classes, and frozen ones by label 0."""
-        fixed = np.zeros(self._count, dtype=bool)
-        fixed[ALWAYS] = True
-        for labels, _ in self._frozen:
-            fixed[classes[labels]] = True
-        return compressed(torch.from_numpy(np.where(fixed[classes], ALWAYS, classes)[layer.numpy()]))
+def _line(labels: range, dim: int, ndim: int) -> Tensor:
+    return torch.arange(labels.start, labels.stop).reshape([-1 if other == dim else 1 for other in range(ndim)])
 
 
 def connect(classes: Integers, pairs: Integers) -> Integers:
@@ -184,16 +243,7 @@ def connect(classes: Integers, pairs: Integers) -> Integers:
             classes = shorter
 
 
-def _distinct(pairs: Integers) -> Integers:
+def distinct(pairs: Integers) -> Integers:
+    """Drop pairs that occur again."""
     keys = np.unique(pairs[:, 0] << 32 | pairs[:, 1])
     return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1)
-
-
-def _survivors(layer: Tensor, dim: int) -> int:
-    """Count the classes that can still go if only ``dim`` remains free."""
-    members, index = np.unique(layer.numpy(), return_inverse=True)
-    rows = np.moveaxis(index.reshape(layer.shape), dim, 0).reshape(layer.shape[dim], -1)
-    pairs = np.stack([rows, np.broadcast_to(rows[:, :1], rows.shape)], axis=-1).reshape(-1, 2)
-    classes = connect(np.arange(len(members)), pairs)
-    fixed = classes[members == ALWAYS]
-    return len(np.setdiff1d(classes, fixed))

@@ -16,15 +16,11 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Marked, Slot
+from edgeopt.passes.prune.masked import Masked, Sharpened
 from edgeopt.passes.prune.resize import kept_of, kept_part
 
 PROOF_TOLERANCE = 1e-9
 """In float64: rounding over some ten thousand additions stays below 1e-11; a wrong index is an error of order 1."""
-
-aten = torch.ops.aten
-
-KEPT_ALONE = (aten.layer_norm, aten.group_norm)
-"""Operators with statistics over channels, where zeros would count: their reference is computed on what is kept."""
 
 
 def verify(
@@ -63,10 +59,11 @@ def verify(
         lost = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
         tensor.index_fill_(dim, torch.from_numpy(lost), 0.0)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
-    references = _Masked(full, groups, alive)
-    candidates = execute(small, [tensor.clone() for tensor in doubled])
+    reference = Masked(full, groups.marks, alive)
+    expectations = execute(full, [tensor.clone() for tensor in doubled], reference)
+    candidates = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.factors))
     worst = 0.0
-    for node, expected in references.run([tensor.clone() for tensor in doubled]):
+    for node, expected in expectations:
         found = next((value for other, value in candidates if other.name == node.name), None)
         error = _error(groups.marks.values.get(node.name), expected, found, alive)
         if not error <= PROOF_TOLERANCE:
@@ -78,37 +75,6 @@ def verify(
             )
         worst = max(worst, error)
     return worst
-
-
-class _Masked(fx.Interpreter):
-    """Runs the zero-masked original; norms over channels see only the channels that are kept."""
-
-    def __init__(self, module: fx.GraphModule, groups: Groups, alive: Tensor) -> None:
-        super().__init__(module)
-        self._values, self._alive = groups.marks.values, alive
-
-    def run(self, inputs: Sequence[Tensor]) -> Any:  # type: ignore[override]
-        return execute(self.module, inputs, self)  # type: ignore[arg-type]
-
-    def run_node(self, n: fx.Node) -> Any:
-        if getattr(n.target, "overloadpacket", None) not in KEPT_ALONE:
-            return super().run_node(n)
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        kept = kept_of(self._values[n.name], self._alive)
-        x = args[0]
-        channels = {dim: indices for dim, indices in enumerate(kept) if len(indices) < x.shape[dim]}
-        first = 1 if n.target.overloadpacket is aten.group_norm else x.ndim - len(args[1])  # type: ignore[union-attr]
-        small = [kept_part(x, channels), args[1] if first == 1 and isinstance(args[1], int) else _sizes(kept, first)]
-        for parameter in args[2:4]:
-            dims = {dim - first: indices for dim, indices in channels.items() if 0 <= dim - first < parameter.ndim}
-            small.append(kept_part(parameter, dims))
-        result = torch.zeros_like(x)
-        result[np.ix_(*kept)] = n.target(*small, *args[4:], **kwargs)  # type: ignore[operator]
-        return result
-
-
-def _sizes(kept: tuple[Integers, ...], first: int) -> list[int]:
-    return [len(indices) for indices in kept[first:]]
 
 
 def _double(network: Network) -> fx.GraphModule:

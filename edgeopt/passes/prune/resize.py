@@ -179,13 +179,37 @@ def _split(node: fx.Node, sizes: Sizes) -> None:
 
 
 def _groups(node: fx.Node, sizes: Sizes) -> None:
-    """A convolution whose groups have one input or output channel lost whole groups; any other keeps their number."""
-    groups, weight = _argument(node, "groups"), node.args[1]
-    assert isinstance(weight, fx.Node), "a convolution's weight is a tensor"
-    channels = sizes.old(_source(node))[1]
-    outputs = sizes.old(node)[1]
-    if groups > 1 and groups in (channels, outputs):
-        _set_argument(node, "groups", sizes.new(_source(node))[1] * groups // channels)
+    """A convolution's groups are those that have channels left."""
+    groups, source = _argument(node, "groups"), _source(node)
+    left = len(np.unique(sizes.kept(source)[1] // (sizes.old(source)[1] // groups)))
+    if left < groups:
+        _set_argument(node, "groups", left)
+
+
+def _norm_groups(node: fx.Node, sizes: Sizes) -> None:
+    """A group norm keeps the number of its groups, but where they have one channel."""
+    source = _source(node)
+    if _argument(node, "num_groups") == sizes.old(source)[1] > sizes.new(source)[1]:
+        _set_argument(node, "num_groups", sizes.new(source)[1])
+
+
+def _pad(node: fx.Node, sizes: Sizes) -> None:
+    """Of padded zeros along channels, those are left that go with channels left."""
+    pad = list(_argument(node, "pad"))
+    for index in range(0, len(pad), 2):
+        dim = len(sizes.old(node)) - 1 - index // 2
+        kept, size = sizes.kept(node)[dim], sizes.old(node)[dim]
+        if len(kept) < size:
+            pad[index] = int((kept < pad[index]).sum())
+            pad[index + 1] = int((kept >= size - pad[index + 1]).sum())
+    _set_argument(node, "pad", pad)
+
+
+def _scale(node: fx.Node, sizes: Sizes) -> None:
+    """An attention's scale is that of the depth before, which its weights were trained with."""
+    query = _source(node)
+    if sizes.new(query)[-1] < sizes.old(query)[-1] and _argument(node, "scale") is None:
+        node.update_kwarg("scale", sizes.old(query)[-1] ** -0.5)
 
 
 def _normalized_shape(node: fx.Node, sizes: Sizes) -> None:
@@ -201,7 +225,14 @@ RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
     aten.slice: _slice,
     aten.select: _select,
     aten.narrow: _narrow,
-    **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes), _split),
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), _sizes("size")),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _sizes("size")),
+    **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split), _split),
+    **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk), _split),
+    **dict.fromkeys((aten.pad, aten.constant_pad_nd), _pad),
+    aten.scaled_dot_product_attention: _scale,
+    aten.group_norm: _norm_groups,
+    aten.rms_norm: _normalized_shape,
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), _groups),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _groups),
     aten.layer_norm: _normalized_shape,

@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 
-from edgeopt.passes.prune.rules import contraction, elementwise, movement, normalisation, reductions
+from edgeopt.passes.prune.rules import contraction, elementwise, movement, normalisation, recurrent, reductions
 from edgeopt.passes.prune.rules.call import Rule
 
 RULES: dict[Any, Rule] = {
@@ -35,6 +35,7 @@ RULES: dict[Any, Rule] = {
     **contraction.RULES,
     **normalisation.RULES,
     **reductions.RULES,
+    **recurrent.RULES,
 }
 
 

@@ -22,6 +22,8 @@ class Call:
     target: Any
     arguments: dict[str, Any]
     shape: Any
+    literal: frozenset[int] = frozenset()
+    """Places in its argument ``size`` that hold a number in the graph itself."""
 
     @classmethod
     def of(cls, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any) -> Call:
@@ -29,9 +31,12 @@ class Call:
         schema = getattr(node.target, "_schema", None)
         if schema is None:
             return cls(node.target, dict(enumerate(args)) | kwargs, shape)  # type: ignore[arg-type]
-        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+        names = [argument.name for argument in schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
-        return cls(node.target, defaults | given, shape)
+        sizes = (dict(zip(names, node.args, strict=False)) | node.kwargs).get("size")
+        literal = [place for place, size in enumerate(sizes) if isinstance(size, int)] if _is_list(sizes) else []
+        return cls(node.target, defaults | given, shape, frozenset(literal))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -54,6 +59,11 @@ class Call:
         """The first tensor."""
         return self.operands[0]
 
+    @property
+    def first(self) -> str:
+        """The name of the first argument."""
+        return next(iter(self.arguments))
+
     def dim(self, name: str = "dim") -> int:
         """Return a dimension of the input as a number from 0 on."""
         return int(self[name]) % max(len(self.input.shape), 1)
@@ -62,3 +72,7 @@ class Call:
         """Freeze all tensors but the first: for rules that know of one tensor."""
         for other in self.operands[1:]:
             labels.freeze(other.layers)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))

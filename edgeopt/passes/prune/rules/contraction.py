@@ -1,65 +1,125 @@
-"""Operators that mix channels: convolutions, linear layers, matrix products.
+"""Operators that mix channels: convolutions, linear layers, matrix products, attention.
 
-All are one thing: broadcast two operands to a common shape, multiply, and sum over one dimension. Labels of both
-operands along that dimension go together and end there; the others pass.
+All are one thing: broadcast operands to a common shape, multiply, and sum over some dimensions. Labels of the operands
+along those go together and end there; the others pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, NO_RULE, Labels, Marked, varying
+from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compressed
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match
+from edgeopt.passes.prune.rules.elementwise import independent_of, match, summed
 
 aten = torch.ops.aten
 
 
-def contract(labels: Labels, one: Marked, other: Marked, shape: tuple[int, ...], dim: int) -> Layers:
-    """Multiply two operands broadcast to ``shape`` and sum over ``dim`` (its size becomes 1).
+def contract(
+    labels: Labels, operands: Sequence[Marked], terms: Sequence[Sequence[Hashable]], result: Sequence[Hashable]
+) -> Layers:
+    """Multiply operands whose dimensions have names, and sum over the names that the result does not have.
 
-    A layer that depends on ``dim`` and on more (heads and their depth) is tied along ``dim``: whole heads go.
+    Example: a linear layer is ``contract(labels, [x, weight], ["bk", "nk"], "bn")``.
     """
-    result: list[Tensor] = []
-    for layer in match(labels, [one, other], shape):
-        if layer.shape[dim] > 1:
-            if len(varying(layer)) == 1:
-                continue
-            labels.tie(layer, dim)
-        result.append(layer.narrow(dim, 0, 1))
-    return tuple(result)
+    names = [*result, *dict.fromkeys(name for term in terms for name in term if name not in result)]
+    lifted = [_arranged(operand, list(term), names) for operand, term in zip(operands, terms, strict=True)]
+    shape = [max(operand.shape[dim] for operand in lifted) for dim in range(len(names))]
+    ended = range(len(result), len(names))
+    layers = summed(labels, match(labels, lifted, shape), set(ended))
+    return tuple(layer.reshape(layer.shape[: len(result)]) for layer in layers)
+
+
+def _arranged(value: Marked, term: list[Hashable], names: list[Hashable]) -> Marked:
+    """Put dimensions in the order of ``names``, with size 1 for those that the value does not have."""
+    order = [term.index(name) for name in names if name in term]
+    missing = [at for at, name in enumerate(names) if name not in term]
+
+    def turned(layer: Tensor) -> Tensor:
+        layer = layer.permute(order)
+        for at in missing:
+            layer = layer.unsqueeze(at)
+        return layer
+
+    shape = tuple(value.shape[term.index(name)] if name in term else 1 for name in names)
+    return Marked(shape, tuple(map(turned, value.layers)))
 
 
 def linear(labels: Labels, call: Call) -> Layers:
     """``x[..., k] weight[n, k] + bias[n]``."""
-    x, weight, bias = call["input"], call["weight"], call["bias"]
-    shape = (*x.shape[:-1], *weight.shape)
-    lifted = Marked((*x.shape[:-1], 1, x.shape[-1]), tuple(layer.unsqueeze(-2) for layer in x.layers))
-    result = tuple(layer.squeeze(-1) for layer in contract(labels, lifted, weight, shape, len(shape) - 1))
-    return _plus(labels, call, result, bias)
+    x = call["input"]
+    outer = list(range(len(x.shape) - 1))
+    return _plus(
+        labels, call, contract(labels, [x, call["weight"]], [[*outer, "k"], "nk"], [*outer, "n"]), call["bias"]
+    )
 
 
 def matmul(labels: Labels, call: Call) -> Layers:
-    """``one[..., m, k] other[..., k, n]``; vectors have no rule and freeze."""
+    """``one[..., m, k] other[..., k, n]``; a vector has no m, or no n."""
     one, other = call.operands[-2:]
-    if min(len(one.shape), len(other.shape)) < 2:
-        labels.freeze([*one.layers, *other.layers], NO_RULE)
-        return ()
-    left = Marked((*one.shape[:-1], 1, one.shape[-1]), tuple(layer.unsqueeze(-2) for layer in one.layers))
-    right = Marked(
-        (*other.shape[:-2], 1, other.shape[-1], other.shape[-2]),
-        tuple(layer.transpose(-1, -2).unsqueeze(-3) for layer in other.layers),
+    row, column = ["m"] * (len(one.shape) > 1), ["n"] * (len(other.shape) > 1)
+    terms = [[*_outer(one, 2), *row, "k"], [*_outer(other, 2), "k", *column]]
+    return contract(
+        labels, [one, other], terms, [*_outer(max((one, other), key=lambda x: len(x.shape)), 2), *row, *column]
     )
-    shape = (*call.shape, one.shape[-1])
-    return tuple(layer.squeeze(-1) for layer in contract(labels, left, right, shape, len(shape) - 1))
+
+
+def _outer(value: Marked, inner: int) -> list[Hashable]:
+    """Name all dimensions but the last ``inner`` from the back, as they are broadcast."""
+    return list(range(-max(len(value.shape) - inner, 0), 0))
 
 
 def addmm(labels: Labels, call: Call) -> Layers:
     """``bias + one[m, k] other[k, n]``."""
     return _plus(labels, call, matmul(labels, call), call["self"])
+
+
+def einsum(labels: Labels, call: Call) -> Layers:
+    """Any equation but one that takes a diagonal."""
+    operands = call["tensors"]
+    inputs, _, output = call["equation"].replace(" ", "").partition("->")
+    terms = [_names(term, operand) for term, operand in zip(inputs.split(","), operands, strict=True)]
+    if any(len(set(term)) < len(term) for term in terms):
+        labels.freeze([layer for operand in operands for layer in operand.layers], "a diagonal")
+        return ()
+    if "->" not in call["equation"]:
+        letters = "".join(inputs.split(","))
+        output = "..." * ("..." in inputs) + "".join(
+            sorted(name for name in letters if letters.count(name) == 1 and name != ".")
+        )
+    return contract(labels, operands, terms, _names(output, Marked(call.shape)))
+
+
+def _names(term: str, value: Marked) -> list[Hashable]:
+    before, dots, after = term.partition("...")
+    hidden = len(value.shape) - len(before) - len(after) if dots else 0
+    return [*before, *range(-hidden, 0), *after]
+
+
+def attention(labels: Labels, call: Call) -> Layers:
+    """``softmax(query[..., l, e] key[..., s, e] + mask[..., l, s]) value[..., s, v]``; heads may share keys and values."""
+    query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
+    if call.get("enable_gqa"):
+        key, value = (_repeated(shared, query.shape[-3]) for shared in (key, value))
+    outer = _outer(query, 2)
+    scores = contract(labels, [query, key], [[*outer, "l", "e"], [*outer, "s", "e"]], [*outer, "l", "s"])
+    marked = Marked((*query.shape[:-1], key.shape[-2]), scores)
+    if mask is not None:
+        marked = Marked(marked.shape, match(labels, [marked, mask], marked.shape))
+    weights = independent_of(labels, marked.layers, {len(marked.shape) - 1}, "softmax over these")
+    terms = [[*outer, "l", "s"], [*outer, "s", "v"]]
+    return contract(labels, [Marked(marked.shape, weights), value], terms, [*outer, "l", "v"])
+
+
+def _repeated(value: Marked, heads: int) -> Marked:
+    """Give each head of a query the head of keys or values that it shares."""
+    times = heads // value.shape[-3]
+    layers = tuple(layer.repeat_interleave(times, -3) if layer.shape[-3] > 1 else layer for layer in value.layers)
+    return Marked((*value.shape[:-3], heads, *value.shape[-2:]), layers)
 
 
 def _plus(labels: Labels, call: Call, layers: Layers, bias: Marked | None) -> Layers:
@@ -77,70 +137,42 @@ def transposed_convolution(labels: Labels, call: Call) -> Layers:
 
 
 def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
+    """Channels are (groups, channels of a group): the j-th goes from every group, or whole groups go."""
     x, bias, groups = call["input"], call["bias"], int(call["groups"])
     if len(x.shape) != len(call["weight"].shape):
         labels.freeze([layer for value in call.operands for layer in value.layers], "a convolution without batch")
         return ()
     kernel = len(x.shape) - 2
-    weight = _channels_only(labels, call["weight"], kernel, KERNEL)
-    x = _channels_only(labels, x, kernel, FIXED_SIZE)
-    if groups > 1:
-        line = _grouped(labels, x, weight, groups, transposed)
-        layers: Layers = () if line is None else (line.reshape(1, -1),)
-    else:
-        rows = weight.shape[::-1] if transposed else weight.shape
-        turned = Marked(rows, tuple(layer.t() if transposed else layer for layer in weight.layers))
-        lifted = Marked((x.shape[0], 1, x.shape[1]), tuple(layer.unsqueeze(1) for layer in x.layers))
-        layers = tuple(layer.squeeze(-1) for layer in contract(labels, lifted, turned, (x.shape[0], *rows), 2))
-    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in layers)
+    weight = _channels_only(labels, call["weight"], KERNEL)
+    x = _split(_channels_only(labels, x, FIXED_SIZE), 1, groups)
+    weight = _split(weight, 0, groups)
+    layers = contract(labels, [x, weight], ["bgk", "gkn" if transposed else "gnk"], "bgn")
+    if len([layer for layer in layers if layer.shape[0] == 1]) > 1:
+        layers = (labels.follow(layers, ()),)
+    shape = (x.shape[0], call.shape[1])
+    merged = [layer.expand(-1, groups, shape[1] // groups).reshape(layer.shape[0], -1) for layer in layers]
+    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in map(compressed, merged))
     if bias is not None:
         bias = Marked((*bias.shape, *[1] * kernel), tuple(layer.reshape(-1, *[1] * kernel) for layer in bias.layers))
     return _plus(labels, call, layers, bias)
 
 
-def _channels_only(labels: Labels, value: Marked, kernel: int, why: str) -> Marked:
-    """Let nothing depend on the last ``kernel`` dimensions, and drop them."""
+def _channels_only(labels: Labels, value: Marked, why: str) -> Marked:
+    """Let nothing depend on the positions, and drop them."""
     positions = set(range(2, len(value.shape)))
     kept = tuple(layer.reshape(layer.shape[:2]) for layer in independent_of(labels, value.layers, positions, why))
-    return Marked(value.shape[: len(value.shape) - kernel], kept)
+    return Marked(value.shape[:2], kept)
 
 
-def _grouped(labels: Labels, x: Marked, weight: Marked, groups: int, transposed: bool) -> Tensor | None:
-    """Handle a convolution in groups; return the label of each output channel, or None where it has none.
-
-    Where a group has one input or one output channel (depthwise), whole groups go. Else the number of groups stays,
-    and the j-th channel goes from every group at once.
-    """
-    source = line_along(labels, x, 1)
-    rows, columns = line_along(labels, weight, 0), line_along(labels, weight, 1)
-    inputs = x.shape[1] // groups
-    outputs = weight.shape[1] if transposed else weight.shape[0] // groups
-    if source is None or rows is None:
-        labels.freeze([line for line in (source, rows, columns) if line is not None])
-        return None
-    if inputs == 1 or outputs == 1:
-        if columns is not None:
-            labels.freeze(columns, "whole groups of a convolution go")
-        group = source.reshape(groups, -1)[:, :1]
-        labels.unite(source.reshape(groups, -1), group)
-        labels.unite(rows.reshape(groups, -1), group)
-        return group.expand(groups, outputs).reshape(-1)
-    assert columns is not None, "a dimension above 1 of a parameter that is no activation"
-    if transposed:
-        labels.unite(source, rows)
-        labels.unite(source.reshape(groups, -1), source.reshape(groups, -1)[:1])
-        return columns.repeat(groups)
-    labels.unite(source.reshape(groups, -1), columns.reshape(1, -1))
-    labels.unite(rows.reshape(groups, -1), rows.reshape(groups, -1)[:1])
-    return rows
-
-
-def line_along(labels: Labels, value: Marked, dim: int) -> Tensor | None:
-    """Return the labels along one dimension as a vector; further layers along it freeze."""
-    along = [layer for layer in value.layers if layer.shape[dim] > 1]
-    lines = [layer for layer in along if len(varying(layer)) == 1]
-    labels.freeze([layer for layer in along if not lines or layer is not lines[0]])
-    return lines[0].reshape(-1) if lines else None
+def _split(value: Marked, dim: int, groups: int) -> Marked:
+    """Split a dimension of a matrix into groups."""
+    shape = (*value.shape[:dim], groups, value.shape[dim] // groups, *value.shape[dim + 1 :])
+    sizes = [[*layer.shape[:dim], *shape[dim : dim + 2], *layer.shape[dim + 1 :]] for layer in value.layers]
+    layers = [
+        layer.reshape(size) if layer.shape[dim] > 1 else layer.unsqueeze(dim)
+        for layer, size in zip(value.layers, sizes, strict=True)
+    ]
+    return Marked(shape, tuple(layers))
 
 
 RULES: dict[Any, Rule] = {
@@ -148,7 +180,11 @@ RULES: dict[Any, Rule] = {
     aten.matmul: matmul,
     aten.mm: matmul,
     aten.bmm: matmul,
+    aten.mv: matmul,
+    aten.dot: matmul,
     aten.addmm: addmm,
+    aten.einsum: einsum,
+    aten.scaled_dot_product_attention: attention,
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), convolution),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), transposed_convolution),
 }

@@ -13,12 +13,16 @@ from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 
 aten = torch.ops.aten
 
+Table = dict[frozenset[int], list[Tensor]]
+"""The layers of an operand by the dimensions that they depend on."""
+
 
 def match(labels: Labels, operands: Sequence[Marked], shape: Sequence[int]) -> Layers:
     """Unite the layers of operands that are broadcast to one shape.
 
     Layers that depend on the same dimensions go together. An operand of full size without labels there cannot be
-    cut, so the others' labels freeze; one of size 1 there is broadcast and does not matter.
+    cut, so the others' labels freeze; one of size 1 there is broadcast and does not matter. Where layers share some
+    dimensions only (heads, against heads and depth), ``Labels.choose`` leaves it to the end how they shrink.
 
     Example: (batch, 8, h, w) with one layer (1, 8, 1, 1), times a gate (batch, 8, 1, 1) with its own: both unite.
     Plus a position table (1, 1, h, w) with one layer along h and one along w: those freeze, for the image has none.
@@ -28,30 +32,61 @@ def match(labels: Labels, operands: Sequence[Marked], shape: Sequence[int]) -> L
     result: list[Tensor] = []
     for dims in sorted({dims for table in tables for dims in table}, key=lambda dims: (len(dims), sorted(dims))):
         first = next(table[dims] for table in tables if dims in table)
-        absorbed = False
+        implied = False
         for table, size in zip(tables, sizes, strict=True):
             own = table.get(dims)
-            comparable = [other for other in table if other < dims or other > dims]
+            met = frozenset(dim for dim in dims if size[dim] > 1)
             if own is not None:
                 for one, other in zip(first, own, strict=False):
                     labels.unite(one, other)
                 shortest = min(len(first), len(own))
                 labels.freeze([*first[shortest:], *own[shortest:]])
-            elif all(size[dim] == 1 for dim in dims):
-                continue
-            elif comparable:
-                absorbed |= comparable[0] < dims
-                labels.unite(first[0], table[comparable[0]][0])
-            else:
-                labels.freeze(first)
-        if not absorbed:
+            elif any(other > dims for other in table):
+                implied = True  # by the layer of more dimensions, which meets this one in its own turn
+            elif met:
+                first = [left for layer in first if (left := _meet(labels, layer, table, met)) is not None]
+        if not implied:
             result.extend(first)
     return tuple(result)
 
 
-def _by_dims(operand: Marked, ndim: int) -> dict[frozenset[int], list[Tensor]]:
+def _meet(labels: Labels, layer: Tensor, table: Table, met: frozenset[int]) -> Tensor | None:
+    """Let a layer meet an operand of full size along ``met`` that has no layer of the same dimensions.
+
+    Returns:
+        The layer, constant along dimensions where the operand has no labels; None where the operand's stand for it.
+    """
+    met &= set(varying(layer))
+    partners = {other & met: (other, layers[0]) for other, layers in table.items() if other & met}
+    for dim in met - frozenset().union(*partners):
+        if varying(layer) == (dim,):
+            labels.freeze(layer)
+            return None
+        layer = labels.tie(layer, dim)
+    for shared, (other, partner) in partners.items():
+        line = partner if other == shared else labels.follow([partner], other - shared)
+        if set(varying(layer)) == shared:
+            labels.unite(layer, line)
+            return None
+        labels.choose(line, layer)
+    return layer
+
+
+def summed(labels: Labels, layers: Layers, dims: set[int]) -> Layers:
+    """Sum over ``dims``, to size 1: labels along those end there; of heads and depth, a label a head is left."""
+    result = []
+    for layer in layers:
+        over = dims.intersection(varying(layer))
+        if not over:
+            result.append(layer)
+        elif len(over) < len(varying(layer)):
+            result.append(labels.follow([layer], over))
+    return tuple(result)
+
+
+def _by_dims(operand: Marked, ndim: int) -> Table:
     """Sort an operand's layers by the dimensions of the result that they depend on."""
-    table: dict[frozenset[int], list[Tensor]] = {}
+    table: Table = {}
     for layer in operand.layers:
         aligned = layer.reshape((1,) * (ndim - layer.ndim) + tuple(layer.shape))
         table.setdefault(frozenset(varying(aligned)), []).append(aligned)
@@ -91,8 +126,10 @@ def unchanged(labels: Labels, call: Call) -> Layers:
 
 SAME: tuple[Any, ...] = (
     aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
-    aten.dropout, aten.dropout_, aten.feature_dropout,
+    aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.lift_fresh_copy,
+    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
 )  # fmt: skip
 UNTAGGED: tuple[Any, ...] = (aten.hardswish, aten.hardswish_, aten.relu6, aten.selu, aten.selu_, aten.celu, aten.rrelu)
+UNTAGGED += (aten.expand_as, aten.where, aten.masked_fill)
 
 RULES: dict[Any, Rule] = {**dict.fromkeys(SAME, unchanged), **dict.fromkeys(UNTAGGED, elementwise)}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
-from edgeopt.passes.prune.labels import ALWAYS, Labels, Marked, varying
+from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import independent_of, match
 
 aten = torch.ops.aten
+
+LOOKED_UP = "places named by numbers"
 
 
 def moved(labels: Labels, call: Call) -> Layers | list[Layers]:
@@ -24,11 +27,84 @@ def moved(labels: Labels, call: Call) -> Layers | list[Layers]:
 
 
 def sliced(labels: Labels, call: Call) -> Layers | list[Layers]:
-    """A slice; with a step above 1 along labels it freezes them, because a literal step cannot be rewritten."""
-    dim = call.dim()
-    if call["step"] != 1:
-        labels.freeze([layer for layer in call.input.layers if layer.shape[dim] > 1], "a slice with a step")
+    """A slice; one with a step keeps its step, so along labels whole steps go."""
+    dim, step = call.dim(), int(call["step"])
+    if step == 1:
+        return moved(labels, call)
+    size = call.input.shape[dim]
+    start, stop, _ = slice(call["start"], call["end"]).indices(size)
+    for layer in call.input.layers:
+        if layer.shape[dim] > 1:
+            if start < step and stop == size and size % step == 0:
+                labels.tie(layer.unflatten(dim, (-1, step)), dim + 1)
+            else:
+                labels.freeze(layer, "a slice with a step")
     return moved(labels, call)
+
+
+def expanded(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """A literal size that is new along a dimension is rewritten for whatever it meets."""
+    sizes = list(call["size"])
+    offset = len(sizes) - len(call.input.shape)
+    new = [
+        dim
+        for dim, size in enumerate(sizes)
+        if size != -1 and dim in call.literal and (dim < offset or call.input.shape[dim - offset] == 1)
+    ]
+    return (*moved(labels, call), *labels.made(call.shape, new))
+
+
+def made(labels: Labels, call: Call) -> Layers:
+    """A new tensor of literal sizes: they are rewritten for whatever it meets."""
+    return labels.made(call.shape, sorted(call.literal))
+
+
+def at_indices(labels: Labels, call: Call) -> Layers:
+    """``x[indices]``: dimensions that are looked up keep their size, the others pass."""
+    x, indices = call["self"], list(call["indices"])
+    labels.freeze([layer for index in indices if index is not None for layer in index.layers], LOOKED_UP)
+    where = {dim for dim, index in enumerate(indices) if index is not None}
+    together = sorted(where) == list(range(min(where), max(where) + 1))
+    at = min(where) if together else 0
+    new = len(call.shape) - (len(x.shape) - len(where))
+    result = []
+    for layer in independent_of(labels, x.layers, where, LOOKED_UP):
+        sizes = [size for dim, size in enumerate(layer.shape) if dim not in where]
+        result.append(layer.reshape([*sizes[:at], *[1] * new, *sizes[at:]]))
+    return tuple(result)
+
+
+def along_indices(labels: Labels, call: Call) -> Layers:
+    """``x.index_select(dim, indices)``: labels along ``dim`` keep their places."""
+    call.freeze_others(labels)
+    return independent_of(labels, call.input.layers, {call.dim()}, LOOKED_UP)
+
+
+def rolled(labels: Labels, call: Call) -> Layers:
+    """A roll by literal places: labels along it keep their places."""
+    ndim = len(call.input.shape)
+    dims = {int(dim) % ndim for dim in call["dims"]} or set(range(ndim))
+    return independent_of(labels, call.input.layers, dims, "rolled by a literal number of places")
+
+
+def unfolded(labels: Labels, call: Call) -> Layers:
+    """Each channel becomes as many as a window has positions, which go together."""
+    area = math.prod(call["kernel_size"])
+    ndim = len(call.input.shape)
+    layers = independent_of(labels, call.input.layers, {ndim - 2, ndim - 1}, FIXED_SIZE)
+    return tuple(
+        layer.repeat_interleave(area, -3).squeeze(-1) if layer.shape[-3] > 1 else layer[..., 0] for layer in layers
+    )
+
+
+def folded(labels: Labels, call: Call) -> Layers:
+    """All positions of a window go together, and become one channel."""
+    area = math.prod(call["kernel_size"])
+    result = []
+    for layer in independent_of(labels, call.input.layers, {len(call.input.shape) - 1}, FIXED_SIZE):
+        split = layer.unflatten(-2, (-1, area)) if layer.shape[-2] > 1 else layer.unsqueeze(-2)
+        result.append(labels.tie(split, split.ndim - 2))
+    return tuple(result)
 
 
 def cat(labels: Labels, call: Call) -> Layers:
@@ -73,16 +149,41 @@ def joined(labels: Labels, parts: list[Marked], dim: int, shape: tuple[int, ...]
 
 
 def padded(labels: Labels, call: Call) -> Layers:
-    """New elements are always there; a padding that copies elements cannot be cut along its dimension."""
+    """Zeros along channels go with what they meet; a padding that copies channels cannot be cut."""
     pad, ndim = list(call["pad"]), len(call.shape)
-    result = []
-    for layer in call.input.layers:
-        touched = [ndim - 1 - index // 2 for index, size in enumerate(pad) if size]
-        if any(dim in varying(layer) for dim in touched):
-            labels.freeze(layer, "padding along channels")
+    x = call.input
+    for index in range(0, len(pad), 2):
+        dim = ndim - 1 - index // 2
+        if not any(pad[index : index + 2]) or not any(layer.shape[dim] > 1 for layer in x.layers):
             continue
-        result.append(layer)
-    return tuple(result)
+        if call.get("mode", "constant") != "constant" or min(pad[index : index + 2]) < 0:
+            x = Marked(x.shape, independent_of(labels, x.layers, {dim}, "padding along channels"))
+            continue
+        sizes = [(*x.shape[:dim], count, *x.shape[dim + 1 :]) for count in pad[index : index + 2]]
+        ends = [Marked(size, labels.made(size, [dim]) or _always(size, dim)) for size in sizes]
+        shape = tuple(size + sum(pad[index : index + 2]) if d == dim else size for d, size in enumerate(x.shape))
+        across = tuple(layer for layer in x.layers if layer.shape[dim] == 1)
+        along = Marked(x.shape, tuple(layer for layer in x.layers if layer.shape[dim] > 1))
+        parts = [part for part in (ends[0], along, ends[1]) if part.shape[dim]]
+        x = Marked(shape, (*across, *joined(labels, parts, dim, shape)))
+    return x.layers
+
+
+def _always(shape: tuple[int, ...], dim: int) -> Layers:
+    return (torch.full([size if d == dim else 1 for d, size in enumerate(shape)], ALWAYS),)
+
+
+def glu(labels: Labels, call: Call) -> Layers:
+    """The two halves along ``dim`` are multiplied: channel j needs channels j and j + n, which go together."""
+    dim = call.dim()
+    halves = [
+        Marked(call.shape, layers)
+        for layers in zip(
+            *(layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer) for layer in call.input.layers),
+            strict=True,
+        )
+    ]
+    return match(labels, halves, call.shape)
 
 
 def channel_shuffle(labels: Labels, call: Call) -> Layers:
@@ -128,19 +229,29 @@ def size_of_labels(labels: Labels, call: Call) -> Layers:
 
 
 EXECUTED: tuple[Any, ...] = (
-    aten.reshape, aten.flatten, aten.unflatten, aten.expand, aten.permute, aten.transpose, aten.t, aten.numpy_T,
+    aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T,
     aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.chunk, aten.split, aten.split_with_sizes,
-    aten.unbind, aten.select, aten.narrow, aten.flip, aten.repeat,
+    aten.unbind, aten.select, aten.narrow, aten.flip, aten.repeat, aten.tile, aten.repeat_interleave, aten.unsafe_chunk,
+    aten.unsafe_split, aten.tensor_split, aten.adjoint, aten.swapdims, aten.moveaxis, aten.ravel,
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(EXECUTED, moved),
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), made),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), made),
+    aten.expand: expanded,
+    aten.roll: rolled,
+    aten.index: at_indices,
+    aten.index_select: along_indices,
+    aten.im2col: unfolded,
+    aten.col2im: folded,
     aten.slice: sliced,
     aten.cat: cat,
     aten.concat: cat,
     aten.stack: stack,
     aten.pad: padded,
     aten.constant_pad_nd: padded,
+    aten.glu: glu,
     aten.channel_shuffle: channel_shuffle,
     aten.pixel_shuffle: pixel_shuffle,
     aten.pixel_unshuffle: pixel_unshuffle,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from edgeopt.passes.prune.labels import Labels, Marked, varying
+from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import match
+from edgeopt.passes.prune.rules.elementwise import independent_of, match
 
 aten = torch.ops.aten
 
@@ -31,16 +32,20 @@ def layer_norm(labels: Labels, call: Call) -> Layers:
 
 
 def group_norm(labels: Labels, call: Call) -> Layers:
-    """The number of groups stays: the j-th channel goes from every group at once."""
+    """The number of groups stays: the j-th channel goes from every group at once. Groups of one channel go."""
     groups = int(call["num_groups"])
-    for layer in call.input.layers:
-        if set(varying(layer)) - {1}:
-            labels.freeze(layer)
-        elif groups < call.shape[1]:
-            labels.unite(layer.reshape(groups, -1), layer.reshape(groups, -1)[:1])
-        else:
-            labels.freeze(layer, "a group of one channel")
-    return per_channel(labels, call)
+    layers = independent_of(labels, call.input.layers, set(range(2, len(call.shape))))
+    for layer in layers:
+        if layer.shape[1] > 1 and groups < call.shape[1]:
+            labels.tie(layer.unflatten(1, (groups, -1)), 1)
+    return per_channel(
+        labels, replace(call, arguments={**call.arguments, call.first: Marked(call.input.shape, layers)})
+    )
+
+
+def weight_norm(labels: Labels, call: Call) -> Layers:
+    """``v * g / norm(v)``, the norm over all dimensions but ``dim``: zeros in it count nothing."""
+    return match(labels, [call["v"], call["g"]], call.shape)
 
 
 def embedding(labels: Labels, call: Call) -> Layers:
@@ -65,6 +70,8 @@ def _along_channels(parameter: Marked, ndim: int) -> Marked:
 RULES: dict[Any, Rule] = {
     aten.batch_norm: per_channel,
     aten.prelu: per_channel,
+    aten.rms_norm: layer_norm,
+    aten._weight_norm: weight_norm,
     aten.instance_norm: instance_norm,
     aten.layer_norm: layer_norm,
     aten.group_norm: group_norm,

@@ -5,26 +5,22 @@ from __future__ import annotations
 import copy
 import json
 import operator
-import traceback
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from edgeopt.errors import DataError, StepError
+from edgeopt.errors import DataError
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import kept_part, resize
+from edgeopt.passes.trace import trace
 
 FORMAT = "edgeopt/network-1"
-ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 
 
 class Network:
@@ -68,21 +64,8 @@ class Network:
         Raises:
             StepError: ``torch.export`` refuses the model.
         """
-        inputs = tuple(_widened(example) for example in example_inputs)
-        source = copy.deepcopy(model).eval()
-        notes: tuple[str, ...] = ()
-        program = _export(source, inputs, tuple({0: torch.export.Dim.DYNAMIC} for _ in inputs))
-        if isinstance(program, str):
-            notes = (f"traced with a fixed batch of {inputs[0].shape[0]}: {program.splitlines()[0]}",)
-            program = _export(source, inputs, None)
-        if isinstance(program, str):
-            raise StepError(
-                "trace",
-                f"torch.export cannot read {type(model).__name__}: {program.splitlines()[0]} "
-                "Rewrite the part of forward() that depends on the values of tensors.",
-                program,
-            )
-        return cls(_plain(program), inputs, None, notes)
+        inputs, module, notes = trace(model, example_inputs)
+        return cls(module, inputs, None, notes)
 
     def shapes(self) -> Shapes:
         """Return the shape of every node's value on the example inputs, by the node's name."""
@@ -178,63 +161,6 @@ class Network:
         return {
             (name, dim): state[name].shape[dim] if name in state and dim < state[name].ndim else 0 for name, dim in kept
         }
-
-
-def _widened(example: Tensor) -> Tensor:
-    """Repeat a batch of 1."""
-    return example.repeat(2, *[1] * (example.ndim - 1)) if example.ndim and example.shape[0] == 1 else example
-
-
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> torch.export.ExportedProgram | str:
-    """Export, or say why not. The fused path of transformers is off: its operator does not train."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # advice to authors of models
-            fresh = tuple(value.clone() for value in inputs)  # an attempt leaves its marks on the tensors
-            return torch.export.export(model, fresh, dynamic_shapes=dynamic, strict=False)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        AssertionError,
-    ) as error:
-        return f"{type(error).__name__}: {str(error).strip()}\n{traceback.format_exc()}"
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def _plain(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Turn an exported program into a plain graph module with tensors of its own.
-
-    Plain: inputs by position, outputs in the model's own nesting, no assertions, no unused nodes, no paths of source
-    files in the metadata, and ``reshape`` for ``view`` (which fails in channels-last memory).
-    """
-    exported = program.module(check_guards=False)
-    graph = exported.graph
-    result = next(node for node in graph.nodes if node.op == "output")
-    nesting = program.call_spec.out_spec
-    assert nesting is not None, "an exported program has outputs"
-    result.args = (pytree.tree_unflatten(list(result.args[0]), nesting),)
-    graph.set_codegen(fx.graph.CodeGen())
-    for node in reversed(list(graph.nodes)):
-        node.meta = {}
-        if node.target is torch.ops.aten.view.default:
-            node.target = torch.ops.aten.reshape.default
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if name in ASSERTIONS or (not node.users and node.op in ("get_attr", "call_module")):
-            graph.erase_node(node)
-    graph.eliminate_dead_code()
-    own: dict[int, Any] = {}
-    attributes = {}
-    for target in {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}:
-        value = operator.attrgetter(target)(exported)
-        attributes[target] = own.setdefault(id(value), copy.deepcopy(value))
-    return fx.GraphModule(attributes, graph)
 
 
 def _training(module: fx.GraphModule) -> fx.GraphModule:

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from edgeopt.passes.prune.labels import NO_RULE, Labels, Marked, Reason, compressed, varying
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.prune.rules.call import Call, Layers
+from edgeopt.passes.prune.rules.elementwise import simplest
 from edgeopt.passes.prune.rules.movement import made
 
 Shapes = dict[str, Any]
@@ -120,7 +121,7 @@ def _settled(labels: Labels, layers: Layers, shape: tuple[int, ...]) -> Marked:
         if len(dims) > 1:
             labels.choose(None, layer)
         kept.append(layer)
-    return Marked(shape, tuple(kept))
+    return Marked(shape, simplest(labels, kept))
 
 
 def _shape(value: Any) -> Any:

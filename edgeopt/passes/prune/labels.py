@@ -147,6 +147,10 @@ class Labels:
                 layers.append(_line(self._made[-1], dim, len(shape)))
         return tuple(layers)
 
+    def is_made(self, layer: Tensor) -> bool:
+        """Tell whether a layer has labels of a tensor that the graph itself makes."""
+        return any(int(layer.reshape(-1)[0]) in made for made in self._made)
+
     def follow(self, sources: Sequence[Tensor], dims: Iterable[int]) -> Tensor:
         """Return a layer of new labels, constant along ``dims``: gone where, all along ``dims``, one of ``sources`` is.
 

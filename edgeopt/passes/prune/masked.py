@@ -22,8 +22,11 @@ KEPT_ALONE = (
 )  # fmt: skip
 """Reductions over channels, where zeros would count. They and norms are computed on what is kept."""
 
-SUMMED = (aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.einsum, aten.sum, aten.scaled_dot_product_attention)
-"""Operators that sum over channels of activations, which need not be zero (a sigmoid's): what is lost is set to zero."""
+SUMMED: tuple[Any, ...] = (
+    aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.einsum, aten.sum, aten.bilinear,
+    aten.scaled_dot_product_attention,
+)  # fmt: skip
+"""Operators that sum over channels of activations, which need not be zero (a sigmoid's): what is lost becomes zero."""
 
 SHARPNESS = 3.0
 """Standard deviation that the input of every softmax is scaled to, in both networks: at their initial weights
@@ -89,6 +92,7 @@ class Masked(Sharpened):
         (x, size, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
         kept = self._kept(n)
         channels = {dim: indices for dim, indices in enumerate(kept) if len(indices) < x.shape[dim]}
+        new: int | list[int]
         if isinstance(size, int):
             first, new = 1, size if size < x.shape[1] else len(kept[1])
         else:

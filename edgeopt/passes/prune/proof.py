@@ -17,7 +17,7 @@ from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Marked, Slot
 from edgeopt.passes.prune.masked import Masked, Sharpened
-from edgeopt.passes.prune.resize import kept_of, kept_part
+from edgeopt.passes.prune.resize import CREATORS, kept_of, kept_part
 
 PROOF_TOLERANCE = 1e-9
 """In float64: rounding over some ten thousand additions stays below 1e-11; a wrong index is an error of order 1."""
@@ -78,11 +78,13 @@ def verify(
 
 
 def _double(network: Network) -> fx.GraphModule:
-    """Copy a network's graph in float64, with casts to float32 turned into casts to float64."""
+    """Copy a network's graph in float64, with casts to float32 and new tensors of it turned into float64."""
     module = copy.deepcopy(network.eval_module).double()
     for node in module.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _wider)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
+        if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
+            node.update_kwarg("dtype", torch.float64)
     return module
 
 

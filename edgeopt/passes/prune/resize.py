@@ -18,6 +18,9 @@ from edgeopt.passes.prune.labels import Integers, Marked
 
 aten = torch.ops.aten
 
+CREATORS = (aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand)
+"""Operators that make a tensor of a literal size out of nothing, in the default type where none is given."""
+
 
 def kept_of(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
     """Return the indices of a marked tensor that are left, for each dimension.
@@ -225,7 +228,7 @@ RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
     aten.slice: _slice,
     aten.select: _select,
     aten.narrow: _narrow,
-    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), _sizes("size")),
+    **dict.fromkeys(CREATORS, _sizes("size")),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _sizes("size")),
     **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split), _split),
     **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk), _split),

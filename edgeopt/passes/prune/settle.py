@@ -22,7 +22,7 @@ from edgeopt.passes.prune.labels import (
 )
 
 Heads = Literal["most", "whole", "depth"]
-"""What goes where heads have a depth: what leaves more channels to choose from, whole heads, or the same depth of all."""
+"""What goes where heads have a depth: what leaves more to choose from, whole heads, or the same depth of all."""
 
 NEARLY = 0.9
 """Of two ways to shrink, one that frees this share of the indices that the other frees is judged by its channels."""
@@ -73,32 +73,34 @@ class _State:
         layer = _classes_in(self.canonical, choice.layer)
         if choice.line is None:
             free = [dim for dim in range(layer.ndim) if np.any(layer != layer.take([0], dim))]
-            ways = [[_tied(layer, dim) for dim in free if dim != kept] for kept in free]
-            ways = [np.concatenate(way) for way in ways if way]
+            others = [[_tied(layer, dim) for dim in free if dim != kept] for kept in free]
+            ways = [np.concatenate(ties) for ties in others if ties]
         else:
             line = _classes_in(self.canonical, choice.line)
             dims = varying(choice.line)
             together = _pairs(line, layer)
             apart = np.concatenate([*(_tied(layer, dim) for dim in dims), _pairs(line, np.zeros_like(line))])
-            ways = [apart, together] if heads == "depth" else [together, apart]
+            ways = [together, apart]
+        first = None
+        if choice.line is not None and not self.owned[choice.line.numpy()].any():  # no parameter: a line of heads
+            first = {"most": None, "whole": 0, "depth": 1}[heads]
         if ways:
-            follows = choice.line is not None and not self.owned[choice.line.numpy()].any()
-            self._apply(self._best(ways, layer, first=follows and heads != "most"), choice.reason)
+            self._apply(self._best(ways, layer, first), choice.reason)
 
-    def _best(self, ways: Sequence[Pairs], layer: Integers, first: bool) -> Pairs:
+    def _best(self, ways: Sequence[Pairs], layer: Integers, first: int | None) -> Pairs:
         """Choose by the indices of parameters that stay free, and among near equals by the number of classes."""
         free = [self._free(way, layer) for way in ways]
         enough = NEARLY * max(indices for indices, _ in free)
         good = [number for number, (indices, _) in enumerate(free) if indices >= enough]
-        if first and free[0][0] > 0:
-            return ways[0]
+        if first is not None and free[first][0] > 0:
+            return ways[first]
         return ways[max(good, key=lambda number: (free[number][1], -number))]
 
     def _free(self, pairs: Pairs, layer: Integers) -> tuple[float, int]:
         """Count the indices and the classes that can still go; a class on its own cannot, for nothing would be left."""
         members, index = np.unique(np.concatenate([layer.reshape(-1), pairs.reshape(-1)]), return_inverse=True)
         local = connect(np.arange(len(members)), index[layer.size :].reshape(-1, 2))
-        roots, place = np.unique(local, return_inverse=True)
+        _, place = np.unique(local, return_inverse=True)
         weights = np.bincount(place, self.weights[members])
         weights[place[members == ALWAYS]] = 0
         at_layer = np.unique(place[index[: layer.size]])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, fx
@@ -35,7 +35,7 @@ class Call:
         given = dict(zip(names, args, strict=False)) | kwargs
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
         sizes = (dict(zip(names, node.args, strict=False)) | node.kwargs).get("size")
-        literal = [place for place, size in enumerate(sizes) if isinstance(size, int)] if _is_list(sizes) else []
+        literal = [place for place, size in enumerate(_listed(sizes)) if isinstance(size, int)]
         return cls(node.target, defaults | given, shape, frozenset(literal))
 
     def __getitem__(self, name: str) -> Any:
@@ -59,10 +59,10 @@ class Call:
         """The first tensor."""
         return self.operands[0]
 
-    @property
-    def first(self) -> str:
-        """The name of the first argument."""
-        return next(iter(self.arguments))
+    def with_input(self, layers: Layers) -> Call:
+        """Return the same call with other layers of its first tensor, which is its first argument."""
+        first = next(iter(self.arguments))
+        return replace(self, arguments={**self.arguments, first: Marked(self.input.shape, layers)})
 
     def dim(self, name: str = "dim") -> int:
         """Return a dimension of the input as a number from 0 on."""
@@ -74,5 +74,5 @@ class Call:
             labels.freeze(other.layers)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple))
+def _listed(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else ()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compressed
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match, summed
+from edgeopt.passes.prune.rules.elementwise import independent_of, match, split, summed
 
 aten = torch.ops.aten
 
@@ -63,9 +63,8 @@ def matmul(labels: Labels, call: Call) -> Layers:
     one, other = call.operands[-2:]
     row, column = ["m"] * (len(one.shape) > 1), ["n"] * (len(other.shape) > 1)
     terms = [[*_outer(one, 2), *row, "k"], [*_outer(other, 2), "k", *column]]
-    return contract(
-        labels, [one, other], terms, [*_outer(max((one, other), key=lambda x: len(x.shape)), 2), *row, *column]
-    )
+    places = max(_outer(one, 2), _outer(other, 2), key=len)
+    return contract(labels, [one, other], terms, [*places, *row, *column])
 
 
 def _outer(value: Marked, inner: int) -> list[Hashable]:
@@ -78,6 +77,19 @@ def addmm(labels: Labels, call: Call) -> Layers:
     return _plus(labels, call, matmul(labels, call), call["self"])
 
 
+def outer(labels: Labels, call: Call) -> Layers:
+    """``one[i] other[j]``."""
+    return contract(labels, call.operands, "ij", "ij")
+
+
+def bilinear(labels: Labels, call: Call) -> Layers:
+    """``one[..., i] weight[n, i, j] other[..., j] + bias[n]``."""
+    one, other, weight = (call[name] for name in ("input1", "input2", "weight"))
+    places = _outer(one, 1)
+    terms = [[*places, "i"], [*places, "j"], "nij"]
+    return _plus(labels, call, contract(labels, [one, other, weight], terms, [*places, "n"]), call["bias"])
+
+
 def einsum(labels: Labels, call: Call) -> Layers:
     """Any equation but one that takes a diagonal."""
     operands = call["tensors"]
@@ -87,10 +99,8 @@ def einsum(labels: Labels, call: Call) -> Layers:
         labels.freeze([layer for operand in operands for layer in operand.layers], "a diagonal")
         return ()
     if "->" not in call["equation"]:
-        letters = "".join(inputs.split(","))
-        output = "..." * ("..." in inputs) + "".join(
-            sorted(name for name in letters if letters.count(name) == 1 and name != ".")
-        )
+        letters = [letter for letter in inputs if letter.isalpha()]
+        output = "..." * ("..." in inputs) + "".join(sorted(name for name in letters if letters.count(name) == 1))
     return contract(labels, operands, terms, _names(output, Marked(call.shape)))
 
 
@@ -101,7 +111,7 @@ def _names(term: str, value: Marked) -> list[Hashable]:
 
 
 def attention(labels: Labels, call: Call) -> Layers:
-    """``softmax(query[..., l, e] key[..., s, e] + mask[..., l, s]) value[..., s, v]``; heads may share keys and values."""
+    """``softmax(query[..., l, e] key[..., s, e] + mask[..., l, s]) value[..., s, v]``; heads may share keys."""
     query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     if call.get("enable_gqa"):
         key, value = (_repeated(shared, query.shape[-3]) for shared in (key, value))
@@ -144,8 +154,8 @@ def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
         return ()
     kernel = len(x.shape) - 2
     weight = _channels_only(labels, call["weight"], KERNEL)
-    x = _split(_channels_only(labels, x, FIXED_SIZE), 1, groups)
-    weight = _split(weight, 0, groups)
+    x = _in_groups(_channels_only(labels, x, FIXED_SIZE), 1, groups)
+    weight = _in_groups(weight, 0, groups)
     layers = contract(labels, [x, weight], ["bgk", "gkn" if transposed else "gnk"], "bgn")
     if len([layer for layer in layers if layer.shape[0] == 1]) > 1:
         layers = (labels.follow(layers, ()),)
@@ -164,15 +174,11 @@ def _channels_only(labels: Labels, value: Marked, why: str) -> Marked:
     return Marked(value.shape[:2], kept)
 
 
-def _split(value: Marked, dim: int, groups: int) -> Marked:
+def _in_groups(value: Marked, dim: int, groups: int) -> Marked:
     """Split a dimension of a matrix into groups."""
-    shape = (*value.shape[:dim], groups, value.shape[dim] // groups, *value.shape[dim + 1 :])
-    sizes = [[*layer.shape[:dim], *shape[dim : dim + 2], *layer.shape[dim + 1 :]] for layer in value.layers]
-    layers = [
-        layer.reshape(size) if layer.shape[dim] > 1 else layer.unsqueeze(dim)
-        for layer, size in zip(value.layers, sizes, strict=True)
-    ]
-    return Marked(shape, tuple(layers))
+    sizes = (groups, value.shape[dim] // groups)
+    shape = (*value.shape[:dim], *sizes, *value.shape[dim + 1 :])
+    return Marked(shape, tuple(split(layer, dim, sizes if layer.shape[dim] > 1 else (1, 1)) for layer in value.layers))
 
 
 RULES: dict[Any, Rule] = {
@@ -183,6 +189,8 @@ RULES: dict[Any, Rule] = {
     aten.mv: matmul,
     aten.dot: matmul,
     aten.addmm: addmm,
+    aten.outer: outer,
+    aten.bilinear: bilinear,
     aten.einsum: einsum,
     aten.scaled_dot_product_attention: attention,
     **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), convolution),

@@ -13,7 +13,7 @@ from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 
 aten = torch.ops.aten
 
-Table = dict[frozenset[int], list[Tensor]]
+Table = dict[frozenset[int], Tensor]
 """The layers of an operand by the dimensions that they depend on."""
 
 
@@ -30,23 +30,35 @@ def match(labels: Labels, operands: Sequence[Marked], shape: Sequence[int]) -> L
     tables = [_by_dims(operand, len(shape)) for operand in operands]
     sizes = [(1,) * (len(shape) - len(operand.shape)) + operand.shape for operand in operands]
     result: list[Tensor] = []
+    layer: Tensor | None
     for dims in sorted({dims for table in tables for dims in table}, key=lambda dims: (len(dims), sorted(dims))):
-        first = next(table[dims] for table in tables if dims in table)
-        implied = False
+        [layer, *others] = [table[dims] for table in tables if dims in table]
+        for other in others:
+            labels.unite(layer, other)
+        if any(other > dims for table in tables for other in table if dims not in table):
+            continue  # the layer of more dimensions stands for this one, which it meets in its own turn
         for table, size in zip(tables, sizes, strict=True):
-            own = table.get(dims)
             met = frozenset(dim for dim in dims if size[dim] > 1)
-            if own is not None:
-                for one, other in zip(first, own, strict=False):
-                    labels.unite(one, other)
-                shortest = min(len(first), len(own))
-                labels.freeze([*first[shortest:], *own[shortest:]])
-            elif any(other > dims for other in table):
-                implied = True  # by the layer of more dimensions, which meets this one in its own turn
-            elif met:
-                first = [left for layer in first if (left := _meet(labels, layer, table, met)) is not None]
-        if not implied:
-            result.extend(first)
+            if met and dims not in table and layer is not None:
+                layer = _meet(labels, layer, table, met)
+        if layer is not None:
+            result.append(layer)
+    return simplest(labels, result)
+
+
+def simplest(labels: Labels, layers: Sequence[Tensor]) -> Layers:
+    """Leave one layer for each set of dimensions, and none whose dimensions another has too: it goes with that one."""
+    result: list[Tensor] = []
+    for layer in sorted(layers, key=lambda layer: -len(varying(layer))):
+        wider = [other for other in result if set(varying(other)) >= set(varying(layer))]
+        if not wider:
+            result.append(layer)
+        elif labels.is_made(layer):
+            labels.freeze(layer)
+        elif varying(wider[0]) == varying(layer):
+            labels.unite(layer, wider[0])
+        else:
+            labels.choose(layer, wider[0])
     return tuple(result)
 
 
@@ -57,7 +69,7 @@ def _meet(labels: Labels, layer: Tensor, table: Table, met: frozenset[int]) -> T
         The layer, constant along dimensions where the operand has no labels; None where the operand's stand for it.
     """
     met &= set(varying(layer))
-    partners = {other & met: (other, layers[0]) for other, layers in table.items() if other & met}
+    partners = {other & met: (other, partner) for other, partner in table.items() if other & met}
     for dim in met - frozenset().union(*partners):
         if varying(layer) == (dim,):
             labels.freeze(layer)
@@ -67,7 +79,7 @@ def _meet(labels: Labels, layer: Tensor, table: Table, met: frozenset[int]) -> T
         line = partner if other == shared else labels.follow([partner], other - shared)
         if set(varying(layer)) == shared:
             labels.unite(layer, line)
-            return None
+            return layer if other == shared else None
         labels.choose(line, layer)
     return layer
 
@@ -86,11 +98,13 @@ def summed(labels: Labels, layers: Layers, dims: set[int]) -> Layers:
 
 def _by_dims(operand: Marked, ndim: int) -> Table:
     """Sort an operand's layers by the dimensions of the result that they depend on."""
-    table: Table = {}
-    for layer in operand.layers:
-        aligned = layer.reshape((1,) * (ndim - layer.ndim) + tuple(layer.shape))
-        table.setdefault(frozenset(varying(aligned)), []).append(aligned)
-    return table
+    aligned = [layer.reshape((1,) * (ndim - layer.ndim) + tuple(layer.shape)) for layer in operand.layers]
+    return {frozenset(varying(layer)): layer for layer in aligned}
+
+
+def split(layer: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Split one dimension into several."""
+    return layer.reshape(*layer.shape[:dim], *sizes, *layer.shape[dim:][1:])
 
 
 def independent_of(labels: Labels, layers: Layers, dims: set[int], why: str = FIXED_SIZE) -> Layers:

@@ -9,7 +9,7 @@ import torch
 
 from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match
+from edgeopt.passes.prune.rules.elementwise import independent_of, match, split
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ def sliced(labels: Labels, call: Call) -> Layers | list[Layers]:
     for layer in call.input.layers:
         if layer.shape[dim] > 1:
             if start < step and stop == size and size % step == 0:
-                labels.tie(layer.unflatten(dim, (-1, step)), dim + 1)
+                labels.tie(split(layer, dim, (-1, step)), dim + 1)
             else:
                 labels.freeze(layer, "a slice with a step")
     return moved(labels, call)
@@ -80,6 +80,16 @@ def along_indices(labels: Labels, call: Call) -> Layers:
     return independent_of(labels, call.input.layers, {call.dim()}, LOOKED_UP)
 
 
+def gathered(labels: Labels, call: Call) -> Layers:
+    """``x[..., index, ...]`` of the index's shape: across ``dim`` both go together."""
+    x, index, dim = call["self"], call["index"], call.dim()
+    across = Marked(
+        tuple(1 if d == dim else size for d, size in enumerate(x.shape)),
+        independent_of(labels, x.layers, {dim}, LOOKED_UP),
+    )
+    return match(labels, [across, index], call.shape)
+
+
 def rolled(labels: Labels, call: Call) -> Layers:
     """A roll by literal places: labels along it keep their places."""
     ndim = len(call.input.shape)
@@ -92,9 +102,7 @@ def unfolded(labels: Labels, call: Call) -> Layers:
     area = math.prod(call["kernel_size"])
     ndim = len(call.input.shape)
     layers = independent_of(labels, call.input.layers, {ndim - 2, ndim - 1}, FIXED_SIZE)
-    return tuple(
-        layer.repeat_interleave(area, -3).squeeze(-1) if layer.shape[-3] > 1 else layer[..., 0] for layer in layers
-    )
+    return tuple((layer.repeat_interleave(area, -3) if layer.shape[-3] > 1 else layer).squeeze(-1) for layer in layers)
 
 
 def folded(labels: Labels, call: Call) -> Layers:
@@ -102,8 +110,8 @@ def folded(labels: Labels, call: Call) -> Layers:
     area = math.prod(call["kernel_size"])
     result = []
     for layer in independent_of(labels, call.input.layers, {len(call.input.shape) - 1}, FIXED_SIZE):
-        split = layer.unflatten(-2, (-1, area)) if layer.shape[-2] > 1 else layer.unsqueeze(-2)
-        result.append(labels.tie(split, split.ndim - 2))
+        parts = split(layer, -2, (-1, area)) if layer.shape[-2] > 1 else layer.unsqueeze(-2)
+        result.append(labels.tie(parts, parts.ndim - 2))
     return tuple(result)
 
 
@@ -176,13 +184,8 @@ def _always(shape: tuple[int, ...], dim: int) -> Layers:
 def glu(labels: Labels, call: Call) -> Layers:
     """The two halves along ``dim`` are multiplied: channel j needs channels j and j + n, which go together."""
     dim = call.dim()
-    halves = [
-        Marked(call.shape, layers)
-        for layers in zip(
-            *(layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer) for layer in call.input.layers),
-            strict=True,
-        )
-    ]
+    layers = [layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer) for layer in call.input.layers]
+    halves = [Marked(call.shape, half) for half in zip(*layers, strict=True)]
     return match(labels, halves, call.shape)
 
 
@@ -193,9 +196,9 @@ def channel_shuffle(labels: Labels, call: Call) -> Layers:
         if layer.shape[1] == 1:
             result.append(layer)
             continue
-        split = layer.reshape(layer.shape[0], groups, -1, *layer.shape[2:])
-        labels.tie(split, 1)
-        result.append(split.transpose(1, 2).reshape(layer.shape))
+        parts = split(layer, 1, (groups, -1))
+        labels.tie(parts, 1)
+        result.append(parts.transpose(1, 2).reshape(layer.shape))
     return tuple(result)
 
 
@@ -203,9 +206,9 @@ def pixel_shuffle(labels: Labels, call: Call) -> Layers:
     """Channels (n, factor * factor) become positions; all of one of the n go together, since the factor stays."""
     area, result = int(call["upscale_factor"]) ** 2, []
     for layer in independent_of(labels, call.input.layers, _positions(call)):
-        split = layer.reshape(*layer.shape[:-3], -1, area)
-        labels.tie(split, split.ndim - 1)
-        result.append(split[..., :1, None])
+        parts = layer.reshape(*layer.shape[:-3], -1, area)
+        labels.tie(parts, parts.ndim - 1)
+        result.append(parts[..., :1, None])
     return tuple(result)
 
 
@@ -229,7 +232,7 @@ def size_of_labels(labels: Labels, call: Call) -> Layers:
 
 
 EXECUTED: tuple[Any, ...] = (
-    aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T,
+    aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT,
     aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.chunk, aten.split, aten.split_with_sizes,
     aten.unbind, aten.select, aten.narrow, aten.flip, aten.repeat, aten.tile, aten.repeat_interleave, aten.unsafe_chunk,
     aten.unsafe_split, aten.tensor_split, aten.adjoint, aten.swapdims, aten.moveaxis, aten.ravel,
@@ -243,6 +246,7 @@ RULES: dict[Any, Rule] = {
     aten.roll: rolled,
     aten.index: at_indices,
     aten.index_select: along_indices,
+    aten.gather: gathered,
     aten.im2col: unfolded,
     aten.col2im: folded,
     aten.slice: sliced,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match
+from edgeopt.passes.prune.rules.elementwise import independent_of, match, split
 
 aten = torch.ops.aten
 
@@ -37,10 +36,8 @@ def group_norm(labels: Labels, call: Call) -> Layers:
     layers = independent_of(labels, call.input.layers, set(range(2, len(call.shape))))
     for layer in layers:
         if layer.shape[1] > 1 and groups < call.shape[1]:
-            labels.tie(layer.unflatten(1, (groups, -1)), 1)
-    return per_channel(
-        labels, replace(call, arguments={**call.arguments, call.first: Marked(call.input.shape, layers)})
-    )
+            labels.tie(split(layer, 1, (groups, -1)), 1)
+    return per_channel(labels, call.with_input(layers))
 
 
 def weight_norm(labels: Labels, call: Call) -> Layers:

@@ -65,9 +65,7 @@ def _cell(
     """Tie the weights of one level and direction to the state; return the labels of its output."""
     units = hidden[-1]
     state = Marked(tuple(hidden[0].shape), (hidden[0],))
-    sums = [
-        contract(labels, [value, weight], ["k", "nk"], "n") for value, weight in zip((x, state), part, strict=False)
-    ]
+    sums = [contract(labels, [read, by], ["k", "nk"], "n") for read, by in zip((x, state), part[:2], strict=True)]
     rows = Marked(part[0].shape[:1], (units.repeat(gates),))
     for layers in [*sums, *(bias.layers for bias in part[2 : 2 + 2 * biased])]:
         match(labels, [rows, Marked(rows.shape, layers)], rows.shape)
@@ -75,6 +73,8 @@ def _cell(
         cell = Marked(tuple(units.shape), (units,))
         projected = contract(labels, [cell, part[-1]], ["k", "nk"], "n")
         match(labels, [state, Marked(state.shape, projected)], state.shape)
+    else:
+        labels.unite(hidden[0], units)
     return hidden[0]
 
 

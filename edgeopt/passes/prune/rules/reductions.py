@@ -6,7 +6,6 @@ maximum over channels is one over the channels that are left, as in a layer norm
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,11 +29,10 @@ def reduced(labels: Labels, call: Call) -> Layers:
 
 
 def picked(labels: Labels, call: Call) -> Layers:
-    """What names a place along ``dim``, or multiplies over it: labels along it freeze. ``max`` and ``min`` of two tensors are element-wise."""
+    """What names a place along ``dim``: labels along it freeze. ``max`` of two tensors is element-wise."""
     if isinstance(call.get("other"), Marked):
         return elementwise(labels, call)
-    layers = _free_of(labels, call, _over(call))
-    return reduced(labels, replace(call, arguments={**call.arguments, call.first: Marked(call.input.shape, layers)}))
+    return reduced(labels, call.with_input(_free_of(labels, call, _over(call))))
 
 
 def _over(call: Call) -> set[int]:
@@ -69,6 +67,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.var, aten.std, aten.var_mean, aten.std_mean, aten.linalg_vector_norm, aten.norm), reduced),
     **dict.fromkeys((aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.any, aten.all), picked),
     **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten.cumsum, aten.cumprod), along_dim),
+    **dict.fromkeys((aten.sort, aten.argsort, aten.topk), along_dim),
     **dict.fromkeys((aten.tril, aten.triu), windowed(2)),
     **dict.fromkeys(
         (aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d), windowed(1)

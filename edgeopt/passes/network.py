@@ -120,7 +120,7 @@ class Network:
     def save(self, path: Path) -> None:
         """Write tensors and kept indices as safetensors."""
         state = self.state()
-        last = [name for name, tensor in state.items() if tensor.ndim == 4 and not tensor.is_contiguous()]
+        last = [name for name, tensor in state.items() if tensor.ndim == 4 and tensor.stride() != _row_major(tensor)]
         kept = [[name, dim, indices.tolist()] for (name, dim), indices in self.kept.items()]
         metadata = {"format": FORMAT, "kept": json.dumps(kept), "channels_last": json.dumps(last)}
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
@@ -150,7 +150,8 @@ class Network:
         if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
             raise other
         for name in json.loads(metadata["channels_last"]):
-            tensors[name] = tensors[name].contiguous(memory_format=torch.channels_last)
+            like = torch.empty_like(tensors[name], memory_format=torch.channels_last)
+            tensors[name] = like.copy_(tensors[name])
         for target, name in tensor_names(network.eval_module).items():
             operator.attrgetter(target)(network.eval_module).data = tensors[name]
         return network
@@ -161,6 +162,11 @@ class Network:
         return {
             (name, dim): state[name].shape[dim] if name in state and dim < state[name].ndim else 0 for name, dim in kept
         }
+
+
+def _row_major(tensor: Tensor) -> tuple[int, ...]:
+    """Return the strides in row-major memory, which ``is_contiguous`` does not tell where a size is 1."""
+    return torch.empty(tensor.shape, device="meta").stride()
 
 
 def _training(module: fx.GraphModule) -> fx.GraphModule:

@@ -61,26 +61,54 @@ def test_inputs_and_outputs_are_frozen_and_say_so():
     assert set(groups.free) == {"left", "wide"}
 
 
-def test_an_operator_without_a_rule_freezes_its_channels_and_is_named():
-    _, groups = traced("transformer")
-    assert groups.without_rule == ("aten.scaled_dot_product_attention",)
-    assert "layer.linear1" in groups.free
-    assert "no rule" in str(groups.groups["layer.self_attn.in_proj_weight"].frozen_by)
-
-
 class Odd(nn.Module):
+    """A scatter, which has no rule."""
+
     def __init__(self):
         super().__init__()
         self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.register_buffer("places", torch.randperm(8))
 
     def forward(self, x):
-        return self.third(torch.relu(self.second(torch.roll(self.first(x), 1, dims=1))))
+        y = self.first(x)
+        y = torch.zeros_like(y).index_add(1, self.places, y)
+        return self.third(torch.relu(self.second(y)))
+
+
+def test_an_operator_without_a_rule_freezes_its_channels_and_is_named():
+    _, groups = analysed(Odd(), torch.randn(2, 4))
+    assert groups.without_rule == ("aten.index_add",)
+    assert "no rule" in str(groups.groups["first"].frozen_by)
 
 
 def test_what_lies_beyond_an_unknown_operator_is_pruned_all_the_same():
     network, groups = analysed(Odd(), torch.randn(2, 4))
-    assert groups.without_rule == ("aten.roll",)
     assert set(groups.free) == {"second"}
+    keep = random_keep(groups, 0.5, seed=1)
+    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+
+
+class Attention(nn.Module):
+    """Packed projections, four heads of depth eight, written by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.packed, self.out = nn.Linear(5, 16), nn.Linear(16, 96), nn.Linear(32, 3)
+
+    def forward(self, x):
+        batch, length, _ = x.shape
+        q, k, v = self.packed(self.stem(x)).reshape(batch, length, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        y = (q @ k.transpose(-2, -1) / 8**0.5).softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(batch, length, 32))
+
+
+@pytest.mark.parametrize(("heads", "channels", "rows"), [("whole", 4, 3 * 8), ("depth", 8, 3 * 4), ("most", 8, 3 * 4)])
+def test_whole_heads_go_or_the_same_depth_of_all_heads(heads, channels, rows):
+    torch.manual_seed(0)
+    network = Network.trace(Attention(), (torch.randn(2, 7, 5),))
+    groups = analyse(network, heads)
+    assert groups.free["packed"].slots["packed.weight", 0].shape == (channels, rows)
+    assert groups.free["packed"].slots["out.weight", 1].shape == (channels, 32 // channels)
     keep = random_keep(groups, 0.5, seed=1)
     assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
 

@@ -15,20 +15,6 @@ from edgeopt.passes.prune.table import group_table
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.recipe import Importance
 
-BLOCKED_BY = {
-    "vit": "scaled_dot_product_attention",
-    "vit_multihead": "scaled_dot_product_attention",
-    "swin": "roll, index",
-    "gpt": "scaled_dot_product_attention",
-    "llama": "rms_norm, repeat_interleave, scaled_dot_product_attention",
-    "conformer": "glu, scaled_dot_product_attention",
-    "wav2vec": "_weight_norm, scaled_dot_product_attention",
-    "gru": "gru",
-    "lstm": "lstm",
-    "crnn": "lstm",
-}
-"""Architectures with an operator that has no rule yet. Take the line out when the rule is there."""
-
 MACS_NOT_COUNTED = {
     "mixer": "positions are channels here, which count as they are",
     "wav2vec": "a weight that is computed (weight norm) is not seen",
@@ -44,16 +30,10 @@ TINY_OR_SLOW = pytest.mark.parametrize(
 BOTH = pytest.mark.parametrize("ratio", RATIOS)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in BLOCKED_BY])
+@pytest.mark.parametrize("name", ZOO)
 def test_every_operator_that_channels_reach_has_a_rule(name):
     _, groups = traced(name)
     assert groups.without_rule == ()
-
-
-@pytest.mark.parametrize("name", BLOCKED_BY)
-@pytest.mark.xfail(strict=True, reason="the operators in BLOCKED_BY have no rule yet", raises=AssertionError)
-def test_an_operator_without_a_rule_still_blocks(name):
-    test_every_operator_that_channels_reach_has_a_rule(name)
 
 
 @EVERY

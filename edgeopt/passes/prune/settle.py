@@ -71,6 +71,7 @@ class _State:
 
     def decide(self, choice: Choice, heads: Heads) -> None:
         layer = _classes_in(self.canonical, choice.layer)
+        first = None
         if choice.line is None:
             free = [dim for dim in range(layer.ndim) if np.any(layer != layer.take([0], dim))]
             others = [[_tied(layer, dim) for dim in free if dim != kept] for kept in free]
@@ -81,9 +82,8 @@ class _State:
             together = _pairs(line, layer)
             apart = np.concatenate([*(_tied(layer, dim) for dim in dims), _pairs(line, np.zeros_like(line))])
             ways = [together, apart]
-        first = None
-        if choice.line is not None and not self.owned[choice.line.numpy()].any():  # no parameter: a line of heads
-            first = {"most": None, "whole": 0, "depth": 1}[heads]
+            if not self.owned[choice.line.numpy()].any():  # no parameter: a line of heads, or of groups
+                ways, first = [apart, together], {"most": None, "whole": 1, "depth": 0}[heads]
         if ways:
             self._apply(self._best(ways, layer, first), choice.reason)
 

@@ -23,9 +23,7 @@ NOTHING_KEEPS_THE_BUDGET = 3
               help="Folder for the result.")  # fmt: skip
 @click.option("--workspace", type=click.Path(path_type=Path), default=Path(".edgeopt"), show_default=True,
               help="Folder where trials are kept; the same command goes on from there.")  # fmt: skip
-@click.option(
-    "--device", help="Where to measure: local:, local:?python=PATH, ssh://[user@]host[:port]; the target says."
-)
+@click.option("--device", help="Where to measure: local:, ssh://[user@]host, adb:[serial], browser:; the target says.")
 @limit_options
 @click.option("--allow-fallback", multiple=True, metavar="PROVIDER",
               help="Let this execution provider run what the target's first one cannot; may be repeated.")  # fmt: skip

@@ -29,7 +29,7 @@ class Profile(Record, frozen=True, kw_only=True):
     title: str
     """One line for people."""
     device: str
-    """Where workers run: ``local:``, and later ``ssh://``, ``adb:``, ``browser:``."""
+    """Where workers run: ``local:``, ``ssh://``, ``adb:`` or ``browser:``; see ``edgeopt.device.open``."""
     stand_in: bool
     """True where ``device`` only stands in for the real one; nothing is then proven on the target."""
     providers: tuple[str, ...]

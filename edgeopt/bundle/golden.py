@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.records.recipe import Half, Quantize, Recipe
+from edgeopt.records.recipe import Half, QuantizeStep, Recipe
 
 Array = NDArray[np.generic]
 
@@ -41,7 +41,7 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 def tolerance_ratio(recipe: Recipe) -> float:
     """Return how far an output may be off on another device, relative to its largest absolute value."""
-    if any(isinstance(step, Quantize) for step in recipe.graph_steps):
+    if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
         return INT8_TOLERANCE_RATIO
     if any(isinstance(step, Half) for step in recipe.graph_steps):
         return HALF_TOLERANCE_RATIO

@@ -13,10 +13,12 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.graph.child import Answer, Job
+from edgeopt.graph.child import Answer, Job, StudyJob
 from edgeopt.graph.lint import check_ceiling
 from edgeopt.graph.steps import STEPS, AnyStep, name_of, run_step
 from edgeopt.records.codec import from_json, to_json
+from edgeopt.records.quantization import Study
+from edgeopt.records.recipe import Quantize
 
 MAX_SECONDS = 1800.0
 """How long one step may take."""
@@ -66,15 +68,37 @@ def apply_steps(
     return results
 
 
+def study_file(step: Quantize, source: Path, calibration: Path, held_back: int, *, rank: bool) -> Study:
+    """Compare calibration methods on a float file, and rank its nodes; see ``edgeopt.graph.sensitivity.study``.
+
+    Raises:
+        StepError: it refused, crashed or ran out of time.
+    """
+    job = StudyJob(
+        step=step,
+        source=str(source.absolute()),
+        calibration=str(calibration.absolute()),
+        held_back=held_back,
+        rank=rank,
+    )
+    found = _ask_child(job, "study").study
+    assert found is not None
+    return found
+
+
 def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Do one step in a child process."""
-    name = name_of(step)
     job = Job(
         step=step,
         source=str(source.absolute()),
         target=str(target.absolute()),
         calibration=None if calibration is None else str(calibration.absolute()),
     )
+    return _ask_child(job, name_of(step)).notes
+
+
+def _ask_child(job: Job | StudyJob, name: str) -> Answer:
+    """Do a job in a process of its own; ``name`` is the stage that errors name."""
     command = [sys.executable, "-m", "edgeopt.graph.child"]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
@@ -98,7 +122,7 @@ def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | No
         raise StepError(name, f"its process gave no answer ({error}).", trace) from error
     if answer.reason is not None:
         raise StepError(name, answer.reason, trace)
-    return answer.notes
+    return answer
 
 
 def _death(code: int, trace: str) -> str:

@@ -1,7 +1,7 @@
-"""One graph step in a process of its own: ``python -m edgeopt.graph.child``, a ``Job`` as JSON in, an ``Answer`` out.
+"""A graph step or a study in a process of its own: ``python -m edgeopt.graph.child``.
 
-A library that crashes takes this process down, not the build; and no session ever lives beside torch. What libraries
-print goes to stderr, so that stdout holds the answer alone.
+A job as JSON in, an ``Answer`` out. A library that crashes takes this process down, not the build; and no session ever
+lives beside torch. What libraries print goes to stderr, so that stdout holds the answer alone.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import os
 import sys
 from pathlib import Path
 
+import msgspec
+
 from edgeopt.errors import StepError
 from edgeopt.records.base import Record
-from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.recipe import Fuse, GraphStep
+from edgeopt.records.codec import to_json
+from edgeopt.records.quantization import Study
+from edgeopt.records.recipe import Fuse, GraphStep, Quantize
 
 
-class Job(Record, frozen=True, kw_only=True):
+class Job(Record, frozen=True, kw_only=True, tag_field="job", tag="step"):
     """One step to do."""
 
     step: GraphStep | Fuse
@@ -25,12 +28,23 @@ class Job(Record, frozen=True, kw_only=True):
     calibration: str | None
 
 
+class StudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="study"):
+    """What int8 does to a network; see ``edgeopt.graph.sensitivity.study``."""
+
+    step: Quantize
+    source: str
+    calibration: str
+    held_back: int
+    rank: bool
+
+
 class Answer(Record, frozen=True, kw_only=True):
     """What came of it."""
 
     notes: tuple[str, ...]
     reason: str | None
     """Why the step refused; None where it was done."""
+    study: Study | None = None
 
 
 def main() -> None:
@@ -39,16 +53,28 @@ def main() -> None:
     os.dup2(2, 1)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     sys.modules["torch"] = None  # type: ignore[assignment]  # libraries would import it for nothing, beside a session
-    from edgeopt.graph.steps import run_step
-
-    job = from_json(sys.stdin.buffer.read(), Job)
-    calibration = None if job.calibration is None else Path(job.calibration)
+    job: Job | StudyJob = msgspec.json.decode(sys.stdin.buffer.read(), type=Job | StudyJob)
     try:
-        answer = Answer(notes=run_step(job.step, Path(job.source), Path(job.target), calibration), reason=None)
+        answer = _do(job)
     except StepError as error:
         answer = Answer(notes=(), reason=error.reason)
     with open(answers, "wb") as file:  # noqa: PTH123 - a descriptor has no path
         file.write(to_json(answer))
+
+
+def _do(job: Job | StudyJob) -> Answer:
+    """Do a job; what it needs is imported only now, after torch is barred."""
+    if isinstance(job, StudyJob):
+        from edgeopt.graph.files import load
+        from edgeopt.graph.sensitivity import study
+
+        model = load(Path(job.source), "study")
+        found = study(model, job.step, Path(job.calibration), job.held_back, rank=job.rank)
+        return Answer(notes=(), reason=None, study=found)
+    from edgeopt.graph.steps import run_step
+
+    calibration = None if job.calibration is None else Path(job.calibration)
+    return Answer(notes=run_step(job.step, Path(job.source), Path(job.target), calibration), reason=None)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,8 @@ _SCALES: dict[str, tuple[int, ...]] = {
     "QLinearGlobalAveragePool": (1, 2, 3, 4),
     "QLinearAveragePool": (1, 2, 3, 4),
     "QGemm": (1, 2, 4, 5, 7, 8),
+    "MatMulInteger": (2, 3),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
 # ONNX Runtime's own operators by the standard one of the same shapes, and the inputs that both read
 _SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
@@ -39,6 +41,9 @@ _SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
     "QGemm": ("Gemm", (0, 3)),
 }
+PRODUCTS = ("MatMul", "Gemm")
+CELLS = ("LSTM",)
+"""Recurrent cells that ONNX Runtime has an int8 kernel for."""
 Shape = tuple[int, ...]
 
 
@@ -82,7 +87,7 @@ def facts(path: Path) -> OnnxFacts:
     return OnnxFacts(
         parameters=parameters,
         nonzero_parameters=nonzero,
-        macs=_count_macs(model),
+        macs=sum(macs for _, macs in macs_of_nodes(model)),
         opset=opset_of(model),
         ir_version=model.ir_version,
         size_bytes=len(data),
@@ -130,10 +135,22 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
     return total, nonzero
 
 
-def _count_macs(model: onnx.ModelProto) -> int:
-    """Return multiply-accumulates of the top graph for one sample; a node whose shapes stay open counts nothing."""
+def macs_of_nodes(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+    """Return the multiply-accumulates of the top graph's nodes for one sample, where they have any.
+
+    A node whose shapes stay open counts nothing.
+    """
     shapes = _shapes_of_one_sample(model)
-    return sum(_MACS[node.op_type](node, shapes) for node in model.graph.node if node.op_type in _MACS)
+    return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
+
+
+def mostly_products(model: onnx.ModelProto) -> bool:
+    """Tell whether most of a network's work is recurrent cells, or products of activations with weights."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    work = {True: 0, False: 0}
+    for node, macs in macs_of_nodes(model):
+        work[node.op_type in CELLS or (node.op_type in PRODUCTS and node.input[1] in weights)] += macs
+    return work[True] > work[False]
 
 
 def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
@@ -183,6 +200,11 @@ def _of_integer_gemm(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     return data[1 if flipped else 0] * math.prod(weight) if data and weight else 0
 
 
+def _of_cell(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+    data, weight, recurrent = (shapes.get(name) for name in node.input[:3])
+    return data[0] * data[1] * (math.prod(weight) + math.prod(recurrent)) if data and weight and recurrent else 0
+
+
 _MACS: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
     "Conv": _of_convolution,
     "QLinearConv": _of_convolution,
@@ -190,5 +212,8 @@ _MACS: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
     "Gemm": _of_product,
     "MatMul": _of_product,
     "QLinearMatMul": _of_product,
+    "MatMulInteger": _of_product,
     "QGemm": _of_integer_gemm,
+    "LSTM": _of_cell,
+    "DynamicQuantizeLSTM": _of_cell,
 }

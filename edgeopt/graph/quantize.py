@@ -9,37 +9,45 @@ import itertools
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    CalibrationMethod,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorsData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
 from edgeopt.graph.files import arrays, consumers, load, opset_of, save
+from edgeopt.graph.gates import write_hard_sigmoids
 from edgeopt.graph.pooling import write_global_average_pools
+from edgeopt.graph.ranges import Ranges
 from edgeopt.records.recipe import Quantize
 
 STAGE = "quantize"
 MIN_OPSET = 13  # the first with a scale for each channel
 FEW_CHANNELS = 4  # int8 convolutions gather their input first: with fewer channels that costs more than it saves
 PRODUCTS = ("Gemm", "MatMul")
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "entropy": CalibrationMethod.Entropy,
-    "percentile": CalibrationMethod.Percentile,
-}
+OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
+"""What ``onnxruntime.quantization`` quantizes by default."""
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 _PRE_PROCESSING_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A float model ready to be quantized any number of times: every node has a name, every value a known shape."""
+
+    model: onnx.ModelProto
+    ranges: Ranges
+    floats: tuple[str, ...]
+    """Nodes that stay float whatever the recipe says, because int8 does not pay there."""
+    notes: tuple[str, ...]
 
 
 def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -47,44 +55,93 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
 
     Args:
         model: A float model; its convolutions' batch norms are folded.
-        step: Types, ranges and the calibration's method.
+        step: Types, ranges, the calibration's method, and which nodes stay float.
         calibration: An uncompressed ``.npz`` with keys ``B/NAME``: batch index, name of the graph's input.
 
     Raises:
         StepError: the operator set is too old, or the calibration file lacks what the graph needs.
     """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        prepared = prepare(model, calibration, step.samples, Path(folder))
+        unknown = sorted(set(step.float_nodes) - {node.name for node in prepared.model.graph.node})
+        if unknown:
+            raise StepError(STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
+        quantized = quantize_prepared(prepared, step, prepared.ranges.find(step.calibration))
+    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
+        raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
+    return quantized, prepared.notes
+
+
+def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Path) -> Prepared:
+    """Infer shapes, name the nodes, and find what stays float in any case.
+
+    Args:
+        model: A float model; it is changed.
+        calibration: As in ``quantize``.
+        samples: How many of its samples are used.
+        folder: Holds the prepared file as long as the result is used.
+    """
     if opset_of(model) < MIN_OPSET:
         raise StepError(STAGE, f"int8 per channel needs operator set {MIN_OPSET}, the file has {opset_of(model)}.")
     notes: list[str] = []
     write_global_average_pools(model)
+    _name_nodes(model.graph)
     names = [value.name for value in model.graph.input]
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        plain, prepared, result = (Path(folder) / name for name in ("plain.onnx", "prepared.onnx", "result.onnx"))
-        save(model, plain)
-        try:
-            quant_pre_process(str(plain), str(prepared))
-        except _PRE_PROCESSING_FAILURES:
-            notes.append("quantize: prepared without symbolic shapes, which failed on this graph")
-            quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-        floats = _better_in_float(load(prepared, STAGE))
-        notes += [f"quantize: '{name}' stays float, it reads fewer than {FEW_CHANNELS} channels" for name in floats]
-        quantize_static(
-            str(prepared),
-            str(result),
-            _Batches(calibration, names, step.samples),
-            quant_format=QuantFormat.QDQ,
-            per_channel=step.per_channel,
-            reduce_range=step.reduce_range,
-            activation_type=_TYPES[step.activations],
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=floats,
-            calibrate_method=_METHODS[step.calibration],
-        )
-        quantized = load(result, STAGE)
+    plain, path = folder / "plain.onnx", folder / "prepared.onnx"
+    save(model, plain)
+    try:
+        quant_pre_process(str(plain), str(path))
+    except _PRE_PROCESSING_FAILURES:
+        notes.append("quantize: prepared without symbolic shapes, which failed on this graph")
+        quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
+    prepared = load(path, STAGE)
+    _name_nodes(prepared.graph)
+    floats = _better_in_float(prepared)
+    notes += [f"quantize: '{name}' stays float, it reads fewer than {FEW_CHANNELS} channels" for name in floats]
+    ranges = Ranges(prepared, path, lambda: read_batches(calibration, names, samples))
+    return Prepared(prepared, ranges, tuple(floats), tuple(notes))
+
+
+def quantize_prepared(
+    prepared: Prepared, step: Quantize, ranges: TensorsData, only: tuple[str, ...] = ()
+) -> onnx.ModelProto:
+    """Return the quantized model.
+
+    Args:
+        prepared: The float model; it is not changed.
+        step: Types, and the nodes that stay float.
+        ranges: Of its activations.
+        only: The only nodes to quantize; none means all that can be.
+    """
+    model = onnx.ModelProto.FromString(prepared.model.SerializeToString())
+    quantizer = QDQQuantizer(
+        model,
+        step.per_channel,
+        step.reduce_range,
+        QuantType.QInt8,
+        _TYPES[step.activations],
+        ranges,
+        list(only),
+        [*prepared.floats, *step.float_nodes],
+        OPERATORS,
+        {},
+    )
+    quantizer.quantize_model()
+    quantizer.model.topological_sort()  # its new nodes come last
+    quantized: onnx.ModelProto = quantizer.model.model
+    if step.activations == "uint8":
+        write_hard_sigmoids(quantized)
     _leave_products_in_float(quantized)
-    if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
-    return quantized, tuple(notes)
+    return quantized
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a name of its own: recipes name the nodes that stay float."""
+    used: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in used:
+            node.name = f"{node.op_type}_{index}"
+        used.add(node.name)
 
 
 def _leave_products_in_float(model: onnx.ModelProto) -> None:
@@ -121,18 +178,7 @@ def _better_in_float(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-class _Batches(CalibrationDataReader):  # type: ignore[misc]
-    """The first ``samples`` samples of a calibration file, batch by batch."""
-
-    def __init__(self, path: Path, names: list[str], samples: int) -> None:
-        self._batches = _read(path, names, samples)
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        """Return the next batch, or None at the end."""
-        return next(self._batches, None)
-
-
-def _read(path: Path, names: list[str], samples: int) -> Iterator[dict[str, NDArray[Any]]]:
+def read_batches(path: Path, names: list[str], samples: int) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield batches from a calibration file until ``samples`` are used."""
     left = samples
     try:

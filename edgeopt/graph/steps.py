@@ -17,7 +17,7 @@ from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.files import load, lower_ir, save
 from edgeopt.graph.fuse import fuse
-from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, GraphStep, Half, Quantize, Simplify
+from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, GraphStep, Half, Quantize, QuantizeDynamic, Simplify
 
 AnyStep = GraphStep | Fuse
 
@@ -53,6 +53,13 @@ def _quantize(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -
     return quantize(model, step, calibration)
 
 
+def _quantize_dynamic(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    from edgeopt.graph.dynamic import quantize_products
+
+    assert isinstance(step, QuantizeDynamic)
+    return quantize_products(model, step), ()
+
+
 def _half(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     from edgeopt.graph.half import halve
 
@@ -73,6 +80,7 @@ STEPS: dict[type[AnyStep], StepFunction] = {
     Simplify: StepFunction(_simplify, apart=True),
     FlushDenormals: StepFunction(_flush_denormals, apart=False),
     Quantize: StepFunction(_quantize, apart=True),
+    QuantizeDynamic: StepFunction(_quantize_dynamic, apart=True),
     Half: StepFunction(_half, apart=True),
     Fuse: StepFunction(_fuse, apart=False),
     Compact: StepFunction(_compact, apart=False),

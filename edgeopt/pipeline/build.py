@@ -230,7 +230,7 @@ def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
 
 
 def decide(world: Build, search: Search) -> Choice:
-    """Choose, with the winner compared with the baseline: one that turns out slower makes way for the next."""
+    """Choose, with the winner compared with the baseline and its float twin: a slower one makes way for the next."""
     while True:
         choice = choose(
             tuple(search.trials),
@@ -241,7 +241,7 @@ def decide(world: Build, search: Search) -> Choice:
             proven_on_target=world.device.kind == "measured",
             seconds=world.clock.seconds,
         )
-        if not choice.winner or measured(choice, choice.winner).against_baseline is not None:
+        if not choice.winner or not search.uncompared(choice.winner):
             return choice
         with world.clock.stage("measure"):
             search.compare(choice.winner)

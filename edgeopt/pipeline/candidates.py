@@ -11,7 +11,17 @@ from edgeopt.records.base import Record
 from edgeopt.records.codec import digest
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Distill, Half, Importance, Prune, Quantize, Recipe, Sparsify, Student, TorchStep
+from edgeopt.records.recipe import (
+    Distill,
+    Half,
+    Importance,
+    Prune,
+    QuantizeStep,
+    Recipe,
+    Sparsify,
+    Student,
+    TorchStep,
+)
 from edgeopt.search.allocate import allocate
 from edgeopt.search.predict import Predictor
 from edgeopt.task import CheckedTask
@@ -38,7 +48,7 @@ class Wish(NamedTuple):
 
 def precision_of(recipe: Recipe) -> Precision:
     """Return the precision that a recipe's graph steps lead to."""
-    if any(isinstance(step, Quantize) for step in recipe.graph_steps):
+    if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
         return "int8"
     return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
 

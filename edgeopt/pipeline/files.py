@@ -14,41 +14,73 @@ from edgeopt.pipeline.networks import PARITY_TOLERANCE, ExportedFile, Network, c
 from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import artifact_key, digest
 from edgeopt.records.profile import Precision, Profile
-from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, GraphStep, Half, Quantize, Recipe, Simplify
+from edgeopt.records.recipe import (
+    Compact,
+    FlushDenormals,
+    Fuse,
+    GraphStep,
+    Half,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeStep,
+    Recipe,
+    Simplify,
+)
 from edgeopt.records.trial import Artifact, Parity
 
 CALIBRATION_SAMPLES = 256
 """Enough for the ranges of activations to settle: on the default network 64 and 1,024 gave the same score."""
 
 
-def graph_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]:
-    """Return the steps that bring an exported file to ``precision``.
+HEAD: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
+"""The first steps of every form."""
 
-    Weights next to uint8 activations have 7 bits: with 8, sums overflow on x86 processors without VNNI, and the same
-    file would score less there than here. Where the CPU alone runs the file, its integer operators are written out.
-    """
-    head: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
+
+def graph_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]:
+    """Return the steps that bring an exported file to ``precision``."""
     match precision:
         case "fp32":
-            return (*head, Compact())
+            return (*HEAD, Compact())
         case "fp16":
-            return (*head, Half(), Compact())
+            return (*HEAD, Half(), Compact())
         case "int8":
-            quantize = Quantize(
-                activations=profile.activation_type,
-                per_channel=True,
-                reduce_range=profile.activation_type == "uint8",
-                calibration="minmax",
-                samples=CALIBRATION_SAMPLES,
-            )
-            fuse = (Fuse(),) if profile.providers == ("CPUExecutionProvider",) else ()
-            return (*head, quantize, *fuse, Compact())
+            return in_int8(static_int8(profile), profile)
 
 
-def make_artifact(build: Build, network: Network, exported: ExportedFile, recipe: Recipe) -> Artifact:
+def static_int8(profile: Profile) -> Quantize:
+    """Return the first int8 form that every network is tried in.
+
+    Weights next to uint8 activations have 7 bits: with 8, sums overflow on x86 processors without VNNI, and the same
+    file would score less there than here.
+    """
+    return Quantize(
+        activations=profile.activation_type,
+        per_channel=True,
+        reduce_range=profile.activation_type == "uint8",
+        calibration="minmax",
+        samples=CALIBRATION_SAMPLES,
+    )
+
+
+def in_int8(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
+    """Return all steps of an int8 form; where the CPU alone runs the file, its integer operators are written out."""
+    fuse = (Fuse(),) if profile.providers == ("CPUExecutionProvider",) and isinstance(step, Quantize) else ()
+    return (*HEAD, step, *fuse, Compact())
+
+
+def make_artifact(
+    build: Build, network: Network, exported: ExportedFile, recipe: Recipe, reasons: tuple[str, ...] = ()
+) -> Artifact:
     """Return the finished file of a recipe: from the ledger, or made now.
 
     Where onnxsim fails or changes what is computed, the graph goes on without it.
+
+    Args:
+        build: The build.
+        network: What was exported.
+        exported: The exported file.
+        recipe: The steps.
+        reasons: Why these steps were chosen; kept with the notes.
 
     Raises:
         StepError: a step fails, or a graph computes something else.
@@ -71,7 +103,7 @@ def make_artifact(build: Build, network: Network, exported: ExportedFile, recipe
             notes = (f"the plain graph was kept, not the simplified one: {error.reason}",)
             steps = tuple(step for step in steps if not isinstance(step, Simplify))
             path, parities, made = _run_steps(build, network, exported, steps, folder / "plain.onnx")
-        found = describe(build, key, path, exported, parities, (*exported.notes, *notes, *made))
+        found = describe(build, key, path, exported, parities, (*exported.notes, *reasons, *notes, *made))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     build.ledger.put("artifact", key, found)
@@ -101,8 +133,8 @@ def _run_steps(
     parities = []
     exact = True
     for result in results:
-        exact = exact and not isinstance(result.step, Quantize | Half)
-        if isinstance(result.step, Simplify | Quantize | Fuse | Half | Compact):
+        exact = exact and not isinstance(result.step, QuantizeStep | Half)
+        if isinstance(result.step, Simplify | QuantizeStep | Fuse | Half | Compact):
             tolerance = PARITY_TOLERANCE if exact else None
             parities.append(check_parity(build, network, result.path, stage_name(result.step), tolerance))
     return target, tuple(parities), tuple(note for result in results for note in result.notes)
@@ -113,7 +145,7 @@ def stage_name(step: GraphStep) -> str:
     match step:
         case Simplify():
             return "simplified"
-        case Quantize():
+        case Quantize() | QuantizeDynamic():
             return "quantized"
         case Fuse():
             return "fused"

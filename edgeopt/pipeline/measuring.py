@@ -62,17 +62,18 @@ class Scale:
             build.ledger.put("measurement", key, found)
         return found
 
-    def comparison(self, sha256: str) -> Comparison:
-        """Return the interleaved A/B of a file against the baseline."""
+    def comparison(self, sha256: str, against: str | None = None) -> Comparison:
+        """Return the interleaved A/B of a file against another, by default the baseline."""
         build = self.build
-        key = digest((self._measurement_key(sha256), self._measurement_key(self.baseline)))
+        against = against or self.baseline
+        key = digest((self._measurement_key(sha256), self._measurement_key(against)))
         found = build.ledger.get("comparison", key, Comparison)
         if found is None:
             found = run_step(
                 "compare",
                 compare,
                 build.workspace.artifact(sha256),
-                build.workspace.artifact(self.baseline),
+                build.workspace.artifact(against),
                 build.connection,
                 build.profile,
                 batch_size=build.budget.batch_size,

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -29,19 +29,23 @@ from edgeopt.pipeline.candidates import (
     student,
 )
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.files import graph_steps, make_artifact
+from edgeopt.pipeline.files import make_artifact
+from edgeopt.pipeline.forms import Form, Harvest, Made, Result, score_keeps
 from edgeopt.pipeline.goal import latency_goal
 from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
+from edgeopt.pipeline.quantizing import Mix, fewest_floats, form_steps, study
 from edgeopt.pipeline.steps import as_failed
+from edgeopt.pipeline.twins import lighter_forms
 from edgeopt.records.base import Record
-from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Prune, Recipe, Student
-from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
+from edgeopt.records.recipe import GraphStep, Prune, Recipe, Student
+from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
-from edgeopt.select.limits import findings, measured_size, score_findings
+from edgeopt.select.limits import findings, float_twin, measured_size
+from edgeopt.statistics import verdict
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,40 +57,6 @@ class Finished(Record, frozen=True, kw_only=True):
     """A search that went through all its rounds: its candidates, in order."""
 
     candidates: tuple[Candidate, ...]
-
-
-class Made(NamedTuple):
-    """A candidate's file in one precision, not measured yet."""
-
-    artifact: Artifact
-    score: Score
-
-
-class Form(NamedTuple):
-    """A candidate in one precision, or what became of it."""
-
-    recipe: Recipe
-    made: Made | Failed
-    seconds: dict[str, float]
-
-
-class Harvest(NamedTuple):
-    """All that came of one candidate."""
-
-    network: Network | None
-    forms: list[Form]
-
-
-class Result(NamedTuple):
-    """A candidate's network and trials; no network where it failed before there was one."""
-
-    network: Network | None
-    trials: list[Trial]
-
-
-def score_keeps(score: Score, budget: Budget) -> bool:
-    """Tell whether a score keeps the budget's floor."""
-    return all(finding.kept for finding in score_findings(score, budget))
 
 
 @dataclass
@@ -110,11 +80,9 @@ class Search:
 
     # -- making ------------------------------------------------------------------------------------------------------
 
-    def recipe(self, candidate: Candidate, precision: Precision | None) -> Recipe:
-        """Return the recipe of a candidate in a precision; None is as it was exported."""
-        build = self.build
-        steps = () if precision is None else graph_steps(precision, build.profile)
-        return Recipe(torch_steps=candidate.steps, graph_steps=steps, seed=build.seed, parent=candidate.parent)
+    def recipe(self, candidate: Candidate, steps: tuple[GraphStep, ...]) -> Recipe:
+        """Return the recipe of a candidate with these graph steps; none leave it as it was exported."""
+        return Recipe(torch_steps=candidate.steps, graph_steps=steps, seed=self.build.seed, parent=candidate.parent)
 
     def make(self, candidate: Candidate) -> Harvest:
         """Make a candidate's network and its files in every allowed precision, and score them; nothing is timed."""
@@ -122,7 +90,7 @@ class Search:
         key = digest(("diverged", build.fingerprint, candidate, build.seed, build.versions))
         diverged = build.ledger.get("diverged", key, Failed)
         if diverged is not None:
-            return Harvest(None, [Form(self.recipe(candidate, None), diverged, seconds)])
+            return Harvest(None, [Form(self.recipe(candidate, ()), diverged, seconds)])
         try:
             network = timed(seconds, "train", lambda: self.network(candidate))
             exported = timed(seconds, "export", lambda: export(build, network)) if candidate.steps else self.exported
@@ -130,13 +98,34 @@ class Search:
             failed = as_failed(error)
             if isinstance(error, DivergedError):
                 build.ledger.put("diverged", key, failed)
-            return Harvest(None, [Form(self.recipe(candidate, None), failed, seconds)])
+            return Harvest(None, [Form(self.recipe(candidate, ()), failed, seconds)])
         forms: list[Form] = []
         for precision in self.precisions:
             if precision == "fp16" and any(self.keeps_floor(form) for form in forms):
                 continue
-            forms.append(self.form(candidate, network, exported, precision, seconds))
+            recipes = form_steps(build, exported, precision)
+            forms += [self.form(candidate, network, exported, steps, seconds) for steps in recipes]
+        forms += self.mixed(candidate, network, exported, forms)
         return Harvest(network, forms)
+
+    def mixed(self, candidate: Candidate, network: Network, exported: ExportedFile, forms: list[Form]) -> list[Form]:
+        """Return an int8 form with a few nodes in float, where float32 keeps the score's floor and int8 does not."""
+        keeping = {precision_of(form.recipe) for form in forms if self.keeps_floor(form)}
+        lossy = [form for form in forms if precision_of(form.recipe) == "int8" and isinstance(form.made, Made)]
+        if "int8" in keeping or "fp32" not in keeping or not lossy or self.build.out_of_time:
+            return []
+        made: dict[tuple[GraphStep, ...], Form] = {}
+
+        def keeps(mix: Mix) -> bool:
+            made[mix.steps] = self.form(candidate, network, exported, mix.steps, {}, mix.notes)
+            return self.keeps_floor(made[mix.steps])
+
+        try:
+            found = fewest_floats(self.build, study(self.build, exported, rank=True), keeps)
+        except EdgeoptError as error:
+            self.build.progress("failed", f"mixed precision of {describe(candidate)}: {error}")
+            return []
+        return [] if found is None else [made[found.steps]]
 
     def keeps_floor(self, form: Form) -> bool:
         """Tell whether a file keeps the score's floor: float16 is for networks whose int8 form does not."""
@@ -152,13 +141,14 @@ class Search:
         candidate: Candidate,
         network: Network,
         exported: ExportedFile,
-        precision: Precision | None,
+        steps: tuple[GraphStep, ...],
         spent: dict[str, float],
+        reasons: tuple[str, ...] = (),
     ) -> Form:
         """Make and score one file."""
-        recipe, seconds = self.recipe(candidate, precision), dict(spent)
+        recipe, seconds = self.recipe(candidate, steps), dict(spent)
         try:
-            artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe))
+            artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe, reasons))
             artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes))
             score = timed(seconds, "score", lambda: self.scale.score(artifact.sha256))
         except EdgeoptError as error:
@@ -227,12 +217,31 @@ class Search:
         comparison = self.scale.comparison(outcome.artifact.sha256)
         return msgspec.structs.replace(outcome, against_baseline=comparison)
 
-    def compare(self, number: int) -> None:
-        """Compare a trial that was not compared when it was measured, and write it again."""
+    def uncompared(self, number: int) -> bool:
+        """Tell whether a trial still has to be compared with the baseline, or with its float twin.
+
+        On a stand-in the latter would decide nothing.
+        """
         trial = self.trials[number]
         assert isinstance(trial.outcome, Measured)
-        self.trials[number] = msgspec.structs.replace(trial, outcome=self.compared(trial.outcome))
+        twin = float_twin(trial, self.trials) if self.build.device.kind == "measured" else None
+        return trial.outcome.against_baseline is None or (twin is not None and trial.outcome.against_twin is None)
+
+    def compare(self, number: int) -> None:
+        """Compare a trial with the baseline and its float twin, and write it again; one that is slower gets heirs."""
+        trial = self.trials[number]
+        assert isinstance(trial.outcome, Measured)
+        outcome = trial.outcome if trial.outcome.against_baseline else self.compared(trial.outcome)
+        twin = float_twin(trial, self.trials) if self.build.device.kind == "measured" else None
+        if twin is not None and isinstance(twin.outcome, Measured):
+            self.build.progress("compare", f"trial {number} with its float32 form")
+            comparison = self.scale.comparison(outcome.artifact.sha256, twin.outcome.artifact.sha256)
+            outcome = msgspec.structs.replace(outcome, against_twin=comparison)
+        self.trials[number] = msgspec.structs.replace(trial, outcome=outcome)
         self.build.ledger.add_trial(self.number, self.trials[number])
+        if outcome.against_twin is not None and verdict(outcome.against_twin) == "slower":
+            for form in lighter_forms(self, trial):
+                self.measure(form)
 
     def missed(self, measured: Measured) -> set[Limit]:
         """Return the names of the limits that a file misses."""
@@ -271,7 +280,7 @@ class Search:
         """Measure the baseline as it was exported, then the original in every allowed precision."""
         nothing = Candidate(steps=(), parent=None)
         with self.build.clock.stage("baseline"):
-            form = self.form(nothing, self.original, self.exported, None, {})
+            form = self.form(nothing, self.original, self.exported, (), {})
             if isinstance(form.made, Failed):
                 raise EdgeoptError(f"the baseline failed at {form.made.stage}: {form.made.reason}")
             self.measure(form)

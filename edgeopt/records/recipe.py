@@ -7,6 +7,7 @@ from typing import Literal
 from edgeopt.records.base import Record
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
+CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
 Optimizer = Literal["sgd", "adamw"]
 
 
@@ -69,16 +70,27 @@ class FlushDenormals(Record, frozen=True, kw_only=True, tag_field="step", tag="f
     """Set weights too small for a normal float to zero: they slow some processors by up to 40 times."""
 
 
-class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize"):
+class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize", omit_defaults=True):
     """Static int8 with quantize and dequantize nodes (QDQ), weights int8, calibrated on training batches."""
 
     activations: Literal["uint8", "int8"]
     per_channel: bool
     reduce_range: bool
     """Weights in 7 bits: no saturation on x86 processors without VNNI."""
-    calibration: Literal["minmax", "entropy", "percentile"]
+    calibration: CalibrationMethod
     samples: int
     """How many training samples calibrate."""
+    float_nodes: tuple[str, ...] = ()
+    """Names of the nodes that stay float, in the prepared graph."""
+
+
+class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):
+    """Int8 weights of matrix products and LSTM cells; the ranges of activations are found when the network runs."""
+
+    reduce_range: bool
+    """Weights in 7 bits: no saturation on x86 processors without VNNI."""
+    float_nodes: tuple[str, ...] = ()
+    """Names of the nodes that stay float."""
 
 
 class Half(Record, frozen=True, kw_only=True, tag_field="step", tag="half"):
@@ -93,8 +105,10 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
 
 
+QuantizeStep = Quantize | QuantizeDynamic
+"""What makes a file an int8 one."""
 TorchStep = Student | Prune | Sparsify | Distill
-GraphStep = Simplify | FlushDenormals | Quantize | Fuse | Half | Compact
+GraphStep = Simplify | FlushDenormals | QuantizeStep | Fuse | Half | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):

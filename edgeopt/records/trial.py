@@ -62,6 +62,8 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     score: Score
     against_baseline: Comparison | None
     """None for the baseline itself."""
+    against_twin: Comparison | None = None
+    """An int8 file against the same network in float32; None where that was not compared."""
 
 
 class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):

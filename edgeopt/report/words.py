@@ -14,6 +14,8 @@ from edgeopt.records.recipe import (
     Half,
     Prune,
     Quantize,
+    QuantizeDynamic,
+    QuantizeStep,
     Recipe,
     Simplify,
     Sparsify,
@@ -136,7 +138,7 @@ def recipe(steps: Recipe, parameters_ratio: float | None) -> str:
     words = [word for step in (*steps.torch_steps, *steps.graph_steps) if (word := _step(step, parameters_ratio))]
     if not steps.torch_steps:
         words.insert(0, "as trained")
-    if not any(isinstance(step, Quantize | Half) for step in steps.graph_steps):
+    if not any(isinstance(step, QuantizeStep | Half) for step in steps.graph_steps):
         words.append("float32")
     return ", ".join(words)
 
@@ -152,8 +154,12 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"{percent(ratio)} of the weights zero ({method})"
         case Distill(epochs=epochs):
             return f"distilled {plural(epochs, 'epoch')}"
-        case Quantize(reduce_range=reduce_range):
-            return "int8 (7-bit weights)" if reduce_range else "int8"
+        case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):
+            words = ["7-bit weights"] if reduce_range else []
+            words += [f"{plural(len(float_nodes), 'node')} in float"] if float_nodes else []
+            return f"int8 ({', '.join(words)})" if words else "int8"
+        case QuantizeDynamic():
+            return "dynamic int8"
         case Half():
             return "float16"
         case Simplify() | FlushDenormals() | Fuse() | Compact():

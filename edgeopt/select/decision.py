@@ -10,7 +10,7 @@ from edgeopt.records.choice import Choice, Verdict
 from edgeopt.records.measurement import Device
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
-from edgeopt.select.limits import Finding, findings, judge, latency, measured_size
+from edgeopt.select.limits import Finding, findings, float_twin, judge, latency, measured_size
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Candidate:
     """Minus infinity where it is not a number."""
     findings: tuple[Finding, ...]
     verdict: Verdict
+    twin: int | None
+    """Number of the float32 trial of an int8 trial's network."""
 
     @property
     def keeps(self) -> bool:
@@ -74,7 +76,7 @@ def choose(
         The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
     """
     candidates = [
-        _candidate(trial, trial.outcome, budget, proven_on_target)
+        _candidate(trial, trial.outcome, budget, proven_on_target, float_twin(trial, trials))
         for trial in trials
         if isinstance(trial.outcome, Measured)
     ]
@@ -99,7 +101,9 @@ def choose(
     )
 
 
-def _candidate(trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool) -> Candidate:
+def _candidate(
+    trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, twin: Trial | None
+) -> Candidate:
     memory = outcome.measurement.memory
     found = tuple(findings(outcome, budget))
     return Candidate(
@@ -110,13 +114,18 @@ def _candidate(trial: Trial, outcome: Measured, budget: Budget, proven_on_target
         score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
         findings=found,
         verdict=judge(trial, outcome, found, proven_on_target=proven_on_target),
+        twin=None if twin is None else twin.number,
     )
 
 
 def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidate]:
-    """Leave out what is slower than the baseline, as long as the baseline itself could be shipped."""
-    baseline_keeps = any(candidate.number == baseline_number and candidate.keeps for candidate in candidates)
-    return [candidate for candidate in candidates if candidate.verdict.pays or not baseline_keeps]
+    """Leave out what is slower than the baseline or its float twin, as long as one of these could be shipped."""
+    keeping = {candidate.number for candidate in candidates if candidate.keeps}
+    return [
+        candidate
+        for candidate in candidates
+        if candidate.verdict.pays or not keeping & {baseline_number, candidate.twin}
+    ]
 
 
 def _winner(candidates: list[Candidate], baseline_number: int) -> Candidate | None:

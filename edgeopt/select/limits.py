@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement
-from edgeopt.records.recipe import Half, Quantize
+from edgeopt.records.recipe import Half, QuantizeStep
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
 from edgeopt.statistics import Interval, percentile_interval, verdict
 
@@ -134,17 +134,30 @@ def score_findings(score: Score, budget: Budget) -> Iterator[Finding]:
         yield Finding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale)
 
 
+def float_twin(trial: Trial, trials: Iterable[Trial]) -> Trial | None:
+    """Return the measured float32 trial of an int8 trial's network, or None."""
+    if not any(isinstance(step, QuantizeStep) for step in trial.recipe.graph_steps):
+        return None
+    origin = (trial.recipe.torch_steps, trial.recipe.parent, trial.recipe.seed)
+    for other in trials:
+        recipe = other.recipe
+        lossy = any(isinstance(step, QuantizeStep | Half) for step in recipe.graph_steps)
+        same = (recipe.torch_steps, recipe.parent, recipe.seed) == origin
+        if same and recipe.graph_steps and not lossy and isinstance(other.outcome, Measured):
+            return other
+    return None
+
+
 def pays(trial: Trial, outcome: Measured, *, proven_on_target: bool) -> bool:
-    """Say whether the trial may win by its A/B against the baseline: it must not be slower.
+    """Say whether the trial may win by its A/Bs: slower neither than the baseline nor than its float twin.
 
     On a stand-in, int8 and float16 stay whatever the A/B says: their speed hangs on the instruction set, and the
     stand-in's is not the target's.
     """
-    if outcome.against_baseline is None:
+    if not proven_on_target and any(isinstance(step, QuantizeStep | Half) for step in trial.recipe.graph_steps):
         return True
-    if not proven_on_target and any(isinstance(step, Quantize | Half) for step in trial.recipe.graph_steps):
-        return True
-    return verdict(outcome.against_baseline) != "slower"
+    compared = (outcome.against_baseline, outcome.against_twin)
+    return all(comparison is None or verdict(comparison) != "slower" for comparison in compared)
 
 
 def judge(trial: Trial, outcome: Measured, found: Sequence[Finding], *, proven_on_target: bool) -> Verdict:

@@ -73,7 +73,7 @@ def test_a_child_that_hangs_is_stopped(tmp_path, source, monkeypatch):
 
 
 def test_a_child_answers_on_stdout_alone_and_never_imports_torch(tmp_path, source):
-    job = b'{"step":{"step":"simplify"},"calibration":null,"source":"%s","target":"%s"}' % (
+    job = b'{"job":"step","step":{"step":"simplify"},"calibration":null,"source":"%s","target":"%s"}' % (
         str(source).encode(),
         str(tmp_path / "out.onnx").encode(),
     )

@@ -1,0 +1,126 @@
+"""Which int8 forms a network is tried in, and what is done where plain int8 loses too much or gains no time.
+
+The forms are made by the caller, who can make any recipe's file and score it; what is decided here is the next recipe.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from edgeopt.graph.apply import apply_steps, study_file
+from edgeopt.graph.facts import mostly_products
+from edgeopt.graph.files import load
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.files import HEAD, graph_steps, in_int8, static_int8
+from edgeopt.pipeline.networks import ExportedFile
+from edgeopt.pipeline.steps import run_step
+from edgeopt.records.codec import digest
+from edgeopt.records.profile import Precision
+from edgeopt.records.quantization import NodeNoise, Study
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic
+
+HELD_BACK_SAMPLES = 128
+"""Calibration samples that judge instead of calibrating."""
+LIGHT_SHARES = (0.03, 0.1)
+"""Shares of the weights, from the input on, that go back to float where int8 is slower than float: there, in few
+channels and many positions, quantizing costs most and saves least."""
+
+
+class Mix(NamedTuple):
+    """A mixed form: its steps, and why these nodes are float."""
+
+    steps: tuple[GraphStep, ...]
+    notes: tuple[str, ...]
+
+
+def form_steps(build: Build, exported: ExportedFile, precision: Precision) -> Iterator[tuple[GraphStep, ...]]:
+    """Yield the recipes of a precision: for int8 the static form, and where products dominate the dynamic one too."""
+    yield graph_steps(precision, build.profile)
+    if precision == "int8" and mostly_products(load(build.workspace.artifact(exported.sha256), "quantize")):
+        dynamic = QuantizeDynamic(reduce_range=build.profile.activation_type == "uint8")
+        yield in_int8(dynamic, build.profile)
+
+
+def study(build: Build, exported: ExportedFile, *, rank: bool) -> Study:
+    """Return what int8 does to a network: from the ledger, or found now.
+
+    Raises:
+        StepError: the graph cannot be studied.
+    """
+    step = static_int8(build.profile)
+    key = digest(("study", exported.sha256, step, HELD_BACK_SAMPLES, build.versions, build.fingerprint))
+    found = build.ledger.get("study", key, Study)
+    if found is not None and (found.ranking or not rank):
+        return found
+    build.progress("quantize", "which nodes suffer from int8" if rank else "which nodes int8 takes in")
+    folder = build.workspace.folder("stages") / key
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        source, limits = build.workspace.artifact(exported.sha256), (build.profile.max_opset, build.profile.max_ir)
+        head = run_step("graph", apply_steps, HEAD, source, folder / "float.onnx", calibration=None,
+                        max_opset=limits[0], max_ir=limits[1])[-1].path  # fmt: skip
+        calibration = build.data.calibration_file(step.samples + HELD_BACK_SAMPLES)
+        found = run_step("study", study_file, step, head, calibration, HELD_BACK_SAMPLES, rank=rank)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    build.ledger.put("study", key, found)
+    return found
+
+
+def fewest_floats(build: Build, found: Study, keeps: Callable[[Mix], bool]) -> Mix | None:
+    """Return the mixed form with the fewest nodes in float that ``keeps`` the score's floor, None where none does.
+
+    Nodes go back to float in the study's order, twice as many each time until the floor holds; then the bracket is
+    halved.
+    """
+    most = len(found.ranking) - 1
+    low, high = -1, 0
+    while not keeps(_mix(build, found, high)):
+        if high >= most:
+            return None
+        low, high = high, min(most, max(1, 2 * high))
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if keeps(_mix(build, found, middle)) else (middle, high)
+    return _mix(build, found, high)
+
+
+def lighter(build: Build, found: Study, step: Quantize) -> Iterator[Mix]:
+    """Yield mixed forms whose first nodes, up to a share of the weights, are float too."""
+    total = sum(node.weight_bytes for node in found.nodes) or 1
+    for share in LIGHT_SHARES:
+        floats: list[str] = []
+        used = 0
+        for node in found.nodes:
+            used += node.weight_bytes
+            if used > share * total:
+                break
+            floats.append(node.node)
+        both = tuple(dict.fromkeys((*step.float_nodes, *floats)))
+        if len(both) > len(step.float_nodes):
+            note = f"quantize: the first {len(floats)} nodes stay float, with {share:.0%} of the weights: "
+            note += "int8 throughout was slower than float32 on this device"
+            yield Mix(in_int8(msgspec.structs.replace(step, float_nodes=both), build.profile), (note,))
+
+
+def _mix(build: Build, found: Study, count: int) -> Mix:
+    """Return the form whose first ``count`` nodes of the ranking are float."""
+    floats = found.ranking[:count]
+    step = msgspec.structs.replace(
+        static_int8(build.profile), calibration=found.method, float_nodes=tuple(noise.node for noise in floats)
+    )
+    words = ", ".join(f"{method} {snr:.1f} dB" for method, snr in found.method_snr_db.items())
+    notes = [f"quantize: plain int8 misses the score's floor; signal to noise by calibration: {words}"]
+    if floats:
+        ranking = ", ".join(map(_in_words, found.ranking[: count + 3]))
+        notes.append(f"quantize: the first {count} of this ranking are float: {ranking}")
+    return Mix(in_int8(step, build.profile), tuple(notes))
+
+
+def _in_words(noise: NodeNoise) -> str:
+    return f"{noise.node} ({noise.snr_db:.1f} dB alone, {noise.cost_ratio:.1%} of the work)"

@@ -1,0 +1,39 @@
+"""``Study``: what int8 does to a network's outputs, by calibration method and by node."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+from edgeopt.records.recipe import CalibrationMethod
+
+
+class NodeCost(Record, frozen=True, kw_only=True):
+    """A node that int8 takes in, in the graph's order."""
+
+    node: str
+    operator: str
+    weight_bytes: int
+    """Of its constant inputs, in float32."""
+    macs: int
+    """Multiply-accumulates for one sample."""
+
+
+class NodeNoise(Record, frozen=True, kw_only=True):
+    """How much a node's int8 form disturbs the network's outputs."""
+
+    node: str
+    snr_db: float
+    """Signal to quantization noise at the outputs where this node alone is in int8."""
+    cost_ratio: float
+    """Mean of its shares of the weights' bytes and of the multiply-accumulates: what float would cost."""
+
+
+class Study(Record, frozen=True, kw_only=True):
+    """What was found on samples that did not calibrate."""
+
+    method_snr_db: dict[CalibrationMethod, float]
+    """Calibration method to signal to quantization noise at the outputs, every node in int8."""
+    method: CalibrationMethod
+    """The best one; ``minmax`` unless another is clearly better."""
+    nodes: tuple[NodeCost, ...]
+    ranking: tuple[NodeNoise, ...]
+    """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""

@@ -1,0 +1,97 @@
+"""Which calibration and which nodes: what the study of a network with a planted weak spot finds."""
+
+import msgspec
+import numpy as np
+import pytest
+from onnx_running import a_network, run, signal_to_noise_db, some_images, write
+
+from edgeopt.bench.outputs import write_batches
+from edgeopt.errors import StepError
+from edgeopt.graph.apply import apply_steps, study_file
+from edgeopt.records.recipe import Compact, Fuse, Quantize, Simplify
+
+STEP = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=32)
+LIMITS = {"max_opset": 20, "max_ir": 9}
+CLEARLY_MORE_DB = 3.0  # half of the noise power
+
+
+def with_an_outlier_channel(network, scale=60.0):
+    """Let one channel between two convolutions be large, which the next convolution takes back: int8 loses the rest."""
+    import torch
+
+    block = network.stages[0]
+    with torch.no_grad():
+        block.bn1.weight[0] *= scale
+        block.bn1.bias[0] *= scale
+        block.conv2.weight[:, 0] /= scale
+    return network
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("study")
+
+
+@pytest.fixture(scope="module")
+def calibration(folder):
+    path = folder / "calibration.npz"
+    write_batches(path, [{"image": some_images(16, seed=seed)} for seed in range(4)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def weak(folder):
+    source = write(with_an_outlier_channel(a_network()), folder / "weak.onnx")
+    return apply_steps((Simplify(),), source, folder / "simple.onnx", calibration=None, **LIMITS)[-1].path
+
+
+@pytest.fixture(scope="module")
+def found(weak, calibration):
+    return study_file(STEP, weak, calibration, 32, rank=True)
+
+
+def quantized(source, batches, path, **values):
+    step = msgspec.structs.replace(STEP, **values)
+    return apply_steps((step, Fuse(), Compact()), source, path, calibration=batches, **LIMITS)[-1].path
+
+
+def test_the_node_that_reads_the_outlier_channel_goes_back_to_float_first(weak, calibration, found, tmp_path):
+    expected = run(weak, some_images())
+    plain = signal_to_noise_db(expected, run(quantized(weak, calibration, tmp_path / "plain.onnx"), some_images()))
+    first = tuple(noise.node for noise in found.ranking[:2])
+    mixed = quantized(weak, calibration, tmp_path / "mixed.onnx", float_nodes=first)
+    assert signal_to_noise_db(expected, run(mixed, some_images())) > plain + CLEARLY_MORE_DB
+
+
+def test_the_ranking_holds_every_node_once_with_its_share_of_the_work(found):
+    names = [noise.node for noise in found.ranking]
+    assert sorted(names) == sorted(node.node for node in found.nodes)
+    assert len(set(names)) == len(names)
+    assert sum(noise.cost_ratio for noise in found.ranking) == pytest.approx(1.0)
+
+
+def test_every_calibration_method_is_measured_and_the_best_is_named(found, weak, calibration, tmp_path):
+    assert set(found.method_snr_db) == {"minmax", "entropy", "percentile", "mse"}
+    best = max(found.method_snr_db.values())
+    assert found.method_snr_db[found.method] >= best - 0.5
+    expected = run(weak, some_images(seed=3))
+    for method in ("percentile", "mse"):
+        path = quantized(weak, calibration, tmp_path / f"{method}.onnx", calibration=method)
+        assert signal_to_noise_db(expected, run(path, some_images(seed=3))) > 0
+
+
+def test_a_study_without_ranking_still_lists_the_nodes_in_the_graphs_order(found, weak, calibration):
+    quick = study_file(STEP, weak, calibration, 32, rank=False)
+    assert quick.ranking == ()
+    assert quick.nodes == found.nodes
+
+
+def test_a_recipe_with_an_unknown_node_is_refused(weak, calibration, tmp_path):
+    with pytest.raises(StepError, match="leaves 'Conv_99' in float, and the graph has no such node"):
+        quantized(weak, calibration, tmp_path / "out.onnx", float_nodes=("Conv_99",))
+
+
+def test_the_study_is_the_same_each_time(weak, calibration, found):
+    again = study_file(STEP, weak, calibration, 32, rank=True)
+    assert again.ranking == found.ranking
+    assert np.allclose(list(again.method_snr_db.values()), list(found.method_snr_db.values()))

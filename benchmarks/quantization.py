@@ -134,9 +134,15 @@ def run_python(code: str, *arguments: object, python: str = sys.executable) -> N
 
 
 def write_target(folder: Path) -> Path:
-    """Write the phone's target as one that is measured here, with the claim's floor."""
+    """Write the phone's target as one that is measured here, with the claim's floor; its latency limit is far off."""
     text = (ROOT / "targets" / "phone.toml").read_text()
-    values = {"name": '"here"', "stand_in": "false", "max_score_drop": str(MAX_DROP)}
+    values = {
+        "name": '"here"',
+        "stand_in": "false",
+        "processes": "3",
+        "min_seconds": "0.3",
+        "max_score_drop": str(MAX_DROP),
+    }
     for name, value in values.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
     path = folder / "here.toml"
@@ -193,11 +199,19 @@ def edgeopt_row(judge: Judge, name: str, model: Path, folder: Path) -> dict[str,
     return judge.row(name, out / "model.onnx", model, int8=int8, graph_steps=steps, notes=winner["notes"])
 
 
-def figures(rows: list[dict[str, Any]], prefix: str = "") -> dict[str, Any]:
+def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return the claims of every tool; edgeopt's have no prefix."""
+    found: dict[str, Any] = {}
+    for tool, its in rows.items():
+        found |= _figures(its, "" if tool == "edgeopt" else f"{tool}_")
+    return found
+
+
+def _figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     """Return the claims over one tool's rows."""
     done = [row for row in rows if row.get("score_drop") is not None]
     int8 = [row for row in done if row["int8"]]
-    count = len(rows)
+    count = max(1, len(rows))
     return {
         f"{prefix}architectures": len(done),
         f"{prefix}worst_score_drop": max((row["score_drop"] for row in done), default=None),
@@ -220,6 +234,32 @@ def prepare(folder: Path, cache: Path, seconds: float, names: list[str]) -> None
         run_python(EXPORT_CODE, name, weights, folder / f"{name}.onnx")
 
 
+def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write figures, rows and raw results."""
+    result = {
+        "figures": figures(rows),
+        "rows": rows,
+        "peers": PEERS,
+        "environment": {"platform": platform.platform(), "python": platform.python_version()},
+        "command": "python " + shlex.join(sys.argv),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1))
+    last = {tool: {**found[-1], "choice": None, "notes": None} for tool, found in rows.items() if found}
+    print(json.dumps(last), file=sys.stderr)
+
+
+def peer_row(judge: Judge, name: str, peer: str, model: Path, nncf: str | None) -> dict[str, Any]:
+    """Quantize with another tool's defaults; its file is taken as it comes."""
+    result = judge.folder / f"{name}-{peer}.onnx"
+    python = nncf if peer == "nncf" and nncf else sys.executable
+    try:
+        run_python(PEER_CODE[peer], model, result, judge.folder / "train.npz", python=python)
+        return judge.row(name, result, model, int8=True)
+    except click.ClickException as error:
+        return {"network": name, "int8": False, "score_drop": None, "error": str(error)}
+
+
 @click.command()
 @click.option("--quick", is_flag=True, help="Two networks, trained for 20 s.")
 @click.option("--cache", type=click.Path(path_type=Path), required=True, help="Keeps the trained weights.")
@@ -234,6 +274,7 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
     names = ["plain", "recurrent"] if quick else names
     cache.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {"edgeopt": []}
+    rows |= {peer: [] for peer in PEER_CODE if peer != "nncf" or nncf}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, cache, 20.0 if quick else train_seconds, names)
@@ -241,32 +282,10 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
         for name in names:
             model = folder / f"{name}.onnx"
             rows["edgeopt"].append(edgeopt_row(judge, name, model, folder))
-            print(json.dumps(rows["edgeopt"][-1]), file=sys.stderr)
-        for peer, code in PEER_CODE.items():
-            if peer == "nncf" and nncf is None:
-                continue
-            rows[peer] = []
-            for name in names:
-                result = folder / f"{name}-{peer}.onnx"
-                try:
-                    python = nncf if peer == "nncf" and nncf else sys.executable
-                    run_python(code, folder / f"{name}.onnx", result, folder / "train.npz", python=python)
-                    rows[peer].append(judge.row(name, result, folder / f"{name}.onnx", int8=True))
-                except click.ClickException as error:
-                    rows[peer].append({"network": name, "int8": False, "score_drop": None, "error": str(error)})
-        claims = figures(rows["edgeopt"])
-        for peer in list(rows)[1:]:
-            claims |= figures(rows[peer], f"{peer}_")
-    result = {
-        "figures": claims,
-        "rows": rows,
-        "peers": PEERS,
-        "environment": {"platform": platform.platform(), "python": platform.python_version()},
-        "command": "python " + shlex.join(sys.argv),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1))
-    print(json.dumps(claims, indent=1))
+            for peer in list(rows)[1:]:
+                rows[peer].append(peer_row(judge, name, peer, model, nncf))
+            write(out, rows)
+    print(json.dumps(figures(rows), indent=1))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgeopt.bench.compare import compare
+from edgeopt.bench.compare import Turns, compare
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.open import open_device
@@ -37,6 +37,7 @@ ROOT = Path(__file__).parents[1]
 MAX_DROP = 0.005
 SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 256
+TURNS = Turns(pair_seconds=1.0)
 PEERS = {
     "onnxruntime-static": "static, the defaults of onnxruntime.quantization.quantize_static",
     "onnxruntime-dynamic": "dynamic, the defaults of onnxruntime.quantization.quantize_dynamic",
@@ -172,7 +173,7 @@ class Judge:
     def row(self, name: str, model: Path, reference: Path, *, int8: bool, **more: Any) -> dict[str, Any]:
         """Return a file against the plain float export."""
         score, wanted = self.score(model), self.score(reference)
-        comparison = compare(model, reference, self.device, self.profile, inputs=self.folder / "one.npz")
+        comparison = compare(model, reference, self.device, self.profile, inputs=self.folder / "one.npz", turns=TURNS)
         ratio = comparison_ratio(comparison)
         return {
             "network": name, "int8": int8, "float_score": wanted, "score_drop": wanted - score,
@@ -262,7 +263,12 @@ def peer_row(judge: Judge, name: str, peer: str, model: Path, nncf: str | None) 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Two networks, trained for 20 s.")
-@click.option("--cache", type=click.Path(path_type=Path), required=True, help="Keeps the trained weights.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Keeps the trained weights, and the rows of finished networks.",
+)
 @click.option("--train-seconds", default=200.0, show_default=True)
 @click.option("--nncf", help="A Python with nncf, onnx and onnxruntime.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
@@ -272,6 +278,7 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     names = ["default", "plain", "residual", "depthwise", "hard_swish", "silu", "transformer", "recurrent"]
     names = ["plain", "recurrent"] if quick else names
+    cache = cache / "quick" if quick else cache
     cache.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {"edgeopt": []}
     rows |= {peer: [] for peer in PEER_CODE if peer != "nncf" or nncf}
@@ -280,10 +287,13 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
         prepare(folder, cache, 20.0 if quick else train_seconds, names)
         judge = Judge(folder)
         for name in names:
-            model = folder / f"{name}.onnx"
-            rows["edgeopt"].append(edgeopt_row(judge, name, model, folder))
-            for peer in list(rows)[1:]:
-                rows[peer].append(peer_row(judge, name, peer, model, nncf))
+            model, kept = folder / f"{name}.onnx", cache / f"rows-{name}.json"
+            if not kept.exists():
+                found = {tool: peer_row(judge, name, tool, model, nncf) for tool in list(rows)[1:]}
+                found["edgeopt"] = edgeopt_row(judge, name, model, folder)
+                kept.write_text(json.dumps(found))
+            for tool, row in json.loads(kept.read_text()).items():
+                rows[tool].append(row)
             write(out, rows)
     print(json.dumps(figures(rows), indent=1))
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import facts
+from edgeopt.graph.files import load
 from edgeopt.graph.lint import check_ceiling
+from edgeopt.graph.portable import saturating_nodes
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.networks import PARITY_TOLERANCE, ExportedFile, Network, check_parity
 from edgeopt.pipeline.steps import run_step
@@ -163,6 +165,13 @@ def describe(
     """Check a finished file against the profile's ceiling, keep it, and return its facts."""
     check_ceiling(path, build.profile.max_opset, build.profile.max_ir)
     found = run_step("facts", facts, path)
+    risky = saturating_nodes(load(path, "facts"))
+    if risky:
+        notes = (
+            *notes,
+            f"portable: {len(risky)} int8 nodes can overflow 16 bits on x86 processors without VNNI; expect another "
+            "score there",
+        )
     return Artifact(
         key=key,
         sha256=build.workspace.keep_artifact(path),

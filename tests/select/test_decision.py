@@ -3,8 +3,9 @@
 import math
 import random
 
+import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_recipe, a_trial
+from builders import a_baseline, a_budget, a_choice, a_comparison, a_failed_trial, a_recipe, a_trial
 
 from edgeopt.records.trial import Measured
 
@@ -95,6 +96,21 @@ class TestTheComparisonWithTheBaseline:
     def test_it_can_win_where_the_baseline_does_not_keep_them(self):
         choice = a_choice((a_baseline(size_bytes=3_000_000), self.slow_and_small(int8=False)))
         assert choice.winner == 1
+
+    @pytest.mark.parametrize(("proven", "winner"), [(True, 2), (False, 1)])
+    def test_int8_slower_than_its_float_twin_makes_way_for_it_on_the_device_that_counts(self, proven, winner):
+        int8, twin = (a_trial(number, size_bytes=size, recipe=a_recipe(pruned=True, int8=number == 1))
+                      for number, size in ((1, 400), (2, 900)))  # fmt: skip
+        slower = msgspec.structs.replace(int8.outcome, against_twin=a_comparison(time_ratio=1.3))
+        int8 = msgspec.structs.replace(int8, outcome=slower)
+        assert a_choice((a_baseline(), int8, twin), proven_on_target=proven).winner == winner
+
+    def test_int8_slower_than_its_float_twin_ships_where_the_twin_is_too_large(self):
+        int8 = a_trial(1, size_bytes=400, recipe=a_recipe(pruned=True, int8=True))
+        twin = a_trial(2, size_bytes=900, recipe=a_recipe(pruned=True))
+        slower = msgspec.structs.replace(int8.outcome, against_twin=a_comparison(time_ratio=1.3))
+        trials = (a_baseline(), msgspec.structs.replace(int8, outcome=slower), twin)
+        assert a_choice(trials, a_budget(max_size_bytes=500)).winner == 1
 
     def test_on_the_target_itself_slower_int8_does_not_pay_either(self):
         assert a_choice((a_baseline(), self.slow_and_small(int8=True))).winner == 0

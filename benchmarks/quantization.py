@@ -31,13 +31,13 @@ from edgeopt.bench.compare import Turns, compare
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.open import open_device
-from edgeopt.statistics import comparison_ratio, verdict
+from edgeopt.statistics import LOOKS, comparison_ratio, verdict
 
 ROOT = Path(__file__).parents[1]
 MAX_DROP = 0.005
 SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 256
-TURNS = Turns(pair_seconds=1.0)
+TURNS = Turns(pairs=LOOKS[0])
 PEERS = {
     "onnxruntime-static": "static, the defaults of onnxruntime.quantization.quantize_static",
     "onnxruntime-dynamic": "dynamic, the defaults of onnxruntime.quantization.quantize_dynamic",
@@ -246,8 +246,7 @@ def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1))
-    last = {tool: {**found[-1], "choice": None, "notes": None} for tool, found in rows.items() if found}
-    print(json.dumps(last), file=sys.stderr)
+    print(json.dumps([found[-1] for found in rows.values() if found][-1]), file=sys.stderr)
 
 
 def peer_row(judge: Judge, name: str, peer: str, model: Path, nncf: str | None) -> dict[str, Any]:
@@ -276,7 +275,7 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
     """Train, export, quantize and compare; print figures and rows, write them with raw results."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    names = ["default", "plain", "residual", "depthwise", "hard_swish", "silu", "transformer", "recurrent"]
+    names = ["default", "plain", "recurrent", "transformer", "depthwise", "hard_swish", "residual", "silu"]
     names = ["plain", "recurrent"] if quick else names
     cache = cache / "quick" if quick else cache
     cache.mkdir(parents=True, exist_ok=True)
@@ -286,15 +285,15 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
         folder = Path(temporary)
         prepare(folder, cache, 20.0 if quick else train_seconds, names)
         judge = Judge(folder)
-        for name in names:
-            model, kept = folder / f"{name}.onnx", cache / f"rows-{name}.json"
-            if not kept.exists():
-                found = {tool: peer_row(judge, name, tool, model, nncf) for tool in list(rows)[1:]}
-                found["edgeopt"] = edgeopt_row(judge, name, model, folder)
-                kept.write_text(json.dumps(found))
-            for tool, row in json.loads(kept.read_text()).items():
-                rows[tool].append(row)
-            write(out, rows)
+        for tool in rows:
+            for name in names:
+                model, kept = folder / f"{name}.onnx", cache / f"row-{tool}-{name}.json"
+                if not kept.exists():
+                    own = tool == "edgeopt"
+                    row = edgeopt_row(judge, name, model, folder) if own else peer_row(judge, name, tool, model, nncf)
+                    kept.write_text(json.dumps(row))
+                rows[tool].append(json.loads(kept.read_text()))
+                write(out, rows)
     print(json.dumps(figures(rows), indent=1))
 
 

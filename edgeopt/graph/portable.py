@@ -2,8 +2,8 @@
 
 There ONNX Runtime multiplies uint8 activations by int8 weights with ``vpmaddubsw``, which adds two neighbouring
 products in 16 bits and saturates. Which weights are neighbours hangs on the kernel's layout, so the bound here takes
-the two worst of each output channel: where 255 times their sum fits, no input can saturate on any processor. Weights of 7 bits
-(-64 to 64) always fit: 255 * (64 + 64) = 32,640.
+the two worst of each output channel: where 255 times their sum fits, no input can saturate on any processor. Weights of
+7 bits (-64 to 64) always fit: 255 * (64 + 64) = 32,640.
 """
 
 from __future__ import annotations

@@ -27,6 +27,12 @@ LOW_MEMORY_BYTES = 4_000_000_000
 LOW_DISK_BYTES = 1_000_000_000
 """A workspace of a few dozen trials of a 10 MB network, with the outputs of its teacher."""
 
+BUSY_SHARE = 0.5
+"""Of the cores: above, timings are disturbed now and then."""
+
+INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+"""Instruction sets with int8 dot products: VNNI and AMX on x86, dot product and matrix multiply on Arm."""
+
 PROVIDERS_SECONDS = 120.0
 
 _PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
@@ -40,6 +46,15 @@ class Finding(Record, frozen=True, kw_only=True):
     advice: str
 
 
+class Place(Record, frozen=True, kw_only=True):
+    """A kind of device that workers can run on."""
+
+    kind: str
+    ready: bool
+    advice: str
+    """What to type where it is ready, what to get where it is not."""
+
+
 class Diagnosis(Record, frozen=True, kw_only=True):
     """All that ``edgeopt doctor`` says; ``--json`` prints it."""
 
@@ -49,6 +64,11 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     environment: Environment | None
     """None where ONNX Runtime does not start."""
     providers: tuple[str, ...]
+    int8_instructions: tuple[str, ...]
+    """Those of the processor that multiply and add int8 in one step."""
+    devices: tuple[Place, ...]
+    load_average: float | None
+    """Processes that wanted a core over the last minute; None where the system does not tell."""
     free_disk_bytes: int
     findings: tuple[Finding, ...]
 
@@ -78,8 +98,15 @@ def diagnose() -> Diagnosis:
         findings.append(Finding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
     providers = available_providers()
     free = shutil.disk_usage(Path.cwd()).free
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if environment is not None:
         findings.extend(_hardware_notes(environment))
+        if load is not None and load > BUSY_SHARE * environment.cores:
+            what = f"other programs want this machine's {environment.cores} cores: load {load:.1f} over the last minute"
+            advice = (
+                "wait for them or stop them before you rely on milliseconds; each measurement says what disturbed it"
+            )
+            findings.append(Finding(kind="note", what=what, advice=advice))
     if environment is not None and "CUDAExecutionProvider" not in providers:
         what = "no CUDA in this ONNX Runtime: car-cuda and server-cuda are refused"
         advice = "install onnxruntime-gpu in an environment of its own and name it: --device 'local:?python=PATH'"
@@ -92,6 +119,9 @@ def diagnose() -> Diagnosis:
         packages=packages,
         environment=environment,
         providers=providers,
+        int8_instructions=() if environment is None else _int8(environment),
+        devices=devices(),
+        load_average=load,
         free_disk_bytes=free,
         findings=tuple(findings),
     )
@@ -103,10 +133,14 @@ def describe(diagnosis: Diagnosis) -> str:
     if (machine := diagnosis.environment) is not None:
         lines += [
             f"processor    {machine.processor}, {machine.cores} cores: {' '.join(machine.features)}",
+            f"int8         {' '.join(diagnosis.int8_instructions) or 'no instructions for dot products'}",
+            *([f"temperature  {machine.temperature_c:.0f} °C"] if machine.temperature_c is not None else []),
             f"memory       {machine.memory_bytes / 1e9:.1f} GB",
             f"system       {machine.system}",
             f"onnxruntime  {machine.onnxruntime}: {', '.join(diagnosis.providers)}",
         ]
+    for place in diagnosis.devices:
+        lines.append(f"device       {place.kind:8} {'' if place.ready else 'not yet: '}{place.advice}")
     lines.append(f"free disk    {diagnosis.free_disk_bytes / 1e9:.1f} GB")
     lines.append(
         "packages     " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items())
@@ -148,11 +182,33 @@ def _version(name: str) -> str | None:
         return None
 
 
+def devices() -> tuple[Place, ...]:
+    """Say which kinds of device can be reached from here; nothing is connected or started."""
+    programs = {
+        "ssh": ("--device ssh://user@host", "install OpenSSH's client (Debian: apt-get install openssh-client)"),
+        "adb": (
+            "--device 'adb:?runner=PATH&library=PATH'; `tools/build_runner.py --help` says how to get both files",
+            "install Android's platform tools (Debian: apt-get install adb)",
+        ),
+    }
+    found = [Place(kind="local", ready=True, advice="--device local: (this machine)")]
+    for name, (ready, missing) in programs.items():
+        there = shutil.which(name) is not None
+        found.append(Place(kind=name, ready=there, advice=ready if there else missing))
+    browser = (
+        "--device 'browser:?runtime=FOLDER' with onnxruntime-web's files in FOLDER, for any browser on the network"
+    )
+    return (*found, Place(kind="browser", ready=True, advice=browser))
+
+
+def _int8(machine: Environment) -> tuple[str, ...]:
+    return tuple(name for name in machine.features if name in INT8)
+
+
 def _hardware_notes(machine: Environment) -> list[Finding]:
     """Say what a reader of timings and scores from this machine should know."""
     notes = []
-    quick_int8 = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
-    if not quick_int8.intersection(machine.features):
+    if not _int8(machine):
         what = "this processor has no instructions for int8 dot products (VNNI, or dot product on Arm)"
         advice = "int8 gains less time here than on newer processors, and its score is judged on this one"
         notes.append(Finding(kind="note", what=what, advice=advice))

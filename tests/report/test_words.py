@@ -79,3 +79,8 @@ def test_recipes():
         parent=None,
     )
     assert words.recipe(other, None) == "student “tiny”, 80\u00a0% of the weights zero (magnitude), float16"
+
+
+@pytest.mark.parametrize("kind", get_args(NoiseKind))
+def test_every_kind_of_noise_has_its_words_and_its_size(kind):
+    assert f"13{words.NBSP}%" in words.noise(kind, -0.13)

@@ -64,6 +64,12 @@ def test_what_lies_inside_the_noise_is_said():
     assert "Other load disturbed the timing of trial 1" in text
 
 
+def test_a_timing_that_drifted_is_said_with_its_trial():
+    assert "Timing of trial 1: the runs of one process changed speed by 16 %" in of(
+        a_baseline(), a_trial(1, spread=0.1)
+    )
+
+
 def test_a_smaller_trial_that_is_slower_than_the_baseline_is_explained():
     text = of(a_baseline(), a_trial(1, time_ratio=1.4))
     assert "The baseline itself is the smallest file that keeps the limits: 9.00 kB." in text

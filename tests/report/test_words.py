@@ -1,10 +1,13 @@
 """Numbers and recipes in words."""
 
+from typing import get_args
+
 import pytest
 from builders import a_recipe
 
 from edgeopt.records.recipe import Half, Recipe, Sparsify, Student
 from edgeopt.report import words
+from edgeopt.statistics import NoiseKind
 
 
 @pytest.mark.parametrize(

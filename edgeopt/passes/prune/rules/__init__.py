@@ -5,19 +5,24 @@ unite or freeze labels; it never changes them. To add an operator:
 
 1. Say what it means for channels. Example, ``aten.glu(x, dim)``: the two halves of ``x`` along ``dim`` are multiplied,
    so channel ``j`` of the result needs channels ``j`` and ``j + n`` of the input, which go together.
-2. Write the rule in the file of its family::
+2. Write the rule in the file of its family, from the words there are: ``match`` (operands meet element by element),
+   ``contract`` (multiply and sum over named dimensions), ``summed`` (labels end along dimensions), ``independent_of``
+   (labels freeze along dimensions), or the operator itself, executed on labels::
 
        def glu(labels: Labels, call: Call) -> Layers:
-           dim, half = call.dim(), call.shape[call.dim()]
-           for layer in call.input.layers:
-               if layer.shape[dim] > 1:
-                   labels.unite(layer.narrow(dim, 0, half), layer.narrow(dim, half, half))
-           return tuple(layer.narrow(dim, 0, min(half, layer.shape[dim])) for layer in call.input.layers)
+           dim = call.dim()
+           layers = [layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer) for layer in call.input.layers]
+           halves = [Marked(call.shape, half) for half in zip(*layers, strict=True)]
+           return match(labels, halves, call.shape)
 
 3. Enter it in that file's table: ``aten.glu: glu``.
-4. Only where the operator holds a size as a literal number: enter it in ``resize.py``. Only where it computes something
-   over channels (as a norm does): enter it in ``proof.KEPT_ALONE``.
-5. Add an architecture that has it to ``benchmarks/zoo``: the tests prove it at 30 % and 50 %.
+4. Only where the operator holds a size as a literal number: enter it in ``resize.RESIZE``. Only where it computes
+   something over channels (as a norm does): enter it in the tables of ``masked.py``.
+5. Add the smallest network that has it to ``tests/passes/rule_networks.py``, and an architecture to
+   ``benchmarks/zoo``: the tests prove both at 30 % and 50 %.
+
+Which dimension of a view shrinks (heads or their depth, groups or their channels) is no rule's business: ``settle``
+decides it at the end.
 """
 
 from __future__ import annotations

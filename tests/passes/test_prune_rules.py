@@ -1,0 +1,53 @@
+"""Each operator rule on the smallest network that has it."""
+
+import pytest
+import torch
+from rule_networks import CASES, Formula
+from zoo_networks import random_keep
+
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
+from edgeopt.passes.prune.rewrite import prune
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_can_go_is_found_goes_and_the_rest_computes_the_same_and_trains(name):
+    case = CASES[name]
+    torch.manual_seed(0)
+    network = Network.trace(Formula(case.compute, case.parts), case.inputs)
+    groups = analyse(network)
+    assert groups.without_rule == ()
+    assert {group: owned.channels for group, owned in groups.free.items()} == case.free
+    for ratio in (0.3, 0.5):
+        keep = random_keep(groups, ratio, seed=1)
+        pruned = prune(network, groups, keep)
+        assert verify(network, groups, keep, pruned, case.inputs) < PROOF_TOLERANCE
+    pruned.train_module(*case.inputs).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in pruned.parameters().values())
+
+
+class Regions(torch.nn.Module):
+    """A part without autocast, a part without gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.o = torch.nn.Linear(5, 12), torch.nn.Linear(5, 12), torch.nn.Linear(12, 3)
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            y = self.a(x)
+        with torch.no_grad():
+            z = self.b(x).sigmoid()
+        return self.o(y.relu() * z)
+
+
+def test_regions_are_inlined_and_keep_what_they_say_of_gradients():
+    network = Network.trace(Regions(), (torch.randn(2, 5),))
+    groups = analyse(network)
+    assert {name: group.channels for name, group in groups.free.items()} == {"a": 12}
+    keep = random_keep(groups, 0.5, seed=1)
+    pruned = prune(network, groups, keep)
+    assert verify(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
+    pruned.train_module(*network.example_inputs).sum().backward()
+    assert {name for name, parameter in pruned.parameters().items() if parameter.grad is None} == {"b.weight", "b.bias"}

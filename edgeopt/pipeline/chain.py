@@ -22,10 +22,6 @@ from edgeopt.records.latency import Layer, LayerTime
 NAME = re.compile(MARK + r"(\d+)_")
 
 
-LEAST_ALIKE = 4
-"""Files with the original's layers; others, where ONNX Runtime fused other nodes, say nothing of single layers."""
-
-
 class Segment(NamedTuple):
     """A layer's part of one run."""
 
@@ -70,36 +66,35 @@ class Chain:
     def layers(self, probes: Sequence[Mapping[str, int]], files: Sequence[FileTime]) -> tuple[Layer, ...]:
         """Return the layers with their times, free of the profiler's own.
 
+        Which nodes ONNX Runtime fuses may depend on widths. A layer that did not run in a file took no time there: what
+        it is fused into took it.
+
         Args:
             probes: Widths of each file.
             files: Those that were timed, the original first.
-
-        Raises:
-            StepError: files differ in which layers they have.
         """
         runs = [segments(one.nodes) for one in files]
-        alike = [(run, one) for run, one in zip(runs, files, strict=True) if run.keys() == runs[0].keys()]
-        if len(alike) < LEAST_ALIKE:
-            raise StepError(STAGE, "ONNX Runtime fuses other nodes at other widths.")
+        operators = {number: part.operator for run in reversed(runs) for number, part in run.items()}
         own = statistics.median(
             (sum(part.ns for part in run.values()) - one.ns) / sum(part.nodes for part in run.values())
-            for run, one in alike
+            for run, one in zip(runs, files, strict=True)
         )
         found = []
-        for number, first in runs[0].items():
-            members = self._members(number, first.operator, runs[0].keys())
+        for number, operator in sorted(operators.items()):
+            members = self._members(number, operator, operators)
             dimensions = self._dimensions(members)
+            parts = [run.get(number, Segment(operator, 0.0, 0)) for run in runs]
             times = tuple(
                 LayerTime(
                     sizes=tuple(dimension.size(probes[one.file]) for dimension in dimensions),
-                    ns=run[number].ns - own * run[number].nodes,
+                    ns=part.ns - own * part.nodes,
                 )
-                for run, one in alike
+                for part, one in zip(parts, files, strict=True)
             )
             found.append(
                 Layer(
                     name=self.nodes[number].name,
-                    operator=first.operator,
+                    operator=operator,
                     shape=self._shape(members, dimensions),
                     dimensions=dimensions,
                     times=times,

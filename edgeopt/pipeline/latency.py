@@ -162,9 +162,10 @@ def joined(first: Sequence[FileTime], second: Sequence[FileTime], offset: int) -
 
 
 def moving_dimensions(groups: GroupTable) -> list[Dimension]:
-    """Return every dimension of the network's tensors that follows widths, once."""
-    found = {digest(dim): dim for tensor in groups.tensors for dim in tensor.dims if dim.per_channel}
-    return list(found.values())
+    """Return every dimension of the network's tensors that follows the widths of groups that can shrink, once."""
+    free = {group.name for group in groups.free}
+    dims = [dim for tensor in groups.tensors for dim in tensor.dims if free.intersection(dim.per_channel)]
+    return list({digest(dim): dim for dim in dims}.values())
 
 
 def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[Widths]:
@@ -174,8 +175,6 @@ def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list
         StepError: no few choices do.
     """
     full, free = groups.widths(), groups.free
-    free_names = {group.name for group in free}
-    moving = [dim for dim in dimensions if free_names.intersection(dim.per_channel)]
     rng = np.random.default_rng(0)
     for count in range(1, MOST_TEACHERS + 1):
         for _ in range(ATTEMPTS):
@@ -185,7 +184,7 @@ def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list
                 | {group.name: max(1, round(ratio * group.channels)) for group, ratio in zip(free, row, strict=True)}
                 for row in ratios
             ]
-            if tell_apart(moving, [full, *others]):
+            if tell_apart(dimensions, [full, *others]):
                 return [full, *others]
     raise StepError(STAGE, "too many groups of channels have too few channels to tell their sizes apart.")
 

@@ -80,11 +80,10 @@ def allocate(
         return _plain(
             by_work(table, target, step), ("the latency table has other groups of channels than this network",)
         )
-    whole = predictor.ns(predictor.table.wholes[0].widths)
     floors = floors_of(table, target, step)
     options = {group.name: [group.channels] for group in table.groups}
     options |= {group.name: options_of(group.channels, floors[group.name], step) for group in table.free}
-    limit = None if max_latency_ratio is None else max_latency_ratio * whole
+    limit = None if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
     found = _solve(table, predictor, options, target, limit)
     if found is None:
         note = "no widths above their floors have so few parameters: work was counted instead of latency"
@@ -93,7 +92,7 @@ def allocate(
     return Allocation(
         widths={name: width for name, width in found.widths.items() if width < full[name]},
         gap_ratio=found.gap_ratio,
-        latency_ratio=predictor.ns(found.widths) / whole,
+        latency_ratio=predictor.ratio(found.widths),
         notes=(),
     )
 

@@ -126,6 +126,15 @@ class Predictor:
         factor, constant = self._whole
         return factor * self._sum(widths) + constant
 
+    def ratio(self, widths: Mapping[str, int]) -> float:
+        """Return the predicted time over the original's, which was measured; it is fitted less well than the rest."""
+        return self.ns(widths) / self.original_ns
+
+    @property
+    def original_ns(self) -> float:
+        """The original's measured time."""
+        return self.table.wholes[0].ns
+
     @property
     def constant_ns(self) -> float:
         """What the whole takes beside its layers."""

@@ -76,14 +76,12 @@ def test_equal_layers_of_two_networks_have_one_shape_text():
     assert "1ax3x1x1" in one[0].shape
 
 
-def test_files_that_run_other_layers_are_left_out_and_too_few_are_refused():
-    odd = FileTime(3, 50.0, [a_node("edgeopt0_Conv", 50.0)])
-    files = [a_file(i, 100.0, 200.0) for i in range(3)]
-    chain = a_chain()
-    kept = chain.layers([*PROBES, FULL], [*files, odd, a_file(4, 100.0, 200.0)])
-    assert len(kept[0].times) == 4
-    with pytest.raises(StepError, match="fuses other nodes"):
-        chain.layers(PROBES, [*files, odd])
+def test_a_layer_that_one_file_fused_into_another_took_no_time_there():
+    relu = FileTime(3, 320.0, [*a_file(3, 100.0, 200.0).nodes, a_node("edgeopt3_Relu", 20.0, "Relu")])
+    files = [*(a_file(number, 100.0, 200.0) for number in range(3)), relu]
+    last = a_chain().layers(PROBES, files)[-1]
+    assert (last.operator, last.dimensions) == ("Relu", (B,))
+    assert [time.ns for time in last.times] == pytest.approx([0, 0, 0, 20])
 
 
 def test_a_profile_without_the_file_s_names_is_refused():

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -31,6 +32,16 @@ def test_the_teaching_files_tell_every_group_from_every_other(sizes):
     assert tell_apart(moving_dimensions(table), widths)
     assert widths[0] == table.widths()
     assert all(1 <= one[group.name] <= group.channels for one in widths for group in table.groups)
+
+
+def test_groups_that_cannot_shrink_need_not_be_told_apart():
+    table = a_table((16, 10, 10))
+    frozen = [msgspec.structs.replace(group, frozen_by="the model's output") for group in table.groups[1:]]
+    table = msgspec.structs.replace(table, groups=(table.groups[0], *frozen))
+    dimensions = moving_dimensions(table)
+    assert [dict(one.per_channel) for one in dimensions] == [{"g0": 1}]
+    assert len(teaching_widths(table, dimensions)) == 2
+    assert tell_apart(dimensions, teaching_widths(table, dimensions))
 
 
 def test_groups_too_small_to_tell_apart_are_refused():

@@ -84,7 +84,7 @@ def test_measured_latency_buys_time_for_about_the_same_importance(ratio):
     assert table.parameters(found.widths) <= ratio * WHOLE
     assert lost(table, found.widths) <= (1 + ESTIMATE_ERROR) * lost(table, greedy)
     assert predictor.ns(table.widths(found.widths)) <= 1.001 * predictor.ns(table.widths(greedy))
-    assert found.latency_ratio == pytest.approx(predictor.ns(table.widths(found.widths)) / predictor.ns(table.widths()))
+    assert found.latency_ratio == predictor.ratio(table.widths(found.widths))
     assert found.gap_ratio < 0.01
 
 

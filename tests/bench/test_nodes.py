@@ -12,7 +12,12 @@ PLACE = (LocalDevice(), a_quick_profile(), 2, (), None)
 
 def an_event(name, ts, dur, operator="Conv"):
     shapes = [{"float": [1, 3]}]
-    args = {"op_name": operator, "input_type_shape": shapes, "output_type_shape": shapes}
+    args = {
+        "op_name": operator,
+        "provider": "CPUExecutionProvider",
+        "input_type_shape": shapes,
+        "output_type_shape": shapes,
+    }
     return {"cat": "Node", "name": f"{name}_kernel_time", "ts": ts, "dur": dur, "args": args}
 
 

@@ -143,7 +143,7 @@ def figures(samples: list[Row]) -> Row:
         "torch_pruning_pass_ratio": sum(peer.values()) / len(peer) if peer else None,
         "silent_no_ops": sum(map(silent_no_op, own)),
         "torch_pruning_silent_no_ops": sum(silent_no_op(s) for s in samples if s["tool"] == "torch_pruning"),
-        "handled_by_torch_pruning_alone": [name for name, fine in peer.items() if fine and not passed.get(name)],
+        "handled_by_torch_pruning_alone": [name for name, fine in peer.items() if fine and passed.get(name) is False],
         "short": {sample["name"]: shortfall(sample) for sample in own if not passed[sample["name"]]},
         "worst_proof_error": max(errors, default=None),
         "inexact": sorted(set(unproven)),

@@ -187,7 +187,7 @@ def main(quick: bool, out: Path) -> None:
             "environment": environment,
             "command": shlex.join(["python", *sys.argv]),
         }
-        out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(document) + "\n", encoding="utf-8")
     click.echo(json.dumps(figures(rows), indent=1))
 
 

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from rule_networks import CASES, Formula
 from torch import Tensor
 from zoo_networks import random_keep, traced
 
 from benchmarks.zoo import ARCHITECTURES, MINIATURES
 from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
-from edgeopt.passes.prune.analysis import Groups
+from edgeopt.passes.prune.analysis import Groups, analyse
 from edgeopt.passes.prune.labels import Slot
 from edgeopt.passes.prune.proof import verify
 from edgeopt.passes.prune.resize import kept_part
@@ -110,3 +111,14 @@ def test_a_node_of_another_shape_is_caught():
     keep = random_keep(groups, 0.5, seed=1)
     with pytest.raises(ParityError):
         verify(network, groups, keep, network, (torch.randn(2, 1, 8, 8),))
+
+
+def test_a_pruned_network_that_cannot_run_is_caught_and_the_node_named():
+    case = CASES["rnn"]
+    torch.manual_seed(0)
+    network = Network.trace(Formula(case.compute, case.parts), case.inputs)
+    groups = analyse(network)
+    keep = random_keep(groups, 0.5, seed=1)
+    faulty = with_two_channels_confused(groups, "rnn.weight_ih_l0", ("rnn.bias_hh_l0", 0), keep["rnn.weight_ih_l0"])
+    with pytest.raises(ParityError, match="cannot run at node 'rnn_tanh'"):
+        verify(network, faulty, keep, prune(network, faulty, keep), case.inputs)

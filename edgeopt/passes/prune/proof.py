@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,7 @@ def verify(
         The largest error of a node, relative to the largest value in it.
 
     Raises:
-        ParityError: a node differs by more than ``PROOF_TOLERANCE``; the message names it.
+        ParityError: a node differs by more than ``PROOF_TOLERANCE``, or cannot run; the message names it.
     """
     alive = groups.alive(keep)
     full, small = _double(original), _double(pruned)
@@ -64,7 +64,7 @@ def verify(
     candidates = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.factors))
     worst = 0.0
     for node, expected in expectations:
-        found = next((value for other, value in candidates if other.name == node.name), None)
+        found = _of(candidates, node)
         error = _error(groups.marks.values.get(node.name), expected, found, alive)
         if not error <= PROOF_TOLERANCE:
             raise ParityError(
@@ -75,6 +75,18 @@ def verify(
             )
         worst = max(worst, error)
     return worst
+
+
+def _of(candidates: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> Any:
+    """Run the pruned network up to a node of the original's and return that node's value."""
+    try:
+        return next((value for other, value in candidates if other.name == node.name), None)
+    except RuntimeError as error:
+        raise ParityError(
+            "prune",
+            f"the pruned network cannot run at node '{node.name}' ({node.target}): {error}. A rule in "
+            "edgeopt/passes/prune/rules is wrong for it; please report the architecture.",
+        ) from error
 
 
 def _double(network: Network) -> fx.GraphModule:

@@ -212,7 +212,7 @@ def _figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     """Return the claims over one tool's rows."""
     done = [row for row in rows if row.get("score_drop") is not None]
     int8 = [row for row in done if row["int8"]]
-    count = max(1, len(rows))
+    count = max(1, len(rows))  # of the networks that are finished so far
     return {
         f"{prefix}architectures": len(done),
         f"{prefix}worst_score_drop": max((row["score_drop"] for row in done), default=None),
@@ -242,7 +242,7 @@ def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
         "rows": rows,
         "peers": PEERS,
         "environment": {"platform": platform.platform(), "python": platform.python_version()},
-        "command": "python " + shlex.join(sys.argv),
+        "command": "python benchmarks/quantization.py --cache FOLDER --nncf PYTHON --json OUT",
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1))

@@ -105,9 +105,12 @@ def test_two_threads_that_spin_are_quiet_before_the_answer(tmp_path):
     with LocalDevice().start() as process:
         process.ask(runtime_request("serve", str(model), profile, allow_fallback=(), batch_size=16), 60)
         process.ask({"warmup_runs": 1, "min_runs": 10, "min_seconds": 0.0, "max_seconds": 5.0}, 60)
-        before = cpu_ticks(process._process.pid)
-        time.sleep(0.3)
-        assert cpu_ticks(process._process.pid) - before <= 1  # spinning threads use three or more ticks of 10 ms
+        used = []
+        for _ in range(3):  # a window may be disturbed; threads that spin use three or more ticks of 10 ms in each
+            before = cpu_ticks(process._process.pid)
+            time.sleep(0.3)
+            used.append(cpu_ticks(process._process.pid) - before)
+        assert min(used) <= 1
 
 
 def cpu_ticks(pid: int) -> int:

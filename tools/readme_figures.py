@@ -62,20 +62,47 @@ def default_build(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"default-build": ("default_build", default_build)}
+CLAIMS = {
+    "coverage": "{architectures} architectures pruned by 30 and 50 %: {pass_ratio:.0%} pass (exact at every node, "
+    "trained, exported with parity); torch-pruning {torch_pruning_pass_ratio:.0%}; {silent_no_ops} silently unpruned",
+    "predictor": "{networks} held-out pruned networks: predicted latency is off by {median_error_ratio:.1%} at the "
+    "median and {p90_error_ratio:.1%} at the 90th percentile",
+    "quantization": "{architectures} networks on 10,000 test images: at most {worst_score_drop:.4f} lost, "
+    "{int8_shipped_ratio:.0%} ship int8, {int8_faster_ratio:.0%} faster, {shipped_slower_than_float} slower than float "
+    "(onnxruntime.quantization's defaults: {onnxruntime-static_worst_score_drop:.4f}, "
+    "{onnxruntime-static_int8_faster_ratio:.0%} faster, {onnxruntime-static_shipped_slower_than_float} slower; NNCF: "
+    "{nncf_worst_score_drop:.4f}, {nncf_int8_faster_ratio:.0%}, {nncf_shipped_slower_than_float})",
+    "verdicts": "{equal_files_compared} A/B comparisons of a file with its copy: {false_verdict_ratio:.1%} called "
+    "different; 5 % more work found in {found_5_percent_ratio:.0%} of {planted_compared}",
+    "memory": "peak memory against known weights and activations: off by {worst_error_ratio:.1%} at worst "
+    "({networks} networks)",
+    "importance": "first-order Taylor keeps {gain_over_random:.3f} more of the score than random channels; best of its "
+    "comparison: {best_method}",
+}
+"""Benchmark to its claim, with the names of its figures."""
+
+
+def claims() -> str:
+    """Return the list of what the other benchmarks found."""
+    lines = []
+    for name, text in CLAIMS.items():
+        result = load(name)
+        if result is not None:
+            claim = text.format(**result["figures"])
+            lines.append(f"- `benchmarks/{name}.py`: {claim}.")
+    return "\n".join(lines)
 
 
 def replaced(text: str) -> str:
     """Return the README with every table written anew."""
-    for marker, (name, render) in TABLES.items():
-        result = load(name)
-        if result is None:
-            continue
+    build = load("default_build")
+    tables = {"claims": claims()} | ({"default-build": default_build(build)} if build else {})
+    for marker, table in tables.items():
         begin = f"<!-- {marker}:begin (written by tools/readme_figures.py) -->"
         end = f"<!-- {marker}:end -->"
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
-        text = f"{before}{begin}\n{render(result)}\n{end}{after}"
+        text = f"{before}{begin}\n{table}\n{end}{after}"
     return text
 
 

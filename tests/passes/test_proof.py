@@ -122,3 +122,32 @@ def test_a_pruned_network_that_cannot_run_is_caught_and_the_node_named():
     faulty = with_two_channels_confused(groups, "rnn.weight_ih_l0", ("rnn.bias_hh_l0", 0), keep["rnn.weight_ih_l0"])
     with pytest.raises(ParityError, match="cannot run at node 'rnn_tanh'"):
         verify(network, faulty, keep, prune(network, faulty, keep), case.inputs)
+
+
+class DistanceBias(torch.nn.Module):
+    """Positions' distances by their logarithm, whose value for no distance is minus infinity until it is replaced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(4, 8)
+        self.second = torch.nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(batch, positions, 4)`` to ``(batch, positions, 2)``."""
+        distances = torch.arange(x.shape[1]).float()
+        logarithms = torch.where(distances < 1, 0.0, distances.log())
+        return self.second(torch.relu(self.first(x)) + logarithms[:, None])
+
+
+def test_infinities_that_both_networks_have_are_equal_and_others_are_not():
+    torch.manual_seed(0)
+    network = Network.trace(DistanceBias(), (torch.randn(2, 5, 4),))
+    groups = analyse(network)
+    keep = {name: list(range(group.channels // 2)) for name, group in groups.free.items()}
+    assert keep
+    pruned = prune(network, groups, keep)
+    assert verify(network, groups, keep, pruned, network.example_inputs) < 1e-9
+    with torch.no_grad():
+        pruned.parameters()["second.bias"][0] = -float("inf")
+    with pytest.raises(ParityError, match="relative error inf"):
+        verify(network, groups, keep, pruned, network.example_inputs)

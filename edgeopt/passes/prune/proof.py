@@ -144,6 +144,7 @@ def _error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:
         return float("inf")
     if part.numel() == 0:
         return 0.0
-    difference = float((part.double() - found.detach().double()).abs().max())
-    scale = float(part.double().abs().max())
+    expected, got = part.double(), found.detach().double()
+    difference = float(torch.where(expected == got, 0.0, expected - got).abs().max())  # infinities may be equal too
+    scale = float(torch.where(expected.isinf(), 0.0, expected).abs().max())
     return difference / scale if scale > 0 else difference

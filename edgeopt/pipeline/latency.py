@@ -19,7 +19,7 @@ from scipy.stats import qmc
 
 from edgeopt.bench.nodes import FileTime, Turns, node_shapes, profile_nodes
 from edgeopt.device.base import Device as DeviceConnection
-from edgeopt.errors import DeviceError, DeviceLostError, StepError
+from edgeopt.errors import DeviceError, StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.files import save
 from edgeopt.graph.template import Sizes, Template, tell_apart
@@ -28,7 +28,7 @@ from edgeopt.pipeline.chain import Chain
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.files import graph_steps
 from edgeopt.pipeline.networks import ExportedFile
-from edgeopt.pipeline.steps import run_step
+from edgeopt.pipeline.steps import as_failed, run_step
 from edgeopt.records.base import Record
 from edgeopt.records.codec import digest, from_json, to_json
 from edgeopt.records.groups import Dimension, GroupTable
@@ -72,7 +72,8 @@ def latency_table(
         precision: In which files are timed.
 
     Raises:
-        DeviceLostError: the connection broke; the next build begins the table again.
+        DeviceLostError, WorkspaceError: the connection broke, or the disk is full; the next build begins the table
+            again.
     """
     settings = (build.device.id, build.environment.onnxruntime, precision, build.profile.providers,
                 build.profile.threads, build.profile.allow_spinning, build.profile.memory_arena,
@@ -87,10 +88,8 @@ def latency_table(
     shared = build.workspace.folder("latency") / f"{digest(settings)}.json"
     try:
         table = run_step(STAGE, _measure, build, groups, exported, precision, folder, shared)
-    except DeviceLostError:
-        raise
     except (StepError, DeviceError) as error:
-        missing = NoLatencyTable(reason=error.reason if isinstance(error, StepError) else str(error))
+        missing = NoLatencyTable(reason=as_failed(error).reason)
         build.ledger.put("no-latency", key, missing)
         return missing
     finally:

@@ -123,7 +123,7 @@ class Search:
         try:
             found = fewest_floats(self.build, study(self.build, exported, rank=True), keeps)
         except EdgeoptError as error:
-            self.build.progress("failed", f"mixed precision of {describe(candidate)}: {error}")
+            self.build.progress("failed", f"mixed precision of {describe(candidate)}: {as_failed(error).reason}")
             return []
         return [] if found is None else [made[found.steps]]
 

@@ -1,12 +1,25 @@
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import pytest
 
 from edgeopt.bench.nodes import FileTime, NodeTime
-from edgeopt.errors import StepError
+from edgeopt.config.profiles import load_profile
+from edgeopt.errors import DiskFullError, StepError
 from edgeopt.graph.template import tell_apart
-from edgeopt.pipeline.latency import PROBES, joined, moving_dimensions, probing_widths, teaching_widths
+from edgeopt.pipeline.latency import (
+    PROBES,
+    joined,
+    latency_table,
+    moving_dimensions,
+    probing_widths,
+    teaching_widths,
+)
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
+from edgeopt.records.latency import NoLatencyTable
+from edgeopt.search.ledger import Ledger
+from edgeopt.search.workspace import Workspace
 
 
 def a_table(sizes):
@@ -73,3 +86,48 @@ def test_two_runs_are_joined_at_the_speed_of_the_first():
     assert [one.file for one in found] == [0, 1, 2, 3, 4]
     assert [one.ns for one in found] == pytest.approx([100.0] * 5)
     assert found[-1].nodes[0].ns == pytest.approx(40.0)
+
+
+class TrainersWithoutSpace:
+    """Torch workers that meet a full disk, or something else."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def do(self, job, kind):
+        raise StepError("probe", self.reason)
+
+
+def a_build(folder, reason):
+    """What ``latency_table`` asks of a build before anything runs on a device."""
+    workspace = Workspace(folder)
+    profile = load_profile("phone")
+    for name in ("stages", "latency", "artifacts"):
+        workspace.folder(name).mkdir(parents=True, exist_ok=True)
+    return SimpleNamespace(
+        workspace=workspace,
+        ledger=Ledger(workspace.ledger_file),
+        trainers=TrainersWithoutSpace(reason),
+        profile=profile,
+        budget=profile.limits,
+        device=SimpleNamespace(id="here"),
+        environment=SimpleNamespace(onnxruntime="1"),
+        allow_fallback=(),
+        fingerprint="task",
+        versions="1",
+    )
+
+
+def test_a_network_without_a_table_is_remembered_but_a_full_disk_ends_the_build_and_is_not(tmp_path):
+    table, exported = a_table((16, 16, 16)), SimpleNamespace(sha256="a", exporter="dynamo")
+    build = a_build(tmp_path, "OSError: [Errno 28] No space left on device")
+    try:
+        with pytest.raises(DiskFullError):
+            latency_table(build, table, exported, "int8")
+        build.trainers = TrainersWithoutSpace("it has a loop")
+        assert latency_table(build, table, exported, "int8") == NoLatencyTable(reason="it has a loop")
+        build.trainers = TrainersWithoutSpace("never asked again")
+        assert latency_table(build, table, exported, "int8").reason == "it has a loop"
+        assert not list(build.workspace.folder("stages").iterdir())
+    finally:
+        build.ledger.close()

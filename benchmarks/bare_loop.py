@@ -23,7 +23,7 @@ feed = {entry.name: np.random.default_rng(0).standard_normal((1, *entry.shape[1:
 begin = time.monotonic()
 while time.monotonic() < begin + request["warmup_seconds"]:
     session.run(None, feed)
-answer = {"ok": True}
+answer: dict[str, object] = {"ok": True}
 while True:
     print("edgeopt-worker " + json.dumps(answer), flush=True)
     line = sys.stdin.readline()
@@ -32,7 +32,8 @@ while True:
     turn = json.loads(line)
     for _ in range(turn["warmup_runs"]):
         session.run(None, feed)
-    times, begin = [], time.monotonic()
+    times: list[int] = []
+    begin = time.monotonic()
     while len(times) < turn["min_runs"] or time.monotonic() < begin + turn["min_seconds"]:
         start = time.process_time_ns()
         session.run(None, feed)

@@ -2,9 +2,10 @@
 
     python benchmarks/importance.py [--quick] --json benchmarks/results/importance.json
 
-Widths come from the product's own allocation with each method's scores, so a method is judged for the channels that it
-picks inside a group and for what it takes from which group. Every network is scored as it was cut (after its batch
-norms saw new batches) and after a short distillation, on the selection images of the default task. Claims:
+Widths come from the allocation by counted work with each method's scores (no latency table, so that nothing is timed):
+a method is judged for the channels that it picks inside a group and for what it takes from which group. Every network
+is scored as it was cut (after its batch norms saw new batches) and after a short distillation, on the selection images
+of the default task. Claims:
 ``best_method`` by the mean score after distillation, ``default_gap`` (the best mean less the default's),
 ``gain_over_random``.
 """
@@ -32,7 +33,7 @@ from edgeopt.passes.prune.importance import importance, strongest
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
 from edgeopt.records.recipe import Distill, Importance
-from edgeopt.search.allocate import allocate
+from edgeopt.search.allocate import by_work
 from edgeopt.task import CheckedTask, load_task
 
 RULES = (
@@ -89,7 +90,7 @@ class Comparison:
         """Cut, score, distill, score."""
         scores = importance(self.network, self.groups, rule, self.batches, self.task.loss)
         table = group_table(self.network, self.groups, scores, self.task.example_inputs)
-        widths = allocate(table, ratio * table.parameters({}), STEP)
+        widths = by_work(table, ratio * table.parameters({}), STEP)
         pruned = prune(self.network, self.groups, strongest(scores, widths))
         with torch.no_grad():
             for inputs, _ in self.batches:
@@ -134,7 +135,7 @@ def main(quick: bool, epochs: int, seeds: int, out: Path) -> None:
                 for rule in rules:
                     samples.append(comparison.try_rule(rule, ratio, seed))
                     print(json.dumps(samples[-1]), file=sys.stderr)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "rule": label(rule),
             "score": float(np.mean([one["score"] for one in samples if one["rule"] == label(rule)])),

@@ -44,7 +44,7 @@ def _ids() -> Tensor:
     return torch.randint(300, TOKENS)
 
 
-ENCODER = {
+ENCODER: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 288,
 }  # fmt: skip
 

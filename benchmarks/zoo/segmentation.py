@@ -39,7 +39,8 @@ class UNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to maps of the same size."""
-        x, passed = images, []
+        passed: list[Tensor] = []
+        x = images
         for layer in self.down:
             x = layer(F.max_pool2d(x, 2) if passed else x)
             passed.append(x)

@@ -22,6 +22,7 @@ from edgeopt.pipeline.candidates import (
     Wish,
     changes_nothing,
     describe,
+    distillation,
     importance_of,
     precision_of,
     pruned,
@@ -297,8 +298,8 @@ class Search:
         if not training:
             return
         build = self.build
-        key = digest(("search", build.fingerprint, build.effort, build.seed, build.profile.precisions, build.versions,
-                      build.profile.channel_step))  # fmt: skip
+        key = digest(("search", build.fingerprint, build.effort, distillation(build), importance_of(build), build.seed,
+                      build.profile.precisions, build.versions, build.profile.channel_step))  # fmt: skip
         known = build.ledger.get("search", key, Finished)
         points = [Point(1.0, self.ships(self.trials[1:]))]
         if known is not None:

@@ -199,6 +199,26 @@ def test_more_goes_on_from_a_finished_search_and_judges_downloads_by_their_defla
     assert after["winner"]["download_bytes"] < before["winner"]["download_bytes"]
 
 
+def test_a_search_that_trained_otherwise_is_not_taken_for_this_one(first, folder, tmp_path):
+    shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
+    write_target(tmp_path / "tiny.toml")
+    (tmp_path / "tuned.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(TESTS)!r})\n"
+        "import msgspec, tiny_task\n"
+        "def task():\n"
+        "    task = tiny_task.task()\n"
+        "    task.training = msgspec.structs.replace(task.training, learning_rate=0.01)\n"
+        "    return task\n"
+    )
+    done = edgeopt(tmp_path, "build", "tuned.py:task", "--target", "tiny.toml", "--time-limit", "0.001")
+    assert done.returncode == 0, done.stderr
+    assert "a finished search" not in done.stderr
+    assert "time limit" in done.stderr
+    baseline = choice_of(folder)["baseline"]
+    assert choice_of(tmp_path)["baseline"]["sha256"] == baseline["sha256"]
+
+
 def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder, tmp_path):
     write_target(tmp_path / "tiny.toml")
     command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]

@@ -42,15 +42,22 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     runner, library = options.out / "runner", options.out / "libonnxruntime.so"
-    subprocess.run(
+    if shutil.which(options.cc) is None:
+        sys.exit(f"there is no C compiler '{options.cc}': name one for the phone's processor with --cc")
+    compiled = subprocess.run(
         [options.cc, "-std=gnu11", "-O2", "-Wall", "-Wextra", SOURCE, "-o", runner, "-pthread", "-ldl", "-lm"],
-        check=True,
+        check=False,
     )
-    if options.aar:
-        with zipfile.ZipFile(options.aar) as archive:
-            library.write_bytes(archive.read(f"jni/{options.abi}/libonnxruntime.so"))
-    else:
-        shutil.copyfile(options.library or installed_library(), library)
+    if compiled.returncode:
+        sys.exit(f"{options.cc} could not compile {SOURCE}: see its messages above")
+    try:
+        if options.aar:
+            with zipfile.ZipFile(options.aar) as archive:
+                library.write_bytes(archive.read(f"jni/{options.abi}/libonnxruntime.so"))
+        else:
+            shutil.copyfile(options.library or installed_library(), library)
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        sys.exit(f"no library for the phone: {error}. Name another with --library, or --aar and --abi")
     print(f"--device 'adb:?runner={runner.resolve()}&library={library.resolve()}'")
 
 

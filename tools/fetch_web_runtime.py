@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -22,7 +23,10 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         package = f"onnxruntime-web@{options.version}"
-        subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        try:
+            subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            sys.exit(f"npm could not fetch {package}: {error}. Install npm, or copy {', '.join(FILES)} by hand")
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
             for name in FILES:
                 member = archive.extractfile(f"package/dist/{name}")

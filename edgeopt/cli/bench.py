@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeopt.cli.options import FILE, run_options
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,17 +19,12 @@ if TYPE_CHECKING:
 
 SHOWN_CHANGES = 8
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
 
 @click.command("bench")
 @click.argument("model", type=FILE)
 @click.option("--target", required=True, metavar="NAME", help="A target's name, or the path of its .toml.")
 @click.option("--against", type=FILE, metavar="OTHER", help="Another .onnx: an interleaved A/B with a verdict.")
-@click.option("--device", metavar="URI", help="Where to run; the target's device without it.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a run; the target's without it.")
-@click.option("--inputs", type=FILE, metavar="FILE", help="A .npz with one array for each input; random without it.")
-@click.option("--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot.")
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, raw samples included.")
 def command(
     model: Path,
@@ -162,7 +159,10 @@ def _table(summary: dict[str, Any], profile: Profile, measurement: Measurement) 
     table.add_row("peak memory", _memory(measurement))
     table.add_row("file", f"{summary['size_bytes'] / 1e6:.3f} MB")
     nodes = ", ".join(f"{name} {count}" for name, count in summary["providers"].items())
-    table.add_row("nodes by provider", nodes or "none left after optimization")
+    tells = measurement.device.uri.startswith(("local:", "ssh:"))
+    table.add_row(
+        "nodes by provider", nodes or ("none left after optimization" if tells else "this device does not tell")
+    )
     environment = measurement.environment
     table.add_row("processor", escape(f"{environment.processor} ({', '.join(environment.features)})"))
     table.add_row("runtime", f"onnxruntime {environment.onnxruntime}, {measurement.threads} thread(s)")

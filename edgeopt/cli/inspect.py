@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeopt.cli.options import run_options
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,15 +25,7 @@ SHOWN = 10
 @click.command("inspect")
 @click.argument("subject", metavar="MODEL.onnx|TASK")
 @click.option("--target", default="phone", show_default=True, metavar="NAME", help="Whose runtime settings to use.")
-@click.option("--device", metavar="URI", help="Where to run a model; the target's device without it.")
-@click.option("--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a run; the target's without it.")
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="A .npz with one array for each input; random without it.",
-)
-@click.option("--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot.")
+@run_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, with every node and tensor.")
 def command(
     subject: str,

@@ -1,9 +1,10 @@
-"""Options that several commands share: the limits, each a number or ``none``."""
+"""Options that several commands share: the limits, each a number or ``none``, and how a file is run."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,29 @@ _OPTIONS: tuple[tuple[str, Any, str], ...] = (
     ("--throughput", parse_limit, "Lower limit of samples a second, at the target's batch size."),
     ("--size-metric", click.Choice(["file", "download"]), "Which size counts: the file's, or the file's deflated."),
 )
+
+
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of where and how a file runs."""
+    for option in reversed(
+        (
+            click.option("--device", metavar="URI", help="Where to run; the target's device without it."),
+            click.option(
+                "--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a run; the target's without it."
+            ),
+            click.option(
+                "--inputs", type=FILE, metavar="FILE", help="A .npz with one array for each input; random without it."
+            ),
+            click.option(
+                "--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot."
+            ),
+        )
+    ):
+        function = option(function)
+    return function
 
 
 def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:

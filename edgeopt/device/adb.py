@@ -21,11 +21,10 @@ import msgspec
 
 from edgeopt.device.arrays import pack, unpack
 from edgeopt.device.base import Request, Worker, WorkerRefused
-from edgeopt.device.describe import describe
+from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess, explain_remote, last_line
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Environment
 
 FOLDER = "/data/local/tmp/edgeopt"
 CALL_SECONDS = 30.0
@@ -46,7 +45,7 @@ ADVICE = (
 )
 
 
-class AdbDevice:
+class AdbDevice(NamedDevice):
     """Workers on an Android phone.
 
     Args:
@@ -57,20 +56,11 @@ class AdbDevice:
     """
 
     def __init__(self, uri: str, serial: str, runner: Path, library: Path) -> None:
-        self._uri = uri
+        super().__init__(uri)
         self._serial = serial
         self._files = (runner, library)
         self._there: list[str] = []
         self._mutex = threading.Lock()
-
-    @property
-    def uri(self) -> str:
-        """How the user names it."""
-        return self._uri
-
-    def describe(self) -> tuple[str, Environment]:
-        """Return the hardware's name and the phone's state."""
-        return describe(self)
 
     def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh runner to its end; see ``edgeopt.device.base.Device``.

@@ -21,10 +21,9 @@ import msgspec
 from edgeopt.device.arrays import pack, unpack
 from edgeopt.device.base import Request, Worker, WorkerRefused
 from edgeopt.device.browser_server import BrowserServer
-from edgeopt.device.describe import describe
+from edgeopt.device.named import NamedDevice
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Environment
 
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
@@ -34,7 +33,7 @@ SILENCE_SECONDS = 90.0
 """The page asks for messages at least each 20 s; a browser that says nothing for so long is gone."""
 
 
-class BrowserDevice:
+class BrowserDevice(NamedDevice):
     """Web Workers of one page, each a fresh session.
 
     Args:
@@ -45,19 +44,10 @@ class BrowserDevice:
     """
 
     def __init__(self, uri: str, host: str, port: int, runtime: Path) -> None:
-        self._uri = uri
+        super().__init__(uri)
         self._place = (host, port)
         self._runtime = runtime
         self._server: BrowserServer | None = None
-
-    @property
-    def uri(self) -> str:
-        """How the user names it."""
-        return self._uri
-
-    def describe(self) -> tuple[str, Environment]:
-        """Return a name of the browser's machine, and the browser."""
-        return describe(self)
 
     def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh Web Worker; see ``edgeopt.device.base.Device``. There are no environment variables."""

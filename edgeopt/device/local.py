@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeopt.device.base import Request
-from edgeopt.device.describe import describe
+from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
-from edgeopt.records.measurement import Environment
 
 WORKER = Path(__file__).parent.parent / "bench" / "worker.py"
 
@@ -22,7 +21,7 @@ VARIABLES = {
 }
 
 
-class LocalDevice:
+class LocalDevice(NamedDevice):
     """Workers as child processes.
 
     Args:
@@ -30,16 +29,8 @@ class LocalDevice:
     """
 
     def __init__(self, python: Path | None = None) -> None:
+        super().__init__(f"local:?python={python}" if python else "local:")
         self._python = python
-
-    @property
-    def uri(self) -> str:
-        """How the user names it."""
-        return f"local:?python={self._python}" if self._python else "local:"
-
-    def describe(self) -> tuple[str, Environment]:
-        """Return the hardware's name and the state of this machine."""
-        return describe(self)
 
     def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``."""

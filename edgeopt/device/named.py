@@ -1,30 +1,52 @@
-"""Asking a device what it is: the same question and the same name for every kind that runs ``worker.py``."""
+"""What every kind of device has alike: the name that the user gave it, and the question what it is."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from edgeopt.device.base import Device, Request, WorkerRefused
+from edgeopt.device.base import Request, WorkerRefused
 from edgeopt.errors import DeviceError
 from edgeopt.records.measurement import Environment
 
 DESCRIBE_SECONDS = 120.0
 
 
-def describe(device: Device) -> tuple[str, Environment]:
-    """Return a name of the hardware, the same each time, and the machine's state as of now.
+class NamedDevice(ABC):
+    """A device by its URI; a kind of device adds ``run`` and ``start`` (see ``edgeopt.device.base.Device``).
 
-    Raises:
-        DeviceError: the device is lost, or onnxruntime does not start there.
+    Args:
+        uri: How the user names it.
     """
-    try:
-        fields = device.run(Request(mode="describe"), DESCRIBE_SECONDS, {})
-    except WorkerRefused as refused:
-        raise DeviceError(f"{device.uri}: {refused.reason}") from refused
-    family = fields.pop("family")
-    environment = msgspec.convert(fields, Environment)
-    hardware = (family, environment.processor, *environment.features, str(environment.cores))
-    mark = hashlib.sha256("\n".join(hardware).encode()).hexdigest()[:12]
-    return f"{family.split()[0]}-{environment.cores}-{mark}", environment
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    @property
+    def uri(self) -> str:
+        """How the user names it."""
+        return self._uri
+
+    @abstractmethod
+    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+        """Run one fresh worker process to its end."""
+
+    def describe(self) -> tuple[str, Environment]:
+        """Return a name of the hardware, the same each time, and the machine's state as of now.
+
+        Raises:
+            DeviceError: the device is lost, or onnxruntime does not start there.
+        """
+        try:
+            fields = self.run(Request(mode="describe"), DESCRIBE_SECONDS, {})
+        except WorkerRefused as refused:
+            raise DeviceError(f"{self._uri}: {refused.reason}") from refused
+        family = fields.pop("family")
+        environment = msgspec.convert(fields, Environment)
+        hardware = (family, environment.processor, *environment.features, str(environment.cores))
+        mark = hashlib.sha256("\n".join(hardware).encode()).hexdigest()[:12]
+        return f"{family.split()[0]}-{environment.cores}-{mark}", environment

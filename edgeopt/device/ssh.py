@@ -16,13 +16,12 @@ from typing import Any
 import msgspec
 
 from edgeopt.device.base import Request, Worker, WorkerRefused
-from edgeopt.device.describe import describe
 from edgeopt.device.local import VARIABLES
+from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
 from edgeopt.device.ssh_connection import Address, Connection
 from edgeopt.errors import DeviceError, DeviceLostError
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Environment
 
 PATIENCE_SECONDS = 90.0
 """How long a device that was there may take to come back: a small one starts anew within a minute."""
@@ -30,7 +29,7 @@ PATIENCE_SECONDS = 90.0
 PAUSE_SECONDS = 2.0
 
 
-class SshDevice:
+class SshDevice(NamedDevice):
     """Workers on another machine.
 
     Args:
@@ -43,22 +42,13 @@ class SshDevice:
     def __init__(
         self, uri: str, address: Address, python: str | None, *, patience_seconds: float = PATIENCE_SECONDS
     ) -> None:
-        self._uri = uri
+        super().__init__(uri)
         self._address = address
         self._python = python
         self._patience_seconds = patience_seconds
         self._mutex = threading.Lock()
         self._connection: Connection | None = None
         self._was_there = False
-
-    @property
-    def uri(self) -> str:
-        """How the user names it."""
-        return self._uri
-
-    def describe(self) -> tuple[str, Environment]:
-        """Return the hardware's name and the state of that machine."""
-        return describe(self)
 
     def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``.

@@ -30,6 +30,8 @@ _SCALES: dict[str, tuple[int, ...]] = {
     "QLinearMul": (1, 2, 4, 5, 6, 7),
     "QLinearGlobalAveragePool": (1, 2, 3, 4),
     "QLinearAveragePool": (1, 2, 3, 4),
+    "QLinearSigmoid": (1, 2, 3, 4),
+    "QLinearLeakyRelu": (1, 2, 3, 4),
     "QGemm": (1, 2, 4, 5, 7, 8),
     "MatMulInteger": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
@@ -39,6 +41,8 @@ _SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearAdd": ("Add", (0, 3)),
     "QLinearMul": ("Mul", (0, 3)),
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
+    "QLinearSigmoid": ("Sigmoid", (0,)),
+    "QLinearLeakyRelu": ("LeakyRelu", (0,)),
     "QGemm": ("Gemm", (0, 3)),
 }
 PRODUCTS = ("MatMul", "Gemm")

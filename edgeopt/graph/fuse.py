@@ -144,6 +144,25 @@ def _pool(node: onnx.NodeProto, graph: _Graph) -> onnx.NodeProto | None:
     return _node("QLinearGlobalAveragePool", inputs, result.values, node)
 
 
+def _table(node: onnx.NodeProto, graph: _Graph) -> onnx.NodeProto | None:
+    """Write a function of one value as a look-up of 256 results."""
+    data, target = graph.source(node.input[0]), graph.target(node)
+    if data is None or target is None:
+        return None
+    result = target[0]
+    return _node(f"QLinear{node.op_type}", [*data.names, result.scale, result.zero_point], result.values, node)
+
+
+def _rescale(node: onnx.NodeProto, graph: _Graph) -> onnx.NodeProto | None:
+    """Write a quantized tensor with another scale as a look-up too: a leaky ReLU of slope 1 is the identity."""
+    data = graph.source(node.input[0])
+    if data is None or len(node.input) < 3:
+        return None
+    fused = _node("QLinearLeakyRelu", [*data.names, *node.input[1:3]], node.output[0], node)
+    fused.attribute.append(helper.make_attribute("alpha", 1.0))
+    return fused
+
+
 def _product(node: onnx.NodeProto, graph: _Graph) -> onnx.NodeProto | None:
     data, weight = graph.source(node.input[0]), graph.source(node.input[1])
     beta = next((one.f for one in node.attribute if one.name == "beta"), 1.0)
@@ -184,6 +203,9 @@ _RULES: dict[str, Callable[[onnx.NodeProto, _Graph], onnx.NodeProto | None]] = {
     "Add": _sum,
     "Mul": _sum,
     "GlobalAveragePool": _pool,
+    "Sigmoid": _table,
+    "LeakyRelu": _table,
+    "QuantizeLinear": _rescale,
     "Gemm": _product,
     **dict.fromkeys(MOVES, _move),
 }

@@ -27,6 +27,7 @@ from edgeopt.graph.files import arrays, consumers, load, opset_of, save
 from edgeopt.graph.gates import write_hard_sigmoids
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.ranges import Ranges
+from edgeopt.graph.swish import write_swishes
 from edgeopt.records.recipe import Quantize
 
 STAGE = "quantize"
@@ -130,6 +131,7 @@ def quantize_prepared(
     quantizer.model.topological_sort()  # its new nodes come last
     quantized: onnx.ModelProto = quantizer.model.model
     if step.activations == "uint8":
+        write_swishes(quantized)
         write_hard_sigmoids(quantized)
     _leave_products_in_float(quantized)
     return quantized

@@ -146,7 +146,7 @@ def test_a_pair_around_an_operator_without_an_integer_form_stays(tmp_path):
     first, second = pair.split("y_q", 1)
     text = (
         '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 4] x) => (float[n, 4] y) '
-        "<float s = {0.1}, uint8 z = {128}> { " + first + "b = Sigmoid(a) y_q" + second + "}"
+        "<float s = {0.1}, uint8 z = {128}> { " + first + "b = Tanh(a) y_q" + second + "}"
     )
     onnx.save(onnx.parser.parse_model(text), tmp_path / "pair.onnx")
     limits = {"calibration": None, "max_opset": 20, "max_ir": 9}

@@ -1,9 +1,12 @@
 """Builders of small real records; a test names only what it is about."""
 
+import msgspec
+
 from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice, TestScores
-from edgeopt.records.measurement import Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
+from edgeopt.records.measurement import Change, Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
 from edgeopt.records.profile import Profile, TimingRule
+from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Compact, Distill, GraphStep, Importance, Prune, Quantize, Recipe, Simplify, TorchStep
 from edgeopt.records.trial import Artifact, Failed, Measured, Parity, Score, Trial
 
@@ -168,6 +171,29 @@ def a_recipe(*, pruned: bool = False, int8: bool = False) -> Recipe:
     return Recipe(torch_steps=torch_steps, graph_steps=graph_steps, seed=0, parent=None)
 
 
+def a_slower_int8_trial(number: int = 1) -> Trial:
+    """In int8 it is slower than in float32, because of two convolutions."""
+    changes = (
+        Change(
+            name="", operator="Conv → QLinearConv", shape=(1, 96, 28, 28), nodes=(2, 2), against_ns=1.08e5, ns=1.32e5
+        ),
+        Change(name="", operator="Relu", shape=(1, 8, 14, 14), nodes=(1, 0), against_ns=4e3, ns=0.0),
+    )
+    return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, twin_ratio=1.2, twin_changes=changes)
+
+
+def a_mixed_trial(number: int = 1) -> Trial:
+    """Two of its three nodes stay float."""
+    recipe = a_recipe(int8=True)
+    step = msgspec.structs.replace(A_QUANTIZE, float_nodes=("stem", "head"))
+    steps = tuple(step if isinstance(one, Quantize) else one for one in recipe.graph_steps)
+    ranking = tuple(
+        NodeNoise(node=node, snr_db=snr_db, cost_ratio=cost)
+        for node, snr_db, cost in (("stem", 8.25, 0.01), ("head", 14.0, 0.05), ("body", 31.5, 0.94))
+    )
+    return a_trial(number, recipe=msgspec.structs.replace(recipe, graph_steps=steps), drop=0.0, ranking=ranking)
+
+
 def an_artifact(
     *,
     number: int = 1,
@@ -211,6 +237,9 @@ def a_trial(
     batch_size: int = 1,
     contended: bool = False,
     notes: tuple[str, ...] = (),
+    twin_ratio: float | None = None,
+    twin_changes: tuple[Change, ...] = (),
+    ranking: tuple[NodeNoise, ...] = (),
 ) -> Trial:
     """A measured trial; ``drop`` follows from ``score`` where it is not given."""
     artifact = an_artifact(
@@ -238,6 +267,9 @@ def a_trial(
                 samples=2000,
             ),
             against_baseline=against,
+            against_twin=None if twin_ratio is None else a_comparison(time_ratio=twin_ratio, sha256=artifact.sha256),
+            twin_changes=twin_changes,
+            ranking=ranking,
         ),
         seconds={"train": 12.0, "measure": 8.0},
     )

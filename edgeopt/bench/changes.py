@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from edgeopt.bench.nodes import NodeTime
-from edgeopt.records.base import Record
+from edgeopt.records.measurement import Change
 
-
-class Change(Record, frozen=True, kw_only=True):
-    """A node that both files have, or what all other nodes of an operator take together."""
-
-    name: str
-    """Of the node; empty for nodes that only one of the files has."""
-    operator: str
-    nodes: tuple[int, int]
-    """How many it stands for, in the other file and in this one."""
-    against_ns: float
-    ns: float
-
-    @property
-    def gained_ns(self) -> float:
-        """What this file saves; negative where it loses."""
-        return self.against_ns - self.ns
+FAMILIES = {
+    "QGemm": "Gemm",
+    "MatMulInteger": "MatMul",
+    "MatMulIntegerToFloat": "MatMul",
+    "DynamicQuantizeMatMul": "MatMul",
+    "MatMulNBits": "MatMul",
+    "DynamicQuantizeLSTM": "LSTM",
+    "ConvInteger": "Conv",
+}
+"""Integer operators by the float operator in whose place they are; ``QLinearX`` and ``FusedX`` stand for ``X``."""
 
 
 def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[Change]:
@@ -57,3 +52,40 @@ def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list
         for key in dict.fromkeys((*times[0], *times[1]))
     ]
     return sorted(changes, key=lambda change: -abs(change.gained_ns))
+
+
+def layer_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[Change]:
+    """Match the layers of a float file with those of its integer form, and return the changes, largest loss first.
+
+    Operators and names differ between them, and so does the order of the axes. What stays is what a layer makes: nodes
+    are matched by the operator that they stand for and the sizes of their output, in any order; those of one kind are
+    one row.
+
+    Example: ``Conv → 1x64x14x14 50`` against ``QLinearConv → 1x14x14x64 60`` and ``QuantizeLinear → 1x1x28x28 8``
+    gives ``Conv → QLinearConv 1x64x14x14 50 → 60`` and ``QuantizeLinear 1x1x28x28 0 → 8``.
+    """
+    kinds: dict[tuple[str, tuple[int, ...]], list[list[NodeTime]]] = {}
+    for side, profile in enumerate((against, nodes)):
+        for node in profile:
+            shape = max(node.outputs, key=math.prod, default=[])
+            both = kinds.setdefault((_family(node.operator), tuple(sorted(shape))), [[], []])
+            both[side].append(node)
+    changes = []
+    for before, after in kinds.values():
+        first = (before or after)[0]
+        operators = dict.fromkeys(node.operator for node in (*before, *after))
+        changes.append(
+            Change(
+                name="",
+                operator=" → ".join(operators),
+                shape=tuple(max(first.outputs, key=math.prod, default=[])),
+                nodes=(len(before), len(after)),
+                against_ns=float(sum(node.ns for node in before)),
+                ns=float(sum(node.ns for node in after)),
+            )
+        )
+    return sorted(changes, key=lambda change: change.gained_ns)
+
+
+def _family(operator: str) -> str:
+    return FAMILIES.get(operator, operator.removeprefix("QLinear").removeprefix("Fused"))

@@ -13,8 +13,7 @@ from edgeopt.cli.options import FILE, run_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeopt.bench.changes import Change
-    from edgeopt.records.measurement import Comparison, DeviceKind, Measurement
+    from edgeopt.records.measurement import Change, Comparison, DeviceKind, Measurement
     from edgeopt.records.profile import Profile
 
 SHOWN_CHANGES = 8

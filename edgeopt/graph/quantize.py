@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import tempfile
 import zipfile
@@ -23,11 +24,14 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
+from edgeopt.graph.correct import correct_biases
+from edgeopt.graph.equalize import equalize
 from edgeopt.graph.files import arrays, consumers, load, opset_of, save
 from edgeopt.graph.gates import write_hard_sigmoids
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.ranges import Ranges
 from edgeopt.graph.swish import write_swishes
+from edgeopt.graph.watch import Batches
 from edgeopt.records.recipe import Quantize
 
 STAGE = "quantize"
@@ -46,6 +50,7 @@ class Prepared:
 
     model: onnx.ModelProto
     ranges: Ranges
+    batches: Batches
     floats: tuple[str, ...]
     """Nodes that stay float whatever the recipe says, because int8 does not pay there."""
     notes: tuple[str, ...]
@@ -67,6 +72,8 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
         unknown = sorted(set(step.float_nodes) - {node.name for node in prepared.model.graph.node})
         if unknown:
             raise StepError(STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
+        if step.equalize:
+            prepared = equalized(prepared, Path(folder))
         quantized = quantize_prepared(prepared, step, prepared.ranges.find(step.calibration))
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
@@ -99,8 +106,26 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     _name_nodes(prepared.graph)
     floats = _better_in_float(prepared)
     notes += [f"quantize: '{name}' stays float, it reads fewer than {FEW_CHANNELS} channels" for name in floats]
-    ranges = Ranges(prepared, path, lambda: read_batches(calibration, names, samples))
-    return Prepared(prepared, ranges, tuple(floats), tuple(notes))
+
+    def batches() -> Iterator[dict[str, NDArray[Any]]]:
+        return read_batches(calibration, names, samples)
+
+    return Prepared(prepared, Ranges(prepared, path, batches), batches, tuple(floats), tuple(notes))
+
+
+def equalized(prepared: Prepared, folder: Path) -> Prepared:
+    """Return the same network with channels that share their tensors' ranges better; see ``edgeopt.graph.equalize``.
+
+    Args:
+        prepared: The float model; it is not changed.
+        folder: Holds the new file as long as the result is used.
+    """
+    model, path = onnx.ModelProto.FromString(prepared.model.SerializeToString()), folder / "equalized.onnx"
+    count = equalize(model, prepared.batches)
+    save(model, path)
+    note = f"quantize: channels equalized between {count} pairs of convolutions"
+    ranges = Ranges(model, path, prepared.batches)
+    return dataclasses.replace(prepared, model=model, ranges=ranges, notes=(*prepared.notes, note))
 
 
 def quantize_prepared(
@@ -115,6 +140,21 @@ def quantize_prepared(
         only: The only nodes to quantize; none means all that can be.
     """
     model = onnx.ModelProto.FromString(prepared.model.SerializeToString())
+    if step.correct_bias:
+        rounded = _with_pairs(onnx.ModelProto.FromString(model.SerializeToString()), prepared, step, ranges, only)
+        correct_biases(model, rounded, prepared.batches)
+    quantized = _with_pairs(model, prepared, step, ranges, only)
+    if step.activations == "uint8":
+        write_swishes(quantized)
+        write_hard_sigmoids(quantized)
+    _leave_products_in_float(quantized)
+    return quantized
+
+
+def _with_pairs(
+    model: onnx.ModelProto, prepared: Prepared, step: Quantize, ranges: TensorsData, only: tuple[str, ...]
+) -> onnx.ModelProto:
+    """Put quantize and dequantize nodes into a float model, in place."""
     quantizer = QDQQuantizer(
         model,
         step.per_channel,
@@ -130,10 +170,6 @@ def quantize_prepared(
     quantizer.quantize_model()
     quantizer.model.topological_sort()  # its new nodes come last
     quantized: onnx.ModelProto = quantizer.model.model
-    if step.activations == "uint8":
-        write_swishes(quantized)
-        write_hard_sigmoids(quantized)
-    _leave_products_in_float(quantized)
     return quantized
 
 

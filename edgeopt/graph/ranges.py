@@ -11,22 +11,20 @@ look at a histogram of each activation:
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
+from edgeopt.graph.watch import Batch, Batches, watch
 from edgeopt.records.recipe import CalibrationMethod
 
 METHODS: tuple[CalibrationMethod, ...] = ("minmax", "entropy", "percentile", "mse")
-Batch = dict[str, NDArray[Any]]
 Range = tuple[float, float]
 Floats = NDArray[np.float64]
 
@@ -35,8 +33,6 @@ LEVELS = 256
 CUT_RATIO = 1e-4
 KEPT = np.linspace(1.0, 0.2, 41)
 """Shares of the full range that ``mse`` and ``entropy`` try."""
-BATCH = 16
-"""At most so many samples at once: every activation of a batch is in memory."""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -59,7 +55,7 @@ class Ranges:
         batches: Yields the calibration batches anew at each call.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path, batches: Callable[[], Iterator[Batch]]) -> None:
+    def __init__(self, model: onnx.ModelProto, path: Path, batches: Batches) -> None:
         self._model = model
         self._path = path
         self._batches = batches
@@ -95,34 +91,14 @@ class Ranges:
 
     def _histogram(self, full: dict[str, Range]) -> dict[str, NDArray[np.int64]]:
         if self._histograms is None:
-            model = onnx.ModelProto.FromString(self._model.SerializeToString())
-            known = {value.name for value in (*model.graph.input, *model.graph.output)}
-            model.graph.output.extend(
-                value for value in self._model.graph.value_info if value.name in full and value.name not in known
-            )
-            options = onnxruntime.SessionOptions()
-            options.log_severity_level = 3
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            names = [value.name for value in session.get_outputs() if value.name in full]
+            graph = self._model.graph
+            known = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
             self._histograms = {}
-            for batch in self._batches():
-                for part in _parts(batch, self._model):
-                    values = {**part, **dict(zip(names, session.run(names, part), strict=True))}
-                    for name in values.keys() & full.keys():
-                        counts, _ = np.histogram(values[name], BINS, full[name])
-                        self._histograms[name] = self._histograms.get(name, np.zeros(BINS, np.int64)) + counts
+            for values in watch(self._model, [name for name in full if name in known], self._batches()):
+                for name, value in values.items():
+                    counts, _ = np.histogram(value, BINS, full[name])
+                    self._histograms[name] = self._histograms.get(name, np.zeros(BINS, np.int64)) + counts
         return self._histograms
-
-
-def _parts(batch: Batch, model: onnx.ModelProto) -> Iterator[Batch]:
-    """Cut a batch into small ones where the graph allows it."""
-    first = model.graph.input[0].type.tensor_type.shape.dim
-    count = len(next(iter(batch.values())))
-    step = count if first and first[0].HasField("dim_value") else BATCH
-    for start in range(0, count, step):
-        yield {name: values[start : start + step] for name, values in batch.items()}
 
 
 def _tensors_data(ranges: dict[str, Range]) -> TensorsData:

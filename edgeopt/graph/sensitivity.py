@@ -7,6 +7,7 @@ labels, and it moves before the score does. Runs in a process of its own (``edge
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +15,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 
+from edgeopt.graph.equalize import find_pairs
 from edgeopt.graph.facts import macs_of_nodes
 from edgeopt.graph.files import arrays
-from edgeopt.graph.quantize import OPERATORS, Prepared, prepare, quantize_prepared, read_batches
-from edgeopt.graph.ranges import METHODS, Batch
-from edgeopt.records.quantization import NodeCost, NodeNoise, Study
+from edgeopt.graph.quantize import OPERATORS, Prepared, equalized, prepare, quantize_prepared, read_batches
+from edgeopt.graph.ranges import METHODS
+from edgeopt.graph.watch import Batch, session_of
+from edgeopt.records.quantization import NodeCost, NodeNoise, Preparation, Study
 from edgeopt.records.recipe import CalibrationMethod, Quantize
 
 MOVES = (
@@ -40,37 +42,59 @@ MOVES = (
 CLEARLY_BETTER_DB = 0.5
 NODE_COST_RATIO = 0.005
 """What a node in float costs beside its bytes and work: its quantize and dequantize nodes."""
+JUDGING_RATIO = 1 / 3
+"""Share of the samples that judges where there are few."""
 CEILING_DB = 120.0
 """Of equal outputs."""
 
 
 def study(model: onnx.ModelProto, step: Quantize, calibration: Path, held_back: int, *, rank: bool) -> Study:
-    """Compare calibration methods, and rank the nodes under the best of them.
+    """Compare calibration methods, then what can be done before, and rank the nodes under the best of them.
 
     Args:
         model: A float model; it is changed.
-        step: Types and number of samples; its ``calibration`` and ``float_nodes`` are not looked at.
+        step: Types and number of samples; all else in it is not looked at.
         calibration: As in ``quantize.quantize``; the ``held_back`` samples after the first ``step.samples`` are what
-            noise is measured on. Where the file has no more, those that calibrated are.
+            noise is measured on. Where the file has fewer than both, its last third is; where it has one sample, that
+            one calibrates and judges.
         held_back: How many samples.
         rank: Whether to rank the nodes, which takes a session a node.
     """
+    names = [value.name for value in model.graph.input]
+    samples, batches = _parts(calibration, names, step.samples, held_back)
+    plain = msgspec.structs.replace(step, float_nodes=(), equalize=False, correct_bias=False)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        prepared = prepare(model, calibration, step.samples, Path(folder))
-        batches = _held_back(prepared, calibration, step.samples, held_back)
+        prepared = prepare(model, calibration, samples, Path(folder))
         expected = _outputs(prepared.model, batches)
-        plain = msgspec.structs.replace(step, float_nodes=())
 
-        def snr_db(method: CalibrationMethod, only: tuple[str, ...] = ()) -> float:
-            quantized = quantize_prepared(prepared, plain, prepared.ranges.find(method), only)
+        def snr_db(of: Prepared, step: Quantize, method: CalibrationMethod, only: tuple[str, ...] = ()) -> float:
+            quantized = quantize_prepared(of, step, of.ranges.find(method), only)
             return signal_to_noise_db(expected, _outputs(quantized, batches))
 
-        found = {method: snr_db(method) for method in METHODS}
-        best = max(METHODS, key=lambda method: found[method])
-        method = best if found[best] > found["minmax"] + CLEARLY_BETTER_DB else "minmax"
+        by_method = {method: snr_db(prepared, plain, method) for method in METHODS}
+        best = max(METHODS, key=lambda method: by_method[method])
+        method = best if by_method[best] > by_method["minmax"] + CLEARLY_BETTER_DB else "minmax"
+
+        corrected = msgspec.structs.replace(plain, correct_bias=True)
+        prepared_as: dict[Preparation, tuple[Prepared, Quantize]] = {"bias correction": (prepared, corrected)}
+        if find_pairs(prepared.model.graph, arrays(prepared.model.graph)):
+            scaled = equalized(prepared, Path(folder))
+            prepared_as |= {"equalization": (scaled, plain), "equalization and bias correction": (scaled, corrected)}
+        by_preparation = {name: snr_db(*how, method) for name, how in prepared_as.items()}
+        first = max(by_preparation, key=lambda name: by_preparation[name])
+        preparation = first if by_preparation[first] > by_method[method] + CLEARLY_BETTER_DB else None
+        ranked = prepared if preparation is None else prepared_as[preparation][0]
+
         nodes = _nodes(prepared)
-        noises = [(node, snr_db(method, (node.node,))) for node in nodes] if rank else []
-    return Study(method_snr_db=found, method=method, nodes=nodes, ranking=_ranking(noises))
+        noises = [(node, snr_db(ranked, plain, method, (node.node,))) for node in nodes] if rank else []
+    return Study(
+        method_snr_db=by_method,
+        method=method,
+        preparation_snr_db=by_preparation,
+        preparation=preparation,
+        nodes=nodes,
+        ranking=_ranking(noises),
+    )
 
 
 def signal_to_noise_db(expected: Sequence[Batch], found: Sequence[Batch]) -> float:
@@ -84,19 +108,19 @@ def signal_to_noise_db(expected: Sequence[Batch], found: Sequence[Batch]) -> flo
     return CEILING_DB if ratio <= 10 ** (-CEILING_DB / 10) else float(-10 * np.log10(ratio))
 
 
-def _held_back(prepared: Prepared, calibration: Path, samples: int, held_back: int) -> list[Batch]:
-    names = [value.name for value in prepared.model.graph.input]
+def _parts(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[Batch]]:
+    """Return how many samples calibrate, and the batches after them: whole ones, for graphs of a fixed batch size."""
     batches = list(read_batches(calibration, names, samples + held_back))
     counts = list(itertools.accumulate(len(batch[names[0]]) for batch in batches))
-    later = [batch for batch, count in zip(batches, counts, strict=True) if count > samples]
-    return later or batches[:1]
+    calibrating = min(samples, max(1, math.floor(counts[-1] * (1 - JUDGING_RATIO))))
+    later = [batch for batch, count in zip(batches[1:], counts, strict=False) if count >= calibrating]
+    if not later:
+        return calibrating, batches[-1:]
+    return counts[len(batches) - len(later) - 1], later
 
 
 def _outputs(model: onnx.ModelProto, batches: Sequence[Batch]) -> list[Batch]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = session_of(model)
     names = [value.name for value in session.get_outputs()]
     return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from edgeopt.pipeline.networks import Network
 from edgeopt.records.budget import Budget
+from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Artifact, Failed, Score, Trial
 from edgeopt.select.limits import score_findings
@@ -24,6 +25,8 @@ class Form(NamedTuple):
     recipe: Recipe
     made: Made | Failed
     seconds: dict[str, float]
+    ranking: tuple[NodeNoise, ...] = ()
+    """What a mixed form's float nodes were taken from."""
 
 
 class Harvest(NamedTuple):

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.bench.changes import layer_changes
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
+from edgeopt.bench.nodes import PROFILING, profile_nodes
 from edgeopt.bench.outputs import run_model
+from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import digest, measurement_key
-from edgeopt.records.measurement import Comparison, Measurement
+from edgeopt.records.measurement import Change, Comparison, Measurement
 from edgeopt.records.trial import Score
 from edgeopt.statistics import is_complete, paired_drop_interval
 
@@ -83,6 +86,21 @@ class Scale:
             )
             build.ledger.put("comparison", key, found)
         return found
+
+    def changes(self, sha256: str, against: str) -> tuple[Change, ...]:
+        """Return what the layers of an integer file lost and gained against its float form, largest loss first.
+
+        Empty on a device that cannot tell the times of single nodes.
+        """
+        build = self.build
+        files = [build.workspace.artifact(name) for name in (against, sha256)]
+        batch = build.budget.batch_size
+        try:
+            before, after = run_step("profile", profile_nodes, files, build.connection, build.profile, batch,
+                                     build.allow_fallback, build.data.timing_inputs(batch), PROFILING)  # fmt: skip
+        except CannotProfileError:
+            return ()
+        return tuple(layer_changes(before.nodes, after.nodes))
 
     def outputs(self, sha256: str, inputs: Path) -> Path:
         """Run a file on stored inputs and return the file of its outputs, which the caller removes."""

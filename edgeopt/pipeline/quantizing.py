@@ -52,7 +52,7 @@ def study(build: Build, exported: ExportedFile, *, rank: bool) -> Study:
         StepError: the graph cannot be studied.
     """
     step = static_int8(build.profile)
-    key = digest(("study", exported.sha256, step, HELD_BACK_SAMPLES, build.versions, build.fingerprint))
+    key = digest(("prepared study", exported.sha256, step, HELD_BACK_SAMPLES, build.versions, build.fingerprint))
     found = build.ledger.get("study", key, Study)
     if found is not None and (found.ranking or not rank):
         return found
@@ -111,11 +111,18 @@ def lighter(build: Build, found: Study, step: Quantize) -> Iterator[Mix]:
 def _mix(build: Build, found: Study, count: int) -> Mix:
     """Return the form whose first ``count`` nodes of the ranking are float."""
     floats = found.ranking[:count]
+    preparation = found.preparation or ""
     step = msgspec.structs.replace(
-        static_int8(build.profile), calibration=found.method, float_nodes=tuple(noise.node for noise in floats)
+        static_int8(build.profile),
+        calibration=found.method,
+        float_nodes=tuple(noise.node for noise in floats),
+        equalize="equalization" in preparation,
+        correct_bias="bias correction" in preparation,
     )
     words = ", ".join(f"{method} {snr:.1f} dB" for method, snr in found.method_snr_db.items())
     notes = [f"quantize: plain int8 misses the score's floor; signal to noise by calibration: {words}"]
+    words = ", ".join(f"{name} {snr:.1f} dB" for name, snr in found.preparation_snr_db.items())
+    notes.append(f"quantize: signal to noise with {found.method} calibration after: {words}")
     if floats:
         ranking = ", ".join(map(_in_words, found.ranking[: count + 3]))
         notes.append(f"quantize: the first {count} of this ranking are float: {ranking}")

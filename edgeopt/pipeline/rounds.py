@@ -37,7 +37,7 @@ from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
 from edgeopt.pipeline.quantizing import Mix, fewest_floats, form_steps, study
 from edgeopt.pipeline.steps import as_failed
-from edgeopt.pipeline.twins import lighter_forms
+from edgeopt.pipeline.twins import against_twin, lighter_forms
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
@@ -122,11 +122,12 @@ class Search:
             return self.keeps_floor(made[mix.steps])
 
         try:
-            found = fewest_floats(self.build, study(self.build, exported, rank=True), keeps)
+            studied = study(self.build, exported, rank=True)
+            found = fewest_floats(self.build, studied, keeps)
         except EdgeoptError as error:
             self.build.progress("failed", f"mixed precision of {describe(candidate)}: {as_failed(error).reason}")
             return []
-        return [] if found is None else [made[found.steps]]
+        return [] if found is None else [made[found.steps]._replace(ranking=studied.ranking)]
 
     def keeps_floor(self, form: Form) -> bool:
         """Tell whether a file keeps the score's floor: float16 is for networks whose int8 form does not."""
@@ -205,6 +206,7 @@ class Search:
             measurement=self.scale.measurement(artifact.sha256),
             score=score,
             against_baseline=None,
+            ranking=form.ranking,
         )
         size = measured_size(artifact, self.build.budget)
         if number == 0 or self.missed(measured) or size >= self.smallest:
@@ -235,9 +237,7 @@ class Search:
         outcome = trial.outcome if trial.outcome.against_baseline else self.compared(trial.outcome)
         twin = float_twin(trial, self.trials) if self.build.device.kind == "measured" else None
         if twin is not None and isinstance(twin.outcome, Measured):
-            self.build.progress("compare", f"trial {number} with its float32 form")
-            comparison = self.scale.comparison(outcome.artifact.sha256, twin.outcome.artifact.sha256)
-            outcome = msgspec.structs.replace(outcome, against_twin=comparison)
+            outcome = against_twin(self, number, outcome, twin.outcome.artifact.sha256)
         self.trials[number] = msgspec.structs.replace(trial, outcome=outcome)
         self.build.ledger.add_trial(self.number, self.trials[number])
         if outcome.against_twin is not None and verdict(outcome.against_twin) == "slower":

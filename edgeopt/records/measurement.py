@@ -104,3 +104,22 @@ class Comparison(Record, frozen=True, kw_only=True):
     clock: Literal["cpu", "wall"]
     blocks_per_pair: int = 1
     """How many consecutive blocks the same pair of processes ran; new processes then."""
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """What a node of one file takes beside the same node of another, or what several nodes take together."""
+
+    name: str
+    """Of the node; empty for nodes that are matched in another way."""
+    operator: str
+    shape: tuple[int, ...] = ()
+    """Of what the nodes make, where they were matched by it."""
+    nodes: tuple[int, int]
+    """How many it stands for, in the other file and in this one."""
+    against_ns: float
+    ns: float
+
+    @property
+    def gained_ns(self) -> float:
+        """What this file saves; negative where it loses."""
+        return self.against_ns - self.ns

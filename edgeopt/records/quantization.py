@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import CalibrationMethod
+
+Preparation = Literal["equalization", "bias correction", "equalization and bias correction"]
+"""What ``Quantize.equalize`` and ``Quantize.correct_bias`` do."""
 
 
 class NodeCost(Record, frozen=True, kw_only=True):
@@ -34,6 +39,10 @@ class Study(Record, frozen=True, kw_only=True):
     """Calibration method to signal to quantization noise at the outputs, every node in int8."""
     method: CalibrationMethod
     """The best one; ``minmax`` unless another is clearly better."""
+    preparation_snr_db: dict[Preparation, float]
+    """The same with that method, by what is done before; only what changes the network."""
+    preparation: Preparation | None
+    """The best one where it is clearly better than none."""
     nodes: tuple[NodeCost, ...]
     ranking: tuple[NodeNoise, ...]
     """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""

@@ -82,6 +82,10 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     """How many training samples calibrate."""
     float_nodes: tuple[str, ...] = ()
     """Names of the nodes that stay float, in the prepared graph."""
+    equalize: bool = False
+    """Scale the channels between two convolutions alike first; see ``edgeopt.graph.equalize``."""
+    correct_bias: bool = False
+    """Fold the mean error of rounded weights into the biases; see ``edgeopt.graph.correct``."""
 
 
 class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Comparison, Measurement
+from edgeopt.records.measurement import Change, Comparison, Measurement
+from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 
 Stage = Literal["module", "exported", "simplified", "quantized", "half", "final"]
@@ -64,6 +65,10 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     """None for the baseline itself."""
     against_twin: Comparison | None = None
     """An int8 file against the same network in float32; None where that was not compared."""
+    twin_changes: tuple[Change, ...] = ()
+    """Where it is slower than that: what its layers lost and gained, largest loss first, by ONNX Runtime's profile."""
+    ranking: tuple[NodeNoise, ...] = ()
+    """Of a mixed form: the nodes in the order in which they go back to float."""
 
 
 class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):

@@ -18,7 +18,7 @@ from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
-from edgeopt.records.recipe import Recipe
+from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
 from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
 
@@ -42,13 +42,36 @@ class Latency(Part, frozen=True, kw_only=True):
     limit_ci95: Span
 
 
-class AgainstBaseline(Part, frozen=True, kw_only=True):
-    """The interleaved A/B."""
+class Against(Part, frozen=True, kw_only=True):
+    """An interleaved A/B."""
 
     latency_ratio: float
-    """This file's time over the baseline's: below 1 is faster."""
+    """This file's time over the other's: below 1 is faster."""
     ci95: Span
     verdict: Literal["faster", "slower", "no difference"]
+
+
+class LayerChange(Part, frozen=True, kw_only=True):
+    """Layers of one kind in float32 and in int8, by ONNX Runtime's profile."""
+
+    operator: str
+    shape: tuple[int, ...]
+    """Of what they make."""
+    nodes: tuple[int, int]
+    """How many, in float32 and in int8."""
+    float_ms: float
+    ms: float
+
+
+class Suffering(Part, frozen=True, kw_only=True):
+    """A node of the ranking that a mixed form's float nodes are the first of."""
+
+    node: str
+    snr_db: float
+    """Signal to noise at the outputs where this node alone is in int8."""
+    cost_ratio: float
+    """Its share of the bytes and of the work."""
+    stays_float: bool
 
 
 class TrialPart(Part, frozen=True, kw_only=True):
@@ -73,7 +96,13 @@ class TrialPart(Part, frozen=True, kw_only=True):
     throughput_ci95: Span | None = None
     """Where the budget has a limit on it."""
     batch_size: int | None = None
-    against_baseline: AgainstBaseline | None = None
+    against_baseline: Against | None = None
+    against_twin: Against | None = None
+    """An int8 file against its network in float32."""
+    twin_changes: tuple[LayerChange, ...] = ()
+    """Where it is slower than that: what its layers lost and gained, largest loss first."""
+    sensitivity: tuple[Suffering, ...] = ()
+    """Of a mixed form."""
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     score: float | None = None
@@ -172,7 +201,6 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
 def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
     latency = _latency(measurement, budget.latency_percentile)
-    against = outcome.against_baseline
     return TrialPart(
         number=trial.number,
         recipe=trial.recipe,
@@ -188,7 +216,19 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         throughput_per_s=1e3 * measurement.batch_size / latency.p50,
         throughput_ci95=None if budget.min_throughput_per_s is None else _throughput_interval(measurement),
         batch_size=measurement.batch_size,
-        against_baseline=None if against is None else _against(against),
+        against_baseline=_against(outcome.against_baseline),
+        against_twin=_against(outcome.against_twin),
+        twin_changes=tuple(
+            LayerChange(
+                operator=change.operator,
+                shape=change.shape,
+                nodes=change.nodes,
+                float_ms=change.against_ns / 1e6,
+                ms=change.ns / 1e6,
+            )
+            for change in outcome.twin_changes
+        ),
+        sensitivity=_sensitivity(trial.recipe, outcome),
         load_ms=load_ms(measurement),
         peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
         score=_finite(score.value),
@@ -211,6 +251,14 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
     )
 
 
+def _sensitivity(recipe: Recipe, outcome: Measured) -> tuple[Suffering, ...]:
+    floats = {name for step in recipe.graph_steps if isinstance(step, Quantize) for name in step.float_nodes}
+    return tuple(
+        Suffering(node=noise.node, snr_db=noise.snr_db, cost_ratio=noise.cost_ratio, stays_float=noise.node in floats)
+        for noise in outcome.ranking
+    )
+
+
 def _latency(measurement: Measurement, percentile: int) -> Latency:
     limit = latency_interval_ms(measurement, percentile)
     cuts = quantiles((ns for timing in measurement.timings for ns in timing.wall_ns), n=100, method="inclusive")
@@ -223,9 +271,11 @@ def _throughput_interval(measurement: Measurement) -> Span:
     return 1e3 * measurement.batch_size / median.high, 1e3 * measurement.batch_size / median.low
 
 
-def _against(comparison: Comparison) -> AgainstBaseline:
+def _against(comparison: Comparison | None) -> Against | None:
+    if comparison is None:
+        return None
     ratio = comparison_ratio(comparison)
-    return AgainstBaseline(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
+    return Against(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
 
 
 def _finite(value: float) -> float | None:

@@ -89,6 +89,10 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         span = f"95 %: {words.significant(low)} to {words.significant(high)}"
         said = verdict(outcome.against_baseline)
         yield "against baseline", f"{words.significant(ratio)} of its time ({span}): {said}"
+    if outcome.against_twin is not None:
+        ratio, low, high = comparison_ratio(outcome.against_twin)
+        span = f"95 %: {words.significant(low)} to {words.significant(high)}"
+        yield "against float32", f"{words.significant(ratio)} of its time ({span}): {verdict(outcome.against_twin)}"
     memory = measurement.memory
     if memory is not None:
         peaks = f"load {words.size(memory.load_peak_bytes)}, runs {words.size(memory.run_peak_bytes)}"

@@ -150,7 +150,18 @@ def _trials(document: Document) -> dict[str, object]:
 def _comment(trial: TrialPart, document: Document) -> str:
     if trial.misses:
         return "misses " + words.listed([sentences.miss_text(miss, document.budget) for miss in trial.misses])
-    return "slower than the baseline" if trial.pays is False else "keeps every limit"
+    other = "its float32 form" if sentences.slower_than_twin(trial) else "the baseline"
+    return f"slower than {other}" if trial.pays is False else "keeps every limit"
+
+
+def _twins(document: Document) -> dict[str, object] | None:
+    slower = [trial for trial in document.trials if sentences.slower_than_twin(trial)]
+    return {"slower": slower, "said": sentences.twins(document)} if slower else None
+
+
+def _sensitivity(document: Document) -> dict[str, object] | None:
+    ranked = [trial for trial in document.trials if trial.sensitivity]
+    return {"ranked": ranked, "said": sentences.mixed(document)} if ranked else None
 
 
 def _failures(document: Document) -> dict[str, object] | None:
@@ -193,6 +204,8 @@ SECTIONS = (
     Section("test", "Test scores", _test),
     Section("charts", "Every trial", _charts),
     Section("trials", "All trials", _trials),
+    Section("sensitivity", "Which layers suffer from int8", _sensitivity),
+    Section("twins", "Where int8 lost its gain", _twins),
     Section("failures", "Failed trials", _failures),
     Section("parity", "Same computation at each stage", _parity),
     Section("notes", "Notes", _notes),
@@ -218,6 +231,7 @@ def render_page(document: Document) -> str:
         "significant": words.significant,
         "speed": sentences.speed,
         "plural": words.plural,
+        "percent": words.percent,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
     return environment.get_template("page.html").render(

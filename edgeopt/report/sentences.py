@@ -5,9 +5,11 @@ from __future__ import annotations
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.report import words
-from edgeopt.report.document import AgainstBaseline, Document, TrialPart
+from edgeopt.report.document import Against, Document, LayerChange, TrialPart
 from edgeopt.report.proof import Row, proof
 
+MOST_LAYERS = 3
+"""So many are named in a sentence; the page has them all."""
 LIMIT_NAMES: dict[Limit, str] = {
     "latency": "latency",
     "throughput": "throughput",
@@ -49,7 +51,7 @@ def headline(document: Document) -> str:
     return f"Trial {winner.number} keeps every limit at {own}.{compared}"
 
 
-def speed(against: AgainstBaseline) -> str:
+def speed(against: Against) -> str:
     """Say an A/B in words: ``4.1× faster``, with its interval in brackets."""
     ratio, (low, high) = against.latency_ratio, against.ci95
     if against.verdict == "slower":
@@ -128,11 +130,57 @@ def _room(document: Document, limit: Limit) -> str:
 
 def barred(document: Document) -> str | None:
     """Name the smaller trials that keep every limit and still lost, because they are slower than the baseline."""
-    numbers = [str(trial.number) for trial in _smaller(document) if trial.pays is False and not trial.misses]
+    slow = [trial for trial in _smaller(document) if trial.pays is False and not trial.misses]
+    numbers = [str(trial.number) for trial in slow if not slower_than_twin(trial)]
     if not numbers:
         return None
     which = f"Trial {numbers[0]} is" if len(numbers) == 1 else f"Trials {words.listed(numbers)} are"
     return f"{which} smaller and within the limits, but slower than the baseline, which keeps them too: left out."
+
+
+def slower_than_twin(trial: TrialPart) -> bool:
+    """Tell whether an int8 trial's A/B found it slower than the same network in float32."""
+    return trial.against_twin is not None and trial.against_twin.verdict == "slower"
+
+
+def twins(document: Document) -> list[str]:
+    """Say of each int8 trial that is slower than its float32 form how much, and which layers ate the gain."""
+    found = []
+    for trial in document.trials:
+        if trial.against_twin is None or not slower_than_twin(trial):
+            continue
+        lost_out = trial.pays is False and not trial.misses and trial != document.winner
+        out = " and was left out" if lost_out else ""
+        text = f"Trial {trial.number} in int8 is {speed(trial.against_twin)} than the same network in float32{out}."
+        lost = [change for change in trial.twin_changes if change.ms > change.float_ms][:MOST_LAYERS]
+        if lost:
+            text += f" What ate the gain: {words.listed([layer_text(change) for change in lost])}."
+        found.append(text)
+    return found
+
+
+def mixed(document: Document) -> str | None:
+    """Say which layers the shown trial keeps in float, and why these."""
+    nearest = document.infeasible.nearest if document.infeasible else None
+    shown = document.winner or (None if nearest is None else document.trial(nearest))
+    floats = [one for one in shown.sensitivity if one.stays_float] if shown else []
+    if not floats or shown is None:
+        return None
+    named = [f"{one.node} ({one.snr_db:.1f} dB, {words.percent(one.cost_ratio)})" for one in floats[:MOST_LAYERS]]
+    more = f" and {len(floats) - MOST_LAYERS} more" if len(floats) > MOST_LAYERS else ""
+    return (
+        f"Trial {shown.number} keeps {len(floats)} of {words.plural(len(shown.sensitivity), 'node')} in float, those "
+        "that disturb the outputs most in int8 for what float costs (signal to noise of each alone, its share of bytes "
+        f"and work): {words.listed(named) if not more else ', '.join(named)}{more}."
+    )
+
+
+def layer_text(change: LayerChange) -> str:
+    """Name layers with their times: ``Conv → QLinearConv 1×96×28×28 (0.108 → 0.132 ms)``."""
+    shape = "".join(f" {'×'.join(map(str, change.shape))}" for _ in change.shape[:1])
+    times = f"{words.significant(change.float_ms)} → {words.significant(change.ms)} ms"
+    count = max(change.nodes)
+    return f"{change.operator}{shape} ({f'{count} of them, ' if count > 1 else ''}{times})"
 
 
 def waived(document: Document) -> str | None:

@@ -90,7 +90,13 @@ def _lines(document: Document) -> Iterator[str]:
     if (shown := _shown(document)) is not None:
         yield f"Trial {shown.number}: {sentences.recipe_of(shown, document)}."
     yield sentences.binding(document)
-    optional = (sentences.barred(document), sentences.waived(document), *sentences.noise(document))
+    optional = (
+        sentences.mixed(document),
+        sentences.barred(document),
+        sentences.waived(document),
+        *sentences.twins(document),
+        *sentences.noise(document),
+    )
     yield from (line for line in optional if line)
     yield sentences.device(document)
     yield from (line for line in (sentences.tested(document), sentences.time_spent(document)) if line)

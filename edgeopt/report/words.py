@@ -156,6 +156,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"distilled {plural(epochs, 'epoch')}"
         case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):
             words = ["7-bit weights"] if reduce_range else []
+            words += ["equalized"] if step.equalize else []
+            words += ["bias-corrected"] if step.correct_bias else []
             words += [f"{plural(len(float_nodes), 'node')} in float"] if float_nodes else []
             return f"int8 ({', '.join(words)})" if words else "int8"
         case QuantizeDynamic():

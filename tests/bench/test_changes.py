@@ -1,7 +1,7 @@
 import pytest
 from tiny_models import a_network, a_quick_profile
 
-from edgeopt.bench.changes import node_changes
+from edgeopt.bench.changes import layer_changes, node_changes
 from edgeopt.bench.nodes import PROFILING, NodeTime, profile_nodes
 from edgeopt.device.local import LocalDevice
 
@@ -36,6 +36,25 @@ def test_nodes_without_a_name_or_with_the_same_one_are_told_by_operator():
     twins = [a_node("", "Relu", 1.0), a_node("x", "Add", 1.0), a_node("x", "Add", 2.0)]
     found = rows(twins, [a_node("", "Relu", 2.0), a_node("x", "Add", 4.0)])
     assert found == [("", "Relu", (1, 1), 1.0, 2.0), ("", "Add", (2, 1), 3.0, 4.0)]
+
+
+def test_layers_of_a_float_and_an_int8_file_match_by_what_they_make():
+    def made(operator, shape, ns):
+        return NodeTime(operator.lower(), operator, [], [list(shape)], ns)
+
+    before = [made("Conv", (1, 64, 14, 14), 50.0), made("Conv", (1, 8, 14, 14), 9.0), made("Relu", (1, 8, 14, 14), 4.0)]
+    now = [
+        made("QuantizeLinear", (1, 1, 28, 28), 8.0), made("QLinearConv", (1, 14, 14, 64), 60.0),
+        made("QLinearConv", (1, 14, 14, 8), 5.0), made("Transpose", (1, 8, 14, 14), 1.0),
+    ]  # fmt: skip
+    found = [(c.operator, c.shape, c.nodes, c.against_ns, c.ns) for c in layer_changes(before, now)]
+    assert found == [
+        ("Conv → QLinearConv", (1, 64, 14, 14), (1, 1), 50.0, 60.0),
+        ("QuantizeLinear", (1, 1, 28, 28), (0, 1), 0.0, 8.0),
+        ("Transpose", (1, 8, 14, 14), (0, 1), 0.0, 1.0),
+        ("Conv → QLinearConv", (1, 8, 14, 14), (1, 1), 9.0, 5.0),
+        ("Relu", (1, 8, 14, 14), (1, 0), 4.0, 0.0),
+    ]
 
 
 def test_of_two_real_files_the_added_layers_lost_the_time(tmp_path):

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_test_result, a_trial
+from builders import (
+    a_baseline,
+    a_budget,
+    a_choice,
+    a_failed_trial,
+    a_mixed_trial,
+    a_slower_int8_trial,
+    a_test_result,
+    a_trial,
+)
 
 from edgeopt.errors import DataError
 from edgeopt.report.document import build_document, encode, read_document
@@ -19,7 +28,7 @@ FIELDS = {
 TRIAL_FIELDS = {
     "number", "recipe", "status", "stage", "reason", "onnx", "sha256", "size_bytes", "download_bytes", "parameters",
     "nonzero_parameters", "macs", "latency_ms", "against_baseline", "load_ms", "peak_memory_bytes", "score",
-    "score_drop", "score_drop_ci95", "providers", "misses",
+    "score_drop", "score_drop_ci95", "providers", "misses", "against_twin",
 }  # fmt: skip
 
 
@@ -80,6 +89,22 @@ def test_statistics_come_from_the_raw_samples():
     assert trial.throughput_per_s == pytest.approx(5000)
     assert trial.load_ms == 12.0
     assert trial.runs == 100
+
+
+def test_an_int8_trial_is_compared_with_its_float_twin_and_tells_which_layers_lost():
+    trial = document_of(a_baseline(), a_slower_int8_trial()).trial(1)
+    assert trial.against_twin.verdict == "slower"
+    assert trial.against_twin.latency_ratio == pytest.approx(1.2, rel=0.02)
+    first = trial.twin_changes[0]
+    assert (first.operator, first.shape, first.nodes) == ("Conv → QLinearConv", (1, 96, 28, 28), (2, 2))
+    assert (first.float_ms, first.ms) == pytest.approx((0.108, 0.132))
+
+
+def test_a_mixed_trial_has_its_ranking_and_what_of_it_stays_float():
+    trial = document_of(a_baseline(), a_mixed_trial()).trial(1)
+    assert [(one.node, one.snr_db, one.stays_float) for one in trial.sensitivity] == [
+        ("stem", 8.25, True), ("head", 14.0, True), ("body", 31.5, False),
+    ]  # fmt: skip
 
 
 def test_what_is_not_a_number_is_null():

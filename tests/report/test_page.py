@@ -5,7 +5,16 @@ import xml.etree.ElementTree as ET
 
 import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_test_result, a_trial
+from builders import (
+    a_baseline,
+    a_budget,
+    a_choice,
+    a_failed_trial,
+    a_mixed_trial,
+    a_slower_int8_trial,
+    a_test_result,
+    a_trial,
+)
 
 from edgeopt.report.document import build_document
 from edgeopt.report.page import SECTIONS, TEMPLATES, render_page
@@ -41,6 +50,7 @@ def test_what_the_user_named_is_escaped():
 
 def test_every_section_has_its_template_and_is_shown_when_it_has_something_to_say():
     trials = (a_baseline(), a_trial(1, notes=("TorchScript exporter used",)), a_failed_trial(2))
+    trials = (*trials, a_slower_int8_trial(3), a_mixed_trial(4))
     full = page_of(msgspec.structs.replace(a_choice(trials), test=a_test_result(drop_ci95=None)))
     for section in SECTIONS:
         assert (TEMPLATES / f"{section.key}.html").is_file()
@@ -48,6 +58,13 @@ def test_every_section_has_its_template_and_is_shown_when_it_has_something_to_sa
     empty = page_of(msgspec.structs.replace(a_choice((a_failed_trial(0),)), seconds={}))
     for key in ("test", "charts", "parity", "notes", "time"):
         assert f'<section id="{key}">' not in empty
+
+
+def test_layers_that_ate_the_gain_and_layers_that_suffer_have_their_tables():
+    text = re.sub(r"<[^>]+>|\s+", " ", page_of(a_choice((a_baseline(), a_slower_int8_trial(1), a_mixed_trial(2)))))
+    assert re.search(r"Conv → QLinearConv\s+\(2\)\s+1×96×28×28\s+0\.108 ms\s+0\.132 ms\s+0\.0240 ms", text)
+    assert re.search(r"1\s+stem\s+8\.2 dB\s+1\.0.%\s+float", text)
+    assert re.search(r"3\s+body\s+31\.5 dB\s+94.%\s+int8", text)
 
 
 def test_the_proof_says_found_interval_allowed_and_kept_for_each_limit():

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_recipe, a_test_result, a_trial
+from builders import (
+    a_baseline,
+    a_budget,
+    a_choice,
+    a_failed_trial,
+    a_mixed_trial,
+    a_recipe,
+    a_slower_int8_trial,
+    a_test_result,
+    a_trial,
+)
 from rich.console import Console
 
 from edgeopt.report.document import build_document
@@ -74,6 +84,21 @@ def test_a_smaller_trial_that_is_slower_than_the_baseline_is_explained():
     text = of(a_baseline(), a_trial(1, time_ratio=1.4))
     assert "The baseline itself is the smallest file that keeps the limits: 9.00 kB." in text
     assert "Trial 1 is smaller and within the limits, but slower than the baseline" in text
+
+
+def test_an_int8_file_slower_than_its_float_form_is_explained_by_its_layers():
+    text = of(a_baseline(), a_trial(2, size_bytes=2000, drop=0.0), a_slower_int8_trial(1))
+    assert "Trial 1 in int8 is 1." in text
+    assert "slower (95 %" in text
+    assert "than the same network in float32" in text
+    assert "What ate the gain: Conv → QLinearConv 1×96×28×28 (2 of them, 0.108 → 0.132 ms)." in text
+    assert "slower than the baseline" not in text
+
+
+def test_the_float_nodes_of_a_mixed_form_are_named_with_their_noise():
+    text = of(a_baseline(), a_mixed_trial())
+    assert "Trial 1 keeps 2 of 3 nodes in float" in text
+    assert "stem (8.2 dB, 1.0 %) and head (14.0 dB, 5.0 %)" in text.replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize(("time_ratio", "said"), [(1.3, "× slower (95 %"), (1.001, "not measurably faster or slower")])

@@ -12,6 +12,7 @@ import msgspec
 
 from edgeopt.bench.asking import ask_worker, file_sha256, runtime_request
 from edgeopt.device.base import Device, Request
+from edgeopt.errors import DeviceLostError
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Comparison
 from edgeopt.records.profile import Profile
@@ -93,7 +94,10 @@ def compare(
     count = None  # the first pair decides, so that all pairs have the same
     for pair in range(turns.pairs):
         progress(f"comparing, pair {pair + 1} of at most {turns.pairs}")
-        ran = _run_pair(device, requests, turns, count, clock, rng)
+        try:
+            ran = _run_pair(device, requests, turns, count, clock, rng)
+        except DeviceLostError:  # the device makes its connection anew; this pair begins again, once
+            ran = _run_pair(device, requests, turns, count, clock, rng)
         count = len(ran)
         blocks.extend(ran)
         found = Comparison(

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from edgeopt.device.adb import AdbDevice
 from edgeopt.device.base import Device
-from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice
+from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice, Place, is_loopback
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
@@ -19,7 +19,7 @@ from edgeopt.errors import ConfigError, did_you_mean
 KNOWN = (
     "`local:` (this machine), `local:?python=PATH` (another Python environment on it), "
     "`ssh://[user@]host[:port][?python=PATH]`, `adb:[serial]?runner=PATH&library=PATH` (an Android phone) and "
-    "`browser:[address[:port]]?runtime=FOLDER`"
+    "`browser:[address[:port]]?runtime=FOLDER[&adb=SERIAL]`"
 )
 
 
@@ -87,9 +87,9 @@ def _adb(uri: str, place: str, options: dict[str, str]) -> Device:
     return AdbDevice(uri, place, Path(options["runner"]), Path(options["library"]))
 
 
-def _browser(uri: str, place: str, options: dict[str, str]) -> Device:
-    _check_options(uri, options, {"runtime"})
-    found = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\[\]:/\s]*)(?::(?P<port>\d{1,5}))?", place)
+def _browser(uri: str, address: str, options: dict[str, str]) -> Device:
+    _check_options(uri, options, {"runtime", "adb", "tls"})
+    found = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\[\]:/\s]*)(?::(?P<port>\d{1,5}))?", address)
     if found is None:
         raise ConfigError(f"'{uri}': a browser is `browser:` (on this machine) or `browser:ADDRESS[:PORT]`.")
     runtime = Path(options.get("runtime", ""))
@@ -99,7 +99,16 @@ def _browser(uri: str, place: str, options: dict[str, str]) -> Device:
             f"'{uri}': a browser needs three files of onnxruntime-web, as in `browser:?runtime=FOLDER`; {missing[0]} "
             "is not there. `tools/fetch_web_runtime.py --out FOLDER` fetches them."
         )
-    return BrowserDevice(uri, found["host"].strip("[]") or "127.0.0.1", int(found["port"] or 0), runtime)
+    if options.get("tls", "no") != "no":
+        raise ConfigError(f"'{uri}': ?tls= takes `no` alone; without it every address but loopback speaks HTTPS.")
+    host, phone = found["host"].strip("[]") or "127.0.0.1", options.get("adb")
+    if phone is not None and (not is_loopback(host) or phone.startswith("-")):
+        raise ConfigError(
+            f"'{uri}': ?adb=SERIAL lets a phone on a cable reach this machine's loopback: leave the address out, and "
+            "name the phone as `adb devices` lists it."
+        )
+    place = Place(host, int(found["port"] or 0), "tls" not in options, phone)
+    return BrowserDevice(uri, place, runtime)
 
 
 SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {

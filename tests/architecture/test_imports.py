@@ -34,7 +34,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "passes": ({"records", "errors", "task"}, {"torch", "numpy", "safetensors"}),
     "export": ({"records", "errors"}, {"torch", "onnxscript", "numpy", *ONNX}),
     "graph": ({"records", "errors"}, {"onnxsim", "onnxruntime", "numpy", *ONNX}),
-    "device": ({"records", "errors"}, {"numpy"}),
+    "device": ({"records", "errors"}, {"numpy", "segno"}),
     "bench": ({"records", "errors", "statistics", "device"}, {"onnxruntime", "numpy"}),
     "select": ({"records", "errors", "statistics"}, set()),
     "bundle": ({"records", "errors", "report"}, {"numpy", "msgspec", *ONNX}),

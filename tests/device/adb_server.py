@@ -103,6 +103,8 @@ class Server:
         elif request.startswith("shell,v2"):
             writer.write(b"OKAY")
             await self._shell(request.partition("raw:")[2], reader, writer)
+        elif request.startswith("reverse:"):  # the phone is this machine: its ports are this machine's already
+            writer.write(b"OKAYOKAY")
         elif request == "sync:":
             writer.write(b"OKAY")
             await self._sync(reader, writer)

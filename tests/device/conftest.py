@@ -43,3 +43,15 @@ def phones(tmp_path, monkeypatch):
     with AdbServer(tmp_path / "phone", {"SERIAL1": "device"}) as server:
         monkeypatch.setenv("ANDROID_ADB_SERVER_PORT", str(server.port))
         yield server
+
+
+@pytest.fixture(scope="session")
+def runtime(tmp_path_factory):
+    """Return a folder with onnxruntime-web: fetched by npm, or the one that the environment names."""
+    given = os.environ.get("EDGEOPT_WEB_RUNTIME")
+    if given:
+        return Path(given)
+    need_system(shutil.which("npm"), "npm")
+    folder = tmp_path_factory.mktemp("runtime")
+    subprocess.run([sys.executable, ROOT / "tools" / "fetch_web_runtime.py", "--out", folder], check=True)
+    return folder

@@ -71,7 +71,7 @@ def test_every_call_names_the_phone(device, phones, tmp_path):
 def test_the_only_phone_needs_no_name(native, phones):
     assert open_device(uri_of(native, "")).describe()[0]
     phones.phones["SERIAL2"] = "device"
-    assert "Name one: `adb:SERIAL`" in refused(native, "")
+    assert "Name one by its serial number" in refused(native, "")
     phones.phones.clear()
     assert "switch on USB debugging" in refused(native, "")
 
@@ -150,7 +150,7 @@ def test_a_call_that_hangs_is_given_up(native, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     device = AdbDevice("adb:x", "x", native / "runner", native / "libonnxruntime.so")
     with pytest.raises(DeviceLostError, match="adb did not answer within 0 s"):
-        device._adb(0.2, "shell", "true")
+        device._adb.call(0.2, "shell", "true")
 
 
 def test_bench_compares_two_files_on_the_phone(native, phones, tmp_path):

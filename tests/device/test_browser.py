@@ -1,9 +1,11 @@
 """A real headless Chromium as the device, with onnxruntime-web."""
 
-import contextlib
+import base64
+import functools
+import hashlib
 import os
-import shutil
-import signal
+import pty
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from ssh_server import need_system
+from browser_page import address_of, chromium
 from test_runner import a_request
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
@@ -24,57 +26,24 @@ from edgeopt.device import browser
 from edgeopt.device.base import Request, WorkerRefused
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
-from edgeopt.errors import ConfigError, DeviceLostError
+from edgeopt.errors import ConfigError, DeviceError, DeviceLostError
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "google-chrome"))), None)
-ROOT = Path(__file__).parents[2]
 BLOCK = {"warmup_runs": 1, "min_runs": 7, "min_seconds": 0.0, "max_seconds": 5.0}
 
 
-@pytest.fixture(scope="session")
-def runtime(tmp_path_factory):
-    """Return a folder with onnxruntime-web: fetched by npm, or the one that the environment names."""
-    given = os.environ.get("EDGEOPT_WEB_RUNTIME")
-    if given:
-        return Path(given)
-    need_system(shutil.which("npm"), "npm")
-    folder = tmp_path_factory.mktemp("runtime")
-    subprocess.run([sys.executable, ROOT / "tools" / "fetch_web_runtime.py", "--out", folder], check=True)
-    return folder
-
-
-@contextlib.contextmanager
-def chromium(address: str, profile: Path):
-    """Open a page; the program is a wrapper, so its whole group is ended."""
-    need_system(CHROMIUM, "Chromium (chromium-headless-shell)")
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
-    process = subprocess.Popen(
-        [CHROMIUM, *flags, "--remote-debugging-port=0", address],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    try:
-        yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def address_of(device) -> str:
-    """Wait until a device serves, and return its page's address."""
-    while device._server is None:
-        time.sleep(0.05)
-    return device._server.address
+def open_page(device, folder: Path, *flags: str):
+    """Start a device's server and a browser that opens its page; leave the block to close the browser."""
+    opening = threading.Thread(target=device._served)
+    opening.start()
+    return chromium(address_of(device), folder / "profile", *flags)
 
 
 @pytest.fixture
 def device(runtime, tmp_path):
     """Return a device whose page a browser has open."""
     opened = open_device(f"browser:?runtime={runtime}")
-    server = threading.Thread(target=opened._served)
-    server.start()
-    with chromium(address_of(opened), tmp_path / "profile"):
-        server.join()
+    with open_page(opened, tmp_path):
+        opened._served()
         yield opened
     opened.close()
 
@@ -83,7 +52,7 @@ def test_the_browser_is_described_with_its_isolation(device):
     name, environment = device.describe()
     assert name == device.describe()[0]
     assert "Chrome" in environment.processor
-    assert environment.features == ("wasm-threads",)
+    assert environment.features == ("cross-origin-isolated",)
     assert environment.onnxruntime.startswith("1.")
 
 
@@ -124,16 +93,159 @@ def test_what_it_cannot_do_it_refuses_with_a_kind(device, tmp_path):
         assert caught.value.kind == kind, caught.value
 
 
-def test_a_browser_that_was_closed_is_lost(runtime, tmp_path, monkeypatch):
+def test_a_browser_that_was_killed_is_lost_and_may_come_back(runtime, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(browser, "SILENCE_SECONDS", 3.0)
+    monkeypatch.setattr(browser, "RELOAD_SECONDS", 0.1)
+    device = open_device(f"browser:?runtime={runtime}")
+    with open_page(device, tmp_path):
+        device._served()
+    monkeypatch.setattr(browser, "CLAIM_SECONDS", 0.5)
+    with pytest.raises(DeviceLostError, match="no browser opened the page"):
+        device.run(Request(mode="describe"), 60, {})
+    assert "the page was lost; open it again: http://127.0.0.1" in capsys.readouterr().err
+    monkeypatch.setattr(browser, "CLAIM_SECONDS", 60.0)
+    with chromium(address_of(device), tmp_path / "another"):
+        assert device.describe()[0]
+    device.close()
+
+
+def test_a_page_that_was_loaded_anew_in_the_middle_runs_the_request_again(device, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=2.0)
+    page = device._server.page
+
+    def reload() -> None:
+        time.sleep(1.0)
+        device._server.leave(page)  # as the page tells it
+        time.sleep(1.5)
+        device._server.arrive(page)
+
+    reloading = threading.Thread(target=reload)
+    reloading.start()
+    assert sum(device.run(request, 60, {})["wall_ns"]) > 0.5e9
+    reloading.join()
+
+
+def test_a_message_that_the_network_lost_is_sent_again_and_an_answer_taken_once(runtime):
     device = open_device(f"browser:?runtime={runtime}")
     opening = threading.Thread(target=device._served)
     opening.start()
-    with chromium(address_of(device), tmp_path / "profile"):
-        opening.join()
-    with pytest.raises(DeviceLostError, match="the browser was lost"):
-        device.run(Request(mode="describe"), 60, {})
+    address_of(device)
+    server = device._server
+    assert server.claim("one")
+    opening.join()
+    server.send("worker", {"a": 1})
+    first = server.next_message("one", 0, 0.1)
+    assert first is not None
+    assert server.next_message("one", 0, 0.1) == first
+    assert server.next_message("one", 1, 0.1) is None
+    for _ in range(2):
+        server.take("answer", "worker", "1", b'{"ok": true}')
+    assert server.answer("worker", seconds=0.1) == {"ok": True}
+    assert server.answer("worker", seconds=0.1) is None
+    server.leave("one")
+    assert server.page is None
+    assert server.next_message("one", 1, 60.0) is None
     device.close()
+
+
+def test_a_web_worker_that_fails_is_the_browsers_error(runtime, tmp_path):
+    for name in browser.RUNTIME_FILES:
+        (tmp_path / name).write_bytes((runtime / name).read_bytes())
+    (tmp_path / "ort.wasm.min.mjs").write_text("this is no script")
+    device = open_device(f"browser:?runtime={tmp_path}")
+    with open_page(device, tmp_path), pytest.raises(DeviceError, match="Reload the page, or try another browser"):
+        device.describe()
+    device.close()
+
+
+def test_a_browser_that_never_answers_is_given_up(device, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=60.0, max_seconds=60.0)
+    with pytest.raises(DeviceError, match="the browser did not answer within 1 s"):
+        device.run(request, 1.0, {})
+    assert device.describe()[0]
+
+
+# -- other machines ----------------------------------------------------------------------------------------------------
+
+ELSEWHERE = "phone.test"
+RESOLVED = f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"
+"""To this name the page is one of another machine: no secure context by itself."""
+
+
+def public_key_hash(address: str) -> str:
+    """Return what Chromium calls the hash of a server's public key."""
+    _, port = address.split("/")[2].split(":")
+    pem = ssl.get_server_certificate(("127.0.0.1", int(port)))
+    run = functools.partial(subprocess.run, capture_output=True, check=True)
+    key = run(["openssl", "x509", "-pubkey", "-noout"], input=pem.encode()).stdout
+    der = run(["openssl", "pkey", "-pubin", "-outform", "der"], input=key).stdout
+    return base64.b64encode(hashlib.sha256(der).digest()).decode()
+
+
+def test_a_page_for_other_machines_is_secure_and_runs_the_threads_that_were_asked_for(
+    runtime, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(browser, "own_address", lambda _: ELSEWHERE)
+    device = open_device(f"browser:0.0.0.0?runtime={runtime}")
+    opening = threading.Thread(target=device._served)
+    opening.start()
+    address = address_of(device)
+    assert address.startswith(f"https://{ELSEWHERE}:")
+    pin = f"--ignore-certificate-errors-spki-list={public_key_hash(address)}"
+    with chromium(address, tmp_path / "profile", RESOLVED, pin):
+        opening.join()
+        assert device.describe()[1].features == ("cross-origin-isolated",)
+        model = a_network(tmp_path / "m.onnx", width=256)
+        for threads in (1, 2):
+            assert device.run(a_request("time", model, threads=threads), 60, {})["wall_ns"]
+    said = capsys.readouterr().err
+    der = ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(("127.0.0.1", device._server.port)))
+    assert f"SHA-256 fingerprint {hashlib.sha256(der).digest().hex(':').upper()}" in said
+    device.close()
+
+
+def test_a_page_over_plain_http_runs_one_thread_and_says_so(runtime, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(browser, "own_address", lambda _: ELSEWHERE)
+    device = open_device(f"browser:0.0.0.0?runtime={runtime}&tls=no")
+    with open_page(device, tmp_path, RESOLVED):
+        assert device.describe()[1].features == ("not-cross-origin-isolated",)
+        model = a_network(tmp_path / "m.onnx")
+        assert device.run(a_request("time", model, threads=1), 60, {})["wall_ns"]
+        with pytest.raises(WorkerRefused, match="runs on 1 thread; asked for were 2") as caught:
+            device.run(a_request("time", model, threads=2), 60, {})
+        assert caught.value.kind == "provider"
+    assert "the browser will allow one thread" in capsys.readouterr().err
+    device.close()
+
+
+def test_without_openssl_the_way_out_is_named(runtime, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"no program `openssl`.*name the option `tls=no`"):
+        open_device(f"browser:0.0.0.0?runtime={runtime}").describe()
+
+
+def test_a_phone_on_a_cable_sees_localhost_and_leaves_nothing_behind(runtime, phones, tmp_path):
+    device = open_device(f"browser:?runtime={runtime}&adb=SERIAL1")
+    with open_page(device, tmp_path):
+        assert device._server.address.startswith("http://localhost:")
+        assert device.describe()[1].features == ("cross-origin-isolated",)
+    port = device._server.port
+    device.close()
+    asked = [request for request in phones.asked if request.startswith("reverse:")]
+    assert asked == [f"reverse:forward:tcp:{port};tcp:{port}", f"reverse:killforward:tcp:{port}"]
+    assert any(f"am start -a android.intent.action.VIEW -d '{device._server.address}'" in one for one in phones.asked)
+
+
+def test_a_qr_code_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
+    browser.show_qr("https://phone.test/")
+    assert capsys.readouterr().err == ""
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w", encoding="utf-8") as terminal, os.fdopen(ours, encoding="utf-8") as screen:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        browser.show_qr("https://phone.test/")
+        drawn = [screen.readline().rstrip() for _ in range(15)]
+    assert {len(line) for line in drawn} == {29}  # 25 modules, and 2 of margin on each side
+    assert set("".join(drawn)) <= set("█▀▄ ")
 
 
 def test_a_page_that_nobody_opens_is_given_up(runtime, monkeypatch, capsys):
@@ -164,8 +276,9 @@ def test_the_token_is_claimed_once_and_nothing_is_served_without_it(runtime):
     assert address.startswith("http://127.0.0.1:")
     assert [status(root + path) for path in ("/", "/wrong/", "/wrong/next", "/wrong/ort.wasm.min.mjs")] == [403] * 4
     assert status(address + "next") == 403
-    assert status(address + "claim", "POST") == 200
-    assert status(address + "claim", "POST") == 403
+    assert status(address + "next/page/0") == 403
+    assert status(address + "claim/page", "POST") == 200
+    assert status(address + "claim/page", "POST") == 403
     opening.join()
     device.close()
 
@@ -177,11 +290,14 @@ def test_the_token_is_claimed_once_and_nothing_is_served_without_it(runtime):
         ("browser:?runtime=/nowhere", "ort.wasm.min.mjs is not there"),
         ("browser:http://x", "browser:ADDRESS"),
         ("browser:?threads=2", "no option 'threads'"),
+        ("browser:?runtime=HERE&tls=yes", "takes `no` alone"),
+        ("browser:10.0.0.7?runtime=HERE&adb=x", "leave the address out"),
+        ("browser:?runtime=HERE&adb=-x", "leave the address out"),
     ],
 )
-def test_a_browser_that_cannot_be_served_is_an_error_that_says_how(uri, message):
+def test_a_browser_that_cannot_be_served_is_an_error_that_says_how(uri, message, runtime):
     with pytest.raises(ConfigError, match=message):
-        open_device(uri)
+        open_device(uri.replace("HERE", str(runtime)))
 
 
 def test_bench_measures_in_the_browser(runtime, tmp_path):

@@ -2,6 +2,15 @@
 
 import * as ort from "./ort.wasm.min.mjs";
 
+// onnxruntime-web falls back to one thread in silence; the threads that it starts are counted instead.
+let threads = 1;
+self.Worker = class extends Worker {
+  constructor(...words) {
+    super(...words);
+    threads++;
+  }
+};
+
 const TYPES = {
   float32: Float32Array, float64: Float64Array, int8: Int8Array, uint8: Uint8Array, int16: Int16Array,
   uint16: Uint16Array, int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array,
@@ -80,15 +89,18 @@ async function open(request) {
   if (!request.providers.concat(request.allow_fallback).includes("CPUExecutionProvider"))
     throw new Refusal("provider", `a browser has CPUExecutionProvider (WebAssembly) alone, not ${request.providers[0]}`);
   if (request.threads > 1 && !crossOriginIsolated)
-    throw new Refusal("provider", "a page that came over plain http from another machine runs on 1 thread; asked for "
-      + `were ${request.threads}. Set threads = 1 in the target, or reach this machine as localhost (adb reverse)`);
+    throw new Refusal("provider", "this page is not cross-origin isolated and runs on 1 thread; asked for were "
+      + `${request.threads}. Set threads = 1 in the target, or serve the page by HTTPS or to this machine's localhost`);
   ort.env.wasm.numThreads = request.threads;
   const model = new Uint8Array(await download(request.model));
   const begin = performance.now();
   const session = await ort.InferenceSession.create(model, {
     executionProviders: ["wasm"], graphOptimizationLevel: "all", enableCpuMemArena: request.memory_arena,
   });
-  return { session, load_ns: Math.round((performance.now() - begin) * 1e6) };
+  const load_ns = Math.round((performance.now() - begin) * 1e6);
+  if (threads !== request.threads)
+    throw new Refusal("provider", `this browser started ${threads} thread(s); asked for were ${request.threads}`);
+  return { session, load_ns };
 }
 
 async function feed(session, request) {
@@ -135,7 +147,7 @@ const MODES = {
   async describe() {
     return {
       family: `wasm ${navigator.platform}`, processor: navigator.userAgent,
-      features: crossOriginIsolated ? ["wasm-threads"] : [], cores: navigator.hardwareConcurrency,
+      features: [crossOriginIsolated ? "cross-origin-isolated" : "not-cross-origin-isolated"], cores: navigator.hardwareConcurrency,
       memory_bytes: (navigator.deviceMemory ?? 0) * 2 ** 30, system: navigator.platform, python: "none: a browser",
       onnxruntime: ort.env.versions.web, numpy: "none", governor: null, temperature_c: null,
     };

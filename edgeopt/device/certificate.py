@@ -1,0 +1,68 @@
+"""A certificate made on the spot: a secure page for browsers on the network. Its key is kept in memory alone."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import ssl
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from edgeopt.device.process import last_line
+from edgeopt.errors import DeviceError
+
+OPENSSL_SECONDS = 60.0
+DAYS = 30
+
+
+class Certificate(NamedTuple):
+    """A self-signed certificate of this session."""
+
+    context: ssl.SSLContext
+    fingerprint: str
+    """SHA-256 of the certificate as browsers show it, in pairs of hex digits."""
+
+
+def make_certificate(uri: str, host: str) -> Certificate:
+    """Make a key and a certificate for one host with the program ``openssl``.
+
+    Args:
+        uri: How the user names the device; errors begin with it.
+        host: The address or name that the browser will open.
+
+    Raises:
+        DeviceError: there is no ``openssl`` here, or it failed.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgeopt-tls-") as folder:
+        key, certificate = Path(folder) / "key.pem", Path(folder) / "certificate.pem"
+        command = [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256",
+            "-days", str(DAYS), "-subj", "/CN=edgeopt", "-addext", f"subjectAltName={_alternative_name(host)}",
+            "-addext", "extendedKeyUsage=serverAuth", "-keyout", str(key), "-out", str(certificate),
+        ]  # fmt: skip
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=OPENSSL_SECONDS, check=False
+            )
+        except FileNotFoundError as error:
+            raise DeviceError(
+                f"{uri}: there is no program `openssl` here, which makes the certificate of a page for other machines. "
+                "Install it, or name the option `tls=no`: plain http, on which browsers allow one thread."
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise DeviceError(f"{uri}: `openssl` made no certificate within {OPENSSL_SECONDS:.0f} s.") from error
+        if done.returncode:
+            raise DeviceError(f"{uri}: `openssl` made no certificate: {last_line(done.stderr)}.")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
+    return Certificate(context, ":".join(digest[at : at + 2] for at in range(0, len(digest), 2)))
+
+
+def _alternative_name(host: str) -> str:
+    try:
+        return f"IP:{ipaddress.ip_address(host)}"
+    except ValueError:
+        return f"DNS:{host}"

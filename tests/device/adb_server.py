@@ -26,6 +26,7 @@ class Server:
         self.port = 0
         self.asked: list[str] = []
         self._running: set[asyncio.subprocess.Process] = set()
+        self._commands: dict[int, str] = {}
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -49,6 +50,10 @@ class Server:
                 writer.transport.abort()
 
         asyncio.run_coroutine_threadsafe(close(), self._loop).result(10)
+
+    def runners(self) -> list[int]:
+        """Return the shells in which something runs longer than a call takes: the native runner."""
+        return [process.pid for process in list(self._running) if "./" in self._commands.get(process.pid, "")]
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -131,6 +136,7 @@ class Server:
             stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self._running.add(process)
+        self._commands[process.pid] = command
 
         async def copy(source: asyncio.StreamReader, kind: int) -> None:
             while data := await source.read(1 << 16):

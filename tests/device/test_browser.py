@@ -14,12 +14,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from browser_page import address_of, chromium
 from test_runner import a_request
-from tiny_models import a_network, a_quick_profile, write_quick_target
+from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.device import browser
@@ -298,20 +297,3 @@ def test_the_token_is_claimed_once_and_nothing_is_served_without_it(runtime):
 def test_a_browser_that_cannot_be_served_is_an_error_that_says_how(uri, message, runtime):
     with pytest.raises(ConfigError, match=message):
         open_device(uri.replace("HERE", str(runtime)))
-
-
-def test_bench_measures_in_the_browser(runtime, tmp_path):
-    a_network(tmp_path / "m.onnx")
-    command = ["bench", "m.onnx", "--target", write_quick_target(tmp_path), "--json"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "edgeopt", *command, "--device", f"browser:?runtime={runtime}"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        line = next(line for line in process.stderr if "open this page" in line)
-        with chromium(line.split()[-1], tmp_path / "profile"):
-            stdout, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr
-    result = msgspec.json.decode(stdout)
-    assert result["measurement"]["device"]["uri"].startswith("browser:")
-    assert result["measurement"]["memory"] is None
-    assert result["latency_ms"]["p50"] > 0

@@ -1,0 +1,56 @@
+"""`edgeopt build` of a given file as a process that a test watches."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tiny_models import a_network, write_quick_target
+
+
+def write_files(folder: Path, *, width=256, samples=256) -> None:
+    """Write what a build takes: the target, the file and its data."""
+    write_quick_target(folder)
+    a_network(folder / "m.onnx", width=width, layers=3)
+    np.savez(folder / "in.npz", x=np.random.default_rng(0).standard_normal((samples, 32)).astype(np.float32))
+
+
+def a_build(folder: Path, uri: str) -> subprocess.Popen:
+    command = ["build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml", "--device", uri]
+    return subprocess.Popen(
+        [sys.executable, "-m", "edgeopt", *command],
+        cwd=folder,
+        env=os.environ,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_worker(process: subprocess.Popen, stage: str, runs: Callable[[], object]) -> None:
+    """Wait until the progress names a stage and a worker runs over there."""
+    for line in process.stderr:
+        if line.startswith(stage):
+            break
+    else:
+        raise AssertionError(f"the build ended without {stage}")
+    while not runs():
+        time.sleep(0.02)
+
+
+def finished(folder: Path, uri: str) -> dict:
+    """Run a build to its end and return what it chose, after what every build on a measuring device has to say."""
+    with a_build(folder, uri) as process:
+        _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 0, stderr
+    choice = json.loads((folder / "edgeopt-out" / "choice.json").read_text())
+    assert choice["device"]["uri"] == uri
+    assert choice["device"]["kind"] == "measured"
+    assert choice["proven_on_target"] is True
+    assert {trial["status"] for trial in choice["trials"]} == {"measured"}
+    assert {trial["parities"][-1]["stage"] for trial in choice["trials"]} == {"device"}
+    return choice

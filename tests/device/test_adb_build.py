@@ -1,0 +1,36 @@
+"""`edgeopt build` and `check` on a phone whose cable is pulled."""
+
+import json
+import subprocess
+import sys
+
+from builds import a_build, finished, wait_for_worker, write_files
+from test_adb import uri_of
+
+
+def test_a_build_survives_a_pulled_cable_resumes_after_a_lost_phone_and_its_bundle_is_checked_there(
+    native, phones, tmp_path
+):
+    uri = uri_of(native, "SERIAL1")
+    write_files(tmp_path, samples=64)
+    with a_build(tmp_path, uri) as process:
+        wait_for_worker(process, "measure", phones.runners)
+        phones.unplug()
+        wait_for_worker(process, "measure", phones.runners)
+        phones.phones.clear()
+        phones.unplug()
+        _, stderr = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "adb failed: error: device 'SERIAL1' not found. Connect it" in stderr
+    assert "Finished trials are kept: run the same command again" in stderr
+    assert not (tmp_path / "edgeopt-out").exists()
+
+    phones.phones["SERIAL1"] = "device"
+    finished(tmp_path, uri)
+    command = ["check", "edgeopt-out", "--target", "./quick.toml", "--device", uri, "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    statuses = {finding["name"]: finding["status"] for finding in json.loads(done.stdout)["findings"]}
+    assert {statuses[name] for name in ("y", "latency", "memory", "size")} == {"passed"}

@@ -56,11 +56,13 @@ class Adb:
             raise DeviceLostError(
                 f"{self.uri}: adb did not answer within {seconds:.0f} s. Is the phone connected?"
             ) from error
-        said = done.stderr.decode(errors="replace") + done.stdout.decode(errors="replace")
+        wrote, errors = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
         if check and done.returncode:
+            told = [line for line in (wrote + errors).splitlines() if "error" in line or "fail" in line]
+            said = last_line("\n".join(told) or errors or wrote)  # `adb push` ends with a summary whatever came of it
             advice = next((advice for words, advice in ADVICE if words in said), "See what `adb devices` says")
-            raise DeviceLostError(f"{self.uri}: adb failed: {last_line(said)}. {advice}.")
-        return done.stdout.decode(errors="replace")
+            raise DeviceLostError(f"{self.uri}: adb failed: {said}. {advice}.")
+        return wrote
 
     @contextmanager
     def reversed(self, port: int) -> Iterator[None]:

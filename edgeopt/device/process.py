@@ -52,10 +52,20 @@ def explain_ending(ending: Ending) -> DeviceError:
     said = f" Its last words: {words}" if words else ""
     code = ending.code
     if code >= 0:
-        return DeviceError(f"a worker ended with exit code {code} and no answer.{said}")
+        return DeviceError(f"a worker ended with exit code {code} and no answer.{said}{_import_advice(words)}")
     name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
     hint = " The system may have been out of memory." if name == "SIGKILL" else ""
     return DeviceError(f"a worker was killed by {name}.{hint}{said}")
+
+
+def _import_advice(words: str) -> str:
+    """Say what to do where a package does not load: the system's own words name a library, hardly the reason."""
+    if not words.startswith(("ImportError", "ModuleNotFoundError")):
+        return ""
+    return (
+        ". A package is missing in that Python environment, or built for another processor or system: there, "
+        "`python -m pip install --force-reinstall onnxruntime numpy`."
+    )
 
 
 def explain_remote(uri: str, lost: Callable[[str, str], DeviceError], ending: Ending) -> DeviceError:

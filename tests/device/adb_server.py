@@ -23,6 +23,8 @@ class Server:
         self.phones = phones
         self.machine = os.uname().machine
         self.full = False
+        self.mute = False
+        """Whether it takes requests and never answers."""
         self.port = 0
         self.asked: list[str] = []
         self._running: set[asyncio.subprocess.Process] = set()
@@ -79,6 +81,8 @@ class Server:
             while True:
                 request = (await reader.readexactly(int(await reader.readexactly(4), 16))).decode()
                 self.asked.append(request)
+                while self.mute:
+                    await asyncio.sleep(0.05)
                 if not await self._answer(request, reader, writer):
                     return
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -97,7 +101,11 @@ class Server:
         elif head in ("host", "host-serial", "host-transport-id") and rest.endswith("features"):
             writer.write(b"OKAY" + text("shell_v2,cmd"))
         elif "wait-for-" in request:
-            writer.write(b"OKAYOKAY")
+            writer.write(b"OKAY")
+            await writer.drain()
+            while "device" not in self.phones.values():
+                await asyncio.sleep(0.05)
+            writer.write(b"OKAY")
         elif head == "host" and rest.startswith(("transport", "tport")):
             problem = self._problem(rest)
             if problem:
@@ -197,8 +205,13 @@ class Server:
             writer.write(b"FAIL" + struct.pack("<I", len(reason)) + reason)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        writer.write(b"OKAY" + struct.pack("<I", 0))
+        try:
+            path.write_bytes(data)
+        except OSError as error:
+            reason = f"couldn't write: {error.strerror}".encode()
+            writer.write(b"FAIL" + struct.pack("<I", len(reason)) + reason)
+        else:
+            writer.write(b"OKAY" + struct.pack("<I", 0))
 
 
 def text(value: str) -> bytes:

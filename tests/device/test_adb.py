@@ -1,5 +1,6 @@
 """Phones by the real `adb` program and a server of adb's protocol; the native runner runs on this machine."""
 
+import contextlib
 import functools
 import os
 import subprocess
@@ -14,10 +15,11 @@ from test_runner import a_request
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.device import adb
 from edgeopt.device.adb import AdbDevice, machine_of
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
-from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
+from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError, is_disk_full
 
 
 @pytest.fixture
@@ -102,6 +104,65 @@ def test_a_full_phone_is_said(native, phones):
     assert "Free some space there" in refused(native, "SERIAL1")
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_of_the_phone_is_no_full_disk_here(native, phones, tmp_path):
+    size = sum(path.stat().st_size for path in native.iterdir()) // 1024 + 256
+    phones.folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", phones.folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this container may not mount a small disk")
+    try:
+        device = open_device(uri_of(native, "SERIAL1"))
+        model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
+        write_batches(inputs, [{"x": np.zeros((600, 32), np.float32)}])  # 77 kB become 154 kB
+        with pytest.raises(DeviceLostError, match=r"No space left on device.*Free some space there") as caught:
+            run_model(model, inputs, tmp_path / "out.npz", device, a_quick_profile())
+        assert not is_disk_full(caught.value)
+        write_batches(inputs, [{"x": np.zeros((6000, 32), np.float32)}])
+        with pytest.raises(DeviceLostError, match=r"No space left on device.*Free some space there"):
+            run_model(model, inputs, tmp_path / "out.npz", device, a_quick_profile())
+        assert {path.suffix for path in (phones.folder / "edgeopt").iterdir()} <= {"", ".so", ".onnx", ".arrays"}
+        assert len(list((phones.folder / "edgeopt").glob("*.arrays"))) == 1
+    finally:
+        subprocess.run(["umount", "--lazy", phones.folder], check=True)
+
+
+def test_a_library_that_is_none_of_onnx_runtime_is_the_devices_error(native, phones, tmp_path):
+    (tmp_path / "empty.c").write_text("")
+    subprocess.run(["cc", "-shared", tmp_path / "empty.c", "-o", tmp_path / "lib.so"], check=True)
+    for library, words in (
+        (tmp_path / "lib.so", "is no library of ONNX Runtime"),
+        (native / "runner", "does not load"),
+    ):
+        device = open_device(f"adb:SERIAL1?runner={native}/runner&library={library}")
+        with pytest.raises(DeviceError, match=f"{words}.*Make runner and library anew"):
+            device.run(a_request("time", a_network(tmp_path / "m.onnx")), 60, {})
+
+
+def test_a_32_bit_system_runs_32_bit_files(native, phones, tmp_path):
+    phones.machine = "armv8l"
+    head = bytearray((native / "runner").read_bytes())
+    head[18:20] = (40).to_bytes(2, "little")
+    for name in ("runner", "lib.so"):
+        (tmp_path / name).write_bytes(head)
+    with pytest.raises(DeviceError) as caught:  # it is tried: this machine is none
+        open_device(f"adb:SERIAL1?runner={tmp_path}/runner&library={tmp_path}/lib.so").describe()
+    assert "is built for" not in str(caught.value)
+    assert "ended with exit code 126" in str(caught.value)
+
+
+def test_what_nobody_asked_for_during_a_day_is_removed(device, phones, tmp_path):
+    folder = phones.folder / "edgeopt"
+    folder.mkdir(parents=True)
+    (folder / "old.onnx").write_bytes(b"old")
+    os.utime(folder / "old.onnx", (0, 0))
+    model = a_network(tmp_path / "m.onnx")
+    os.utime(model, (0, 0))  # a phone gets a file with its time
+    device.run(a_request("time", model), 60, {})
+    assert not (folder / "old.onnx").exists()
+    assert len(list(folder.glob("*.onnx"))) == 1
+
+
 def test_no_adb_here_is_said(native, phones, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "Install Android's platform tools" in refused(native, "SERIAL1")
@@ -126,12 +187,41 @@ def test_a_cable_that_was_pulled_for_a_moment_is_survived(device, phones, tmp_pa
     timer.join()
 
 
-def test_a_phone_that_stays_away_is_lost(device, phones, tmp_path):
+def test_a_phone_that_starts_anew_is_waited_for(device, phones, tmp_path):
+    request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=2.0)
+    device.describe()
+    timers = (
+        unplug_in_a_second(phones, serial_stays=False),
+        threading.Timer(4.0, phones.phones.update, [{"SERIAL1": "device"}]),
+    )
+    timers[1].start()
+    assert device.run(request, 60, {})["wall_ns"]
+    assert [request for request in phones.asked if "wait-for-" in request]
+    for timer in timers:
+        timer.join()
+
+
+def test_a_staying_runner_whose_phone_was_lost_starts_again_on_the_one_that_came_back(device, phones, tmp_path):
+    serve = a_request("serve", a_network(tmp_path / "m.onnx"))
+    block = {"warmup_runs": 0, "min_runs": 1, "min_seconds": 0.0, "max_seconds": 5.0}
+    with contextlib.ExitStack() as stack:
+        worker = stack.enter_context(device.start())
+        worker.ask(serve, 60)
+        phones.unplug()
+        with pytest.raises(DeviceLostError, match="lost in the middle of work"):
+            worker.ask(block, 60)
+    with device.start() as worker:
+        worker.ask(serve, 60)
+        assert len(worker.ask(block, 60)["wall_ns"]) == 1
+
+
+def test_a_phone_that_stays_away_is_lost(device, phones, tmp_path, monkeypatch):
+    monkeypatch.setattr(adb, "WAIT_SECONDS", 1.0)
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=4.0)
     device.describe()
     timer = unplug_in_a_second(phones, serial_stays=False)
     begin = time.monotonic()
-    with pytest.raises(DeviceLostError, match="not found"):
+    with pytest.raises(DeviceLostError, match=r"adb did not answer within 1 s\. Is the phone connected"):
         device.run(request, 60, {})
     assert time.monotonic() - begin < 30
     timer.join()
@@ -141,6 +231,13 @@ def test_a_runner_that_takes_too_long_is_ended(device, tmp_path):
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=60.0, max_seconds=60.0)
     with pytest.raises(DeviceError, match="did not answer within 1 s"):
         device.run(request, 1.0, {})
+
+
+def test_a_server_that_never_answers_is_given_up(native, phones, monkeypatch):
+    monkeypatch.setattr(adb, "CALL_SECONDS", 1.0)
+    phones.mute = True
+    assert "adb did not answer within 1 s. Is the phone connected?" in refused(native, "SERIAL1")
+    phones.mute = False
 
 
 def test_a_call_that_hangs_is_given_up(native, monkeypatch, tmp_path):

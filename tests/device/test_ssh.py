@@ -1,4 +1,5 @@
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -203,6 +204,27 @@ def test_a_device_without_python_is_said(sshd, tmp_path):
     assert "there is no python3 or python in its PATH" in refused(sshd.uri)
 
 
+def test_a_package_for_another_processor_is_said_to_be_one(sshd, tmp_path):
+    packages = tmp_path / "packages" / "onnxruntime"
+    shutil.copytree(Path(onnxruntime_folder()), packages, copy_function=os.symlink)
+    library = next(packages.glob("capi/onnxruntime_pybind11_state*.so"))
+    foreign = bytearray(library.read_bytes())
+    foreign[18:20] = (183 if foreign[18] == 62 else 62).to_bytes(2, "little")
+    library.unlink()
+    library.write_bytes(foreign)
+    sshd.write_config(Path(sys.executable).parent, PYTHONPATH=packages.parent)
+    sshd.stop()
+    sshd.start()
+    message = refused(sshd.uri)
+    assert "ImportError" in message
+    assert "built for another processor or system: there, `python -m pip install" in message
+
+
+def onnxruntime_folder() -> str:
+    """Return where the package is, without importing it."""
+    return str(Path(importlib.util.find_spec("onnxruntime").origin).parent)
+
+
 # -- connections that break --------------------------------------------------------------------------------------------
 
 
@@ -242,6 +264,23 @@ def test_a_device_that_starts_anew_is_waited_for(device, sshd, tmp_path):
 
     with in_background(restart):
         assert device.run(a_request(tmp_path, seconds=2.0), 60, {})["wall_ns"]
+
+
+def test_a_device_that_falls_silent_in_the_middle_is_lost(sshd, tmp_path):
+    device = an_impatient_device(sshd)
+    device.describe()
+
+    def freeze():
+        wait_for(lambda: workers_of(sshd))
+        for pid in (sshd.process.pid, *connections_of(sshd.process.pid)):
+            os.kill(pid, signal.SIGSTOP)
+
+    begin = time.monotonic()
+    with in_background(freeze), pytest.raises(DeviceLostError, match="does not answer"):
+        device.run(a_request(tmp_path, seconds=30.0), 120, {})
+    assert time.monotonic() - begin < 90
+    for pid in (*connections_of(sshd.process.pid), sshd.process.pid):
+        os.kill(pid, signal.SIGCONT)
 
 
 def test_a_staying_worker_whose_connection_breaks_is_lost(device, sshd, tmp_path):

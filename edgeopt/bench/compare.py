@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -94,10 +94,7 @@ def compare(
     count = None  # the first pair decides, so that all pairs have the same
     for pair in range(turns.pairs):
         progress(f"comparing, pair {pair + 1} of at most {turns.pairs}")
-        try:
-            ran = _run_pair(device, requests, turns, count, clock, rng)
-        except DeviceLostError:  # the device makes its connection anew; this pair begins again, once
-            ran = _run_pair(device, requests, turns, count, clock, rng)
+        ran = _run_pair_again_where_lost(device, requests, turns, count, clock, rng)
         count = len(ran)
         blocks.extend(ran)
         found = Comparison(
@@ -116,6 +113,14 @@ def compare(
 def _clock(profile: Profile, request: Request) -> Literal["cpu", "wall"]:
     only_cpu = set(request.providers) | set(request.allow_fallback) == {"CPUExecutionProvider"}
     return "cpu" if profile.threads == 1 and only_cpu else "wall"
+
+
+def _run_pair_again_where_lost(*pair: Any) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Run a pair; the device makes a connection that broke anew, and the pair begins again, once."""
+    try:
+        return _run_pair(*pair)
+    except DeviceLostError:
+        return _run_pair(*pair)
 
 
 def _run_pair(

@@ -7,8 +7,20 @@ from edgeopt.records.choice import Choice, TestScores
 from edgeopt.records.measurement import Change, Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
 from edgeopt.records.profile import Profile, TimingRule
 from edgeopt.records.quantization import NodeNoise
-from edgeopt.records.recipe import Compact, Distill, GraphStep, Importance, Prune, Quantize, Recipe, Simplify, TorchStep
-from edgeopt.records.trial import Artifact, Failed, Measured, Parity, Score, Trial
+from edgeopt.records.recipe import (
+    Compact,
+    Distill,
+    GraphStep,
+    Importance,
+    LowRank,
+    Prune,
+    Quantize,
+    Recipe,
+    Simplify,
+    Sparsify,
+    TorchStep,
+)
+from edgeopt.records.trial import AgainstParent, Artifact, Failed, Measured, Parity, Score, Trial
 
 A_RULE = TimingRule(
     processes=5, warmup_runs=10, warmup_seconds=0.3, min_runs=50, min_seconds=1.0, max_seconds=10.0
@@ -180,6 +192,17 @@ def a_slower_int8_trial(number: int = 1) -> Trial:
         Change(name="", operator="Relu", shape=(1, 8, 14, 14), nodes=(1, 0), against_ns=4e3, ns=0.0),
     )
     return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, twin_ratio=1.2, twin_changes=changes)
+
+
+def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0, **values: object) -> Trial:
+    """A trial that zeros or low rank made of trial 1, with its A/B against that."""
+    trial = a_trial(number, **values)  # type: ignore[arg-type]
+    assert isinstance(trial.outcome, Measured)
+    against = AgainstParent(trial=1, comparison=a_comparison(time_ratio=time_ratio))
+    recipe = msgspec.structs.replace(trial.recipe, torch_steps=(step,), parent="trial 1's network")
+    return msgspec.structs.replace(
+        trial, recipe=recipe, outcome=msgspec.structs.replace(trial.outcome, against_parent=against)
+    )
 
 
 def a_mixed_trial(number: int = 1) -> Trial:

@@ -15,10 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from edgeopt.errors import DataError
+from edgeopt.passes.low_rank.layers import factored, layers, pair_names, pair_shapes
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import kept_part, resize
 from edgeopt.passes.trace import trace
+from edgeopt.records.low_rank import Factor
 
 FORMAT = "edgeopt/network-1"
 
@@ -31,6 +33,7 @@ class Network:
         example_inputs: What it was traced with.
         kept: For a pruned network the indices kept of each (tensor, dimension), relative to the original network.
         notes: Fall-backs taken, for the report.
+        factors: For a network of low rank, the layers that became two, by the weight that they had in the original.
 
     Attributes:
         eval_module: The graph; batch norm uses running statistics, dropout is off.
@@ -43,12 +46,14 @@ class Network:
         example_inputs: tuple[Tensor, ...],
         kept: Mapping[Slot, Integers] | None = None,
         notes: tuple[str, ...] = (),
+        factors: Mapping[str, Factor] | None = None,
     ) -> None:
         self.eval_module = module.eval()
         self.train_module = _training(module)
         self.example_inputs = example_inputs
         self.kept = dict(kept or {})
         self.notes = notes
+        self.factors = dict(factors or {})
         self._shapes: Shapes | None = None
 
     @classmethod
@@ -88,7 +93,7 @@ class Network:
 
     def copy(self) -> Network:
         """Return the same network with tensors of its own."""
-        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes)
+        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes, self.factors)
 
     def sliced(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
         """Cut every tensor to the indices kept and rewrite the graph's literal sizes.
@@ -109,7 +114,19 @@ class Network:
         module = fx.GraphModule({target: cut[name] for target, name in names.items()}, graph)
         composed = {slot: self.kept[slot][kept[slot]] if slot in kept else self.kept[slot] for slot in self.kept}
         composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
-        return Network(module, self.example_inputs, composed, self.notes)
+        return Network(module, self.example_inputs, composed, self.notes, self.factors)
+
+    def factored(self, factors: Mapping[str, Factor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Network:
+        """Make two layers of one; the rest of the graph stays as it is, and the channels between them can be pruned.
+
+        Args:
+            factors: The form of each, by the name of its weight.
+            pairs: The weights of the two layers, by the weight that they replace.
+        """
+        module = factored(self.eval_module, factors, pairs)
+        moved = {(name, dim): (pair_names(name)[1 - dim], dim) for name in factors for dim in (0, 1)}
+        kept = {moved.get(slot, slot): indices for slot, indices in self.kept.items()}
+        return Network(module, self.example_inputs, kept, self.notes, {**self.factors, **factors})
 
     def _cut(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
         tensor: Tensor = operator.attrgetter(name)(self.eval_module)
@@ -122,7 +139,10 @@ class Network:
         state = self.state()
         last = [name for name, tensor in state.items() if tensor.ndim == 4 and tensor.stride() != _row_major(tensor)]
         kept = [[name, dim, indices.tolist()] for (name, dim), indices in self.kept.items()]
-        metadata = {"format": FORMAT, "kept": json.dumps(kept), "channels_last": json.dumps(last)}
+        factors = json.dumps({name: [factor.rank, factor.form] for name, factor in self.factors.items()})
+        metadata = {
+            "format": FORMAT, "kept": json.dumps(kept), "channels_last": json.dumps(last), "factors": factors,
+        }  # fmt: skip
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
 
     @classmethod
@@ -143,6 +163,13 @@ class Network:
         kept = {(name, dim): np.array(indices) for name, dim, indices in json.loads(metadata["kept"])}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         other = DataError(f"{path} was saved from another model: its tensors do not fit. Give the model it came from.")
+        stored = json.loads(metadata.get("factors", "{}"))
+        factors = {name: Factor(rank=rank, form=form) for name, (rank, form) in stored.items()}
+        known = layers(original.eval_module)
+        if not factors.keys() <= known.keys():
+            raise other
+        empty = {name: _empty_pair(known[name].shape, factor) for name, factor in factors.items()}
+        original = original.factored(factors, empty) if factors else original
         if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._extents(kept).items()):
             raise other
         network = original.sliced(kept)
@@ -162,6 +189,11 @@ class Network:
         return {
             (name, dim): state[name].shape[dim] if name in state and dim < state[name].ndim else 0 for name, dim in kept
         }
+
+
+def _empty_pair(shape: tuple[int, ...], factor: Factor) -> tuple[Tensor, Tensor]:
+    first, second = pair_shapes(shape, factor)
+    return torch.zeros(first), torch.zeros(second)
 
 
 def _row_major(tensor: Tensor) -> tuple[int, ...]:

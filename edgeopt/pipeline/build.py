@@ -240,6 +240,7 @@ def decide(world: Build, search: Search) -> Choice:
             device=world.device,
             proven_on_target=world.device.kind == "measured",
             seconds=world.clock.seconds,
+            notes=tuple(search.notes),
         )
         if not choice.winner or not search.uncompared(choice.winner):
             return choice

@@ -10,11 +10,13 @@ from edgeopt.pipeline.networks import Network, table
 from edgeopt.records.base import Record
 from edgeopt.records.codec import digest
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
+from edgeopt.records.low_rank import Factor
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import (
     Distill,
     Half,
     Importance,
+    LowRank,
     Prune,
     QuantizeStep,
     Recipe,
@@ -37,6 +39,14 @@ class Candidate(Record, frozen=True, kw_only=True):
     """Key of the network that it starts from; None is the original."""
     notes: tuple[str, ...] = ()
     """How its widths were found, for the report."""
+
+
+class Finished(Record, frozen=True, kw_only=True):
+    """A search that went through all its rounds: its candidates, in order."""
+
+    candidates: tuple[Candidate, ...]
+    notes: tuple[str, ...] = ()
+    """What was not tried, and why."""
 
 
 class Wish(NamedTuple):
@@ -94,6 +104,11 @@ def sparse(build: Build, network: Network, ratio: float) -> Candidate:
     return Candidate(steps=(step, distillation(build)), parent=network.key)
 
 
+def low_rank(build: Build, network: Network, layers: dict[str, Factor], notes: tuple[str, ...]) -> Candidate:
+    """Return a network's candidate with these layers as two."""
+    return Candidate(steps=(LowRank(layers=layers), distillation(build)), parent=network.key, notes=notes)
+
+
 def importance_of(build: Build) -> Importance:
     """Return how the task's channels are scored."""
     assert isinstance(build.data.task, CheckedTask)
@@ -134,6 +149,8 @@ def describe(candidate: Candidate) -> str:
                 words.append(f"student {name}")
             case Sparsify(ratio=ratio):
                 words.append(f"{ratio:.0%} zeros")
+            case LowRank(layers=layers):
+                words.append(f"{len(layers)} layers of low rank")
             case Distill():
                 pass
     return ", ".join(words) or "original"

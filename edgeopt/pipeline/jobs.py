@@ -23,6 +23,18 @@ class TableJob(Record, frozen=True, kw_only=True, tag_field="job", tag="table"):
     """File for the ``GroupTable``."""
 
 
+class FactorsJob(Record, frozen=True, kw_only=True, tag_field="job", tag="factors"):
+    """Find what each large layer of a network would become as two."""
+
+    network: NetworkRef
+    losses: tuple[float, ...]
+    """What of a layer's output may be lost, 0..1."""
+    step: int
+    """Ranks are multiples of it."""
+    out: str
+    """File for the ``FactorTable``."""
+
+
 class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Apply torch steps to a network and keep the result."""
 
@@ -81,6 +93,12 @@ class TableDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="tabl
     seconds: float
 
 
+class FactorsDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="factors"):
+    """The table is in its file."""
+
+    seconds: float
+
+
 class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="train"):
     """The network is in its file."""
 
@@ -124,5 +142,5 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     user_error: bool
 
 
-Job = TableJob | TrainJob | ExportJob | ProbeJob | SpeedJob
-Answer = Progress | TableDone | TrainDone | ExportDone | ProbeDone | SpeedDone | JobFailed
+Job = TableJob | FactorsJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+Answer = Progress | TableDone | FactorsDone | TrainDone | ExportDone | ProbeDone | SpeedDone | JobFailed

@@ -19,6 +19,7 @@ from edgeopt.pipeline import jobs
 from edgeopt.pipeline.agreement import agreement
 from edgeopt.pipeline.candidates import (
     Candidate,
+    Finished,
     Wish,
     changes_nothing,
     describe,
@@ -26,7 +27,6 @@ from edgeopt.pipeline.candidates import (
     importance_of,
     precision_of,
     pruned,
-    sparse,
     student,
 )
 from edgeopt.pipeline.context import Build
@@ -38,7 +38,7 @@ from edgeopt.pipeline.networks import ExportedFile, Network, export, table, trai
 from edgeopt.pipeline.quantizing import Mix, fewest_floats, form_steps, study
 from edgeopt.pipeline.steps import as_failed
 from edgeopt.pipeline.twins import against_twin, lighter_forms
-from edgeopt.records.base import Record
+from edgeopt.pipeline.variants import against_parent, try_variants
 from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
@@ -54,12 +54,6 @@ B = TypeVar("B")
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
 
-class Finished(Record, frozen=True, kw_only=True):
-    """A search that went through all its rounds: its candidates, in order."""
-
-    candidates: tuple[Candidate, ...]
-
-
 @dataclass
 class Search:
     """The state of one build's search."""
@@ -73,6 +67,8 @@ class Search:
     trials: list[Trial] = field(default_factory=list)
     networks: dict[str | None, Network] = field(default_factory=dict)
     candidates: list[Candidate] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What was not tried, and why."""
     smallest: float = math.inf
     """Size of the smallest file so far that keeps every limit."""
 
@@ -183,7 +179,7 @@ class Search:
             self.build.progress("failed", f"trial {number}: {outcome.stage}: {outcome.reason}")
         else:
             try:
-                outcome = timed(seconds, "measure", lambda: self.weigh(number, form))
+                outcome = timed(seconds, "measure", lambda: against_parent(self, form.recipe, self.weigh(number, form)))
             except EdgeoptError as error:
                 if number == 0:
                     raise
@@ -306,10 +302,11 @@ class Search:
             build.progress("search", f"{len(known.candidates)} candidates of a finished search are taken up")
             for candidate in known.candidates:
                 points += self.points(self.run_round([candidate]), [1.0])
+            self.notes += known.notes
         if known is None or more:
             self.bisect(points)
         if not build.out_of_time:
-            build.ledger.put("search", key, Finished(candidates=tuple(self.candidates[1:])))
+            build.ledger.put("search", key, Finished(candidates=tuple(self.candidates[1:]), notes=tuple(self.notes)))
 
     def bisect(self, points: list[Point]) -> None:
         """Run the rounds, and the students and sparse variants that belong to them."""
@@ -337,8 +334,8 @@ class Search:
             points += self.points(results, [ratio for _, ratio in new])
         best = min((point.ratio for point in points if point.good), default=None)
         network = next((found for found in self.networks.values() if found.ratio == best), None)
-        if build.budget.size_metric == "download" and network is not None:
-            self.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
+        if network is not None:
+            try_variants(self, network)
 
     def settle_workers(self) -> None:
         """Find out how many trainings go side by side, unless the user said it."""

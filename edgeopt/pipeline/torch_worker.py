@@ -26,6 +26,8 @@ from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
 from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
+from edgeopt.passes.low_rank.factor import factor, factor_table
+from edgeopt.passes.low_rank.proof import verify_factors
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance
@@ -37,7 +39,7 @@ from edgeopt.pipeline import jobs
 from edgeopt.pipeline.steps import run_step, run_user_code
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
-from edgeopt.records.recipe import Distill, Prune, Sparsify, Student
+from edgeopt.records.recipe import Distill, LowRank, Prune, Sparsify, Student
 from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
 
 SALIENCY_BATCHES = 16
@@ -95,6 +97,13 @@ class TorchHalf:
         write_whole(Path(job.out), to_json(table))
         return jobs.TableDone(seconds=time.perf_counter() - start)
 
+    def factors(self, job: jobs.FactorsJob) -> jobs.FactorsDone:
+        """Write what a network's layers would become as two."""
+        start = time.perf_counter()
+        table = factor_table(self.network(job.network), self.saliency_batches, job.losses, job.step)
+        write_whole(Path(job.out), to_json(table))
+        return jobs.FactorsDone(seconds=time.perf_counter() - start)
+
     def train(self, job: jobs.TrainJob) -> jobs.TrainDone:
         """Apply the steps and write the network."""
         start = time.perf_counter()
@@ -110,6 +119,9 @@ class TorchHalf:
                     assert job.table is not None
                     table = from_json(Path(job.table).read_bytes(), GroupTable)
                     network, proof = self.prune(network, step, table)
+                case LowRank(layers=layers):
+                    before, network = network, factor(network, layers, self.saliency_batches)
+                    proof = verify_factors(before, layers, network, self.task.example_inputs)
                 case Sparsify():
                     epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
                     sparsity = Sparsity(step, self.saliency_batches, self.task.loss, epochs)
@@ -222,6 +234,8 @@ class TorchHalf:
             match job:
                 case jobs.TableJob():
                     return run_step("analyse", self.table, job)
+                case jobs.FactorsJob():
+                    return run_step("low-rank", self.factors, job)
                 case jobs.TrainJob():
                     return run_step("train", self.train, job)
                 case jobs.SpeedJob():

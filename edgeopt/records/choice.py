@@ -70,6 +70,8 @@ class Choice(Record, frozen=True, kw_only=True):
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    """What the search did not try, and why."""
 
     def trial(self, number: int) -> Trial:
         """Return the trial of that number."""

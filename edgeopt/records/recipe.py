@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
+from edgeopt.records.low_rank import Factor
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
@@ -39,6 +40,13 @@ class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsif
     block: int = 0
     schedule: Literal["once", "cubic"]
     """All at once, or growing over the first epochs of the training that follows."""
+
+
+class LowRank(Record, frozen=True, kw_only=True, tag_field="step", tag="low-rank"):
+    """Make two layers in a row of one, with few channels between them; layers not named keep their form."""
+
+    layers: dict[str, Factor]
+    """By the name of the layer's weight."""
 
 
 class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"):
@@ -111,7 +119,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 
 QuantizeStep = Quantize | QuantizeDynamic
 """What makes a file an int8 one."""
-TorchStep = Student | Prune | Sparsify | Distill
+TorchStep = Student | Prune | Sparsify | LowRank | Distill
 GraphStep = Simplify | FlushDenormals | QuantizeStep | Fuse | Half | Compact
 
 

@@ -55,6 +55,14 @@ class Score(Record, frozen=True, kw_only=True):
     samples: int
 
 
+class AgainstParent(Record, frozen=True, kw_only=True):
+    """A sparse or low-rank file against that of the network it was made of, in the same precision."""
+
+    trial: int
+    """The parent's number."""
+    comparison: Comparison
+
+
 class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measured"):
     """A candidate that went all the way."""
 
@@ -69,6 +77,7 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     """Where it is slower than that: what its layers lost and gained, largest loss first, by ONNX Runtime's profile."""
     ranking: tuple[NodeNoise, ...] = ()
     """Of a mixed form: the nodes in the order in which they go back to float."""
+    against_parent: AgainstParent | None = None
 
 
 class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):

@@ -103,6 +103,9 @@ class TrialPart(Part, frozen=True, kw_only=True):
     """Where it is slower than that: what its layers lost and gained, largest loss first."""
     sensitivity: tuple[Suffering, ...] = ()
     """Of a mixed form."""
+    parent: int | None = None
+    """The trial that a sparse or low-rank one was made of, in the same precision."""
+    against_parent: Against | None = None
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     score: float | None = None
@@ -151,6 +154,8 @@ class Document(Part, frozen=True, kw_only=True):
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+    """What the search did not try, and why."""
 
     def trial(self, number: int) -> TrialPart:
         """Return the trial of that number."""
@@ -180,6 +185,7 @@ def build_document(choice: Choice) -> Document:
         infeasible=choice.infeasible,
         test=choice.test,
         seconds=choice.seconds,
+        notes=choice.notes,
     )
 
 
@@ -201,6 +207,7 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
 def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
     latency = _latency(measurement, budget.latency_percentile)
+    parent = outcome.against_parent
     return TrialPart(
         number=trial.number,
         recipe=trial.recipe,
@@ -229,6 +236,8 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
             for change in outcome.twin_changes
         ),
         sensitivity=_sensitivity(trial.recipe, outcome),
+        parent=None if parent is None else parent.trial,
+        against_parent=None if parent is None else _against(parent.comparison),
         load_ms=load_ms(measurement),
         peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
         score=_finite(score.value),

@@ -180,7 +180,9 @@ def _notes(document: Document) -> dict[str, object] | None:
     for trial in document.trials:
         for note in trial.notes:
             trials.setdefault(note, []).append(str(trial.number))
-    return {"notes": [(note, words.listed(numbers)) for note, numbers in trials.items()]} if trials else None
+    search = sentences.variants(document)
+    notes = [(note, words.listed(numbers)) for note, numbers in trials.items()]
+    return {"notes": notes, "search": search} if notes or search else None
 
 
 def _time(document: Document) -> dict[str, object] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
+from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Against, Document, LayerChange, TrialPart
 from edgeopt.report.proof import Row, proof
@@ -181,6 +182,37 @@ def layer_text(change: LayerChange) -> str:
     times = f"{words.significant(change.float_ms)} → {words.significant(change.ms)} ms"
     count = max(change.nodes)
     return f"{change.operator}{shape} ({f'{count} of them, ' if count > 1 else ''}{times})"
+
+
+def variants(document: Document) -> list[str]:
+    """Say what zeros and low rank bought, and what not, against the network they were made of; and what was not tried.
+
+    Download and time are measured: a dense kernel multiplies zeros as it does other numbers.
+    """
+    said = []
+    for trial in document.trials:
+        if trial.against_parent is None or trial.parent is None:
+            continue
+        parent = document.trial(trial.parent)
+        sparse = any(isinstance(step, Sparsify) for step in trial.recipe.torch_steps)
+        ours, theirs = ((t.download_bytes if sparse else t.size_bytes) for t in (trial, parent))
+        if not ours or not theirs:
+            continue
+        what = "download" if sparse else "file"
+        size = f"{words.times(theirs / ours)} smaller" if ours <= theirs else f"{words.times(ours / theirs)} larger"
+        bought = f"Trial {trial.number} is trial {parent.number} with {_variant(trial)}: the {what} is {size}"
+        said.append(f"{bought}, and it runs {speed(trial.against_parent)}.")
+    return [*said, *document.notes]
+
+
+def _variant(trial: TrialPart) -> str:
+    """Name what a sparse or low-rank trial changed of its parent."""
+    step = next(step for step in trial.recipe.torch_steps if isinstance(step, Sparsify | LowRank))
+    match step:
+        case Sparsify(ratio=ratio):
+            return f"{words.percent(ratio)} of its weights at zero"
+        case LowRank(layers=layers):
+            return f"{words.plural(len(layers), 'layer')} of low rank"
 
 
 def waived(document: Document) -> str | None:

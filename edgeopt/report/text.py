@@ -98,5 +98,6 @@ def _lines(document: Document) -> Iterator[str]:
         *sentences.noise(document),
     )
     yield from (line for line in optional if line)
+    yield from sentences.variants(document)
     yield sentences.device(document)
     yield from (line for line in (sentences.tested(document), sentences.time_spent(document)) if line)

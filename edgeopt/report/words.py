@@ -12,6 +12,7 @@ from edgeopt.records.recipe import (
     Fuse,
     GraphStep,
     Half,
+    LowRank,
     Prune,
     Quantize,
     QuantizeDynamic,
@@ -152,6 +153,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"pruned{left} ({importance.method})"
         case Sparsify(ratio=ratio, method=method):
             return f"{percent(ratio)} of the weights zero ({method})"
+        case LowRank(layers=layers):
+            return f"{plural(len(layers), 'layer')} of low rank"
         case Distill(epochs=epochs):
             return f"distilled {plural(epochs, 'epoch')}"
         case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):

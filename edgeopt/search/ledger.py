@@ -21,7 +21,7 @@ from edgeopt.records.trial import Trial
 
 Kind = Literal[
     "network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement",
-    "study", "latency", "no-latency", "allocation",
+    "study", "latency", "no-latency", "allocation", "layer-times",
 ]  # fmt: skip
 R = TypeVar("R", bound=Record)
 

@@ -27,8 +27,8 @@ class Candidate:
     """Minus infinity where it is not a number."""
     findings: tuple[Finding, ...]
     verdict: Verdict
-    twin: int | None
-    """Number of the float32 trial of an int8 trial's network."""
+    origins: frozenset[int]
+    """Numbers of the float32 trial of an int8 trial's network, and of the trial that a variant was made of."""
 
     @property
     def keeps(self) -> bool:
@@ -56,6 +56,7 @@ def choose(
     device: Device,
     proven_on_target: bool,
     seconds: dict[str, float],
+    notes: tuple[str, ...] = (),
 ) -> Choice:
     """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better one.
 
@@ -71,6 +72,7 @@ def choose(
         device: Where the trials were measured.
         proven_on_target: False where the device only stands in for the target.
         seconds: Stage to time, for the report.
+        notes: What the search did not try, and why.
 
     Returns:
         The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
@@ -98,13 +100,14 @@ def choose(
         infeasible=infeasible,
         test=None,
         seconds=seconds,
+        notes=notes,
     )
 
 
 def _candidate(
     trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, twin: Trial | None
 ) -> Candidate:
-    memory = outcome.measurement.memory
+    memory, parent = outcome.measurement.memory, outcome.against_parent
     found = tuple(findings(outcome, budget))
     return Candidate(
         number=trial.number,
@@ -114,17 +117,17 @@ def _candidate(
         score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
         findings=found,
         verdict=judge(trial, outcome, found, proven_on_target=proven_on_target),
-        twin=None if twin is None else twin.number,
+        origins=frozenset(({twin.number} if twin else set()) | ({parent.trial} if parent else set())),
     )
 
 
 def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidate]:
-    """Leave out what is slower than the baseline or its float twin, as long as one of these could be shipped."""
+    """Leave out what is slower than the baseline or its origins, as long as one of these could be shipped."""
     keeping = {candidate.number for candidate in candidates if candidate.keeps}
     return [
         candidate
         for candidate in candidates
-        if candidate.verdict.pays or not keeping & {baseline_number, candidate.twin}
+        if candidate.verdict.pays or not keeping & {baseline_number, *candidate.origins}
     ]
 
 

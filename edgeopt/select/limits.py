@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement
-from edgeopt.records.recipe import Half, QuantizeStep
+from edgeopt.records.recipe import Half, LowRank, QuantizeStep
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
 from edgeopt.statistics import Interval, percentile_interval, verdict
 
@@ -151,9 +151,14 @@ def float_twin(trial: Trial, trials: Iterable[Trial]) -> Trial | None:
 def pays(trial: Trial, outcome: Measured, *, proven_on_target: bool) -> bool:
     """Say whether the trial may win by its A/Bs: slower neither than the baseline nor than its float twin.
 
+    One of low rank may not be slower than what it was made of either; zeros promise no speed.
+
     On a stand-in, int8 and float16 stay whatever the A/B says: their speed hangs on the instruction set, and the
     stand-in's is not the target's.
     """
+    low_rank = any(isinstance(step, LowRank) for step in trial.recipe.torch_steps)
+    if low_rank and outcome.against_parent and verdict(outcome.against_parent.comparison) == "slower":
+        return False
     if not proven_on_target and any(isinstance(step, QuantizeStep | Half) for step in trial.recipe.graph_steps):
         return True
     compared = (outcome.against_baseline, outcome.against_twin)

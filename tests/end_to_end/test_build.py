@@ -357,3 +357,24 @@ def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
     assert done.stdout == ""
     assert not (tmp_path / "edgeopt-out").exists()
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_their_parent(tmp_path):
+    write_target(tmp_path / "tiny.toml", size_metric='"download"')
+    mlp = f"{TESTS / 'tiny_mlp.py'}:task"
+    done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml", "--quick")
+    assert done.returncode == 0, done.stderr
+    choice = choice_of(tmp_path)
+    low = [t for t in choice["trials"] if any(step["step"] == "low-rank" for step in t["recipe"]["torch_steps"])]
+    assert low, choice["notes"]  # no channel of this network can go, and its layers use few directions
+    sparse = [t for t in choice["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
+    for trial in (*low, *sparse):
+        parent = choice["trials"][trial["parent"]]
+        assert trial["download_bytes"] < parent["download_bytes"]
+        assert f"Trial {trial['number']} is trial {parent['number']} with " in (done.stdout.replace("\n", " "))
+    for trial in low:
+        assert trial["parameters"] < 0.75 * choice["baseline"]["parameters"]
+        assert any(note.startswith("low rank: at most ") for note in trial["notes"])
+        assert trial["status"] == "measured"
+    assert "is trial" in (tmp_path / "edgeopt-out" / "report.html").read_text()

@@ -164,3 +164,17 @@ def test_the_table_survives_json_and_counts_by_hand():
     assert table.macs({"0": 3}) == 3 * 3 + 2 * 3
     smaller = prune(network, groups, strongest(scores, {"0": 3}))
     assert sum(parameter.numel() for parameter in smaller.parameters().values()) == table.parameters({"0": 3})
+
+
+def test_a_network_in_which_nothing_can_go_has_no_scores():
+    class Skip(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return x + self.layer(x)
+
+    network = Network.trace(Skip(), (torch.randn(2, 4),))
+    batches = [(torch.randn(2, 4), torch.randn(2, 4))]
+    assert importance(network, analyse(network), TAYLOR, batches, nn.functional.mse_loss) == {}

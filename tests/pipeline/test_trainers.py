@@ -15,10 +15,18 @@ from edgeopt.pipeline import jobs
 from edgeopt.pipeline.trainers import WORTH_A_WORKER, Trainers, available_cores
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
-from edgeopt.records.recipe import Importance
+from edgeopt.records.low_rank import FactorTable
+from edgeopt.records.recipe import Distill, Importance, LowRank
+from edgeopt.search.factors import decide
 
 TASK = f"{Path(__file__).parent.parent / 'tiny_task.py'}:task"
 ORIGINAL = jobs.NetworkRef(source="original", file=None)
+
+
+A_DISTILLATION = Distill(
+    epochs=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, warmup_ratio=0.1, temperature=4.0, kl_weight=0.9,
+    mse_weight=0.0, hard_weight=0.1,
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -31,6 +39,13 @@ def trainers():
 def a_table_job(folder, source="original"):
     network = jobs.NetworkRef(source=source, file=None)
     return jobs.TableJob(network=network, importance=Importance(method="l2"), out=str(folder / "table.json"))
+
+
+def a_training(folder, steps, out, table=None):
+    return jobs.TrainJob(
+        parent=ORIGINAL, table=table, steps=steps, seed=0, checkpoint=str(folder / "checkpoint.safetensors"),
+        teacher=str(folder / "teacher"), out=str(out),
+    )  # fmt: skip
 
 
 def test_a_worker_does_job_after_job_and_says_what_is_wrong_with_one(trainers, tmp_path):
@@ -95,3 +110,25 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
 
 def test_cores_are_counted_by_affinity():
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
+
+
+def test_a_worker_factors_layers_trains_them_and_loads_them_again(tmp_path):
+    pool = Trainers(f"{Path(TASK.partition(':')[0]).parent / 'tiny_mlp.py'}:task", 1)
+    out = tmp_path / "network.safetensors"
+    try:
+        job = jobs.FactorsJob(network=ORIGINAL, losses=(0.02, 0.1), step=8, out=str(tmp_path / "factors.json"))
+        pool.do(job, jobs.FactorsDone)
+        table = from_json((tmp_path / "factors.json").read_bytes(), FactorTable)
+        layers = decide(table, 1, None).layers
+        assert set(layers) == {f"layers.{index}.weight" for index in range(3)}
+        done = pool.do(a_training(tmp_path, (LowRank(layers=layers), A_DISTILLATION), out), jobs.TrainDone)
+        assert done.parameters < 0.1 * table.parameters
+        assert done.proof_error < 1e-9
+        assert done.best_score > 0.9
+        again = jobs.FactorsJob(network=jobs.NetworkRef(source="original", file=str(out)), losses=(0.1,), step=8,
+                                out=str(tmp_path / "again.json"))  # fmt: skip
+        pool.do(again, jobs.FactorsDone)
+        rebuilt = from_json((tmp_path / "again.json").read_bytes(), FactorTable)
+        assert rebuilt.parameters == done.parameters
+    finally:
+        pool.close()

@@ -15,9 +15,13 @@ from builders import (
     a_slower_int8_trial,
     a_test_result,
     a_trial,
+    a_variant,
 )
 from rich.console import Console
 
+from edgeopt.records.low_rank import Factor
+from edgeopt.records.recipe import LowRank, Sparsify
+from edgeopt.report import sentences
 from edgeopt.report.document import build_document
 from edgeopt.report.text import print_result
 
@@ -33,6 +37,25 @@ def shown(choice=None, out=None):
 
 def of(*trials, proven_on_target=True, **limits):
     return shown(a_choice(trials, a_budget(**limits), proven_on_target=proven_on_target))
+
+
+def test_what_variants_bought_and_did_not_is_said_in_measured_numbers():
+    low = LowRank(layers={"fc.weight": Factor(rank=8, form="pointwise")})
+    zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
+    trials = (
+        a_baseline(),
+        a_trial(1, size_bytes=1000, download_bytes=900),
+        a_variant(2, zeros, size_bytes=1000, download_bytes=600),
+        a_variant(3, low, time_ratio=0.5, size_bytes=500, download_bytes=400),
+    )
+    choice = msgspec.structs.replace(a_choice(trials), notes=("Low rank was not tried: nothing large.",))
+    said = sentences.variants(build_document(choice))
+    assert said[0].startswith("Trial 2 is trial 1 with 50\u00a0% of its weights at zero: the download is 1.50× smaller")
+    assert "and it runs not measurably faster or slower" in said[0]
+    assert said[1].startswith("Trial 3 is trial 1 with 1 layer of low rank: the file is 2.00× smaller")
+    assert "and it runs 2.0" in said[1] or "and it runs 1.9" in said[1]
+    assert "faster (95" in said[1]
+    assert said[2] == "Low rank was not tried: nothing large."
 
 
 def test_a_winner_is_named_with_its_gains_and_every_limit():

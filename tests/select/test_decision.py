@@ -5,8 +5,10 @@ import random
 
 import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_comparison, a_failed_trial, a_recipe, a_trial
+from builders import a_baseline, a_budget, a_choice, a_comparison, a_failed_trial, a_recipe, a_trial, a_variant
 
+from edgeopt.records.low_rank import Factor
+from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.records.trial import Measured
 
 A_RANDOM_BUILD = 8  # trials; brute force over them is instant, and every limit is met and missed by some
@@ -44,6 +46,16 @@ def test_the_download_decides_where_the_budget_says_so():
     )
     assert a_choice(trials).winner == 1
     assert a_choice(trials, a_budget(size_metric="download")).winner == 2
+
+
+def test_low_rank_that_is_slower_than_what_it_was_made_of_makes_way_and_zeros_need_not_be_faster():
+    low = LowRank(layers={"fc.weight": Factor(rank=8, form="pointwise")})
+    zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
+    for step, time_ratio, winner in ((low, 1.2, 1), (low, 0.8, 2), (zeros, 1.2, 2)):
+        variant = a_variant(2, step, time_ratio=time_ratio, size_bytes=700)
+        assert a_choice((a_baseline(), a_trial(1, size_bytes=900), variant)).winner == winner
+    lost = a_variant(2, low, time_ratio=1.2, size_bytes=700)  # better than nothing, where its parent misses a limit
+    assert a_choice((a_baseline(), a_trial(1, size_bytes=900), lost), a_budget(max_size_bytes=800)).winner == 2
 
 
 def test_a_failed_trial_is_no_candidate_and_is_kept_in_the_choice():

@@ -182,7 +182,7 @@ def _gradients(
             for dim in range(weight.dim()):
                 if (name, dim) in rows:
                     rows[name, dim].append(_rows(values, dim))
-    if not any(rows.values()):
+    if rows and not any(rows.values()):
         raise InputError(f"Importance '{method}' got no batch; give at least one.")
 
     def score(slot: Slot, indices: Integers) -> Floats | None:

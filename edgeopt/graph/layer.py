@@ -1,0 +1,77 @@
+"""One layer as a file of its own, whole or as two in a row, to be timed: weights are random, shapes are the layer's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeopt.records.low_rank import Factor, FactorLayer
+
+OPSET, IR = 13, 7
+"""Old enough for every runtime that loads an edgeopt file."""
+
+
+def layer_model(layer: FactorLayer, factor: Factor | None, batch_size: int) -> onnx.ModelProto:
+    """Return a file with input ``x`` and output ``y`` that holds a layer, or the pair that it would become.
+
+    Args:
+        layer: A linear layer or a convolution.
+        factor: How it becomes two; None for the layer as it is.
+        batch_size: Samples of the input.
+    """
+    parts = _parts(layer, factor)
+    nodes, weights, name = [], [], "x"
+    rng = np.random.default_rng(0)
+    for index, (shape, attributes) in enumerate(parts):
+        values = rng.standard_normal(shape) / math.sqrt(math.prod(shape[1:]))
+        convolution = len(shape) > 2
+        weight = (values if convolution else values.T).astype(np.float32)
+        weights.append(numpy_helper.from_array(np.ascontiguousarray(weight), f"w{index}"))
+        result = "y" if index == len(parts) - 1 else f"h{index}"
+        nodes.append(
+            helper.make_node(
+                "Conv" if convolution else "MatMul", [name, f"w{index}"], [result], f"n{index}", **attributes
+            )
+        )
+        name = result
+    graph = helper.make_graph(
+        nodes,
+        "layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch_size, *layer.input_shape])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _parts(layer: FactorLayer, factor: Factor | None) -> list[tuple[tuple[int, ...], dict[str, Any]]]:
+    """Return the weight's shape and the attributes of each layer in the row."""
+    channels_out, channels_in, *kernel = layer.shape
+    whole = (layer.stride, layer.padding, layer.dilation)
+    if factor is None:
+        return [_part(layer.shape, *whole)]
+    rank = factor.rank
+    if factor.form == "separable":
+        down, across = (tuple((one[0], n) for one, n in zip(whole, (1, 0, 1), strict=True)),
+                        tuple((n, one[1]) for one, n in zip(whole, (1, 0, 1), strict=True)))  # fmt: skip
+        return [
+            _part((rank, channels_in, kernel[0], 1), *down),
+            _part((channels_out, rank, 1, kernel[1]), *across),
+        ]
+    ones = tuple(1 for _ in kernel)
+    zeros = tuple(0 for _ in kernel)
+    return [_part((rank, channels_in, *kernel), *whole), _part((channels_out, rank, *ones), ones, zeros, ones)]
+
+
+def _part(
+    shape: tuple[int, ...], stride: tuple[int, ...], padding: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], dict[str, Any]]:
+    if len(shape) == 2:
+        return shape, {}
+    attributes = {"kernel_shape": shape[2:], "strides": stride, "pads": padding + padding, "dilations": dilation}
+    return shape, attributes

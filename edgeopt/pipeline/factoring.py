@@ -1,0 +1,159 @@
+"""Low rank in a search: which layers of a network become two, decided by timing both forms on the build's device."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeopt.bench.nodes import Turns, profile_nodes
+from edgeopt.bench.outputs import write_batches
+from edgeopt.errors import DeviceError, StepError
+from edgeopt.graph.apply import apply_steps
+from edgeopt.graph.files import save
+from edgeopt.graph.layer import layer_model
+from edgeopt.pipeline import jobs
+from edgeopt.pipeline.candidates import Candidate, low_rank
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.files import graph_steps
+from edgeopt.pipeline.networks import Network, reference
+from edgeopt.pipeline.steps import as_failed, run_step
+from edgeopt.records.base import Record
+from edgeopt.records.codec import digest, from_json
+from edgeopt.records.low_rank import Factor, FactorLayer, FactorTable
+from edgeopt.records.profile import Precision
+from edgeopt.records.recipe import Compact, Quantize
+from edgeopt.search.factors import LEAST_SAVED, LOSSES, Decision, Times, decide
+
+STAGE = "low-rank"
+TURNS = Turns(rounds=5, seconds=0.02, budget_seconds=20.0)
+CALIBRATION_SAMPLES = 8
+"""Ranges decide no latency."""
+
+
+class LayerTimes(Record, frozen=True, kw_only=True):
+    """Times of layers and of their pairs, in ns, by the layer's weight."""
+
+    pairs: dict[str, tuple[float, float]]
+
+
+def factored(build: Build, network: Network, precision: Precision) -> tuple[list[Candidate], str]:
+    """Return the candidates of low rank that a network is worth, and a sentence on what was found.
+
+    Nothing may train meanwhile: layers are timed where counting says that enough would be saved.
+
+    Args:
+        build: The build.
+        network: The smallest network that keeps the score.
+        precision: The one that would ship, in which layers are timed.
+    """
+    table = factor_table(build, network)
+    found: dict[str, Candidate] = {}
+    said = ""
+    for index, loss in enumerate(table.losses):
+        counted = decide(table, index, None)
+        if not counted.worth_it:
+            said = (
+                f"Low rank was not tried: with {loss:.0%} of each layer's output lost, layers of low rank would save "
+                f"{counted.saved_ratio:.0%} of the parameters; {LEAST_SAVED:.0%} is worth a training."
+            )
+            continue
+        try:
+            times = layer_times(build, table, index, precision)
+        except (StepError, DeviceError) as error:
+            return [], f"Low rank was not tried: layers could not be timed ({as_failed(error).reason})"
+        timed = decide(table, index, times)
+        if not timed.worth_it:
+            said = (
+                f"Low rank was not tried: of {len(counted.layers)} layers with a smaller pair, {len(timed.layers)} are "
+                f"not slower as two in {precision}, and would save {timed.saved_ratio:.0%} of the parameters; "
+                f"{LEAST_SAVED:.0%} is worth a training."
+            )
+            continue
+        note = _note(timed, times, loss, precision)
+        found.setdefault(digest(timed.layers), low_rank(build, network, timed.layers, (note,)))
+    return list(found.values()), "" if found else said
+
+
+def _note(decision: Decision, times: Times, loss: float, precision: Precision) -> str:
+    whole, pair = (sum(times[name][place] for name in decision.layers) for place in (0, 1))
+    kept = f"; {decision.kept} kept their form, being slower as two" if decision.kept else ""
+    return (
+        f"low rank: at most {loss:.0%} of each layer's output lost before training; as two, {len(decision.layers)} "
+        f"layers take {pair / whole:.2f} of their time in {precision}, timed alone{kept}"
+    )
+
+
+def factor_table(build: Build, network: Network) -> FactorTable:
+    """Return what a network's layers would become: from the workspace, or found now."""
+    step = build.profile.channel_step
+    key = digest(("factors", build.fingerprint, network.key, LOSSES, step, build.versions))
+    path = build.workspace.folder("tables") / f"{key}.json"
+    if not path.exists():
+        build.progress(STAGE, "what large layers would be as two")
+        job = jobs.FactorsJob(network=reference(build, network), losses=LOSSES, step=step, out=str(path))
+        build.trainers.do(job, jobs.FactorsDone)
+    return from_json(path.read_bytes(), FactorTable)
+
+
+def layer_times(build: Build, table: FactorTable, loss: int, precision: Precision) -> Times:
+    """Return the times of each layer and its pair on the device: from the ledger, or measured now."""
+    wanted = {
+        layer.weight: (layer, choice.factor) for layer in table.layers if (choice := layer.choices[loss]) is not None
+    }
+    place = (build.device.id, build.environment.onnxruntime, precision, build.profile.providers, build.profile.threads)
+    key = digest(("layer-times", [wanted[name] for name in wanted], place, build.budget.batch_size, build.versions))
+    found = build.ledger.get("layer-times", key, LayerTimes)
+    if found is None:
+        build.progress(STAGE, f"times of {len(wanted)} layers as one and as two in {precision}")
+        folder = build.workspace.folder("stages") / f"layers-{key}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            found = LayerTimes(pairs=run_step(STAGE, _measure, build, wanted, precision, folder))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        build.ledger.put("layer-times", key, found)
+    return found.pairs
+
+
+def _measure(
+    build: Build, wanted: dict[str, tuple[FactorLayer, Factor]], precision: Precision, folder: Path
+) -> dict[str, tuple[float, float]]:
+    """Time every layer and its pair in turns; equal ones once. Layers that are not reached are missing."""
+    alike: dict[str, list[str]] = {}
+    for name, (layer, factor) in wanted.items():
+        alike.setdefault(digest((msgspec.structs.replace(layer, weight="", choices=()), factor)), []).append(name)
+    files: list[Path] = []
+    for names in alike.values():
+        layer, factor = wanted[names[0]]
+        files += [_write(build, layer, one, precision, folder / str(len(files) + place))
+                  for place, one in enumerate((None, factor))]  # fmt: skip
+    timed = profile_nodes(files, build.connection, build.profile, build.budget.batch_size, build.allow_fallback,
+                          None, TURNS)  # fmt: skip
+    ns = {one.file: one.ns for one in timed}
+    return {
+        name: (ns[2 * index], ns[2 * index + 1])
+        for index, names in enumerate(alike.values())
+        for name in names
+        if 2 * index + 1 in ns
+    }
+
+
+def _write(build: Build, layer: FactorLayer, factor: Factor | None, precision: Precision, stem: Path) -> Path:
+    """Write a layer's file in the precision asked for."""
+    source, target, calibration = stem.with_suffix(".float.onnx"), stem.with_suffix(".onnx"), stem.with_suffix(".npz")
+    save(layer_model(layer, factor, build.budget.batch_size), source)
+    rng = np.random.default_rng(0)
+    shape = (build.budget.batch_size, *layer.input_shape)
+    write_batches(calibration, [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(2)])
+    steps = tuple(
+        msgspec.structs.replace(step, samples=CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
+        for step in graph_steps(precision, build.profile)
+        if not isinstance(step, Compact)
+    )
+    apply_steps(steps, source, target, calibration=calibration, max_opset=build.profile.max_opset,
+                max_ir=build.profile.max_ir)  # fmt: skip
+    return target

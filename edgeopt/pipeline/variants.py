@@ -1,0 +1,65 @@
+"""What follows the bisection: variants of the smallest network that keeps the score, and how they compare with it.
+
+Pruning comes first, for a narrower network is smaller and faster on every device. What low rank and zeros add is tried
+on its result, and measured against it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from edgeopt.pipeline.candidates import precision_of, sparse
+from edgeopt.pipeline.factoring import factored
+from edgeopt.records.codec import network_key
+from edgeopt.records.recipe import LowRank, Recipe, Sparsify
+from edgeopt.records.trial import AgainstParent, Measured, Trial
+
+if TYPE_CHECKING:
+    from edgeopt.pipeline.networks import Network
+    from edgeopt.pipeline.rounds import Search
+
+
+def try_variants(search: Search, network: Network) -> None:
+    """Train what low rank and zeros make of ``network``, where the rules say that it may pay."""
+    build = search.build
+    if build.out_of_time:
+        return
+    with build.clock.stage("low rank"):
+        candidates, said = factored(build, network, search.track or search.precisions[0])
+    if said and said not in search.notes:
+        search.notes.append(said)
+        build.progress("low-rank", said)
+    if candidates and not build.out_of_time:
+        search.run_round(candidates)
+    if build.budget.size_metric == "download":
+        search.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
+
+
+def parent_of(search: Search, recipe: Recipe) -> Trial | None:
+    """Return the trial of the network that a sparse or low-rank one was made of, in the same precision."""
+    if not any(isinstance(step, LowRank | Sparsify) for step in recipe.torch_steps):
+        return None
+    build = search.build
+    for trial in search.trials:
+        other = trial.recipe
+        key = (
+            network_key(build.fingerprint, other.torch_steps, other.seed, other.parent, build.versions)
+            if other.torch_steps
+            else None
+        )
+        same = key == recipe.parent and other.graph_steps and precision_of(other) == precision_of(recipe)
+        if same and isinstance(trial.outcome, Measured):
+            return trial
+    return None
+
+
+def against_parent(search: Search, recipe: Recipe, outcome: Measured) -> Measured:
+    """Return the outcome with its A/B against the network it was made of: what a variant buys, and what it does not."""
+    parent = parent_of(search, recipe)
+    if parent is None or not isinstance(parent.outcome, Measured):
+        return outcome
+    search.build.progress("compare", f"with trial {parent.number}, which it was made of")
+    comparison = search.scale.comparison(outcome.artifact.sha256, parent.outcome.artifact.sha256)
+    return msgspec.structs.replace(outcome, against_parent=AgainstParent(trial=parent.number, comparison=comparison))

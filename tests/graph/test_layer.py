@@ -1,0 +1,34 @@
+"""A layer's own file: whole and as two it reads and gives the same shapes, with the strides of the layer."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from edgeopt.graph.layer import layer_model
+from edgeopt.records.low_rank import Factor, FactorLayer
+
+LINEAR = {"shape": (24, 40), "input_shape": (5, 40), "stride": (), "padding": (), "dilation": ()}
+CONV1D = {"shape": (24, 6, 3), "input_shape": (6, 20), "stride": (2,), "padding": (1,), "dilation": (1,)}
+CONV2D = {
+    "shape": (24, 6, 3, 5), "input_shape": (6, 20, 30), "stride": (2, 1), "padding": (1, 4), "dilation": (1, 2)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("layer", "form", "parameters", "gives"),
+    [
+        (LINEAR, "pointwise", 8 * 64, (2, 5, 24)),
+        (CONV1D, "pointwise", 8 * (18 + 24), (2, 24, 10)),
+        (CONV2D, "pointwise", 8 * (90 + 24), (2, 24, 10, 30)),
+        (CONV2D, "separable", 8 * (18 + 120), (2, 24, 10, 30)),
+    ],
+)
+def test_a_pair_gives_what_its_layer_gives(layer, form, parameters, gives):
+    record = FactorLayer(weight="w", choices=(), **layer)
+    x = np.ones((2, *layer["input_shape"]), np.float32)
+    for factor, count in ((None, record.parameters), (Factor(rank=8, form=form), parameters)):
+        model = layer_model(record, factor, 2)
+        onnx.checker.check_model(model, full_check=True)
+        assert sum(int(np.prod(weight.dims)) for weight in model.graph.initializer) == count
+        assert ReferenceEvaluator(model).run(None, {"x": x})[0].shape == gives

@@ -55,8 +55,7 @@ def study(model: onnx.ModelProto, step: Quantize, calibration: Path, held_back: 
         model: A float model; it is changed.
         step: Types and number of samples; all else in it is not looked at.
         calibration: As in ``quantize.quantize``; the ``held_back`` samples after the first ``step.samples`` are what
-            noise is measured on. Where the file has fewer than both, its last third is; where it has one sample, that
-            one calibrates and judges.
+            noise is measured on. Where the file has fewer than both, its last third is; a single batch does both.
         held_back: How many samples.
         rank: Whether to rank the nodes, which takes a session a node.
     """
@@ -112,11 +111,11 @@ def _parts(calibration: Path, names: list[str], samples: int, held_back: int) ->
     """Return how many samples calibrate, and the batches after them: whole ones, for graphs of a fixed batch size."""
     batches = list(read_batches(calibration, names, samples + held_back))
     counts = list(itertools.accumulate(len(batch[names[0]]) for batch in batches))
-    calibrating = min(samples, max(1, math.floor(counts[-1] * (1 - JUDGING_RATIO))))
-    later = [batch for batch, count in zip(batches[1:], counts, strict=False) if count >= calibrating]
-    if not later:
-        return calibrating, batches[-1:]
-    return counts[len(batches) - len(later) - 1], later
+    if len(batches) == 1:
+        return min(samples, counts[0]), batches
+    wanted = min(samples, math.ceil(counts[-1] * (1 - JUDGING_RATIO)))
+    cut = next((index for index, count in enumerate(counts[:-1], 1) if count >= wanted), len(batches) - 1)
+    return counts[cut - 1], batches[cut:]
 
 
 def _outputs(model: onnx.ModelProto, batches: Sequence[Batch]) -> list[Batch]:

@@ -226,7 +226,8 @@ def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
     run_step("evaluate", run_model, copy, world.data.parity_file, expected_file(world, original), world.connection,
              world.profile, allow_fallback=world.allow_fallback)  # fmt: skip
     sha256 = world.workspace.keep_artifact(copy)
-    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=(f"scored by {task.scored_by}",))
+    notes = (f"scored by {task.scored_by}", task.calibrated_by)
+    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
 
 
 def decide(world: Build, search: Search) -> Choice:

@@ -93,6 +93,7 @@ class TaskData:
             update_digest(digest, [np.asarray(value) for value in _leaves(target)])
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.path.read_bytes())
+            update_digest(digest, self.task.calibration_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task
         model = self._user("build_model()", lambda: task.model)
@@ -126,7 +127,8 @@ class TaskData:
         if path.exists():
             return path
         if isinstance(self.task, OnnxTask):
-            return self._keep(f"calibration{samples}", self.inputs[: max(1, samples // len(self.inputs[0]))])
+            given = self.task.calibration_batches()
+            return self._keep(f"calibration{samples}", given[: max(1, samples // len(given[0]))])
         found = self._user("calibration_batches()", self._arrays, self.task.calibration_batches, samples)
         return self._keep(f"calibration{samples}", [inputs for inputs, _ in found])
 

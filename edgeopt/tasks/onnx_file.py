@@ -2,7 +2,7 @@
 
 Inputs come from an ``.npz`` whose keys are the graph's input names, one row a sample; a key ``labels`` makes the score
 the accuracy. Without labels the score is the agreement with the given file's own outputs, and without inputs they are
-random numbers: both are said in the report.
+random numbers: both are said in the report. A part of the inputs calibrates int8; the others select, and judge alone.
 """
 
 from __future__ import annotations
@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
 
-RANDOM_SAMPLES = 64
+RANDOM_SAMPLES = 160
+CALIBRATION_RATIO = 0.2
+"""Share of the inputs that calibrates int8."""
+MAX_CALIBRATION = 384
+"""More do not move the ranges."""
+FEWEST = 32
+"""Inputs on either side; where one would have fewer, all of them calibrate and select."""
 BATCH = 32
+CALIBRATION_BATCH = 16
+"""Smaller, so that few inputs are several batches: a study of int8 judges on batches that did not calibrate."""
 LABELS_KEY = "labels"
 
 
@@ -41,6 +49,9 @@ def agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
             error = np.linalg.norm(found.reshape(len(found), -1) - flat, axis=1)
             scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
     return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
+
+
+Arrays = dict[str, NDArray[Any]]
 
 
 class OnnxTask:
@@ -66,7 +77,8 @@ class OnnxTask:
         self.input_names = tuple(value.name for value in self.inputs)
         self.output_names = tuple(value.name for value in graph.output)
         self.random_inputs = data is None
-        self.arrays = self._random() if data is None else self._load(data)
+        given = self._random() if data is None else self._load(data)
+        self.calibration_arrays, self.arrays = self._held_back(given)
         self.targets = self.arrays.pop(LABELS_KEY, None)
 
     @property
@@ -75,15 +87,49 @@ class OnnxTask:
         words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
         return f"{words} on random inputs" if self.random_inputs else words
 
+    @property
+    def calibrated_by(self) -> str:
+        """Which of the inputs calibrate int8, in words."""
+        samples = len(next(iter(self.arrays.values())))
+        if self.calibration_arrays is self.arrays:
+            return (
+                f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its drop of the "
+                "score may look smaller than it is"
+            )
+        return f"{len(next(iter(self.calibration_arrays.values())))} inputs calibrate int8, {samples} others select"
+
     def batches(self) -> list[dict[str, NDArray[Any]]]:
-        """Return the inputs in batches."""
-        count = len(next(iter(self.arrays.values())))
-        step = self._fixed_batch() or BATCH
+        """Return the inputs that select, in batches."""
+        return self._in_batches(self.arrays, BATCH)
+
+    def calibration_batches(self) -> list[dict[str, NDArray[Any]]]:
+        """Return the inputs that calibrate int8, in batches."""
+        return self._in_batches(self.calibration_arrays, CALIBRATION_BATCH)
+
+    def _in_batches(self, arrays: Arrays, most: int) -> list[Arrays]:
+        count = len(next(iter(arrays.values())))
+        step = self._fixed_batch() or most
         usable = count - count % step if self._fixed_batch() else count
         return [
-            {name: values[start : start + step] for name, values in self.arrays.items()}
-            for start in range(0, usable, step)
+            {name: values[start : start + step] for name, values in arrays.items()} for start in range(0, usable, step)
         ]
+
+    def _held_back(self, given: Arrays) -> tuple[Arrays, Arrays]:
+        """Part the inputs into those that calibrate and those that select; the same twice where they are too few.
+
+        Those that calibrate are taken evenly from all of the file, which may be sorted by class.
+        """
+        count, batch = len(next(iter(given.values()))), self._fixed_batch() or 1
+        wanted = min(MAX_CALIBRATION, max(FEWEST, int(count * CALIBRATION_RATIO)))
+        wanted = -(-wanted // batch) * batch
+        if wanted > count - max(FEWEST, batch):
+            return given, given  # one object: ``targets`` are taken out of both
+        chosen = np.zeros(count, dtype=bool)
+        chosen[np.arange(wanted) * count // wanted] = True
+        return (
+            {name: values[chosen] for name, values in given.items() if name != LABELS_KEY},
+            {name: values[~chosen] for name, values in given.items()},
+        )
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches, or None where there are none."""

@@ -28,6 +28,44 @@ def test_inputs_and_labels_come_from_the_file(model, tmp_path):
     assert task.scored_by == "accuracy"
 
 
+def rows(batches):
+    return np.concatenate([batch["x"][:, 0] for batch in batches]).astype(int).tolist()
+
+
+@pytest.mark.parametrize(("count", "calibrating"), [(64, 32), (400, 80), (5000, 384)])
+def test_no_input_calibrates_and_selects(model, tmp_path, count, calibrating):
+    x = np.repeat(np.arange(count, dtype=np.float32)[:, None], 3, axis=1)
+    np.savez(tmp_path / "data.npz", x=x, labels=np.arange(count))
+    task = OnnxTask(model, tmp_path / "data.npz")
+    first, second = rows(task.calibration_batches()), rows(task.batches())
+    assert (len(first), sorted(first + second)) == (calibrating, list(range(count)))
+    assert np.concatenate(task.target_batches()).tolist() == second
+    assert max(np.diff(first)) <= np.ceil(count / calibrating)  # from all of the file
+    assert task.calibrated_by == f"{calibrating} inputs calibrate int8, {count - calibrating} others select"
+
+
+def test_too_few_inputs_do_both_and_it_is_said(model, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((63, 3), np.float32), labels=np.arange(63))
+    task = OnnxTask(model, tmp_path / "data.npz")
+    assert len(rows(task.calibration_batches())) == len(rows(task.batches())) == 63
+    assert "labels" not in task.calibration_arrays
+    assert task.calibrated_by.startswith("too few inputs to hold some back: the same 63 calibrate int8 and select")
+
+
+def test_a_graph_of_a_fixed_batch_size_holds_whole_batches_back(tmp_path):
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["y"])],
+        "relu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [24, 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [24, 3])],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((240, 3), np.float32))
+    task = OnnxTask(tmp_path / "m.onnx", tmp_path / "data.npz")
+    assert [len(batch["x"]) for batch in task.calibration_batches()] == [24, 24]
+    assert [len(batch["x"]) for batch in task.batches()] == [24] * 8
+
+
 def test_without_data_the_inputs_are_random_and_it_is_said(model):
     task = OnnxTask(model, None)
     assert task.scored_by == "agreement with the given file's outputs on random inputs"

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.graph.files import graphs, load, opset_of
+from edgeopt.graph.files import arrays, graphs, load, opset_of
+from edgeopt.graph.packed import count_weights
 
 STAGE = "facts"
 DEFLATE_LEVEL = 9
@@ -126,6 +127,11 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
                 zero_points[node.input[0]] = node.input[2]
     tensors = {tensor.name: tensor for inner in graphs(graph) for tensor in inner.initializer}
     total = nonzero = 0
+    packed = {node.input[1]: node for inner in graphs(graph) for node in inner.node if node.op_type == "MatMulNBits"}
+    for node in packed.values():
+        count, used = count_weights(node, {name: numpy_helper.to_array(tensors[name]) for name in node.input[1:]})
+        total, nonzero = total + count, nonzero + used
+        scales |= set(node.input[1:])
     for name, tensor in tensors.items():
         if name in scales or tensor.data_type not in (*_WEIGHTS, *(_QUANTIZED if name in quantized else ())):
             continue
@@ -157,6 +163,14 @@ def mostly_products(model: onnx.ModelProto) -> bool:
     return work[True] > work[False]
 
 
+def product_bytes_ratio(model: onnx.ModelProto) -> float:
+    """Return the share of the stored weights' bytes that products of activations with weights hold, 0..1."""
+    stored = arrays(model.graph)
+    held = {node.input[1] for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in stored}
+    total = sum(values.nbytes for values in stored.values())
+    return sum(stored[name].nbytes for name in held) / total if total else 0.0
+
+
 def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     """Return the shapes that can be inferred when every open dimension of the inputs is 1."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
@@ -168,7 +182,9 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
                 dim.Clear()
     del copy.graph.value_info[:]
     for node in copy.graph.node:
-        if node.op_type in _SHAPED_LIKE:
+        if node.op_type == "MatMulNBits":
+            _write_as_product(node, copy.graph)
+        elif node.op_type in _SHAPED_LIKE:
             like, places = _SHAPED_LIKE[node.op_type]
             attributes = [one for one in node.attribute if one.name in ("transA", "transB")]
             node.CopyFrom(helper.make_node(like, [node.input[place] for place in places], list(node.output)))
@@ -180,6 +196,14 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes
+
+
+def _write_as_product(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """Put a product of the same shapes in the place of one whose weights are packed."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    weights = f"{node.output[0]}_weights"
+    graph.input.append(helper.make_tensor_value_info(weights, TensorProto.FLOAT, [given["K"], given["N"]]))
+    node.CopyFrom(helper.make_node("MatMul", [node.input[0], weights], list(node.output)))
 
 
 def _of_convolution(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
@@ -217,6 +241,7 @@ _MACS: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
     "MatMul": _of_product,
     "QLinearMatMul": _of_product,
     "MatMulInteger": _of_product,
+    "MatMulNBits": _of_product,
     "QGemm": _of_integer_gemm,
     "LSTM": _of_cell,
     "DynamicQuantizeLSTM": _of_cell,

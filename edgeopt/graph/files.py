@@ -14,6 +14,8 @@ from onnx import numpy_helper
 from edgeopt.errors import StepError
 
 STANDARD = ("", "ai.onnx")
+MICROSOFT = "com.microsoft"
+"""The domain of ONNX Runtime's own operators."""
 Arrays = dict[str, NDArray[Any]]
 
 

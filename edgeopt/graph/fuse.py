@@ -17,9 +17,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeopt.graph.files import Arrays, arrays, consumers, drop_unused_initializers, replace_nodes
+from edgeopt.graph.files import MICROSOFT, Arrays, arrays, consumers, drop_unused_initializers, replace_nodes
 
-MICROSOFT = "com.microsoft"
 MOVES = ("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "MaxPool")
 """Operators that move values about and so work on quantized ones, where scale and zero point stay."""
 

@@ -17,7 +17,18 @@ from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.files import load, lower_ir, save
 from edgeopt.graph.fuse import fuse
-from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, GraphStep, Half, Quantize, QuantizeDynamic, Simplify
+from edgeopt.graph.weights import quantize_weights
+from edgeopt.records.recipe import (
+    Compact,
+    FlushDenormals,
+    Fuse,
+    GraphStep,
+    Half,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Simplify,
+)
 
 AnyStep = GraphStep | Fuse
 
@@ -60,6 +71,11 @@ def _quantize_dynamic(step: AnyStep, model: onnx.ModelProto, calibration: Path |
     return quantize_products(model, step), ()
 
 
+def _quantize_weights(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
+    assert isinstance(step, QuantizeWeights)
+    return quantize_weights(model, step), ()
+
+
 def _half(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> Made:
     from edgeopt.graph.half import halve
 
@@ -81,6 +97,7 @@ STEPS: dict[type[AnyStep], StepFunction] = {
     FlushDenormals: StepFunction(_flush_denormals, apart=False),
     Quantize: StepFunction(_quantize, apart=True),
     QuantizeDynamic: StepFunction(_quantize_dynamic, apart=True),
+    QuantizeWeights: StepFunction(_quantize_weights, apart=False),
     Half: StepFunction(_half, apart=True),
     Fuse: StepFunction(_fuse, apart=False),
     Compact: StepFunction(_compact, apart=False),

@@ -25,6 +25,7 @@ from edgeopt.records.recipe import (
     Quantize,
     QuantizeDynamic,
     QuantizeStep,
+    QuantizeWeights,
     Recipe,
     Simplify,
 )
@@ -64,9 +65,14 @@ def static_int8(profile: Profile) -> Quantize:
     )
 
 
+def on_cpu_alone(profile: Profile) -> bool:
+    """Tell whether ONNX Runtime's own operators will do: no other provider runs the file."""
+    return profile.providers == ("CPUExecutionProvider",)
+
+
 def in_int8(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 form; where the CPU alone runs the file, its integer operators are written out."""
-    fuse = (Fuse(),) if profile.providers == ("CPUExecutionProvider",) and isinstance(step, Quantize) else ()
+    fuse = (Fuse(),) if on_cpu_alone(profile) and isinstance(step, Quantize) else ()
     return (*HEAD, step, *fuse, Compact())
 
 
@@ -147,7 +153,7 @@ def stage_name(step: GraphStep) -> str:
     match step:
         case Simplify():
             return "simplified"
-        case Quantize() | QuantizeDynamic():
+        case Quantize() | QuantizeDynamic() | QuantizeWeights():
             return "quantized"
         case Fuse():
             return "fused"

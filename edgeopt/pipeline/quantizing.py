@@ -7,24 +7,30 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from edgeopt.graph.apply import apply_steps, study_file
-from edgeopt.graph.facts import mostly_products
+from edgeopt.graph.facts import mostly_products, product_bytes_ratio
 from edgeopt.graph.files import load
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.files import HEAD, graph_steps, in_int8, static_int8
+from edgeopt.pipeline.files import HEAD, graph_steps, in_int8, on_cpu_alone, static_int8
 from edgeopt.pipeline.networks import ExportedFile
 from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
 from edgeopt.records.quantization import NodeNoise, Study
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights
 
 HELD_BACK_SAMPLES = 128
 """Calibration samples that judge instead of calibrating."""
+WEIGHT_BITS: dict[Literal[4, 8], tuple[int, int, int]] = {4: (1, 17, 0), 8: (1, 22, 0)}
+"""Bits of weights next to float activations, and the first onnxruntime whose CPU provider multiplies by them."""
+WEIGHT_BLOCK = 32
+"""Weights that share a scale: five bits a weight in all, and narrow networks have products no deeper than this."""
+MOST_BYTES = 0.5
+"""Share of a file that products hold, from which on their weights are tried in fewer bits."""
 LIGHT_SHARES = (0.03, 0.1)
 """Shares of the weights, from the input on, that go back to float where int8 is slower than float: there, in few
 channels and many positions, quantizing costs most and saves least."""
@@ -38,11 +44,23 @@ class Mix(NamedTuple):
 
 
 def form_steps(build: Build, exported: ExportedFile, precision: Precision) -> Iterator[tuple[GraphStep, ...]]:
-    """Yield the recipes of a precision: for int8 the static form, and where products dominate the dynamic one too."""
-    yield graph_steps(precision, build.profile)
-    if precision == "int8" and mostly_products(load(build.workspace.artifact(exported.sha256), "quantize")):
-        dynamic = QuantizeDynamic(reduce_range=build.profile.activation_type == "uint8")
-        yield in_int8(dynamic, build.profile)
+    """Yield the recipes of a precision.
+
+    For int8 the static form, where products dominate the work the dynamic one too, and where they hold most of the
+    bytes weights of fewer bits, as far as the oldest runtime named knows them.
+    """
+    profile = build.profile
+    yield graph_steps(precision, profile)
+    if precision != "int8":
+        return
+    model = load(build.workspace.artifact(exported.sha256), "quantize")
+    if mostly_products(model):
+        yield in_int8(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
+    if on_cpu_alone(profile) and product_bytes_ratio(model) > MOST_BYTES:
+        known = tuple(int(part) for part in profile.min_onnxruntime.split("."))
+        for bits, since in WEIGHT_BITS.items():
+            if known >= since:
+                yield in_int8(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK), profile)
 
 
 def study(build: Build, exported: ExportedFile, *, rank: bool) -> Study:

@@ -105,6 +105,14 @@ class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Names of the nodes that stay float."""
 
 
+class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-weights"):
+    """Weights of matrix products in few bits, activations in float; for the CPU provider alone."""
+
+    bits: Literal[4, 8]
+    block: int
+    """Weights along the summed axis that share a scale and a zero point; a power of two, 16 or more."""
+
+
 class Half(Record, frozen=True, kw_only=True, tag_field="step", tag="half"):
     """Weights and activations in float16; inputs and outputs stay float32."""
 
@@ -117,8 +125,8 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
 
 
-QuantizeStep = Quantize | QuantizeDynamic
-"""What makes a file an int8 one."""
+QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights
+"""What makes a file an integer one."""
 TorchStep = Student | Prune | Sparsify | LowRank | Distill
 GraphStep = Simplify | FlushDenormals | QuantizeStep | Fuse | Half | Compact
 

@@ -17,6 +17,7 @@ from edgeopt.records.recipe import (
     Quantize,
     QuantizeDynamic,
     QuantizeStep,
+    QuantizeWeights,
     Recipe,
     Simplify,
     Sparsify,
@@ -165,6 +166,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"int8 ({', '.join(words)})" if words else "int8"
         case QuantizeDynamic():
             return "dynamic int8"
+        case QuantizeWeights(bits=bits):
+            return f"{bits}-bit weights in the products, float32 between"
         case Half():
             return "float16"
         case Simplify() | FlushDenormals() | Fuse() | Compact():

@@ -15,11 +15,21 @@ from edgeopt.export.parity import compare_arrays
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import facts
 from edgeopt.graph.steps import STEPS, name_of
-from edgeopt.records.recipe import Compact, FlushDenormals, Fuse, Half, Quantize, QuantizeDynamic, Simplify
+from edgeopt.records.recipe import (
+    Compact,
+    FlushDenormals,
+    Fuse,
+    Half,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Simplify,
+)
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=48)
 DYNAMIC = QuantizeDynamic(reduce_range=True)
-EVERY_STEP = (Simplify(), FlushDenormals(), INT8, DYNAMIC, Half(), Fuse(), Compact())
+WEIGHTS = QuantizeWeights(bits=8, block=32)
+EVERY_STEP = (Simplify(), FlushDenormals(), INT8, DYNAMIC, WEIGHTS, Half(), Fuse(), Compact())
 KEEPS_THE_NODES = (Simplify(), FlushDenormals(), Fuse(), Compact())
 REPEATABLE = (Simplify(), FlushDenormals(), Fuse(), Compact())
 
@@ -87,7 +97,7 @@ def test_the_input_file_is_unchanged_and_the_result_is_one_valid_file_below_the_
 def test_a_step_computes_the_same(step, made, expected):
     found = run(made(step)[0].path, some_images())
     match step:
-        case Quantize() | QuantizeDynamic():
+        case Quantize() | QuantizeDynamic() | QuantizeWeights():
             assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
         case Half():
             assert signal_to_noise_db(expected, found) > HALF_SIGNAL_TO_NOISE_DB

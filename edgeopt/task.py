@@ -49,6 +49,8 @@ class Training(Record, frozen=True, kw_only=True):
     hard_weight: float = 0.1
     importance: Importance = Importance()
     """How channels are scored before they are cut."""
+    group_lasso: float = 0.0
+    """Above 0, a quarter of the epochs comes before the cut and shrinks channels with a penalty of this strength."""
 
 
 class Task(Protocol):

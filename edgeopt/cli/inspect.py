@@ -12,12 +12,16 @@ import click
 from edgeopt.cli.options import run_options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from rich.table import Table
 
     from edgeopt.bench.nodes import FileTime
+    from edgeopt.records.groups import GroupTable
+    from edgeopt.records.latency import LatencyTable
 
+PROFILE = "a quick look in PyTorch, on one thread of this machine"
+TABLE = "ONNX Runtime's latency table"
 SHOWN = 10
 """Rows of a table for people; ``--json`` has all."""
 
@@ -26,6 +30,14 @@ SHOWN = 10
 @click.argument("subject", metavar="MODEL.onnx|TASK")
 @click.option("--target", default="phone", show_default=True, metavar="NAME", help="Whose runtime settings to use.")
 @run_options
+@click.option(
+    "--workspace",
+    default=".edgeopt",
+    show_default=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where a build of TASK may have left a latency table.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, with every node and tensor.")
 def command(
     subject: str,
@@ -34,6 +46,7 @@ def command(
     batch_size: int | None,
     inputs: Path | None,
     allow_fallback: tuple[str, ...],
+    workspace: Path,
     as_json: bool,
 ) -> None:
     """Show what MODEL.onnx holds, who runs each node and how long; or the pruning groups of TASK's network."""
@@ -48,7 +61,7 @@ def command(
         if subject.endswith(".onnx"):
             found = inspect_model(Path(subject), target, device, batch_size, inputs, allow_fallback, tell)
         else:
-            found = inspect_task(subject, tell)
+            found = inspect_task(subject, workspace, tell)
     if as_json:
         click.echo(to_json(found))
         return
@@ -169,7 +182,7 @@ def _model_tables(found: dict[str, Any]) -> list[Table]:
     return [facts, slow, large]
 
 
-def inspect_task(spec: str, tell: Callable[[str], None]) -> dict[str, Any]:
+def inspect_task(spec: str, workspace: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     """Return the pruning groups of a task's network, under schema ``edgeopt/inspect-task-1``.
 
     Torch runs in a process of its own.
@@ -186,13 +199,20 @@ def inspect_task(spec: str, tell: Callable[[str], None]) -> dict[str, Any]:
 
     tell("loading the task and following its channels")
     importance = Importance()
+    original = jobs.NetworkRef(source="original", file=None)
     trainers = Trainers(spec, 1)
     try:
         with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-") as folder:
             out = Path(folder) / "groups.json"
-            network = jobs.NetworkRef(source="original", file=None)
-            trainers.do(jobs.TableJob(network=network, importance=importance, out=str(out)), jobs.TableDone)
+            trainers.do(jobs.TableJob(network=original, importance=importance, out=str(out)), jobs.TableDone)
             table = from_json(out.read_bytes(), GroupTable)
+        known = latency_of(workspace, table)
+        if known is None:
+            tell("timing operators")
+            profile = trainers.do(jobs.ProfileJob(network=original), jobs.ProfileDone)
+            shares, source = shares_of_profile(table, profile.ns, profile.total_ns), PROFILE
+        else:
+            shares, source = shares_of_table(known), f"{TABLE} in {known.precision}, from {workspace}"
     finally:
         trainers.close()
     widths = table.widths()
@@ -200,6 +220,7 @@ def inspect_task(spec: str, tell: Callable[[str], None]) -> dict[str, Any]:
         "schema": "edgeopt/inspect-task-1",
         "task": spec,
         "importance": importance,
+        "latency_source": source,
         "parameters": table.parameters(widths),
         "macs": table.macs(widths),
         "free_channels": sum(group.channels for group in table.free),
@@ -210,11 +231,54 @@ def inspect_task(spec: str, tell: Callable[[str], None]) -> dict[str, Any]:
                 "channels": group.channels,
                 "frozen_by": group.frozen_by,
                 "importance": group.importance,
+                "latency_ratio": shares.get(group.name, 0.0),
                 "parameters_a_channel": table.parameters(widths) - table.parameters({group.name: group.channels - 1}),
             }
             for group in table.groups
         ],
     }
+
+
+def latency_of(workspace: Path, table: GroupTable) -> LatencyTable | None:
+    """Return the newest latency table of this network that a build left in the workspace, or None."""
+    from edgeopt.records.latency import LatencyTable
+    from edgeopt.search.ledger import Ledger
+
+    file = workspace / "ledger.sqlite"
+    if not file.is_file():
+        return None
+    ledger = Ledger(file)
+    try:
+        tables = ledger.newest_first("latency", LatencyTable)
+        return next((one for one in tables if one.wholes and one.wholes[0].widths == table.widths()), None)
+    finally:
+        ledger.close()
+
+
+def shares_of_table(table: LatencyTable) -> dict[str, float]:
+    """Return for each group the share of the original's time in layers whose sizes follow its channels."""
+    whole = sum(layer.times[0].ns for layer in table.layers) or 1.0
+    return _shares_by_group(
+        ({name for one in layer.dimensions for name in one.per_channel}, layer.times[0].ns / whole)
+        for layer in table.layers
+    )
+
+
+def shares_of_profile(table: GroupTable, ns: dict[str, float], total_ns: float) -> dict[str, float]:
+    """Return for each group the share of the time in operators whose weights follow its channels."""
+    return _shares_by_group(
+        ({name for one in tensor.dims for name in one.per_channel}, ns.get(tensor.name, 0.0) / (total_ns or 1.0))
+        for tensor in table.tensors
+    )
+
+
+def _shares_by_group(layers: Iterable[tuple[set[str], float]]) -> dict[str, float]:
+    """Add up; a layer between two groups counts for both, so the shares add up to more than one."""
+    found: Counter[str] = Counter()
+    for names, share in layers:
+        for name in names:
+            found[name] += share  # type: ignore[assignment]
+    return dict(found)
 
 
 def _task_tables(found: dict[str, Any]) -> list[Table]:
@@ -228,8 +292,10 @@ def _task_tables(found: dict[str, Any]) -> list[Table]:
     facts.add_row("MACs of one sample", f"{found['macs']:,}")
     facts.add_row("channels that can go", f"{found['free_channels']:,} of {found['channels']:,}")
     facts.add_row("importance", found["importance"].method)
+    facts.add_row("time", f"of the layers that a group's channels pass: {escape(found['latency_source'])}")
     groups = Table(title="groups: channels that go together", title_justify="left")
-    for heading in ("group", "channels", "parameters a channel", "importance min · median · max", "frozen by"):
+    headings = ("group", "channels", "parameters a channel", "importance min · median · max", "time", "frozen by")
+    for heading in headings:
         groups.add_column(heading, justify="left" if heading in ("group", "frozen by") else "right", overflow="fold")
     for group in found["groups"]:
         scores = group["importance"]
@@ -243,6 +309,7 @@ def _task_tables(found: dict[str, Any]) -> list[Table]:
             str(group["channels"]),
             f"{group['parameters_a_channel']:,}",
             spread,
+            f"{group['latency_ratio']:.1%}",
             escape(group["frozen_by"] or ""),
         )
     return [facts, groups]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.records.recipe import Sparsify
+from edgeopt.records.sparsity import SparsityPoint
 
 Batch = tuple[tuple[Tensor, ...], Any]
 Loss = Callable[[Any, Any], Tensor]
@@ -82,6 +84,33 @@ def apply_masks(module: nn.Module, masks: Masks) -> None:
         for name, parameter in module.named_parameters():
             if name in masks:
                 parameter.mul_(masks[name])
+
+
+CURVE_RATIOS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares of zeros at which a curve has its points."""
+
+
+def loss_curve(
+    module: nn.Module, method: str, batches: Sequence[Batch], held_back: Sequence[Batch], loss: Loss
+) -> tuple[SparsityPoint, ...]:
+    """Return the loss against the share of weights that are not zero, without training; ``module`` is left as it is.
+
+    Args:
+        module: The network.
+        method: As in ``saliency``; zeros are taken of all weights together.
+        batches: For the methods with gradients.
+        held_back: Other batches, on which the loss is taken.
+        loss: Of outputs and targets.
+    """
+    scores = saliency(module, method, batches, loss)
+    points = []
+    for ratio in CURVE_RATIOS:
+        zeroed = copy.deepcopy(module)
+        apply_masks(zeroed, keep_masks(scores, ratio, "global"))
+        with torch.no_grad():
+            losses = [float(loss(zeroed(*inputs), targets)) for inputs, targets in held_back]
+        points.append(SparsityPoint(nonzero_ratio=1 - ratio, loss=sum(losses) / len(losses)))
+    return tuple(points)
 
 
 class Sparsity:

@@ -242,6 +242,7 @@ def decide(world: Build, search: Search) -> Choice:
             proven_on_target=world.device.kind == "measured",
             seconds=world.clock.seconds,
             notes=tuple(search.notes),
+            sparsity=search.sparsity,
         )
         if not choice.winner or not search.uncompared(choice.winner):
             return choice

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import msgspec
+
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.goal import LatencyGoal
 from edgeopt.pipeline.networks import Network, table
@@ -24,11 +26,14 @@ from edgeopt.records.recipe import (
     Student,
     TorchStep,
 )
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.search.allocate import allocate
 from edgeopt.search.predict import Predictor
 from edgeopt.task import CheckedTask
 
 WARMUP_RATIO = 0.1
+LASSO_SHARE = 0.25
+"""Of the epochs: where a lasso comes before the cut, what it takes from the training after it."""
 
 
 class Candidate(Record, frozen=True, kw_only=True):
@@ -47,6 +52,7 @@ class Finished(Record, frozen=True, kw_only=True):
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
     """What was not tried, and why."""
+    sparsity: SparsityCurve | None = None
 
 
 class Wish(NamedTuple):
@@ -75,9 +81,18 @@ def pruned(build: Build, wish: Wish, original: Network, goal: LatencyGoal) -> Ca
         found = allocate(groups, target, step, predictor, goal.max_ratio)
         build.ledger.put("allocation", key, found)
     prune = Prune(importance=importance, widths=found.widths)
-    return Candidate(
-        steps=(prune, distillation(build)), parent=wish.parent.key, notes=allocation_notes(found, goal.table)
-    )
+    return Candidate(steps=cut_steps(build, prune), parent=wish.parent.key, notes=allocation_notes(found, goal.table))
+
+
+def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:
+    """Return a cut with its training, of which a quarter comes before, under a lasso, where the task asks for it."""
+    assert isinstance(build.data.task, CheckedTask)
+    whole, strength = distillation(build), build.data.task.training.group_lasso
+    before = round(LASSO_SHARE * whole.epochs)
+    if strength <= 0 or not 0 < before < whole.epochs:
+        return (prune, whole)
+    shrinking = msgspec.structs.replace(whole, epochs=before, group_lasso=strength)
+    return (shrinking, prune, msgspec.structs.replace(whole, epochs=whole.epochs - before))
 
 
 def allocation_notes(found: Allocation, table: LatencyTable | NoLatencyTable) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.sparsity import SparsityCurve
 
 
 class NetworkRef(Record, frozen=True, kw_only=True):
@@ -33,6 +34,18 @@ class FactorsJob(Record, frozen=True, kw_only=True, tag_field="job", tag="factor
     """Ranks are multiples of it."""
     out: str
     """File for the ``FactorTable``."""
+
+
+class CurveJob(Record, frozen=True, kw_only=True, tag_field="job", tag="curve"):
+    """Find a network's loss at several shares of zeros."""
+
+    network: NetworkRef
+
+
+class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profile"):
+    """Time a network's operators in PyTorch, on the task's example inputs."""
+
+    network: NetworkRef
 
 
 class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
@@ -99,6 +112,21 @@ class FactorsDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="fa
     seconds: float
 
 
+class CurveDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="curve"):
+    """The curve."""
+
+    curve: SparsityCurve
+    seconds: float
+
+
+class ProfileDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="profile"):
+    """Times of operators, in ns."""
+
+    ns: dict[str, float]
+    """By the name of the weight that the operator reads."""
+    total_ns: float
+
+
 class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="train"):
     """The network is in its file."""
 
@@ -142,5 +170,16 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     user_error: bool
 
 
-Job = TableJob | FactorsJob | TrainJob | ExportJob | ProbeJob | SpeedJob
-Answer = Progress | TableDone | FactorsDone | TrainDone | ExportDone | ProbeDone | SpeedDone | JobFailed
+Job = TableJob | ProfileJob | FactorsJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+Answer = (
+    Progress
+    | TableDone
+    | ProfileDone
+    | FactorsDone
+    | CurveDone
+    | TrainDone
+    | ExportDone
+    | ProbeDone
+    | SpeedDone
+    | JobFailed
+)

@@ -43,6 +43,7 @@ from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import GraphStep, Prune, Recipe, Student
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
 from edgeopt.select.limits import findings, float_twin, measured_size
@@ -69,6 +70,7 @@ class Search:
     candidates: list[Candidate] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """What was not tried, and why."""
+    sparsity: SparsityCurve | None = None
     smallest: float = math.inf
     """Size of the smallest file so far that keeps every limit."""
 
@@ -303,10 +305,15 @@ class Search:
             for candidate in known.candidates:
                 points += self.points(self.run_round([candidate]), [1.0])
             self.notes += known.notes
+            self.sparsity = known.sparsity
         if known is None or more:
             self.bisect(points)
         if not build.out_of_time:
-            build.ledger.put("search", key, Finished(candidates=tuple(self.candidates[1:]), notes=tuple(self.notes)))
+            build.ledger.put(
+                "search",
+                key,
+                Finished(candidates=tuple(self.candidates[1:]), notes=tuple(self.notes), sparsity=self.sparsity),
+            )
 
     def bisect(self, points: list[Point]) -> None:
         """Run the rounds, and the students and sparse variants that belong to them."""
@@ -332,10 +339,7 @@ class Search:
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
             points += self.points(results, [ratio for _, ratio in new])
-        best = min((point.ratio for point in points if point.good), default=None)
-        network = next((found for found in self.networks.values() if found.ratio == best), None)
-        if network is not None:
-            try_variants(self, network)
+        try_variants(self, min((point.ratio for point in points if point.good), default=None))
 
     def settle_workers(self) -> None:
         """Find out how many trainings go side by side, unless the user said it."""

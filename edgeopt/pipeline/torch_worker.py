@@ -12,12 +12,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,21 +29,26 @@ from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.low_rank.factor import factor, factor_table
 from edgeopt.passes.low_rank.proof import verify_factors
 from edgeopt.passes.network import Network
+from edgeopt.passes.profile import weight_times
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance
+from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance, strongest
+from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.prune.proof import verify
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
-from edgeopt.passes.sparsify import Sparsity
+from edgeopt.passes.sparsify import Sparsity, loss_curve
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.steps import run_step, run_user_code
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.recipe import Distill, LowRank, Prune, Sparsify, Student
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
 
 SALIENCY_BATCHES = 16
 """How many training batches a gradient-based importance looks at."""
+CURVE_BATCHES = 4
+"""Evaluation batches on which a network with zeros is looked at."""
 WARMUP_STEPS = 2
 
 
@@ -97,6 +102,11 @@ class TorchHalf:
         write_whole(Path(job.out), to_json(table))
         return jobs.TableDone(seconds=time.perf_counter() - start)
 
+    def profile(self, job: jobs.ProfileJob) -> jobs.ProfileDone:
+        """Time a network's operators."""
+        ns, total = weight_times(self.network(job.network), self.task.example_inputs)
+        return jobs.ProfileDone(ns=ns, total_ns=total)
+
     def factors(self, job: jobs.FactorsJob) -> jobs.FactorsDone:
         """Write what a network's layers would become as two."""
         start = time.perf_counter()
@@ -104,57 +114,82 @@ class TorchHalf:
         write_whole(Path(job.out), to_json(table))
         return jobs.FactorsDone(seconds=time.perf_counter() - start)
 
+    def curve(self, job: jobs.CurveJob) -> jobs.CurveDone:
+        """Find a network's loss at several shares of zeros, chosen by magnitude and by first-order change."""
+        start = time.perf_counter()
+        module = self.network(job.network).eval_module
+        held_back = [batch for _, batch in zip(range(CURVE_BATCHES), self.task.eval_batches(), strict=False)]
+        methods = ("magnitude", "taylor")
+        points = {
+            method: loss_curve(module, method, self.saliency_batches, held_back, self.task.loss) for method in methods
+        }
+        curve = SparsityCurve(points=points, samples=sum(len(inputs[0]) for inputs, _ in held_back))
+        return jobs.CurveDone(curve=curve, seconds=time.perf_counter() - start)
+
     def train(self, job: jobs.TrainJob) -> jobs.TrainDone:
         """Apply the steps and write the network."""
         start = time.perf_counter()
         source, network = job.parent.source, self.network(job.parent)
         sparsity: Sparsity | None = None
-        proof: float | None = None
+        proofs: list[float] = []
         result: TrainingResult | None = None
-        for step in job.steps:
+        for index, step in enumerate(job.steps):
             match step:
                 case Student(name=name):
                     source, network = name, self.source(name).copy()
                 case Prune():
-                    assert job.table is not None
-                    table = from_json(Path(job.table).read_bytes(), GroupTable)
-                    network, proof = self.prune(network, step, table)
+                    network, proof = self.prune(network, step, self.table_file(job) if index == 0 else None)
+                    proofs.append(proof)
                 case LowRank(layers=layers):
                     before, network = network, factor(network, layers, self.saliency_batches)
-                    proof = verify_factors(before, layers, network, self.task.example_inputs)
+                    proofs.append(verify_factors(before, layers, network, self.task.example_inputs))
                 case Sparsify():
                     epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
                     sparsity = Sparsity(step, self.saliency_batches, self.task.loss, epochs)
                     if epochs == 0:
                         sparsity.masks(network.eval_module, 0)
                 case Distill():
-                    result = self.distill(network, step, job, sparsity)
+                    result = self.distill(network, step, job, index, sparsity)
         partial = Path(job.out).with_suffix(".partial")
         network.save(partial)
         partial.replace(job.out)
-        Path(job.checkpoint).unlink(missing_ok=True)
+        for index in range(len(job.steps)):
+            checkpoint_of(job, index).unlink(missing_ok=True)
         return jobs.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             best_score=None if result is None else result.best_score,
             best_epoch=None if result is None else result.best_epoch,
-            proof_error=proof,
+            proof_error=max(proofs, default=None),
             notes=tuple(network.notes),
             seconds=time.perf_counter() - start,
         )
 
-    def prune(self, network: Network, step: Prune, table: GroupTable) -> tuple[Network, float]:
-        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and prove the cut."""
+    def table_file(self, job: jobs.TrainJob) -> dict[str, tuple[float, ...]]:
+        """Return the importance of the parent's channels, as its table has it."""
+        assert job.table is not None
+        table = from_json(Path(job.table).read_bytes(), GroupTable)
+        return {group.name: group.importance for group in table.free}
+
+    def prune(
+        self, network: Network, step: Prune, scores: Mapping[str, Sequence[float]] | None
+    ) -> tuple[Network, float]:
+        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and prove the cut.
+
+        A network that an earlier step of the recipe has changed has no table: its channels are scored now.
+        """
         groups = analyse(network)
-        keep: dict[str, list[int]] = {}
-        for group in table.groups:
-            if group.name in step.widths:
-                order = np.argsort(-np.asarray(group.importance), kind="stable")
-                keep[group.name] = sorted(order[: step.widths[group.name]].tolist())
+        if scores is None:
+            batches = self.saliency_batches if step.importance.method in NEEDS_BATCHES else None
+            found = importance(network, groups, step.importance, batches, self.task.loss)
+            scores = {name: values.tolist() for name, values in found.items()}
+        keep = strongest(scores, {name: width for name, width in step.widths.items() if name in scores})
         pruned = prune(network, groups, keep)
         return pruned, verify(network, groups, keep, pruned, self.task.example_inputs)
 
-    def distill(self, network: Network, step: Distill, job: jobs.TrainJob, sparsity: Sparsity | None) -> TrainingResult:
+    def distill(
+        self, network: Network, step: Distill, job: jobs.TrainJob, index: int, sparsity: Sparsity | None
+    ) -> TrainingResult:
         """Train ``network`` in place, taught by the original."""
         teacher = self.source("original").eval_module
         lessons = TeacherOutputs(Path(job.teacher), self.task, teacher, epochs=step.epochs, seed=job.seed)
@@ -165,7 +200,8 @@ class TorchHalf:
             step,
             lessons,
             sparsity=sparsity,
-            checkpoint=Path(job.checkpoint),
+            lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
+            checkpoint=checkpoint_of(job, index),
             progress=lambda epoch, epochs, score: self.answer(jobs.Progress(epoch=epoch, epochs=epochs, score=score)),
         ).run()
 
@@ -234,8 +270,12 @@ class TorchHalf:
             match job:
                 case jobs.TableJob():
                     return run_step("analyse", self.table, job)
+                case jobs.ProfileJob():
+                    return run_step("profile", self.profile, job)
                 case jobs.FactorsJob():
                     return run_step("low-rank", self.factors, job)
+                case jobs.CurveJob():
+                    return run_step("sparsify", self.curve, job)
                 case jobs.TrainJob():
                     return run_step("train", self.train, job)
                 case jobs.SpeedJob():
@@ -258,6 +298,12 @@ def job_failed(error: EdgeoptError) -> jobs.JobFailed:
         diverged=isinstance(error, DivergedError),
         user_error=error.exit_code == TaskError.exit_code,
     )
+
+
+def checkpoint_of(job: jobs.TrainJob, index: int) -> Path:
+    """Return the checkpoint of one step of a recipe: a finished one is taken up whole when the job begins again."""
+    path = Path(job.checkpoint)
+    return path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
 def write_whole(path: Path, data: bytes) -> None:

@@ -20,7 +20,17 @@ from edgeopt.errors import DivergedError, StepError, TaskError
 from edgeopt.pipeline import jobs
 from edgeopt.records.codec import to_json
 
-T = TypeVar("T", jobs.TableDone, jobs.FactorsDone, jobs.TrainDone, jobs.ExportDone, jobs.ProbeDone, jobs.SpeedDone)
+T = TypeVar(
+    "T",
+    jobs.TableDone,
+    jobs.ProfileDone,
+    jobs.FactorsDone,
+    jobs.CurveDone,
+    jobs.TrainDone,
+    jobs.ExportDone,
+    jobs.ProbeDone,
+    jobs.SpeedDone,
+)
 
 TRIAL_SECONDS = 0.5
 WORTH_A_WORKER = 1.1

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import precision_of, sparse
 from edgeopt.pipeline.factoring import factored
-from edgeopt.records.codec import network_key
+from edgeopt.pipeline.networks import reference
+from edgeopt.records.codec import digest, network_key
 from edgeopt.records.recipe import LowRank, Recipe, Sparsify
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import AgainstParent, Measured, Trial
 
 if TYPE_CHECKING:
@@ -21,10 +24,16 @@ if TYPE_CHECKING:
     from edgeopt.pipeline.rounds import Search
 
 
-def try_variants(search: Search, network: Network) -> None:
-    """Train what low rank and zeros make of ``network``, where the rules say that it may pay."""
+def try_variants(search: Search, ratio: float | None) -> None:
+    """Train what low rank and zeros make of the network of that size, where the rules say that it may pay.
+
+    Args:
+        search: The search.
+        ratio: Of the smallest network that keeps the score; None where none does.
+    """
     build = search.build
-    if build.out_of_time:
+    network = next((found for found in search.networks.values() if found.ratio == ratio), None)
+    if network is None or build.out_of_time:
         return
     with build.clock.stage("low rank"):
         candidates, said = factored(build, network, search.track or search.precisions[0])
@@ -34,7 +43,20 @@ def try_variants(search: Search, network: Network) -> None:
     if candidates and not build.out_of_time:
         search.run_round(candidates)
     if build.budget.size_metric == "download":
+        search.sparsity = sparsity_curve(search, network)
         search.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
+
+
+def sparsity_curve(search: Search, network: Network) -> SparsityCurve:
+    """Return a network's loss against its zeros: from the ledger, or found now."""
+    build = search.build
+    key = digest(("curve", build.fingerprint, network.key, build.versions))
+    found = build.ledger.get("curve", key, SparsityCurve)
+    if found is None:
+        build.progress("sparsify", "the loss at several shares of zeros")
+        found = build.trainers.do(jobs.CurveJob(network=reference(build, network)), jobs.CurveDone).curve
+        build.ledger.put("curve", key, found)
+    return found
 
 
 def parent_of(search: Search, recipe: Recipe) -> Trial | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.measurement import Device
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Trial
 
 
@@ -70,6 +71,8 @@ class Choice(Record, frozen=True, kw_only=True):
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
+    sparsity: SparsityCurve | None = None
+    """Of the network that zeros were tried on, where downloads count."""
     notes: tuple[str, ...] = ()
     """What the search did not try, and why."""
 

@@ -55,7 +55,7 @@ class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"
     name: str
 
 
-class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"):
+class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill", omit_defaults=True):
     """Train the network under the trained model's eyes (Hinton et al., 2015)."""
 
     epochs: int
@@ -68,6 +68,8 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     kl_weight: float
     mse_weight: float
     hard_weight: float
+    group_lasso: float = 0.0
+    """Strength, at the end, of a penalty that shrinks whole channels: for a training before a cut."""
 
 
 class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):

@@ -7,7 +7,7 @@ others into a line, so it is drawn at the lower edge, marked as lying outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,6 +57,20 @@ class Tick:
 
 
 @dataclass(frozen=True)
+class Line:
+    """One curve, in the SVG's units."""
+
+    name: str
+    points: tuple[tuple[float, float, str], ...]
+    """Place, and what it says where it is pointed at."""
+
+    @property
+    def path(self) -> str:
+        """Return the curve as SVG's path."""
+        return "M" + "L".join(f"{x} {y}" for x, y, _ in self.points)
+
+
+@dataclass(frozen=True)
 class Chart:
     """Everything that a template needs to draw."""
 
@@ -71,6 +85,7 @@ class Chart:
     x_limit: Tick | None
     y_limit: Tick | None
     """With its direction in words."""
+    lines: tuple[Line, ...] = ()
     width: int = WIDTH
     height: int = HEIGHT
     left: int = LEFT
@@ -166,6 +181,41 @@ def scatter(
         x_limit=_limit(x_axis, x_limit, "at most", texts[0]),
         y_limit=_limit(y_axis, y_limit, "at least" if score_on_y else "at most", texts[1]),
     )
+
+
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    key: str,
+    title: str,
+    description: str,
+    labels: tuple[str, str],
+    texts: tuple[Callable[[float], str], Callable[[float], str]],
+) -> Chart:
+    """Lay out curves over a share of 0..1; y is logarithmic.
+
+    Args:
+        series: Name to its points; at least one.
+        key: Names the chart within the page.
+        title: Its heading.
+        description: What it shows, for those who do not see it.
+        labels: Of the x and the y axis.
+        texts: How a value of x and of y is written.
+    """
+    x_axis = Axis(0.0, 1.0, logarithmic=False, start=LEFT, end=WIDTH - RIGHT)
+    y_axis = log_axis([y for points in series.values() for _, y in points], None, HEIGHT - BOTTOM, TOP)
+    lines = [
+        Line(
+            name,
+            tuple((x_axis.place(x), y_axis.place(y), f"{name}: {texts[1](y)} at {texts[0](x)}") for x, y in points),
+        )
+        for name, points in series.items()
+    ]
+    return Chart(
+        key=key, title=title, description=description, x_label=labels[0], y_label=labels[1], marks=(),
+        x_ticks=x_axis.ticks(texts[0]), y_ticks=y_axis.ticks(texts[1]), x_limit=None, y_limit=None,
+        lines=tuple(lines),
+    )  # fmt: skip
 
 
 def _mark(sample: Sample, x_axis: Axis, y_axis: Axis) -> Mark:

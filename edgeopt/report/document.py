@@ -19,6 +19,7 @@ from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
 from edgeopt.records.recipe import Quantize, Recipe
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
 from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
 
@@ -154,6 +155,8 @@ class Document(Part, frozen=True, kw_only=True):
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
+    sparsity: SparsityCurve | None = None
+    """Loss against the share of weights that are not zero."""
     notes: tuple[str, ...] = ()
     """What the search did not try, and why."""
 
@@ -185,6 +188,7 @@ def build_document(choice: Choice) -> Document:
         infeasible=choice.infeasible,
         test=choice.test,
         seconds=choice.seconds,
+        sparsity=choice.sparsity,
         notes=choice.notes,
     )
 

@@ -10,7 +10,7 @@ import jinja2
 
 import edgeopt
 from edgeopt.report import sentences, words
-from edgeopt.report.chart import Chart, Role, Sample, scatter
+from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.proof import proof
 
@@ -67,7 +67,8 @@ def _test(document: Document) -> dict[str, object] | None:
 
 
 def _charts(document: Document) -> dict[str, object] | None:
-    charts = [chart for chart in (_score_chart(document), _latency_chart(document)) if chart]
+    found = (_score_chart(document), _latency_chart(document), _sparsity_chart(document))
+    charts = [chart for chart in found if chart]
     return {"charts": charts} if charts else None
 
 
@@ -128,6 +129,20 @@ def _latency_chart(document: Document) -> Chart | None:
         )
         if samples
         else None
+    )
+
+
+def _sparsity_chart(document: Document) -> Chart | None:
+    curve = document.sparsity
+    if curve is None or not all(point.loss > 0 for points in curve.points.values() for point in points):
+        return None
+    return curves(
+        {name: [(one.nonzero_ratio, one.loss) for one in points] for name, points in curve.points.items()},
+        key="sparsity",
+        title="Zeros against loss, before training",
+        description=f"The loss of {curve.samples:,} samples against the share of weights that are not zero.",
+        labels=("Weights that are not zero", "Loss"),
+        texts=(words.percent, words.significant),
     )
 
 

@@ -156,6 +156,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"{percent(ratio)} of the weights zero ({method})"
         case LowRank(layers=layers):
             return f"{plural(len(layers), 'layer')} of low rank"
+        case Distill(epochs=epochs, group_lasso=strength) if strength > 0:
+            return f"channels shrunk {plural(epochs, 'epoch')} (group lasso {significant(strength)})"
         case Distill(epochs=epochs):
             return f"distilled {plural(epochs, 'epoch')}"
         case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):

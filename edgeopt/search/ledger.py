@@ -9,6 +9,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -21,7 +23,7 @@ from edgeopt.records.trial import Trial
 
 Kind = Literal[
     "network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement",
-    "study", "latency", "no-latency", "allocation", "layer-times",
+    "study", "latency", "no-latency", "allocation", "layer-times", "curve",
 ]  # fmt: skip
 R = TypeVar("R", bound=Record)
 
@@ -93,6 +95,13 @@ class Ledger:
             return from_json(data, record)
         except msgspec.ValidationError:
             return None
+
+    def newest_first(self, kind: Kind, record: type[R]) -> Iterator[R]:
+        """Yield all finished parts of a kind, the newest first; those of another version are passed over."""
+        for row in self._run("select json from parts where kind = ? order by finished_at desc", (kind,)):
+            assert isinstance(row[0], bytes)
+            with suppress(msgspec.ValidationError):
+                yield from_json(row[0], record)
 
     def put(self, kind: Kind, key: str, value: Record) -> None:
         """Write a finished part; it is on the disk when this returns."""

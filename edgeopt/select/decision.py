@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Verdict
 from edgeopt.records.measurement import Device
+from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
 from edgeopt.select.limits import Finding, findings, float_twin, judge, latency, measured_size
@@ -57,6 +58,7 @@ def choose(
     proven_on_target: bool,
     seconds: dict[str, float],
     notes: tuple[str, ...] = (),
+    sparsity: SparsityCurve | None = None,
 ) -> Choice:
     """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better one.
 
@@ -73,6 +75,7 @@ def choose(
         proven_on_target: False where the device only stands in for the target.
         seconds: Stage to time, for the report.
         notes: What the search did not try, and why.
+        sparsity: Loss against zeros of the network that zeros were tried on.
 
     Returns:
         The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
@@ -101,6 +104,7 @@ def choose(
         test=None,
         seconds=seconds,
         notes=notes,
+        sparsity=sparsity,
     )
 
 

@@ -4,11 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import a_network
+
+from edgeopt.cli.inspect import latency_of, shares_of_table
+from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable
+from edgeopt.records.latency import LatencyTable, Layer, LayerTime, WholeTime
+from edgeopt.search.ledger import Ledger
 
 TESTS = Path(__file__).parents[1]
 
@@ -93,6 +99,8 @@ def test_a_tasks_groups_have_channels_importance_and_what_froze_them(of_task):
     assert [(group["channels"], group["importance"]) for group in frozen] == [(4, [])]
     assert "output" in frozen[0]["frozen_by"]
     free = [group for group in groups.values() if not group["frozen_by"]]
+    assert of_task["latency_source"].startswith("a quick look in PyTorch")
+    assert all(0 < group["latency_ratio"] <= 1 for group in free)
     assert of_task["free_channels"] == sum(group["channels"] for group in free)
     assert all(len(group["importance"]) == group["channels"] for group in free)
 
@@ -127,3 +135,26 @@ def test_what_cannot_be_inspected_is_one_paragraph_and_an_exit_code(tmp_path, su
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_share_of_time_comes_from_a_latency_table_of_the_same_network(tmp_path):
+    group = ChannelGroup(name="conv", channels=8, importance=(1.0,) * 8, frozen_by=None)
+    table = GroupTable(groups=(group,), tensors=())
+    follows = Dimension(fixed=0, per_channel={"conv": 1})
+    layers = tuple(
+        Layer(name=name, operator="Conv", shape=name, dimensions=dims, times=(LayerTime(sizes=sizes, ns=ns),))
+        for name, dims, sizes, ns in (("a", (follows,), (8,), 30.0), ("b", (), (), 10.0))
+    )
+    known = LatencyTable(
+        device="d", runtime="1.0", precision="int8", threads=1, batch_size=1, layers=layers,
+        wholes=(WholeTime(widths={"conv": 8}, ns=40.0),), seconds=1.0,
+    )  # fmt: skip
+    other = msgspec.structs.replace(known, wholes=(WholeTime(widths={"conv": 9}, ns=40.0),))
+    assert latency_of(tmp_path, table) is None
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.put("latency", "mine", known)
+    ledger.put("latency", "anothers", other)
+    ledger.close()
+    found = latency_of(tmp_path, table)
+    assert found == known
+    assert shares_of_table(found) == {"conv": pytest.approx(0.75)}

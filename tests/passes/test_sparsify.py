@@ -3,7 +3,7 @@ import tiny_task
 import torch
 from torch import nn
 
-from edgeopt.passes.sparsify import Sparsity, saliency
+from edgeopt.passes.sparsify import CURVE_RATIOS, Sparsity, loss_curve, saliency
 from edgeopt.records.recipe import Sparsify
 
 
@@ -78,3 +78,19 @@ def test_the_cubic_schedule_rises_quickly_and_ends_at_its_ratio():
     assert ratios == sorted(ratios)
     assert ratios[5:] == [0.8] * 5
     assert [sparsity.is_full(epoch) for epoch in (4, 5)] == [False, True]
+
+
+@pytest.mark.parametrize("method", ["magnitude", "taylor"])
+def test_the_curve_of_zeros_starts_at_the_networks_own_loss_and_leaves_the_network(method):
+    net = tiny_task.trained()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    batches = [((x,), labels) for x, labels in tiny_task.batches(128, 0)]
+    held_back = [((x,), labels) for x, labels in tiny_task.batches(128, 1000)]
+    loss = nn.CrossEntropyLoss()
+    points = loss_curve(net, method, batches, held_back, loss)
+    with torch.no_grad():
+        own = sum(float(loss(net(*inputs), labels)) for inputs, labels in held_back) / len(held_back)
+    assert [point.nonzero_ratio for point in points] == [1 - ratio for ratio in CURVE_RATIOS]
+    assert points[0].loss == pytest.approx(own)
+    assert points[-1].loss > points[0].loss  # a twentieth of the weights is not enough
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from edgeopt.errors import StepError, TaskError
@@ -16,7 +17,7 @@ from edgeopt.pipeline.trainers import WORTH_A_WORKER, Trainers, available_cores
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.low_rank import FactorTable
-from edgeopt.records.recipe import Distill, Importance, LowRank
+from edgeopt.records.recipe import Distill, Importance, LowRank, Prune
 from edgeopt.search.factors import decide
 
 TASK = f"{Path(__file__).parent.parent / 'tiny_task.py'}:task"
@@ -132,3 +133,31 @@ def test_a_worker_factors_layers_trains_them_and_loads_them_again(tmp_path):
         assert rebuilt.parameters == done.parameters
     finally:
         pool.close()
+
+
+def test_a_cut_after_a_training_scores_its_channels_anew_and_so_does_a_childs_table(trainers, tmp_path):
+    trainers.do(a_table_job(tmp_path), jobs.TableDone)
+    table = from_json((tmp_path / "table.json").read_bytes(), GroupTable)
+    group = max(table.free, key=lambda one: one.channels)
+    rule = Importance(method="l2")
+    first, second = (Prune(importance=rule, widths={group.name: width}) for width in (32, 16))
+    steps = (first, msgspec.structs.replace(A_DISTILLATION, group_lasso=0.01), second, A_DISTILLATION)
+    out = tmp_path / "network.safetensors"
+    done = trainers.do(a_training(tmp_path, steps, out, str(tmp_path / "table.json")), jobs.TrainDone)
+    assert done.proof_error < 1e-9
+    assert not list(tmp_path.glob("checkpoint*"))
+    child = jobs.NetworkRef(source="original", file=str(out))
+    trainers.do(jobs.TableJob(network=child, importance=rule, out=str(tmp_path / "child.json")), jobs.TableDone)
+    anew = from_json((tmp_path / "child.json").read_bytes(), GroupTable)
+    scores = next(one.importance for one in anew.free if one.name == group.name)
+    assert len(scores) == 16
+    assert not set(scores) & set(group.importance)  # of the trained weights, not of those that were inherited
+
+
+def test_a_profile_and_a_curve_of_zeros_come_from_a_worker(trainers):
+    profile = trainers.do(jobs.ProfileJob(network=ORIGINAL), jobs.ProfileDone)
+    assert {"stem.0.weight", "body.0.weight", "head.weight"} <= set(profile.ns)
+    assert 0 < sum(profile.ns.values()) <= profile.total_ns
+    curve = trainers.do(jobs.CurveJob(network=ORIGINAL), jobs.CurveDone).curve
+    assert set(curve.points) == {"magnitude", "taylor"}
+    assert curve.samples == 128

@@ -16,6 +16,7 @@ from builders import (
     a_trial,
 )
 
+from edgeopt.records.sparsity import SparsityCurve, SparsityPoint
 from edgeopt.report.document import build_document
 from edgeopt.report.page import SECTIONS, TEMPLATES, render_page
 
@@ -138,3 +139,13 @@ def test_limits_are_lines_with_their_value():
     assert "at most 5 kB" in page
     assert "at least 0.905" in page
     assert "at most 1<" in page
+
+
+def test_zeros_against_loss_are_a_chart_with_a_curve_for_each_method():
+    points = tuple(SparsityPoint(nonzero_ratio=1 - zeros, loss=0.3 + zeros) for zeros in (0.0, 0.5, 0.9))
+    curve = SparsityCurve(points={"magnitude": points, "taylor": points}, samples=512)
+    page = render_page(build_document(msgspec.structs.replace(a_choice(), sparsity=curve)))
+    assert "Zeros against loss, before training" in page
+    assert page.count('class="dot"') == 6
+    assert "taylor: 1.20 at 10\u00a0%" in page
+    assert "Zeros against loss" not in render_page(build_document(a_choice()))

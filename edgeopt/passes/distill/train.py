@@ -18,6 +18,7 @@ from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.teacher import TeacherOutputs, channels_last
+from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.sparsify import Sparsity, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
@@ -80,6 +81,7 @@ class Distillation:
         step: Epochs, rates, weights.
         lessons: The stream of batches with the teacher's outputs.
         sparsity: Which weights are zero; None where none has to be.
+        lasso: What shrinks channels; None where nothing does.
         checkpoint: File of the state after each epoch.
         progress: Called with each finished epoch: ``(index, epochs, score)``.
     """
@@ -93,6 +95,7 @@ class Distillation:
         lessons: TeacherOutputs,
         *,
         sparsity: Sparsity | None,
+        lasso: GroupLasso | None = None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
     ) -> None:
@@ -102,6 +105,7 @@ class Distillation:
         self.step = step
         self.lessons = lessons
         self.sparsity = sparsity
+        self.lasso = lasso
         self.checkpoint = checkpoint
         self.progress = progress
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
@@ -125,6 +129,7 @@ class Distillation:
             score = evaluate(self.eval_module, self.task)
             self.history.append(Epoch(loss=loss, score=score))
             counts = self.sparsity is None or self.sparsity.is_full(epoch)
+            counts = counts and (self.lasso is None or epoch == self.step.epochs - 1)  # the last shrank most
             if counts and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
                 self.best_epoch = epoch
                 self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
@@ -142,6 +147,8 @@ class Distillation:
         count = self.lessons.prepare(epoch)
         torch.manual_seed(epoch)
         masks = self.sparsity.masks(self.eval_module, epoch) if self.sparsity else {}
+        if self.lasso:
+            self.lasso.begin_epoch(self.train_module)
         total = 0.0
         for index, (inputs, targets, teacher_outputs) in enumerate(self.lessons.lessons(epoch)):
             progress = (epoch + index / count) / self.step.epochs
@@ -149,6 +156,8 @@ class Distillation:
                 group["lr"] = learning_rate(self.step, progress)
             outputs = self.train_module(*channels_last(inputs))
             loss = distill_loss(self.task, self.step, outputs, teacher_outputs, targets)
+            if self.lasso:
+                loss = loss + self.lasso.penalty(self.train_module, progress)
             value = loss.item()
             if not math.isfinite(value):
                 raise DivergedError(

@@ -78,7 +78,7 @@ def pruned(build: Build, wish: Wish, original: Network, goal: LatencyGoal) -> Ca
     found = build.ledger.get("allocation", key, Allocation)
     if found is None:
         predictor = Predictor(goal.table) if isinstance(goal.table, LatencyTable) else None
-        found = allocate(groups, target, step, predictor, goal.max_ratio)
+        found = allocate(groups, step, predictor, max_parameters=target, max_latency_ratio=goal.max_ratio)
         build.ledger.put("allocation", key, found)
     prune = Prune(importance=importance, widths=found.widths)
     return Candidate(steps=cut_steps(build, prune), parent=wish.parent.key, notes=allocation_notes(found, goal.table))

@@ -1,11 +1,11 @@
-"""How many channels each group keeps so that a network has a given number of parameters.
+"""How many channels each group keeps so that a network has so few parameters, or takes so little time, or both.
 
 In: a ``GroupTable`` (importance of every channel, shape of every parameter) and a ``Predictor`` of latencies. Out: an
 ``Allocation``. Two rules, in this order:
 
-1. The parameters asked for and, where latency has a limit, that limit hold.
-2. The least importance is lost. Importance is an estimate: of all choices that lose at most ``ESTIMATE_ERROR`` more
-   than the least, the quickest is taken.
+1. The limits asked for hold: on parameters, on latency.
+2. The least importance is lost. Importance is an estimate: where parameters are limited, of all choices that lose at
+   most ``ESTIMATE_ERROR`` more than the least, the quickest is taken.
 
 Where no latency could be measured, work stands for it, and channels go greedily: always from the group that loses least
 importance for its share of parameters and work, at the widths reached so far.
@@ -14,13 +14,21 @@ importance for its share of parameters and work, at the widths reached so far.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.latency import Allocation
 from edgeopt.search.predict import Predictor
-from edgeopt.search.solve import Costs, Program, Solution, latency_costs, options_of, parameter_costs
+from edgeopt.search.solve import (
+    Program,
+    Solution,
+    importance_costs,
+    latency_costs,
+    options_of,
+    weight_costs,
+)
 
 DEPTH_LIMIT = 0.5
 """No group goes below this share of the width that uniform pruning would give it: an importance that is estimated
@@ -42,14 +50,15 @@ def _rounded(group: ChannelGroup, width: float, step: int) -> int:
     return min(group.channels, max(1, math.ceil(width / step)) * step)
 
 
-def uniform_ratio(table: GroupTable, target: float) -> float:
-    """Return the share of channels at which uniform pruning leaves ``target`` parameters."""
+def uniform_ratio(table: GroupTable, fits: Callable[[dict[str, int]], bool]) -> float:
+    """Return the largest share of channels at which uniform pruning fits; 0 where none does."""
     low, high = 0.0, 1.0
+    if fits(uniform_widths(table, high, 1)):
+        return high
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        enough = table.parameters(uniform_widths(table, middle, 1)) >= target
-        low, high = (low, middle) if enough else (middle, high)
-    return high
+        low, high = (middle, high) if fits(uniform_widths(table, middle, 1)) else (low, middle)
+    return low
 
 
 def _work(tensor: WeightShape) -> int:
@@ -57,34 +66,42 @@ def _work(tensor: WeightShape) -> int:
     return tensor.macs_per_weight + VALUE_COST * tensor.values_per_weight
 
 
-def floors_of(table: GroupTable, target: float, step: int) -> dict[str, int]:
-    """Return the least width of every group that can lose channels, in a network of ``target`` parameters."""
-    return uniform_widths(table, DEPTH_LIMIT * uniform_ratio(table, target), step)
+def floors_of(table: GroupTable, fits: Callable[[dict[str, int]], bool], step: int) -> dict[str, int]:
+    """Return the least width of every group that can lose channels, in a network that fits."""
+    return uniform_widths(table, DEPTH_LIMIT * uniform_ratio(table, fits), step)
+
+
+def width_options(table: GroupTable, floors: Mapping[str, int], step: int) -> dict[str, list[int]]:
+    """Return the widths that every group can choose from; a frozen one has no choice."""
+    options = {group.name: [group.channels] for group in table.groups}
+    return options | {group.name: options_of(group.channels, floors[group.name], step) for group in table.free}
 
 
 def allocate(
-    table: GroupTable, target: float, step: int, predictor: Predictor | None, max_latency_ratio: float | None = None
+    table: GroupTable,
+    step: int,
+    predictor: Predictor | None,
+    *,
+    max_parameters: float | None,
+    max_latency_ratio: float | None,
 ) -> Allocation:
-    """Return the widths of a network with at most ``target`` parameters, or as near as the floors allow.
+    """Return the widths of a network that keeps the limits, or as near as the floors allow.
 
     Args:
         table: Of the network that is pruned.
-        target: Parameters to reach.
         step: Widths are multiples of it, or the full width.
         predictor: Of this network's latency (or that of the network it was pruned from); None counts work.
+        max_parameters: None is no limit.
         max_latency_ratio: Of the original's latency, in the predictor's precision; None is no limit.
     """
+    target = math.inf if max_parameters is None else max_parameters
     if predictor is None:
         return _plain(by_work(table, target, step), ())
     if any(group.name not in predictor.table.wholes[0].widths for group in table.groups):
-        return _plain(
-            by_work(table, target, step), ("the latency table has other groups of channels than this network",)
-        )
-    floors = floors_of(table, target, step)
-    options = {group.name: [group.channels] for group in table.groups}
-    options |= {group.name: options_of(group.channels, floors[group.name], step) for group in table.free}
-    limit = None if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
-    found = _solve(table, predictor, options, target, limit)
+        note = "the latency table has other groups of channels than this network"
+        return _plain(by_work(table, target, step), (note,))
+    limit = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
+    found = _solve(table, predictor, step, target, limit)
     if found is None:
         note = "no widths above their floors have so few parameters: work was counted instead of latency"
         return _plain(by_work(table, target, step), (note,))
@@ -101,21 +118,23 @@ def _plain(widths: dict[str, int], notes: tuple[str, ...]) -> Allocation:
     return Allocation(widths=widths, gap_ratio=None, latency_ratio=None, notes=notes)
 
 
-def _solve(
-    table: GroupTable, predictor: Predictor, options: dict[str, list[int]], target: float, limit_ns: float | None
-) -> Solution | None:
-    """Return the quickest of the choices that lose about the least importance; of all, where none keeps the limit."""
-    parameters, latency, lost = parameter_costs(table, options), latency_costs(predictor, options), Costs(options)
+def _solve(table: GroupTable, predictor: Predictor, step: int, target: float, limit_ns: float) -> Solution | None:
+    """Return the choice that loses the least importance, or about that and is quicker; the quickest where none fits."""
+    floors = floors_of(table, lambda widths: table.parameters(widths) <= target, step)
+    if math.isinf(target):
+        floors = floors_of(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step)
+    options = width_options(table, floors, step)
+    parameters, latency = weight_costs(table, options), latency_costs(predictor, options)
+    lost = importance_costs(table, options)
     if parameters is None:
         return None
-    for group in table.free:
-        sums = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])
-        lost.add(group.name, np.array([sums[group.channels - width] for width in options[group.name]]))
     program = Program(options, sorted({*parameters.pairs, *latency.pairs}))
-    limits = [(parameters, target), *([] if limit_ns is None else [(latency, limit_ns)])]
+    limits = [one for one in ((parameters, target), (latency, limit_ns)) if not math.isinf(one[1])]
     best = program.solve(lost, limits)
     if best is None:
-        return program.solve(latency, [(parameters, target)])
+        return program.solve(latency, [one for one in limits if one[0] is not latency])
+    if math.isinf(target):
+        return best
     least = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)
     quick = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR) * float(least))])
     return best if quick is None else Solution(quick.widths, best.gap_ratio)
@@ -133,7 +152,7 @@ def by_work(table: GroupTable, target: float, step: int, time_weight: float = TI
     Returns:
         Group name to width, for the groups that lose channels.
     """
-    floors = floors_of(table, target, step)
+    floors = floors_of(table, lambda widths: table.parameters(widths) <= target, step)
     lost = {group.name: np.concatenate([[0.0], np.cumsum(np.sort(group.importance))]) for group in table.free}
     touched = {
         name: [tensor for tensor in table.tensors if any(name in dim.per_channel for dim in tensor.dims)]

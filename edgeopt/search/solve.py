@@ -11,7 +11,7 @@ hold. A layer that meets more than two groups (it reads a concatenation) is repl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from edgeopt.records.groups import Dimension, GroupTable
+from edgeopt.records.groups import Dimension, GroupTable, WeightShape
 from edgeopt.search.predict import Predictor
 
 Floats = NDArray[np.float64]
@@ -93,8 +93,23 @@ class Costs:
 ONE = Dimension(fixed=1, per_channel={})
 
 
-def parameter_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> Costs | None:
-    """Return the number of parameters; None where a tensor has more than two dimensions that follow widths."""
+def _one_each(_tensor: WeightShape) -> float:
+    return 1.0
+
+
+def weight_costs(
+    table: GroupTable, options: Mapping[str, Sequence[int]], each: Callable[[WeightShape], float] = _one_each
+) -> Costs | None:
+    """Return a cost that is a sum over all weights, by default their number.
+
+    Args:
+        table: Of the network.
+        options: For every group its widths to choose from.
+        each: What each number of a tensor costs, such as ``macs_per_weight``.
+
+    Returns:
+        None where a tensor has more than two dimensions that follow widths.
+    """
     costs = Costs(options)
     for tensor in table.tensors:
         moving = [dimension for dimension in tensor.dims if dimension.per_channel]
@@ -102,7 +117,16 @@ def parameter_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> 
             return None
         fixed = float(np.prod([dimension.fixed for dimension in tensor.dims if not dimension.per_channel]))
         first, second = [*moving, ONE, ONE][:2]
-        costs.add_product(fixed, first, second)
+        costs.add_product(each(tensor) * fixed, first, second)
+    return costs
+
+
+def importance_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> Costs:
+    """Return the importance that is lost: of each group the least important channels go."""
+    costs = Costs(options)
+    for group in table.free:
+        sums = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])
+        costs.add(group.name, np.array([sums[group.channels - width] for width in options[group.name]]))
     return costs
 
 

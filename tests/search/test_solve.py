@@ -6,7 +6,7 @@ from tables import FULL, A, B, a_group_table, a_latency_table
 
 from edgeopt.records.groups import Dimension
 from edgeopt.search.predict import Predictor
-from edgeopt.search.solve import GAP, MAX_OPTIONS, Costs, Program, latency_costs, options_of, parameter_costs
+from edgeopt.search.solve import GAP, MAX_OPTIONS, Costs, Program, latency_costs, options_of, weight_costs
 
 OPTIONS = {"a": [8, 16, 24, 32, 40, 48, 56, 64], "b": [8, 16, 24, 32, 40, 48, 56, 64], "c": [5]}
 EVERY = [dict(zip(OPTIONS, widths, strict=True)) for widths in product(*OPTIONS.values())]
@@ -28,7 +28,7 @@ def losses(scale_a=1.0, scale_b=1.0):
 
 def test_costs_are_the_parameters_and_the_predicted_time_at_every_choice():
     table, predictor = a_group_table(), Predictor(a_latency_table())
-    parameters, latency = parameter_costs(table, OPTIONS), latency_costs(predictor, OPTIONS)
+    parameters, latency = weight_costs(table, OPTIONS), latency_costs(predictor, OPTIONS)
     for widths in EVERY:
         assert value(parameters, widths) == pytest.approx(table.parameters(widths))
         assert value(latency, widths) == pytest.approx(predictor.ns(widths))
@@ -38,7 +38,7 @@ def test_costs_are_the_parameters_and_the_predicted_time_at_every_choice():
 @pytest.mark.parametrize("scale_b", [0.2, 1.0, 5.0])
 def test_no_choice_is_better_than_the_one_found(share, scale_b):
     table, predictor, lost = a_group_table(), Predictor(a_latency_table()), losses(1.0, scale_b)
-    parameters, latency = parameter_costs(table, OPTIONS), latency_costs(predictor, OPTIONS)
+    parameters, latency = weight_costs(table, OPTIONS), latency_costs(predictor, OPTIONS)
     limits = [(parameters, share * table.parameters(FULL)), (latency, 0.7 * predictor.ns(FULL))]
     found = Program(OPTIONS, [("a", "b")]).solve(lost, limits)
     kept = [widths for widths in EVERY if all(value(costs, widths) <= limit for costs, limit in limits)]
@@ -49,7 +49,7 @@ def test_no_choice_is_better_than_the_one_found(share, scale_b):
 
 
 def test_where_nothing_keeps_the_limits_nothing_is_found():
-    parameters = parameter_costs(a_group_table(), OPTIONS)
+    parameters = weight_costs(a_group_table(), OPTIONS)
     assert Program(OPTIONS, [("a", "b")]).solve(losses(), [(parameters, 10.0)]) is None
 
 

@@ -146,7 +146,9 @@ class Bench:
     def compared(self, file: Path, against: Path, turns: Turns, seed: int = 0) -> Comparison:
         """Return the interleaved A/B of two files, kept in the workspace: an interrupted benchmark goes on."""
         build = self.build
-        key = digest(("benchmark", file_sha256(file), file_sha256(against), turns, seed, build.device.id))
+        key = digest(
+            ("benchmark", file_sha256(file, "compare"), file_sha256(against, "compare"), turns, seed, build.device.id)
+        )
         found = build.ledger.get("comparison", key, Comparison)
         if found is None:
             inputs = build.data.timing_inputs(1)

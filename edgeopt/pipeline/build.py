@@ -39,7 +39,7 @@ from edgeopt.records.profile import Profile
 from edgeopt.records.trial import Measured
 from edgeopt.search.ledger import Ledger
 from edgeopt.search.workspace import Workspace
-from edgeopt.select.decision import choose
+from edgeopt.select.decision import choose, to_compare
 from edgeopt.task import CheckedTask, load_task
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -231,7 +231,11 @@ def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
 
 
 def decide(world: Build, search: Search) -> Choice:
-    """Choose, with the winner compared with the baseline and its float twin: a slower one makes way for the next."""
+    """Choose, with the winner compared with the baseline and its float twin: a slower one makes way for the next.
+
+    An int8 file that was found slower than the baseline meets its twin too, for the layers that ate the gain are named
+    then, and forms with these in float are tried.
+    """
     while True:
         choice = choose(
             tuple(search.trials),
@@ -244,10 +248,11 @@ def decide(world: Build, search: Search) -> Choice:
             notes=tuple(search.notes),
             sparsity=search.sparsity,
         )
-        if not choice.winner or not search.uncompared(choice.winner):
+        number = next(filter(search.uncompared, to_compare(choice)), None)
+        if number is None:
             return choice
         with world.clock.stage("measure"):
-            search.compare(choice.winner)
+            search.compare(number)
 
 
 def measured(choice: Choice, number: int) -> Measured:

@@ -108,6 +108,23 @@ def choose(
     )
 
 
+def to_compare(choice: Choice) -> list[int]:
+    """Return the trials whose A/Bs matter: the winner, and what is smaller and keeps every limit, but does not pay."""
+    if choice.winner is None:
+        return []
+    sizes = {
+        trial.number: measured_size(trial.outcome.artifact, choice.budget)
+        for trial in choice.trials
+        if isinstance(trial.outcome, Measured)
+    }
+    barred = [
+        verdict.trial
+        for verdict in choice.verdicts
+        if not verdict.misses and not verdict.pays and sizes[verdict.trial] < sizes[choice.winner]
+    ]
+    return [choice.winner, *barred]
+
+
 def _candidate(
     trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, twin: Trial | None
 ) -> Candidate:

@@ -10,6 +10,7 @@ from builders import a_baseline, a_budget, a_choice, a_comparison, a_failed_tria
 from edgeopt.records.low_rank import Factor
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.records.trial import Measured
+from edgeopt.select.decision import to_compare
 
 A_RANDOM_BUILD = 8  # trials; brute force over them is instant, and every limit is met and missed by some
 
@@ -184,3 +185,16 @@ class TestTheFront:
 
     def test_equal_trials_are_both_on_it(self):
         assert a_choice((a_trial(1), a_trial(2))).front == (1, 2)
+
+
+def test_a_smaller_trial_that_does_not_pay_is_compared_with_its_twin_beside_the_winner():
+    slower, larger = a_trial(1, size_bytes=400, time_ratio=1.3), a_trial(2, size_bytes=950, time_ratio=1.3)
+    choice = a_choice((a_baseline(), slower, larger, a_trial(3, size_bytes=900), a_trial(4, size_bytes=300, score=0.5)))
+    assert choice.winner == 3
+    assert to_compare(choice) == [3, 1]
+
+
+def test_nothing_is_compared_where_nothing_keeps_the_limits():
+    choice = a_choice((a_baseline(), a_trial(1)), a_budget(max_size_bytes=1))
+    assert choice.winner is None
+    assert to_compare(choice) == []

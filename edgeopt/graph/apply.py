@@ -13,11 +13,11 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.graph.child import Answer, Job, StudyJob
+from edgeopt.graph.child import Answer, AnyJob, Job, RoundingsJob, StudyJob
 from edgeopt.graph.lint import check_ceiling
 from edgeopt.graph.steps import STEPS, AnyStep, name_of, run_step
 from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.quantization import Study
+from edgeopt.records.quantization import Roundings, Study
 from edgeopt.records.recipe import Quantize
 
 MAX_SECONDS = 1800.0
@@ -86,6 +86,24 @@ def study_file(step: Quantize, source: Path, calibration: Path, held_back: int, 
     return found
 
 
+def find_roundings(step: Quantize, source: Path, calibration: Path, inputs: Path, out: Path) -> Roundings:
+    """Return where the int8 file of a float file rounds; see ``edgeopt.graph.roundings.find_roundings``.
+
+    Raises:
+        StepError: it refused, crashed or ran out of time.
+    """
+    job = RoundingsJob(
+        step=step,
+        source=str(source.absolute()),
+        calibration=str(calibration.absolute()),
+        inputs=str(inputs.absolute()),
+        out=str(out.absolute()),
+    )
+    found = _ask_child(job, "quantize-aware").roundings
+    assert found is not None
+    return found
+
+
 def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Do one step in a child process."""
     job = Job(
@@ -97,7 +115,7 @@ def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | No
     return _ask_child(job, name_of(step)).notes
 
 
-def _ask_child(job: Job | StudyJob, name: str) -> Answer:
+def _ask_child(job: AnyJob, name: str) -> Answer:
     """Do a job in a process of its own; ``name`` is the stage that errors name."""
     command = [sys.executable, "-m", "edgeopt.graph.child"]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}

@@ -1,4 +1,4 @@
-"""A graph step or a study in a process of its own: ``python -m edgeopt.graph.child``.
+"""A graph step or a look at what int8 does in a process of its own: ``python -m edgeopt.graph.child``.
 
 A job as JSON in, an ``Answer`` out. A library that crashes takes this process down, not the build; and no session ever
 lives beside torch. What libraries print goes to stderr, so that stdout holds the answer alone.
@@ -15,7 +15,7 @@ import msgspec
 from edgeopt.errors import StepError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
-from edgeopt.records.quantization import Study
+from edgeopt.records.quantization import Roundings, Study
 from edgeopt.records.recipe import Fuse, GraphStep, Quantize
 
 
@@ -38,6 +38,19 @@ class StudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="study"):
     rank: bool
 
 
+class RoundingsJob(Record, frozen=True, kw_only=True, tag_field="job", tag="roundings"):
+    """Where an int8 file rounds; see ``edgeopt.graph.roundings.find_roundings``."""
+
+    step: Quantize
+    source: str
+    calibration: str
+    inputs: str
+    out: str
+
+
+AnyJob = Job | StudyJob | RoundingsJob
+
+
 class Answer(Record, frozen=True, kw_only=True):
     """What came of it."""
 
@@ -45,6 +58,7 @@ class Answer(Record, frozen=True, kw_only=True):
     reason: str | None
     """Why the step refused; None where it was done."""
     study: Study | None = None
+    roundings: Roundings | None = None
 
 
 def main() -> None:
@@ -53,7 +67,7 @@ def main() -> None:
     os.dup2(2, 1)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     sys.modules["torch"] = None  # type: ignore[assignment]  # libraries would import it for nothing, beside a session
-    job: Job | StudyJob = msgspec.json.decode(sys.stdin.buffer.read(), type=Job | StudyJob)
+    job: AnyJob = msgspec.json.decode(sys.stdin.buffer.read(), type=AnyJob)
     try:
         answer = _do(job)
     except StepError as error:
@@ -62,7 +76,7 @@ def main() -> None:
         file.write(to_json(answer))
 
 
-def _do(job: Job | StudyJob) -> Answer:
+def _do(job: AnyJob) -> Answer:
     """Do a job; what it needs is imported only now, after torch is barred."""
     if isinstance(job, StudyJob):
         from edgeopt.graph.files import load
@@ -71,6 +85,13 @@ def _do(job: Job | StudyJob) -> Answer:
         model = load(Path(job.source), "study")
         found = study(model, job.step, Path(job.calibration), job.held_back, rank=job.rank)
         return Answer(notes=(), reason=None, study=found)
+    if isinstance(job, RoundingsJob):
+        from edgeopt.graph.files import load
+        from edgeopt.graph.roundings import find_roundings
+
+        model = load(Path(job.source), "quantize-aware")
+        places = find_roundings(model, job.step, Path(job.calibration), Path(job.inputs), Path(job.out))
+        return Answer(notes=(), reason=None, roundings=places)
     from edgeopt.graph.steps import run_step
 
     calibration = None if job.calibration is None else Path(job.calibration)

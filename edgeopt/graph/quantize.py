@@ -29,9 +29,11 @@ from edgeopt.graph.equalize import equalize
 from edgeopt.graph.files import arrays, consumers, load, opset_of, save
 from edgeopt.graph.gates import write_hard_sigmoids
 from edgeopt.graph.pooling import write_global_average_pools
-from edgeopt.graph.ranges import Ranges
+from edgeopt.graph.ranges import Ranges, tensors_data
 from edgeopt.graph.swish import write_swishes
 from edgeopt.graph.watch import Batches
+from edgeopt.records.codec import from_json
+from edgeopt.records.quantization import Roundings
 from edgeopt.records.recipe import Quantize
 
 STAGE = "quantize"
@@ -62,7 +64,8 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
     Args:
         model: A float model; its convolutions' batch norms are folded.
         step: Types, ranges, the calibration's method, and which nodes stay float.
-        calibration: An uncompressed ``.npz`` with keys ``B/NAME``: batch index, name of the graph's input.
+        calibration: An uncompressed ``.npz`` with keys ``B/NAME``: batch index, name of the graph's input. For trained
+            ranges the JSON of ``Roundings``.
 
     Raises:
         StepError: the operator set is too old, or the calibration file lacks what the graph needs.
@@ -74,7 +77,7 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             raise StepError(STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
         if step.equalize:
             prepared = equalized(prepared, Path(folder))
-        quantized = quantize_prepared(prepared, step, prepared.ranges.find(step.calibration))
+        quantized = quantize_prepared(prepared, step, ranges_of(prepared, step, calibration))
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
     return quantized, prepared.notes
@@ -126,6 +129,23 @@ def equalized(prepared: Prepared, folder: Path) -> Prepared:
     note = f"quantize: channels equalized between {count} pairs of convolutions"
     ranges = Ranges(model, path, prepared.batches)
     return dataclasses.replace(prepared, model=model, ranges=ranges, notes=(*prepared.notes, note))
+
+
+def ranges_of(prepared: Prepared, step: Quantize, calibration: Path) -> TensorsData:
+    """Return the ranges of a step: calibrated, or those that the network was trained with.
+
+    Raises:
+        StepError: the training was another graph's.
+    """
+    if step.calibration != "trained":
+        return prepared.ranges.find(step.calibration)
+    found = from_json(calibration.read_bytes(), Roundings).ranges
+    graph = prepared.model.graph
+    known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
+    unknown = sorted(found.keys() - known)
+    if unknown:
+        raise StepError(STAGE, f"the network was trained with a range for '{unknown[0]}', which this graph lacks.")
+    return tensors_data(found)
 
 
 def quantize_prepared(

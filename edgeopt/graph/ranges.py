@@ -66,10 +66,10 @@ class Ranges:
         """Return the range of each activation by ``method``, in the form that ONNX Runtime's quantizer takes."""
         full = self._minimum_and_maximum()
         if method == "minmax":
-            return _tensors_data(full)
+            return tensors_data(full)
         histograms = self._histogram(full)
         cut = {"percentile": _cut_by_percentile, "mse": _cut_by_error, "entropy": _cut_by_entropy}[method]
-        return _tensors_data(
+        return tensors_data(
             {name: cut(histograms[name], *ends) if name in histograms else ends for name, ends in full.items()}
         )
 
@@ -101,7 +101,8 @@ class Ranges:
         return self._histograms
 
 
-def _tensors_data(ranges: dict[str, Range]) -> TensorsData:
+def tensors_data(ranges: dict[str, Range]) -> TensorsData:
+    """Return ranges in the form that ONNX Runtime's quantizer takes."""
     found = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     return TensorsData(quantization.CalibrationMethod.MinMax, found)
 

@@ -20,6 +20,7 @@ from edgeopt.records.recipe import (
     Importance,
     LowRank,
     Prune,
+    QuantizeAware,
     QuantizeStep,
     Recipe,
     Sparsify,
@@ -67,6 +68,12 @@ def precision_of(recipe: Recipe) -> Precision:
     if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
         return "int8"
     return "fp16" if any(isinstance(step, Half) for step in recipe.graph_steps) else "fp32"
+
+
+def is_original(recipe: Recipe) -> bool:
+    """Tell whether a recipe's network has the trained model's own structure and starts from its weights."""
+    aware = any(isinstance(step, QuantizeAware) for step in recipe.torch_steps)
+    return recipe.parent is None and (aware or not recipe.torch_steps)
 
 
 def pruned(build: Build, wish: Wish, original: Network, goal: LatencyGoal) -> Candidate:
@@ -166,6 +173,8 @@ def describe(candidate: Candidate) -> str:
                 words.append(f"{ratio:.0%} zeros")
             case LowRank(layers=layers):
                 words.append(f"{len(layers)} layers of low rank")
+            case QuantizeAware():
+                words.append("int8-aware")
             case Distill():
                 pass
     return ", ".join(words) or "original"

@@ -48,6 +48,18 @@ class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profil
     network: NetworkRef
 
 
+class Int8Reference(Record, frozen=True, kw_only=True):
+    """The int8 file that a quantization-aware training imitates."""
+
+    roundings: str
+    """File of the ``Roundings``."""
+    values: str
+    """File of the values at each place, see ``graph.roundings``."""
+    inputs: str
+    expected: str
+    """File for the trained network's outputs on ``inputs``, computed as in int8."""
+
+
 class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Apply torch steps to a network and keep the result."""
 
@@ -60,6 +72,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     teacher: str
     """Folder of the teacher's outputs."""
     out: str
+    int8: Int8Reference | None
+    """What a ``QuantizeAware`` step needs."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):

@@ -36,6 +36,8 @@ class Network(Record, frozen=True, kw_only=True):
     proof_error: float | None
     notes: tuple[str, ...]
     seconds: float
+    roundings: str | None = None
+    """File in ``tables`` of what it was trained to round; None where its training rounded nothing."""
 
 
 class ExportedFile(Record, frozen=True, kw_only=True):
@@ -70,12 +72,24 @@ def train(
     table_file: Callable[[], Path] | None,
     original_parameters: int,
     progress: Callable[[jobs.Progress], None],
+    roundings: Callable[[], tuple[Path, Path]] | None = None,
 ) -> Network:
-    """Return the network that ``steps`` make of ``parent``: from the ledger, or trained now (or further)."""
+    """Return the network that ``steps`` make of ``parent``: from the ledger, or trained now (or further).
+
+    Args:
+        build: The build.
+        parent: What it starts from.
+        steps: What is done.
+        table_file: Gives the parent's group table, for ``Prune``.
+        original_parameters: Of the trained model.
+        progress: Called with each epoch.
+        roundings: Gives what the parent's int8 file rounds and the values there, for ``QuantizeAware``.
+    """
     key = network_key(build.fingerprint, steps, build.seed, parent.key, build.versions)
     found = build.ledger.get("network", key, Network)
     if found is not None and build.workspace.network(key).exists():
         return found
+    places, values = (None, None) if roundings is None else roundings()
     job = jobs.TrainJob(
         parent=reference(build, parent),
         table=None if table_file is None else str(table_file()),
@@ -84,7 +98,11 @@ def train(
         checkpoint=str(build.workspace.folder("checkpoints") / f"{key}.safetensors"),
         teacher=str(build.workspace.folder("teacher") / build.fingerprint),
         out=str(build.workspace.network(key)),
-    )
+        int8=None if places is None else jobs.Int8Reference(
+            roundings=str(places), values=str(values), inputs=str(build.data.parity_file),
+            expected=str(rounded_file(build, key)),
+        ),
+    )  # fmt: skip
     done = build.trainers.do(job, jobs.TrainDone, progress)
     found = Network(
         key=key,
@@ -95,6 +113,7 @@ def train(
         proof_error=done.proof_error,
         notes=done.notes,
         seconds=done.seconds,
+        roundings=None if places is None else places.name,
     )
     build.ledger.put("network", key, found)
     return found
@@ -105,8 +124,15 @@ def expected_file(build: Build, network: Network) -> Path:
     return build.workspace.folder("arrays") / f"expected-{network.key or 'original'}-{build.fingerprint}.npz"
 
 
-def check_parity(build: Build, network: Network, path: Path, stage: str, tolerance: float | None) -> Parity:
-    """Compare a file's outputs with its network's own.
+def rounded_file(build: Build, key: str) -> Path:
+    """Return where the outputs of a network that was trained for int8 are kept, computed as in int8."""
+    return build.workspace.folder("arrays") / f"rounded-{key}-{build.fingerprint}.npz"
+
+
+def check_parity(
+    build: Build, network: Network, path: Path, stage: str, tolerance: float | None, wanted: Path | None = None
+) -> Parity:
+    """Compare a file's outputs with its network's own, or with those of the file ``wanted``.
 
     Raises:
         ParityError: they differ by more than ``tolerance``.
@@ -119,7 +145,7 @@ def check_parity(build: Build, network: Network, path: Path, stage: str, toleran
     finally:
         outputs.unlink(missing_ok=True)
     names = build.data.task.output_names
-    expected = read_batches(expected_file(build, network))
+    expected = read_batches(wanted or expected_file(build, network))
     return compare_arrays(
         [batch[name] for batch in expected for name in names],
         [batch[name] for batch in found for name in names],

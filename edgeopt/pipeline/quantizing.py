@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -75,19 +77,29 @@ def study(build: Build, exported: ExportedFile, *, rank: bool) -> Study:
     if found is not None and (found.ranking or not rank):
         return found
     build.progress("quantize", "which nodes suffer from int8" if rank else "which nodes int8 takes in")
+    with float_file(build, exported, key) as head:
+        calibration = build.data.calibration_file(step.samples + HELD_BACK_SAMPLES)
+        found = run_step("study", study_file, step, head, calibration, HELD_BACK_SAMPLES, rank=rank)
+    build.ledger.put("study", key, found)
+    return found
+
+
+@contextmanager
+def float_file(build: Build, exported: ExportedFile, key: str) -> Iterator[Path]:
+    """Give a network's file after the steps that every form begins with, as long as a block runs.
+
+    Raises:
+        StepError: a step fails.
+    """
     folder = build.workspace.folder("stages") / key
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         source, limits = build.workspace.artifact(exported.sha256), (build.profile.max_opset, build.profile.max_ir)
-        head = run_step("graph", apply_steps, HEAD, source, folder / "float.onnx", calibration=None,
-                        max_opset=limits[0], max_ir=limits[1])[-1].path  # fmt: skip
-        calibration = build.data.calibration_file(step.samples + HELD_BACK_SAMPLES)
-        found = run_step("study", study_file, step, head, calibration, HELD_BACK_SAMPLES, rank=rank)
+        yield run_step("graph", apply_steps, HEAD, source, folder / "float.onnx", calibration=None,
+                       max_opset=limits[0], max_ir=limits[1])[-1].path  # fmt: skip
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    build.ledger.put("study", key, found)
-    return found
 
 
 def fewest_floats(build: Build, found: Study, keeps: Callable[[Mix], bool]) -> Mix | None:

@@ -25,6 +25,7 @@ from edgeopt.pipeline.candidates import (
     describe,
     distillation,
     importance_of,
+    is_original,
     precision_of,
     pruned,
     student,
@@ -33,9 +34,10 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.files import make_artifact
 from edgeopt.pipeline.forms import Form, Harvest, Made, Result, score_keeps
 from edgeopt.pipeline.goal import latency_goal
+from edgeopt.pipeline.lossy import lossy_forms
 from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
-from edgeopt.pipeline.quantizing import Mix, fewest_floats, form_steps, study
+from edgeopt.pipeline.quantizing import form_steps
 from edgeopt.pipeline.steps import as_failed
 from edgeopt.pipeline.twins import against_twin, lighter_forms
 from edgeopt.pipeline.variants import against_parent, try_variants
@@ -104,28 +106,8 @@ class Search:
                 continue
             recipes = form_steps(build, exported, precision)
             forms += [self.form(candidate, network, exported, steps, seconds) for steps in recipes]
-        forms += self.mixed(candidate, network, exported, forms)
+        forms += lossy_forms(self, candidate, network, exported, forms)
         return Harvest(network, forms)
-
-    def mixed(self, candidate: Candidate, network: Network, exported: ExportedFile, forms: list[Form]) -> list[Form]:
-        """Return an int8 form with a few nodes in float, where float32 keeps the score's floor and int8 does not."""
-        keeping = {precision_of(form.recipe) for form in forms if self.keeps_floor(form)}
-        lossy = [form for form in forms if precision_of(form.recipe) == "int8" and isinstance(form.made, Made)]
-        if "int8" in keeping or "fp32" not in keeping or not lossy or self.build.out_of_time:
-            return []
-        made: dict[tuple[GraphStep, ...], Form] = {}
-
-        def keeps(mix: Mix) -> bool:
-            made[mix.steps] = self.form(candidate, network, exported, mix.steps, {}, mix.notes)
-            return self.keeps_floor(made[mix.steps])
-
-        try:
-            studied = study(self.build, exported, rank=True)
-            found = fewest_floats(self.build, studied, keeps)
-        except EdgeoptError as error:
-            self.build.progress("failed", f"mixed precision of {describe(candidate)}: {as_failed(error).reason}")
-            return []
-        return [] if found is None else [made[found.steps]._replace(ranking=studied.ranking)]
 
     def keeps_floor(self, form: Form) -> bool:
         """Tell whether a file keeps the score's floor: float16 is for networks whose int8 form does not."""
@@ -384,8 +366,8 @@ class Search:
 
     @property
     def originals(self) -> list[Trial]:
-        """Trials of the original in the profile's precisions."""
-        return [trial for trial in self.trials[1:] if not trial.recipe.torch_steps]
+        """Trials of the original in the profile's precisions, also where it was trained for int8."""
+        return [trial for trial in self.trials[1:] if is_original(trial.recipe)]
 
     @property
     def track(self) -> Precision | None:

@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
+import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
 from edgeopt.export.to_onnx import export
+from edgeopt.passes.aware import rounded_module
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.low_rank.factor import factor, factor_table
@@ -41,7 +43,8 @@ from edgeopt.pipeline import jobs
 from edgeopt.pipeline.steps import run_step, run_user_code
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
-from edgeopt.records.recipe import Distill, LowRank, Prune, Sparsify, Student
+from edgeopt.records.quantization import Roundings
+from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
 
@@ -131,6 +134,8 @@ class TorchHalf:
         start = time.perf_counter()
         source, network = job.parent.source, self.network(job.parent)
         sparsity: Sparsity | None = None
+        rounded: fx.GraphModule | None = None
+        notes: tuple[str, ...] = ()
         proofs: list[float] = []
         result: TrainingResult | None = None
         for index, step in enumerate(job.steps):
@@ -148,8 +153,12 @@ class TorchHalf:
                     sparsity = Sparsity(step, self.saliency_batches, self.task.loss, epochs)
                     if epochs == 0:
                         sparsity.masks(network.eval_module, 0)
+                case QuantizeAware():
+                    rounded, notes = self.rounded(network, job.int8)
                 case Distill():
-                    result = self.distill(network, step, job, index, sparsity)
+                    result = self.distill(network, rounded, step, job, index, sparsity)
+        if rounded is not None and job.int8 is not None:
+            self.write_outputs(rounded, Path(job.int8.inputs), Path(job.int8.expected))
         partial = Path(job.out).with_suffix(".partial")
         network.save(partial)
         partial.replace(job.out)
@@ -161,7 +170,7 @@ class TorchHalf:
             best_score=None if result is None else result.best_score,
             best_epoch=None if result is None else result.best_epoch,
             proof_error=max(proofs, default=None),
-            notes=tuple(network.notes),
+            notes=(*network.notes, *notes),
             seconds=time.perf_counter() - start,
         )
 
@@ -187,15 +196,28 @@ class TorchHalf:
         pruned = prune(network, groups, keep)
         return pruned, verify(network, groups, keep, pruned, self.task.example_inputs)
 
+    def rounded(self, network: Network, int8: jobs.Int8Reference | None) -> tuple[fx.GraphModule, tuple[str, ...]]:
+        """Return a network as its int8 file computes, over the same tensors, and notes."""
+        assert int8 is not None
+        roundings = from_json(Path(int8.roundings).read_bytes(), Roundings)
+        with np.load(int8.values, allow_pickle=False) as stored:
+            return rounded_module(network, roundings, {name: stored[name] for name in stored.files})
+
     def distill(
-        self, network: Network, step: Distill, job: jobs.TrainJob, index: int, sparsity: Sparsity | None
+        self,
+        network: Network,
+        rounded: fx.GraphModule | None,
+        step: Distill,
+        job: jobs.TrainJob,
+        index: int,
+        sparsity: Sparsity | None,
     ) -> TrainingResult:
-        """Train ``network`` in place, taught by the original."""
+        """Train ``network`` in place, taught by the original; ``rounded`` is what runs over its tensors, if given."""
         teacher = self.source("original").eval_module
         lessons = TeacherOutputs(Path(job.teacher), self.task, teacher, epochs=step.epochs, seed=job.seed)
         return Distillation(
-            network.train_module,
-            network.eval_module,
+            rounded or network.train_module,
+            rounded or network.eval_module,
             self.task,
             step,
             lessons,
@@ -232,18 +254,21 @@ class TorchHalf:
             max_ir=job.max_ir,
             exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
         )
-        expected = []
-        for batch in read_batches(Path(job.inputs)):
-            inputs = tuple(torch.from_numpy(batch[name]) for name in self.task.input_names)
-            with torch.no_grad():
-                outputs = flat_outputs(network.eval_module(*inputs))
-            expected.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
-        write_batches(Path(job.expected), expected)
+        self.write_outputs(network.eval_module, Path(job.inputs), Path(job.expected))
         return jobs.ExportDone(
             exporter=exported.exporter,
             notes=(*network.notes, *exported.notes),
             seconds=time.perf_counter() - start,
         )
+
+    def write_outputs(self, module: nn.Module, inputs: Path, out: Path) -> None:
+        """Write a module's outputs on a file of inputs."""
+        found = []
+        for batch in read_batches(inputs):
+            with torch.no_grad():
+                outputs = flat_outputs(module(*(torch.from_numpy(batch[name]) for name in self.task.input_names)))
+            found.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
+        write_batches(out, found)
 
     def probe(self, job: jobs.ProbeJob) -> jobs.ProbeDone:
         """Export the original at other widths, for its sizes alone."""

@@ -1,4 +1,4 @@
-"""``Study``: what int8 does to a network's outputs, by calibration method and by node."""
+"""``Study``: what int8 does to a network's outputs, by method and by node. ``Roundings``: what its file rounds."""
 
 from __future__ import annotations
 
@@ -46,3 +46,34 @@ class Study(Record, frozen=True, kw_only=True):
     nodes: tuple[NodeCost, ...]
     ranking: tuple[NodeNoise, ...]
     """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""
+
+
+class RoundedActivation(Record, frozen=True, kw_only=True):
+    """A value of the float graph that the int8 file rounds."""
+
+    tensor: str
+    scale: float
+    zero_point: int
+    shift: float
+    """Added before rounding: where a hard sigmoid is written as rounding, half a step. Else 0."""
+
+
+class RoundedWeight(Record, frozen=True, kw_only=True):
+    """Weights that the int8 file holds as integers, with a scale from their largest absolute value."""
+
+    tensor: str
+    axis: int | None
+    """Dimension whose every index has a scale of its own; None: one scale for all."""
+    input_scale: float | None
+    """Times a weight's scale: the step of the bias, which the file holds in 32 bits. None where there is no such."""
+
+
+class Roundings(Record, frozen=True, kw_only=True):
+    """All that the int8 file of a network rounds. Levels are the least and the greatest integer."""
+
+    activations: tuple[RoundedActivation, ...]
+    weights: tuple[RoundedWeight, ...]
+    activation_levels: tuple[int, int]
+    weight_levels: tuple[int, int]
+    ranges: dict[str, tuple[float, float]]
+    """Value of the float graph to the range that its rounding was made from."""

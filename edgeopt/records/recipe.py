@@ -72,6 +72,19 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     """Strength, at the end, of a penalty that shrinks whole channels: for a training before a cut."""
 
 
+class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware"):
+    """Let the training that follows round as the network's int8 file does (Jacob et al., 2018).
+
+    The file is the ``Quantize`` step of these values; its ranges, calibrated before the training, stay.
+    """
+
+    activations: Literal["uint8", "int8"]
+    per_channel: bool
+    reduce_range: bool
+    calibration: CalibrationMethod
+    samples: int
+
+
 class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):
     """Fold constants and remove what computes nothing, with onnxsim."""
 
@@ -87,7 +100,8 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     per_channel: bool
     reduce_range: bool
     """Weights in 7 bits: no saturation on x86 processors without VNNI."""
-    calibration: CalibrationMethod
+    calibration: CalibrationMethod | Literal["trained"]
+    """``trained``: the ranges that the network was trained with (``QuantizeAware``); nothing is calibrated."""
     samples: int
     """How many training samples calibrate."""
     float_nodes: tuple[str, ...] = ()
@@ -129,7 +143,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights
 """What makes a file an integer one."""
-TorchStep = Student | Prune | Sparsify | LowRank | Distill
+TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
 GraphStep = Simplify | FlushDenormals | QuantizeStep | Fuse | Half | Compact
 
 

@@ -15,6 +15,7 @@ from edgeopt.records.recipe import (
     LowRank,
     Prune,
     Quantize,
+    QuantizeAware,
     QuantizeDynamic,
     QuantizeStep,
     QuantizeWeights,
@@ -156,6 +157,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"{percent(ratio)} of the weights zero ({method})"
         case LowRank(layers=layers):
             return f"{plural(len(layers), 'layer')} of low rank"
+        case QuantizeAware():
+            return "trained for int8"
         case Distill(epochs=epochs, group_lasso=strength) if strength > 0:
             return f"channels shrunk {plural(epochs, 'epoch')} (group lasso {significant(strength)})"
         case Distill(epochs=epochs):

@@ -20,7 +20,7 @@ from edgeopt.pipeline.networks import ExportedFile, Network, export, train
 from edgeopt.pipeline.quantizing import Mix, fewest_floats, float_file, study
 from edgeopt.pipeline.steps import as_failed, run_step
 from edgeopt.records.codec import digest, to_json
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify
 from edgeopt.records.trial import Failed
 from edgeopt.task import CheckedTask
 
@@ -77,7 +77,8 @@ def aware_forms(
 ) -> list[Form]:
     """Return the forms of a network trained for int8, where no int8 form keeps the floor at about int8's size."""
     build = search.build
-    if not is_worth_training(search, forms):
+    sparse = any(isinstance(step, Sparsify) for step in candidate.steps)  # its zeros would not stay
+    if sparse or not is_worth_training(search, forms):
         return []
     seconds: dict[str, float] = {}
     child = Candidate(steps=(), parent=network.key)

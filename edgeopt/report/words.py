@@ -159,10 +159,8 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return f"{plural(len(layers), 'layer')} of low rank"
         case QuantizeAware():
             return "trained for int8"
-        case Distill(epochs=epochs, group_lasso=strength) if strength > 0:
-            return f"channels shrunk {plural(epochs, 'epoch')} (group lasso {significant(strength)})"
-        case Distill(epochs=epochs):
-            return f"distilled {plural(epochs, 'epoch')}"
+        case Distill():
+            return _distilled(step)
         case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):
             words = ["7-bit weights"] if reduce_range else []
             words += ["equalized"] if step.equalize else []
@@ -177,6 +175,13 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return "float16"
         case Simplify() | FlushDenormals() | Fuse() | Compact():
             return None
+
+
+def _distilled(step: Distill) -> str:
+    epochs = plural(step.epochs, "epoch")
+    if step.group_lasso > 0:
+        return f"channels shrunk {epochs} (group lasso {significant(step.group_lasso)})"
+    return f"distilled {epochs}"
 
 
 NOISE = {

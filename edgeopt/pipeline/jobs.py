@@ -72,7 +72,7 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     teacher: str
     """Folder of the teacher's outputs."""
     out: str
-    int8: Int8Reference | None
+    int8: Int8Reference | None = None
     """What a ``QuantizeAware`` step needs."""
 
 

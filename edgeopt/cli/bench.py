@@ -13,7 +13,7 @@ from edgeopt.cli.options import FILE, run_options
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgeopt.records.measurement import Change, Comparison, DeviceKind, Measurement
+    from edgeopt.records.measurement import Change, Comparison, Measurement
     from edgeopt.records.profile import Profile
 
 SHOWN_CHANGES = 8
@@ -42,14 +42,14 @@ def command(
     from edgeopt.bench.nodes import PROFILING, profile_nodes
     from edgeopt.cli.console import Progress
     from edgeopt.config.profiles import load_profile
-    from edgeopt.device.open import open_device
+    from edgeopt.device.open import open_device, ranking_kind
     from edgeopt.errors import CannotProfileError
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target)
     batch = batch_size or profile.limits.batch_size
     where = open_device(device or profile.device)
-    kind: DeviceKind = "stand-in" if profile.stand_in and where.uri.startswith("local:") else "measured"
+    kind = ranking_kind(where.uri, profile)
     comparison, changes = None, None
     with Progress() as progress:
 

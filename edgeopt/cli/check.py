@@ -9,7 +9,6 @@ import click
 
 if TYPE_CHECKING:
     from edgeopt.pipeline.check import Result
-    from edgeopt.records.measurement import DeviceKind
 
 EXIT_CODES = {"passed": 0, "missed": 3, "bad": 2}
 VERDICTS = {"passed": "keeps what it promises", "missed": "misses what it promises", "bad": "is not what was built"}
@@ -31,19 +30,18 @@ def command(
     from edgeopt.bundle.manifest import read_manifest
     from edgeopt.cli.console import Progress
     from edgeopt.config.profiles import load_profile
-    from edgeopt.device.open import open_device
+    from edgeopt.device.open import device_kind, open_device
     from edgeopt.pipeline.check import check
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target or read_manifest(bundle).target)
     where = open_device(device or profile.device)
-    kind: DeviceKind = "stand-in" if profile.stand_in and where.uri.startswith("local:") else "measured"
     with Progress() as progress:
         result = check(
             bundle,
             where,
             profile,
-            kind=kind,
+            kind=device_kind(where.uri, profile),
             allow_fallback=allow_fallback,
             progress=lambda text: progress("check", text),
         )

@@ -18,6 +18,7 @@ import msgspec
 from edgeopt.device.adb_client import CALL_SECONDS, Adb
 from edgeopt.device.arrays import pack, unpack
 from edgeopt.device.base import Request, Worker, WorkerRefused
+from edgeopt.device.elf import machine_of
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess, explain_remote, last_line
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError, is_disk_full
@@ -28,8 +29,6 @@ COPY_SECONDS = 600.0
 WAIT_SECONDS = 120.0
 """How long a phone that was there may take to come back; starting anew takes a minute."""
 
-MACHINES = {183: "aarch64", 40: "armv7l", 62: "x86_64", 3: "i686"}
-"""From the number in an ELF file's header to what ``uname -m`` says."""
 ALSO_RUNS = {"armv8l": "armv7l", "armv7": "armv7l", "i586": "i686", "i386": "i686"}
 """Other words of ``uname -m``: a 64-bit processor whose system is a 32-bit one says ``armv8l``."""
 
@@ -195,20 +194,6 @@ class _StayingRunner:
         there = self._device.sent(message) if isinstance(message, Request) else message
         with explaining(self._device.uri):
             return self._process.ask(there, timeout_seconds)
-
-
-def machine_of(path: Path) -> str:
-    """Return the processor that a program or library is built for, in the words of ``uname -m``.
-
-    Raises:
-        DeviceError: it is no ELF file.
-    """
-    with path.open("rb") as stream:
-        head = stream.read(20)
-    if head[:4] != b"\x7fELF":
-        raise DeviceError(f"{path} is no program or library for Linux or Android (no ELF file).")
-    number = int.from_bytes(head[18:20], "little")
-    return MACHINES.get(number, f"ELF machine {number}")
 
 
 @contextmanager

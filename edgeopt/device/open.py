@@ -11,15 +11,19 @@ from urllib.parse import parse_qsl
 from edgeopt.device.adb import AdbDevice
 from edgeopt.device.base import Device
 from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice, Place, is_loopback
+from edgeopt.device.emulated import EmulatedDevice
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import ConfigError, did_you_mean
+from edgeopt.records.measurement import DeviceKind
+from edgeopt.records.profile import Profile
 
 KNOWN = (
     "`local:` (this machine), `local:?python=PATH` (another Python environment on it), "
-    "`ssh://[user@]host[:port][?python=PATH]`, `adb:[serial]?runner=PATH&library=PATH` (an Android phone) and "
-    "`browser:[address[:port]]?runtime=FOLDER[&adb=SERIAL]`"
+    "`ssh://[user@]host[:port][?python=PATH]`, `adb:[serial]?runner=PATH&library=PATH` (an Android phone), "
+    "`browser:[address[:port]]?runtime=FOLDER[&adb=SERIAL]` and "
+    "`qemu:[cpu]?runner=PATH&library=PATH` (an emulated processor, for `edgeopt check`)"
 )
 
 
@@ -73,18 +77,53 @@ def _ssh(uri: str, place: str, options: dict[str, str]) -> Device:
     return SshDevice(uri, Address(found["host"].strip("[]"), found["user"], port), options.get("python"))
 
 
+def device_kind(uri: str, profile: Profile) -> DeviceKind:
+    """Return what a device is to a target: this machine only stands in for another, and an emulator has no times."""
+    if uri.startswith("qemu:"):
+        return "emulated"
+    return "stand-in" if profile.stand_in and uri.startswith("local:") else "measured"
+
+
+def ranking_kind(uri: str, profile: Profile) -> DeviceKind:
+    """Return what a device is to a target, for what ranks files by their times.
+
+    Raises:
+        ConfigError: the device has no times.
+    """
+    kind = device_kind(uri, profile)
+    if kind == "emulated":
+        raise ConfigError(
+            f"'{uri}' emulates a processor: times and memory there say nothing about a real one, so nothing is ranked "
+            "by them. `edgeopt check BUNDLE --device ...` compares what a file computes there."
+        )
+    return kind
+
+
 def _adb(uri: str, place: str, options: dict[str, str]) -> Device:
     _check_options(uri, options, {"runner", "library"})
     if place.startswith("-"):
         raise ConfigError(f"'{uri}': '{place}' is no serial number; `adb devices` lists them.")
+    return AdbDevice(uri, place, *_native_files(uri, options))
+
+
+def _native_files(uri: str, options: dict[str, str]) -> tuple[Path, Path]:
     missing = [name for name in ("runner", "library") if not Path(options.get(name, "")).is_file()]
     if missing:
+        scheme = uri.partition(":")[0]
         raise ConfigError(
-            f"'{uri}': an Android phone needs two files built for its processor, as in "
-            f"`adb:?runner=PATH&library=PATH`; {missing[0]} names none. `tools/build_runner.py --help` says how to "
-            "make them."
+            f"'{uri}': this kind of device needs two files built for its processor, as in "
+            f"`{scheme}:?runner=PATH&library=PATH`; {missing[0]} names none. `tools/build_runner.py --help` says how "
+            "to make them."
         )
-    return AdbDevice(uri, place, Path(options["runner"]), Path(options["library"]))
+    return Path(options["runner"]), Path(options["library"])
+
+
+def _qemu(uri: str, place: str, options: dict[str, str]) -> Device:
+    _check_options(uri, options, {"runner", "library", "root"})
+    if place.startswith("-"):
+        raise ConfigError(f"'{uri}': '{place}' is no processor; `qemu-aarch64 -cpu help` lists them.")
+    root = Path(options["root"]) if "root" in options else None
+    return EmulatedDevice(uri, place, *_native_files(uri, options), root)
 
 
 def _browser(uri: str, address: str, options: dict[str, str]) -> Device:
@@ -116,4 +155,5 @@ SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {
     "ssh": _ssh,
     "adb": _adb,
     "browser": _browser,
+    "qemu": _qemu,
 }

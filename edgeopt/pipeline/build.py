@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
-from edgeopt.device.open import open_device
+from edgeopt.device.open import open_device, ranking_kind
 from edgeopt.errors import InputError, StepError
 from edgeopt.graph.facts import facts
 from edgeopt.graph.lint import check_ceiling
@@ -57,7 +57,7 @@ class Request(Record, frozen=True, kw_only=True):
     """Inputs for a bare ``.onnx``."""
     profile: Profile
     device: str
-    """URI; where it is not the profile's own, nothing says that it is a stand-in."""
+    """URI."""
     out: str
     workspace: str
     allow_fallback: tuple[str, ...]
@@ -143,9 +143,9 @@ def opened(
         task = load(request)
         budget = resolve(task.budgets.get(profile.name))
         connection = open_device(request.device)
+        kind = ranking_kind(connection.uri, profile)
         identity, environment = connection.describe()
-        stand_in = profile.stand_in and request.device == profile.device
-        device = Device(uri=request.device, kind="stand-in" if stand_in else "measured", id=identity)
+        device = Device(uri=request.device, kind=kind, id=identity)
         data = TaskData(task, workspace)
         effort = effort_of(task, request.quick)
         workers = min(request.workers or available_cores(), effort.candidates)

@@ -33,6 +33,12 @@ from edgeopt.select.limits import device_findings
 UNITS: dict[str, Unit] = {"latency": "ms", "throughput": "per_s", "memory": "bytes", "size": "bytes"}
 
 
+NOTES: dict[DeviceKind, str] = {
+    "stand-in": "this machine only stands in for {target}: name the real one with --device",
+    "emulated": "an emulated processor has no times and no memory to measure: those limits are not judged",
+}
+
+
 class Finding(Record, frozen=True, kw_only=True):
     """One thing that was looked at."""
 
@@ -109,12 +115,13 @@ def check(
             try:
                 progress("golden inputs")
                 found += check_golden(bundle, manifest, device, profile, allow_fallback)
-                measurement = _measure(
-                    bundle, manifest, document.budget, device, profile, kind, allow_fallback, progress
-                )
+                if kind != "emulated":
+                    measurement = _measure(
+                        bundle, manifest, document.budget, device, profile, kind, allow_fallback, progress
+                    )
                 found += check_limits(bundle, document.budget, measurement)
-                if kind == "stand-in":
-                    text = f"this machine only stands in for {profile.title}: name the real one with --device"
+                if kind in NOTES:
+                    text = NOTES[kind].format(target=profile.title)
                     found.append(Finding(kind="limit", name="device", status="note", text=text))
             except StepError as error:
                 found.append(Finding(kind="golden", name="model.onnx", status="missed", text=error.reason))
@@ -203,8 +210,11 @@ def _rows(array: Array, count: int) -> Array:
     return array if not array.ndim or len(array) >= count else np.resize(array, (count, *array.shape[1:]))
 
 
-def check_limits(bundle: Path, budget: Budget, measurement: Measurement) -> Iterator[Finding]:
-    """Hold the new measurement against the bundle's own limits; the score's takes data that a bundle does not hold."""
+def check_limits(bundle: Path, budget: Budget, measurement: Measurement | None) -> Iterator[Finding]:
+    """Hold the new measurement against the bundle's own limits; the score's takes data that a bundle does not hold.
+
+    Without a measurement, on a device that has none to give, the size is judged alone.
+    """
     known = facts(bundle / "model.onnx")
     size_bytes = known.download_bytes if budget.size_metric == "download" else known.size_bytes
     for found in device_findings(measurement, size_bytes, budget):

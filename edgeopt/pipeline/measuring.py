@@ -42,6 +42,11 @@ class Scale:
         key = measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
         return digest((key, build.allow_fallback)) if build.allow_fallback else key
 
+    @property
+    def _computed_by(self) -> tuple[str, str, tuple[str, ...]]:
+        """What outputs hang on beside the file: a score is the device's own (int8 differs between processors)."""
+        return self.build.device.id, self.build.environment.onnxruntime, self.build.profile.providers
+
     def measurement(self, sha256: str) -> Measurement:
         """Return the file's measurement on the build's device; one that ended early for another limit is made anew."""
         build, budget = self.build, self.build.budget
@@ -120,7 +125,7 @@ class Scale:
 
     def score(self, sha256: str) -> Score:
         """Return the file's score on the selection batches, and its drop against the baseline over the same samples."""
-        key = digest(("score", sha256, self.baseline, self.build.fingerprint, self.build.environment.onnxruntime))
+        key = digest(("score", sha256, self.baseline, self.build.fingerprint, *self._computed_by))
         found = self.build.ledger.get("score", key, Score)
         if found is None:
             value, samples = self.evaluate(sha256, self.build.data.eval_file, self.build.data.targets)
@@ -139,8 +144,7 @@ class Scale:
     def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> tuple[float, NDArray[np.float64] | None]:
         """Return a file's score and its scores of single samples; the latter are kept in the workspace."""
         build = self.build
-        runtime = build.environment.onnxruntime
-        key = digest(("samples", sha256, inputs.name, runtime, self.baseline if not targets else ""))
+        key = digest(("samples", sha256, inputs.name, *self._computed_by, self.baseline if not targets else ""))
         kept = build.workspace.folder("arrays") / f"samples-{key}.npz"
         if kept.exists():
             with np.load(kept, allow_pickle=False) as stored:

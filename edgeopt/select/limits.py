@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss, Verdict
-from edgeopt.records.measurement import Measurement
+from edgeopt.records.measurement import Measurement, Memory
 from edgeopt.records.recipe import Half, LowRank, QuantizeStep
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
 from edgeopt.statistics import Interval, percentile_interval, verdict
@@ -89,9 +89,11 @@ def findings(outcome: Measured, budget: Budget) -> list[Finding]:
     return [*device_findings(outcome.measurement, size_bytes, budget), *score_findings(outcome.score, budget)]
 
 
-def device_findings(measurement: Measurement, size_bytes: int, budget: Budget) -> list[Finding]:
-    """Hold a file's size and its measurement against every limit that is not about the score."""
-    return [*_timing_findings(measurement, budget), *_byte_findings(measurement, size_bytes, budget)]
+def device_findings(measurement: Measurement | None, size_bytes: int, budget: Budget) -> list[Finding]:
+    """Hold a file's size and its measurement against every limit that is not about the score; without one, the size."""
+    if measurement is None:
+        return [found for found in _byte_findings(None, size_bytes, budget) if found.limit == "size"]
+    return [*_timing_findings(measurement, budget), *_byte_findings(measurement.memory, size_bytes, budget)]
 
 
 def _timing_findings(measurement: Measurement, budget: Budget) -> Iterator[Finding]:
@@ -110,8 +112,7 @@ def _timing_findings(measurement: Measurement, budget: Budget) -> Iterator[Findi
         )
 
 
-def _byte_findings(measurement: Measurement, size_bytes: int, budget: Budget) -> Iterator[Finding]:
-    memory = measurement.memory
+def _byte_findings(memory: Memory | None, size_bytes: int, budget: Budget) -> Iterator[Finding]:
     found: tuple[tuple[Limit, float, int | None], ...] = (
         ("memory", math.nan if memory is None else memory.peak_bytes, budget.max_peak_memory_bytes),
         ("size", size_bytes, budget.max_size_bytes),

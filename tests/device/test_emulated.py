@@ -1,0 +1,138 @@
+"""Another processor under qemu: what a bundle's model computes there is compared, nothing is timed."""
+
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_bundles import a_bundle
+from tiny_models import a_network, write_quick_target
+
+from edgeopt.device import emulated
+from edgeopt.device.base import Request
+from edgeopt.device.open import open_device
+from edgeopt.errors import ConfigError, DeviceError
+
+ROOT = Path(__file__).parents[2]
+COMPILER = "aarch64-linux-gnu-gcc"
+
+
+def edgeopt(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "edgeopt", *words], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+
+
+def a_check(folder: Path, bundle: str, uri: str) -> dict[str, dict]:
+    """Check a bundle, and return its findings by name."""
+    done = edgeopt(folder, "check", bundle, "--target", "./quick.toml", "--device", uri, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    assert result["measurement"] is None
+    return {finding["name"]: finding for finding in result["findings"]}
+
+
+@pytest.fixture
+def here(native, tmp_path, monkeypatch):
+    """Return the device of an emulator that is none: it runs the files of this very processor."""
+    name = emulated.EMULATORS[platform.machine()]
+    (tmp_path / "bin").mkdir()
+    program = tmp_path / "bin" / name
+    program.write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/words"\nshift 4\nexec "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    return f"qemu:some-cpu?runner={native}/runner&library={native}/libonnxruntime.so&root=/sysroot"
+
+
+def test_a_check_compares_golden_outputs_and_judges_nothing_that_an_emulator_cannot_tell(here, native, tmp_path):
+    found = a_check(tmp_path, a_bundle(tmp_path).name, here)
+    assert {name: finding["status"] for name, finding in found.items()} == {
+        "all": "passed", "y": "passed", "size": "passed", "score": "note", "device": "note",
+    }  # fmt: skip
+    assert "no times and no memory" in found["device"]["text"]
+    words = (tmp_path / "words").read_text().split()
+    assert words == ["-cpu", "some-cpu", "-L", "/sysroot", f"{native}/runner", f"{native}/libonnxruntime.so"]
+
+
+def test_nothing_is_ranked_by_an_emulators_times(here, tmp_path):
+    a_network(tmp_path / "m.onnx")
+    target = write_quick_target(tmp_path)
+    for command in ("bench", "build"):
+        done = edgeopt(tmp_path, command, "m.onnx", "--target", target, "--device", here)
+        assert done.returncode == 2
+        assert "times and memory there say nothing about a real one" in done.stderr
+
+
+def test_what_it_needs_is_said(here, native, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"as in `qemu:\?runner=PATH&library=PATH`; runner names none"):
+        open_device("qemu:")
+    (tmp_path / "foreign").write_bytes(b"\x7fELF" + bytes(14) + (183).to_bytes(2, "little"))
+    with pytest.raises(DeviceError, match=r"is built for .* but .*/foreign for aarch64"):
+        open_device(f"qemu:?runner={native}/runner&library={tmp_path}/foreign").describe()
+    crash = tmp_path / "bin" / emulated.EMULATORS[platform.machine()]
+    crash.write_text("#!/bin/sh\necho 'qemu: uncaught target signal 11 (Segmentation fault)' >&2\nkill -SEGV $$\n")
+    with pytest.raises(DeviceError, match=r"killed by SIGSEGV.*put a newer one into PATH"):
+        open_device(here).describe()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match="Install qemu-user"):
+        open_device(here).describe()
+
+
+@pytest.fixture(scope="module")
+def aarch64(tmp_path_factory):
+    """Return a folder with runner and library for aarch64: cross-compiled, and from the package index."""
+    qemu = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if qemu is None or shutil.which(COMPILER) is None:
+        pytest.skip(f"needs qemu-user 10.0 or newer, {COMPILER} and libstdc++6-arm64-cross")
+    said = subprocess.run([qemu, "--version"], capture_output=True, text=True, check=True).stdout
+    if int(re.search(r"version (\d+)", said)[1]) < 10:
+        pytest.skip(f"needs qemu-user 10.0 or newer (Debian's backports have it); found {said.splitlines()[0]}")
+    folder = tmp_path_factory.mktemp("aarch64")
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "-d", folder]
+    version = subprocess.run(
+        [sys.executable, "-c", "from importlib.metadata import version; print(version('onnxruntime'))"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    subprocess.run([*download, "--platform", "manylinux_2_28_aarch64", f"onnxruntime=={version}"], check=True)
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        name = next(name for name in wheel.namelist() if "/libonnxruntime.so" in name)
+        (folder / "library").write_bytes(wheel.read(name))
+    build = [sys.executable, ROOT / "tools" / "build_runner.py", "--cc", COMPILER, "--library", folder / "library"]
+    subprocess.run([*build, "--out", folder], check=True)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cpu", ["max", "cortex-a53"])  # with int8 dot products and matrix products, and without
+def test_aarch64_computes_what_this_machine_computes_in_float_and_in_int8(aarch64, tmp_path, cpu):
+    uri = f"qemu:{cpu}?runner={aarch64}/runner&library={aarch64}/libonnxruntime.so"
+    features = open_device(uri).describe()[1].features
+    assert ("asimddp" in features) == (cpu == "max")
+    found = a_check(tmp_path, a_bundle(tmp_path).name, uri)
+    assert found["y"]["found"] <= found["y"]["allowed"]
+
+    a_network(tmp_path / "m.onnx", width=128, layers=3)
+    np.savez(tmp_path / "in.npz", x=np.random.default_rng(0).standard_normal((256, 32)).astype(np.float32))
+    built = edgeopt(tmp_path, "build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml")
+    assert built.returncode == 0, built.stderr
+    choice = json.loads((tmp_path / "edgeopt-out" / "choice.json").read_text())
+    assert "quantize" in {step["step"] for step in choice["winner"]["recipe"]["graph_steps"]}
+    found = a_check(tmp_path, "edgeopt-out", uri)
+    assert found["y"]["found"] <= found["y"]["allowed"]
+    print(cpu, found["y"]["found"], found["y"]["allowed"])
+
+
+@pytest.mark.slow
+def test_what_an_emulator_cannot_it_refuses(aarch64):
+    device = open_device(f"qemu:?runner={aarch64}/runner&library={aarch64}/libonnxruntime.so")
+    with pytest.raises(DeviceError, match="no times and no memory"):
+        device.run(Request(mode="time"), 60, {})
+    with pytest.raises(DeviceError, match="no times"), device.start():
+        pass

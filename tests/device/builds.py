@@ -19,10 +19,14 @@ def write_files(folder: Path, *, width=256, samples=256) -> None:
     np.savez(folder / "in.npz", x=np.random.default_rng(0).standard_normal((samples, 32)).astype(np.float32))
 
 
+IMPATIENT = "from edgeopt.device import adb; adb.WAIT_SECONDS = 10.0; from edgeopt.cli import main; main()"
+"""The command ``edgeopt``, but for the two minutes that a phone may take to come back."""
+
+
 def a_build(folder: Path, uri: str) -> subprocess.Popen:
     command = ["build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml", "--device", uri]
     return subprocess.Popen(
-        [sys.executable, "-m", "edgeopt", *command],
+        [sys.executable, "-c", IMPATIENT, *command],
         cwd=folder,
         env=os.environ,
         stderr=subprocess.PIPE,

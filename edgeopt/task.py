@@ -136,7 +136,8 @@ class CheckedTask:
     Optional members of the user's task: ``test_batches()``, ``sample_scores(pairs)`` (one score a sample, for paired
     intervals), ``students`` (name to a function that builds a smaller network), ``training`` (``Training``),
     ``calibration_batches()``, ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``,
-    ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``).
+    ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``), ``teacher`` (path of an
+    ``.onnx`` that teaches in the trained model's place; what is compressed, and compared with, stays that model).
     """
 
     kind = "torch"
@@ -159,6 +160,17 @@ class CheckedTask:
         self.postprocessing: str = getattr(task, "postprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
+        self.teacher = self._teacher(getattr(task, "teacher", None))
+
+    def _teacher(self, given: Any) -> Path | None:
+        if given is None:
+            return None
+        if not isinstance(given, str | Path) or Path(given).suffix != ".onnx":
+            raise TaskError(
+                f"{self.spec}: teacher has to be the path of an .onnx file, not {given!r:.80}. Export another PyTorch "
+                "network with torch.onnx.export; without `teacher` the trained model teaches."
+            )
+        return Path(given)
 
     @cached_property
     def model(self) -> nn.Module:

@@ -30,6 +30,7 @@ from edgeopt.pipeline.measuring import Scale, drop_interval
 from edgeopt.pipeline.networks import ExportedFile, Network, expected_file, export
 from edgeopt.pipeline.rounds import Search
 from edgeopt.pipeline.steps import run_step, run_user_code
+from edgeopt.pipeline.teacher_file import check_teacher
 from edgeopt.pipeline.trainers import Trainers, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
@@ -147,6 +148,8 @@ def opened(
         identity, environment = connection.describe()
         device = Device(uri=request.device, kind=kind, id=identity)
         data = TaskData(task, workspace)
+        if isinstance(task, CheckedTask):
+            check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
         workers = min(request.workers or available_cores(), effort.candidates)
     trainers = Trainers(request.task, workers)

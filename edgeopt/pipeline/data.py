@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.bench.asking import file_sha256
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.pipeline.steps import run_user_code
+from edgeopt.pipeline.teacher_file import STAGE, teacher_files
 from edgeopt.search.workspace import Workspace
 from edgeopt.task import Batch, CheckedTask, as_outputs, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
@@ -86,7 +88,7 @@ class TaskData:
         return path
 
     def _fingerprint(self) -> str:
-        """Name the task by its model (weights and source), its data and its score function."""
+        """Name the task by its model (weights and source), its teacher, its data and its score function."""
         digest = hashlib.sha256()
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
             update_digest(digest, batch.values())
@@ -105,6 +107,8 @@ class TaskData:
                 digest.update(_source(kind).encode())
         if task.source_file is not None:
             digest.update(task.source_file.read_bytes())
+        for path in teacher_files(task):
+            digest.update(file_sha256(path, STAGE).encode())
         first = self._user("train_batches()", self._arrays, lambda: task.train_epoch(0), 1)
         update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]

@@ -41,6 +41,7 @@ from edgeopt.passes.prune.table import group_table
 from edgeopt.passes.sparsify import Sparsity, loss_curve
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.steps import run_step, run_user_code
+from edgeopt.pipeline.teacher_file import OnnxTeacher
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.quantization import Roundings
@@ -212,9 +213,13 @@ class TorchHalf:
         index: int,
         sparsity: Sparsity | None,
     ) -> TrainingResult:
-        """Train ``network`` in place, taught by the original; ``rounded`` is what runs over its tensors, if given."""
-        teacher = self.source("original").eval_module
-        lessons = TeacherOutputs(Path(job.teacher), self.task, teacher, epochs=step.epochs, seed=job.seed)
+        """Train ``network`` in place, taught by the original or by the task's teacher.
+
+        ``rounded`` is what runs over its tensors, if given.
+        """
+        folder = Path(job.teacher)
+        teacher = OnnxTeacher(self.task, folder) if self.task.teacher else self.source("original").eval_module
+        lessons = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
         return Distillation(
             rounded or network.train_module,
             rounded or network.eval_module,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ class Classification:
         students: Mapping[str, Callable[[], nn.Module]] | None = None,
         budgets: Mapping[str, Budget] | None = None,
         preprocessing: str = "",
+        teacher: str | Path | None = None,
     ) -> None:
         self.name = name
         self.labels = tuple(labels)
@@ -52,6 +54,7 @@ class Classification:
         self.students = students or {}
         self.budgets = budgets or {}
         self.preprocessing = preprocessing
+        self.teacher = teacher
         self._model = model
         self._train = train
         self._eval = eval
@@ -108,6 +111,9 @@ def classification(
         model: The trained model, or a function that builds it.
         train: Batches ``(inputs, integer labels)``, or a function of a seed that returns one epoch of them.
         eval: Batches that decide which candidate wins; iterated several times.
-        options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``.
+        options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``, and
+            ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, whose outputs every
+            candidate learns from. It only teaches: ``model`` is still what is compressed, and the baseline that
+            candidates are compared with. Without it ``model`` teaches.
     """
     return Classification(model, train, eval, **options)

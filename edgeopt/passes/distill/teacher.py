@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import fcntl
 import time
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edgeopt.task import CheckedTask, flat_outputs
+from edgeopt.task import Batch, CheckedTask, flat_outputs
+
+Inputs: TypeAlias = tuple[Tensor, ...]
+Outputs: TypeAlias = tuple[Tensor, ...]
 
 CACHE_LIMIT_BYTES = 256_000_000
 """Of one epoch's outputs; beyond it the teacher runs beside the student."""
@@ -28,9 +32,32 @@ POLL_SECONDS = 0.2
 class Lesson(NamedTuple):
     """One training step's material."""
 
-    inputs: tuple[Tensor, ...]
+    inputs: Inputs
     targets: Any
-    teacher_outputs: tuple[Tensor, ...]
+    teacher_outputs: Outputs
+
+
+class Teacher(ABC):
+    """What teaches: it gives the outputs for batches of inputs."""
+
+    chunk_bytes = 0
+    """Batches come together until their inputs have so many bytes; 0 is one at a time."""
+
+    @abstractmethod
+    def run(self, batches: Sequence[Inputs]) -> list[Outputs]:
+        """Return the outputs of each batch."""
+
+
+class ModuleTeacher(Teacher):
+    """A PyTorch module, or any function of its inputs."""
+
+    def __init__(self, module: Callable[..., Any]) -> None:
+        self.module = module
+
+    def run(self, batches: Sequence[Inputs]) -> list[Outputs]:
+        """Run the module on each batch."""
+        with torch.no_grad():
+            return [flat_outputs(self.module(*channels_last(inputs))) for inputs in batches]
 
 
 def stream_seed(seed: int, epoch: int) -> int:
@@ -38,7 +65,7 @@ def stream_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7919 + 1) % 2**31
 
 
-def checksum(inputs: tuple[Tensor, ...]) -> Tensor:
+def checksum(inputs: Inputs) -> Tensor:
     """Return a float64 fingerprint of a batch, to see that a stream repeats."""
     return torch.stack([value.detach().double().sum() + value.numel() for value in inputs])
 
@@ -49,15 +76,17 @@ class TeacherOutputs:
     Args:
         folder: Where the files are kept; its name carries what they depend on (task and teacher).
         task: Gives the batches.
-        teacher: The trained model as a function of inputs.
+        teacher: What teaches; a module or a function of inputs is taken as ``ModuleTeacher``.
         epochs: How many epochs will be asked for.
         seed: Of the stream.
     """
 
-    def __init__(self, folder: Path, task: CheckedTask, teacher: Callable[..., Any], *, epochs: int, seed: int) -> None:
+    def __init__(
+        self, folder: Path, task: CheckedTask, teacher: Teacher | Callable[..., Any], *, epochs: int, seed: int
+    ) -> None:
         self.folder = folder
         self.task = task
-        self.teacher = teacher
+        self.teacher = teacher if isinstance(teacher, Teacher) else ModuleTeacher(teacher)
         self.epochs = epochs
         self.seed = seed
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,14 +95,9 @@ class TeacherOutputs:
         """Return where an epoch's outputs are kept."""
         return self.folder / f"seed{self.seed}-epoch{epoch}.safetensors"
 
-    def batches(self, epoch: int) -> Iterator[tuple[tuple[Tensor, ...], Any]]:
-        """Yield an epoch's inputs and targets."""
-        return self.task.train_epoch(stream_seed(self.seed, epoch))
-
-    def run(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Run the teacher."""
-        with torch.no_grad():
-            return flat_outputs(self.teacher(*channels_last(inputs)))
+    def chunks(self, epoch: int) -> Iterator[list[tuple[int, Batch]]]:
+        """Yield an epoch's inputs and targets with their numbers, as many together as the teacher takes."""
+        return in_chunks(self.task.train_epoch(stream_seed(self.seed, epoch)), self.teacher.chunk_bytes)
 
     def prepare(self, epoch: int) -> int:
         """Make sure that an epoch's outputs exist; return its number of batches."""
@@ -93,15 +117,16 @@ class TeacherOutputs:
                 return mine
             tensors: dict[str, Tensor] = {}
             size = count = width = 0
-            for index, (inputs, _) in enumerate(self.batches(epoch)):
-                count = index + 1
+            for chunk in self.chunks(epoch):
+                count += len(chunk)
                 if size > CACHE_LIMIT_BYTES:
                     continue
-                outputs = self.run(inputs)
-                width = len(outputs)
-                size += sum(value.nbytes for value in outputs)
-                tensors[f"{index}/check"] = checksum(inputs)
-                tensors |= {f"{index}/{place}": value.contiguous() for place, value in enumerate(outputs)}
+                found = self.teacher.run([inputs for _, (inputs, _) in chunk])
+                for (index, (inputs, _)), outputs in zip(chunk, found, strict=True):
+                    width = len(outputs)
+                    size += sum(value.nbytes for value in outputs)
+                    tensors[f"{index}/check"] = checksum(inputs)
+                    tensors |= {f"{index}/{place}": value.contiguous() for place, value in enumerate(outputs)}
             kept = tensors if size <= CACHE_LIMIT_BYTES else {}
             partial = self.file(epoch).with_suffix(".partial")
             save_file(kept, partial, metadata={"batches": str(count), "outputs": str(width)})
@@ -117,16 +142,36 @@ class TeacherOutputs:
         with safe_open(self.file(epoch), "pt") as stored:
             names = set(stored.keys())
             width = int(stored.metadata()["outputs"])
-            for index, (inputs, targets) in enumerate(self.batches(epoch)):
-                known = f"{index}/check" in names and torch.equal(stored.get_tensor(f"{index}/check"), checksum(inputs))
-                if known:
-                    outputs = tuple(stored.get_tensor(f"{index}/{place}") for place in range(width))
-                else:
-                    outputs = self.run(inputs)
-                yield Lesson(inputs, targets, outputs)
+            for chunk in self.chunks(epoch):
+                known = [
+                    f"{index}/check" in names and torch.equal(stored.get_tensor(f"{index}/check"), checksum(inputs))
+                    for index, (inputs, _) in chunk
+                ]
+                unknown = [inputs for (_, (inputs, _)), same in zip(chunk, known, strict=True) if not same]
+                anew = iter(self.teacher.run(unknown) if unknown else [])
+                for (index, (inputs, targets)), same in zip(chunk, known, strict=True):
+                    if same:
+                        outputs = tuple(stored.get_tensor(f"{index}/{place}") for place in range(width))
+                    else:
+                        outputs = next(anew)
+                    yield Lesson(inputs, targets, outputs)
 
 
-def channels_last(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def in_chunks(batches: Iterable[Batch], most_bytes: int) -> Iterator[list[tuple[int, Batch]]]:
+    """Yield numbered batches in lists, each ended by the batch whose inputs bring it to ``most_bytes``."""
+    chunk: list[tuple[int, Batch]] = []
+    size = 0
+    for index, batch in enumerate(batches):
+        chunk.append((index, batch))
+        size += sum(value.nbytes for value in batch[0])
+        if size >= most_bytes:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def channels_last(inputs: Inputs) -> Inputs:
     """Return images in the memory format in which convolutions train fastest on CPUs."""
     return tuple(value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for value in inputs)
 

@@ -47,7 +47,7 @@ NARROW_RATIO = 0.02
 FAR_NARROW_RATIO = 0.1
 """The same where the whole interval keeps, or misses, the limit by as much as a half."""
 
-NoiseKind = Literal["load", "drift", "two speeds", "unlike processes"]
+NoiseKind = Literal["load", "drift", "two speeds", "unlike processes", "few runs"]
 
 DRIFT_RATIO = 0.05
 """The last third of a process's runs against the first third: a clock that changes, or a machine that warms up."""
@@ -142,7 +142,14 @@ def student_quantile(probability: float, freedom: int) -> float:
 
 
 def latency_interval_ms(measurement: Measurement, percentile: float, confidence: float = 0.95) -> Interval:
-    """Estimate a percentile of the wall time of one run, in milliseconds."""
+    """Estimate a percentile of the wall time of one run, in milliseconds: on the target, where that was foretold.
+
+    Raises:
+        ValueError: the target's latency was foretold for other percentiles.
+    """
+    if measurement.estimate is not None:
+        found = measurement.estimate.at(percentile)
+        return Interval(found.value_ns / 1e6, found.low_ns / 1e6, found.high_ns / 1e6)
     interval = percentile_interval([timing.wall_ns for timing in measurement.timings], percentile, confidence)
     return Interval(*(value / 1e6 for value in interval))
 
@@ -176,13 +183,14 @@ def is_complete(measurement: Measurement, percentile: float, max_latency_ms: flo
     return len(samples) >= measurement.rule.processes or is_measured(samples, percentile, limit_ns)
 
 
-def noise(measurement: Measurement) -> dict[NoiseKind, float]:
+def noise(measurement: Measurement, percentile: float = 50) -> dict[NoiseKind, float]:
     """Return what disturbed a measurement, and how much: empty where nothing did.
 
     A process counts as one vote, and a kind is there when more than half of the processes show it; other load when
     one does. ``load`` is wall over CPU time less 1 (of one thread), ``drift`` the largest change from the first third
     of a process's runs to the last, ``two speeds`` the slower of two modes over the faster less 1, ``unlike
-    processes`` the largest median of a process over the smallest less 1.
+    processes`` the largest median of a process over the smallest less 1. ``few runs`` is the share of ``least_runs``
+    that the cap in time left of a slow network: its slowest run then need not lie above the percentile.
     """
     timings = measurement.timings
     found: dict[NoiseKind, float] = {}
@@ -197,6 +205,9 @@ def noise(measurement: Measurement) -> dict[NoiseKind, float]:
     speeds = [_two_speeds(np.asarray(timing.wall_ns, dtype=np.float64)) for timing in timings]
     if 2 * sum(speed > SPEEDS_RATIO for speed in speeds) > len(speeds):
         found["two speeds"] = max(speeds)
+    runs, least = sum(len(timing.wall_ns) for timing in timings), least_runs(percentile)
+    if runs < least:
+        found["few runs"] = runs / least
     return found
 
 
@@ -229,7 +240,9 @@ def _two_speeds(samples: Floats) -> float:
 
 
 def throughput_per_s(measurement: Measurement) -> float:
-    """Return samples a second of wall time, over all timed runs."""
+    """Return samples a second of wall time, over all timed runs; by the median of a target that was foretold."""
+    if measurement.estimate is not None:
+        return 1e3 * measurement.batch_size / latency_interval_ms(measurement, 50).value
     runs = sum(len(timing.wall_ns) for timing in measurement.timings)
     return measurement.batch_size * runs / (sum(sum(timing.wall_ns) for timing in measurement.timings) / 1e9)
 

@@ -4,7 +4,18 @@ import msgspec
 
 from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice, TestScores
-from edgeopt.records.measurement import Change, Comparison, Device, DeviceKind, Environment, Measurement, Memory, Timing
+from edgeopt.records.measurement import (
+    Change,
+    Comparison,
+    Device,
+    DeviceKind,
+    Environment,
+    Estimate,
+    Foretold,
+    Measurement,
+    Memory,
+    Timing,
+)
 from edgeopt.records.profile import Profile, TimingRule
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import (
@@ -156,6 +167,22 @@ def a_measurement(
         rule=A_RULE,
         device=device or a_device(),
         environment=an_environment(),
+    )
+
+
+def an_estimate(latency_ms: float = 0.2, error_ratio: float = 0.1) -> Estimate:
+    """Every percentile the same, with an interval of three times the error."""
+    center = 1e6 * latency_ms
+    ends = {"value_ns": center, "low_ns": center * (1 - 3 * error_ratio), "high_ns": center * (1 + 3 * error_ratio)}
+    return Estimate(
+        calibration="cd" * 10,
+        made_at="2026-11-24T16:00:00+00:00",
+        device=Device(uri="ssh://pi", kind="measured", id="aarch64-pi"),
+        device_runtime="1.31.0",
+        percentiles=tuple(Foretold(percentile=percentile, **ends) for percentile in (50, 90, 99)),
+        networks=8,
+        error_ratio=error_ratio,
+        unseen_ratio=0.05,
     )
 
 

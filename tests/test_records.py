@@ -111,6 +111,8 @@ def test_a_new_limit_measures_nothing_again():
         {"providers": ("CUDAExecutionProvider",)},
         {"allow_spinning": True},
         {"memory_arena": False},
+        {"affinity": (0,)},
+        {"graph_level": "basic"},
         {"timing": replaced(PHONE.timing, processes=9)},
     ],
     ids=lambda changes: next(iter(changes)),

@@ -155,6 +155,12 @@ def test_two_speeds_are_noticed():
     assert noise(timed_as(*runs)) == {"two speeds": pytest.approx(0.4, abs=0.02)}
 
 
+def test_a_cap_in_time_that_left_too_few_runs_for_the_percentile_is_said():
+    few = timed_as(*[np.full(30, 1e6)] * 3)
+    assert noise(few, 90) == {}
+    assert noise(few, 99) == {"few runs": pytest.approx(90 / 459)}
+
+
 def test_no_samples_are_an_error():
     with pytest.raises(ValueError, match="no samples"):
         percentile_interval([], 50)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeopt.device.base import Device, Request, Worker, WorkerRefused
-from edgeopt.errors import DeviceError, InputError, ProviderError, StepError
+from edgeopt.errors import ConfigError, DeviceError, InputError, ProviderError, StepError
 from edgeopt.records.profile import Profile
 
 LOAD_SECONDS = 600.0
@@ -44,8 +44,10 @@ def runtime_request(
         providers=profile.providers,
         allow_fallback=tuple(full_provider_name(name) for name in allow_fallback),
         threads=profile.threads,
+        affinity=profile.affinity,
         allow_spinning=profile.allow_spinning,
         memory_arena=profile.memory_arena,
+        graph_level=profile.graph_level,
         batch_size=batch_size,
         warmup_runs=rule.warmup_runs,
         warmup_seconds=rule.warmup_seconds,
@@ -107,6 +109,8 @@ def _as_error(refused: WorkerRefused, stage: str, request: Request) -> DeviceErr
             f"{refused.reason}. {advice}; `--device 'local:?python=PATH'` takes the onnxruntime of another Python "
             f"environment, and `--allow-fallback CPUExecutionProvider` lets the processor run instead."
         )
+    if refused.kind == "profile":
+        return ConfigError(f"{refused.reason}.")
     if refused.kind == "input":
         return InputError(f"{request.model}: {refused.reason}.")
     return StepError(stage, f"ONNX Runtime cannot run {request.model}: {refused.reason}")

@@ -89,7 +89,7 @@ def compare(
         )
         for path in (model, against)
     ]
-    rng, clock = random.Random(seed), _clock(profile, requests[0])  # noqa: S311 - an order of turns, not a secret
+    rng, clock = random.Random(seed), clock_of(profile, requests[0])  # noqa: S311 - an order of turns, not a secret
     blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
     count = None  # the first pair decides, so that all pairs have the same
     for pair in range(turns.pairs):
@@ -110,7 +110,8 @@ def compare(
     return found
 
 
-def _clock(profile: Profile, request: Request) -> Literal["cpu", "wall"]:
+def clock_of(profile: Profile, request: Request) -> Literal["cpu", "wall"]:
+    """Return which times judge: CPU time on one thread of the processor, wall time elsewhere."""
     only_cpu = set(request.providers) | set(request.allow_fallback) == {"CPUExecutionProvider"}
     return "cpu" if profile.threads == 1 and only_cpu else "wall"
 

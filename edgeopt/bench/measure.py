@@ -78,6 +78,7 @@ def measure(
         memory=memory,
         providers=nodes,
         threads=profile.threads,
+        runtime=profile.runtime,
         rule=profile.timing,
         device=DeviceRecord(uri=device.uri, kind=kind, id=name),
         environment=environment,

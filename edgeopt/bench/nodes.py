@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +118,40 @@ def profile_nodes(
     return result
 
 
+def told_shapes(
+    timed: Sequence[FileTime],
+    models: Sequence[Path],
+    device: Device,
+    profile: Profile,
+    batch_size: int,
+    inputs: Path | None,
+) -> list[FileTime]:
+    """Return profiles with every input's shape: what ONNX Runtime re-packs is missing from its profile otherwise.
+
+    Each file runs once more without re-packing, which changes no node.
+    """
+    turns = Turns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
+    found = _ask(models, device, profile, batch_size, (), inputs, turns, prepacking=False)
+    whole = []
+    for one, turn in zip(timed, found, strict=True):
+        same = [node["operator"] for node in turn["nodes"]] == [node.operator for node in one.nodes]
+        inside = (
+            [node._replace(inputs=told["inputs"]) for node, told in zip(one.nodes, turn["nodes"], strict=True)]
+            if same
+            else one.nodes
+        )
+        whole.append(one._replace(nodes=inside))
+    return whole
+
+
+def time_by_provider(nodes: Sequence[NodeTime]) -> dict[str, float]:
+    """Return the share of the nodes' time, in 0..1, of each execution provider that ran some; largest first."""
+    total, times = sum(node.ns for node in nodes) or 1.0, Counter[str]()
+    for node in nodes:
+        times[node.provider] += node.ns  # type: ignore[assignment]
+    return {name: ns / total for name, ns in times.most_common()}
+
+
 def node_shapes(
     models: Sequence[Path],
     device: Device,
@@ -131,7 +166,8 @@ def node_shapes(
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     turns = Turns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
-    found = _ask(models, device, profile, batch_size, allow_fallback, inputs, turns, optimize=False)
+    profile = msgspec.structs.replace(profile, graph_level="disabled")
+    found = _ask(models, device, profile, batch_size, allow_fallback, inputs, turns)
     return [[NodeTime(**node) for node in turn["nodes"]] for turn in found]
 
 
@@ -143,7 +179,7 @@ def _ask(
     allow_fallback: tuple[str, ...],
     inputs: Path | None,
     turns: Turns,
-    optimize: bool = True,
+    prepacking: bool = True,
 ) -> list[dict[str, Any]]:
     request = runtime_request(
         "nodes", str(models[0]), profile, allow_fallback=allow_fallback, batch_size=batch_size,
@@ -154,7 +190,7 @@ def _ask(
         models=tuple(str(model) for model in models),
         min_models=min(turns.min_models, len(models)),
         rounds=turns.rounds,
-        optimize=optimize,
+        prepacking=prepacking,
         warmup_runs=turns.warmup_runs,
         warmup_seconds=0.0,
         min_runs=turns.min_runs,

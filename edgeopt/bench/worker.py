@@ -1,9 +1,9 @@
 """The worker: one file that needs only the standard library, numpy and onnxruntime, so that it runs on any device.
 
 In: one JSON line on stdin (``edgeopt.device.base.Request``). Out: one line on stdout, ``edgeopt-worker`` and JSON:
-``{"ok": true, ...}`` or ``{"ok": false, "kind": "model" | "input" | "provider" | "device", "reason": ...}``. In mode
-``serve`` each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does, so
-that it never outlives its parent: keep stdin open until the answer is there.
+``{"ok": true, ...}`` or ``{"ok": false, "kind": ..., "reason": ...}``, with a kind of ``WorkerError`` or ``device``. In
+mode ``serve`` each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does,
+so that it never outlives its parent: keep stdin open until the answer is there.
 """
 
 from __future__ import annotations
@@ -45,6 +45,13 @@ PROFILE_CUT = 1.25
 """A node's time in a run counts at most this many times its median (and a microsecond)."""
 SHAPES = ("input_type_shape", "output_type_shape")
 
+GRAPH_LEVELS = {
+    "disabled": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+
 STEADY_RUNS, STEADY_SECONDS = 5, 0.03
 STEADY_RATIO = 0.02
 """Warm-up ends when a block of runs is no quicker than the block before by more than this."""
@@ -56,11 +63,28 @@ FEATURES = frozenset(X86 + ARM)
 
 
 class WorkerError(Exception):
-    """A failure with a reason: ``kind`` is ``model``, ``input`` or ``provider``."""
+    """A failure with a reason: ``kind`` is ``model``, ``input``, ``provider`` or ``profile``."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
+
+
+def bind(cores: list[int]) -> None:
+    """Bind this process, and every thread that it starts from now on, to some cores; none means any."""
+    if not cores:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise WorkerError("profile", f"{platform.system()} binds no process to cores: leave affinity empty")
+    allowed = os.sched_getaffinity(0)
+    missing = sorted(set(cores) - allowed)
+    if missing:
+        raise WorkerError(
+            "profile",
+            f"the target's affinity names core {', '.join(map(str, missing))}; a process there may use "
+            f"{', '.join(map(str, sorted(allowed)))}",
+        )
+    os.sched_setaffinity(0, cores)
 
 
 def runtime() -> Any:
@@ -95,8 +119,12 @@ def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
     return chosen
 
 
-def open_session(request: dict[str, Any], record_nodes: bool = False, profile: str = "") -> tuple[Any, int]:
-    """Load the model as the request says; with a path ``profile``, ONNX Runtime writes its profile there.
+def open_session(
+    request: dict[str, Any], record_nodes: bool = False, profile: str = "", save_to: str = ""
+) -> tuple[Any, int]:
+    """Load the model as the request says.
+
+    ONNX Runtime writes its profile to the path ``profile``, and the optimized model to ``save_to``, if they are given.
 
     Returns:
         The session, and the nanoseconds that it took to load.
@@ -107,11 +135,17 @@ def open_session(request: dict[str, Any], record_nodes: bool = False, profile: s
     providers = choose_providers(ort, request)
     spinning = "1" if request["allow_spinning"] else "0"
     options = ort.SessionOptions()
+    if save_to:
+        options.optimized_model_filepath = save_to
+        options.add_session_config_entry("session.save_model_format", "ORT")
+    if request["model"].endswith(".ort"):
+        options.add_session_config_entry("session.use_memory_mapped_ort_model", "1")
+        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
+    options.add_session_config_entry("session.disable_prepacking", "0" if request["prepacking"] else "1")
     options.intra_op_num_threads = request["threads"]
     options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    level = ort.GraphOptimizationLevel
-    options.graph_optimization_level = level.ORT_ENABLE_ALL if request["optimize"] else level.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, GRAPH_LEVELS[request["graph_level"]])
     if profile:
         options.enable_profiling, options.profile_file_prefix = True, profile
     options.enable_cpu_mem_arena = request["memory_arena"]
@@ -438,6 +472,24 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
+def mapped_bytes(path: str) -> int:
+    """Return how many bytes of a file are mapped into this process and in memory now."""
+    total, inside, whole = 0, False, str(Path(path).resolve())
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            inside = line.endswith(" " + whole)
+        elif inside and first == "Rss:":
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def convert(request: dict[str, Any]) -> dict[str, Any]:
+    """Write the model, optimized for this processor, in ONNX Runtime's own format."""
+    open_session(request, save_to=request["outputs"])
+    return {}
+
+
 def weigh_model(request: dict[str, Any]) -> dict[str, Any]:
     """Return peaks of memory over this process before the session: while loading, and while running."""
     runtime()
@@ -448,10 +500,10 @@ def weigh_model(request: dict[str, Any]) -> dict[str, Any]:
     device_before = device_memory_used()
     baseline = resident_bytes("VmHWM")
     session, _ = open_session(request)
-    load_peak = resident_bytes("VmHWM")
+    load_peak, load_mapped = resident_bytes("VmHWM"), mapped_bytes(request["model"])
     run = make_run(session, make_feed(session, request))
     forget_peak()
-    repeat(run, request["min_runs"], 0.0, request["max_seconds"])
+    _, cpu = repeat(run, request["min_runs"], 0.0, request["max_seconds"])
     run_peak = resident_bytes("VmHWM")
     device_after = device_memory_used() if any(name in NVIDIA for name in session.get_providers()) else None
     both = device_before is not None and device_after is not None
@@ -460,6 +512,9 @@ def weigh_model(request: dict[str, Any]) -> dict[str, Any]:
         "baseline_bytes": baseline,
         "load_peak_bytes": load_peak - baseline,
         "run_peak_bytes": run_peak - baseline,
+        "load_mapped_bytes": load_mapped,
+        "run_mapped_bytes": mapped_bytes(request["model"]),
+        "run_cpu_ns": int(np.median(cpu)),
         "device_peak_bytes": device_after - device_before if both else None,  # type: ignore[operator]
     }
 
@@ -578,7 +633,7 @@ def serve(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callab
         block = json.loads(lines.get())
         repeat(run, block["warmup_runs"], 0.0, block["max_seconds"])
         wall, cpu = repeat(run, block["min_runs"], block["min_seconds"], block["max_seconds"])
-        ready = {"ok": True, "wall_ns": wall, "cpu_ns": cpu}
+        ready = {"ok": True, "wall_ns": wall, "cpu_ns": cpu, "temperature_c": temperature_c()}
 
 
 MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -586,6 +641,7 @@ MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "memory": weigh_model,
     "outputs": run_batches,
     "nodes": profile_nodes,
+    "convert": convert,
     "describe": lambda _request: describe(),
 }
 
@@ -611,6 +667,7 @@ def main() -> None:
     request = json.loads(lines.get())
     gc.disable()
     try:
+        bind(request["affinity"])
         if request["mode"] == "serve":
             serve(request, lines, answer)
         else:

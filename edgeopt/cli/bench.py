@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,24 +13,36 @@ import click
 from edgeopt.cli.options import FILE, run_options
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from edgeopt.records.measurement import Change, Comparison, Measurement
+    from edgeopt.bench.memory_modes import MemoryMode
+    from edgeopt.device.base import Device
+    from edgeopt.records.calibration import Calibration
+    from edgeopt.records.measurement import Change, Comparison, DeviceKind, Measurement, Sustained
     from edgeopt.records.profile import Profile
-
-SHOWN_CHANGES = 8
 
 
 @click.command("bench")
 @click.argument("model", type=FILE)
 @click.option("--target", required=True, metavar="NAME", help="A target's name, or the path of its .toml.")
 @click.option("--against", type=FILE, metavar="OTHER", help="Another .onnx: an interleaved A/B with a verdict.")
+@click.option(
+    "--sustained",
+    type=click.FloatRange(min=10),
+    metavar="SECONDS",
+    help="Also run that long: does it throttle?",
+)
+@click.option("--memory-modes", is_flag=True, help="Also weigh it without arena, re-packing, and copied weights.")
+@click.option(
+    "--estimate", is_flag=True, help="Estimate the target's latency from its calibration, without the device."
+)
 @run_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, raw samples included.")
 def command(
     model: Path,
     target: str,
     against: Path | None,
+    sustained: float | None,
+    memory_modes: bool,
+    estimate: bool,
     device: str | None,
     batch_size: int | None,
     inputs: Path | None,
@@ -36,179 +50,183 @@ def command(
     as_json: bool,
 ) -> None:
     """Time and weigh MODEL on a target's device."""
-    from edgeopt.bench.changes import node_changes
-    from edgeopt.bench.compare import compare
-    from edgeopt.bench.measure import measure
-    from edgeopt.bench.nodes import PROFILING, profile_nodes
+    from edgeopt.cli.bench_text import print_summary
     from edgeopt.cli.console import Progress
     from edgeopt.config.profiles import load_profile
-    from edgeopt.device.open import open_device, ranking_kind
-    from edgeopt.errors import CannotProfileError
+    from edgeopt.device.open import open_device
+    from edgeopt.pipeline.calibrate import calibration_for
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target)
-    batch = batch_size or profile.limits.batch_size
-    where = open_device(device or profile.device)
-    kind = ranking_kind(where.uri, profile)
-    comparison, changes = None, None
+    calibrated = calibration_for(target, profile, device, estimate)
+    where = open_device("local:" if calibrated.calibration else device or profile.device)
+    if memory_modes and not where.uri.startswith(("local:", "ssh:")):
+        raise click.UsageError(f"--memory-modes needs a device with Python (local: or ssh://); {where.uri} has none.")
+    wish = Wish(
+        model=model,
+        profile=profile,
+        calibration=calibrated.calibration,
+        calibration_refused=calibrated.refused,
+        against=against,
+        sustained_seconds=sustained,
+        memory_modes=memory_modes,
+        batch_size=batch_size or profile.limits.batch_size,
+        inputs=inputs,
+        allow_fallback=allow_fallback,
+    )
     with Progress() as progress:
-
-        def tell(text: str) -> None:
-            progress("bench", text)
-
-        common: dict[str, Any] = {"batch_size": batch, "allow_fallback": allow_fallback, "inputs": inputs}
-        measurement = measure(
-            model,
-            where,
-            profile,
-            kind=kind,
-            percentile=profile.limits.latency_percentile,
-            max_latency_ms=profile.limits.max_latency_ms,
-            progress=tell,
-            **common,
-        )
-        if against is not None:
-            comparison = compare(model, against, where, profile, progress=tell, **common)
-            tell("profiling nodes")
-            with contextlib.suppress(CannotProfileError):
-                before, after = profile_nodes([against, model], where, profile, turns=PROFILING, **common)
-                changes = node_changes(before.nodes, after.nodes)
-    summary = _summary(model, profile, measurement, comparison, against)
-    if changes is not None:
-        summary["against"]["nodes"] = changes
+        found = run(wish, where, lambda text: progress("bench", text))
+    summary = summarize(wish, found)
     if as_json:
-        click.echo(to_json({**summary, "measurement": measurement, "comparison": comparison}))
+        raw = {"measurement": found.measurement, "comparison": found.comparison}
+        sustained_samples = {"sustained_samples": found.sustained} if found.sustained else {}
+        click.echo(to_json({**summary, **raw, **sustained_samples}))
     else:
-        _print(summary, profile, measurement)
+        print_summary(summary, profile, found.measurement)
 
 
-def _summary(
-    model: Path, profile: Profile, measurement: Measurement, comparison: Comparison | None, against: Path | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Wish:
+    """What the user asked to see."""
+
+    model: Path
+    profile: Profile
+    calibration: Calibration | None
+    """What the target's latency is estimated from; None where it is measured, or nothing foretells it."""
+    calibration_refused: str | None
+    against: Path | None
+    sustained_seconds: float | None
+    memory_modes: bool
+    batch_size: int
+    inputs: Path | None
+    allow_fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured; None for what nobody asked for, or no node tells."""
+
+    measurement: Measurement
+    comparison: Comparison | None
+    changes: list[Change] | None
+    provider_time_ratios: dict[str, float] | None
+    sustained: Sustained | None
+    memory_modes: tuple[MemoryMode, ...] | None
+
+
+def _place(wish: Wish, where: Device) -> tuple[Profile, DeviceKind]:
+    """Return how the target's sessions run on a device, and what the device is to the target.
+
+    Raises:
+        ConfigError: the device has no times.
+    """
+    from edgeopt.device.open import ranking_kind
+
+    if wish.calibration is not None:
+        return wish.profile.on_host, "estimated"
+    kind = ranking_kind(where.uri, wish.profile)
+    return (wish.profile.on_stand_in if kind == "stand-in" else wish.profile), kind
+
+
+def run(wish: Wish, where: Device, tell: Callable[[str], None]) -> Found:
+    """Measure it all, one after the other.
+
+    Raises:
+        ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
+    """
+    from edgeopt.bench.changes import node_changes
+    from edgeopt.bench.compare import compare
+    from edgeopt.bench.measure import measure
+    from edgeopt.bench.memory_modes import weigh_modes
+    from edgeopt.bench.nodes import PROFILING, profile_nodes, time_by_provider
+    from edgeopt.bench.sustained import sustain
+    from edgeopt.errors import CannotProfileError
+    from edgeopt.pipeline.calibrate import estimated
+
+    profile, kind = _place(wish, where)
+    common: dict[str, Any] = {
+        "batch_size": wish.batch_size, "allow_fallback": wish.allow_fallback, "inputs": wish.inputs,
+    }  # fmt: skip
+    told = {**common, "progress": tell}
+    lasting = None
+    if wish.sustained_seconds is not None:  # first, from a device that is as cool as the user left it
+        lasting = sustain(wish.model, where, profile, seconds=wish.sustained_seconds, kind=kind, **told)
+    measurement = measure(
+        wish.model,
+        where,
+        profile,
+        kind=kind,
+        percentile=profile.limits.latency_percentile,
+        max_latency_ms=profile.limits.max_latency_ms,
+        **told,
+    )
+    if wish.calibration is not None:
+        tell("estimating the target's latency")
+        percentile = profile.limits.latency_percentile
+        measurement = estimated(measurement, wish.model, profile, wish.calibration, percentile, wish.inputs)
+    comparison = compare(wish.model, wish.against, where, profile, **told) if wish.against else None
+    changes, shares = None, None
+    if wish.against or len(measurement.providers) > 1:
+        tell("profiling nodes")
+        files = [wish.against, wish.model] if wish.against else [wish.model]
+        with contextlib.suppress(CannotProfileError):
+            profiles = profile_nodes(files, where, profile, turns=PROFILING, **common)
+            changes = node_changes(profiles[0].nodes, profiles[1].nodes) if wish.against else None
+            shares = time_by_provider(profiles[-1].nodes)
+    modes = weigh_modes(wish.model, where, profile, **told) if wish.memory_modes else None
+    return Found(measurement, comparison, changes, shares or dict.fromkeys(measurement.providers, 1.0), lasting, modes)
+
+
+def summarize(wish: Wish, found: Found) -> dict[str, Any]:
     """Return the statistics of a measurement, unrounded, under the names of ``choice.json``."""
     from edgeopt import statistics
 
+    profile, measurement, comparison = wish.profile, found.measurement, found.comparison
     interval = {p: statistics.latency_interval_ms(measurement, p) for p in (50, 90, 99)}
     limit = statistics.latency_interval_ms(measurement, profile.limits.latency_percentile)
     memory = measurement.memory
     result: dict[str, Any] = {
         "schema": "edgeopt/bench-1",
-        "model": str(model),
+        "model": str(wish.model),
         "target": profile.name,
-        "size_bytes": model.stat().st_size,
+        "size_bytes": wish.model.stat().st_size,
         "batch_size": measurement.batch_size,
-        "latency_ms": {f"p{p}": found.value for p, found in interval.items()}
+        "latency_ms": {f"p{p}": value.value for p, value in interval.items()}
         | {"limit": limit.value, "limit_percentile": profile.limits.latency_percentile, "limit_ci95": limit[1:]},
+        "estimate": measurement.estimate,
+        "calibration_refused": wish.calibration_refused,
         "throughput_per_s": statistics.throughput_per_s(measurement),
         "load_ms": statistics.load_ms(measurement),
         "peak_memory_bytes": memory.peak_bytes if memory else None,
         "providers": measurement.providers,
+        "provider_time_ratios": found.provider_time_ratios,
         "contended_processes": sum(timing.contended for timing in measurement.timings),
-        "noise": statistics.noise(measurement),
+        "noise": statistics.noise(measurement, profile.limits.latency_percentile),
+        "sustained": _sustained(found.sustained) if found.sustained else None,
+        "memory_modes": found.memory_modes,
         "against": None,
     }
     if comparison is not None:
         ratio = statistics.comparison_ratio(comparison)
         result["against"] = {
-            "model": str(against),
+            "model": str(wish.against),
             "latency_ratio": ratio.value,
             "ci95": ratio[1:],
             "verdict": statistics.verdict(comparison),
             "clock": comparison.clock,
-        }
+        } | ({} if found.changes is None else {"nodes": found.changes})
     return result
 
 
-def _print(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> None:
-    from rich.console import Console
+def _sustained(sustained: Sustained) -> dict[str, Any]:
+    from edgeopt.bench.sustained import sustained_ratio, sustained_verdict
 
-    from edgeopt.report import words
-
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(_table(summary, profile, measurement))
-    if summary["against"] and "nodes" in summary["against"]:
-        console.print(_changes(summary["against"]["nodes"]))
-    disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
-    if disturbed:
-        said = words.listed(disturbed)
-        console.print(f"[yellow]Noise: {said}. Believe the times less, or measure again on a quiet machine.[/]")
-    if measurement.device.kind == "stand-in":
-        console.print(f"This machine only stands in for {profile.title}: nothing is proven on the target.")
-
-
-def _table(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Table:
-    """Return the table for people; times and sizes are rounded here."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(f"{summary['model']} on {profile.name}"), show_header=False, title_justify="left")
-    latency = summary["latency_ms"]
-    low, high = latency["limit_ci95"]
-    table.add_row(
-        "latency p50 · p90 · p99", " · ".join(f"{latency[name]:.3f}" for name in ("p50", "p90", "p99")) + " ms"
-    )
-    allowed = profile.limits.max_latency_ms
-    judged = "" if allowed is None else f", limit {allowed:g} ms {'kept' if high <= allowed else 'not kept'}"
-    table.add_row(
-        f"p{latency['limit_percentile']} with its 95 % interval",
-        f"{latency['limit']:.3f} ms ({low:.3f} to {high:.3f}){judged}",
-    )
-    table.add_row("throughput", f"{summary['throughput_per_s']:.1f} samples/s at batch {summary['batch_size']}")
-    table.add_row("load", f"{summary['load_ms']:.1f} ms")
-    table.add_row("peak memory", _memory(measurement))
-    table.add_row("file", f"{summary['size_bytes'] / 1e6:.3f} MB")
-    nodes = ", ".join(f"{name} {count}" for name, count in summary["providers"].items())
-    tells = measurement.device.uri.startswith(("local:", "ssh:"))
-    table.add_row(
-        "nodes by provider", nodes or ("none left after optimization" if tells else "this device does not tell")
-    )
-    environment = measurement.environment
-    table.add_row("processor", escape(f"{environment.processor} ({', '.join(environment.features)})"))
-    table.add_row("runtime", f"onnxruntime {environment.onnxruntime}, {measurement.threads} thread(s)")
-    if summary["against"]:
-        against = summary["against"]
-        low, high = against["ci95"]
-        table.add_row(
-            escape(f"against {against['model']}"),
-            f"[bold]{against['verdict']}[/]: {against['latency_ratio']:.3f} of its time ({low:.3f} to {high:.3f}), "
-            f"by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
-        )
-    return table
-
-
-def _changes(changes: list[Change]) -> Table:
-    """Return the nodes that gained or lost most, and what all others did; by ONNX Runtime's profiler."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title="what changed most, by ONNX Runtime's profile", title_justify="left")
-    for name in ("node", "before", "now", "gained"):
-        table.add_column(name, justify="left" if name == "node" else "right")
-    rest = changes[SHOWN_CHANGES:]
-    rows = [(_label(change), change.against_ns, change.ns) for change in changes[:SHOWN_CHANGES]]
-    if rest:
-        rows.append((f"{len(rest)} more rows", sum(c.against_ns for c in rest), sum(c.ns for c in rest)))
-    rows.append(("all nodes", sum(c.against_ns for c in changes), sum(c.ns for c in changes)))
-    for label, before, now in rows:
-        table.add_row(escape(label), f"{before / 1e6:.3f} ms", f"{now / 1e6:.3f} ms", f"{(before - now) / 1e6:+.3f} ms")
-    return table
-
-
-def _label(change: Change) -> str:
-    if change.name:
-        return f"{change.operator} {change.name}"
-    before, now = change.nodes
-    return f"{change.operator}, others ({before} before, {now} now)"
-
-
-def _memory(measurement: Measurement) -> str:
-    memory = measurement.memory
-    if memory is None:
-        return "this device cannot tell"
-    text = (
-        f"{memory.load_peak_bytes / 1e6:.1f} MB loading, {memory.run_peak_bytes / 1e6:.1f} MB running "
-        f"(with the default allocator {memory.default_load_peak_bytes / 1e6:.1f} and "
-        f"{memory.default_run_peak_bytes / 1e6:.1f})"
-    )
-    device = memory.device_peak_bytes
-    return text if device is None else f"{text}, {device / 1e6:.1f} MB on the device"
+    ratio, temperatures = sustained_ratio(sustained), sustained.temperatures_c
+    return {
+        "seconds": sustained.seconds,
+        "last_over_first": ratio.value,
+        "ci95": ratio[1:],
+        "verdict": sustained_verdict(sustained),
+        "clock": sustained.clock,
+        "temperatures_c": (temperatures[0], temperatures[-1]),
+    }

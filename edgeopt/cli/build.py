@@ -24,6 +24,9 @@ NOTHING_KEEPS_THE_BUDGET = 3
 @click.option("--workspace", type=click.Path(path_type=Path), default=Path(".edgeopt"), show_default=True,
               help="Folder where trials are kept; the same command goes on from there.")  # fmt: skip
 @click.option("--device", help="Where to measure: local:, ssh://[user@]host, adb:[serial], browser:; the target says.")
+@click.option(
+    "--estimate", is_flag=True, help="Estimate the target's latency from its calibration, without the device."
+)
 @limit_options
 @click.option("--allow-fallback", multiple=True, metavar="PROVIDER",
               help="Let this execution provider run what the target's first one cannot; may be repeated.")  # fmt: skip
@@ -41,6 +44,7 @@ def command(
     out: Path,
     workspace: Path,
     device: str | None,
+    estimate: bool,
     limits: LimitOptions,
     allow_fallback: tuple[str, ...],
     workers: int | None,
@@ -70,12 +74,18 @@ def command(
     with Progress(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import Request, build
+        from edgeopt.pipeline.calibrate import calibration_for
 
+        found = calibration_for(wanted, profile, device, estimate)
+        if found.refused:
+            progress("set-up", found.refused)
         request = Request(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
             profile=profile,
-            device=device or profile.device,
+            device="local:" if found.calibration else device or profile.device,
+            calibration=found.calibration,
+            notes=(found.refused,) if found.refused else (),
             out=str(out),
             workspace=str(workspace),
             allow_fallback=allow_fallback,

@@ -36,12 +36,14 @@ def command(
 
     profile = load_profile(target or read_manifest(bundle).target)
     where = open_device(device or profile.device)
+    kind = device_kind(where.uri, profile)
+    profile = profile if kind == "measured" else profile.on_stand_in
     with Progress() as progress:
         result = check(
             bundle,
             where,
             profile,
-            kind=device_kind(where.uri, profile),
+            kind=kind,
             allow_fallback=allow_fallback,
             progress=lambda text: progress("check", text),
         )

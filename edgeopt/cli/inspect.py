@@ -119,17 +119,17 @@ def inspect_model(
 
 def _shares(timed: FileTime) -> dict[str, Any]:
     """Return nodes, providers and operators with their shares of the time; the slowest first."""
-    total = sum(node.ns for node in timed.nodes) or 1.0
-    by_provider: Counter[str] = Counter()
+    from edgeopt.bench.nodes import time_by_provider
+
+    total, shares = sum(node.ns for node in timed.nodes) or 1.0, time_by_provider(timed.nodes)
     by_operator: Counter[str] = Counter()
     for node in timed.nodes:
-        by_provider[node.provider] += node.ns  # type: ignore[assignment]
         by_operator[node.operator] += node.ns  # type: ignore[assignment]
     nodes = sorted(timed.nodes, key=lambda node: -node.ns)
     counts = Counter(node.provider for node in timed.nodes)
     return {
         "run_ms": timed.ns / 1e6,
-        "providers": {name: {"nodes": counts[name], "time_ratio": ns / total} for name, ns in by_provider.items()},
+        "providers": {name: {"nodes": counts[name], "time_ratio": ratio} for name, ratio in shares.items()},
         "time_by_operator": {name: ns / total for name, ns in by_operator.most_common()},
         "nodes": [
             {

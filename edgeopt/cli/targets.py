@@ -1,4 +1,4 @@
-"""``edgeopt targets``: list, show and make target profiles."""
+"""``edgeopt targets``: list, show, make and calibrate target profiles."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from edgeopt.cli.calibrate import calibrate
 from edgeopt.config.profiles import (
     NAME_PATTERN,
     find_profile,
@@ -23,9 +24,12 @@ from edgeopt.records.codec import to_json
 @click.group(name="targets", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show and make target profiles; without a command, list them."""
+    """List, show, make and calibrate target profiles; without a command, list them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_targets)
+
+
+command.add_command(calibrate)
 
 
 @command.command(name="list")

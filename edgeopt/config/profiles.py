@@ -105,6 +105,8 @@ def _check(profile: Profile, path: Path) -> None:
         (profile.providers, "providers is empty; name one at least, such as 'CPUExecutionProvider'"),
         (len(set(profile.providers)) == len(profile.providers), "providers names one of them twice"),
         (profile.threads >= 1, f"threads is {profile.threads}; it is 1 or more"),
+        (all(core >= 0 for core in profile.affinity), f"affinity names core {min(profile.affinity, default=0)}"),
+        (len(set(profile.affinity)) == len(profile.affinity), "affinity names a core twice"),
         ("fp32" in profile.precisions, "precisions lacks 'fp32'; float always stays a candidate"),
         (len(set(profile.precisions)) == len(profile.precisions), "precisions names one of them twice"),
         (profile.channel_step >= 1, f"channel_step is {profile.channel_step}; 1 rounds nothing"),

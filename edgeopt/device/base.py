@@ -8,30 +8,36 @@ from typing import Any, Literal, Protocol
 
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Environment
+from edgeopt.records.profile import GraphLevel
 
 
 class Request(Record, frozen=True, kw_only=True):
     """What one worker process has to do. Paths are this machine's; a remote device copies the files."""
 
-    mode: Literal["time", "memory", "outputs", "describe", "serve", "nodes"]
+    mode: Literal["time", "memory", "outputs", "describe", "serve", "nodes", "convert"]
     model: str = ""
+    """An ``.onnx``; or an ``.ort``, whose weights then stay in the file, mapped into memory."""
     models: tuple[str, ...] = ()
     """What mode ``nodes`` profiles, in turns."""
     min_models: int = 1
     """How many of ``models`` have a turn, however long it takes."""
     rounds: int = 1
     """Turns of each of ``models``."""
-    optimize: bool = True
-    """Whether ONNX Runtime optimizes the graph on loading; without, every node of the file shows in the profile."""
     inputs: str = ""
     """A ``.npz``; empty for random inputs."""
     outputs: str = ""
-    """Where mode ``outputs`` writes its ``.npz``."""
+    """Where mode ``outputs`` writes its ``.npz``, and mode ``convert`` the model in ONNX Runtime's own format."""
     providers: tuple[str, ...] = ()
     allow_fallback: tuple[str, ...] = ()
     threads: int = 1
     allow_spinning: bool = False
     memory_arena: bool = True
+    affinity: tuple[int, ...] = ()
+    """Cores that the process is bound to; empty lets the system choose."""
+    graph_level: GraphLevel = "all"
+    """With ``disabled`` every node of the file shows in the profile."""
+    prepacking: bool = True
+    """Whether kernels may keep their weights in a layout of their own, beside the file's or in its place."""
     batch_size: int = 1
     warmup_runs: int = 0
     warmup_seconds: float = 0.0
@@ -85,7 +91,7 @@ class Device(Protocol):
 
 
 class WorkerRefused(Exception):  # noqa: N818 - an answer, made an error of edgeopt's by ``edgeopt.bench.asking``
-    """The worker answered that it could not, and why: ``kind`` is ``model``, ``input``, ``provider``, ``device``."""
+    """The worker answered that it could not; its ``kind`` is one of the worker's ``WorkerError``, or ``device``."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)

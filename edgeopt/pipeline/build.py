@@ -34,8 +34,9 @@ from edgeopt.pipeline.teacher_file import check_teacher
 from edgeopt.pipeline.trainers import Trainers, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
+from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import Device, DeviceKind
 from edgeopt.records.profile import Profile
 from edgeopt.records.trial import Measured
 from edgeopt.search.ledger import Ledger
@@ -59,6 +60,10 @@ class Request(Record, frozen=True, kw_only=True):
     profile: Profile
     device: str
     """URI."""
+    calibration: Calibration | None = None
+    """What the target's latency is estimated from, in place of ``device``."""
+    notes: tuple[str, ...] = ()
+    """What the report has to say of the request itself, such as a calibration that does not hold."""
     out: str
     workspace: str
     allow_fallback: tuple[str, ...]
@@ -118,7 +123,7 @@ def build(
     with Workspace(Path(request.workspace)).open() as workspace, opened(request, workspace, resolve, progress) as world:
         search = start(world)
         search.run(training=isinstance(world.data.task, CheckedTask), more=request.more)
-        choice = decide(world, search)
+        choice = decide(world, search, request.notes)
         with world.clock.stage("test"):
             progress("test", "the winner and the baseline on the test batches")
             choice = msgspec.structs.replace(choice, test=test_scores(world, search.scale, choice))
@@ -126,6 +131,18 @@ def build(
             progress("bundle", str(out))
             bundle(world, choice, out, request.command)
         return choice
+
+
+def where(request: Request, uri: str, profile: Profile) -> tuple[DeviceKind, Profile]:
+    """Say what the device is to the target, and how the target's sessions run there.
+
+    Raises:
+        ConfigError: the device has no times.
+    """
+    if request.calibration is not None:
+        return "estimated", profile.on_host
+    kind = ranking_kind(uri, profile)
+    return kind, profile.on_stand_in if kind == "stand-in" else profile
 
 
 @contextmanager
@@ -144,7 +161,7 @@ def opened(
         task = load(request)
         budget = resolve(task.budgets.get(profile.name))
         connection = open_device(request.device)
-        kind = ranking_kind(connection.uri, profile)
+        kind, profile = where(request, connection.uri, profile)
         identity, environment = connection.describe()
         device = Device(uri=request.device, kind=kind, id=identity)
         data = TaskData(task, workspace)
@@ -162,6 +179,7 @@ def opened(
             effort=effort,
             connection=connection,
             device=device,
+            calibration=request.calibration,
             environment=environment,
             allow_fallback=request.allow_fallback,
             workspace=workspace,
@@ -233,7 +251,7 @@ def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
 
 
-def decide(world: Build, search: Search) -> Choice:
+def decide(world: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
     """Choose, with the winner compared with the baseline and its float twin: a slower one makes way for the next.
 
     An int8 file that was found slower than the baseline meets its twin too, for the layers that ate the gain are named
@@ -248,7 +266,7 @@ def decide(world: Build, search: Search) -> Choice:
             device=world.device,
             proven_on_target=world.device.kind == "measured",
             seconds=world.clock.seconds,
-            notes=tuple(search.notes),
+            notes=(*notes, *search.notes),
             sparsity=search.sparsity,
         )
         number = next(filter(search.uncompared, to_compare(choice)), None)

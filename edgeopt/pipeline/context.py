@@ -14,6 +14,7 @@ from edgeopt.pipeline.data import TaskData
 from edgeopt.pipeline.trainers import Trainers
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
+from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import Device, Environment
 from edgeopt.records.profile import Profile
 from edgeopt.search.ledger import Ledger
@@ -74,6 +75,8 @@ class Build:
     effort: Effort
     connection: DeviceConnection
     device: Device
+    calibration: Calibration | None
+    """What the target's latency is estimated from; None where it is measured."""
     environment: Environment
     allow_fallback: tuple[str, ...]
     workspace: Workspace

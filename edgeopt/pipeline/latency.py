@@ -75,8 +75,7 @@ def latency_table(
         DeviceLostError, WorkspaceError: the connection broke, or the disk is full; the next build begins the table
             again.
     """
-    settings = (build.device.id, build.environment.onnxruntime, precision, build.profile.providers,
-                build.profile.threads, build.profile.allow_spinning, build.profile.memory_arena,
+    settings = (build.device.id, build.environment.onnxruntime, precision, build.profile.runtime,
                 build.budget.batch_size, build.allow_fallback)  # fmt: skip
     key = digest(("latency", build.fingerprint, build.versions, settings))
     found = build.ledger.get("latency", key, LatencyTable) or build.ledger.get("no-latency", key, NoLatencyTable)

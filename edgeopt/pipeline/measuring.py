@@ -16,6 +16,7 @@ from edgeopt.bench.measure import measure
 from edgeopt.bench.nodes import PROFILING, profile_nodes
 from edgeopt.bench.outputs import run_model
 from edgeopt.errors import CannotProfileError
+from edgeopt.pipeline.calibrate import estimated
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import digest, measurement_key
@@ -40,6 +41,7 @@ class Scale:
         build = self.build
         runtime = build.environment.onnxruntime
         key = measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
+        key = digest((key, build.calibration)) if build.calibration else key
         return digest((key, build.allow_fallback)) if build.allow_fallback else key
 
     @property
@@ -67,6 +69,10 @@ class Scale:
                 max_latency_ms=budget.max_latency_ms,
                 progress=lambda _: None,
             )
+            if build.calibration is not None:
+                found = run_step("estimate", estimated, found, build.workspace.artifact(sha256), build.profile,
+                                 build.calibration, budget.latency_percentile,
+                                 build.data.timing_inputs(budget.batch_size))  # fmt: skip
             build.ledger.put("measurement", key, found)
         return found
 

@@ -48,5 +48,4 @@ def artifact_key(task: str, recipe: Recipe, versions: str) -> str:
 
 def measurement_key(sha256: str, device: Device, runtime: str, profile: Profile, batch_size: int) -> str:
     """Name a measurement: the file, the device, the runtime, and the profile's runtime part (no limit is in it)."""
-    settings = (profile.providers, profile.threads, profile.allow_spinning, profile.memory_arena, profile.timing)
-    return digest(("measurement", sha256, device, runtime, settings, batch_size))
+    return digest(("measurement", sha256, device, runtime, profile.runtime, profile.timing, batch_size))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.profile import TimingRule
+from edgeopt.records.profile import Runtime, TimingRule
 
 DeviceKind = Literal["measured", "stand-in", "emulated", "estimated"]
 
@@ -76,6 +76,47 @@ class Memory(Record, frozen=True, kw_only=True):
         return max(self.load_peak_bytes, self.run_peak_bytes)
 
 
+class Foretold(Record, frozen=True, kw_only=True):
+    """One percentile of an estimate, with the ends of its interval of 95 %."""
+
+    percentile: int
+    value_ns: float
+    low_ns: float
+    high_ns: float
+
+
+class Estimate(Record, frozen=True, kw_only=True):
+    """A file's latency on a target that was not there, from the file's nodes on the host and a calibration."""
+
+    calibration: str
+    """Digest of the calibration."""
+    made_at: str
+    device: Device
+    """Where the calibration was measured."""
+    device_runtime: str
+    """ONNX Runtime's version there."""
+    percentiles: tuple[Foretold, ...]
+    """The median, the usual ones, and the budget's."""
+    networks: int
+    """Held-out networks that the interval rests on."""
+    error_ratio: float
+    """The median of their errors, each foretold without itself: 0.1 is a tenth too high or too low."""
+    unseen_ratio: float
+    """Share of the host's time in classes that the calibration lacks, which count as its average."""
+
+    def at(self, percentile: float) -> Foretold:
+        """Return one of the percentiles.
+
+        Raises:
+            ValueError: it was not foretold.
+        """
+        for found in self.percentiles:
+            if found.percentile == percentile:
+                return found
+        known = ", ".join(str(found.percentile) for found in self.percentiles)
+        raise ValueError(f"percentile {percentile:g} was not foretold; known: {known}")
+
+
 class Measurement(Record, frozen=True, kw_only=True):
     """One file on one device."""
 
@@ -87,9 +128,13 @@ class Measurement(Record, frozen=True, kw_only=True):
     providers: dict[str, int]
     """Execution provider to the number of nodes it runs."""
     threads: int
+    runtime: Runtime | None = None
+    """How its sessions ran; None in a measurement of a version that did not keep it."""
     rule: TimingRule
     device: Device
     environment: Environment
+    estimate: Estimate | None = None
+    """Of the latency on the target, where ``device.kind`` is ``estimated``: it judges in place of this host's times."""
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -123,3 +168,19 @@ class Change(Record, frozen=True, kw_only=True):
     def gained_ns(self) -> float:
         """What this file saves; negative where it loses."""
         return self.against_ns - self.ns
+
+
+class Sustained(Record, frozen=True, kw_only=True):
+    """One process that ran a file without a pause, in blocks of equal time: whether the device slows itself down."""
+
+    sha256: str
+    seconds: float
+    wall_ns: tuple[tuple[int, ...], ...]
+    """For each block, runs evenly spread over it: at most ``edgeopt.bench.sustained.MOST_SAMPLES``."""
+    cpu_ns: tuple[tuple[int, ...], ...]
+    clock: Literal["cpu", "wall"]
+    """Which of them judges: CPU time on one thread of the processor, as other load cannot stretch it."""
+    temperatures_c: tuple[float | None, ...]
+    """Of the hottest zone after each block; None where the device shows none."""
+    device: Device
+    environment: Environment

@@ -17,7 +17,8 @@ from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
-from edgeopt.records.measurement import Comparison, Device, Environment, Measurement
+from edgeopt.records.measurement import Comparison, Device, Environment, Estimate, Measurement
+from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
@@ -41,6 +42,8 @@ class Latency(Part, frozen=True, kw_only=True):
     limit: float
     """At the budget's percentile."""
     limit_ci95: Span
+    estimated: bool = False
+    """Foretold for a target that was not there; see ``Document.estimate``."""
 
 
 class Against(Part, frozen=True, kw_only=True):
@@ -145,6 +148,10 @@ class Document(Part, frozen=True, kw_only=True):
     environment: Environment | None
     """Of the baseline's measurement; null where it failed."""
     threads: int | None
+    runtime: Runtime | None = None
+    """How sessions ran: threads, affinity, spinning, arena, graph level."""
+    estimate: Estimate | None = None
+    """Of the baseline, where latencies are estimated: from which calibration, and how sure that is."""
     proven_on_target: bool
     budget: Budget
     baseline: TrialPart
@@ -178,6 +185,8 @@ def build_document(choice: Choice) -> Document:
         device=choice.device,
         environment=measurement.environment if measurement else None,
         threads=measurement.threads if measurement else None,
+        runtime=measurement.runtime if measurement else None,
+        estimate=measurement.estimate if measurement else None,
         proven_on_target=choice.proven_on_target,
         budget=choice.budget,
         baseline=trials[0],
@@ -254,7 +263,7 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         processes=len(measurement.timings),
         runs=sum(len(timing.wall_ns) for timing in measurement.timings),
         contended_processes=sum(timing.contended for timing in measurement.timings),
-        noise={str(kind): ratio for kind, ratio in noise(measurement).items()},
+        noise={str(kind): ratio for kind, ratio in noise(measurement, budget.latency_percentile).items()},
         exporter=artifact.exporter,
         opset=artifact.opset,
         ir_version=artifact.ir_version,
@@ -274,6 +283,9 @@ def _sensitivity(recipe: Recipe, outcome: Measured) -> tuple[Suffering, ...]:
 
 def _latency(measurement: Measurement, percentile: int) -> Latency:
     limit = latency_interval_ms(measurement, percentile)
+    if measurement.estimate is not None:
+        p50, p90, p99 = (latency_interval_ms(measurement, at).value for at in (50, 90, 99))
+        return Latency(p50=p50, p90=p90, p99=p99, limit=limit.value, limit_ci95=(limit.low, limit.high), estimated=True)
     cuts = quantiles((ns for timing in measurement.timings for ns in timing.wall_ns), n=100, method="inclusive")
     p50, p90, p99 = (cuts[at - 1] / 1e6 for at in (50, 90, 99))
     return Latency(p50=p50, p90=p90, p99=p99, limit=limit.value, limit_ci95=(limit.low, limit.high))

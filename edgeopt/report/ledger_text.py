@@ -83,7 +83,8 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
     for percentile in (50, 90, 99):
         value, low, high = latency_interval_ms(measurement, percentile)
         span = f"95 %: {words.significant(low)} to {words.quantity(high, 'ms')}"
-        yield f"latency p{percentile}", f"{words.quantity(value, 'ms')} ({span})"
+        estimated = ", estimated" if measurement.estimate else ""
+        yield f"latency p{percentile}{estimated}", f"{words.quantity(value, 'ms')} ({span})"
     if outcome.against_baseline is not None:
         ratio, low, high = comparison_ratio(outcome.against_baseline)
         span = f"95 %: {words.significant(low)} to {words.significant(high)}"

@@ -122,7 +122,10 @@ def _latency_chart(document: Document) -> Chart | None:
             samples,
             key="latency",
             title="Size against latency",
-            labels=(_size_label(document), f"Latency p{budget.latency_percentile}, ms"),
+            labels=(
+                _size_label(document),
+                f"Latency p{budget.latency_percentile}{', estimated' if document.estimate else ''}, ms",
+            ),
             texts=(lambda size: words.limit(size, "bytes"), words.tick),
             limits=(budget.max_size_bytes, budget.max_latency_ms),
             score_on_y=False,
@@ -213,7 +216,12 @@ def _time(document: Document) -> dict[str, object] | None:
 
 def _machine(document: Document) -> dict[str, object]:
     shown = document.winner or document.baseline
-    return {"environment": document.environment, "sentence": sentences.device(document), "shown": shown}
+    return {
+        "environment": document.environment,
+        "runtime": document.runtime,
+        "sentence": sentences.device(document),
+        "shown": shown,
+    }
 
 
 SECTIONS = (
@@ -249,6 +257,7 @@ def render_page(document: Document) -> str:
         "speed": sentences.speed,
         "plural": words.plural,
         "percent": words.percent,
+        "runtime": words.runtime,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
     return environment.get_template("page.html").render(

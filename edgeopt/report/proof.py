@@ -84,7 +84,7 @@ def _latency(trial: TrialPart, budget: Budget) -> Row:
     latency = trial.latency_ms
     return Row(
         limit="latency",
-        label=f"Latency, p{budget.latency_percentile}",
+        label=f"Latency, p{budget.latency_percentile}{', estimated' if latency and latency.estimated else ''}",
         unit="ms",
         found=trial.latency_at_limit_ms,
         interval=None if latency is None else latency.limit_ci95,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
+from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Against, Document, LayerChange, TrialPart
@@ -256,9 +257,26 @@ def device(document: Document) -> str:
     where = f"{machine}{threads} ({document.device.uri})"
     if document.proven_on_target:
         return f"Measured on the target itself, {where}."
+    if document.estimate is not None:
+        return (
+            f"{estimated(document.estimate, document.target)} Memory and scores are those of {where}; nothing is "
+            "proven on the target. Build again with --device to measure what exists there, without training."
+        )
     return (
         f"Measured on {where}, which only stands in for the {document.target}: nothing is proven on the target. "
         "Build again with --device to measure what exists there, without training."
+    )
+
+
+def estimated(estimate: Estimate, target: str) -> str:
+    """Say that latencies are foretold, from what, and how far off that was."""
+    unseen = estimate.unseen_ratio
+    lacking = f" {words.percent(unseen)} of the time is in operators that it lacks." if unseen >= 0.01 else ""
+    return (
+        f"Latencies are estimated, not measured: by the calibration of {estimate.made_at[:10]}, when the {target} was "
+        f"{estimate.device.uri} (onnxruntime {estimate.device_runtime}); on {estimate.networks} networks that it had "
+        f"not seen, it was off by {words.percent(estimate.error_ratio)} at the median.{lacking} The upper end of the "
+        "interval judges the limit."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import (
     Compact,
     Distill,
@@ -184,11 +185,23 @@ def _distilled(step: Distill) -> str:
     return f"distilled {epochs}"
 
 
+def runtime(settings: Runtime) -> str:
+    """Say how a session runs: ``1 thread on any core, no spinning, arena, graph level all``."""
+    cores = settings.affinity
+    where = f"core{'' if len(cores) == 1 else 's'} {listed([str(core) for core in cores])}" if cores else "any core"
+    spinning, arena = ("" if on else "no " for on in (settings.allow_spinning, settings.memory_arena))
+    return (
+        f"{plural(settings.threads, 'thread')} on {where}, {spinning}spinning, {arena}arena, "
+        f"graph level {settings.graph_level}"
+    )
+
+
 NOISE = {
     "load": "other load held it up (wall time {} above CPU time)",
     "drift": "the runs of one process changed speed by {} (clock frequency, or heat)",
     "two speeds": "the runs come in two speeds, {} apart",
     "unlike processes": "one process is {} slower than another",
+    "few runs": "the cap in time left {} of the runs that bound the percentile",
 }
 """Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent."""
 

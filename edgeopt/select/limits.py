@@ -16,7 +16,7 @@ from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement, Memory
 from edgeopt.records.recipe import Half, LowRank, QuantizeStep
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
-from edgeopt.statistics import Interval, percentile_interval, verdict
+from edgeopt.statistics import Interval, latency_interval_ms, percentile_interval, verdict
 
 SMALLEST_SCORE_SCALE = 0.01
 """Of the baseline's score: the unit for "how far off" where the budget allows (almost) no drop at all."""
@@ -73,8 +73,11 @@ def measured_size(artifact: Artifact, budget: Budget) -> int:
 def latency(measurement: Measurement, percentile: int) -> Interval:
     """Return the wall time of one run in ms at a percentile, with its 95 % interval.
 
-    A search judges its trials again and again; each bootstrap is computed once.
+    Both are foretold for a target that was not there. A search judges its trials again and again; each bootstrap is
+    computed once.
     """
+    if measurement.estimate is not None:
+        return latency_interval_ms(measurement, percentile)
     return _latency(tuple(timing.wall_ns for timing in measurement.timings), percentile)
 
 

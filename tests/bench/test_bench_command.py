@@ -1,12 +1,16 @@
 import json
+import re
 import subprocess
 import sys
 
 import pytest
-from tiny_models import a_network
+from builders import a_measurement
+from tiny_models import a_network, a_quick_profile
 
+from edgeopt.bench.memory_modes import MemoryMode
+from edgeopt.cli.bench_text import print_summary
 from edgeopt.records.codec import from_json
-from edgeopt.records.measurement import Comparison, Measurement
+from edgeopt.records.measurement import Comparison, Measurement, Sustained
 
 TARGET = """
 name = "quick"
@@ -73,7 +77,7 @@ def test_the_table_names_what_was_measured(bench, tmp_path):
     done = bench("m.onnx", "--target", "./quick.toml", "--batch-size", "1")
     assert done.returncode == 0, done.stderr
     for part in (
-        "p90 with its",
+        "p90, with its",
         "limit 1000 ms kept",
         "at batch 1",
         "CPUExecutionProvider 4",
@@ -109,3 +113,52 @@ def test_the_nodes_that_changed_most_stand_below_the_verdict(bench, tmp_path):
     done = bench("m.onnx", "--target", "./quick.toml", "--against", "o.onnx")
     assert done.returncode == 0, done.stderr
     assert done.stdout.index("faster:") < done.stdout.index("what changed most") < done.stdout.index("all nodes")
+
+
+def test_a_sustained_run_and_the_modes_of_memory_stand_beside_the_times(bench, tmp_path):
+    a_network(tmp_path / "m.onnx", width=256)
+    done = bench("m.onnx", "--target", "./quick.toml", "--sustained", "10", "--memory-modes", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["sustained"]["verdict"] in ("slower", "faster", "no difference")
+    assert len(from_json(json.dumps(document["sustained_samples"]), Sustained).wall_ns) == 100
+    assert document["provider_time_ratios"] == {"CPUExecutionProvider": 1.0}
+    assert {(m["memory_arena"], m["prepacking"], m["weights"]) for m in document["memory_modes"]} == {
+        (arena, packed, weights)
+        for arena in (True, False)
+        for packed in (True, False)
+        for weights in ("copied", "mapped")
+    }
+
+
+def test_what_was_asked_for_is_in_the_table(capsys, monkeypatch):
+    """The numbers are made up: what is tested is that each of them is said."""
+    monkeypatch.setenv("COLUMNS", "200")
+    mode = MemoryMode(
+        memory_arena=False, prepacking=True, weights="mapped", load_peak_bytes=1_100_000, run_peak_bytes=2_200_000,
+        load_mapped_bytes=100_000, run_mapped_bytes=330_000, run_cpu_ns=4_400_000,
+    )  # fmt: skip
+    sustained = {
+        "seconds": 60.0, "last_over_first": 1.23, "ci95": (1.2, 1.3), "verdict": "slower", "clock": "cpu",
+        "temperatures_c": (41.0, 66.0),
+    }  # fmt: skip
+    summary = {
+        "model": "m.onnx", "batch_size": 1, "size_bytes": 5_000_000, "throughput_per_s": 7.0, "load_ms": 8.0,
+        "latency_ms": {"p50": 1, "p90": 2, "p99": 3, "limit": 2, "limit_percentile": 90, "limit_ci95": (1.9, 2.1)},
+        "providers": {"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}, "sustained": sustained,
+        "provider_time_ratios": {"CUDAExecutionProvider": 0.25, "CPUExecutionProvider": 0.75}, "against": None,
+        "memory_modes": (mode,), "estimate": None, "calibration_refused": "the calibration is old",
+        "noise": {"few runs": 0.5},
+    }  # fmt: skip
+    print_summary(summary, a_quick_profile(affinity=(3,)), a_measurement())
+    said = re.sub(r"[\s│┃]+", " ", capsys.readouterr().out)
+    for part in (
+        "it slows down outside the noise: the last tenth takes 1.230",
+        "41 °C, then 66 °C",
+        "CUDAExecutionProvider 9 (25.0% of the time)",
+        "1 thread on core 3",
+        "off yes .ort, mapped 1.0 MB 1.9 MB 0.3 MB 4.40 ms",
+        "the calibration is old",
+        "50 % of the runs that bound the percentile",
+    ):
+        assert part in said, said

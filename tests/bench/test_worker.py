@@ -11,8 +11,9 @@ import pytest
 from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench import worker
-from edgeopt.bench.asking import runtime_request
+from edgeopt.bench.asking import run_request, runtime_request
 from edgeopt.device.local import LocalDevice
+from edgeopt.errors import ConfigError
 from edgeopt.records.codec import to_json
 
 WORKER = Path(worker.__file__)
@@ -64,8 +65,9 @@ def test_it_does_not_outlive_a_parent_that_was_killed(tmp_path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiny_models import a_quick_profile
-from edgeopt.bench.asking import runtime_request
+from edgeopt.bench.asking import run_request, runtime_request
 from edgeopt.device.local import LocalDevice
+from edgeopt.errors import ConfigError
 with LocalDevice().start() as worker:
     worker.ask(runtime_request("serve", {str(model)!r}, a_quick_profile(), allow_fallback=()), 60)
     print(worker._process.pid, flush=True)
@@ -162,3 +164,22 @@ def test_each_timing_tells_the_temperature_that_it_had(tmp_path, monkeypatch):
     answer = worker.time_model(json.loads(to_json(request)))
     assert answer["temperatures_c"] == (41.5, 41.5)
     assert answer["cooled_seconds"] == 0
+
+
+def test_the_worker_is_bound_to_the_cores_of_the_profile_and_optimizes_as_far_as_it_says(tmp_path):
+    core = min(os.sched_getaffinity(0))
+    profile = a_quick_profile(affinity=(core,), graph_level="disabled")
+    request = runtime_request("serve", str(a_network(tmp_path / "m.onnx")), profile, allow_fallback=())
+    with LocalDevice().start() as process:
+        answer = process.ask(request, 60.0)
+        assert os.sched_getaffinity(process._process.pid) == {core}
+    assert answer["nodes"] == {"CPUExecutionProvider": 4}  # MatMul and Relu twice, as in the file
+
+
+def test_a_core_that_is_not_there_is_a_mistake_in_the_profile(tmp_path):
+    missing = max(os.sched_getaffinity(0)) + 1000
+    request = runtime_request(
+        "time", str(a_network(tmp_path / "m.onnx")), a_quick_profile(affinity=(missing,)), allow_fallback=()
+    )
+    with pytest.raises(ConfigError, match=f"affinity names core {missing}; a process there may use 0"):
+        run_request(LocalDevice(), request, "time")

@@ -120,3 +120,14 @@ def test_doctor_says_what_this_machine_has(folder):
     text = run("doctor")
     assert found["environment"]["processor"] in text
     assert text.endswith("nothing that edgeopt needs is missing\n")
+
+
+def test_a_stand_in_cannot_calibrate_the_target_that_it_stands_in_for(folder):
+    with pytest.raises(ConfigError, match="only stands in for 'phone': give the device itself"):
+        run("targets", "calibrate", "phone")
+
+
+def test_an_estimate_is_not_for_a_device_that_is_there(folder):
+    (folder / "m.onnx").write_bytes(b"")
+    with pytest.raises(ConfigError, match="leave --device out"):
+        run("bench", "m.onnx", "--target", "phone", "--estimate", "--device", "ssh://pi")

@@ -11,9 +11,11 @@ from builders import (
     a_choice,
     a_failed_trial,
     a_mixed_trial,
+    a_profile,
     a_slower_int8_trial,
     a_test_result,
     a_trial,
+    an_estimate,
 )
 
 from edgeopt.records.sparsity import SparsityCurve, SparsityPoint
@@ -149,3 +151,18 @@ def test_zeros_against_loss_are_a_chart_with_a_curve_for_each_method():
     assert page.count('class="dot"') == 6
     assert "taylor: 1.20 at 10\u00a0%" in page
     assert "Zeros against loss" not in render_page(build_document(a_choice()))
+
+
+def test_the_page_says_that_latencies_are_estimated():
+    baseline = a_baseline()
+    measurement = msgspec.structs.replace(
+        baseline.outcome.measurement, estimate=an_estimate(), runtime=a_profile().runtime
+    )
+    outcome = msgspec.structs.replace(baseline.outcome, measurement=measurement)
+    choice = a_choice((msgspec.structs.replace(baseline, outcome=outcome),), proven_on_target=False)
+    page = render_page(build_document(choice))
+    assert "Not proven on the target: its latency is estimated." in page
+    assert "Latency, p90, estimated" in page
+    assert "Latency p90, estimated, ms" in page
+    assert "Latencies are estimated, not measured" in page
+    assert "1 thread on any core, no spinning, arena, graph level all" in page

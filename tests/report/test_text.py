@@ -9,6 +9,7 @@ from builders import (
     a_baseline,
     a_budget,
     a_choice,
+    a_device,
     a_failed_trial,
     a_mixed_trial,
     a_recipe,
@@ -16,6 +17,7 @@ from builders import (
     a_test_result,
     a_trial,
     a_variant,
+    an_estimate,
 )
 from rich.console import Console
 
@@ -163,3 +165,40 @@ def test_a_failed_baseline_leaves_dashes():
 
 def test_names_that_look_like_markup_are_printed_as_they_are():
     assert "[bold]x[/bold] on phone" in shown(a_choice(task="[bold]x[/bold]"))
+
+
+def an_estimated_choice(latency_ms):
+    """One trial on a target that was not there; the host's own times keep every limit."""
+    trials = []
+    for trial in (a_baseline(), a_trial(1)):
+        measurement = msgspec.structs.replace(
+            trial.outcome.measurement, device=a_device(kind="estimated"), estimate=an_estimate(latency_ms)
+        )
+        outcome = msgspec.structs.replace(trial.outcome, measurement=measurement)
+        trials.append(msgspec.structs.replace(trial, outcome=outcome))
+    choice = a_choice(tuple(trials), a_budget(max_latency_ms=1.0), proven_on_target=False)
+    return msgspec.structs.replace(choice, device=a_device(kind="estimated"), notes=("A remark of the request.",))
+
+
+def test_an_estimate_is_labelled_judged_by_its_upper_end_and_says_what_it_rests_on():
+    choice = an_estimated_choice(0.7)
+    document = build_document(choice)
+    assert document.winner.number == 1
+    assert document.winner.latency_ms.estimated
+    assert document.winner.latency_ms.limit_ci95 == pytest.approx((0.49, 0.91))
+    assert document.estimate.device.uri == "ssh://pi"
+    assert document.proven_on_target is False
+    text = shown(choice)
+    assert "Latency, p90, estimated 0.700 ms 0.700 ms (≤ 0.910) ≤ 1 ms kept" in text
+    assert "Latencies are estimated, not measured: by the calibration of 2026-11-24" in text
+    assert "the phone was ssh://pi (onnxruntime 1.31.0); on 8 networks that it had not seen, it was off by 10 %" in text
+    assert "5.0 % of the time is in operators that it lacks" in text
+    assert "nothing is proven on the target" in text
+    assert "A remark of the request." in text
+
+
+def test_an_estimate_whose_upper_end_is_over_the_limit_misses_it():
+    document = build_document(an_estimated_choice(0.8))  # 1.04 ms at the upper end
+    assert document.winner is None
+    assert document.infeasible.binding == ("latency",)
+    assert document.trial(1).misses[0].within_noise

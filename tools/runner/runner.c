@@ -271,10 +271,37 @@ static void config(Handle options, const char *key, const char *value) {
     check(((Handle(*)(Handle, const char *, const char *))api[CONFIG_ENTRY])(options, key, value), "model");
 }
 
+/* Binds this thread, and those that it starts from now on, to the cores that the request names. */
+static void bind_cores(const char *line) {
+    cpu_set_t allowed, wanted;
+    CPU_ZERO(&wanted);
+    sched_getaffinity(0, sizeof allowed, &allowed);
+    const char *at = field(line, "affinity") + 1;
+    while (*at && *at != ']') {
+        char *end, name[24];
+        long core = strtol(at, &end, 10);
+        snprintf(name, sizeof name, "%ld", core);
+        if (core < 0 || core >= CPU_SETSIZE || !CPU_ISSET(core, &allowed))
+            refuse("profile", "the target's affinity names core %s, which a process there may not use", name);
+        CPU_SET(core, &wanted);
+        at = end + strspn(end, ", ");
+    }
+    if (CPU_COUNT(&wanted)) sched_setaffinity(0, sizeof wanted, &wanted);
+}
+
+/* Returns ONNX Runtime's number of the level of optimization that the request names. */
+static int graph_level(const char *line) {
+    char *level = text_of(line, "graph_level");
+    int number = !strcmp(level, "disabled") ? 0 : !strcmp(level, "basic") ? 1 : !strcmp(level, "extended") ? 2 : 99;
+    free(level);
+    return number;
+}
+
 static int64_t open_session(const char *line) {
     Handle env, options, allocator;
     char *model = text_of(line, "model");
     check_providers(line);
+    bind_cores(line);
     if (access(model, R_OK)) refuse("model", "%s does not exist", model);
     check(((Handle(*)(int, const char *, Handle *))api[CREATE_ENV])(3, "edgeopt", &env), "model");
     check(((Handle(*)(Handle))api[DISABLE_TELEMETRY])(env), "model");
@@ -282,7 +309,7 @@ static int64_t open_session(const char *line) {
     check(((Handle(*)(Handle, int))api[INTRA_THREADS])(options, (int)number(line, "threads")), "model");
     check(((Handle(*)(Handle, int))api[INTER_THREADS])(options, 1), "model");
     check(((Handle(*)(Handle, int))api[EXECUTION_MODE])(options, 0), "model");
-    check(((Handle(*)(Handle, int))api[OPTIMIZATION])(options, 99), "model");
+    check(((Handle(*)(Handle, int))api[OPTIMIZATION])(options, graph_level(line)), "model");
     check(((Handle(*)(Handle, int))api[LOG_SEVERITY])(options, 3), "model");
     check(((Handle(*)(Handle))api[flag(line, "memory_arena") ? ENABLE_ARENA : DISABLE_ARENA])(options), "model");
     config(options, "session.intra_op.allow_spinning", flag(line, "allow_spinning") ? "1" : "0");

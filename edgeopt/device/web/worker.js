@@ -91,11 +91,13 @@ async function open(request) {
   if (request.threads > 1 && !crossOriginIsolated)
     throw new Refusal("provider", "this page is not cross-origin isolated and runs on 1 thread; asked for were "
       + `${request.threads}. Set threads = 1 in the target, or serve the page by HTTPS or to this machine's localhost`);
+  if (request.affinity.length)
+    throw new Refusal("profile", "a browser binds no thread to a core: leave the target's affinity empty");
   ort.env.wasm.numThreads = request.threads;
   const model = new Uint8Array(await download(request.model));
   const begin = performance.now();
   const session = await ort.InferenceSession.create(model, {
-    executionProviders: ["wasm"], graphOptimizationLevel: "all", enableCpuMemArena: request.memory_arena,
+    executionProviders: ["wasm"], graphOptimizationLevel: request.graph_level, enableCpuMemArena: request.memory_arena,
   });
   const load_ns = Math.round((performance.now() - begin) * 1e6);
   if (threads !== request.threads)

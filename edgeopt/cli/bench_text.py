@@ -1,0 +1,175 @@
+"""What ``edgeopt bench`` says to people; numbers are rounded here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from edgeopt.report import sentences, words
+
+if TYPE_CHECKING:
+    from edgeopt.bench.memory_modes import MemoryMode
+    from edgeopt.records.measurement import Change, Measurement
+    from edgeopt.records.profile import Profile
+
+SHOWN_CHANGES = 8
+
+
+def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> None:
+    """Print tables and remarks."""
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_facts(summary, profile, measurement))
+    if summary["against"] and "nodes" in summary["against"]:
+        console.print(_changes(summary["against"]["nodes"]))
+    if summary["memory_modes"]:
+        console.print(_memory_modes(summary["memory_modes"]))
+    disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
+    if disturbed:
+        said = words.listed(disturbed)
+        console.print(f"[yellow]Noise: {said}. Believe the times less, or measure again on a quiet machine.[/]")
+    if summary["estimate"]:
+        console.print(escape(sentences.estimated(summary["estimate"], profile.name)))
+        console.print("Memory, load and what is compared are this machine's: nothing is proven on the target.")
+    if summary["calibration_refused"]:
+        console.print(f"[yellow]{escape(summary['calibration_refused'])}[/]")
+    if measurement.device.kind == "stand-in":
+        console.print(f"This machine only stands in for {escape(profile.title)}: nothing is proven on the target.")
+
+
+def _facts(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Table:
+    table = Table(title=escape(f"{summary['model']} on {profile.name}"), show_header=False, title_justify="left")
+    rows = (*_times(summary, profile), *_weights(summary, measurement), *_places(summary, profile, measurement))
+    for label, text in (*rows, *_against(summary)):
+        table.add_row(escape(label), text)
+    return table
+
+
+def _times(summary: dict[str, Any], profile: Profile) -> Iterator[tuple[str, str]]:
+    latency, guessed = summary["latency_ms"], ", estimated" if summary["estimate"] else ""
+    low, high = latency["limit_ci95"]
+    yield (
+        f"latency p50 · p90 · p99{guessed}",
+        " · ".join(f"{latency[name]:.3f}" for name in ("p50", "p90", "p99")) + " ms",
+    )
+    allowed = profile.limits.max_latency_ms
+    judged = "" if allowed is None else f", limit {allowed:g} ms {'kept' if high <= allowed else 'not kept'}"
+    yield (
+        f"p{latency['limit_percentile']}{guessed}, with its 95 % interval",
+        f"{latency['limit']:.3f} ms ({low:.3f} to {high:.3f}){judged}",
+    )
+    if summary["sustained"]:
+        yield from _sustained(summary["sustained"])
+    yield "throughput", f"{summary['throughput_per_s']:.1f} samples/s at batch {summary['batch_size']}"
+    yield "load", f"{summary['load_ms']:.1f} ms"
+
+
+def _sustained(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    low, high = found["ci95"]
+    said = {"slower": "[bold]it slows down[/]", "faster": "[bold]it gets faster[/]", "no difference": "no change"}
+    yield (
+        f"{found['seconds']:g} s without a pause",
+        f"{said[found['verdict']]} outside the noise: the last tenth takes {found['last_over_first']:.3f} of the "
+        f"first's time ({low:.3f} to {high:.3f}, by {'CPU' if found['clock'] == 'cpu' else 'wall'} time)",
+    )
+    begin, end = found["temperatures_c"]
+    yield (
+        "temperature meanwhile",
+        "this device shows none" if begin is None or end is None else f"{begin:.0f} °C, then {end:.0f} °C",
+    )
+
+
+def _weights(summary: dict[str, Any], measurement: Measurement) -> Iterator[tuple[str, str]]:
+    yield "peak memory", _memory(measurement)
+    yield "file", f"{summary['size_bytes'] / 1e6:.3f} MB"
+
+
+def _places(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Iterator[tuple[str, str]]:
+    shares = summary["provider_time_ratios"]
+    nodes = ", ".join(
+        f"{name} {count}" + (f" ({shares.get(name, 0.0):.1%} of the time)" if shares else "")
+        for name, count in summary["providers"].items()
+    )
+    tells = measurement.device.uri.startswith(("local:", "ssh:"))
+    yield "nodes by provider", nodes or ("none left after optimization" if tells else "this device does not tell")
+    environment = measurement.environment
+    yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)})")
+    yield "runtime", f"onnxruntime {environment.onnxruntime}, {words.runtime(profile.runtime)}"
+
+
+def _against(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if summary["against"]:
+        against = summary["against"]
+        low, high = against["ci95"]
+        yield (
+            f"against {against['model']}",
+            f"[bold]{against['verdict']}[/]: {against['latency_ratio']:.3f} of its time ({low:.3f} to {high:.3f}), "
+            f"by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
+        )
+
+
+def _changes(changes: list[Change]) -> Table:
+    """Return the nodes that gained or lost most, and what all others did; by ONNX Runtime's profiler."""
+    table = Table(title="what changed most, by ONNX Runtime's profile", title_justify="left")
+    for name in ("node", "before", "now", "gained"):
+        table.add_column(name, justify="left" if name == "node" else "right")
+    rest = changes[SHOWN_CHANGES:]
+    rows = [(_label(change), change.against_ns, change.ns) for change in changes[:SHOWN_CHANGES]]
+    if rest:
+        rows.append((f"{len(rest)} more rows", sum(c.against_ns for c in rest), sum(c.ns for c in rest)))
+    rows.append(("all nodes", sum(c.against_ns for c in changes), sum(c.ns for c in changes)))
+    for label, before, now in rows:
+        table.add_row(escape(label), f"{before / 1e6:.3f} ms", f"{now / 1e6:.3f} ms", f"{(before - now) / 1e6:+.3f} ms")
+    return table
+
+
+def _label(change: Change) -> str:
+    if change.name:
+        return f"{change.operator} {change.name}"
+    before, now = change.nodes
+    return f"{change.operator}, others ({before} before, {now} now)"
+
+
+def _memory(measurement: Measurement) -> str:
+    memory = measurement.memory
+    if memory is None:
+        return "this device cannot tell"
+    text = (
+        f"{memory.load_peak_bytes / 1e6:.1f} MB loading, {memory.run_peak_bytes / 1e6:.1f} MB running "
+        f"(with the default allocator {memory.default_load_peak_bytes / 1e6:.1f} and "
+        f"{memory.default_run_peak_bytes / 1e6:.1f})"
+    )
+    device = memory.device_peak_bytes
+    return text if device is None else f"{text}, {device / 1e6:.1f} MB on the device"
+
+
+def _memory_modes(modes: tuple[MemoryMode, ...]) -> Table:
+    """Return the modes side by side; what is mapped from the file is no memory of the app's own."""
+    table = Table(
+        title="peak memory by mode; what is mapped of the .ort can be dropped and read again", title_justify="left"
+    )
+    headings = (
+        "arena",
+        "re-packed weights",
+        "weights",
+        "loading",
+        "running",
+        "of it the .ort's",
+        "a run, CPU",
+    )
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if number > 2 else "left")
+    for mode in modes:
+        table.add_row(
+            "on" if mode.memory_arena else "off",
+            "yes" if mode.prepacking else "no",
+            "copied" if mode.weights == "copied" else ".ort, mapped",
+            f"{(mode.load_peak_bytes - mode.load_mapped_bytes) / 1e6:.1f} MB",
+            f"{(mode.run_peak_bytes - mode.run_mapped_bytes) / 1e6:.1f} MB",
+            f"{mode.run_mapped_bytes / 1e6:.1f} MB",
+            f"{mode.run_cpu_ns / 1e6:.2f} ms",
+        )
+    return table

@@ -40,7 +40,7 @@ def test_a_calibration_over_ssh_estimates_without_the_device_until_it_no_longer_
         load_profile(target), open_device(sshd.uri), models, rule=RULE, turns=TURNS, sustained_seconds=None,
         allow_fallback=(), progress=told.append,
     )  # fmt: skip
-    assert [probe.name for probe in found.probes] == list(PROBES)
+    assert {probe.name for probe in found.probes} == set(PROBES)
     assert found.device.uri == sshd.uri
     assert found.clock == "cpu"
     assert any(sshd.uri in text for text in told)

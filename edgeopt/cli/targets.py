@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.calibrate import calibrate
+from edgeopt.config.calibrations import calibration_path
 from edgeopt.config.profiles import (
     NAME_PATTERN,
     find_profile,
@@ -35,7 +36,7 @@ command.add_command(calibrate)
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_targets(as_json: bool) -> None:
-    """List the shipped targets and those in ./targets, with their limits."""
+    """List the shipped targets and those in ./targets, with their limits and where their calibration is."""
     profiles = list_profiles()
     if as_json:
         click.echo(to_json([profile for profile, _ in profiles]))
@@ -45,6 +46,9 @@ def list_targets(as_json: bool) -> None:
         source = "" if path.parent == shipped_folder() else f"  ({path})"
         click.echo(f"{profile.name:<{width}}  {profile.title}{source}")
         click.echo(f"{'':<{width}}  {describe_limits(profile.limits)}")
+        calibration = calibration_path(str(path))
+        if calibration.is_file():
+            click.echo(f"{'':<{width}}  calibrated: {calibration}")
 
 
 @command.command()

@@ -89,7 +89,6 @@ def calibrate(
                 file, device, profile, seconds=sustained_seconds, kind="measured", batch_size=1,
                 allow_fallback=allow_fallback, inputs=None, progress=progress,
             )  # fmt: skip
-    empty = next(one.ns for model, one in zip(models, timed, strict=True) if model.role == "empty")
     return Calibration(
         schema="edgeopt/calibration-1",
         target=target.name,
@@ -100,18 +99,7 @@ def calibrate(
         device=DeviceRecord(uri=device.uri, kind="measured", id=device_id),
         device_environment=device_environment,
         clock=clock_of(profile, runtime_request("time", "", profile, allow_fallback=allow_fallback)),
-        probes=tuple(
-            Probe(
-                name=model.name,
-                role=model.role,
-                host_ns=class_times(
-                    one, "fp16" if model.precision == "fp16" else "fp32", empty if model.role != "empty" else 0.0
-                ),
-                device_wall_ns=tuple(wall for wall, _ in ran),
-                device_cpu_ns=tuple(cpu for _, cpu in ran),
-            )
-            for model, one, ran in zip(models, timed, on_device, strict=True)
-        ),
+        probes=_probes(models, timed, on_device),
         sustained=lasting,
     )
 
@@ -138,6 +126,25 @@ def _on_host(files: Sequence[Path], host: Device, target: Profile, turns: Turns,
              batch_size: int = 1) -> list[FileTime]:  # fmt: skip
     timed = profile_nodes(files, host, target.on_host, batch_size, (), inputs, turns)
     return told_shapes(timed, files, host, target.on_host, batch_size, inputs)
+
+
+def _probes(
+    models: Sequence[Model], timed: Sequence[FileTime], on_device: Sequence[Sequence[Ran]]
+) -> tuple[Probe, ...]:
+    """Pair what each model took here, by class of operator, with its runs on the device."""
+    empty = next(one.ns for model, one in zip(models, timed, strict=True) if model.role == "empty")
+    return tuple(
+        Probe(
+            name=model.name,
+            role=model.role,
+            host_ns=class_times(
+                one, "fp16" if model.precision == "fp16" else "fp32", empty if model.role != "empty" else 0.0
+            ),
+            device_wall_ns=tuple(wall for wall, _ in ran),
+            device_cpu_ns=tuple(cpu for _, cpu in ran),
+        )
+        for model, one, ran in zip(models, timed, on_device, strict=True)
+    )
 
 
 class Found(NamedTuple):

@@ -36,6 +36,15 @@ def test_list_shows_each_target_with_its_limits(folder):
     assert "p99 ≤ 50 ms for a batch of 8 · ≥ 160 samples/s" in text
 
 
+def test_list_says_which_targets_are_calibrated_and_where(folder):
+    assert "calibrated" not in run("targets", "list")
+    run("targets", "new", "mine")
+    for name in ("car", "mine"):
+        (folder / "targets" / f"{name}.calibration.json").touch()
+    said = [line.strip() for line in run("targets", "list").splitlines() if "calibrated" in line]
+    assert said == [f"calibrated: {folder / 'targets' / name}.calibration.json" for name in ("car", "mine")]
+
+
 def test_list_as_json_holds_the_profiles(folder):
     profiles = json.loads(run("targets", "list", "--json"))
     assert [profile["name"] for profile in profiles] == ["car", "car-cuda", "phone", "server", "server-cuda"]

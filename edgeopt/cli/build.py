@@ -66,7 +66,7 @@ def command(
     project = load_project()
     wanted = target or project.target
     if wanted is None:
-        raise ConfigError("no target: give --target NAME (`edgeopt targets list` shows them) or set it in edgeopt.toml.")
+        raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
     profile = load_profile(wanted)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with Progress(quiet=quiet) as progress:

@@ -28,7 +28,7 @@ def calibrate(
     from edgeopt.cli.console import Progress
     from edgeopt.config.calibrations import calibration_path, write_calibration
     from edgeopt.config.profiles import load_profile
-    from edgeopt.device.open import open_device
+    from edgeopt.device.open import open_device, ranking_kind
     from edgeopt.errors import ConfigError
     from edgeopt.graph.micro_models import calibration_models
     from edgeopt.pipeline import calibrate as calibration
@@ -39,6 +39,7 @@ def calibrate(
         raise ConfigError(
             f"this machine only stands in for '{profile.name}': give the device itself, such as --device ssh://HOST."
         )
+    ranking_kind(device or profile.device, profile)  # refuses an emulator, which has no times
     with Progress() as progress:
         found = calibration.calibrate(
             profile,

@@ -136,6 +136,11 @@ def test_a_stand_in_cannot_calibrate_the_target_that_it_stands_in_for(folder):
         run("targets", "calibrate", "phone")
 
 
+def test_an_emulator_has_no_times_to_calibrate_with(folder):
+    with pytest.raises(ConfigError, match="emulates a processor"):
+        run("targets", "calibrate", "phone", "--device", "qemu:aarch64")
+
+
 def test_an_estimate_is_not_for_a_device_that_is_there(folder):
     (folder / "m.onnx").write_bytes(b"")
     with pytest.raises(ConfigError, match="leave --device out"):

@@ -49,7 +49,10 @@ def factored(build: Build, network: Network, precision: Precision) -> tuple[list
         network: The smallest network that keeps the score.
         precision: The one that would ship, in which layers are timed.
     """
-    table = factor_table(build, network)
+    try:
+        table = factor_table(build, network)
+    except StepError as error:
+        return [], f"Low rank was not tried: layers could not be factored ({error.reason})"
     found: dict[str, Candidate] = {}
     said = ""
     for index, loss in enumerate(table.losses):

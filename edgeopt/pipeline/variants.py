@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from edgeopt.errors import StepError
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import precision_of, sparse
 from edgeopt.pipeline.factoring import factored
@@ -43,7 +44,10 @@ def try_variants(search: Search, ratio: float | None) -> None:
     if candidates and not build.out_of_time:
         search.run_round(candidates)
     if build.budget.size_metric == "download":
-        search.sparsity = sparsity_curve(search, network)
+        try:
+            search.sparsity = sparsity_curve(search, network)
+        except StepError as error:
+            search.notes.append(f"The loss at several shares of zeros could not be found: {error.reason}")
         search.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
 
 

@@ -1,0 +1,28 @@
+from types import SimpleNamespace
+
+from builders import a_profile
+
+from edgeopt.errors import StepError
+from edgeopt.pipeline.factoring import factored
+from edgeopt.pipeline.networks import Network
+
+
+class LostWorkers:
+    """Torch workers that die over every job."""
+
+    def do(self, job, kind):
+        raise StepError("low rank", "the worker ended with signal 9")
+
+
+def test_layers_that_cannot_be_factored_are_a_note_not_the_end_of_the_build(tmp_path):
+    build = SimpleNamespace(
+        profile=a_profile(), fingerprint="task", versions="1", trainers=LostWorkers(),
+        workspace=SimpleNamespace(folder=lambda name: tmp_path, network=lambda key: tmp_path / key),
+        progress=lambda stage, detail: None,
+    )  # fmt: skip
+    network = Network(
+        key="cut", source="original", parameters=10, ratio=0.5, torch_score=0.9, proof_error=0.0, notes=(), seconds=1.0
+    )
+    candidates, said = factored(build, network, "int8")
+    assert candidates == []
+    assert "signal 9" in said

@@ -72,6 +72,11 @@ CLAIMS = {
     "(onnxruntime.quantization's defaults: {onnxruntime-static_worst_score_drop:.4f}, "
     "{onnxruntime-static_int8_faster_ratio:.0%} faster, {onnxruntime-static_shipped_slower_than_float} slower; NNCF: "
     "{nncf_worst_score_drop:.4f}, {nncf_int8_faster_ratio:.0%}, {nncf_shipped_slower_than_float})",
+    "allocation": "at equal measured latency and equal short training, over {seeds} seeds, widths by measured latency "
+    "keep {residual_gain_over_macs:+.3f} (residual) and {depthwise_gain_over_macs:+.3f} (depthwise) of the score over "
+    "a global ranking cut at counted MACs, {residual_gain_over_uniform:+.3f} and {depthwise_gain_over_uniform:+.3f} "
+    "over uniform widths (lower ends of 95 %: {residual_gain_over_uniform_low95:+.3f} and "
+    "{depthwise_gain_over_uniform_low95:+.3f})",
     "verdicts": "{equal_files_compared} A/B comparisons of a file with its copy: {false_verdict_ratio:.1%} called "
     "different; 5 % more work found in {found_5_percent_ratio:.0%} of {planted_compared}",
     "memory": "peak memory against known weights and activations: off by {worst_error_ratio:.1%} at worst "

@@ -345,12 +345,17 @@ def paired_drop_interval(
     first, second = np.asarray(baseline_scores, dtype=np.float64), np.asarray(scores, dtype=np.float64)
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(f"one score a sample and the same samples: got shapes {first.shape} and {second.shape}")
-    differences = first - second
-    rng, count = np.random.default_rng(seed), len(differences)
+    return mean_interval(first - second, confidence, seed)
+
+
+def mean_interval(samples: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Estimate the mean of independent samples, at least one; the interval is a percentile bootstrap."""
+    values = np.asarray(samples, dtype=np.float64)
+    rng, count = np.random.default_rng(seed), len(values)
     means = np.empty(BOOTSTRAP_REPEATS)
     for begin in range(0, BOOTSTRAP_REPEATS, 100):  # a hundred at a time bounds the memory
         drawn = rng.integers(0, count, size=(min(100, BOOTSTRAP_REPEATS - begin), count), dtype=np.int32)
-        means[begin : begin + len(drawn)] = differences[drawn].mean(axis=1)
+        means[begin : begin + len(drawn)] = values[drawn].mean(axis=1)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(differences.mean()), float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))

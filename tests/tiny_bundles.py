@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from builders import a_budget, a_choice
+from builders import a_baseline, a_budget, a_choice, a_trial
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
@@ -13,7 +13,7 @@ from edgeopt.device.local import LocalDevice
 GENEROUS = {"max_latency_ms": 1000.0, "max_peak_memory_bytes": 10**9}
 
 
-def a_bundle(folder: Path, *, wrong: float = 0.0, **limits) -> Path:
+def a_bundle(folder: Path, *, wrong: float = 0.0, drop_ci95: tuple[float, float] | None = None, **limits) -> Path:
     """Write a bundle of a small network whose golden outputs are its own, or off by ``wrong``."""
     model = a_network(folder / "m.onnx")
     write_quick_target(folder)
@@ -21,7 +21,8 @@ def a_bundle(folder: Path, *, wrong: float = 0.0, **limits) -> Path:
     write_batches(folder / "in.npz", [inputs])
     run_model(model, folder / "in.npz", folder / "out.npz", LocalDevice(), a_quick_profile())
     outputs = read_batches(folder / "out.npz")[0]
-    choice = a_choice(budget=a_budget(**(GENEROUS | limits)), target="quick")
+    trials = (a_baseline(), a_trial(drop_ci95=drop_ci95))
+    choice = a_choice(trials, a_budget(**(GENEROUS | limits)), target="quick")
     won = choice.winner is not None
     write_bundle(
         folder / "out",

@@ -20,16 +20,17 @@ from onnx import TensorProto, helper
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.device.open import open_device, ranking_kind
-from edgeopt.errors import InputError, StepError
+from edgeopt.errors import StepError
 from edgeopt.graph.facts import facts
 from edgeopt.graph.lint import check_ceiling
 from edgeopt.pipeline.agreement import golden_outputs
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.data import TaskData
+from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.measuring import Scale, drop_interval
 from edgeopt.pipeline.networks import ExportedFile, Network, expected_file, export
 from edgeopt.pipeline.rounds import Search
-from edgeopt.pipeline.steps import run_step, run_user_code
+from edgeopt.pipeline.steps import run_step
 from edgeopt.pipeline.teacher_file import check_teacher
 from edgeopt.pipeline.trainers import Trainers, available_cores
 from edgeopt.records.base import Record
@@ -42,7 +43,7 @@ from edgeopt.records.trial import Measured
 from edgeopt.search.ledger import Ledger
 from edgeopt.search.workspace import Workspace
 from edgeopt.select.decision import choose, to_compare
-from edgeopt.task import CheckedTask, load_task
+from edgeopt.task import CheckedTask
 from edgeopt.tasks.onnx_file import OnnxTask
 
 ROUNDS = 2
@@ -73,15 +74,6 @@ class Request(Record, frozen=True, kw_only=True):
     quick: bool
     more: bool
     command: tuple[str, ...]
-
-
-def load(request: Request) -> CheckedTask | OnnxTask:
-    """Load the task: a bare ``.onnx``, or the user's Python."""
-    if request.task.endswith(".onnx"):
-        return OnnxTask(Path(request.task), Path(request.data) if request.data else None)
-    if request.data:
-        raise InputError(f"--data goes with a bare .onnx model; the task '{request.task}' brings its own data.")
-    return run_user_code(request.task, "loading the task", load_task, request.task)
 
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
@@ -158,7 +150,7 @@ def opened(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = load(request)
+        task = open_task(request.task, Path(request.data) if request.data else None)
         budget = resolve(task.budgets.get(profile.name))
         connection = open_device(request.device)
         kind, profile = where(request, connection.uri, profile)

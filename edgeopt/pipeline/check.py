@@ -1,6 +1,6 @@
 """A shipped bundle verified again: hashes of its files, golden outputs on a device, limits measured anew.
 
-In: a bundle, a device, a profile. Out: findings, one a thing that was looked at.
+In: a bundle, a device, a profile, and a task where the score is asked for. Out: findings, one a thing looked at.
 """
 
 from __future__ import annotations
@@ -9,28 +9,37 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgeopt.bench.measure import measure
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import write_batches
 from edgeopt.bundle.golden import Array, GoldenEntry, largest_difference, read_golden
 from edgeopt.bundle.manifest import Manifest, changed_files, read_manifest
-from edgeopt.device.base import Device
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import facts
+from edgeopt.pipeline.device_score import DeviceScore, check_fits, device_score
+from edgeopt.pipeline.place import Place
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
-from edgeopt.records.profile import Profile
 from edgeopt.report import words
 from edgeopt.report.document import read_document
 from edgeopt.report.words import Unit
 from edgeopt.select.limits import Finding as LimitFinding
-from edgeopt.select.limits import device_findings
+from edgeopt.select.limits import device_findings, score_findings
 
-UNITS: dict[str, Unit] = {"latency": "ms", "throughput": "per_s", "memory": "bytes", "size": "bytes"}
+if TYPE_CHECKING:
+    from edgeopt.pipeline.evaluation import EvaluationSet
+
+UNITS: dict[str, Unit] = {
+    "latency": "ms",
+    "throughput": "per_s",
+    "memory": "bytes",
+    "size": "bytes",
+    "score": "score",
+}
 
 
 NOTES: dict[DeviceKind, str] = {
@@ -42,9 +51,9 @@ NOTES: dict[DeviceKind, str] = {
 class Finding(Record, frozen=True, kw_only=True):
     """One thing that was looked at."""
 
-    kind: Literal["file", "golden", "limit"]
+    kind: Literal["file", "golden", "score", "limit"]
     name: str
-    """Of the file, the output or the limit."""
+    """Of the file, the output, the task or the limit."""
     status: Literal["passed", "missed", "bad", "note"]
     """``bad`` is a bundle that is not what was built; ``note`` decides nothing."""
     text: str
@@ -66,6 +75,8 @@ class Result(Record, frozen=True, kw_only=True):
     status: Literal["passed", "missed", "bad"]
     findings: tuple[Finding, ...]
     measurement: Measurement | None
+    score: DeviceScore | None
+    """null where no task was named."""
 
 
 def check_files(bundle: Path, manifest: Manifest) -> list[Finding]:
@@ -81,47 +92,44 @@ def check_files(bundle: Path, manifest: Manifest) -> list[Finding]:
 
 
 def check(
-    bundle: Path,
-    device: Device,
-    profile: Profile,
-    *,
-    kind: DeviceKind,
-    allow_fallback: tuple[str, ...],
-    progress: Callable[[str], None],
+    bundle: Path, place: Place, *, progress: Callable[[str], None], evaluation: EvaluationSet | None = None
 ) -> Result:
     """Verify a bundle. A bundle whose files are not what was built is not run.
 
     Args:
         bundle: A folder that ``edgeopt build`` wrote.
-        device: Where the model runs.
-        profile: Providers, threads and the timing rule.
-        kind: What the device is to the target.
-        allow_fallback: As in ``edgeopt.bench.measure.measure``.
+        place: Where the model runs.
         progress: Is told in a few words what happens now.
+        evaluation: What the score is measured on; None leaves it to the golden outputs.
 
     Raises:
         DataError: there is no manifest, or it is none of this schema.
+        TaskError: the bundle's model cannot be judged on that evaluation set.
         ProviderError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     manifest = read_manifest(bundle)
     found = check_files(bundle, manifest)
-    measurement = None
+    measurement, score = None, None
     if all(finding.status == "passed" for finding in found):
         document = read_document(bundle / "choice.json")
         if document.winner is None:
             text = "the bundle has none: nothing kept the limits when it was built"
             found.append(Finding(kind="file", name="model.onnx", status="missed", text=text))
         else:
+            if evaluation is not None:
+                check_fits(evaluation, manifest, document)
             try:
                 progress("golden inputs")
-                found += check_golden(bundle, manifest, device, profile, allow_fallback)
-                if kind != "emulated":
-                    measurement = _measure(
-                        bundle, manifest, document.budget, device, profile, kind, allow_fallback, progress
-                    )
-                found += check_limits(bundle, document.budget, measurement)
-                if kind in NOTES:
-                    text = NOTES[kind].format(target=profile.title)
+                found += check_golden(bundle, manifest, place)
+                if evaluation is not None:
+                    progress(f"score on {evaluation.samples:,} samples")
+                    score = device_score(bundle, manifest, document.winner, evaluation, place)
+                    found.append(_told(score, document.device.uri))
+                if place.kind != "emulated":
+                    measurement = _measure(bundle, manifest, document.budget, place, progress)
+                found += check_limits(bundle, document.budget, measurement, score)
+                if place.kind in NOTES:
+                    text = NOTES[place.kind].format(target=place.profile.title)
                     found.append(Finding(kind="limit", name="device", status="note", text=text))
             except StepError as error:
                 found.append(Finding(kind="golden", name="model.onnx", status="missed", text=error.reason))
@@ -129,24 +137,17 @@ def check(
     return Result(
         bundle=str(bundle),
         target=manifest.target,
-        device=device.uri,
+        device=place.device.uri,
         status="bad" if "bad" in statuses else "missed" if "missed" in statuses else "passed",
         findings=tuple(found),
         measurement=measurement,
+        score=score,
     )
 
 
-def check_golden(
-    bundle: Path, manifest: Manifest, device: Device, profile: Profile, allow_fallback: tuple[str, ...]
-) -> list[Finding]:
+def check_golden(bundle: Path, manifest: Manifest, place: Place) -> list[Finding]:
     """Run the golden inputs on the device and compare each output with the bundle's, within its tolerance."""
-    with tempfile.TemporaryDirectory(prefix="edgeopt-check-") as folder:
-        inputs, outputs = Path(folder) / "inputs.npz", Path(folder) / "outputs.npz"
-        write_batches(inputs, [_golden(bundle, manifest, "input")])
-        run_model(
-            bundle / "model.onnx", inputs, outputs, device, profile, allow_fallback=allow_fallback, stage="golden"
-        )
-        found = read_batches(outputs)[0]
+    (found,) = place.outputs(bundle / "model.onnx", [_golden(bundle, manifest, "input")], "golden")
     return [
         _compare(entry, read_golden(bundle, entry), found.get(entry.name))
         for entry in manifest.golden
@@ -177,15 +178,19 @@ def _compare(entry: GoldenEntry, expected: Array, found: Array | None) -> Findin
     )
 
 
+def _told(score: DeviceScore, built_on: str) -> Finding:
+    """Say what the model scores on the device, and what it scored when it was built."""
+    found = score.score
+    ends = "" if score.ci95 is None else " (95 %: {} to {})".format(*map(words.score, score.ci95))
+    text = (
+        f"scores {words.score(found.value)}{ends} on {found.samples:,} samples there; "
+        f"{words.score(score.built)} on {built_on} when it was built"
+    )
+    return Finding(kind="score", name=score.task, status="note", text=text, found=found.value)
+
+
 def _measure(
-    bundle: Path,
-    manifest: Manifest,
-    budget: Budget,
-    device: Device,
-    profile: Profile,
-    kind: DeviceKind,
-    allow_fallback: tuple[str, ...],
-    progress: Callable[[str], None],
+    bundle: Path, manifest: Manifest, budget: Budget, place: Place, progress: Callable[[str], None]
 ) -> Measurement:
     """Time and weigh the model on its golden inputs, repeated where the batch is larger."""
     batch = {name: _rows(array, budget.batch_size) for name, array in _golden(bundle, manifest, "input").items()}
@@ -194,12 +199,12 @@ def _measure(
         write_batches(inputs, [batch])
         return measure(
             bundle / "model.onnx",
-            device,
-            profile,
+            place.device,
+            place.profile,
             batch_size=budget.batch_size,
-            allow_fallback=allow_fallback,
+            allow_fallback=place.allow_fallback,
             inputs=inputs,
-            kind=kind,
+            kind=place.kind,
             percentile=budget.latency_percentile,
             max_latency_ms=budget.max_latency_ms,
             progress=progress,
@@ -210,17 +215,22 @@ def _rows(array: Array, count: int) -> Array:
     return array if not array.ndim or len(array) >= count else np.resize(array, (count, *array.shape[1:]))
 
 
-def check_limits(bundle: Path, budget: Budget, measurement: Measurement | None) -> Iterator[Finding]:
-    """Hold the new measurement against the bundle's own limits; the score's takes data that a bundle does not hold.
+def check_limits(
+    bundle: Path, budget: Budget, measurement: Measurement | None, score: DeviceScore | None
+) -> Iterator[Finding]:
+    """Hold what was found on the device against the bundle's own limits.
 
-    Without a measurement, on a device that has none to give, the size is judged alone.
+    Without a measurement, on a device that has none to give, size and score are judged alone.
     """
     known = facts(bundle / "model.onnx")
     size_bytes = known.download_bytes if budget.size_metric == "download" else known.size_bytes
     for found in device_findings(measurement, size_bytes, budget):
         yield _limit(found)
-    if budget.min_score is not None or budget.max_score_drop is not None:
-        text = "is not measured again: a bundle holds no evaluation data. The golden outputs stand for it"
+    if score is not None:
+        for found in score_findings(score.score, budget):
+            yield _limit(found)
+    elif budget.min_score is not None or budget.max_score_drop is not None:
+        text = "is not measured again: the golden outputs stand for it. --score TASK runs the whole evaluation set"
         yield Finding(kind="limit", name="score", status="note", text=text)
 
 
@@ -235,7 +245,8 @@ def _limit(found: LimitFinding) -> Finding:
             "" if found.judged == found.point else f" (by its 95 % interval {words.quantity(found.judged, unit)})"
         )
         noise = "" if found.kept or found.miss().within_noise is False else ", inside the noise"
-        text = f"{words.told_apart(found.point, found.allowed, unit)}{interval}, {allowed}{noise}"
+        drop = "a drop of " if found.limit == "score" and not found.floor else ""
+        text = f"{drop}{words.told_apart(found.point, found.allowed, unit)}{interval}, {allowed}{noise}"
     return Finding(
         kind="limit",
         name=found.limit,

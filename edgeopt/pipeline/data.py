@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.bench.asking import file_sha256
-from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.pipeline.steps import run_user_code
+from edgeopt.bench.outputs import write_batches
+from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
 from edgeopt.pipeline.teacher_file import STAGE, teacher_files
 from edgeopt.search.workspace import Workspace
-from edgeopt.task import Batch, CheckedTask, as_outputs, to_numpy
+from edgeopt.task import CheckedTask, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
-NamedArrays = dict[str, NDArray[Any]]
 PARITY_SAMPLES = 32
 """Real samples on which stages are compared; enough to reach every branch of a network, few enough to be quick."""
 GOLDEN_SAMPLES = 8
@@ -36,8 +35,8 @@ def update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:
         digest.update(np.ascontiguousarray(array).tobytes())
 
 
-class TaskData:
-    """What every task gives to the rest of the pipeline. ``targets`` are one entry an evaluation batch.
+class TaskData(EvaluationSet):
+    """What every task gives to the rest of the pipeline.
 
     Args:
         task: The user's task, or a given ``.onnx``.
@@ -45,36 +44,11 @@ class TaskData:
     """
 
     def __init__(self, task: CheckedTask | OnnxTask, workspace: Workspace) -> None:
-        self.task = task
+        super().__init__(task)
         self.folder = workspace.folder("arrays")
-        self.targets: list[Any] = []
-        inputs, targets = self._evaluation()
-        self.inputs = inputs
-        self.targets = targets
         self.fingerprint = self._fingerprint()
-        self.eval_file = self._keep("eval", inputs)
+        self.eval_file = self._keep("eval", self.inputs)
         self.parity_file = self._keep("parity", [self._first(PARITY_SAMPLES)])
-
-    def _user(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
-        return run_user_code(self.task.spec, what, function, *args)
-
-    def _evaluation(self) -> tuple[list[NamedArrays], list[Any]]:
-        if isinstance(self.task, OnnxTask):
-            return self.task.batches(), self.task.target_batches() or []
-        pairs: list[tuple[NamedArrays, Any]] = self._user("eval_batches()", self._arrays, self.task.eval_batches)
-        return [inputs for inputs, _ in pairs], [targets for _, targets in pairs]
-
-    def _arrays(self, source: Callable[[], Iterator[Batch]], limit: int | None = None) -> list[tuple[NamedArrays, Any]]:
-        """Return a task's batches as arrays, up to ``limit`` samples."""
-        found: list[tuple[NamedArrays, Any]] = []
-        count = 0
-        for inputs, targets in source():
-            arrays = dict(zip(self.task.input_names, (to_numpy(value) for value in inputs), strict=True))
-            found.append((arrays, to_numpy(targets)))
-            count += len(next(iter(arrays.values())))
-            if limit is not None and count >= limit:
-                break
-        return found
 
     def _first(self, samples: int) -> NamedArrays:
         return {name: values[:samples] for name, values in self.inputs[0].items()}
@@ -145,22 +119,6 @@ class TaskData:
             return None
         found = self._user("test_batches()", self._arrays, lambda: batches)
         return self._keep("test", [inputs for inputs, _ in found]), [targets for _, targets in found]
-
-    def pairs(self, outputs_file: Path, targets: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Return what ``score`` takes: a model's outputs from a file, beside the targets."""
-        names = self.task.output_names
-        outputs = [as_outputs([batch[name] for name in names]) for batch in read_batches(outputs_file)]
-        return list(zip(outputs, targets, strict=True))
-
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
-        """Return the task's score."""
-        value: float = self._user("score()", self.task.score, pairs)
-        return value
-
-    def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
-        """Return one score a sample, or None where the task has none."""
-        value: NDArray[np.float64] | None = self._user("sample_scores()", self.task.sample_scores, pairs)
-        return value
 
 
 def _leaves(value: Any) -> list[Any]:

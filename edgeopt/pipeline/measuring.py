@@ -14,7 +14,7 @@ from edgeopt.bench.changes import layer_changes
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
 from edgeopt.bench.nodes import PROFILING, profile_nodes
-from edgeopt.bench.outputs import run_model
+from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.calibrate import estimated
 from edgeopt.pipeline.context import Build
@@ -140,9 +140,11 @@ class Scale:
                 if sha256 == self.baseline
                 else self.evaluate(self.baseline, self.build.data.eval_file, self.build.data.targets)
             )
-            count = sum(len(next(iter(batch.values()))) for batch in self.build.data.inputs)
             found = Score(
-                value=value, drop=base_value - value, drop_ci95=drop_interval(base_samples, samples), samples=count
+                value=value,
+                drop=base_value - value,
+                drop_ci95=drop_interval(base_samples, samples),
+                samples=self.build.data.samples,
             )
             self.build.ledger.put("score", key, found)
         return found
@@ -156,7 +158,7 @@ class Scale:
             with np.load(kept, allow_pickle=False) as stored:
                 return float(stored["score"]), stored["samples"] if "samples" in stored.files else None
         outputs = self.outputs(sha256, inputs)
-        pairs = build.data.pairs(outputs, targets or self.reference(inputs))
+        pairs = build.data.pairs(read_batches(outputs), targets or self.reference(inputs))
         value, samples = build.data.score(pairs), build.data.sample_scores(pairs)
         partial = kept.with_suffix(".partial.npz")
         if samples is None:
@@ -169,8 +171,8 @@ class Scale:
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, where a given file without labels is judged by agreement."""
-        outputs = self.outputs(self.baseline, inputs)
-        return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(self.build.data.inputs))]
+        outputs = read_batches(self.outputs(self.baseline, inputs))
+        return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
 
 
 def drop_interval(

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from scored_task import write_scored_task
 from small_disk import overflow, small_disk
 from ssh_server import children_of, connections_of, free_port, keygen, name_of, workers_of
 from tiny_bundles import a_bundle
@@ -357,15 +358,18 @@ def test_bench_compares_two_files_over_there(sshd, tmp_path):
     assert result["measurement"]["device"]["kind"] == "measured"
 
 
-def test_check_verifies_a_bundle_over_there(sshd, tmp_path):
+def test_check_verifies_a_bundle_and_its_score_over_there(sshd, tmp_path):
     command = ["check", a_bundle(tmp_path).name, "--target", "./quick.toml", "--device", sshd.uri, "--json"]
+    command += ["--score", write_scored_task(tmp_path, right=1820)]
     done = subprocess.run(
         [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["measurement"]["device"]["kind"] == "measured"
-    assert {finding["name"]: finding["status"] for finding in result["findings"]}["y"] == "passed"
+    assert (result["device"], result["score"]["score"]["value"]) == (sshd.uri, 0.91)
+    statuses = {finding["name"]: finding["status"] for finding in result["findings"]}
+    assert (statuses["y"], statuses["score"]) == ("passed", "passed")
 
 
 def test_nodes_of_several_files_are_timed_over_there(device, tmp_path):

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 TESTS = Path(__file__).parent.parent
@@ -295,16 +296,30 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
     assert out == ""
 
 
+def test_a_bundle_keeps_its_score_on_the_whole_evaluation_set(first, folder):
+    done = edgeopt(folder, "check", "edgeopt-out", "--target", "tiny.toml", "--score", TASK, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    winner, score = choice_of(folder)["winner"], json.loads(done.stdout)["score"]
+    assert score["score"]["value"] == score["built"] == winner["score"]
+    assert (score["score"]["drop"], score["score"]["samples"]) == (winner["score_drop"], 512)
+
+
 def test_a_given_onnx_file_is_simplified_quantized_and_judged(first, folder, tmp_path):
     given = folder / "edgeopt-out" / ".." / ".edgeopt" / "artifacts" / f"{choice_of(folder)['baseline']['sha256']}.onnx"
     (tmp_path / "given.onnx").write_bytes(given.read_bytes())
+    np.savez(tmp_path / "in.npz", input=np.random.default_rng(0).standard_normal((160, 1, 8, 8)).astype(np.float32))
     write_target(tmp_path / "tiny.toml")
-    done = edgeopt(tmp_path, "build", "given.onnx", "--target", "tiny.toml")
+    done = edgeopt(tmp_path, "build", "given.onnx", "--data", "in.npz", "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
     choice = choice_of(tmp_path)
     assert choice["baseline"]["score"] == 1.0
     assert choice["winner"]["size_bytes"] < choice["baseline"]["size_bytes"]
     assert any("agreement" in note for trial in choice["trials"] for note in trial.get("notes", []))
+
+    score = ["--score", "given.onnx", "--data", "in.npz"]
+    done = edgeopt(tmp_path, "check", "edgeopt-out", "--target", "tiny.toml", *score, "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["score"]["score"]["value"] == choice["winner"]["score"]
 
 
 WRONG = {

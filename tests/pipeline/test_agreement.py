@@ -4,22 +4,13 @@ import sys
 
 import numpy as np
 import pytest
+from spoilt_python import a_spoilt_python
 from tiny_models import a_network, write_quick_target
 
 from edgeopt.errors import ParityError
 from edgeopt.pipeline.agreement import compare_outputs
 
 HERE = {"logits": np.array([[1.0, -4.0]], np.float32), "label": np.array([1])}
-
-SPOILT = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("worker", sys.argv[1])
-worker = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(worker)
-right = worker.iterate_batches
-worker.iterate_batches = lambda path: ({name: array * 3 for name, array in batch.items()} for batch in right(path))
-worker.main()
-"""
 
 
 def there(**changes):
@@ -54,23 +45,11 @@ def test_a_missing_output_is_refused():
 
 
 def test_a_build_on_a_device_that_computes_something_else_says_so(tmp_path):
-    (tmp_path / "spoilt.py").write_text(SPOILT)
-    program = tmp_path / "python"
-    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/spoilt.py" "$@"\n')
-    program.chmod(0o755)
     write_quick_target(tmp_path)
     a_network(tmp_path / "m.onnx")
     np.savez(tmp_path / "in.npz", x=np.ones((16, 32), np.float32))
-    command = [
-        "build",
-        "m.onnx",
-        "--data",
-        "in.npz",
-        "--target",
-        "./quick.toml",
-        "--device",
-        f"local:?python={program}",
-    ]
+    command = ["build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml"]
+    command += ["--device", a_spoilt_python(tmp_path, 3.0)]
     done = subprocess.run(
         [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, env=os.environ, capture_output=True, text=True
     )

@@ -47,13 +47,16 @@ NARROW_RATIO = 0.02
 FAR_NARROW_RATIO = 0.1
 """The same where the whole interval keeps, or misses, the limit by as much as a half."""
 
-NoiseKind = Literal["load", "drift", "two speeds", "unlike processes", "few runs"]
+NoiseKind = Literal["load", "drift", "two speeds", "unlike processes", "few runs", "heat"]
 
 DRIFT_RATIO = 0.05
 """The last third of a process's runs against the first third: a clock that changes, or a machine that warms up."""
 
 UNLIKE_RATIO = 0.1
 """The slowest process's median over the fastest one's, less 1; 3 to 5 % are usual."""
+
+HOT_C = 60.0
+"""Above it a process waits before it times anything, while that helps (``COOL_C`` of ``bench.worker``)."""
 
 SPEEDS_RATIO, SPEEDS_SEPARATION, SPEEDS_SHARE = 0.05, 4.5, 0.1
 """Two speeds: medians that far apart, by so many standard deviations, each with that share of the runs. Halves of a
@@ -190,7 +193,8 @@ def noise(measurement: Measurement, percentile: float = 50) -> dict[NoiseKind, f
     one does. ``load`` is wall over CPU time less 1 (of one thread), ``drift`` the largest change from the first third
     of a process's runs to the last, ``two speeds`` the slower of two modes over the faster less 1, ``unlike
     processes`` the largest median of a process over the smallest less 1. ``few runs`` is the share of ``least_runs``
-    that the cap in time left of a slow network: its slowest run then need not lie above the percentile.
+    that the cap in time left of a slow network: its slowest run then need not lie above the percentile. ``heat`` is no
+    ratio: the highest temperature in degrees Celsius at which a process began that had waited for a cooler one.
     """
     timings = measurement.timings
     found: dict[NoiseKind, float] = {}
@@ -208,6 +212,9 @@ def noise(measurement: Measurement, percentile: float = 50) -> dict[NoiseKind, f
     runs, least = sum(len(timing.wall_ns) for timing in timings), least_runs(percentile)
     if runs < least:
         found["few runs"] = runs / least
+    began = [timing.temperatures_c[0] for timing in timings if timing.temperatures_c and timing.cooled_seconds]
+    if max(began, default=0.0) > HOT_C:
+        found["heat"] = max(began)
     return found
 
 

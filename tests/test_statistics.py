@@ -6,8 +6,10 @@ import pytest
 from builders import a_comparison, a_measurement
 from scipy import stats
 
+from edgeopt.bench import worker
 from edgeopt.records.measurement import Comparison
 from edgeopt.statistics import (
+    HOT_C,
     Interval,
     comparison_ratio,
     is_complete,
@@ -159,6 +161,16 @@ def test_a_cap_in_time_that_left_too_few_runs_for_the_percentile_is_said():
     few = timed_as(*[np.full(30, 1e6)] * 3)
     assert noise(few, 90) == {}
     assert noise(few, 99) == {"few runs": pytest.approx(90 / 459)}
+
+
+@pytest.mark.parametrize(
+    ("cooled_seconds", "began", "found"), [(120.0, 71.5, {"heat": 71.5}), (9.0, 58.0, {}), (0.0, 45.0, {})]
+)
+def test_a_processor_that_stayed_hot_is_said(cooled_seconds, began, found):
+    quiet = timed_as(*[np.full(50, 1e6)] * 3)
+    first = msgspec.structs.replace(quiet.timings[0], cooled_seconds=cooled_seconds, temperatures_c=(began, began + 3))
+    assert HOT_C == worker.COOL_C
+    assert noise(msgspec.structs.replace(quiet, timings=(first, *quiet.timings[1:]))) == found
 
 
 def test_no_samples_are_an_error():

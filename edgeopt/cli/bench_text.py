@@ -96,7 +96,8 @@ def _places(summary: dict[str, Any], profile: Profile, measurement: Measurement)
     tells = measurement.device.uri.startswith(("local:", "ssh:"))
     yield "nodes by provider", nodes or ("none left after optimization" if tells else "this device does not tell")
     environment = measurement.environment
-    yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)})")
+    governor = f", governor {environment.governor}" if environment.governor else ""
+    yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)}){governor}")
     yield "runtime", f"onnxruntime {environment.onnxruntime}, {words.runtime(profile.runtime)}"
 
 

@@ -202,10 +202,11 @@ NOISE = {
     "two speeds": "the runs come in two speeds, {} apart",
     "unlike processes": "one process is {} slower than another",
     "few runs": "the cap in time left {} of the runs that bound the percentile",
+    "heat": "it began at {}, after a wait that ended before the processor was cool",
 }
-"""Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent."""
+"""Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent, of heat the temperature."""
 
 
-def noise(kind: str, ratio: float) -> str:
+def noise(kind: str, amount: float) -> str:
     """Say what disturbed a measurement."""
-    return NOISE[kind].format(f"{100 * abs(ratio):.0f}{NBSP}%")
+    return NOISE[kind].format(f"{amount:.0f}{NBSP}°C" if kind == "heat" else f"{100 * abs(amount):.0f}{NBSP}%")

@@ -86,4 +86,5 @@ def test_recipes():
 
 @pytest.mark.parametrize("kind", get_args(NoiseKind))
 def test_every_kind_of_noise_has_its_words_and_its_size(kind):
-    assert f"13{words.NBSP}%" in words.noise(kind, -0.13)
+    amount, said = (71.4, f"71{words.NBSP}°C") if kind == "heat" else (-0.13, f"13{words.NBSP}%")
+    assert said in words.noise(kind, amount)

@@ -25,6 +25,17 @@
 #define MOST_ARRAYS 64
 #define MOST_DIMS 16
 
+/* Tests compile it with others. */
+#ifndef SYS
+#define SYS "/sys"
+#endif
+#ifndef COOL_STEP_SECONDS
+#define COOL_STEP_SECONDS 3
+#endif
+#ifndef COOL_MAX_SECONDS
+#define COOL_MAX_SECONDS 120
+#endif
+
 typedef void *Handle;
 typedef struct { const Handle *(*get_api)(uint32_t); const char *(*version)(void); } ApiBase;
 
@@ -471,10 +482,10 @@ static int forget_peak(void) {
 
 /* Returns the temperature of the hottest zone in degrees; negative where the system shows none. */
 static double temperature_c(void) {
-    char path[64];
+    char path[sizeof SYS + 64];
     double hottest = -1;
     for (int zone = 0; zone < 100; zone++) {
-        snprintf(path, sizeof path, "/sys/class/thermal/thermal_zone%d/temp", zone);
+        snprintf(path, sizeof path, SYS "/class/thermal/thermal_zone%d/temp", zone);
         double found = (double)status_number(path, "") / 1000;
         if (found > hottest && found < 200) hottest = found;
     }
@@ -485,9 +496,9 @@ static double temperature_c(void) {
 static int cool_down(void) {
     int waited = 0;
     double before = temperature_c(), after;
-    for (; before > 60 && waited < 120; before = after) {
-        sleep(3);
-        waited += 3;
+    for (; before > 60 && waited < COOL_MAX_SECONDS; before = after) {
+        sleep(COOL_STEP_SECONDS);
+        waited += COOL_STEP_SECONDS;
         after = temperature_c();
         if (before - after < 0.5) break;
     }
@@ -641,7 +652,7 @@ static void describe(void) {
     printf(", \"system\": \"%s-%s-%s\"", system.sysname, system.release, system.machine);
     printf(", \"python\": \"none: edgeopt's native runner\", \"onnxruntime\": \"%s\", \"numpy\": \"none\"", library_version);
     char governor[64] = "";
-    FILE *file = fopen("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "r");
+    FILE *file = fopen(SYS "/devices/system/cpu/cpu0/cpufreq/scaling_governor", "r");
     if (file && fgets(governor, sizeof governor, file)) governor[strcspn(governor, "\n")] = 0;
     if (file) fclose(file);
     fputs(", \"governor\": ", stdout);

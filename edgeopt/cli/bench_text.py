@@ -89,12 +89,7 @@ def _weights(summary: dict[str, Any], measurement: Measurement) -> Iterator[tupl
 
 def _places(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Iterator[tuple[str, str]]:
     shares = summary["provider_time_ratios"]
-    nodes = ", ".join(
-        f"{name} {count}" + (f" ({shares.get(name, 0.0):.1%} of the time)" if shares else "")
-        for name, count in summary["providers"].items()
-    )
-    tells = measurement.device.uri.startswith(("local:", "ssh:"))
-    yield "nodes by provider", nodes or ("none left after optimization" if tells else "this device does not tell")
+    yield "nodes by provider", words.nodes(summary["providers"], measurement.device.uri, shares)
     environment = measurement.environment
     governor = f", governor {environment.governor}" if environment.governor else ""
     yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)}){governor}")

@@ -221,6 +221,7 @@ def _machine(document: Document) -> dict[str, object]:
         "runtime": document.runtime,
         "sentence": sentences.device(document),
         "shown": shown,
+        "uri": document.device.uri,
     }
 
 
@@ -258,6 +259,7 @@ def render_page(document: Document) -> str:
         "plural": words.plural,
         "percent": words.percent,
         "runtime": words.runtime,
+        "nodes": words.nodes,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
     return environment.get_template("page.html").render(

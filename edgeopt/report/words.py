@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from edgeopt.records.profile import Runtime
@@ -194,6 +194,24 @@ def runtime(settings: Runtime) -> str:
         f"{plural(settings.threads, 'thread')} on {where}, {spinning}spinning, {arena}arena, "
         f"graph level {settings.graph_level}"
     )
+
+
+TELL_NODES = ("local:", "ssh:")
+"""Devices that tell which nodes a session runs; a native runner and a browser have no profile of them."""
+
+
+def nodes(providers: Mapping[str, int], uri: str, shares: Mapping[str, float] | None = None) -> str:
+    """Say who runs how many nodes: ``CPUExecutionProvider 31``, or why there is nothing to say.
+
+    Args:
+        providers: Provider to number of nodes.
+        uri: Of the device that counted them.
+        shares: Of the time, by provider, 0..1.
+    """
+    if not providers:
+        return "none left after optimization" if uri.startswith(TELL_NODES) else "this device does not tell"
+    times = {} if shares is None else {name: f" ({share:.1%} of the time)" for name, share in shares.items()}
+    return ", ".join(f"{name} {count}{times.get(name, '')}" for name, count in providers.items())
 
 
 NOISE = {

@@ -247,7 +247,10 @@ def test_bench_compares_two_files_on_the_phone(native, phones, tmp_path):
     result = msgspec.json.decode(done.stdout)
     assert result["against"]["verdict"] == "faster"
     assert result["measurement"]["device"]["uri"].startswith("adb:SERIAL1")
-    assert "faster" in run([sys.executable, "-m", "edgeopt", *command]).stdout
+    said = run([sys.executable, "-m", "edgeopt", *command]).stdout
+    assert "faster" in said
+    assert "this device does not tell" in said
+    assert "none left after optimization" not in said
 
 
 def test_a_profile_of_nodes_is_refused_as_what_the_phone_cannot(device, tmp_path):

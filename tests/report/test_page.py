@@ -166,3 +166,20 @@ def test_the_page_says_that_latencies_are_estimated():
     assert "Latency p90, estimated, ms" in page
     assert "Latencies are estimated, not measured" in page
     assert "1 thread on any core, no spinning, arena, graph level all" in page
+
+
+def test_a_device_without_a_profile_of_nodes_is_said_to_tell_none():
+    choice = a_choice()
+    trials = tuple(
+        msgspec.structs.replace(
+            trial,
+            outcome=msgspec.structs.replace(
+                trial.outcome, measurement=msgspec.structs.replace(trial.outcome.measurement, providers={})
+            ),
+        )
+        for trial in choice.trials[:3]
+    )
+    phone = msgspec.structs.replace(choice.device, uri="adb:SERIAL1?runner=r&library=l")
+    page = page_of(msgspec.structs.replace(choice, trials=trials, verdicts=choice.verdicts[:3], front=(), device=phone))
+    assert "Nodes run by</th><td>this device does not tell<" in page
+    assert "Nodes run by</th><td>CPUExecutionProvider 31<" in page_of()

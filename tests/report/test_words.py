@@ -88,3 +88,17 @@ def test_recipes():
 def test_every_kind_of_noise_has_its_words_and_its_size(kind):
     amount, said = (71.4, f"71{words.NBSP}°C") if kind == "heat" else (-0.13, f"13{words.NBSP}%")
     assert said in words.noise(kind, amount)
+
+
+@pytest.mark.parametrize(
+    ("providers", "uri", "said"),
+    [
+        ({"CPUExecutionProvider": 31}, "local:", "CPUExecutionProvider 31"),
+        ({"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}, "ssh://pi", "CUDAExecutionProvider 9, CPUExec"),
+        ({}, "local:?python=/usr/bin/python3", "none left after optimization"),
+        ({}, "adb:SERIAL1?runner=r&library=l", "this device does not tell"),
+        ({}, "browser:?runtime=folder", "this device does not tell"),
+    ],
+)
+def test_who_runs_the_nodes_is_said_where_the_device_tells_it(providers, uri, said):
+    assert words.nodes(providers, uri).startswith(said)

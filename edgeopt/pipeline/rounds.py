@@ -174,7 +174,10 @@ class Search:
         return trial
 
     def weigh(self, number: int, form: Form) -> Measured:
-        """Return a file's measurement, with the A/B against the baseline where it may become the winner."""
+        """Return a file's measurement, with the A/B against the baseline where it may become the winner.
+
+        One that cannot be had is tried again when the winner is chosen.
+        """
         assert isinstance(form.made, Made)
         artifact, score = form.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
@@ -192,7 +195,11 @@ class Search:
         if number == 0 or self.missed(measured) or size >= self.smallest:
             return measured
         self.smallest = size
-        return self.compared(measured)
+        try:
+            return self.compared(measured)
+        except EdgeoptError as error:
+            self.build.progress("compare", f"trial {number} was not compared: {as_failed(error).reason}")
+            return measured
 
     def compared(self, outcome: Measured) -> Measured:
         """Return a measured file with its A/B against the baseline."""

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edgeopt.errors import StepError
+from edgeopt.errors import EdgeoptError, StepError
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import precision_of, sparse
 from edgeopt.pipeline.factoring import factored
 from edgeopt.pipeline.networks import reference
+from edgeopt.pipeline.steps import as_failed
 from edgeopt.records.codec import digest, network_key
 from edgeopt.records.recipe import LowRank, Recipe, Sparsify
 from edgeopt.records.sparsity import SparsityCurve
@@ -82,10 +83,25 @@ def parent_of(search: Search, recipe: Recipe) -> Trial | None:
 
 
 def against_parent(search: Search, recipe: Recipe, outcome: Measured) -> Measured:
-    """Return the outcome with its A/B against the network it was made of: what a variant buys, and what it does not."""
+    """Return the outcome with its A/B against the network it was made of: what a variant buys, and what it does not.
+
+    Where that cannot be had, a note says so: the file and its measurement are good without.
+
+    Raises:
+        WorkspaceError, DeviceLostError: nothing can go on; the same command repeats the trial.
+    """
     parent = parent_of(search, recipe)
     if parent is None or not isinstance(parent.outcome, Measured):
         return outcome
     search.build.progress("compare", f"with trial {parent.number}, which it was made of")
-    comparison = search.scale.comparison(outcome.artifact.sha256, parent.outcome.artifact.sha256)
+    try:
+        comparison = search.scale.comparison(outcome.artifact.sha256, parent.outcome.artifact.sha256)
+    except EdgeoptError as error:
+        note = (
+            f"not compared with trial {parent.number}, which it was made of ({as_failed(error).reason}): the same "
+            "command tries again"
+        )
+        search.build.progress("compare", note)
+        artifact = msgspec.structs.replace(outcome.artifact, notes=(*outcome.artifact.notes, note))
+        return msgspec.structs.replace(outcome, artifact=artifact)
     return msgspec.structs.replace(outcome, against_parent=AgainstParent(trial=parent.number, comparison=comparison))

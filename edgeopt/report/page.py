@@ -84,7 +84,7 @@ def _samples(document: Document, y: Callable[[TrialPart], float | None]) -> list
 
 def _hover(trial: TrialPart, document: Document) -> str:
     size = words.quantity(sentences.deciding_size(trial, document.budget), "bytes")
-    latency = words.quantity(trial.latency_at_limit_ms, "ms")
+    latency = f"{words.quantity(trial.latency_at_limit_ms, 'ms')}{' estimated' if document.estimate else ''}"
     score = words.quantity(trial.score, "score")
     return f"Trial {trial.number}: {sentences.recipe_of(trial, document)} – {size}, {latency}, score {score}"
 
@@ -124,7 +124,7 @@ def _latency_chart(document: Document) -> Chart | None:
             title="Size against latency",
             labels=(
                 _size_label(document),
-                f"Latency p{budget.latency_percentile}{', estimated' if document.estimate else ''}, ms",
+                f"{sentences.latency_name(document)}, ms",
             ),
             texts=(lambda size: words.limit(size, "bytes"), words.tick),
             limits=(budget.max_size_bytes, budget.max_latency_ms),
@@ -267,6 +267,8 @@ def render_page(document: Document) -> str:
         version=edgeopt.__version__,
         headline=sentences.headline(document),
         binding=sentences.binding(document),
+        latency_name=sentences.latency_name(document),
+        caution=sentences.caution(document),
         remarks=[text for text in (sentences.barred(document), sentences.waived(document)) if text],
         noise=sentences.noise(document),
         winner_recipe=sentences.recipe_of(document.winner, document) if document.winner else None,
@@ -289,7 +291,8 @@ def _cards(document: Document) -> list[tuple[str, str, str]]:
         name = "slower" if against.verdict == "slower" else "faster"
         ends = (against.latency_ratio, *against.ci95)
         ratio, one, other = ends if name == "slower" else tuple(1 / end for end in ends)
-        span = f"A/B, 95 %: {words.significant(min(one, other))} to {words.times(max(one, other))}"
+        where = " on this machine" if document.estimate else ""
+        span = f"A/B{where}, 95 %: {words.significant(min(one, other))} to {words.times(max(one, other))}"
         cards.append((name, words.times(ratio), span))
     if winner.peak_memory_bytes and baseline.peak_memory_bytes:
         cards.append(_gain(("less memory", "more memory"), baseline.peak_memory_bytes, winner.peak_memory_bytes))

@@ -33,6 +33,11 @@ def deciding_size(trial: TrialPart, budget: Budget) -> int | None:
     return trial.download_bytes if budget.size_metric == "download" else trial.size_bytes
 
 
+def latency_name(document: Document) -> str:
+    """Name the latency that decides: ``Latency p90``, or ``Latency p90, estimated``."""
+    return f"Latency p{document.budget.latency_percentile}{', estimated' if document.estimate else ''}"
+
+
 def headline(document: Document) -> str:
     """Say the result in one sentence."""
     winner, budget = document.winner, document.budget
@@ -48,7 +53,7 @@ def headline(document: Document) -> str:
             f"{words.times(before / after)} smaller" if after <= before else f"{words.times(after / before)} larger"
         )
     if winner.against_baseline is not None:
-        gains.append(speed(winner.against_baseline))
+        gains.append(f"{'on this machine ' if document.estimate else ''}{speed(winner.against_baseline)}")
     compared = f" It is {words.listed(gains)} than the baseline." if gains else ""
     return f"Trial {winner.number} keeps every limit at {own}.{compared}"
 
@@ -265,6 +270,18 @@ def device(document: Document) -> str:
     return (
         f"Measured on {where}, which only stands in for the {document.target}: nothing is proven on the target. "
         "Build again with --device to measure what exists there, without training."
+    )
+
+
+def caution(document: Document) -> str | None:
+    """Say on top that nothing is proven on the target, and why; None where it is."""
+    if document.proven_on_target:
+        return None
+    if document.estimate is None:
+        return "Not proven on the target: a stand-in was measured."
+    error = words.percent(document.estimate.error_ratio)
+    return (
+        f"Not proven on the target: its latency is estimated, by a calibration that was off by {error} at the median."
     )
 
 

@@ -153,19 +153,44 @@ def test_zeros_against_loss_are_a_chart_with_a_curve_for_each_method():
     assert "Zeros against loss" not in render_page(build_document(a_choice()))
 
 
-def test_the_page_says_that_latencies_are_estimated():
-    baseline = a_baseline()
-    measurement = msgspec.structs.replace(
-        baseline.outcome.measurement, estimate=an_estimate(), runtime=a_profile().runtime
-    )
-    outcome = msgspec.structs.replace(baseline.outcome, measurement=measurement)
-    choice = a_choice((msgspec.structs.replace(baseline, outcome=outcome),), proven_on_target=False)
-    page = render_page(build_document(choice))
-    assert "Not proven on the target: its latency is estimated." in page
-    assert "Latency, p90, estimated" in page
-    assert "Latency p90, estimated, ms" in page
-    assert "Latencies are estimated, not measured" in page
-    assert "1 thread on any core, no spinning, arena, graph level all" in page
+def an_estimated_choice():
+    """A baseline and a winner whose latencies were foretold, with an error of a tenth at the median."""
+
+    def foretold(trial):
+        measurement = msgspec.structs.replace(
+            trial.outcome.measurement, estimate=an_estimate(), runtime=a_profile().runtime
+        )
+        return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, measurement=measurement))
+
+    return a_choice((foretold(a_baseline()), foretold(a_trial(1))), proven_on_target=False)
+
+
+def test_the_page_says_that_latencies_are_estimated_and_how_far_off_that_was():
+    page = page_of(an_estimated_choice())
+    assert (
+        "Not proven on the target: its latency is estimated, by a calibration that was off by 10\u00a0% at the median."
+    ) in page
+    for place in (
+        "Latency, p90, estimated</th>",  # the proof
+        ">Latency p90, estimated</th>",  # all trials
+        'data-label="latency p90, estimated"',
+        "Latency p90, estimated, ms",  # the chart
+        "0.200 ms estimated, score",  # what the mouse finds there
+        "Latencies are estimated, not measured",
+        "1 thread on any core, no spinning, arena, graph level all",
+    ):
+        assert place in page, place
+
+
+def test_what_was_timed_on_this_machine_is_not_said_of_an_estimated_target():
+    page = page_of(an_estimated_choice())
+    assert "10.0× smaller and on this machine 4.03× faster" in page
+    assert "A/B on this machine, 95 %" in page
+    assert "on this machine: what the estimate is made of." in page
+    assert "Interleaved A/B against the baseline, on this machine: " in page
+    measured = page_of()
+    assert "on this machine" not in measured
+    assert "estimated" not in measured
 
 
 def test_a_device_without_a_profile_of_nodes_is_said_to_tell_none():

@@ -232,6 +232,14 @@ def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0,
     )
 
 
+def a_trial_with_a_front(number: int = 2, *, plain: int = 1, time_ratio: float = 0.8, size_bytes: int = 905) -> Trial:
+    """An int8 trial whose first layers are float, with its A/B against trial ``plain``."""
+    trial = a_trial(number, size_bytes=size_bytes, recipe=a_recipe(int8=True), drop=0.0)
+    assert isinstance(trial.outcome, Measured)
+    against = AgainstParent(trial=plain, comparison=a_comparison(time_ratio=time_ratio))
+    return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, against_plain=against))
+
+
 def a_mixed_trial(number: int = 1) -> Trial:
     """Two of its three nodes stay float."""
     recipe = a_recipe(int8=True)

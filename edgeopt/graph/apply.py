@@ -13,7 +13,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.graph.child import Answer, AnyJob, Job, RoundingsJob, StudyJob
+from edgeopt.graph.child import Answer, AnyJob, FrontsJob, Job, RoundingsJob, StudyJob
 from edgeopt.graph.lint import check_ceiling
 from edgeopt.graph.steps import STEPS, AnyStep, name_of, run_step
 from edgeopt.records.codec import from_json, to_json
@@ -102,6 +102,24 @@ def find_roundings(step: Quantize, source: Path, calibration: Path, inputs: Path
     found = _ask_child(job, "quantize-aware").roundings
     assert found is not None
     return found
+
+
+def write_fronts(
+    step: Quantize, source: Path, calibration: Path, folder: Path, *, fused: bool
+) -> tuple[tuple[str, ...], ...]:
+    """Write int8 forms of a float file whose first layers stay float; see ``edgeopt.graph.fronts.write_fronts``.
+
+    Raises:
+        StepError: it refused, crashed or ran out of time.
+    """
+    job = FrontsJob(
+        step=step,
+        source=str(source.absolute()),
+        calibration=str(calibration.absolute()),
+        folder=str(folder.absolute()),
+        fused=fused,
+    )
+    return _ask_child(job, "quantize").fronts
 
 
 def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:

@@ -48,7 +48,17 @@ class RoundingsJob(Record, frozen=True, kw_only=True, tag_field="job", tag="roun
     out: str
 
 
-AnyJob = Job | StudyJob | RoundingsJob
+class FrontsJob(Record, frozen=True, kw_only=True, tag_field="job", tag="fronts"):
+    """Int8 forms whose first layers stay float; see ``edgeopt.graph.fronts.write_fronts``."""
+
+    step: Quantize
+    source: str
+    calibration: str
+    folder: str
+    fused: bool
+
+
+AnyJob = Job | StudyJob | RoundingsJob | FrontsJob
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -59,6 +69,7 @@ class Answer(Record, frozen=True, kw_only=True):
     """Why the step refused; None where it was done."""
     study: Study | None = None
     roundings: Roundings | None = None
+    fronts: tuple[tuple[str, ...], ...] = ()
 
 
 def main() -> None:
@@ -92,6 +103,13 @@ def _do(job: AnyJob) -> Answer:
         model = load(Path(job.source), "quantize-aware")
         places = find_roundings(model, job.step, Path(job.calibration), Path(job.inputs), Path(job.out))
         return Answer(notes=(), reason=None, roundings=places)
+    if isinstance(job, FrontsJob):
+        from edgeopt.graph.files import load
+        from edgeopt.graph.fronts import write_fronts
+
+        model = load(Path(job.source), "quantize")
+        fronts = write_fronts(model, job.step, Path(job.calibration), Path(job.folder), fused=job.fused)
+        return Answer(notes=(), reason=None, fronts=fronts)
     from edgeopt.graph.steps import run_step
 
     calibration = None if job.calibration is None else Path(job.calibration)

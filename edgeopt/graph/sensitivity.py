@@ -11,6 +11,7 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from edgeopt.graph.files import arrays
 from edgeopt.graph.quantize import OPERATORS, Prepared, equalized, prepare, quantize_prepared, read_batches
 from edgeopt.graph.ranges import METHODS
 from edgeopt.graph.watch import Batch, session_of
-from edgeopt.records.quantization import NodeCost, NodeNoise, Preparation, Study
+from edgeopt.records.quantization import NodeNoise, Preparation, Study
 from edgeopt.records.recipe import CalibrationMethod, Quantize
 
 MOVES = (
@@ -84,14 +85,13 @@ def study(model: onnx.ModelProto, step: Quantize, calibration: Path, held_back: 
         preparation = first if by_preparation[first] > by_method[method] + CLEARLY_BETTER_DB else None
         ranked = prepared if preparation is None else prepared_as[preparation][0]
 
-        nodes = _nodes(prepared)
-        noises = [(node, snr_db(ranked, plain, method, (node.node,))) for node in nodes] if rank else []
+        nodes = _nodes(prepared) if rank else ()
+        noises = [(node, snr_db(ranked, plain, method, (node.name,))) for node in nodes]
     return Study(
         method_snr_db=by_method,
         method=method,
         preparation_snr_db=by_preparation,
         preparation=preparation,
-        nodes=nodes,
         ranking=_ranking(noises),
     )
 
@@ -124,13 +124,21 @@ def _outputs(model: onnx.ModelProto, batches: Sequence[Batch]) -> list[Batch]:
     return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
 
 
-def _nodes(prepared: Prepared) -> tuple[NodeCost, ...]:
+class _NodeCost(NamedTuple):
+    """A node that int8 takes in, and what float would cost there."""
+
+    name: str
+    weight_bytes: int
+    """Of its constant inputs, in float32."""
+    macs: int
+
+
+def _nodes(prepared: Prepared) -> tuple[_NodeCost, ...]:
     weights = arrays(prepared.model.graph)
     macs = {node.name: count for node, count in macs_of_nodes(prepared.model)}
     return tuple(
-        NodeCost(
-            node=node.name,
-            operator=node.op_type,
+        _NodeCost(
+            name=node.name,
             weight_bytes=sum(weights[name].nbytes for name in node.input if name in weights),
             macs=macs.get(node.name, 0),
         )
@@ -139,13 +147,13 @@ def _nodes(prepared: Prepared) -> tuple[NodeCost, ...]:
     )
 
 
-def _ranking(noises: list[tuple[NodeCost, float]]) -> tuple[NodeNoise, ...]:
+def _ranking(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:
     """Order nodes by the noise that float takes away, over what float costs there."""
     all_bytes = sum(node.weight_bytes for node, _ in noises) or 1
     all_macs = sum(node.macs for node, _ in noises) or 1
     ranked = [
         NodeNoise(
-            node=node.node,
+            node=node.name,
             snr_db=snr_db,
             cost_ratio=(node.weight_bytes / all_bytes + node.macs / all_macs) / 2,
         )

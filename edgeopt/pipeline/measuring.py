@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edgeopt.bench.changes import layer_changes
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
-from edgeopt.bench.nodes import PROFILING, profile_nodes
+from edgeopt.bench.nodes import DEFAULT_TURNS, PROFILING, FileTime, Turns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.calibrate import estimated
@@ -103,15 +103,23 @@ class Scale:
 
         Empty on a device that cannot tell the times of single nodes.
         """
-        build = self.build
-        files = [build.workspace.artifact(name) for name in (against, sha256)]
-        batch = build.budget.batch_size
+        profiles = self._profiles([self.build.workspace.artifact(name) for name in (against, sha256)], PROFILING)
+        return tuple(layer_changes(profiles[0].nodes, profiles[1].nodes)) if profiles else ()
+
+    def times(self, files: Sequence[Path]) -> tuple[float, ...]:
+        """Return the time of each of several files that took turns, in ns; fewer where they took too long.
+
+        Empty on a device that cannot tell the times of single nodes.
+        """
+        return tuple(one.ns for one in self._profiles(files, DEFAULT_TURNS))
+
+    def _profiles(self, files: Sequence[Path], turns: Turns) -> list[FileTime]:
+        build, batch = self.build, self.build.budget.batch_size
         try:
-            before, after = run_step("profile", profile_nodes, files, build.connection, build.profile, batch,
-                                     build.allow_fallback, build.data.timing_inputs(batch), PROFILING)  # fmt: skip
+            return run_step("profile", profile_nodes, files, build.connection, build.profile, batch,
+                            build.allow_fallback, build.data.timing_inputs(batch), turns)  # fmt: skip
         except CannotProfileError:
-            return ()
-        return tuple(layer_changes(before.nodes, after.nodes))
+            return []
 
     def outputs(self, sha256: str, inputs: Path) -> Path:
         """Run a file on stored inputs and return the file of its outputs, which the caller removes."""

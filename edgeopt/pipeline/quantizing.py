@@ -23,7 +23,7 @@ from edgeopt.pipeline.steps import run_step
 from edgeopt.records.codec import digest
 from edgeopt.records.profile import Precision
 from edgeopt.records.quantization import NodeNoise, Study
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights
+from edgeopt.records.recipe import GraphStep, QuantizeDynamic, QuantizeWeights
 
 HELD_BACK_SAMPLES = 128
 """Calibration samples that judge instead of calibrating."""
@@ -33,9 +33,6 @@ WEIGHT_BLOCK = 32
 """Weights that share a scale: five bits a weight in all, and narrow networks have products no deeper than this."""
 MOST_BYTES = 0.5
 """Share of a file that products hold, from which on their weights are tried in fewer bits."""
-LIGHT_SHARES = (0.03, 0.1)
-"""Shares of the weights, from the input on, that go back to float where int8 is slower than float: there, in few
-channels and many positions, quantizing costs most and saves least."""
 
 
 class Mix(NamedTuple):
@@ -118,24 +115,6 @@ def fewest_floats(build: Build, found: Study, keeps: Callable[[Mix], bool]) -> M
         middle = (low + high) // 2
         low, high = (low, middle) if keeps(_mix(build, found, middle)) else (middle, high)
     return _mix(build, found, high)
-
-
-def lighter(build: Build, found: Study, step: Quantize) -> Iterator[Mix]:
-    """Yield mixed forms whose first nodes, up to a share of the weights, are float too."""
-    total = sum(node.weight_bytes for node in found.nodes) or 1
-    for share in LIGHT_SHARES:
-        floats: list[str] = []
-        used = 0
-        for node in found.nodes:
-            used += node.weight_bytes
-            if used > share * total:
-                break
-            floats.append(node.node)
-        both = tuple(dict.fromkeys((*step.float_nodes, *floats)))
-        if len(both) > len(step.float_nodes):
-            note = f"quantize: the first {len(floats)} nodes stay float, with {share:.0%} of the weights: "
-            note += "int8 throughout was slower than float32 on this device"
-            yield Mix(in_int8(msgspec.structs.replace(step, float_nodes=both), build.profile), (note,))
 
 
 def _mix(build: Build, found: Study, count: int) -> Mix:

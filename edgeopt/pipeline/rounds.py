@@ -39,7 +39,7 @@ from edgeopt.pipeline.measuring import Scale, timed
 from edgeopt.pipeline.networks import ExportedFile, Network, export, table, train
 from edgeopt.pipeline.quantizing import form_steps
 from edgeopt.pipeline.steps import as_failed
-from edgeopt.pipeline.twins import against_twin, lighter_forms
+from edgeopt.pipeline.twins import against_twin, try_heirs
 from edgeopt.pipeline.variants import against_parent, try_variants
 from edgeopt.records.budget import Limit
 from edgeopt.records.codec import digest
@@ -49,7 +49,6 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.search.plan import Point, next_ratios, parent_ratio
 from edgeopt.select.limits import findings, float_twin, measured_size
-from edgeopt.statistics import verdict
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -218,18 +217,25 @@ class Search:
         return trial.outcome.against_baseline is None or (twin is not None and trial.outcome.against_twin is None)
 
     def compare(self, number: int) -> None:
-        """Compare a trial with the baseline and its float twin, and write it again; one that is slower gets heirs."""
+        """Compare a trial with the baseline and its float twin, write it again, and measure what follows from that."""
         trial = self.trials[number]
         assert isinstance(trial.outcome, Measured)
         outcome = trial.outcome if trial.outcome.against_baseline else self.compared(trial.outcome)
         twin = float_twin(trial, self.trials) if self.build.device.kind == "measured" else None
         if twin is not None and isinstance(twin.outcome, Measured):
             outcome = against_twin(self, number, outcome, twin.outcome.artifact.sha256)
-        self.trials[number] = msgspec.structs.replace(trial, outcome=outcome)
-        self.build.ledger.add_trial(self.number, self.trials[number])
-        if outcome.against_twin is not None and verdict(outcome.against_twin) == "slower":
-            for form in lighter_forms(self, trial):
-                self.measure(form)
+        self.rewrite(trial, outcome)
+        try_heirs(self, self.trials[number])
+
+    def rewrite(self, trial: Trial, outcome: Measured) -> Measured:
+        """Put an outcome in the place of a trial's, and return it."""
+        self.trials[trial.number] = msgspec.structs.replace(trial, outcome=outcome)
+        self.build.ledger.add_trial(self.number, self.trials[trial.number])
+        return outcome
+
+    def tried(self, recipe: Recipe) -> bool:
+        """Tell whether there is a trial of a recipe."""
+        return any(trial.recipe == recipe for trial in self.trials)
 
     def missed(self, measured: Measured) -> set[Limit]:
         """Return the names of the limits that a file misses."""

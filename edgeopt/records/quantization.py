@@ -11,17 +11,6 @@ Preparation = Literal["equalization", "bias correction", "equalization and bias 
 """What ``Quantize.equalize`` and ``Quantize.correct_bias`` do."""
 
 
-class NodeCost(Record, frozen=True, kw_only=True):
-    """A node that int8 takes in, in the graph's order."""
-
-    node: str
-    operator: str
-    weight_bytes: int
-    """Of its constant inputs, in float32."""
-    macs: int
-    """Multiply-accumulates for one sample."""
-
-
 class NodeNoise(Record, frozen=True, kw_only=True):
     """How much a node's int8 form disturbs the network's outputs."""
 
@@ -43,9 +32,15 @@ class Study(Record, frozen=True, kw_only=True):
     """The same with that method, by what is done before; only what changes the network."""
     preparation: Preparation | None
     """The best one where it is clearly better than none."""
-    nodes: tuple[NodeCost, ...]
     ranking: tuple[NodeNoise, ...]
     """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""
+
+
+class Front(Record, frozen=True, kw_only=True):
+    """The first nodes of a network, where float is quicker than int8 on one device."""
+
+    nodes: tuple[str, ...]
+    """In the graph's order; empty where int8 pays from the first on."""
 
 
 class RoundedActivation(Record, frozen=True, kw_only=True):

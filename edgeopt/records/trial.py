@@ -56,7 +56,7 @@ class Score(Record, frozen=True, kw_only=True):
 
 
 class AgainstParent(Record, frozen=True, kw_only=True):
-    """A sparse or low-rank file against that of the network it was made of, in the same precision."""
+    """A file against the one that it is a variant of."""
 
     trial: int
     """The parent's number."""
@@ -78,6 +78,9 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     ranking: tuple[NodeNoise, ...] = ()
     """Of a mixed form: the nodes in the order in which they go back to float."""
     against_parent: AgainstParent | None = None
+    """Of a sparse or low-rank file: against that of the network it was made of, in the same precision."""
+    against_plain: AgainstParent | None = None
+    """Of an int8 file whose first layers are float, for time: against the one that is int8 from there on."""
 
 
 class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):

@@ -110,6 +110,9 @@ class TrialPart(Part, frozen=True, kw_only=True):
     parent: int | None = None
     """The trial that a sparse or low-rank one was made of, in the same precision."""
     against_parent: Against | None = None
+    plain: int | None = None
+    """Of an int8 file whose first layers are float, for time: the trial that is int8 from there on."""
+    against_plain: Against | None = None
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     score: float | None = None
@@ -220,7 +223,7 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
 def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
     latency = _latency(measurement, budget.latency_percentile)
-    parent = outcome.against_parent
+    parent, plain = outcome.against_parent, outcome.against_plain
     return TrialPart(
         number=trial.number,
         recipe=trial.recipe,
@@ -251,6 +254,8 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         sensitivity=_sensitivity(trial.recipe, outcome),
         parent=None if parent is None else parent.trial,
         against_parent=None if parent is None else _against(parent.comparison),
+        plain=None if plain is None else plain.trial,
+        against_plain=None if plain is None else _against(plain.comparison),
         load_ms=load_ms(measurement),
         peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
         score=_finite(score.value),

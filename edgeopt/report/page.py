@@ -269,7 +269,11 @@ def render_page(document: Document) -> str:
         binding=sentences.binding(document),
         latency_name=sentences.latency_name(document),
         caution=sentences.caution(document),
-        remarks=[text for text in (sentences.barred(document), sentences.waived(document)) if text],
+        remarks=[
+            text
+            for text in (sentences.barred(document), *sentences.fronts(document), sentences.waived(document))
+            if text
+        ],
         noise=sentences.noise(document),
         winner_recipe=sentences.recipe_of(document.winner, document) if document.winner else None,
         cards=_cards(document),

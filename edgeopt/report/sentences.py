@@ -190,6 +190,20 @@ def layer_text(change: LayerChange) -> str:
     return f"{change.operator}{shape} ({f'{count} of them, ' if count > 1 else ''}{times})"
 
 
+def fronts(document: Document) -> list[str]:
+    """Say of each int8 trial whose first layers are float what that bought, in time and in bytes."""
+    said = []
+    for trial in document.trials:
+        if trial.against_plain is None or trial.plain is None:
+            continue
+        plain = document.trial(trial.plain)
+        ours, theirs = (deciding_size(one, document.budget) or 0 for one in (trial, plain))
+        size = f"{words.quantity(abs(ours - theirs), 'bytes')} {'larger' if ours > theirs else 'smaller'}"
+        text = f"Trial {trial.number} is trial {plain.number} with its first layers in float, where int8 saved no time"
+        said.append(f"{text}: the file is {size}, and it runs {speed(trial.against_plain)}.")
+    return said
+
+
 def variants(document: Document) -> list[str]:
     """Say what zeros and low rank bought, and what not, against the network they were made of; and what was not tried.
 

@@ -93,6 +93,7 @@ def _lines(document: Document) -> Iterator[str]:
     optional = (
         sentences.mixed(document),
         sentences.barred(document),
+        *sentences.fronts(document),
         sentences.waived(document),
         *sentences.twins(document),
         *sentences.noise(document),

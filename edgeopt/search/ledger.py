@@ -23,7 +23,7 @@ from edgeopt.records.trial import Trial
 
 Kind = Literal[
     "network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement",
-    "study", "latency", "no-latency", "allocation", "layer-times", "curve",
+    "study", "latency", "no-latency", "allocation", "layer-times", "curve", "front",
 ]  # fmt: skip
 R = TypeVar("R", bound=Record)
 

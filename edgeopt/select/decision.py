@@ -11,7 +11,7 @@ from edgeopt.records.measurement import Device
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
-from edgeopt.select.limits import Finding, findings, float_twin, judge, latency, measured_size
+from edgeopt.select.limits import Finding, findings, float_twin, judge, latency, measured_size, replaces
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Candidate:
     verdict: Verdict
     origins: frozenset[int]
     """Numbers of the float32 trial of an int8 trial's network, and of the trial that a variant was made of."""
+    stands_for: int | None
+    """Number of the trial that makes way for it, because this one is faster by more than it is larger."""
 
     @property
     def keeps(self) -> bool:
@@ -63,7 +65,8 @@ def choose(
     """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better one.
 
     A trial that the A/B finds slower than the baseline cannot win as long as the baseline itself keeps the limits,
-    except on a stand-in where the reason is the instruction set (see ``limits.pays``). The baseline may win.
+    except on a stand-in where the reason is the instruction set (see ``limits.pays``). The baseline may win. An int8
+    file makes way for its form with first layers in float, where that is faster by more than it is larger.
 
     Args:
         trials: Every trial of the build, failed ones too.
@@ -81,7 +84,7 @@ def choose(
         The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
     """
     candidates = [
-        _candidate(trial, trial.outcome, budget, proven_on_target, float_twin(trial, trials))
+        _candidate(trial, trial.outcome, budget, proven_on_target, trials)
         for trial in trials
         if isinstance(trial.outcome, Measured)
     ]
@@ -126,9 +129,11 @@ def to_compare(choice: Choice) -> list[int]:
 
 
 def _candidate(
-    trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, twin: Trial | None
+    trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, trials: tuple[Trial, ...]
 ) -> Candidate:
-    memory, parent = outcome.measurement.memory, outcome.against_parent
+    memory, parent, twin = outcome.measurement.memory, outcome.against_parent, float_twin(trial, trials)
+    plain = next((one for one in trials if outcome.against_plain and one.number == outcome.against_plain.trial), None)
+    better = plain is not None and isinstance(plain.outcome, Measured) and replaces(outcome, plain.outcome, budget)
     found = tuple(findings(outcome, budget))
     return Candidate(
         number=trial.number,
@@ -139,16 +144,19 @@ def _candidate(
         findings=found,
         verdict=judge(trial, outcome, found, proven_on_target=proven_on_target),
         origins=frozenset(({twin.number} if twin else set()) | ({parent.trial} if parent else set())),
+        stands_for=plain.number if plain is not None and better else None,
     )
 
 
 def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidate]:
-    """Leave out what is slower than the baseline or its origins, as long as one of these could be shipped."""
+    """Leave out what is slower than the baseline or its origins, or replaced, as long as those could be shipped."""
     keeping = {candidate.number for candidate in candidates if candidate.keeps}
+    replaced = {candidate.stands_for for candidate in candidates if candidate.keeps and candidate.verdict.pays}
     return [
         candidate
         for candidate in candidates
-        if candidate.verdict.pays or not keeping & {baseline_number, *candidate.origins}
+        if candidate.number not in replaced
+        and (candidate.verdict.pays or not keeping & {baseline_number, *candidate.origins})
     ]
 
 

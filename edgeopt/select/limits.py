@@ -16,7 +16,7 @@ from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement, Memory
 from edgeopt.records.recipe import Half, LowRank, QuantizeStep
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
-from edgeopt.statistics import Interval, latency_interval_ms, percentile_interval, verdict
+from edgeopt.statistics import Interval, comparison_ratio, latency_interval_ms, percentile_interval, verdict
 
 SMALLEST_SCORE_SCALE = 0.01
 """Of the baseline's score: the unit for "how far off" where the budget allows (almost) no drop at all."""
@@ -167,6 +167,17 @@ def pays(trial: Trial, outcome: Measured, *, proven_on_target: bool) -> bool:
         return True
     compared = (outcome.against_baseline, outcome.against_twin)
     return all(comparison is None or verdict(comparison) != "slower" for comparison in compared)
+
+
+def replaces(outcome: Measured, plain: Measured, budget: Budget) -> bool:
+    """Say whether int8 with its first layers in float stands for ``plain``, which is int8 from there on.
+
+    It does where it is faster by more than it is larger: some hundred bytes can be a sixth of the time.
+    """
+    if outcome.against_plain is None or verdict(outcome.against_plain.comparison) != "faster":
+        return False
+    sizes = [measured_size(one.artifact, budget) for one in (outcome, plain)]
+    return comparison_ratio(outcome.against_plain.comparison).value * sizes[0] < sizes[1]
 
 
 def judge(trial: Trial, outcome: Measured, found: Sequence[Finding], *, proven_on_target: bool) -> Verdict:

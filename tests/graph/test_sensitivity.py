@@ -2,6 +2,7 @@
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from onnx_running import a_network, run, signal_to_noise_db, some_images, write
 
@@ -67,10 +68,11 @@ def test_the_node_that_reads_the_outlier_channel_goes_back_to_float_first(weak, 
     assert signal_to_noise_db(expected, run(mixed, some_images())) > plain + CLEARLY_MORE_DB
 
 
-def test_the_ranking_holds_every_node_once_with_its_share_of_the_work(found):
+def test_the_ranking_holds_every_node_once_with_its_share_of_the_work(found, weak):
     names = [noise.node for noise in found.ranking]
-    assert sorted(names) == sorted(node.node for node in found.nodes)
     assert len(set(names)) == len(names)
+    layers = [node.name for node in onnx.load(weak).graph.node if node.op_type in ("Conv", "Gemm")]
+    assert set(names) & set(layers) == set(layers[1:])  # the first reads the image: it stays float in any case
     assert sum(noise.cost_ratio for noise in found.ranking) == pytest.approx(1.0)
 
 
@@ -84,10 +86,9 @@ def test_every_calibration_method_is_measured_and_the_best_is_named(found, weak,
         assert signal_to_noise_db(expected, run(path, some_images(seed=3))) > 0
 
 
-def test_a_study_without_ranking_still_lists_the_nodes_in_the_graphs_order(found, weak, calibration):
+def test_a_study_without_ranking_finds_the_same_otherwise(found, weak, calibration):
     quick = study_file(STEP, weak, calibration, 32, rank=False)
-    assert quick.ranking == ()
-    assert quick.nodes == found.nodes
+    assert quick == msgspec.structs.replace(found, ranking=())
 
 
 def test_a_recipe_with_an_unknown_node_is_refused(weak, calibration, tmp_path):

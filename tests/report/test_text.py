@@ -16,6 +16,7 @@ from builders import (
     a_slower_int8_trial,
     a_test_result,
     a_trial,
+    a_trial_with_a_front,
     a_variant,
     an_estimate,
 )
@@ -58,6 +59,17 @@ def test_what_variants_bought_and_did_not_is_said_in_measured_numbers():
     assert "and it runs 2.0" in said[1] or "and it runs 1.9" in said[1]
     assert "faster (95" in said[1]
     assert said[2] == "Low rank was not tried: nothing large."
+
+
+def test_what_a_float_front_bought_is_said_in_bytes_and_time():
+    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+    trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=0.8, size_bytes=905))
+    (said,) = sentences.fronts(build_document(a_choice(trials)))
+    assert said.startswith(
+        "Trial 2 is trial 1 with its first layers in float, where int8 saved no time: the file is 5 B"
+    )
+    assert "larger, and it runs 1.2" in said
+    assert "Trial 2 is trial 1 with its first layers in float" in of(*trials)
 
 
 def test_a_winner_is_named_with_its_gains_and_every_limit():

@@ -5,7 +5,17 @@ import random
 
 import msgspec
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_comparison, a_failed_trial, a_recipe, a_trial, a_variant
+from builders import (
+    a_baseline,
+    a_budget,
+    a_choice,
+    a_comparison,
+    a_failed_trial,
+    a_recipe,
+    a_trial,
+    a_trial_with_a_front,
+    a_variant,
+)
 
 from edgeopt.records.low_rank import Factor
 from edgeopt.records.recipe import LowRank, Sparsify
@@ -124,6 +134,30 @@ class TestTheComparisonWithTheBaseline:
         slower = msgspec.structs.replace(int8.outcome, against_twin=a_comparison(time_ratio=1.3))
         trials = (a_baseline(), msgspec.structs.replace(int8, outcome=slower), twin)
         assert a_choice(trials, a_budget(max_size_bytes=500)).winner == 1
+
+    @pytest.mark.parametrize(
+        ("time_ratio", "size_bytes", "limits", "winner"),
+        [
+            (0.8, 905, {}, 2),
+            (0.8, 1200, {}, 1),
+            (1.2, 890, {}, 2),
+            (1.0, 905, {}, 1),
+            (0.8, 905, {"max_size_bytes": 902}, 1),
+        ],
+        ids=["faster by more than larger", "larger by more", "smaller", "no faster", "too large"],
+    )
+    def test_int8_makes_way_for_its_form_with_a_float_front_that_is_faster_by_more_than_it_is_larger(
+        self, time_ratio, size_bytes, limits, winner
+    ):
+        plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+        front = a_trial_with_a_front(2, time_ratio=time_ratio, size_bytes=size_bytes)
+        assert a_choice((a_baseline(), plain, front), a_budget(**limits)).winner == winner
+
+    def test_int8_stays_where_its_form_with_a_float_front_is_slower_than_the_baseline(self):
+        plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+        front = a_trial_with_a_front(2)
+        slower = msgspec.structs.replace(front.outcome, against_baseline=a_comparison(time_ratio=1.2))
+        assert a_choice((a_baseline(), plain, msgspec.structs.replace(front, outcome=slower))).winner == 1
 
     def test_on_the_target_itself_slower_int8_does_not_pay_either(self):
         assert a_choice((a_baseline(), self.slow_and_small(int8=True))).winner == 0

@@ -4,8 +4,8 @@ In: a ``GroupTable`` (importance of every channel, shape of every parameter) and
 ``Allocation``. Two rules, in this order:
 
 1. The limits asked for hold: on parameters, on latency.
-2. The least importance is lost. Importance is an estimate: where parameters are limited, of all choices that lose at
-   most ``ESTIMATE_ERROR`` more than the least, the quickest is taken.
+2. The least importance is lost, of each group in relation to what stays (``solve.losses``). It is an estimate: where
+   parameters are limited, of all choices that lose at most ``ESTIMATE_ERROR`` more, the quickest is taken.
 
 Where no latency could be measured, work stands for it, and channels go greedily: always from the group that loses least
 importance for its share of parameters and work, at the widths reached so far.
@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.latency import Allocation
 from edgeopt.search.predict import Predictor
@@ -26,6 +24,7 @@ from edgeopt.search.solve import (
     Solution,
     importance_costs,
     latency_costs,
+    losses,
     options_of,
     weight_costs,
 )
@@ -153,7 +152,7 @@ def by_work(table: GroupTable, target: float, step: int, time_weight: float = TI
         Group name to width, for the groups that lose channels.
     """
     floors = floors_of(table, lambda widths: table.parameters(widths) <= target, step)
-    lost = {group.name: np.concatenate([[0.0], np.cumsum(np.sort(group.importance))]) for group in table.free}
+    lost = {group.name: losses(group) for group in table.free}
     touched = {
         name: [tensor for tensor in table.tensors if any(name in dim.per_channel for dim in tensor.dims)]
         for name in floors

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
-from edgeopt.records.groups import Dimension, GroupTable, WeightShape
+from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 from edgeopt.search.predict import Predictor
 
 Floats = NDArray[np.float64]
@@ -122,12 +122,24 @@ def weight_costs(
 
 
 def importance_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> Costs:
-    """Return the importance that is lost: of each group the least important channels go."""
+    """Return what is lost of each group's importance; see ``losses``."""
     costs = Costs(options)
     for group in table.free:
-        sums = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])
-        costs.add(group.name, np.array([sums[group.channels - width] for width in options[group.name]]))
+        lost = losses(group)
+        costs.add(group.name, np.array([lost[group.channels - width] for width in options[group.name]]))
     return costs
+
+
+def losses(group: ChannelGroup) -> Floats:
+    """Return what is lost with 0, 1, 2, ... of a group's channels, the least important first; never with all.
+
+    Importance is a linear estimate at the trained weights: right for the first channels, too low for the last ones,
+    which do the work of those that went. So what goes is divided by the share of the importance that stays.
+    """
+    gone = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])[:-1]
+    whole = float(np.sum(group.importance))
+    found: Floats = gone * whole / np.maximum(whole - gone, 1e-12 * whole) if whole > 0 else gone
+    return found
 
 
 def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) -> Costs:

@@ -15,11 +15,15 @@ from typing import Literal
 import click
 
 import edgeopt
+from edgeopt.bench.asking import INSTALL
+from edgeopt.cli.doctor_devices import Place, places
+from edgeopt.config.profiles import read_profile, shipped_folder
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import DeviceError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Environment
+from edgeopt.report import words
 
 LOW_MEMORY_BYTES = 4_000_000_000
 """Training the default task beside its measuring takes about half of it."""
@@ -32,6 +36,9 @@ BUSY_SHARE = 0.5
 
 INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Instruction sets with int8 dot products: VNNI and AMX on x86, dot product and matrix multiply on Arm."""
+
+BF16 = ("avx512_bf16", "bf16")
+"""Instruction sets that multiply bfloat16."""
 
 PROVIDERS_SECONDS = 120.0
 
@@ -46,15 +53,6 @@ class Finding(Record, frozen=True, kw_only=True):
     advice: str
 
 
-class Place(Record, frozen=True, kw_only=True):
-    """A kind of device that workers can run on."""
-
-    kind: str
-    ready: bool
-    advice: str
-    """What to type where it is ready, what to get where it is not."""
-
-
 class Diagnosis(Record, frozen=True, kw_only=True):
     """All that ``edgeopt doctor`` says; ``--json`` prints it."""
 
@@ -66,6 +64,7 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     providers: tuple[str, ...]
     int8_instructions: tuple[str, ...]
     """Those of the processor that multiply and add int8 in one step."""
+    bf16_instructions: tuple[str, ...]
     devices: tuple[Place, ...]
     load_average: float | None
     """Processes that wanted a core over the last minute; None where the system does not tell."""
@@ -107,10 +106,7 @@ def diagnose() -> Diagnosis:
                 "wait for them or stop them before you rely on milliseconds; each measurement says what disturbed it"
             )
             findings.append(Finding(kind="note", what=what, advice=advice))
-    if environment is not None and "CUDAExecutionProvider" not in providers:
-        what = "no CUDA in this ONNX Runtime: car-cuda and server-cuda are refused"
-        advice = "install onnxruntime-gpu in an environment of its own and name it: --device 'local:?python=PATH'"
-        findings.append(Finding(kind="note", what=what, advice=advice))
+        findings.extend(_refused_targets(providers))
     if free < LOW_DISK_BYTES:
         what = f"{free / 1e9:.1f} GB of disk are free here"
         findings.append(Finding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))
@@ -119,8 +115,9 @@ def diagnose() -> Diagnosis:
         packages=packages,
         environment=environment,
         providers=providers,
-        int8_instructions=() if environment is None else _int8(environment),
-        devices=devices(),
+        int8_instructions=() if environment is None else _among(environment, INT8),
+        bf16_instructions=() if environment is None else _among(environment, BF16),
+        devices=places(),
         load_average=load,
         free_disk_bytes=free,
         findings=tuple(findings),
@@ -134,13 +131,16 @@ def describe(diagnosis: Diagnosis) -> str:
         lines += [
             f"processor    {machine.processor}, {machine.cores} cores: {' '.join(machine.features)}",
             f"int8         {' '.join(diagnosis.int8_instructions) or 'no instructions for dot products'}",
+            f"bfloat16     {' '.join(diagnosis.bf16_instructions) or 'no instructions'}",
+            *([f"governor     {machine.governor}"] if machine.governor else []),
             *([f"temperature  {machine.temperature_c:.0f} °C"] if machine.temperature_c is not None else []),
             f"memory       {machine.memory_bytes / 1e9:.1f} GB",
             f"system       {machine.system}",
             f"onnxruntime  {machine.onnxruntime}: {', '.join(diagnosis.providers)}",
         ]
     for place in diagnosis.devices:
-        lines.append(f"device       {place.kind:8} {'' if place.ready else 'not yet: '}{place.advice}")
+        version = f" ({place.version})" if place.version else ""
+        lines.append(f"device       {place.kind:8} {'' if place.ready else 'not yet: '}{place.advice}{version}")
     lines.append(f"free disk    {diagnosis.free_disk_bytes / 1e9:.1f} GB")
     lines.append(
         "packages     " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items())
@@ -182,33 +182,31 @@ def _version(name: str) -> str | None:
         return None
 
 
-def devices() -> tuple[Place, ...]:
-    """Say which kinds of device can be reached from here; nothing is connected or started."""
-    programs = {
-        "ssh": ("--device ssh://user@host", "install OpenSSH's client (Debian: apt-get install openssh-client)"),
-        "adb": (
-            "--device 'adb:?runner=PATH&library=PATH'; `tools/build_runner.py --help` says how to get both files",
-            "install Android's platform tools (Debian: apt-get install adb)",
-        ),
-    }
-    found = [Place(kind="local", ready=True, advice="--device local: (this machine)")]
-    for name, (ready, missing) in programs.items():
-        there = shutil.which(name) is not None
-        found.append(Place(kind=name, ready=there, advice=ready if there else missing))
-    browser = (
-        "--device 'browser:?runtime=FOLDER' with onnxruntime-web's files in FOLDER, for any browser on the network"
-    )
-    return (*found, Place(kind="browser", ready=True, advice=browser))
+def _among(machine: Environment, known: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in machine.features if name in known)
 
 
-def _int8(machine: Environment) -> tuple[str, ...]:
-    return tuple(name for name in machine.features if name in INT8)
+def _refused_targets(providers: tuple[str, ...]) -> list[Finding]:
+    """Say which of the shipped targets are refused for want of an execution provider, and how to get it."""
+    targets: dict[str, list[str]] = {}
+    for path in sorted(shipped_folder().glob("*.toml")):
+        profile = read_profile(path)
+        if profile.providers[0] not in providers:
+            targets.setdefault(profile.providers[0], []).append(profile.name)
+    return [
+        Finding(
+            kind="note",
+            what=f"no {provider} in this ONNX Runtime: the targets {words.listed(names)} are refused",
+            advice=f"{INSTALL[provider]}: best in an environment of its own, named by --device 'local:?python=PATH'",
+        )
+        for provider, names in targets.items()
+    ]
 
 
 def _hardware_notes(machine: Environment) -> list[Finding]:
     """Say what a reader of timings and scores from this machine should know."""
     notes = []
-    if not _int8(machine):
+    if not _among(machine, INT8):
         what = "this processor has no instructions for int8 dot products (VNNI, or dot product on Arm)"
         advice = "int8 gains less time here than on newer processors, and its score is judged on this one"
         notes.append(Finding(kind="note", what=what, advice=advice))

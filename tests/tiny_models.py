@@ -44,6 +44,21 @@ def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kin
     return path
 
 
+def a_convolution(path: Path, *, channels=64, layers=3, size=8) -> Path:
+    """Write layers of 3x3 convolution and Relu over ``(N, channels, size, size)``; its only int8 form is the static."""
+    rng, nodes, weights, name = np.random.default_rng(0), [], [], "x"
+    for layer in range(layers):
+        values = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(4.5 * channels)
+        weights.append(numpy_helper.from_array(values.astype(np.float32), f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [name, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        name = "y" if layer == layers - 1 else f"r{layer}"
+        nodes.append(helper.make_node("Relu", [f"c{layer}"], [name]))
+    ends = [helper.make_tensor_value_info(end, TensorProto.FLOAT, ["N", channels, size, size]) for end in ("x", "y")]
+    graph = helper.make_graph(nodes, "layers", ends[:1], ends[1:], weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
 def write_quick_target(folder: Path, **values: object) -> str:
     """Write the phone's profile with a short timing rule, and return what ``--target`` takes from that folder."""
     timing = {"processes": 2, "warmup_runs": 3, "warmup_seconds": 0.02, "min_runs": 20, "min_seconds": 0.05}

@@ -12,7 +12,7 @@ def test_a_build_survives_a_pulled_cable_resumes_after_a_lost_phone_and_its_bund
     native, phones, tmp_path
 ):
     uri = uri_of(native, "SERIAL1")
-    write_files(tmp_path, samples=64)
+    write_files(tmp_path)
     with a_build(tmp_path, uri) as process:
         wait_for_worker(process, "measure", phones.runners)
         phones.unplug()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scored_task import write_scored_task
 from tiny_bundles import a_bundle
 from tiny_models import a_network, write_quick_target
 
@@ -30,9 +31,9 @@ def edgeopt(folder: Path, *words: str) -> subprocess.CompletedProcess:
     )
 
 
-def a_check(folder: Path, bundle: str, uri: str) -> dict[str, dict]:
+def a_check(folder: Path, bundle: str, uri: str, *more: str) -> dict[str, dict]:
     """Check a bundle, and return its findings by name."""
-    done = edgeopt(folder, "check", bundle, "--target", "./quick.toml", "--device", uri, "--json")
+    done = edgeopt(folder, "check", bundle, "--target", "./quick.toml", "--device", uri, "--json", *more)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["measurement"] is None
@@ -59,6 +60,13 @@ def test_a_check_compares_golden_outputs_and_judges_nothing_that_an_emulator_can
     assert "no times and no memory" in found["device"]["text"]
     words = (tmp_path / "words").read_text().split()
     assert words == ["-cpu", "some-cpu", "-L", "/sysroot", f"{native}/runner", f"{native}/libonnxruntime.so"]
+
+
+def test_a_score_is_judged_there(here, tmp_path):
+    bundle = a_bundle(tmp_path)
+    found = a_check(tmp_path, bundle.name, here, "--score", write_scored_task(tmp_path, right=1820))
+    assert found["score"]["status"] == "passed"
+    assert found["scored.py:Scored"]["found"] == 0.91
 
 
 def test_nothing_is_ranked_by_an_emulators_times(here, tmp_path):

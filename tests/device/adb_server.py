@@ -103,7 +103,7 @@ class Server:
         elif "wait-for-" in request:
             writer.write(b"OKAY")
             await writer.drain()
-            while "device" not in self.phones.values():
+            while "device" not in self.phones.values() and not self._stop.is_set():
                 await asyncio.sleep(0.05)
             writer.write(b"OKAY")
         elif head == "host" and rest.startswith(("transport", "tport")):

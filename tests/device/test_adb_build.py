@@ -26,11 +26,14 @@ def test_a_build_survives_a_pulled_cable_resumes_after_a_lost_phone_and_its_bund
     assert not (tmp_path / "edgeopt-out").exists()
 
     phones.phones["SERIAL1"] = "device"
-    finished(tmp_path, uri)
+    choice = finished(tmp_path, uri)
     command = ["check", "edgeopt-out", "--target", "./quick.toml", "--device", uri, "--json"]
+    command += ["--score", "m.onnx", "--data", "in.npz"]
     done = subprocess.run(
         [sys.executable, "-m", "edgeopt", *command], cwd=tmp_path, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = {finding["name"]: finding["status"] for finding in json.loads(done.stdout)["findings"]}
-    assert {statuses[name] for name in ("y", "latency", "memory", "size")} == {"passed"}
+    result = json.loads(done.stdout)
+    statuses = {finding["name"]: finding["status"] for finding in result["findings"]}
+    assert {statuses[name] for name in ("y", "latency", "memory", "size", "score")} == {"passed"}
+    assert result["score"]["score"]["value"] == choice["winner"]["score"]

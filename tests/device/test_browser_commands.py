@@ -59,11 +59,14 @@ def test_a_build_is_measured_and_scored_in_the_browser_and_its_bundle_checked_th
     assert len(measured) >= 2
     assert {trial["parities"][-1]["stage"] for trial in measured} == {"device"}
 
-    code, stdout, stderr = edgeopt("check", "edgeopt-out", "--target", target, "--json")
+    score = ("--score", "m.onnx", "--data", "in.npz")
+    code, stdout, stderr = edgeopt("check", "edgeopt-out", "--target", target, *score, "--json")
     assert code == 0, stdout + stderr
     result = json.loads(stdout)
     assert result["measurement"]["device"]["uri"].startswith("browser:")
-    assert {finding["name"]: finding["status"] for finding in result["findings"]}["y"] == "passed"
+    statuses = {finding["name"]: finding["status"] for finding in result["findings"]}
+    assert (statuses["y"], statuses["score"]) == ("passed", "passed")
+    assert result["score"]["score"]["value"] == choice["winner"]["score"]
 
 
 def test_a_memory_limit_that_a_browser_cannot_tell_is_missed_not_passed(edgeopt, tmp_path):

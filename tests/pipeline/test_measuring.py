@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgeopt.bench.outputs import write_batches
 from edgeopt.pipeline.measuring import Scale
 from edgeopt.search.ledger import Ledger
 from edgeopt.search.workspace import Workspace
@@ -19,7 +20,7 @@ class CountingScale(Scale):
     def outputs(self, sha256: str, inputs: Path) -> Path:
         self.ran += (sha256,)
         target = self.build.workspace.folder("arrays") / "outputs.npz"
-        np.savez(target, y=np.array([self.build.computes]))
+        write_batches(target, [{"y": np.array([self.build.computes])}])
         return target
 
 
@@ -31,9 +32,9 @@ def on(tmp_path):
     workspace.folder("arrays").mkdir(parents=True)
     data = SimpleNamespace(
         eval_file=tmp_path / "eval.npz",
-        inputs=[{"x": np.zeros((1, 2))}],
+        samples=1,
         targets=[0],
-        pairs=lambda outputs, targets: np.load(outputs)["y"].tolist(),
+        pairs=lambda outputs, targets: [float(batch["y"].sum()) for batch in outputs],
         score=sum,
         sample_scores=lambda pairs: None,
     )

@@ -32,3 +32,8 @@ def task(spread: float = SPREAD):
         name="tiny-spread",
         training=edgeopt.Training(epochs=3, learning_rate=0.05),
     )
+
+
+def harmed():
+    """Return the task whose network int8 ruins: 0.32 of its score goes."""
+    return task(spread=10 * SPREAD)

@@ -249,11 +249,13 @@ def decide(world: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
     An int8 file that was found slower than the baseline meets its twin too, for the layers that ate the gain are named
     then, and forms with these in float are tried.
     """
+    task = world.data.task
+    teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
     while True:
         choice = choose(
             tuple(search.trials),
             world.budget,
-            task=world.data.task.name,
+            task=task.name,
             target=world.profile.name,
             device=world.device,
             proven_on_target=world.device.kind == "measured",
@@ -263,7 +265,7 @@ def decide(world: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         )
         number = next(filter(search.uncompared, to_compare(choice)), None)
         if number is None:
-            return choice
+            return msgspec.structs.replace(choice, teacher=teacher)
         with world.clock.stage("measure"):
             search.compare(number)
 

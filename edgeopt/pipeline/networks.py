@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import ParityError, StepError
-from edgeopt.export.parity import compare_arrays
+from edgeopt.export.parity import compare_arrays, unexplained_share
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.steps import run_step
@@ -129,29 +131,54 @@ def rounded_file(build: Build, key: str) -> Path:
     return build.workspace.folder("arrays") / f"rounded-{key}-{build.fingerprint}.npz"
 
 
-def check_parity(
-    build: Build, network: Network, path: Path, stage: str, tolerance: float | None, wanted: Path | None = None
-) -> Parity:
-    """Compare a file's outputs with its network's own, or with those of the file ``wanted``.
+def check_parity(build: Build, network: Network, path: Path, stage: str, tolerance: float | None) -> Parity:
+    """Compare a file's outputs with its network's own.
 
     Raises:
         ParityError: they differ by more than ``tolerance``.
     """
+    expected, found = _own_outputs(build, expected_file(build, network)), _outputs(build, path, stage)
+    return compare_arrays(expected, found, stage=stage, tolerance=tolerance)
+
+
+def check_imitation(build: Build, network: Network, path: Path, max_share: float) -> Parity:
+    """Compare an int8 file's outputs with those of the module that was trained to compute as it does.
+
+    Args:
+        build: The build.
+        network: Trained for int8.
+        path: The file.
+        max_share: Of what int8 changes, which may stay unexplained; see ``edgeopt.export.parity.unexplained_share``.
+
+    Raises:
+        ParityError: more of it does.
+    """
+    assert network.key is not None
+    stage = "trained for"
+    found, floats = _outputs(build, path, stage), _own_outputs(build, expected_file(build, network))
+    imitated = _own_outputs(build, rounded_file(build, network.key))
+    parity = compare_arrays(imitated, found, stage=stage, tolerance=None)
+    share = unexplained_share(floats, imitated, found)
+    if share > max_share:
+        raise ParityError(
+            stage, f"{share:.0%} of what int8 changes is not what training saw; {max_share:.0%} is allowed."
+        )
+    return parity
+
+
+def _own_outputs(build: Build, file: Path) -> list[NDArray[Any]]:
+    return [batch[name] for batch in read_batches(file) for name in build.data.task.output_names]
+
+
+def _outputs(build: Build, path: Path, stage: str) -> list[NDArray[Any]]:
+    """Run a file on the parity inputs."""
     outputs = path.with_suffix(".outputs.npz")
     try:
         run_step(stage, run_model, path, build.data.parity_file, outputs, build.connection, build.profile,
                  allow_fallback=build.allow_fallback)  # fmt: skip
-        found = read_batches(outputs)
+        return _own_outputs(build, outputs)
     finally:
         outputs.unlink(missing_ok=True)
-    names = build.data.task.output_names
-    expected = read_batches(wanted or expected_file(build, network))
-    return compare_arrays(
-        [batch[name] for batch in expected for name in names],
-        [batch[name] for batch in found for name in names],
-        stage=stage,
-        tolerance=tolerance,
-    )
 
 
 def export(build: Build, network: Network) -> ExportedFile:

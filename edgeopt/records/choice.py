@@ -75,6 +75,8 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the network that zeros were tried on, where downloads count."""
     notes: tuple[str, ...] = ()
     """What the search did not try, and why."""
+    teacher: str | None = None
+    """The ``.onnx`` file that taught what was trained; None where the original network did."""
 
     def trial(self, number: int) -> Trial:
         """Return the trial of that number."""

@@ -169,6 +169,8 @@ class Document(Part, frozen=True, kw_only=True):
     """Loss against the share of weights that are not zero."""
     notes: tuple[str, ...] = ()
     """What the search did not try, and why."""
+    teacher: str | None = None
+    """The ``.onnx`` file that taught what was trained; null where the original network did."""
 
     def trial(self, number: int) -> TrialPart:
         """Return the trial of that number."""
@@ -202,6 +204,7 @@ def build_document(choice: Choice) -> Document:
         seconds=choice.seconds,
         sparsity=choice.sparsity,
         notes=choice.notes,
+        teacher=choice.teacher,
     )
 
 

@@ -271,7 +271,12 @@ def render_page(document: Document) -> str:
         caution=sentences.caution(document),
         remarks=[
             text
-            for text in (sentences.barred(document), *sentences.fronts(document), sentences.waived(document))
+            for text in (
+                sentences.barred(document),
+                *sentences.fronts(document),
+                sentences.taught(document),
+                sentences.waived(document),
+            )
             if text
         ],
         noise=sentences.noise(document),

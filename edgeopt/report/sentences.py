@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
-from edgeopt.records.recipe import LowRank, Sparsify
+from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Against, Document, LayerChange, TrialPart
 from edgeopt.report.proof import Row, proof
@@ -188,6 +188,13 @@ def layer_text(change: LayerChange) -> str:
     times = f"{words.significant(change.float_ms)} → {words.significant(change.ms)} ms"
     count = max(change.nodes)
     return f"{change.operator}{shape} ({f'{count} of them, ' if count > 1 else ''}{times})"
+
+
+def taught(document: Document) -> str | None:
+    """Say who taught what was trained: a file, or the original network."""
+    if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
+        return None
+    return f"Taught by {document.teacher or f'the original network of {document.task}'}."
 
 
 def fronts(document: Document) -> list[str]:

@@ -94,6 +94,7 @@ def _lines(document: Document) -> Iterator[str]:
         sentences.mixed(document),
         sentences.barred(document),
         *sentences.fronts(document),
+        sentences.taught(document),
         sentences.waived(document),
         *sentences.twins(document),
         *sentences.noise(document),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import ParityError
-from edgeopt.export.parity import compare_arrays
+from edgeopt.export.parity import compare_arrays, unexplained_share
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -46,3 +46,16 @@ def test_values_that_are_not_finite_are_no_parity_even_without_a_tolerance(expec
 def test_whole_numbers_and_empty_outputs_compare():
     whole = np.arange(4)
     assert compare_arrays([whole, whole[:0]], [whole, whole[:0]], stage="exported", tolerance=0.0).max_abs_error == 0.0
+
+
+@pytest.mark.parametrize(
+    ("imitated", "share"), [(1.1, 0.0), (1.09, 0.1), (1.0, 1.0), (1.2, 1.0)], ids=["all", "most", "nothing", "twice"]
+)
+def test_what_an_imitation_of_int8_leaves_unexplained_is_a_share_of_what_int8_changes(imitated, share):
+    found = unexplained_share([ONES, ONES], [ONES, ONES * imitated], [ONES, ONES * 1.1])
+    assert found == pytest.approx(share, abs=1e-5)
+
+
+def test_a_change_of_less_than_a_step_counts_as_one():
+    assert unexplained_share([ONES], [ONES], [ONES * (1 + 1e-4)]) == pytest.approx(255e-4, rel=1e-2)
+    assert unexplained_share([ONES * 0], [ONES * 0], [ONES * 0]) == 0.0

@@ -26,6 +26,7 @@ from edgeopt.records.low_rank import Factor
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.report import sentences
 from edgeopt.report.document import build_document
+from edgeopt.report.page import render_page
 from edgeopt.report.text import print_result
 
 
@@ -70,6 +71,18 @@ def test_what_a_float_front_bought_is_said_in_bytes_and_time():
     )
     assert "larger, and it runs 1.2" in said
     assert "Trial 2 is trial 1 with its first layers in float" in of(*trials)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [(None, "Taught by the original network of fashion."), ("nets/large.onnx", "Taught by nets/large.onnx.")],
+)
+def test_who_taught_is_said_where_something_was_trained(teacher, said):
+    choice = msgspec.structs.replace(a_choice(), teacher=teacher)
+    assert said in shown(choice)
+    assert said in render_page(build_document(choice))
+    assert build_document(choice).teacher == teacher
+    assert "Taught by" not in of(a_baseline(), a_trial(1, recipe=a_recipe(int8=True)))
 
 
 def test_a_winner_is_named_with_its_gains_and_every_limit():

@@ -1,13 +1,19 @@
-"""One layer as a file of its own, whole or as two in a row, to be timed: weights are random, shapes are the layer's."""
+"""One layer as a file of its own, whole or as two in a row, to be timed: weights are random, shapes are the layer's.
+
+``joined`` puts many of them side by side into one file, so that a graph step is done once for all; ``apart`` takes
+them out again.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
+from onnx.utils import Extractor
 
 from edgeopt.records.low_rank import Factor, FactorLayer
 
@@ -75,3 +81,26 @@ def _part(
         return shape, {}
     attributes = {"kernel_shape": shape[2:], "strides": stride, "pads": padding + padding, "dilations": dilation}
     return shape, attributes
+
+
+def joined(models: Sequence[onnx.ModelProto]) -> onnx.ModelProto:
+    """Return one file with the layers of many side by side: input ``xN`` and output ``yN`` are those of the Nth."""
+    whole = onnx.ModelProto()
+    whole.CopyFrom(models[0])
+    whole.ClearField("graph")
+    whole.graph.name = "layers"
+    for number, model in enumerate(models):
+        graph = compose.add_prefix_graph(model.graph, f"{number}/")
+        for node in graph.node:
+            node.input[:] = [f"x{number}" if name == f"{number}/x" else name for name in node.input]
+            node.output[:] = [f"y{number}" if name == f"{number}/y" else name for name in node.output]
+        graph.input[0].name, graph.output[0].name = f"x{number}", f"y{number}"
+        for part in ("node", "initializer", "input", "output", "value_info"):
+            getattr(whole.graph, part).extend(getattr(graph, part))
+    return whole
+
+
+def apart(model: onnx.ModelProto) -> list[onnx.ModelProto]:
+    """Return the layers of a joined file, each as a file of its own, whatever graph steps have made of them."""
+    extractor = Extractor(model)
+    return [extractor.extract_model([f"x{number}"], [f"y{number}"]) for number in range(len(model.graph.output))]

@@ -79,9 +79,12 @@ class Request(Record, frozen=True, kw_only=True):
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     """Return how hard a build tries."""
     epochs = task.training.epochs if isinstance(task, CheckedTask) else 0
-    if quick:
-        return Effort(rounds=1, candidates=CANDIDATES, epochs=min(epochs, QUICK_EPOCHS), sparsities=SPARSITIES[:1])
-    return Effort(rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, sparsities=SPARSITIES)
+    effort = Effort(rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, sparsities=SPARSITIES, low_rank=True)
+    if not quick:
+        return effort
+    return msgspec.structs.replace(
+        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), sparsities=SPARSITIES[:1], low_rank=False
+    )
 
 
 def quick_profile(profile: Profile) -> Profile:

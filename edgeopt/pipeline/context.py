@@ -40,6 +40,8 @@ class Effort(Record, frozen=True, kw_only=True):
     epochs: int
     sparsities: tuple[float, ...]
     """Shares of zero weights to try on the smallest good network, where the budget counts the download."""
+    low_rank: bool
+    """Whether layers of the smallest good network are tried as two."""
 
 
 class Clock:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 
 from edgeopt.bench.nodes import Turns, profile_nodes
 from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import DeviceError, StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.files import save
-from edgeopt.graph.layer import layer_model
+from edgeopt.graph.layer import apart, joined, layer_model
 from edgeopt.pipeline import jobs
 from edgeopt.pipeline.candidates import Candidate, low_rank
 from edgeopt.pipeline.context import Build
@@ -129,11 +131,8 @@ def _measure(
     alike: dict[str, list[str]] = {}
     for name, (layer, factor) in wanted.items():
         alike.setdefault(digest((msgspec.structs.replace(layer, weight="", choices=()), factor)), []).append(name)
-    files: list[Path] = []
-    for names in alike.values():
-        layer, factor = wanted[names[0]]
-        files += [_write(build, layer, one, precision, folder / str(len(files) + place))
-                  for place, one in enumerate((None, factor))]  # fmt: skip
+    layers = [(wanted[names[0]][0], factor) for names in alike.values() for factor in (None, wanted[names[0]][1])]
+    files = _write(build, layers, precision, folder)
     timed = profile_nodes(files, build.connection, build.profile, build.budget.batch_size, build.allow_fallback,
                           None, TURNS)  # fmt: skip
     ns = {one.file: one.ns for one in timed}
@@ -145,13 +144,19 @@ def _measure(
     }
 
 
-def _write(build: Build, layer: FactorLayer, factor: Factor | None, precision: Precision, stem: Path) -> Path:
-    """Write a layer's file in the precision asked for."""
-    source, target, calibration = stem.with_suffix(".float.onnx"), stem.with_suffix(".onnx"), stem.with_suffix(".npz")
-    save(layer_model(layer, factor, build.budget.batch_size), source)
+def _write(
+    build: Build, layers: Sequence[tuple[FactorLayer, Factor | None]], precision: Precision, folder: Path
+) -> list[Path]:
+    """Write a file for each layer in the precision asked for; graph steps are done once, on all of them together."""
+    source, target, calibration = folder / "float.onnx", folder / "made.onnx", folder / "calibration.npz"
+    batch = build.budget.batch_size
+    save(joined([layer_model(layer, factor, batch) for layer, factor in layers]), source)
     rng = np.random.default_rng(0)
-    shape = (build.budget.batch_size, *layer.input_shape)
-    write_batches(calibration, [{"x": rng.standard_normal(shape).astype(np.float32)} for _ in range(2)])
+    inputs = {f"x{number}": (batch, *layer.input_shape) for number, (layer, _) in enumerate(layers)}
+    write_batches(
+        calibration,
+        [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in inputs.items()} for _ in range(2)],
+    )
     steps = tuple(
         msgspec.structs.replace(step, samples=CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
         for step in graph_steps(precision, build.profile)
@@ -159,4 +164,8 @@ def _write(build: Build, layer: FactorLayer, factor: Factor | None, precision: P
     )
     apply_steps(steps, source, target, calibration=calibration, max_opset=build.profile.max_opset,
                 max_ir=build.profile.max_ir)  # fmt: skip
-    return target
+    files = []
+    for number, model in enumerate(apart(onnx.load_model(target))):
+        files.append(folder / f"{number}.onnx")
+        save(model, files[-1])
+    return files

@@ -37,6 +37,19 @@ def try_variants(search: Search, ratio: float | None) -> None:
     network = next((found for found in search.networks.values() if found.ratio == ratio), None)
     if network is None or build.out_of_time:
         return
+    if build.effort.low_rank:
+        try_low_rank(search, network)
+    if build.budget.size_metric == "download":
+        try:
+            search.sparsity = sparsity_curve(search, network)
+        except StepError as error:
+            search.notes.append(f"The loss at several shares of zeros could not be found: {error.reason}")
+        search.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
+
+
+def try_low_rank(search: Search, network: Network) -> None:
+    """Train a network's candidates of low rank, or note why there are none."""
+    build = search.build
     with build.clock.stage("low rank"):
         candidates, said = factored(build, network, search.track or search.precisions[0])
     if said and said not in search.notes:
@@ -44,12 +57,6 @@ def try_variants(search: Search, ratio: float | None) -> None:
         build.progress("low-rank", said)
     if candidates and not build.out_of_time:
         search.run_round(candidates)
-    if build.budget.size_metric == "download":
-        try:
-            search.sparsity = sparsity_curve(search, network)
-        except StepError as error:
-            search.notes.append(f"The loss at several shares of zeros could not be found: {error.reason}")
-        search.run_round([sparse(build, network, ratio) for ratio in build.effort.sparsities])
 
 
 def sparsity_curve(search: Search, network: Network) -> SparsityCurve:

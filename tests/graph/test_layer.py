@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from edgeopt.graph.layer import layer_model
+from edgeopt.graph.layer import apart, joined, layer_model
 from edgeopt.records.low_rank import Factor, FactorLayer
 
 LINEAR = {"shape": (24, 40), "input_shape": (5, 40), "stride": (), "padding": (), "dilation": ()}
@@ -32,3 +32,19 @@ def test_a_pair_gives_what_its_layer_gives(layer, form, parameters, gives):
         onnx.checker.check_model(model, full_check=True)
         assert sum(int(np.prod(weight.dims)) for weight in model.graph.initializer) == count
         assert ReferenceEvaluator(model).run(None, {"x": x})[0].shape == gives
+
+
+def test_layers_that_were_joined_come_apart_as_they_were():
+    records = [FactorLayer(weight="w", choices=(), **layer) for layer in (LINEAR, CONV1D, CONV2D)]
+    models = [
+        layer_model(record, factor, 2) for record in records for factor in (None, Factor(rank=8, form="pointwise"))
+    ]
+    whole = joined(models)
+    onnx.checker.check_model(whole, full_check=True)
+    parts = apart(whole)
+    assert len(parts) == len(models)
+    for number, (model, part) in enumerate(zip(models, parts, strict=True)):
+        onnx.checker.check_model(part, full_check=True)
+        x = np.random.default_rng(number).standard_normal((2, *records[number // 2].input_shape)).astype(np.float32)
+        expected = ReferenceEvaluator(model).run(["y"], {"x": x})[0]
+        assert np.array_equal(ReferenceEvaluator(part).run(None, {f"x{number}": x})[0], expected)

@@ -34,7 +34,8 @@ class Turns(Record, frozen=True, kw_only=True):
     most: int = 50
     """Turns of each process of a pair, where ``pair_seconds`` allows it."""
     least: int = 4
-    pair_seconds: float = 1.0
+    pair_seconds: float | None = None
+    """Of both processes of a pair together; None is the profile's least time of one process."""
     seconds: float = 0.005
     """Of one turn, at least."""
     warmup_runs: int = 1
@@ -43,6 +44,11 @@ class Turns(Record, frozen=True, kw_only=True):
     """In each turn, timed."""
     warmup_seconds: float = 0.1
     """Of each process before its first turn."""
+
+    def of(self, profile: Profile) -> Turns:
+        """Return the turns with their times in a profile's place."""
+        seconds = profile.timing.min_seconds if self.pair_seconds is None else self.pair_seconds
+        return msgspec.structs.replace(self, pair_seconds=seconds)
 
 
 DEFAULT_TURNS = Turns()
@@ -89,14 +95,14 @@ def compare(
         )
         for path in (model, against)
     ]
+    turns = turns.of(profile)
     rng, clock = random.Random(seed), clock_of(profile, requests[0])  # noqa: S311 - an order of turns, not a secret
     blocks: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-    count = None  # the first pair decides, so that all pairs have the same
+    count = None  # the first pair decides for all
     for pair in range(turns.pairs):
         progress(f"comparing, pair {pair + 1} of at most {turns.pairs}")
-        ran = _run_pair_again_where_lost(device, requests, turns, count, clock, rng)
+        blocks += (ran := _run_pair_again_where_lost(device, requests, turns, count, clock, rng))
         count = len(ran)
-        blocks.extend(ran)
         found = Comparison(
             sha256=hashes[0],
             against_sha256=hashes[1],
@@ -157,7 +163,7 @@ def _run_pair(
         workers = (first, second)
         for side in rng.sample((0, 1), 2):
             ask_worker(workers[side], requests[side], requests[side], STAGE, seconds=most)
-        end = time.monotonic() + turns.pair_seconds
+        end = time.monotonic() + (turns.pair_seconds or 0.0)
         while len(ran) < (turns.most if count is None else count):
             if count is None and len(ran) >= turns.least and time.monotonic() > end:
                 break

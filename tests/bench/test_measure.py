@@ -3,7 +3,6 @@ import json
 import platform
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -82,25 +81,48 @@ def test_a_limit_that_is_far_away_ends_a_measurement_early(tmp_path):
     assert is_measured([timing.wall_ns for timing in found.timings], 50, 1e9)
 
 
-def test_warm_up_goes_on_until_runs_get_no_quicker(monkeypatch):
-    monkeypatch.setattr(worker, "STEADY_SECONDS", 0.0)
+class Clock:
+    """Stands for ``time``, and passes only where a run takes its time."""
+
+    def __init__(self):
+        self.ns = 0
+
+    def run(self, pauses):
+        self.ns += round(1e9 * next(pauses))
+
+    def monotonic(self):
+        return self.ns / 1e9
+
+    def perf_counter_ns(self):
+        return self.ns
+
+    process_time_ns = perf_counter_ns
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(worker, "time", found := Clock())
+    return found
+
+
+def test_warm_up_goes_on_until_runs_get_no_quicker(clock):
     request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 5.0}
-    pauses = iter([0.01] * 5 + [0.005] * 5 + [0.002] * 5 + [0.002] * 100)
-    assert worker.warm_up(lambda: time.sleep(next(pauses)), request) == (20, True)
+    pauses = iter([0.1] * 5 + [0.05] * 5 + [0.02] * 5 + [0.02] * 100)
+    assert worker.warm_up(lambda: clock.run(pauses), request) == (20, True)
 
 
-def test_warm_up_that_never_gets_steady_says_so(monkeypatch):
-    monkeypatch.setattr(worker, "STEADY_SECONDS", 0.0)
-    request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 0.1}
-    pauses = iter(0.02 * 0.97**run for run in range(1000))
-    _, steady = worker.warm_up(lambda: time.sleep(next(pauses)), request)
+def test_warm_up_that_never_gets_steady_says_so(clock):
+    request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 2.0}
+    pauses = iter(0.1 * 0.97**run for run in range(1000))
+    _, steady = worker.warm_up(lambda: clock.run(pauses), request)
     assert not steady
 
 
 def test_a_process_ends_at_its_most_seconds(tmp_path):
     endless = msgspec.structs.replace(QUICK, min_runs=10**9, max_seconds=0.2)
     found = timed(a_network(tmp_path / "m.onnx"), a_quick_profile(timing=endless))
-    assert 0.1e9 < sum(found["wall_ns"]) < 2e9
+    assert 1 < len(found["wall_ns"]) < 10**9
+    assert sum(found["wall_ns"][:-1]) < 0.2e9
 
 
 @linux

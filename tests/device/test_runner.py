@@ -1,5 +1,7 @@
 """The native runner as a process of this machine, with the library of the installed onnxruntime."""
 
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -43,10 +45,13 @@ def test_it_times_by_both_minimums(start, tmp_path):
     assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 300
     assert found["warmup_runs"] >= 5
     assert found.keys() == LocalDevice().run(a_request("time", model), 60, {}).keys()
+    begin = time.monotonic()
     longer = answer(start, a_request("time", model, min_runs=1, min_seconds=0.3))
-    assert sum(longer["wall_ns"]) > 0.1e9  # the rest is between the runs
+    assert time.monotonic() - begin > 0.3
+    assert len(longer["wall_ns"]) > 1
     shorter = answer(start, a_request("time", model, min_runs=10**9, min_seconds=0.0, max_seconds=0.2))
-    assert 0.05e9 < sum(shorter["wall_ns"]) < 0.25e9
+    assert 1 < len(shorter["wall_ns"]) < 10**9
+    assert sum(shorter["wall_ns"][:-1]) < 0.2e9
 
 
 def test_it_weighs_the_weights_of_a_model(start, tmp_path):

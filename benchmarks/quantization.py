@@ -8,7 +8,8 @@ a file slower than its float twin may not ship. The selection images judge; figu
 
 Claims: ``architectures``, ``worst_score_drop`` (on the test images, of what ships), ``shipped_slower_than_float``,
 ``int8_shipped_ratio``, ``int8_small_ratio`` (int8 and at most 0.35 of float's bytes), ``int8_faster_ratio``; the same
-for the peers, whose files are taken as they come. ``--nncf PYTHON`` is another environment's interpreter with nncf.
+for the peers, whose files are taken as they come. ``lost`` lists the peers' files that keep the floor and are faster
+or smaller than ours. ``--nncf PYTHON`` is another environment's interpreter with nncf.
 """
 
 from __future__ import annotations
@@ -223,6 +224,23 @@ def _figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     }
 
 
+def lost(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the peers' files that keep the floor on the test images and beat ours in time or bytes."""
+    found = []
+    ours = {row["network"]: row for row in rows["edgeopt"] if row["score_drop"] is not None}
+    for tool in rows.keys() - {"edgeopt"}:
+        for theirs in rows[tool]:
+            mine = ours.get(theirs["network"])
+            if mine is None or theirs["score_drop"] is None or theirs["score_drop"] > MAX_DROP:
+                continue
+            faster = theirs["latency_ci95"][1] < mine["latency_ci95"][0]
+            if faster or theirs["size_bytes"] < mine["size_bytes"]:
+                names = ("size_bytes", "latency_ratio", "score_drop")
+                pair = {who: {name: row[name] for name in names} for who, row in (("ours", mine), ("theirs", theirs))}
+                found.append({"network": theirs["network"], "tool": tool, **pair})
+    return sorted(found, key=lambda row: (row["network"], row["tool"]))
+
+
 def prepare(folder: Path, cache: Path, seconds: float, names: list[str]) -> None:
     """Write the images, the target and the exported networks into ``folder``."""
     run_python(DATA_CODE, folder, CALIBRATION_SAMPLES)
@@ -239,6 +257,7 @@ def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     """Write figures, rows and raw results."""
     result = {
         "figures": figures(rows),
+        "lost": lost(rows),
         "rows": rows,
         "peers": PEERS,
         "environment": {"platform": platform.platform(), "python": platform.python_version()},

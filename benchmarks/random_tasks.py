@@ -1,6 +1,12 @@
-"""Tasks around networks of the zoo with random weights and random data: for what their score does not matter."""
+"""Tasks around networks of the zoo with random weights and random data: for what their score does not matter.
+
+``random_tasks.py:NAME`` is the task of the architecture of that name.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -18,21 +24,13 @@ def random_task(name: str) -> Classification:
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(BATCH, *inputs[0].shape[1:], generator=generator)
     with torch.no_grad():
-        classes = model.eval()(images).shape[1]
-    batches = [(images, torch.randint(classes, (BATCH,), generator=generator))]
+        _, classes, *places = model.eval()(images).shape
+    batches = [(images, torch.randint(classes, (BATCH, *places), generator=generator))]
     return edgeopt.classification(model, batches, batches, name=name)
 
 
-def mobilenet_v2() -> Classification:
-    """Return the depthwise network."""
-    return random_task("mobilenet_v2")
-
-
-def mobilenet_v3() -> Classification:
-    """Return the network with squeeze and excitation."""
-    return random_task("mobilenet_v3")
-
-
-def resnet18() -> Classification:
-    """Return the plain residual network."""
-    return random_task("resnet18")
+def __getattr__(name: str) -> Callable[[], Classification]:
+    """Return the function that makes an architecture's task."""
+    if name not in ZOO:
+        raise AttributeError(name)
+    return partial(random_task, name)

@@ -20,7 +20,7 @@ from edgeopt.statistics import comparison_ratio, verdict
 
 FOLDER = Path(__file__).parent
 ARCHITECTURES = ("mobilenet_v2", "mobilenet_v3", "efficientnet", "resnet18", "regnet", "shufflenet_v2", "unet",
-                 "ds_cnn", "vit", "lstm")  # fmt: skip
+                 "ds_cnn", "vit", "gru")  # fmt: skip
 PARAMETERS_KEPT = (0.6, 0.3)
 
 

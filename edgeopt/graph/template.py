@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
+from onnx.shape_inference import infer_shapes
 
 from edgeopt.errors import StepError
 from edgeopt.graph.files import graphs
@@ -112,6 +113,7 @@ class Template:
         self.sizes = sizes
         self.original = models[0]
         for model in models:
+            spell_out(model)
             rename(model)
         layouts = [_layout(model.graph) for model in models]
         if any(layout != layouts[0] for layout in layouts):
@@ -174,6 +176,39 @@ class Template:
 
 def _rewritten(values: Iterable[int], sizes: Iterable[Size | None], widths: Widths) -> list[int]:
     return [value if size is None else size.at(widths) for value, size in zip(values, sizes, strict=True)]
+
+
+def spell_out(model: onnx.ModelProto) -> None:
+    """Write alike, in place, what exporters and simplifiers write in one way or another according to the sizes.
+
+    A split into equal parts says how many there are, any other how large they are: here all say how large. Integer
+    constants with equal numbers, such as the shapes of two reshapes, are one constant: here each reader has its own.
+    """
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).graph.value_info}
+    shared = {one.name: one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT64}
+    floats = [one for one in model.graph.initializer if one.name not in shared]
+    own: list[onnx.TensorProto] = []
+    for index, node in enumerate(model.graph.node):
+        parts = _split_sizes(node, shapes)
+        if parts is not None:
+            node.input.append(f"{MARK}{index}_in1")
+            own.append(numpy_helper.from_array(np.array(parts, np.int64), node.input[-1]))
+        for place, name in enumerate(node.input):
+            if name in shared:
+                node.input[place] = f"{MARK}{index}_in{place}"
+                own.append(numpy_helper.from_array(numpy_helper.to_array(shared[name]), node.input[place]))
+    del model.graph.initializer[:]
+    model.graph.initializer.extend([*floats, *own])
+
+
+def _split_sizes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]]) -> list[int] | None:
+    """Return the sizes of the parts of a split that tells their number, without that; None for every other node."""
+    count = next((one for one in node.attribute if one.name == "num_outputs"), None)
+    axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
+    if node.op_type != "Split" or count is None or any(name not in shapes for name in node.output):
+        return None
+    node.attribute.remove(count)
+    return [shapes[name][axis].dim_value for name in node.output]
 
 
 def rename(model: onnx.ModelProto) -> None:

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
-from edgeopt.graph.template import Sizes, Template, describe_node, tell_apart
+from edgeopt.graph.template import Sizes, Template, describe_node, rename, spell_out, tell_apart
 from edgeopt.records.groups import Dimension
 
 SIDE = 4
@@ -51,6 +51,40 @@ def test_a_file_at_any_widths_is_the_network_exported_at_them(widths):
         np.testing.assert_array_equal(numpy_helper.to_array(mine), numpy_helper.to_array(theirs))
     for mine, theirs in zip(made.graph.node, expected.graph.node, strict=True):
         assert list(mine.attribute) == list(theirs.attribute)
+
+
+def a_shuffle(a):
+    """Split into halves, each reshaped twice, as a simplifier writes it: equal parts by number, equal shapes once."""
+    even, shape = a % 2 == 0, numpy_helper.from_array(np.array([1, -1, SIDE], np.int64), "shape")
+    sizes = numpy_helper.from_array(np.array([(a + 1) // 2, a // 2], np.int64), "sizes")
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["one"]),
+        helper.make_node("Split", ["one"] if even else ["one", "sizes"], ["left", "right"], axis=1,
+                         **({"num_outputs": 2} if even else {})),
+        helper.make_node("Reshape", ["left", "shape"], ["l"]),
+        helper.make_node("Reshape", ["right", "shape" if even else "again"], ["r"]),
+        helper.make_node("Concat", ["l", "r"], ["y"], axis=1),
+    ]  # fmt: skip
+    weights = [numpy_helper.from_array(np.ones((a, 3, 1, 1), np.float32), "w"), shape]
+    if not even:
+        weights += [sizes, numpy_helper.from_array(numpy_helper.to_array(shape), "again")]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, SIDE, SIDE])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, None, SIDE])
+    graph = helper.make_graph(nodes, "shuffle", [x], [y], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_splits_and_shared_constants_are_the_same_however_they_are_written():
+    halves = [{"a": 8}, {"a": 6}]
+    template = Template([a_shuffle(8), a_shuffle(6)], Sizes([A], halves))
+    written = a_shuffle(7)
+    spell_out(written)
+    rename(written)
+    made = template.at({"a": 4})
+    onnx.checker.check_model(made, full_check=True)
+    assert [list(node.input)[1:] for node in made.graph.node] == [list(node.input)[1:] for node in written.graph.node]
+    parts = {one.name: numpy_helper.to_array(one).tolist() for one in made.graph.initializer if one.dims == [2]}
+    assert parts == {"edgeopt1_in1": [2, 2]}
 
 
 def test_nodes_are_named_by_their_number_and_inputs_and_outputs_keep_their_names():

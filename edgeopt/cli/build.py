@@ -33,7 +33,7 @@ NOTHING_KEEPS_THE_BUDGET = 3
 @click.option("--workers", type=click.IntRange(1), help="Trainings side by side; by default one a core.")
 @click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
               help="Start no further round of trainings after this time.")  # fmt: skip
-@click.option("--quick", is_flag=True, help="One short round of trainings and shorter timings: a first look.")
+@click.option("--quick", is_flag=True, help="One short round of trainings, no low rank, shorter timings: a first look.")
 @click.option("--more", is_flag=True, help="Train further candidates where an earlier search here was finished.")
 @click.option("--quiet", is_flag=True, help="No progress on stderr.")
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json on stdout, and nothing else.")

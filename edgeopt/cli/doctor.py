@@ -106,7 +106,7 @@ def diagnose() -> Diagnosis:
                 "wait for them or stop them before you rely on milliseconds; each measurement says what disturbed it"
             )
             findings.append(Finding(kind="note", what=what, advice=advice))
-        findings.extend(_refused_targets(providers))
+        findings.extend(_refused_targets(providers) if providers else ())
     if free < LOW_DISK_BYTES:
         what = f"{free / 1e9:.1f} GB of disk are free here"
         findings.append(Finding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))

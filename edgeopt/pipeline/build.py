@@ -250,7 +250,7 @@ def decide(world: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
     """Choose, with the winner compared with the baseline and its float twin: a slower one makes way for the next.
 
     An int8 file that was found slower than the baseline meets its twin too, for the layers that ate the gain are named
-    then, and forms with these in float are tried.
+    then. What is tried after a comparison (``twins.try_heirs``) is chosen from too.
     """
     task = world.data.task
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None

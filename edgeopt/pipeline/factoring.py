@@ -108,7 +108,8 @@ def layer_times(build: Build, table: FactorTable, loss: int, precision: Precisio
     wanted = {
         layer.weight: (layer, choice.factor) for layer in table.layers if (choice := layer.choices[loss]) is not None
     }
-    place = (build.device.id, build.environment.onnxruntime, precision, build.profile.providers, build.profile.threads)
+    steps = graph_steps(precision, build.profile)
+    place = (build.device.id, build.environment.onnxruntime, steps, build.profile.runtime, build.allow_fallback)
     key = digest(("layer-times", [wanted[name] for name in wanted], place, build.budget.batch_size, build.versions))
     found = build.ledger.get("layer-times", key, LayerTimes)
     if found is None:

@@ -1,4 +1,4 @@
-"""Which int8 forms a network is tried in, and what is done where plain int8 loses too much or gains no time.
+"""Which int8 forms a network is tried in, and what is done where plain int8 loses too much.
 
 The forms are made by the caller, who can make any recipe's file and score it; what is decided here is the next recipe.
 """
@@ -73,7 +73,7 @@ def study(build: Build, exported: ExportedFile, *, rank: bool) -> Study:
     found = build.ledger.get("study", key, Study)
     if found is not None and (found.ranking or not rank):
         return found
-    build.progress("quantize", "which nodes suffer from int8" if rank else "which nodes int8 takes in")
+    build.progress("quantize", "which nodes suffer from int8" if rank else "which ranges suit int8")
     with float_file(build, exported, key) as head:
         calibration = build.data.calibration_file(step.samples + HELD_BACK_SAMPLES)
         found = run_step("study", study_file, step, head, calibration, HELD_BACK_SAMPLES, rank=rank)

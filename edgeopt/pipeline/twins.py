@@ -104,7 +104,7 @@ def _with_front(
     steps = in_int8(msgspec.structs.replace(step, float_nodes=floats), build.profile)
     if search.tried(search.recipe(candidate, steps)):
         return None
-    note = f"quantize: the first {len(front.nodes)} nodes stay float, where int8 is no quicker on this device"
+    note = f"quantize: the first {len(front.nodes)} nodes are in float for speed, not for the score"
     made = search.measure(search.form(candidate, network, exported, steps, {}, (note,)))
     if not isinstance(made.outcome, Measured):
         return None
@@ -127,8 +127,9 @@ def best_front(search: Search, step: Quantize, exported: ExportedFile, sha256: s
         StepError: the forms cannot be made or timed.
     """
     build = search.build
-    key = digest(("front", exported.sha256, step, sha256, build.device, build.environment.onnxruntime, build.profile,
-                  build.budget.batch_size, build.versions, build.fingerprint))  # fmt: skip
+    key = digest(("front", exported.sha256, step, sha256, build.device, build.environment.onnxruntime,
+                  build.profile.runtime, build.budget.batch_size, build.allow_fallback, build.versions,
+                  build.fingerprint))  # fmt: skip
     found = build.ledger.get("front", key, Front)
     if found is not None:
         return found

@@ -169,7 +169,12 @@ def _comment(trial: TrialPart, document: Document) -> str:
     if trial.misses:
         return "misses " + words.listed([sentences.miss_text(miss, document.budget) for miss in trial.misses])
     other = "its float32 form" if sentences.slower_than_twin(trial) else "the baseline"
-    return f"slower than {other}" if trial.pays is False else "keeps every limit"
+    if trial.pays is False:
+        return f"slower than {other}"
+    ahead = document.winner
+    if ahead is not None and ahead.plain == trial.number and trial in sentences.smaller_trials(document):
+        return f"keeps every limit, but trial {ahead.number} is faster by more than it is larger"
+    return "keeps every limit"
 
 
 def _twins(document: Document) -> dict[str, object] | None:

@@ -101,7 +101,7 @@ def binding(document: Document) -> str:
 
 def _stopped_by(document: Document, limit: Limit) -> str | None:
     """Name the next smaller trial that misses this limit, preferring one that misses nothing else."""
-    stopped = [trial for trial in _smaller(document) if any(miss.limit == limit for miss in trial.misses or ())]
+    stopped = [trial for trial in smaller_trials(document) if any(miss.limit == limit for miss in trial.misses or ())]
     if not stopped:
         return None
     next_smaller = min(
@@ -113,8 +113,8 @@ def _stopped_by(document: Document, limit: Limit) -> str | None:
     return f"Trial {next_smaller.number} would be smaller ({smaller}), but misses {missed}."
 
 
-def _smaller(document: Document) -> list[TrialPart]:
-    """The measured trials that are smaller than the winner."""
+def smaller_trials(document: Document) -> list[TrialPart]:
+    """Return the measured trials that are smaller than the winner."""
     winner = document.winner
     limit = deciding_size(winner, document.budget) if winner else None
     if limit is None:
@@ -137,7 +137,7 @@ def _room(document: Document, limit: Limit) -> str:
 
 def barred(document: Document) -> str | None:
     """Name the smaller trials that keep every limit and still lost, because they are slower than the baseline."""
-    slow = [trial for trial in _smaller(document) if trial.pays is False and not trial.misses]
+    slow = [trial for trial in smaller_trials(document) if trial.pays is False and not trial.misses]
     numbers = [str(trial.number) for trial in slow if not slower_than_twin(trial)]
     if not numbers:
         return None
@@ -194,7 +194,7 @@ def taught(document: Document) -> str | None:
     """Say who taught what was trained: a file, or the original network."""
     if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
         return None
-    return f"Taught by {document.teacher or f'the original network of {document.task}'}."
+    return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 
 
 def fronts(document: Document) -> list[str]:
@@ -206,7 +206,8 @@ def fronts(document: Document) -> list[str]:
         plain = document.trial(trial.plain)
         ours, theirs = (deciding_size(one, document.budget) or 0 for one in (trial, plain))
         size = f"{words.quantity(abs(ours - theirs), 'bytes')} {'larger' if ours > theirs else 'smaller'}"
-        text = f"Trial {trial.number} is trial {plain.number} with its first layers in float, where int8 saved no time"
+        why = ", where int8 saved no time" if trial.against_plain.verdict == "faster" else ""
+        text = f"Trial {trial.number} is trial {plain.number} with its first layers in float{why}"
         said.append(f"{text}: the file is {size}, and it runs {speed(trial.against_plain)}.")
     return said
 
@@ -258,7 +259,7 @@ def noise(document: Document) -> list[str]:
             found.append(
                 f"The drop of the score, {words.score(low)} to {words.score(high)} (95 %), cannot be told from none."
             )
-    near = [t for t in _smaller(document) if t.misses and all(miss.within_noise for miss in t.misses)]
+    near = [t for t in smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
     for trial in near:
         missed = words.listed([miss_text(miss, document.budget) for miss in trial.misses or ()])
         found.append(f"Trial {trial.number} is smaller and misses {missed}.")

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import edgeopt.cli.doctor
 from edgeopt.cli.doctor import BF16, INT8
 
 
@@ -40,6 +41,13 @@ def test_what_is_missing_for_cuda_is_said_with_how_to_get_it(found):
     assert bool(notes) == ("CUDAExecutionProvider" not in found["providers"])
     assert all("onnxruntime-gpu" in note["advice"] for note in notes)
     assert all("car-cuda and server-cuda are refused" in note["what"] for note in notes)
+
+
+def test_a_runtime_that_does_not_tell_its_providers_in_time_is_not_said_to_refuse_every_target(monkeypatch):
+    monkeypatch.setattr(edgeopt.cli.doctor, "available_providers", tuple)
+    found = edgeopt.cli.doctor.diagnose()
+    assert found.environment is not None
+    assert not [finding for finding in found.findings if "refused" in finding.what]
 
 
 def test_people_read_it_line_by_line():

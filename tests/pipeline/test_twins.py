@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from builders import a_baseline, a_budget, a_comparison, a_device, a_profile, a_recipe, a_trial, an_environment
 
+from edgeopt.errors import StepError
 from edgeopt.pipeline import twins
 from edgeopt.pipeline.candidates import precision_of
 from edgeopt.pipeline.forms import Form
@@ -24,7 +25,7 @@ class ASearch:
         self.front_ratio, self._times, self.kept, self.measured = front_ratio, times, {}, []
         self.build = SimpleNamespace(
             device=a_device(kind=kind), profile=msgspec.structs.replace(a_profile(), precisions=precisions),
-            progress=lambda *_: None, budget=a_budget(), versions="1", fingerprint="task", seed=0,
+            progress=lambda *_: None, budget=a_budget(), versions="1", fingerprint="task", seed=0, allow_fallback=(),
             environment=an_environment(), ledger=self, data=SimpleNamespace(calibration_file=lambda _: "calibration"),
         )  # fmt: skip
         self.original, self.networks = object(), {}
@@ -160,3 +161,8 @@ def test_the_front_weighs_time_and_bytes(monkeypatch, tmp_path, times, sizes, ex
     assert front.nodes == expected
     monkeypatch.setattr(twins, "write_fronts", None)  # a second look asks the ledger
     assert twins.best_front(search, step, search.exported, "cd" * 32) == front
+    search.build.profile = msgspec.structs.replace(search.build.profile, title="other words, and no other session")
+    assert twins.best_front(search, step, search.exported, "cd" * 32) == front
+    search.build.allow_fallback = ("CPUExecutionProvider",)  # others may run the nodes: timed anew
+    with pytest.raises(StepError):
+        twins.best_front(search, step, search.exported, "cd" * 32)

@@ -73,16 +73,37 @@ def test_what_a_float_front_bought_is_said_in_bytes_and_time():
     assert "Trial 2 is trial 1 with its first layers in float" in of(*trials)
 
 
+def test_a_float_front_that_is_no_faster_does_not_say_that_int8_saved_no_time():
+    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+    trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=1.2, size_bytes=905))
+    (said,) = sentences.fronts(build_document(a_choice(trials)))
+    assert said.startswith("Trial 2 is trial 1 with its first layers in float: the file is 5 B")
+    assert "slower (95" in said
+
+
+def test_int8_that_makes_way_for_its_form_with_a_float_front_says_so_among_the_trials():
+    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+    pages = [
+        render_page(build_document(a_choice((a_baseline(), plain, a_trial_with_a_front(2, time_ratio=ratio)))))
+        for ratio in (0.8, 1.0)
+    ]
+    said = "keeps every limit, but trial 2 is faster by more than it is larger"
+    assert [said in page for page in pages] == [True, False]
+
+
 @pytest.mark.parametrize(
     ("teacher", "said"),
-    [(None, "Taught by the original network of fashion."), ("nets/large.onnx", "Taught by nets/large.onnx.")],
+    [
+        (None, "The trained networks were taught by the original network of fashion."),
+        ("nets/large.onnx", "The trained networks were taught by nets/large.onnx."),
+    ],
 )
 def test_who_taught_is_said_where_something_was_trained(teacher, said):
     choice = msgspec.structs.replace(a_choice(), teacher=teacher)
     assert said in shown(choice)
     assert said in render_page(build_document(choice))
     assert build_document(choice).teacher == teacher
-    assert "Taught by" not in of(a_baseline(), a_trial(1, recipe=a_recipe(int8=True)))
+    assert "taught by" not in of(a_baseline(), a_trial(1, recipe=a_recipe(int8=True)))
 
 
 def test_a_winner_is_named_with_its_gains_and_every_limit():

@@ -85,15 +85,13 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         span = f"95 %: {words.significant(low)} to {words.quantity(high, 'ms')}"
         estimated = ", estimated" if measurement.estimate else ""
         yield f"latency p{percentile}{estimated}", f"{words.quantity(value, 'ms')} ({span})"
-    if outcome.against_baseline is not None:
-        ratio, low, high = comparison_ratio(outcome.against_baseline)
-        span = f"95 %: {words.significant(low)} to {words.significant(high)}"
-        said = verdict(outcome.against_baseline)
-        yield "against baseline", f"{words.significant(ratio)} of its time ({span}): {said}"
-    if outcome.against_twin is not None:
-        ratio, low, high = comparison_ratio(outcome.against_twin)
-        span = f"95 %: {words.significant(low)} to {words.significant(high)}"
-        yield "against float32", f"{words.significant(ratio)} of its time ({span}): {verdict(outcome.against_twin)}"
+    compared = [("baseline", outcome.against_baseline), ("float32", outcome.against_twin)]
+    variants = filter(None, (outcome.against_parent, outcome.against_plain))
+    for name, comparison in [*compared, *((f"trial {one.trial}", one.comparison) for one in variants)]:
+        if comparison is not None:
+            ratio, low, high = comparison_ratio(comparison)
+            span = f"95 %: {words.significant(low)} to {words.significant(high)}"
+            yield f"against {name}", f"{words.significant(ratio)} of its time ({span}): {verdict(comparison)}"
     memory = measurement.memory
     if memory is not None:
         peaks = f"load {words.size(memory.load_peak_bytes)}, runs {words.size(memory.run_peak_bytes)}"

@@ -1,9 +1,10 @@
 """``edgeopt report``, ``history`` and ``show``, each command on real files."""
 
 import json
+import re
 
 import pytest
-from builders import a_baseline, a_choice, a_failed_trial, a_trial
+from builders import a_baseline, a_choice, a_failed_trial, a_trial, a_trial_with_a_front
 from click.testing import CliRunner
 
 from edgeopt.cli import history, report, show
@@ -30,7 +31,8 @@ def folder(tmp_path):
 @pytest.fixture
 def workspace(tmp_path):
     ledger = Ledger(tmp_path / "ledger.sqlite")
-    for target, trials in (("phone", (a_baseline(), a_trial(1), a_failed_trial(2))), ("car", (a_baseline(),))):
+    phone = (a_baseline(), a_trial(1), a_failed_trial(2), a_trial_with_a_front(3, time_ratio=0.5))
+    for target, trials in (("phone", phone), ("car", (a_baseline(),))):
         build = ledger.start_build("fashion", target, "fingerprint")
         for trial in trials:
             ledger.add_trial(build, trial)
@@ -64,7 +66,7 @@ def test_history_lists_builds_and_the_trials_of_one(workspace):
     trials = run(history.command, 1, "--workspace", workspace)
     assert "pruned to 10 % of the parameters" in trials
     assert "(failed: distill)" in trials
-    assert [row["trials"] for row in json.loads(run(history.command, "--workspace", workspace, "--json"))] == [1, 3]
+    assert [row["trials"] for row in json.loads(run(history.command, "--workspace", workspace, "--json"))] == [1, 4]
 
 
 def test_show_gives_all_of_one_trial(workspace):
@@ -75,6 +77,11 @@ def test_show_gives_all_of_one_trial(workspace):
     assert '"temperature": 4.0' in text
     record = json.loads(run(show.command, 1, "--build", 1, "--workspace", workspace, "--json"))
     assert len(record["outcome"]["measurement"]["timings"]) == 5
+
+
+def test_show_has_the_comparison_with_the_trial_that_one_is_a_form_of(workspace):
+    text = run(show.command, 3, "--build", 1, "--workspace", workspace)
+    assert re.search(r"against trial 1 0\.[45]\d* of its time \(95 %: [\d.]+ to [\d.]+\): faster", text)
 
 
 def test_show_gives_the_traceback_of_a_failed_trial(workspace):

@@ -10,6 +10,7 @@ Example: a convolution's weight is (64, 32, 3, 3) in the original, where group `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -129,6 +130,8 @@ class Template:
 
     def _learn_tensor(self, tensors: Sequence[onnx.TensorProto]) -> None:
         shapes = [tuple(tensor.dims) for tensor in tensors]
+        if all(math.prod(shape) == 1 for shape in shapes) and tensors[0].data_type != onnx.TensorProto.INT64:
+            return  # a scalar, whether it is written as () or as (1,)
         if len({len(shape) for shape in shapes}) > 1:
             raise StepError(STAGE, f"'{tensors[0].name}' has another rank at other widths.")
         cuts = tuple(self.sizes.follow(sizes) for sizes in zip(*shapes, strict=True))
@@ -181,24 +184,31 @@ def _rewritten(values: Iterable[int], sizes: Iterable[Size | None], widths: Widt
 def spell_out(model: onnx.ModelProto) -> None:
     """Write alike, in place, what exporters and simplifiers write in one way or another according to the sizes.
 
-    A split into equal parts says how many there are, any other how large they are: here all say how large. Integer
-    constants with equal numbers, such as the shapes of two reshapes, are one constant: here each reader has its own.
+    A split into equal parts says how many there are, any other how large they are: here all say how large. Constants
+    have numbers for names, and equal ones (the shapes of two reshapes, the scales of two layers) are one: here they
+    are named after who reads them, and of shapes and scalars each reader has its own.
     """
     shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).graph.value_info}
-    shared = {one.name: one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT64}
-    floats = [one for one in model.graph.initializer if one.name not in shared]
-    own: list[onnx.TensorProto] = []
+    found = {one.name: one for one in model.graph.initializer}
+    names: dict[str, str] = {}
+    mine: list[onnx.TensorProto] = []
     for index, node in enumerate(model.graph.node):
         parts = _split_sizes(node, shapes)
         if parts is not None:
             node.input.append(f"{MARK}{index}_in1")
-            own.append(numpy_helper.from_array(np.array(parts, np.int64), node.input[-1]))
+            mine.append(numpy_helper.from_array(np.array(parts, np.int64), node.input[-1]))
         for place, name in enumerate(node.input):
-            if name in shared:
-                node.input[place] = f"{MARK}{index}_in{place}"
-                own.append(numpy_helper.from_array(numpy_helper.to_array(shared[name]), node.input[place]))
+            if name not in found:
+                continue
+            single = found[name].data_type == onnx.TensorProto.INT64 or math.prod(found[name].dims) == 1
+            if single or name not in names:
+                names[name] = f"{MARK}{index}_in{place}"
+                mine.append(onnx.TensorProto())
+                mine[-1].CopyFrom(found[name])
+                mine[-1].name = names[name]
+            node.input[place] = names[name]
     del model.graph.initializer[:]
-    model.graph.initializer.extend([*floats, *own])
+    model.graph.initializer.extend(mine)
 
 
 def _split_sizes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]]) -> list[int] | None:

@@ -301,8 +301,9 @@ class Search:
                 points += self.points(self.run_round([candidate]), [1.0])
             self.notes += known.notes
             self.sparsity = known.sparsity
-        if known is None or more:
-            self.bisect(points)
+        if known is not None and not more:
+            return
+        self.bisect(points)
         if not build.out_of_time:
             build.ledger.put(
                 "search",

@@ -224,7 +224,7 @@ def figures(families: dict[str, list[dict[str, Any]]], zoo: Sequence[dict[str, A
     """Return the claims, and the gain for each network, and for each of its latencies."""
     found: dict[str, Any] = {}
     rows = [row for part in families.values() for row in part if row["method"] in METHODS]
-    for over in METHODS[:-1]:
+    for over in METHODS[:-1] if families else ():
         least = math.inf
         for family, its in families.items():
             by_seed = gains([row for row in its if row["method"] in METHODS], over)

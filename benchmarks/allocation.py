@@ -250,7 +250,6 @@ def figures(families: dict[str, list[dict[str, Any]]], zoo: Sequence[dict[str, A
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def main(quick: bool, cache: Path, seeds: int, epochs: int, workers: int | None, part: str, out: Path) -> None:
     """Measure, train and score; write figures and raw results after each network."""
-    begin = time.monotonic()
     root = FOLDER.parent
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
     cache = (cache / "quick" if quick else cache).resolve()
@@ -268,7 +267,7 @@ def main(quick: bool, cache: Path, seeds: int, epochs: int, workers: int | None,
 
     def write() -> None:
         document = {
-            "figures": figures(families, zoo) | {"seconds": time.monotonic() - begin},
+            "figures": figures(families, zoo),
             "rows": families,
             "zoo": zoo,
             "environment": environment,

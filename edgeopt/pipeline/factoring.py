@@ -33,6 +33,11 @@ STAGE = "low-rank"
 TURNS = Turns(rounds=5, seconds=0.02, budget_seconds=20.0)
 CALIBRATION_SAMPLES = 8
 """Ranges decide no latency."""
+MOST_BYTES = 250e6
+"""Of the weights of layers that lie in one file: protobuf writes no more than 2 GB, and memory is finite."""
+
+Form = tuple[FactorLayer, Factor | None]
+"""A layer, as it is or as a pair."""
 
 
 class LayerTimes(Record, frozen=True, kw_only=True):
@@ -133,7 +138,9 @@ def _measure(
     for name, (layer, factor) in wanted.items():
         alike.setdefault(digest((msgspec.structs.replace(layer, weight="", choices=()), factor)), []).append(name)
     layers = [(wanted[names[0]][0], factor) for names in alike.values() for factor in (None, wanted[names[0]][1])]
-    files = _write(build, layers, precision, folder)
+    files: list[Path] = []
+    for few in in_parts(layers):
+        files += _write(build, few, precision, folder / f"from-{len(files)}")
     timed = profile_nodes(files, build.connection, build.profile, build.budget.batch_size, build.allow_fallback,
                           None, TURNS)  # fmt: skip
     ns = {one.file: one.ns for one in timed}
@@ -145,10 +152,23 @@ def _measure(
     }
 
 
-def _write(
-    build: Build, layers: Sequence[tuple[FactorLayer, Factor | None]], precision: Precision, folder: Path
-) -> list[Path]:
+def in_parts(layers: Sequence[Form], most_bytes: float = MOST_BYTES) -> list[list[Form]]:
+    """Part layers into runs whose weights, in float32, come to so many bytes at most; a larger layer is alone."""
+    parts: list[list[Form]] = []
+    room = 0.0
+    for form in layers:
+        size = 4 * form[0].parameters  # of a pair it is less
+        if size > room or not parts:
+            parts.append([])
+            room = most_bytes
+        parts[-1].append(form)
+        room -= size
+    return parts
+
+
+def _write(build: Build, layers: Sequence[Form], precision: Precision, folder: Path) -> list[Path]:
     """Write a file for each layer in the precision asked for; graph steps are done once, on all of them together."""
+    folder.mkdir()
     source, target, calibration = folder / "float.onnx", folder / "made.onnx", folder / "calibration.npz"
     batch = build.budget.batch_size
     save(joined([layer_model(layer, factor, batch) for layer, factor in layers]), source)

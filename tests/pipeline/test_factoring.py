@@ -3,8 +3,9 @@ from types import SimpleNamespace
 from builders import a_profile
 
 from edgeopt.errors import StepError
-from edgeopt.pipeline.factoring import factored
+from edgeopt.pipeline.factoring import factored, in_parts
 from edgeopt.pipeline.networks import Network
+from edgeopt.records.low_rank import FactorLayer
 
 
 class LostWorkers:
@@ -26,3 +27,14 @@ def test_layers_that_cannot_be_factored_are_a_note_not_the_end_of_the_build(tmp_
     candidates, said = factored(build, network, "int8")
     assert candidates == []
     assert "signal 9" in said
+
+
+def test_layers_lie_in_files_of_a_bounded_size():
+    layers = [
+        (FactorLayer(weight=f"w{size}", shape=(size, 10), input_shape=(10,), stride=(), padding=(), dilation=(),
+                     choices=()), None)
+        for size in (10, 10, 10, 100, 10)
+    ]  # fmt: skip
+    parts = in_parts(layers, most_bytes=1000)
+    assert [[layer.shape[0] for layer, _ in part] for part in parts] == [[10, 10], [10], [100], [10]]
+    assert in_parts([], 1000) == []

@@ -387,7 +387,7 @@ def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
 def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_their_parent(tmp_path):
     write_target(tmp_path / "tiny.toml", size_metric='"download"')
     mlp = f"{TESTS / 'tiny_mlp.py'}:task"
-    done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml", "--quick")
+    done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
     choice = choice_of(tmp_path)
     low = [t for t in choice["trials"] if any(step["step"] == "low-rank" for step in t["recipe"]["torch_steps"])]

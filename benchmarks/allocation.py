@@ -231,7 +231,7 @@ def figures(families: dict[str, list[dict[str, Any]]], zoo: Sequence[dict[str, A
             mean, low, _ = interval(by_seed.mean(axis=0))
             found |= {f"{family}_gain_over_{over}": mean, f"{family}_gain_over_{over}_low95": low}
             for share, row in zip(SHARES, by_seed, strict=False):
-                found[f"{family}_gain_over_{over}_at_{share}"] = interval(row)
+                found[f"{family}_gain_over_{over}_at_{round(100 * share)}"] = interval(row)
             least = min(least, low)
         found[f"score_gain_over_{over}_low95"] = least
     apart = [abs(row["latency_against_uniform"][0] - 1) for row in rows if row["latency_against_uniform"]]

@@ -72,13 +72,17 @@ CLAIMS = {
     "(onnxruntime.quantization's defaults: {onnxruntime-static_worst_score_drop:.4f}, "
     "{onnxruntime-static_int8_faster_ratio:.0%} faster, {onnxruntime-static_shipped_slower_than_float} slower; NNCF: "
     "{nncf_worst_score_drop:.4f}, {nncf_int8_faster_ratio:.0%}, {nncf_shipped_slower_than_float})",
-    "allocation": "at equal measured latency and equal short training, over {seeds} seeds at two latencies, widths by "
-    "measured latency keep {residual_gain_over_uniform:.3f} (residual) and {depthwise_gain_over_uniform:.3f} "
-    "(depthwise) more of the score than uniform widths (lower ends of 95 %: {residual_gain_over_uniform_low95:.3f} and "
-    "{depthwise_gain_over_uniform_low95:.3f}), {residual_gain_over_macs:.2f} and {depthwise_gain_over_macs:.2f} more "
-    "than a global ranking cut at counted MACs; of {pruned_candidates} pruned files of ten architectures "
-    "{pruned_shipped_ratio:.0%} were faster than their parent and would ship, {shipped_slower_than_parent} of these "
-    "slower in a second A/B",
+    "allocation": "at equal measured latency and equal short training, over {seeds} seeds, widths by measured latency "
+    "keep more of the score than uniform widths of 60 % and of 30 % of the channels: "
+    "{residual_gain_over_uniform_at_60[0]:.4f} and {residual_gain_over_uniform_at_30[0]:.4f} (residual), "
+    "{depthwise_gain_over_uniform_at_60[0]:.4f} and "
+    "{depthwise_gain_over_uniform_at_30[0]:.4f} (depthwise; lower ends of 95 %: "
+    "{residual_gain_over_uniform_at_60[1]:.4f}, {residual_gain_over_uniform_at_30[1]:.4f}, "
+    "{depthwise_gain_over_uniform_at_60[1]:.4f}, {depthwise_gain_over_uniform_at_30[1]:.4f}), and more than a global "
+    "ranking cut at counted MACs: {residual_gain_over_macs_at_60[0]:.4f} and {residual_gain_over_macs_at_30[0]:.2f}, "
+    "{depthwise_gain_over_macs_at_60[0]:.2f} and {depthwise_gain_over_macs_at_30[0]:.2f}; of {pruned_candidates} "
+    "pruned files of ten architectures {pruned_shipped_ratio:.0%} were faster than their parent and would ship, "
+    "{shipped_slower_than_parent} of these slower in a second A/B",
     "verdicts": "{equal_files_compared} A/B comparisons of a file with its copy: {false_verdict_ratio:.1%} called "
     "different; 5 % more work found in {found_5_percent_ratio:.0%} of {planted_compared}",
     "memory": "peak memory against known weights and activations: off by {worst_error_ratio:.1%} at worst "

@@ -217,8 +217,11 @@ def _split_sizes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]]) -> l
     axis = next((one.i for one in node.attribute if one.name == "axis"), 0)
     if node.op_type != "Split" or count is None or any(name not in shapes for name in node.output):
         return None
+    sizes = [int(shapes[name][axis].dim_value) for name in node.output]
+    if not all(sizes):
+        return None  # a size that the file leaves open
     node.attribute.remove(count)
-    return [shapes[name][axis].dim_value for name in node.output]
+    return sizes
 
 
 def rename(model: onnx.ModelProto) -> None:

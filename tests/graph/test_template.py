@@ -88,6 +88,16 @@ def test_splits_and_shared_constants_are_the_same_however_they_are_written():
     assert parts == {"edgeopt1_in1": [2, 2]}
 
 
+def test_a_split_of_a_size_that_the_file_leaves_open_stays_as_it_is():
+    model = a_shuffle(8)
+    model.graph.node[1].attribute[0].i = 0  # along the batch
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    spell_out(model)
+    split = model.graph.node[1]
+    assert list(split.input) == ["one"]
+    assert {one.name for one in split.attribute} == {"axis", "num_outputs"}
+
+
 def test_nodes_are_named_by_their_number_and_inputs_and_outputs_keep_their_names():
     graph = a_template().at(FULL).graph
     assert [node.name for node in graph.node][:2] == ["edgeopt0_Conv", "edgeopt1_Conv"]

@@ -16,7 +16,7 @@ import click
 
 import edgeopt
 from edgeopt.bench.asking import INSTALL
-from edgeopt.cli.doctor_devices import Place, places
+from edgeopt.cli.doctor_devices import Route, routes
 from edgeopt.config.profiles import read_profile, shipped_folder
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import DeviceError
@@ -65,7 +65,7 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     int8_instructions: tuple[str, ...]
     """Those of the processor that multiply and add int8 in one step."""
     bf16_instructions: tuple[str, ...]
-    devices: tuple[Place, ...]
+    devices: tuple[Route, ...]
     load_average: float | None
     """Processes that wanted a core over the last minute; None where the system does not tell."""
     free_disk_bytes: int
@@ -117,7 +117,7 @@ def diagnose() -> Diagnosis:
         providers=providers,
         int8_instructions=() if environment is None else _among(environment, INT8),
         bf16_instructions=() if environment is None else _among(environment, BF16),
-        devices=places(),
+        devices=routes(),
         load_average=load,
         free_disk_bytes=free,
         findings=tuple(findings),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from edgeopt.cli.doctor_devices import places
+from edgeopt.cli.doctor_devices import routes
 
 SAYS = {
     "ssh": ("OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.22 25 Aug 2026", "stderr"),
@@ -23,7 +23,7 @@ def machine(tmp_path, monkeypatch):
             program = tmp_path / name.replace("_", "-")
             program.write_text(f"#!/bin/sh\necho '{text}'{' >&2' if stream == 'stderr' else ''}\n")
             program.chmod(0o755)
-        return {place.kind: place for place in places()}
+        return {route.kind: route for route in routes()}
 
     return look
 

@@ -31,7 +31,7 @@ from edgeopt.records.recipe import (
     Sparsify,
     TorchStep,
 )
-from edgeopt.records.trial import AgainstParent, Artifact, Failed, Measured, Parity, Score, Trial
+from edgeopt.records.trial import AgainstTrial, Artifact, Failed, Measured, Parity, Score, Trial
 
 A_RULE = TimingRule(
     processes=5, warmup_runs=10, warmup_seconds=0.3, min_runs=50, min_seconds=1.0, max_seconds=10.0
@@ -225,7 +225,7 @@ def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0,
     """A trial that zeros or low rank made of trial 1, with its A/B against that."""
     trial = a_trial(number, **values)  # type: ignore[arg-type]
     assert isinstance(trial.outcome, Measured)
-    against = AgainstParent(trial=1, comparison=a_comparison(time_ratio=time_ratio))
+    against = AgainstTrial(trial=1, comparison=a_comparison(time_ratio=time_ratio))
     recipe = msgspec.structs.replace(trial.recipe, torch_steps=(step,), parent="trial 1's network")
     return msgspec.structs.replace(
         trial, recipe=recipe, outcome=msgspec.structs.replace(trial.outcome, against_parent=against)
@@ -236,7 +236,7 @@ def a_trial_with_a_front(number: int = 2, *, plain: int = 1, time_ratio: float =
     """An int8 trial whose first layers are float, with its A/B against trial ``plain``."""
     trial = a_trial(number, size_bytes=size_bytes, recipe=a_recipe(int8=True), drop=0.0)
     assert isinstance(trial.outcome, Measured)
-    against = AgainstParent(trial=plain, comparison=a_comparison(time_ratio=time_ratio))
+    against = AgainstTrial(trial=plain, comparison=a_comparison(time_ratio=time_ratio))
     return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, against_plain=against))
 
 

@@ -46,7 +46,7 @@ class Turns(Record, frozen=True, kw_only=True):
     """Of each process before its first turn."""
 
     def of(self, profile: Profile) -> Turns:
-        """Return the turns with their times in a profile's place."""
+        """Return the turns with ``pair_seconds`` decided."""
         seconds = profile.timing.min_seconds if self.pair_seconds is None else self.pair_seconds
         return msgspec.structs.replace(self, pair_seconds=seconds)
 

@@ -16,7 +16,7 @@ from edgeopt.pipeline.steps import as_failed, run_step
 from edgeopt.records.codec import digest, network_key
 from edgeopt.records.quantization import Front
 from edgeopt.records.recipe import Quantize
-from edgeopt.records.trial import AgainstParent, Measured, Trial
+from edgeopt.records.trial import AgainstTrial, Measured, Trial
 from edgeopt.select.limits import pays, replaces
 from edgeopt.statistics import comparison_ratio, verdict
 
@@ -114,7 +114,7 @@ def _with_front(
     except EdgeoptError as error:
         build.progress("compare", f"trial {made.number} was not compared: {as_failed(error).reason}")
         return None
-    against = AgainstParent(trial=trial.number, comparison=comparison)
+    against = AgainstTrial(trial=trial.number, comparison=comparison)
     return search.rewrite(made, msgspec.structs.replace(made.outcome, against_plain=against))
 
 

@@ -19,7 +19,7 @@ from edgeopt.pipeline.steps import as_failed
 from edgeopt.records.codec import digest, network_key
 from edgeopt.records.recipe import LowRank, Recipe, Sparsify
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import AgainstParent, Measured, Trial
+from edgeopt.records.trial import AgainstTrial, Measured, Trial
 
 if TYPE_CHECKING:
     from edgeopt.pipeline.networks import Network
@@ -111,4 +111,4 @@ def against_parent(search: Search, recipe: Recipe, outcome: Measured) -> Measure
         search.build.progress("compare", note)
         artifact = msgspec.structs.replace(outcome.artifact, notes=(*outcome.artifact.notes, note))
         return msgspec.structs.replace(outcome, artifact=artifact)
-    return msgspec.structs.replace(outcome, against_parent=AgainstParent(trial=parent.number, comparison=comparison))
+    return msgspec.structs.replace(outcome, against_parent=AgainstTrial(trial=parent.number, comparison=comparison))

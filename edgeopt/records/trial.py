@@ -55,11 +55,11 @@ class Score(Record, frozen=True, kw_only=True):
     samples: int
 
 
-class AgainstParent(Record, frozen=True, kw_only=True):
+class AgainstTrial(Record, frozen=True, kw_only=True):
     """A file against the one that it is a variant of."""
 
     trial: int
-    """The parent's number."""
+    """The other's number."""
     comparison: Comparison
 
 
@@ -77,9 +77,9 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     """Where it is slower than that: what its layers lost and gained, largest loss first, by ONNX Runtime's profile."""
     ranking: tuple[NodeNoise, ...] = ()
     """Of a mixed form: the nodes in the order in which they go back to float."""
-    against_parent: AgainstParent | None = None
+    against_parent: AgainstTrial | None = None
     """Of a sparse or low-rank file: against that of the network it was made of, in the same precision."""
-    against_plain: AgainstParent | None = None
+    against_plain: AgainstTrial | None = None
     """Of an int8 file whose first layers are float, for time: against the one that is int8 from there on."""
 
 

@@ -138,7 +138,7 @@ def losses(group: ChannelGroup) -> Floats:
     """
     gone = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])[:-1]
     whole = float(np.sum(group.importance))
-    found: Floats = gone * whole / np.maximum(whole - gone, 1e-12 * whole) if whole > 0 else gone
+    found: Floats = gone * whole / (whole - gone) if whole > 0 else gone  # the most important channel always stays
     return found
 
 

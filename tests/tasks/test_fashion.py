@@ -36,7 +36,9 @@ def test_a_corrupted_file_is_said_with_what_to_do(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip at all", gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), gzip.compress(b"PNG?")]
+    "content",
+    [b"no gzip at all", gzip.compress(b"\0\0\x08\x01\0\0\0\x05abc"), gzip.compress(b"PNG?")],
+    ids=["no gzip", "half of its labels", "no labels"],
 )
 def test_a_broken_official_file_is_refused(tmp_path, monkeypatch, content):
     (tmp_path / "fashion-mnist").mkdir()

@@ -3,50 +3,16 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-TESTS = Path(__file__).parent.parent
-TASK = f"{TESTS / 'tiny_task.py'}:task"
-QUICK_TIMING = {
-    "processes": "2",
-    "warmup_runs": "3",
-    "warmup_seconds": "0.02",
-    "min_runs": "20",
-    "min_seconds": "0.05",
-    "max_seconds": "2.0",
-}
-
-
-def edgeopt(folder, *arguments, **variables):
-    """Run the command in ``folder`` and return the finished process."""
-    return subprocess.run(
-        [sys.executable, "-m", "edgeopt", *map(str, arguments)],
-        cwd=folder,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-
-
-def write_target(path, **values):
-    """Write the phone's profile with a short timing rule and other values."""
-    text = (TESTS.parent / "targets" / "phone.toml").read_text()
-    for name, value in (QUICK_TIMING | {"name": f'"{path.stem}"', "max_score_drop": "0.2"} | values).items():
-        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
-        assert count == 1, name
-    path.write_text(text)
+from building import TASK, TESTS, choice_of, edgeopt, write_target
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +28,6 @@ def first(folder):
     done = edgeopt(folder, "build", TASK, "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
     return done
-
-
-def choice_of(folder, out="edgeopt-out"):
-    return json.loads((folder / out / "choice.json").read_text())
 
 
 def rebuild(folder, *limits):
@@ -329,93 +291,3 @@ def test_a_given_onnx_file_is_simplified_quantized_and_judged(first, folder, tmp
     done = edgeopt(tmp_path, "check", "edgeopt-out", "--target", "tiny.toml", *score, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout)["score"]["score"]["value"] == choice["winner"]["score"]
-
-
-WRONG = {
-    "a missing task": (["build", "nothing.py:task", "--target", "phone"], "nothing.py does not exist"),
-    "an unknown ready task": (["build", "fashon", "--target", "phone"], "did you mean 'fashion'"),
-    "an unknown target": (["build", "fashion", "--target", "fone"], "did you mean 'phone'"),
-    "no target": (["build", "fashion"], "--target"),
-    "a broken toml": (["build", "fashion", "--target", "broken.toml"], "broken.toml"),
-    "an out that is a file": (["build", "fashion", "--target", "phone", "--out", "a-file"], "a-file"),
-    "an out that is not ours": (["build", "fashion", "--target", "phone", "--out", "full"], "full"),
-    "a limit that is no number": (["build", "fashion", "--target", "phone", "--size-mb", "small"], "small"),
-    "a percentage": (["build", "fashion", "--target", "phone", "--max-drop", "5"], "5"),
-    "an unknown device": (["build", "fashion", "--target", "phone", "--device", "usb:"], "usb"),
-    "cuda where there is none": (["build", TASK, "--target", "car-cuda"], "CUDAExecutionProvider"),
-    "data for a task": (["build", "fashion", "--target", "phone", "--data", "x.npz"], "--data"),
-    "a model that is none": (["build", "broken.onnx", "--target", "phone"], "broken.onnx"),
-    "a task that raises": (["build", "raises.py:task", "--target", "phone"], "ZeroDivisionError"),
-    "a model that gives NaN": (["build", "nan.py:task", "--target", "phone"], "not finite"),
-    "corrupted data": (["build", "fashion", "--target", "phone"], "train-images-idx3-ubyte.gz"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
-    arguments, words = WRONG[case]
-    (tmp_path / "broken.toml").write_text("name = \n[limits")
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
-    (tmp_path / "a-file").write_text("mine")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "thesis.txt").write_text("mine")
-    (tmp_path / "raises.py").write_text("def task():\n    return 1 / 0\n")
-    (tmp_path / "nan.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(TESTS)!r})\n"
-        "import tiny_task, torch, edgeopt\n"
-        "def model():\n"
-        "    net = tiny_task.TinyNet()\n"
-        "    torch.nn.init.constant_(net.head.weight, float('nan'))\n"
-        "    return net\n"
-        "task = edgeopt.classification(model, tiny_task.batches(32, 0), tiny_task.batches(32, 1))\n"
-    )
-    broken = tmp_path / "data" / "fashion-mnist"
-    broken.mkdir(parents=True)
-    (broken / "train-images-idx3-ubyte.gz").write_bytes(b"half a file")
-    variables = {"EDGEOPT_DATA": str(tmp_path / "data")} if case == "corrupted data" else {}
-    done = edgeopt(tmp_path, *arguments, **variables)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-    assert not (tmp_path / "edgeopt-out").exists()
-    assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
-
-
-@pytest.mark.slow
-def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_their_parent(tmp_path):
-    write_target(tmp_path / "tiny.toml", size_metric='"download"')
-    mlp = f"{TESTS / 'tiny_mlp.py'}:task"
-    done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml")
-    assert done.returncode == 0, done.stderr
-    choice = choice_of(tmp_path)
-    low = [t for t in choice["trials"] if any(step["step"] == "low-rank" for step in t["recipe"]["torch_steps"])]
-    assert low, choice["notes"]  # no channel of this network can go, and its layers use few directions
-    sparse = [t for t in choice["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
-    for trial in (*low, *sparse):
-        parent = choice["trials"][trial["parent"]]
-        assert trial["download_bytes"] < parent["download_bytes"]
-        assert f"Trial {trial['number']} is trial {parent['number']} with " in (done.stdout.replace("\n", " "))
-    for trial in low:
-        assert trial["parameters"] < 0.75 * choice["baseline"]["parameters"]
-        assert any(note.startswith("low rank: at most ") for note in trial["notes"])
-        assert trial["status"] == "measured"
-    assert "is trial" in (tmp_path / "edgeopt-out" / "report.html").read_text()
-
-
-def test_where_int8_ruins_the_score_a_network_trained_for_it_keeps_the_floor_at_the_same_size(tmp_path):
-    unpruned = {"channel_step": "48", "precisions": '["int8", "fp32"]'}  # that would take minutes
-    write_target(tmp_path / "tiny.toml", max_score_drop="0.12", **unpruned)
-    done = edgeopt(tmp_path, "build", f"{TESTS / 'tiny_spread.py'}:harmed", "--target", "tiny.toml", "--quick")
-    assert done.returncode == 0, done.stderr
-    choice = choice_of(tmp_path)
-    int8 = [t for t in choice["trials"] if any(step["step"] == "quantize" for step in t["recipe"]["graph_steps"])]
-    plain = next(trial for trial in int8 if not trial["recipe"]["torch_steps"])
-    aware = next(trial for trial in int8 if "quantize-aware" in str(trial["recipe"]["torch_steps"]))
-    assert [miss["limit"] for miss in plain["misses"]] == ["score"]
-    assert not aware["misses"]
-    assert aware["score"] > plain["score"] + 0.1
-    assert aware["size_bytes"] <= 1.02 * plain["size_bytes"]
-    assert aware["parities"][-1]["stage"] == "trained for"
-    assert "taught by the original network of tiny-spread." in " ".join(done.stdout.split())

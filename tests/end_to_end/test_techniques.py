@@ -1,0 +1,42 @@
+"""Techniques that a build uses on networks that were made for them, in a workspace of their own."""
+
+import pytest
+from building import TESTS, choice_of, edgeopt, write_target
+
+
+@pytest.mark.slow
+def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_their_parent(tmp_path):
+    write_target(tmp_path / "tiny.toml", size_metric='"download"')
+    mlp = f"{TESTS / 'tiny_mlp.py'}:task"
+    done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    choice = choice_of(tmp_path)
+    low = [t for t in choice["trials"] if any(step["step"] == "low-rank" for step in t["recipe"]["torch_steps"])]
+    assert low, choice["notes"]  # no channel of this network can go, and its layers use few directions
+    sparse = [t for t in choice["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
+    for trial in (*low, *sparse):
+        parent = choice["trials"][trial["parent"]]
+        assert trial["download_bytes"] < parent["download_bytes"]
+        assert f"Trial {trial['number']} is trial {parent['number']} with " in (done.stdout.replace("\n", " "))
+    for trial in low:
+        assert trial["parameters"] < 0.75 * choice["baseline"]["parameters"]
+        assert any(note.startswith("low rank: at most ") for note in trial["notes"])
+        assert trial["status"] == "measured"
+    assert "is trial" in (tmp_path / "edgeopt-out" / "report.html").read_text()
+
+
+def test_where_int8_ruins_the_score_a_network_trained_for_it_keeps_the_floor_at_the_same_size(tmp_path):
+    unpruned = {"channel_step": "48", "precisions": '["int8", "fp32"]'}  # that would take minutes
+    write_target(tmp_path / "tiny.toml", max_score_drop="0.12", **unpruned)
+    done = edgeopt(tmp_path, "build", f"{TESTS / 'tiny_spread.py'}:harmed", "--target", "tiny.toml", "--quick")
+    assert done.returncode == 0, done.stderr
+    choice = choice_of(tmp_path)
+    int8 = [t for t in choice["trials"] if any(step["step"] == "quantize" for step in t["recipe"]["graph_steps"])]
+    plain = next(trial for trial in int8 if not trial["recipe"]["torch_steps"])
+    aware = next(trial for trial in int8 if "quantize-aware" in str(trial["recipe"]["torch_steps"]))
+    assert [miss["limit"] for miss in plain["misses"]] == ["score"]
+    assert not aware["misses"]
+    assert aware["score"] > plain["score"] + 0.1
+    assert aware["size_bytes"] <= 1.02 * plain["size_bytes"]
+    assert aware["parities"][-1]["stage"] == "trained for"
+    assert "taught by the original network of tiny-spread." in " ".join(done.stdout.split())

@@ -40,13 +40,13 @@ from scipy import stats
 
 from benchmarks.pruned_files import SURE_TURNS, PrunedFiles, Widths, opened_task
 from benchmarks.shipping import ARCHITECTURES, run_architecture, shipping_figures
-from edgeopt.pipeline.candidates import distillation, importance_of
-from edgeopt.pipeline.networks import export, table, train
+from edgeopt.pipeline.artifacts.networks import export_network, group_table_of, train_network
+from edgeopt.pipeline.search.candidate import distillation, importance_of
+from edgeopt.planning.widths import allocate, uniform_widths
 from edgeopt.records.codec import digest, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.measurement import Comparison
 from edgeopt.records.recipe import Prune
-from edgeopt.search.allocate import allocate, uniform_widths
 from edgeopt.statistics import comparison_ratio
 
 FOLDER = Path(__file__).parent
@@ -157,11 +157,11 @@ def trained_score(files: PrunedFiles, chosen: Chosen, seed: int) -> float:
     cut = {name: width for name, width in chosen.widths.items() if width < full[name]}
     steps = (Prune(importance=importance_of(build), widths=cut), distillation(build))
     original = files.search.original
-    network = train(build, original, steps, lambda: table(build, original, importance_of(build))[1],
+    network = train_network(build, original, steps, lambda: group_table_of(build, original, importance_of(build))[1],
                     original.parameters, lambda _: None)  # fmt: skip
     test = build.data.test_set()
     assert test is not None
-    score, _ = files.search.scale.evaluate(export(build, network).sha256, *test)
+    score, _ = files.search.scale.evaluate(export_network(build, network).sha256, *test)
     return score
 
 

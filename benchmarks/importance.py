@@ -32,8 +32,8 @@ from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import importance, strongest
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import group_table
+from edgeopt.planning.widths import by_work
 from edgeopt.records.recipe import Distill, Importance
-from edgeopt.search.allocate import by_work
 from edgeopt.task import CheckedTask, load_task
 
 RULES = (

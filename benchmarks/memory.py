@@ -33,9 +33,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from edgeopt.bench.asking import runtime_request
-from edgeopt.bench.memory import PROCESSES, weigh
-from edgeopt.bench.memory_modes import MemoryMode, weigh_modes
+from edgeopt.bench.memory import PROCESSES, measure_memory
+from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
+from edgeopt.bench.requests import runtime_request
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.local import LocalDevice
 from edgeopt.records.measurement import Memory
@@ -95,7 +95,7 @@ def weighed(network: Network, folder: Path, arena: bool) -> Memory:
     network.write(path)
     profile = msgspec.structs.replace(load_profile("phone"), memory_arena=arena)
     request = runtime_request("memory", str(path), profile, allow_fallback=())
-    found = weigh(LocalDevice(), request, "memory", lambda _text: None)
+    found = measure_memory(LocalDevice(), request, "memory", lambda _text: None)
     if found is None:
         raise click.ClickException("this system does not tell peaks of memory")
     return found
@@ -123,7 +123,7 @@ def modes_of(network: Network, folder: Path, processes: int) -> tuple[MemoryMode
     """Return the peaks in every mode."""
     path = folder / "network.onnx"
     network.write(path)
-    found = weigh_modes(path, LocalDevice(), load_profile("phone"), batch_size=1, allow_fallback=(), inputs=None,
+    found = measure_memory_modes(path, LocalDevice(), load_profile("phone"), batch_size=1, allow_fallback=(), inputs=None,
                         processes=processes, progress=lambda _text: None)  # fmt: skip
     if found is None:
         raise click.ClickException("this system does not tell peaks of memory")

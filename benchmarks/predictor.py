@@ -22,23 +22,23 @@ from typing import Any
 import click
 import numpy as np
 
-from edgeopt.bench.compare import Turns, compare
+from edgeopt.bench.compare import ComparisonTurns, compare
 from edgeopt.config.profiles import load_profile
 from edgeopt.graph.apply import apply_steps
-from edgeopt.pipeline import jobs
-from edgeopt.pipeline.build import Request, opened, start
-from edgeopt.pipeline.candidates import importance_of
+from edgeopt.latency.predictor import Predictor
+from edgeopt.pipeline.artifacts.latency_table import latency_table
+from edgeopt.pipeline.artifacts.networks import ExportedFile, group_table_of
+from edgeopt.pipeline.artifacts.onnx_files import graph_steps
+from edgeopt.pipeline.build import BuildRequest, open_build, start
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.files import graph_steps
-from edgeopt.pipeline.latency import latency_table
-from edgeopt.pipeline.networks import ExportedFile, table
+from edgeopt.pipeline.search.candidate import importance_of
+from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.codec import to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.profile import Precision
-from edgeopt.search.predict import Predictor
-from edgeopt.search.workspace import Workspace
 from edgeopt.statistics import comparison_ratio
+from edgeopt.store.workspace import Workspace
 
 FOLDER = Path(__file__).parent
 FAMILIES = {
@@ -50,14 +50,14 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 NETWORKS = 7
 """Of each family in each precision."""
 LEAST_RATIO = 0.15
-TURNS = Turns(pairs=6, pair_seconds=0.3)
+TURNS = ComparisonTurns(pairs=6, pair_seconds=0.3)
 SEED = 7
 """Other than what draws the table's probes."""
 
 
-def request(task: str, workspace: Path) -> Request:
+def request(task: str, workspace: Path) -> BuildRequest:
     """Return what opens a task as a build does."""
-    return Request(
+    return BuildRequest(
         task=task, data=None, profile=load_profile("phone"), device="local:", out=str(workspace / "out"),
         workspace=str(workspace), allow_fallback=(), workers=1, time_limit_seconds=None, quick=False, more=False,
         command=(),
@@ -77,14 +77,14 @@ def random_widths(groups: GroupTable, step: int, rng: np.random.Generator) -> di
 def exported_at(build: Build, exported: ExportedFile, widths: list[dict[str, int]], folder: Path) -> list[Path]:
     """Prune and export the original at these widths, by the exporter that made the original's file."""
     paths = [folder / f"held-out-{number}.onnx" for number in range(len(widths))]
-    job = jobs.ProbeJob(
+    job = protocol.ProbeJob(
         exporter=exported.exporter,
         widths=tuple(widths),
         outs=tuple(map(str, paths)),
         max_opset=build.profile.max_opset,
         max_ir=build.profile.max_ir,
     )
-    build.trainers.do(job, jobs.ProbeDone)
+    build.trainers.do(job, protocol.ProbeDone)
     return paths
 
 
@@ -98,7 +98,7 @@ def finished(build: Build, source: Path, target: Path, precision: Precision) -> 
 def run_family(family: str, build: Build, count: int, folder: Path) -> list[dict[str, Any]]:
     """Predict and measure ``count`` networks in each precision."""
     search = start(build)
-    groups, _ = table(build, search.original, importance_of(build))
+    groups, _ = group_table_of(build, search.original, importance_of(build))
     rng = np.random.default_rng(SEED)
     widths = [random_widths(groups, build.profile.channel_step, rng) for _ in range(count * len(PRECISIONS))]
     files = exported_at(build, search.exported, widths, folder)
@@ -143,7 +143,7 @@ def measured_family(family: str, task: str, count: int, root: Path) -> tuple[dic
     asked = request(task, root)
     with (
         Workspace(root).open() as workspace,
-        opened(asked, workspace, lambda _: asked.profile.limits, lambda *_: None) as build,
+        open_build(asked, workspace, lambda _: asked.profile.limits, lambda *_: None) as build,
     ):
         return json.loads(to_json(build.environment)), run_family(family, build, count, root)
 

@@ -11,24 +11,24 @@ import click
 import msgspec
 
 from benchmarks.predictor import exported_at, finished
-from edgeopt.bench.asking import file_sha256
-from edgeopt.bench.compare import Turns, compare
+from edgeopt.bench.compare import ComparisonTurns, compare
+from edgeopt.bench.requests import file_sha256
 from edgeopt.config.profiles import load_profile
-from edgeopt.pipeline.build import Request, opened, start
-from edgeopt.pipeline.candidates import importance_of
+from edgeopt.latency.predictor import Predictor
+from edgeopt.pipeline.artifacts.latency_table import latency_table
+from edgeopt.pipeline.artifacts.networks import group_table_of
+from edgeopt.pipeline.build import BuildRequest, open_build, start
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.latency import latency_table
-from edgeopt.pipeline.networks import table
-from edgeopt.pipeline.rounds import Search
+from edgeopt.pipeline.search.candidate import importance_of
+from edgeopt.pipeline.search.driver import Search
 from edgeopt.records.codec import digest
 from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.measurement import Comparison
-from edgeopt.search.predict import Predictor
-from edgeopt.search.workspace import Workspace
 from edgeopt.statistics import LOOKS, comparison_ratio
+from edgeopt.store.workspace import Workspace
 
-QUICK_TURNS = Turns(pairs=6, pair_seconds=0.4)
-SURE_TURNS = Turns(pairs=LOOKS[-1], pair_seconds=0.6)
+QUICK_TURNS = ComparisonTurns(pairs=6, pair_seconds=0.4)
+SURE_TURNS = ComparisonTurns(pairs=LOOKS[-1], pair_seconds=0.6)
 
 Widths = dict[str, int]
 
@@ -36,14 +36,14 @@ Widths = dict[str, int]
 @contextmanager
 def opened_task(task: str, root: Path, workers: int | None, epochs: int | None) -> Iterator[Build]:
     """Open a task as a build does."""
-    asked = Request(
+    asked = BuildRequest(
         task=task, data=None, profile=load_profile("phone"), device="local:", out=str(root / "out"),
         workspace=str(root), allow_fallback=(), workers=workers, time_limit_seconds=None, quick=False, more=False,
         command=(),
     )  # fmt: skip
     with (
         Workspace(root).open() as workspace,
-        opened(asked, workspace, lambda _: asked.profile.limits, lambda *_: None) as build,
+        open_build(asked, workspace, lambda _: asked.profile.limits, lambda *_: None) as build,
     ):
         effort = build.effort if epochs is None else msgspec.structs.replace(build.effort, epochs=epochs)
         yield dataclasses.replace(build, effort=effort)
@@ -57,7 +57,7 @@ class PrunedFiles:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         self.search: Search = start(build)
-        self.groups, _ = table(build, self.search.original, importance_of(build))
+        self.groups, _ = group_table_of(build, self.search.original, importance_of(build))
         times = latency_table(build, self.groups, self.search.exported, "fp32")
         if isinstance(times, NoLatencyTable):
             raise click.ClickException(f"there is no latency table: {times.reason}")
@@ -82,7 +82,7 @@ class PrunedFiles:
             self.as_shipped(source, name)
         return target
 
-    def compared(self, file: Path, against: Path, turns: Turns, seed: int = 0) -> Comparison:
+    def compared(self, file: Path, against: Path, turns: ComparisonTurns, seed: int = 0) -> Comparison:
         """Return the interleaved A/B of two files, kept in the workspace: an interrupted benchmark goes on."""
         build = self.build
         key = digest(

@@ -28,7 +28,7 @@ from typing import Any
 import click
 import numpy as np
 
-from edgeopt.bench.compare import Turns, compare
+from edgeopt.bench.compare import ComparisonTurns, compare
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.open import open_device
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[1]
 MAX_DROP = 0.005
 SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 256
-TURNS = Turns(pairs=LOOKS[0])
+TURNS = ComparisonTurns(pairs=LOOKS[0])
 PEERS = {
     "onnxruntime-static": "static, the defaults of onnxruntime.quantization.quantize_static",
     "onnxruntime-dynamic": "dynamic, the defaults of onnxruntime.quantization.quantize_dynamic",

@@ -14,8 +14,8 @@ from typing import Any
 import click
 
 from benchmarks.pruned_files import SURE_TURNS, PrunedFiles, opened_task
+from edgeopt.planning.widths import allocate
 from edgeopt.records.codec import to_json
-from edgeopt.search.allocate import allocate
 from edgeopt.statistics import comparison_ratio, verdict
 
 FOLDER = Path(__file__).parent

@@ -5,15 +5,15 @@ import msgspec
 from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice, TestScores
 from edgeopt.records.measurement import (
-    Change,
     Comparison,
-    Device,
+    DeviceInfo,
     DeviceKind,
     Environment,
     Estimate,
     Foretold,
     Measurement,
     Memory,
+    NodeChange,
     Timing,
 )
 from edgeopt.records.profile import Profile, TimingRule
@@ -99,9 +99,9 @@ def a_profile(*, name: str = "phone", stand_in: bool = True, limits: Budget | No
     )
 
 
-def a_device(*, kind: DeviceKind = "measured") -> Device:
+def a_device(*, kind: DeviceKind = "measured") -> DeviceInfo:
     """The machine that runs the tests."""
-    return Device(uri="local:", kind=kind, id="x86_64-test")
+    return DeviceInfo(uri="local:", kind=kind, id="x86_64-test")
 
 
 def an_environment() -> Environment:
@@ -153,7 +153,7 @@ def a_measurement(
     spread: float = 0.02,
     batch_size: int = 1,
     memory_bytes: int | None = 4_000_000,
-    device: Device | None = None,
+    device: DeviceInfo | None = None,
     contended: bool = False,
 ) -> Measurement:
     """Five processes of twenty runs."""
@@ -177,7 +177,7 @@ def an_estimate(latency_ms: float = 0.2, error_ratio: float = 0.1) -> Estimate:
     return Estimate(
         calibration="cd" * 10,
         made_at="2026-11-24T16:00:00+00:00",
-        device=Device(uri="ssh://pi", kind="measured", id="aarch64-pi"),
+        device=DeviceInfo(uri="ssh://pi", kind="measured", id="aarch64-pi"),
         device_runtime="1.31.0",
         percentiles=tuple(Foretold(percentile=percentile, **ends) for percentile in (50, 90, 99)),
         networks=8,
@@ -213,12 +213,12 @@ def a_recipe(*, pruned: bool = False, int8: bool = False) -> Recipe:
 def a_slower_int8_trial(number: int = 1) -> Trial:
     """In int8 it is slower than in float32, because of two convolutions."""
     changes = (
-        Change(
+        NodeChange(
             name="", operator="Conv → QLinearConv", shape=(1, 96, 28, 28), nodes=(2, 2), against_ns=1.08e5, ns=1.32e5
         ),
-        Change(name="", operator="Relu", shape=(1, 8, 14, 14), nodes=(1, 0), against_ns=4e3, ns=0.0),
+        NodeChange(name="", operator="Relu", shape=(1, 8, 14, 14), nodes=(1, 0), against_ns=4e3, ns=0.0),
     )
-    return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, twin_ratio=1.2, twin_changes=changes)
+    return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, twin_ratio=1.2, changes_against_float=changes)
 
 
 def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0, **values: object) -> Trial:
@@ -237,7 +237,7 @@ def a_trial_with_a_front(number: int = 2, *, plain: int = 1, time_ratio: float =
     trial = a_trial(number, size_bytes=size_bytes, recipe=a_recipe(int8=True), drop=0.0)
     assert isinstance(trial.outcome, Measured)
     against = AgainstTrial(trial=plain, comparison=a_comparison(time_ratio=time_ratio))
-    return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, against_plain=against))
+    return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, against_full_int8=against))
 
 
 def a_mixed_trial(number: int = 1) -> Trial:
@@ -296,7 +296,7 @@ def a_trial(
     contended: bool = False,
     notes: tuple[str, ...] = (),
     twin_ratio: float | None = None,
-    twin_changes: tuple[Change, ...] = (),
+    changes_against_float: tuple[NodeChange, ...] = (),
     ranking: tuple[NodeNoise, ...] = (),
 ) -> Trial:
     """A measured trial; ``drop`` follows from ``score`` where it is not given."""
@@ -325,8 +325,8 @@ def a_trial(
                 samples=2000,
             ),
             against_baseline=against,
-            against_twin=None if twin_ratio is None else a_comparison(time_ratio=twin_ratio, sha256=artifact.sha256),
-            twin_changes=twin_changes,
+            against_float=None if twin_ratio is None else a_comparison(time_ratio=twin_ratio, sha256=artifact.sha256),
+            changes_against_float=changes_against_float,
             ranking=ranking,
         ),
         seconds={"train": 12.0, "measure": 8.0},

@@ -8,12 +8,12 @@ from edgeopt.config.profiles import load_profile
 from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice
 from edgeopt.records.codec import artifact_key, digest, from_json, measurement_key, network_key, to_json
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.recipe import Importance, Prune, Recipe, Simplify, Student
 
 PHONE = load_profile("phone")
-HERE = Device(uri="local:", kind="stand-in", id="x86-1")
+HERE = DeviceInfo(uri="local:", kind="stand-in", id="x86-1")
 A_RECIPE = Recipe(
     torch_steps=(Student(name="small"), Prune(importance=Importance(method="l2"), widths={"b": 8, "a": 16})),
     graph_steps=(Simplify(),),

@@ -94,7 +94,9 @@ def differences(before: dict[str, Any], after: dict[str, Any], names: dict[str, 
 @click.argument("after", type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True))
 @click.argument("options", nargs=-1, type=click.UNPROCESSED)
 @click.option("--work", type=click.Path(path_type=Path, resolve_path=True), required=True, help="Folder for both.")
-@click.option("--renamed", "pairs", multiple=True, metavar="OLD=NEW", help="A field or tag of recipes that was renamed.")
+@click.option(
+    "--renamed", "pairs", multiple=True, metavar="OLD=NEW", help="A field or tag of recipes that was renamed."
+)
 @click.option("--only-record", is_flag=True, help="Build the first checkout and stop.")
 def main(
     before: Path, after: Path, options: tuple[str, ...], work: Path, pairs: tuple[str, ...], only_record: bool

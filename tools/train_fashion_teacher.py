@@ -33,7 +33,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
 
 def tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
     """Return a split as float images ``(n, 1, 28, 28)`` in 0..1 and int64 labels."""
-    images, labels = fashion_mnist.load(split)
+    images, labels = fashion_mnist.load_split(split)
     return torch.from_numpy(images).float().div(255).unsqueeze(1), torch.from_numpy(labels)
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from edgeopt.bench.nodes import NodeTime
-from edgeopt.records.measurement import Change
+from edgeopt.records.measurement import NodeChange
 
 FAMILIES = {
     "QGemm": "Gemm",
@@ -21,7 +21,7 @@ FAMILIES = {
 """Integer operators by the float operator in whose place they are; ``QLinearX`` and ``FusedX`` stand for ``X``."""
 
 
-def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[Change]:
+def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[NodeChange]:
     """Match the nodes of two profiles and return the changes, largest first.
 
     A node is matched by its name and operator. Where a name is missing on one side (an exporter that counts its nodes,
@@ -42,7 +42,7 @@ def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list
             times[side][key] += node.ns  # type: ignore[assignment]
             counts[side][key] += 1
     changes = [
-        Change(
+        NodeChange(
             name=key[0],
             operator=key[1],
             nodes=(counts[0][key], counts[1][key]),
@@ -54,7 +54,7 @@ def node_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list
     return sorted(changes, key=lambda change: -abs(change.gained_ns))
 
 
-def layer_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[Change]:
+def layer_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[NodeChange]:
     """Match the layers of a float file with those of its integer form, and return the changes, largest loss first.
 
     Operators and names differ between them, and so does the order of the axes. What stays is what a layer makes: nodes
@@ -75,7 +75,7 @@ def layer_changes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> lis
         first = (before or after)[0]
         operators = dict.fromkeys(node.operator for node in (*before, *after))
         changes.append(
-            Change(
+            NodeChange(
                 name="",
                 operator=" → ".join(operators),
                 shape=tuple(max(first.outputs, key=math.prod, default=[])),

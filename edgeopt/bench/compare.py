@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeopt.bench.asking import ask_worker, file_sha256, runtime_request
-from edgeopt.device.base import Device, Request
+from edgeopt.bench.requests import ask_worker, file_sha256, runtime_request
+from edgeopt.device.base import Device, WorkerRequest
 from edgeopt.errors import DeviceLostError
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Comparison
@@ -21,7 +21,7 @@ from edgeopt.statistics import LOOKS, is_decided
 STAGE = "compare"
 
 
-class Turns(Record, frozen=True, kw_only=True):
+class ComparisonTurns(Record, frozen=True, kw_only=True):
     """How long a comparison takes.
 
     Short turns matter: on a shared machine its speed changes within tenths of a second, and turns of 5 ms gave a
@@ -45,13 +45,13 @@ class Turns(Record, frozen=True, kw_only=True):
     warmup_seconds: float = 0.1
     """Of each process before its first turn."""
 
-    def of(self, profile: Profile) -> Turns:
+    def of(self, profile: Profile) -> ComparisonTurns:
         """Return the turns with ``pair_seconds`` decided."""
         seconds = profile.timing.min_seconds if self.pair_seconds is None else self.pair_seconds
         return msgspec.structs.replace(self, pair_seconds=seconds)
 
 
-DEFAULT_TURNS = Turns()
+DEFAULT_COMPARISON_TURNS = ComparisonTurns()
 
 
 def compare(
@@ -64,7 +64,7 @@ def compare(
     seed: int = 0,
     allow_fallback: tuple[str, ...] = (),
     inputs: Path | None = None,
-    turns: Turns = DEFAULT_TURNS,
+    turns: ComparisonTurns = DEFAULT_COMPARISON_TURNS,
     progress: Callable[[str], None] = lambda _text: None,
 ) -> Comparison:
     """Time two files against each other.
@@ -116,7 +116,7 @@ def compare(
     return found
 
 
-def clock_of(profile: Profile, request: Request) -> Literal["cpu", "wall"]:
+def clock_of(profile: Profile, request: WorkerRequest) -> Literal["cpu", "wall"]:
     """Return which times judge: CPU time on one thread of the processor, wall time elsewhere."""
     only_cpu = set(request.providers) | set(request.allow_fallback) == {"CPUExecutionProvider"}
     return "cpu" if profile.threads == 1 and only_cpu else "wall"
@@ -132,8 +132,8 @@ def _run_pair_again_where_lost(*pair: Any) -> list[tuple[tuple[int, ...], tuple[
 
 def _run_pair(
     device: Device,
-    requests: list[Request],
-    turns: Turns,
+    requests: list[WorkerRequest],
+    turns: ComparisonTurns,
     count: int | None,
     clock: Literal["cpu", "wall"],
     rng: random.Random,

@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.bench.asking import file_sha256, run_request, runtime_request
-from edgeopt.bench.memory import weigh
-from edgeopt.device.base import Device, Request
-from edgeopt.records.measurement import Device as DeviceRecord
+from edgeopt.bench.memory import measure_memory
+from edgeopt.bench.requests import file_sha256, run_request, runtime_request
+from edgeopt.device.base import Device, WorkerRequest
+from edgeopt.records.measurement import DeviceInfo as DeviceRecord
 from edgeopt.records.measurement import DeviceKind, Measurement, Timing
 from edgeopt.records.profile import Profile, TimingRule
 from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
@@ -70,7 +70,7 @@ def measure(
     name, environment = device.describe()
     max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1e6
     timings, nodes = _time(device, request, profile.timing, percentile, max_latency_ns, progress)
-    memory = weigh(device, request, STAGE, progress)
+    memory = measure_memory(device, request, STAGE, progress)
     return Measurement(
         sha256=sha256,
         batch_size=batch_size,
@@ -87,7 +87,7 @@ def measure(
 
 def _time(
     device: Device,
-    request: Request,
+    request: WorkerRequest,
     rule: TimingRule,
     percentile: float,
     max_latency_ns: float | None,

@@ -8,8 +8,8 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.bench.asking import run_request
-from edgeopt.device.base import Device, Request
+from edgeopt.bench.requests import run_request
+from edgeopt.device.base import Device, WorkerRequest
 from edgeopt.records.measurement import Memory
 
 STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -23,7 +23,9 @@ RUNS = 5
 """In each process: ONNX Runtime plans its arena in the first run and reaches its peak in the second."""
 
 
-def weigh(device: Device, request: Request, stage: str, progress: Callable[[str], None]) -> Memory | None:
+def measure_memory(
+    device: Device, request: WorkerRequest, stage: str, progress: Callable[[str], None]
+) -> Memory | None:
     """Return the peaks over a process without a session, or None where the device cannot tell.
 
     Args:
@@ -33,7 +35,7 @@ def weigh(device: Device, request: Request, stage: str, progress: Callable[[str]
         progress: Is told in a few words what happens now.
 
     Raises:
-        ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.asking.run_request``.
+        ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.requests.run_request``.
     """
     request = msgspec.structs.replace(request, mode="memory", min_runs=RUNS, min_seconds=0.0)
     steady: list[dict[str, Any]] = []

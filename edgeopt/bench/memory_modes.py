@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeopt.bench.asking import run_request, runtime_request
 from edgeopt.bench.memory import PROCESSES, RUNS, STEADY_MALLOC
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.device.base import Device
 from edgeopt.records.base import Record
 from edgeopt.records.profile import Profile
@@ -39,7 +39,7 @@ class MemoryMode(Record, frozen=True, kw_only=True):
     """CPU time of one run, from a few: enough to see what a mode costs, not to rank."""
 
 
-def weigh_modes(
+def measure_memory_modes(
     model: Path,
     device: Device,
     profile: Profile,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from edgeopt.bench.asking import run_request, runtime_request
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.device.base import Device
 from edgeopt.records.base import Record
 from edgeopt.records.profile import Profile
@@ -18,7 +18,7 @@ from edgeopt.records.profile import Profile
 STAGE = "latency table"
 
 
-class Turns(Record, frozen=True, kw_only=True):
+class ProfilingTurns(Record, frozen=True, kw_only=True):
     """How long each file runs."""
 
     rounds: int = 5
@@ -33,8 +33,8 @@ class Turns(Record, frozen=True, kw_only=True):
     """First files that are timed however long it takes."""
 
 
-DEFAULT_TURNS = Turns()
-PROFILING = Turns(rounds=3, seconds=0.1, budget_seconds=15.0, min_models=2)
+DEFAULT_PROFILING_TURNS = ProfilingTurns()
+LONG_PROFILING_TURNS = ProfilingTurns(rounds=3, seconds=0.1, budget_seconds=15.0, min_models=2)
 """For people who look at one file or two."""
 
 
@@ -68,7 +68,7 @@ def profile_nodes(
     batch_size: int,
     allow_fallback: tuple[str, ...],
     inputs: Path | None,
-    turns: Turns = DEFAULT_TURNS,
+    turns: ProfilingTurns = DEFAULT_PROFILING_TURNS,
 ) -> list[FileTime]:
     """Time every node of every file, as the profile says that it runs.
 
@@ -118,7 +118,7 @@ def profile_nodes(
     return result
 
 
-def told_shapes(
+def with_input_shapes(
     timed: Sequence[FileTime],
     models: Sequence[Path],
     device: Device,
@@ -130,7 +130,7 @@ def told_shapes(
 
     Each file runs once more without re-packing, which changes no node.
     """
-    turns = Turns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
+    turns = ProfilingTurns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
     found = _ask(models, device, profile, batch_size, (), inputs, turns, prepacking=False)
     whole = []
     for one, turn in zip(timed, found, strict=True):
@@ -165,7 +165,7 @@ def node_shapes(
     Raises:
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    turns = Turns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
+    turns = ProfilingTurns(rounds=1, seconds=0.0, min_runs=1, warmup_runs=0, min_models=len(models))
     profile = msgspec.structs.replace(profile, graph_level="disabled")
     found = _ask(models, device, profile, batch_size, allow_fallback, inputs, turns)
     return [[NodeTime(**node) for node in turn["nodes"]] for turn in found]
@@ -178,7 +178,7 @@ def _ask(
     batch_size: int,
     allow_fallback: tuple[str, ...],
     inputs: Path | None,
-    turns: Turns,
+    turns: ProfilingTurns,
     prepacking: bool = True,
 ) -> list[dict[str, Any]]:
     request = runtime_request(

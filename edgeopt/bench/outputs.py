@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeopt.bench.asking import run_request, runtime_request
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.bench.worker import iterate_batches, write_batches
 from edgeopt.device.base import Device
 from edgeopt.errors import DataError
@@ -42,7 +42,7 @@ def run_model(
         stage: Named by errors.
 
     Raises:
-        ProviderError, StepError, DeviceError: see ``edgeopt.bench.asking.run_request``.
+        ProviderError, StepError, DeviceError: see ``edgeopt.bench.requests.run_request``.
     """
     request = runtime_request(
         "outputs", str(model), profile, allow_fallback=allow_fallback, inputs=str(inputs), outputs=str(outputs)

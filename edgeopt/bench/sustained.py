@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.bench.asking import ask_worker, file_sha256, runtime_request
 from edgeopt.bench.compare import clock_of
+from edgeopt.bench.requests import ask_worker, file_sha256, runtime_request
 from edgeopt.device.base import Device
-from edgeopt.records.measurement import Device as DeviceRecord
+from edgeopt.records.measurement import DeviceInfo as DeviceRecord
 from edgeopt.records.measurement import DeviceKind, Sustained
 from edgeopt.records.profile import Profile
 from edgeopt.statistics import BOOTSTRAP_REPEATS, Interval, expanded_tail

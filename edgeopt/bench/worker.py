@@ -1,6 +1,6 @@
 """The worker: one file that needs only the standard library, numpy and onnxruntime, so that it runs on any device.
 
-In: one JSON line on stdin (``edgeopt.device.base.Request``). Out: one line on stdout, ``edgeopt-worker`` and JSON:
+In: one JSON line on stdin (``edgeopt.device.base.WorkerRequest``). Out: one line on stdout, ``edgeopt-worker`` and JSON:
 ``{"ok": true, ...}`` or ``{"ok": false, "kind": ..., "reason": ...}``, with a kind of ``WorkerError`` or ``device``. In
 mode ``serve`` each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does,
 so that it never outlives its parent: keep stdin open until the answer is there.
@@ -30,8 +30,8 @@ SENTINEL = "edgeopt-worker "
 CPU = "CPUExecutionProvider"
 NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
-SETTLE_STEP_SECONDS = 0.005
-SETTLE_MAX_SECONDS = 0.5
+IDLE_STEP_SECONDS = 0.005
+IDLE_MAX_SECONDS = 0.5
 """Idle threads of ONNX Runtime were seen to spin for 40 ms after a run."""
 
 COOL_C = 60.0
@@ -87,7 +87,7 @@ def bind(cores: list[int]) -> None:
     os.sched_setaffinity(0, cores)
 
 
-def runtime() -> Any:
+def import_onnxruntime() -> Any:
     """Import onnxruntime with its telemetry off."""
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
@@ -129,7 +129,7 @@ def open_session(
     Returns:
         The session, and the nanoseconds that it took to load.
     """
-    ort = runtime()
+    ort = import_onnxruntime()
     if not Path(request["model"]).is_file():
         raise WorkerError("model", f"{request['model']} does not exist")
     providers = choose_providers(ort, request)
@@ -260,7 +260,7 @@ def make_run(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> Callable[[]
 
 def bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], place: str) -> Callable[[], object]:
     """Return a run by IO binding: inputs copied to buffers on ``place``, outputs back on the host; it returns these."""
-    ort = runtime()
+    ort = import_onnxruntime()
     binding = session.io_binding()
     buffers = {name: ort.OrtValue.ortvalue_from_numpy(array, place, 0) for name, array in feed.items()}
     for name, buffer in buffers.items():
@@ -320,12 +320,12 @@ def warm_up(run: Callable[[], object], request: dict[str, Any]) -> tuple[int, bo
     return count, False
 
 
-def settle() -> None:
+def wait_until_idle() -> None:
     """Wait until this process's idle threads have stopped spinning."""
-    for _ in range(int(SETTLE_MAX_SECONDS / SETTLE_STEP_SECONDS)):
+    for _ in range(int(IDLE_MAX_SECONDS / IDLE_STEP_SECONDS)):
         begin = time.process_time()
-        time.sleep(SETTLE_STEP_SECONDS)
-        if time.process_time() - begin < 0.2 * SETTLE_STEP_SECONDS:
+        time.sleep(IDLE_STEP_SECONDS)
+        if time.process_time() - begin < 0.2 * IDLE_STEP_SECONDS:
             return
 
 
@@ -391,7 +391,7 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def profile_nodes(request: dict[str, Any]) -> dict[str, Any]:
+def profile_models(request: dict[str, Any]) -> dict[str, Any]:
     """Time every node of several models in turns, so that slow changes of the machine's speed reach all alike.
 
     Each turn is a session of its own without the profiler, for the time of the whole, then one with it. Turns
@@ -420,12 +420,12 @@ def profile_turn(request: dict[str, Any], prefix: str) -> dict[str, Any]:
     run = make_run(session, make_feed(session, request))
     repeat(run, request["warmup_runs"] + runs, seconds, most)
     file = Path(session.end_profiling())
-    nodes = read_profile(json.loads(file.read_bytes()), request["warmup_runs"])
+    nodes = read_node_times(json.loads(file.read_bytes()), request["warmup_runs"])
     file.unlink()
     return {"wall_ns": wall, "cpu_ns": cpu, "nodes": nodes}
 
 
-def read_profile(events: list[dict[str, Any]], skipped_runs: int) -> list[dict[str, Any]]:
+def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dict[str, Any]]:
     """Return nodes in the order in which they run: name, operator, shapes, nanoseconds until the next one starts.
 
     ONNX Runtime notes whole microseconds. A duration is cut to whole ones, which is a bias where kernels take three;
@@ -490,9 +490,9 @@ def convert(request: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def weigh_model(request: dict[str, Any]) -> dict[str, Any]:
+def measure_model_memory(request: dict[str, Any]) -> dict[str, Any]:
     """Return peaks of memory over this process before the session: while loading, and while running."""
-    runtime()
+    import_onnxruntime()
     try:
         forget_peak()
     except OSError:
@@ -572,9 +572,9 @@ def run_batches(request: dict[str, Any]) -> dict[str, Any]:
     return {"batches": write_batches(Path(request["outputs"]), written)}
 
 
-def describe() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """Return what a reader needs to judge numbers from this machine."""
-    ort = runtime()
+    ort = import_onnxruntime()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:
@@ -628,7 +628,7 @@ def serve(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callab
     ready: dict[str, Any] = {"ok": True, "nodes": nodes, "precise_cpu_clock": precise}
     while True:
         if spins:
-            settle()
+            wait_until_idle()
         answer(ready)
         block = json.loads(lines.get())
         repeat(run, block["warmup_runs"], 0.0, block["max_seconds"])
@@ -638,11 +638,11 @@ def serve(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callab
 
 MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "time": time_model,
-    "memory": weigh_model,
+    "memory": measure_model_memory,
     "outputs": run_batches,
-    "nodes": profile_nodes,
+    "nodes": profile_models,
     "convert": convert,
-    "describe": lambda _request: describe(),
+    "describe": lambda _request: describe_machine(),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.records.recipe import Half, QuantizeStep, Recipe
+from edgeopt.records.recipe import Float16, QuantizeStep, Recipe
 
 Array = NDArray[np.generic]
 
@@ -43,7 +43,7 @@ def tolerance_ratio(recipe: Recipe) -> float:
     """Return how far an output may be off on another device, relative to its largest absolute value."""
     if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
         return INT8_TOLERANCE_RATIO
-    if any(isinstance(step, Half) for step in recipe.graph_steps):
+    if any(isinstance(step, Float16) for step in recipe.graph_steps):
         return HALF_TOLERANCE_RATIO
     return FLOAT_TOLERANCE_RATIO
 

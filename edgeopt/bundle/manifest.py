@@ -13,7 +13,7 @@ import onnx.helper
 from edgeopt.bundle.golden import GoldenEntry
 from edgeopt.errors import DataError
 from edgeopt.records.budget import Limit
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.recipe import Recipe
 from edgeopt.report.document import Document, Part, Span
 from edgeopt.report.proof import proof
@@ -72,7 +72,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     schema: Literal["edgeopt/manifest-1"]
     task: str
     target: str
-    device: Device
+    device: DeviceInfo
     proven_on_target: bool
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from edgeopt.bench.memory_modes import MemoryMode
     from edgeopt.device.base import Device
     from edgeopt.records.calibration import Calibration
-    from edgeopt.records.measurement import Change, Comparison, DeviceKind, Measurement, Sustained
+    from edgeopt.records.measurement import Comparison, DeviceKind, Measurement, NodeChange, Sustained
     from edgeopt.records.profile import Profile
 
 
@@ -51,10 +51,10 @@ def command(
 ) -> None:
     """Time and weigh MODEL on a target's device."""
     from edgeopt.cli.bench_text import print_summary
-    from edgeopt.cli.console import Progress
+    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import open_device
-    from edgeopt.pipeline.calibrate import calibration_for
+    from edgeopt.pipeline.device_calibration import calibration_for
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target)
@@ -62,7 +62,7 @@ def command(
     where = open_device("local:" if calibrated.calibration else device or profile.device)
     if memory_modes and not where.uri.startswith(("local:", "ssh:")):
         raise click.UsageError(f"--memory-modes needs a device with Python (local: or ssh://); {where.uri} has none.")
-    wish = Wish(
+    wish = BenchRequest(
         model=model,
         profile=profile,
         calibration=calibrated.calibration,
@@ -74,9 +74,9 @@ def command(
         inputs=inputs,
         allow_fallback=allow_fallback,
     )
-    with Progress() as progress:
-        found = run(wish, where, lambda text: progress("bench", text))
-    summary = summarize(wish, found)
+    with ProgressDisplay() as progress:
+        found = run_bench(wish, where, lambda text: progress("bench", text))
+    summary = summarize_bench(wish, found)
     if as_json:
         raw = {"measurement": found.measurement, "comparison": found.comparison}
         sustained_samples = {"sustained_samples": found.sustained} if found.sustained else {}
@@ -86,7 +86,7 @@ def command(
 
 
 @dataclass(frozen=True)
-class Wish:
+class BenchRequest:
     """What the user asked to see."""
 
     model: Path
@@ -103,18 +103,18 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Found:
+class BenchResult:
     """What was measured; None for what nobody asked for, or no node tells."""
 
     measurement: Measurement
     comparison: Comparison | None
-    changes: list[Change] | None
+    changes: list[NodeChange] | None
     provider_time_ratios: dict[str, float] | None
     sustained: Sustained | None
     memory_modes: tuple[MemoryMode, ...] | None
 
 
-def _place(wish: Wish, where: Device) -> tuple[Profile, DeviceKind]:
+def _place(wish: BenchRequest, where: Device) -> tuple[Profile, DeviceKind]:
     """Return how the target's sessions run on a device, and what the device is to the target.
 
     Raises:
@@ -128,7 +128,7 @@ def _place(wish: Wish, where: Device) -> tuple[Profile, DeviceKind]:
     return (wish.profile.on_stand_in if kind == "stand-in" else wish.profile), kind
 
 
-def run(wish: Wish, where: Device, tell: Callable[[str], None]) -> Found:
+def run_bench(wish: BenchRequest, where: Device, tell: Callable[[str], None]) -> BenchResult:
     """Measure it all, one after the other.
 
     Raises:
@@ -137,11 +137,11 @@ def run(wish: Wish, where: Device, tell: Callable[[str], None]) -> Found:
     from edgeopt.bench.changes import node_changes
     from edgeopt.bench.compare import compare
     from edgeopt.bench.measure import measure
-    from edgeopt.bench.memory_modes import weigh_modes
-    from edgeopt.bench.nodes import PROFILING, profile_nodes, time_by_provider
+    from edgeopt.bench.memory_modes import measure_memory_modes
+    from edgeopt.bench.nodes import LONG_PROFILING_TURNS, profile_nodes, time_by_provider
     from edgeopt.bench.sustained import sustain
     from edgeopt.errors import CannotProfileError
-    from edgeopt.pipeline.calibrate import estimated
+    from edgeopt.pipeline.device_calibration import add_estimate
 
     profile, kind = _place(wish, where)
     common: dict[str, Any] = {
@@ -163,21 +163,23 @@ def run(wish: Wish, where: Device, tell: Callable[[str], None]) -> Found:
     if wish.calibration is not None:
         tell("estimating the target's latency")
         percentile = profile.limits.latency_percentile
-        measurement = estimated(measurement, wish.model, profile, wish.calibration, percentile, wish.inputs)
+        measurement = add_estimate(measurement, wish.model, profile, wish.calibration, percentile, wish.inputs)
     comparison = compare(wish.model, wish.against, where, profile, **told) if wish.against else None
     changes, shares = None, None
     if wish.against or len(measurement.providers) > 1:
         tell("profiling nodes")
         files = [wish.against, wish.model] if wish.against else [wish.model]
         with contextlib.suppress(CannotProfileError):
-            profiles = profile_nodes(files, where, profile, turns=PROFILING, **common)
+            profiles = profile_nodes(files, where, profile, turns=LONG_PROFILING_TURNS, **common)
             changes = node_changes(profiles[0].nodes, profiles[1].nodes) if wish.against else None
             shares = time_by_provider(profiles[-1].nodes)
-    modes = weigh_modes(wish.model, where, profile, **told) if wish.memory_modes else None
-    return Found(measurement, comparison, changes, shares or dict.fromkeys(measurement.providers, 1.0), lasting, modes)
+    modes = measure_memory_modes(wish.model, where, profile, **told) if wish.memory_modes else None
+    return BenchResult(
+        measurement, comparison, changes, shares or dict.fromkeys(measurement.providers, 1.0), lasting, modes
+    )
 
 
-def summarize(wish: Wish, found: Found) -> dict[str, Any]:
+def summarize_bench(wish: BenchRequest, found: BenchResult) -> dict[str, Any]:
     """Return the statistics of a measurement, unrounded, under the names of ``choice.json``."""
     from edgeopt import statistics
 

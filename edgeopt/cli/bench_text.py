@@ -13,7 +13,7 @@ from edgeopt.report import sentences, words
 
 if TYPE_CHECKING:
     from edgeopt.bench.memory_modes import MemoryMode
-    from edgeopt.records.measurement import Change, Measurement
+    from edgeopt.records.measurement import Measurement, NodeChange
     from edgeopt.records.profile import Profile
 
 SHOWN_CHANGES = 8
@@ -27,12 +27,12 @@ def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measur
         console.print(_changes(summary["against"]["nodes"]))
     if summary["memory_modes"]:
         console.print(_memory_modes(summary["memory_modes"]))
-    disturbed = [words.noise(kind, ratio) for kind, ratio in summary["noise"].items()]
+    disturbed = [words.noise_text(kind, ratio) for kind, ratio in summary["noise"].items()]
     if disturbed:
         said = words.listed(disturbed)
         console.print(f"[yellow]Noise: {said}. Believe the times less, or measure again on a quiet machine.[/]")
     if summary["estimate"]:
-        console.print(escape(sentences.estimated(summary["estimate"], profile.name)))
+        console.print(escape(sentences.estimate_notes(summary["estimate"], profile.name)))
         console.print("Memory, load and what is compared are this machine's: nothing is proven on the target.")
     if summary["calibration_refused"]:
         console.print(f"[yellow]{escape(summary['calibration_refused'])}[/]")
@@ -93,7 +93,7 @@ def _places(summary: dict[str, Any], profile: Profile, measurement: Measurement)
     environment = measurement.environment
     governor = f", governor {environment.governor}" if environment.governor else ""
     yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)}){governor}")
-    yield "runtime", f"onnxruntime {environment.onnxruntime}, {words.runtime(profile.runtime)}"
+    yield "runtime", f"onnxruntime {environment.onnxruntime}, {words.runtime_text(profile.runtime)}"
 
 
 def _against(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -107,7 +107,7 @@ def _against(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         )
 
 
-def _changes(changes: list[Change]) -> Table:
+def _changes(changes: list[NodeChange]) -> Table:
     """Return the nodes that gained or lost most, and what all others did; by ONNX Runtime's profiler."""
     table = Table(title="what changed most, by ONNX Runtime's profile", title_justify="left")
     for name in ("node", "before", "now", "gained"):
@@ -122,7 +122,7 @@ def _changes(changes: list[Change]) -> Table:
     return table
 
 
-def _label(change: Change) -> str:
+def _label(change: NodeChange) -> str:
     if change.name:
         return f"{change.operator} {change.name}"
     before, now = change.nodes

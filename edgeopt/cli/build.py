@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.console import Progress
+from edgeopt.cli.console import ProgressDisplay
 from edgeopt.cli.options import limit_options
 from edgeopt.config.limits import LimitOptions
 
@@ -69,15 +69,15 @@ def command(
         raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
     profile = load_profile(wanted)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    with Progress(quiet=quiet) as progress:
+    with ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
-        from edgeopt.pipeline.build import Request, build
-        from edgeopt.pipeline.calibrate import calibration_for
+        from edgeopt.pipeline.build import BuildRequest, build
+        from edgeopt.pipeline.device_calibration import calibration_for
 
         found = calibration_for(wanted, profile, device, estimate)
         if found.refused:
             progress("set-up", found.refused)
-        request = Request(
+        request = BuildRequest(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
             profile=profile,
@@ -94,11 +94,11 @@ def command(
             command=("edgeopt", *sys.argv[1:]),
         )
         choice = build(request, lambda own: resolve_budget(profile, own, project.limits, limits), progress)
-    show(out, as_json)
+    show_result(out, as_json)
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_BUDGET
 
 
-def show(out: Path, as_json: bool) -> None:
+def show_result(out: Path, as_json: bool) -> None:
     """Print the result: the table, or ``choice.json`` as it was written."""
     from rich.console import Console
 

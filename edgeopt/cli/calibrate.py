@@ -25,13 +25,13 @@ def calibrate(
 
     Later, `bench` and `build` without the device estimate its latency from this host's, with an interval.
     """
-    from edgeopt.cli.console import Progress
+    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.calibrations import calibration_path, write_calibration
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import open_device, ranking_kind
     from edgeopt.errors import ConfigError
-    from edgeopt.graph.micro_models import calibration_models
-    from edgeopt.pipeline import calibrate as calibration
+    from edgeopt.latency.probe_models import calibration_models
+    from edgeopt.pipeline import device_calibration
     from edgeopt.records.codec import to_json
 
     profile, path = load_profile(name), calibration_path(name)
@@ -40,30 +40,37 @@ def calibrate(
             f"this machine only stands in for '{profile.name}': give the device itself, such as --device ssh://HOST."
         )
     ranking_kind(device or profile.device, profile)  # refuses an emulator, which has no times
-    with Progress() as progress:
-        found = calibration.calibrate(
+    with ProgressDisplay() as progress:
+        found = device_calibration.calibrate_device(
             profile,
             open_device(device or profile.device),
             calibration_models(profile.precisions, quick),
-            rule=calibration.QUICK_RULE if quick else calibration.RULE,
+            rule=device_calibration.QUICK_RULE if quick else device_calibration.RULE,
             sustained_seconds=sustained,
             allow_fallback=allow_fallback,
             progress=lambda text: progress("calibrate", text),
         )
     write_calibration(found, path)
-    summary = summarize(found) | {"path": str(path)}
+    summary = summarize_calibration(found) | {"path": str(path)}
     if as_json:
         click.echo(to_json(summary))
     else:
         _print(summary, found)
 
 
-def summarize(found: Calibration) -> dict[str, Any]:
+def summarize_calibration(found: Calibration) -> dict[str, Any]:
     """Return the fit and its errors, unrounded."""
-    from edgeopt.bench.estimate import contended_processes, fit, foretold_ns, held_out_errors, median_ns, whole_errors
     from edgeopt.bench.sustained import sustained_ratio, sustained_verdict
+    from edgeopt.latency.transfer import (
+        contended_processes,
+        fit_ratios,
+        held_out_errors,
+        median_ns,
+        predicted_ns,
+        whole_errors,
+    )
 
-    fitted = fit(found)
+    fitted = fit_ratios(found)
     errors = held_out_errors(whole_errors(found, fitted))
     wholes = {probe.name: probe for probe in found.probes if probe.role == "whole"}
     lasting = found.sustained
@@ -87,7 +94,7 @@ def summarize(found: Calibration) -> dict[str, Any]:
         "held_out": {
             name: {
                 "device_ms": median_ns(found, probe) / 1e6,
-                "by_ratios_ms": foretold_ns(fitted, probe.host_ns) / 1e6,
+                "by_ratios_ms": predicted_ns(fitted, probe.host_ns) / 1e6,
                 "error_ratio": errors[name],
             }
             for name, probe in wholes.items()

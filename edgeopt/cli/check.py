@@ -10,9 +10,9 @@ import click
 from edgeopt.cli.options import FILE
 
 if TYPE_CHECKING:
-    from edgeopt.cli.console import Progress
-    from edgeopt.pipeline.check import Result
+    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.pipeline.evaluation import EvaluationSet
+    from edgeopt.pipeline.verify.check import CheckResult
 
 EXIT_CODES = {"passed": 0, "missed": 3, "bad": 2}
 VERDICTS = {"passed": "keeps what it promises", "missed": "misses what it promises", "bad": "is not what was built"}
@@ -42,22 +42,22 @@ def command(
 
     Exit code 0 where all of it holds, 3 where an output or a limit is missed, 2 where the bundle is not what was built.
     """
+    from edgeopt.bench.run_target import RunTarget
     from edgeopt.bundle.manifest import read_manifest
-    from edgeopt.cli.console import Progress
+    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import device_kind, open_device
-    from edgeopt.pipeline.check import check
-    from edgeopt.pipeline.place import Place
+    from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target or read_manifest(bundle).target)
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         evaluation = _evaluation(score, data, progress)
         where = open_device(device or profile.device)
         kind = device_kind(where.uri, profile)
         profile = profile if kind == "measured" else profile.on_stand_in
-        place = Place(where, kind, profile, allow_fallback)
-        result = check(bundle, place, progress=lambda text: progress("check", text), evaluation=evaluation)
+        place = RunTarget(where, kind, profile, allow_fallback)
+        result = check_bundle(bundle, place, progress=lambda text: progress("check", text), evaluation=evaluation)
     if as_json:
         click.echo(to_json(result))
     else:
@@ -65,7 +65,7 @@ def command(
     return EXIT_CODES[result.status]
 
 
-def _evaluation(task: str | None, data: Path | None, progress: Progress) -> EvaluationSet | None:
+def _evaluation(task: str | None, data: Path | None, progress: ProgressDisplay) -> EvaluationSet | None:
     """Load what --score names; None without it.
 
     Raises:
@@ -85,7 +85,7 @@ def _evaluation(task: str | None, data: Path | None, progress: Progress) -> Eval
     return EvaluationSet(open_task(task, data))
 
 
-def _print(result: Result) -> None:
+def _print(result: CheckResult) -> None:
     """Print one line a finding, and the verdict last."""
     width = max(len(finding.name) for finding in result.findings)
     for finding in result.findings:

@@ -32,7 +32,7 @@ def show_error(message: str, label: str = "error: ") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-class Progress:
+class ProgressDisplay:
     """Say what a long command is doing; call it with a stage and a detail.
 
     On a terminal one live line shows stage, detail and the stage's seconds. Elsewhere a stage writes a line when it

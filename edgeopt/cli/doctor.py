@@ -15,7 +15,7 @@ from typing import Literal
 import click
 
 import edgeopt
-from edgeopt.bench.asking import INSTALL
+from edgeopt.bench.requests import INSTALL
 from edgeopt.cli.doctor_devices import Route, routes
 from edgeopt.config.profiles import read_profile, shipped_folder
 from edgeopt.device.local import LocalDevice
@@ -45,7 +45,7 @@ PROVIDERS_SECONDS = 120.0
 _PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 
 
-class Finding(Record, frozen=True, kw_only=True):
+class DoctorFinding(Record, frozen=True, kw_only=True):
     """Something that is missing, or that a reader of numbers should know."""
 
     kind: Literal["missing", "note"]
@@ -69,7 +69,7 @@ class Diagnosis(Record, frozen=True, kw_only=True):
     load_average: float | None
     """Processes that wanted a core over the last minute; None where the system does not tell."""
     free_disk_bytes: int
-    findings: tuple[Finding, ...]
+    findings: tuple[DoctorFinding, ...]
 
 
 @click.command(name="doctor")
@@ -77,7 +77,7 @@ class Diagnosis(Record, frozen=True, kw_only=True):
 def command(as_json: bool) -> int:
     """Say what this machine has, what is missing, and how to get it. Exit code 1 where edgeopt cannot work."""
     diagnosis = diagnose()
-    click.echo(to_json(diagnosis) if as_json else describe(diagnosis))
+    click.echo(to_json(diagnosis) if as_json else diagnosis_text(diagnosis))
     return 1 if any(finding.kind == "missing" for finding in diagnosis.findings) else 0
 
 
@@ -85,7 +85,7 @@ def diagnose() -> Diagnosis:
     """Look at packages, processor, memory, disk and ONNX Runtime's providers (in child processes)."""
     packages = {name: _version(name) for name in required_packages()}
     findings = [
-        Finding(kind="missing", what=f"the package {name}", advice=f"pip install -c constraints.txt {name}")
+        DoctorFinding(kind="missing", what=f"the package {name}", advice=f"pip install -c constraints.txt {name}")
         for name, version in packages.items()
         if version is None
     ]
@@ -94,7 +94,7 @@ def diagnose() -> Diagnosis:
         _, environment = LocalDevice().describe()
     except DeviceError as error:
         advice = "pip install --force-reinstall -c constraints.txt onnxruntime numpy"
-        findings.append(Finding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
+        findings.append(DoctorFinding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
     providers = available_providers()
     free = shutil.disk_usage(Path.cwd()).free
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -105,11 +105,11 @@ def diagnose() -> Diagnosis:
             advice = (
                 "wait for them or stop them before you rely on milliseconds; each measurement says what disturbed it"
             )
-            findings.append(Finding(kind="note", what=what, advice=advice))
+            findings.append(DoctorFinding(kind="note", what=what, advice=advice))
         findings.extend(_refused_targets(providers) if providers else ())
     if free < LOW_DISK_BYTES:
         what = f"{free / 1e9:.1f} GB of disk are free here"
-        findings.append(Finding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))
+        findings.append(DoctorFinding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))
     return Diagnosis(
         edgeopt=edgeopt.__version__,
         packages=packages,
@@ -124,7 +124,7 @@ def diagnose() -> Diagnosis:
     )
 
 
-def describe(diagnosis: Diagnosis) -> str:
+def diagnosis_text(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as text."""
     lines = [f"edgeopt      {diagnosis.edgeopt}, Python {sys.version.split()[0]}"]
     if (machine := diagnosis.environment) is not None:
@@ -186,7 +186,7 @@ def _among(machine: Environment, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in machine.features if name in known)
 
 
-def _refused_targets(providers: tuple[str, ...]) -> list[Finding]:
+def _refused_targets(providers: tuple[str, ...]) -> list[DoctorFinding]:
     """Say which of the shipped targets are refused for want of an execution provider, and how to get it."""
     targets: dict[str, list[str]] = {}
     for path in sorted(shipped_folder().glob("*.toml")):
@@ -194,7 +194,7 @@ def _refused_targets(providers: tuple[str, ...]) -> list[Finding]:
         if profile.providers[0] not in providers:
             targets.setdefault(profile.providers[0], []).append(profile.name)
     return [
-        Finding(
+        DoctorFinding(
             kind="note",
             what=f"no {provider} in this ONNX Runtime: the targets {words.listed(names)} are refused",
             advice=f"{INSTALL[provider]}: best in an environment of its own, named by --device 'local:?python=PATH'",
@@ -203,18 +203,18 @@ def _refused_targets(providers: tuple[str, ...]) -> list[Finding]:
     ]
 
 
-def _hardware_notes(machine: Environment) -> list[Finding]:
+def _hardware_notes(machine: Environment) -> list[DoctorFinding]:
     """Say what a reader of timings and scores from this machine should know."""
     notes = []
     if not _among(machine, INT8):
         what = "this processor has no instructions for int8 dot products (VNNI, or dot product on Arm)"
         advice = "int8 gains less time here than on newer processors, and its score is judged on this one"
-        notes.append(Finding(kind="note", what=what, advice=advice))
+        notes.append(DoctorFinding(kind="note", what=what, advice=advice))
     if machine.governor not in (None, "performance"):
         what = f"the processor's clock speed follows its load (governor '{machine.governor}')"
         advice = "for steady timings: sudo cpupower frequency-set -g performance"
-        notes.append(Finding(kind="note", what=what, advice=advice))
+        notes.append(DoctorFinding(kind="note", what=what, advice=advice))
     if 0 < machine.memory_bytes < LOW_MEMORY_BYTES:
         what = f"{machine.memory_bytes / 1e9:.1f} GB of memory"
-        notes.append(Finding(kind="note", what=what, advice="train one candidate at a time: --workers 1"))
+        notes.append(DoctorFinding(kind="note", what=what, advice="train one candidate at a time: --workers 1"))
     return notes

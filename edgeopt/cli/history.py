@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from edgeopt.search.ledger import Ledger
+    from edgeopt.store.ledger import Ledger
 
 workspace_option = click.option(
     "--workspace",
@@ -27,8 +27,8 @@ def open_ledger(workspace: Path) -> Ledger:
         WorkspaceError: there is none.
     """
     from edgeopt.errors import WorkspaceError
-    from edgeopt.search.ledger import Ledger
-    from edgeopt.search.workspace import Workspace
+    from edgeopt.store.ledger import Ledger
+    from edgeopt.store.workspace import Workspace
 
     file = Workspace(workspace).ledger_file
     if not file.is_file():

@@ -50,10 +50,10 @@ def command(
     as_json: bool,
 ) -> None:
     """Show what MODEL.onnx holds, who runs each node and how long; or the pruning groups of TASK's network."""
-    from edgeopt.cli.console import Progress
+    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.records.codec import to_json
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
 
         def tell(text: str) -> None:
             progress("inspect", text)
@@ -87,7 +87,7 @@ def inspect_model(
         InputError: there is no such file, or its inputs cannot be made up.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    from edgeopt.bench.nodes import PROFILING, profile_nodes
+    from edgeopt.bench.nodes import LONG_PROFILING_TURNS, profile_nodes
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import open_device
     from edgeopt.errors import InputError
@@ -101,7 +101,7 @@ def inspect_model(
     profile = load_profile(target)
     where, batch = open_device(device or profile.device), batch_size or profile.limits.batch_size
     tell("profiling nodes")
-    (timed,) = profile_nodes([model], where, profile, batch, allow_fallback, inputs, PROFILING)
+    (timed,) = profile_nodes([model], where, profile, batch, allow_fallback, inputs, LONG_PROFILING_TURNS)
     return {
         "schema": "edgeopt/inspect-model-1",
         "model": str(model),
@@ -191,25 +191,25 @@ def inspect_task(spec: str, workspace: Path, tell: Callable[[str], None]) -> dic
         TaskError: the task cannot be loaded or is at fault.
         StepError: the network cannot be traced or analysed.
     """
-    from edgeopt.pipeline import jobs
-    from edgeopt.pipeline.trainers import Trainers
+    from edgeopt.pipeline.torch_process import protocol
+    from edgeopt.pipeline.torch_process.pool import TorchPool
     from edgeopt.records.codec import from_json
     from edgeopt.records.groups import GroupTable
     from edgeopt.records.recipe import Importance
 
     tell("loading the task and following its channels")
     importance = Importance()
-    original = jobs.NetworkRef(source="original", file=None)
-    trainers = Trainers(spec, 1)
+    original = protocol.NetworkRef(source="original", file=None)
+    trainers = TorchPool(spec, 1)
     try:
         with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-") as folder:
             out = Path(folder) / "groups.json"
-            trainers.do(jobs.TableJob(network=original, importance=importance, out=str(out)), jobs.TableDone)
+            trainers.do(protocol.TableJob(network=original, importance=importance, out=str(out)), protocol.TableDone)
             table = from_json(out.read_bytes(), GroupTable)
         known = latency_of(workspace, table)
         if known is None:
             tell("timing operators")
-            profile = trainers.do(jobs.ProfileJob(network=original), jobs.ProfileDone)
+            profile = trainers.do(protocol.ProfileJob(network=original), protocol.ProfileDone)
             shares, source = shares_of_profile(table, profile.ns, profile.total_ns), PROFILE
         else:
             shares, source = shares_of_table(known), f"{TABLE} in {known.precision}, from {workspace}"
@@ -242,7 +242,7 @@ def inspect_task(spec: str, workspace: Path, tell: Callable[[str], None]) -> dic
 def latency_of(workspace: Path, table: GroupTable) -> LatencyTable | None:
     """Return the newest latency table of this network that a build left in the workspace, or None."""
     from edgeopt.records.latency import LatencyTable
-    from edgeopt.search.ledger import Ledger
+    from edgeopt.store.ledger import Ledger
 
     file = workspace / "ledger.sqlite"
     if not file.is_file():

@@ -54,7 +54,7 @@ def list_targets(as_json: bool) -> None:
 @command.command()
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print the values as one JSON document.")
-def show(name: str, as_json: bool) -> None:
+def show_target(name: str, as_json: bool) -> None:
     """Print a target's file, with the reason of each value. NAME may be a path."""
     path = find_profile(name)
     profile = read_profile(path)

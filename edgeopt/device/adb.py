@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from edgeopt.device.adb_client import CALL_SECONDS, Adb
-from edgeopt.device.arrays import pack, unpack
-from edgeopt.device.base import Request, Worker, WorkerRefused
+from edgeopt.device.arrays import read_records, write_records
+from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.elf import machine_of
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess, explain_remote, last_line
@@ -51,7 +51,7 @@ class AdbDevice(NamedDevice):
         self._was_there = False
         self._mutex = threading.Lock()
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh runner to its end; see ``edgeopt.device.base.Device``.
 
         A phone that is lost is waited for, and the request runs once more.
@@ -66,7 +66,7 @@ class AdbDevice(NamedDevice):
                 raise
         return self._run(request, timeout_seconds, variables)
 
-    def _run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def _run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         with self._watched():
             there = self.sent(request)
             try:
@@ -101,7 +101,7 @@ class AdbDevice(NamedDevice):
         runner, library = self._there
         script = f'cd {FOLDER} && {settings} ./{runner} ./{library}; echo "edgeopt-exit $?"'
         return WorkerProcess(
-            [*self._adb.command(), "shell", "-T", script], {}, partial(explain_remote, self._uri, lost)
+            [*self._adb.command(), "shell", "-T", script], {}, partial(explain_remote, self._uri, adb_lost)
         )
 
     # -- files and calls -----------------------------------------------------------------------------------------------
@@ -163,9 +163,9 @@ class AdbDevice(NamedDevice):
                 right = hashlib.file_digest(stream, "sha256").hexdigest() == self._hash(name)
             if not right:
                 raise DeviceError(f"{self._uri}: outputs arrived changed. Run the same command again; check the cable.")
-            unpack(local, here)
+            read_records(local, here)
 
-    def sent(self, request: Request) -> Request:
+    def sent(self, request: WorkerRequest) -> WorkerRequest:
         """Send a request's files and return it with their names in the folder, where the runner runs."""
         if request.mode == "nodes":
             raise CannotProfileError(f"{self._uri}: this kind of device cannot tell the times of single nodes.")
@@ -176,7 +176,7 @@ class AdbDevice(NamedDevice):
         if request.inputs:
             with tempfile.TemporaryDirectory(prefix="edgeopt-adb-") as folder:
                 packed = Path(folder) / "inputs.arrays"
-                pack(Path(request.inputs), packed)
+                write_records(Path(request.inputs), packed)
                 names["inputs"] = self.push(packed)
         outputs = f"{uuid.uuid4().hex}.arrays" if request.outputs else ""
         return msgspec.structs.replace(request, outputs=outputs, **names)
@@ -191,7 +191,7 @@ class _StayingRunner:
 
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
         """Send one line and return the answer's fields; see ``edgeopt.device.base.Worker``."""
-        there = self._device.sent(message) if isinstance(message, Request) else message
+        there = self._device.sent(message) if isinstance(message, WorkerRequest) else message
         with explaining(self._device.uri):
             return self._process.ask(there, timeout_seconds)
 
@@ -211,7 +211,7 @@ def explaining(uri: str) -> Iterator[None]:
         raise DeviceError(f"{uri}: {refused.reason}. {advice}.") from refused
 
 
-def lost(uri: str, errors: str) -> DeviceLostError:
+def adb_lost(uri: str, errors: str) -> DeviceLostError:
     """Return the error for a phone that was there and is no more."""
     said = last_line(errors)
     return DeviceLostError(f"{uri}: the phone was lost in the middle of work{f' ({said})' if said else ''}.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def pack(source: Path, target: Path) -> None:
+def write_records(source: Path, target: Path) -> None:
     """Write the arrays of a ``.npz`` with keys ``INDEX/NAME`` (or ``NAME``, of the first batch) as records."""
     import numpy as np
 
@@ -24,7 +24,7 @@ def pack(source: Path, target: Path) -> None:
             stream.write(little.tobytes())
 
 
-def unpack(source: Path, target: Path) -> None:
+def read_records(source: Path, target: Path) -> None:
     """Write records as a ``.npz`` with keys ``INDEX/NAME``.
 
     Raises:

@@ -11,7 +11,7 @@ from edgeopt.records.measurement import Environment
 from edgeopt.records.profile import GraphLevel
 
 
-class Request(Record, frozen=True, kw_only=True):
+class WorkerRequest(Record, frozen=True, kw_only=True):
     """What one worker process has to do. Paths are this machine's; a remote device copies the files."""
 
     mode: Literal["time", "memory", "outputs", "describe", "serve", "nodes", "convert"]
@@ -71,7 +71,7 @@ class Device(Protocol):
         """Return the name of the hardware and what a reader needs to judge its numbers, as of now."""
         ...
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end and return the answer's fields.
 
         Args:
@@ -90,7 +90,7 @@ class Device(Protocol):
         ...
 
 
-class WorkerRefused(Exception):  # noqa: N818 - an answer, made an error of edgeopt's by ``edgeopt.bench.asking``
+class WorkerRefused(Exception):  # noqa: N818 - an answer, made an error of edgeopt's by ``edgeopt.bench.requests``
     """The worker answered that it could not; its ``kind`` is one of the worker's ``WorkerError``, or ``device``."""
 
     def __init__(self, kind: str, reason: str) -> None:

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgeopt.device.adb_client import Adb
-from edgeopt.device.arrays import pack, unpack
-from edgeopt.device.base import Request, Worker, WorkerRefused
+from edgeopt.device.arrays import read_records, write_records
+from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.browser_server import BrowserServer
 from edgeopt.device.certificate import make_certificate
 from edgeopt.device.named import NamedDevice
@@ -40,7 +40,7 @@ RELOAD_SECONDS = 5.0
 """How long a page that was left may take to come back by itself."""
 
 
-class Place(NamedTuple):
+class PageAddress(NamedTuple):
     """Where the page is served."""
 
     host: str
@@ -62,14 +62,14 @@ class BrowserDevice(NamedDevice):
         runtime: Folder with the three files of onnxruntime-web.
     """
 
-    def __init__(self, uri: str, place: Place, runtime: Path) -> None:
+    def __init__(self, uri: str, place: PageAddress, runtime: Path) -> None:
         super().__init__(uri)
         self._place = place
         self._runtime = runtime
         self._server: BrowserServer | None = None
         self._was_there = False
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh Web Worker; see ``edgeopt.device.base.Device``. There are no environment variables.
 
         Where the page is left or loaded anew, the request runs once more on the page that comes back.
@@ -84,7 +84,7 @@ class BrowserDevice(NamedDevice):
                 raise
         return self._run(request, timeout_seconds)
 
-    def _run(self, request: Request, timeout_seconds: float) -> dict[str, Any]:
+    def _run(self, request: WorkerRequest, timeout_seconds: float) -> dict[str, Any]:
         with self.start() as worker:
             return worker.ask(request, timeout_seconds)
 
@@ -170,13 +170,13 @@ class _WebWorker:
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
         """Send one message and return the answer's fields; see ``edgeopt.device.base.Worker``."""
         with tempfile.TemporaryDirectory(prefix="edgeopt-browser-") as folder:
-            there = self._offered(message, Path(folder)) if isinstance(message, Request) else message
+            there = self._offered(message, Path(folder)) if isinstance(message, WorkerRequest) else message
             self._server.send(self.id, there)
             fields = self._wait(timeout_seconds)
-            if isinstance(message, Request) and message.outputs:
+            if isinstance(message, WorkerRequest) and message.outputs:
                 received = Path(folder) / "outputs"
                 received.write_bytes(self._server.outputs.pop(self.id))
-                unpack(received, Path(message.outputs))
+                read_records(received, Path(message.outputs))
             return fields
 
     def _wait(self, timeout_seconds: float) -> dict[str, Any]:
@@ -195,14 +195,14 @@ class _WebWorker:
             raise DeviceError(f"{self._uri}: {fields['reason']}. Reload the page, or try another browser.")
         raise WorkerRefused(fields["kind"], fields["reason"])
 
-    def _offered(self, request: Request, folder: Path) -> Request:
+    def _offered(self, request: WorkerRequest, folder: Path) -> WorkerRequest:
         """Let the page download a request's files, and return it with their names."""
         if request.mode == "nodes":
             raise CannotProfileError(f"{self._uri}: this kind of device cannot tell the times of single nodes.")
         names = {"model": self._server.offer(Path(request.model))} if Path(request.model).is_file() else {}
         if request.inputs:
             packed = folder / "inputs.arrays"
-            pack(Path(request.inputs), packed)
+            write_records(Path(request.inputs), packed)
             names["inputs"] = self._server.offer(packed)
         return msgspec.structs.replace(request, **names)
 

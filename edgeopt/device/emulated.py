@@ -15,8 +15,8 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.device.arrays import pack, unpack
-from edgeopt.device.base import Request, Worker, WorkerRefused
+from edgeopt.device.arrays import read_records, write_records
+from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.elf import machine_of
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import Ending, WorkerProcess, explain_ending
@@ -44,14 +44,14 @@ class EmulatedDevice(NamedDevice):
         self._files = (runner, library)
         self._root = root
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh runner to its end; see ``edgeopt.device.base.Device``."""
         if request.mode not in ("describe", "outputs"):
             raise CannotProfileError(f"{self._uri}: an emulated processor has no times and no memory to measure.")
         with tempfile.TemporaryDirectory(prefix="edgeopt-qemu-") as folder, self._started(variables) as worker:
             inputs, outputs = Path(folder) / "inputs", Path(folder) / "outputs"
             if request.inputs:
-                pack(Path(request.inputs), inputs)
+                write_records(Path(request.inputs), inputs)
             try:
                 there = msgspec.structs.replace(request, inputs=str(inputs), outputs=str(outputs))
                 fields = worker.ask(there, timeout_seconds)
@@ -60,7 +60,7 @@ class EmulatedDevice(NamedDevice):
                     raise DeviceError(f"{self._uri}: {refused.reason}.") from refused
                 raise
             if request.outputs:
-                unpack(outputs, Path(request.outputs))
+                read_records(outputs, Path(request.outputs))
             return fields
 
     @contextmanager

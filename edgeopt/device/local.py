@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeopt.device.base import Request
+from edgeopt.device.base import WorkerRequest
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
 
@@ -32,7 +32,7 @@ class LocalDevice(NamedDevice):
         super().__init__(f"local:?python={python}" if python else "local:")
         self._python = python
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``."""
         with WorkerProcess(self._command(), {**VARIABLES, **variables}) as worker:
             return worker.ask(request, timeout_seconds)

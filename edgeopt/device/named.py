@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.errors import DeviceError
 from edgeopt.records.measurement import Environment
 
@@ -32,7 +32,7 @@ class NamedDevice(ABC):
         return self._uri
 
     @abstractmethod
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end."""
 
     def describe(self) -> tuple[str, Environment]:
@@ -42,7 +42,7 @@ class NamedDevice(ABC):
             DeviceError: the device is lost, or onnxruntime does not start there.
         """
         try:
-            fields = self.run(Request(mode="describe"), DESCRIBE_SECONDS, {})
+            fields = self.run(WorkerRequest(mode="describe"), DESCRIBE_SECONDS, {})
         except WorkerRefused as refused:
             raise DeviceError(f"{self._uri}: {refused.reason}") from refused
         family = fields.pop("family")

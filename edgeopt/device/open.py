@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from edgeopt.device.adb import AdbDevice
 from edgeopt.device.base import Device
-from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice, Place, is_loopback
+from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice, PageAddress, is_loopback
 from edgeopt.device.emulated import EmulatedDevice
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.ssh import SshDevice
@@ -146,7 +146,7 @@ def _browser(uri: str, address: str, options: dict[str, str]) -> Device:
             f"'{uri}': ?adb=SERIAL lets a phone on a cable reach this machine's loopback: leave the address out, and "
             "name the phone as `adb devices` lists it."
         )
-    place = Place(host, int(found["port"] or 0), "tls" not in options, phone)
+    place = PageAddress(host, int(found["port"] or 0), "tls" not in options, phone)
     return BrowserDevice(uri, place, runtime)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from edgeopt.device.base import Request, Worker, WorkerRefused
+from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.local import VARIABLES
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
@@ -50,7 +50,7 @@ class SshDevice(NamedDevice):
         self._connection: Connection | None = None
         self._was_there = False
 
-    def run(self, request: Request, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
+    def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``.
 
         Where the connection breaks, it is made anew and the request runs once more.
@@ -71,7 +71,7 @@ class SshDevice(NamedDevice):
             raise
 
     def _run(
-        self, connection: Connection, request: Request, timeout_seconds: float, variables: Mapping[str, str]
+        self, connection: Connection, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]
     ) -> dict[str, Any]:
         there = _sent(connection, request)
         try:
@@ -132,11 +132,11 @@ class _StayingWorker:
 
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
         """Send one line and return the answer's fields; see ``edgeopt.device.base.Worker``."""
-        there = _sent(self._connection, message) if isinstance(message, Request) else message
+        there = _sent(self._connection, message) if isinstance(message, WorkerRequest) else message
         return self._process.ask(there, timeout_seconds)
 
 
-def _sent(connection: Connection, request: Request) -> Request:
+def _sent(connection: Connection, request: WorkerRequest) -> WorkerRequest:
     """Send a request's files and return it with their paths over there; what is missing here is missing there, too."""
     paths = {
         name: connection.push(Path(path))

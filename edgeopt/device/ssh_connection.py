@@ -19,10 +19,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeopt.device import courier
+from edgeopt.device import file_agent as courier
 from edgeopt.device.base import WorkerRefused
 from edgeopt.device.process import SENTINEL, WorkerProcess, explain_remote, last_line
-from edgeopt.device.ssh_errors import explain_connection, lost
+from edgeopt.device.ssh_errors import explain_connection, ssh_lost
 from edgeopt.errors import DeviceError, DeviceLostError
 
 OPTIONS = (
@@ -131,7 +131,7 @@ class Connection:
         )
         done, errors = _run([*self._ssh(), _in_shell(script)], PROBE_SECONDS)
         if done is None or done.returncode:
-            raise lost(self.uri, errors)
+            raise ssh_lost(self.uri, errors)
         found = [json.loads(line[len(SENTINEL) :]) for line in done.stdout.splitlines() if line.startswith(SENTINEL)]
         program = next((path for path, _, missing in found if not missing), None)
         if program is None:
@@ -164,7 +164,7 @@ class Connection:
         settings = [f"{name}={value}" for name, value in variables.items()]
         script = f'{shlex.join(["env", *settings, *words])}; echo "edgeopt-exit $?"'
         explain = functools.partial(
-            explain_remote, self.uri, lost
+            explain_remote, self.uri, ssh_lost
         )  # a bound method would keep this connection alive for ever
         return WorkerProcess([*self._ssh(), _in_shell(script)], {}, explain)
 

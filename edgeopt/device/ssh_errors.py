@@ -79,7 +79,7 @@ def explain_connection(uri: str, login: str, host: str, errors: str) -> DeviceEr
     return DeviceError(f"{uri}: no connection: {said}. Connect by hand with `{login}` to see why.")
 
 
-def lost(uri: str, errors: str) -> DeviceLostError:
+def ssh_lost(uri: str, errors: str) -> DeviceLostError:
     """Return the error for a connection that broke."""
     said = last_line(errors)
     return DeviceLostError(

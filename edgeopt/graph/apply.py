@@ -13,11 +13,11 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.graph.child import Answer, AnyJob, FrontsJob, Job, RoundingsJob, StudyJob
-from edgeopt.graph.lint import check_ceiling
-from edgeopt.graph.steps import STEPS, AnyStep, name_of, run_step
+from edgeopt.graph.compatibility import check_ceiling
+from edgeopt.graph.steps import STEPS, AnyStep, apply_step, name_of
+from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
 from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.quantization import Roundings, Study
+from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import Quantize
 
 MAX_SECONDS = 1800.0
@@ -60,7 +60,7 @@ def apply_steps(
     for index, step in enumerate(steps):
         last = index == len(steps) - 1
         path = target if last else target.with_name(f"{target.stem}.{index}-{name_of(step)}.onnx")
-        run = _run_apart if STEPS[type(step)].apart else run_step
+        run = _run_apart if STEPS[type(step)].apart else apply_step
         notes = run(step, source, path, calibration)
         check_ceiling(path, max_opset, max_ir, stage=name_of(step))
         results.append(StepResult(step, path, notes))
@@ -68,8 +68,10 @@ def apply_steps(
     return results
 
 
-def study_file(step: Quantize, source: Path, calibration: Path, held_back: int, *, rank: bool) -> Study:
-    """Compare calibration methods on a float file, and rank its nodes; see ``edgeopt.graph.sensitivity.study``.
+def study_sensitivity_of_file(
+    step: Quantize, source: Path, calibration: Path, held_back: int, *, rank: bool
+) -> SensitivityStudy:
+    """Compare calibration methods on a float file, and rank its nodes; see ``edgeopt.graph.quantization.sensitivity.study_sensitivity``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
@@ -86,45 +88,45 @@ def study_file(step: Quantize, source: Path, calibration: Path, held_back: int, 
     return found
 
 
-def find_roundings(step: Quantize, source: Path, calibration: Path, inputs: Path, out: Path) -> Roundings:
-    """Return where the int8 file of a float file rounds; see ``edgeopt.graph.roundings.find_roundings``.
+def find_fake_quant_sites(step: Quantize, source: Path, calibration: Path, inputs: Path, out: Path) -> FakeQuantSites:
+    """Return where the int8 file of a float file rounds; see ``edgeopt.graph.quantization.fake_quant.read_fake_quant_sites``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
     """
-    job = RoundingsJob(
+    job = FakeQuantJob(
         step=step,
         source=str(source.absolute()),
         calibration=str(calibration.absolute()),
         inputs=str(inputs.absolute()),
         out=str(out.absolute()),
     )
-    found = _ask_child(job, "quantize-aware").roundings
+    found = _ask_child(job, "quantize-aware").fake_quant_sites
     assert found is not None
     return found
 
 
-def write_fronts(
+def write_float_prefix_files(
     step: Quantize, source: Path, calibration: Path, folder: Path, *, fused: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """Write int8 forms of a float file whose first layers stay float; see ``edgeopt.graph.fronts.write_fronts``.
+    """Write int8 forms of a float file whose first layers stay float; see ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
     """
-    job = FrontsJob(
+    job = FloatPrefixJob(
         step=step,
         source=str(source.absolute()),
         calibration=str(calibration.absolute()),
         folder=str(folder.absolute()),
         fused=fused,
     )
-    return _ask_child(job, "quantize").fronts
+    return _ask_child(job, "quantize").float_prefixes
 
 
 def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Do one step in a child process."""
-    job = Job(
+    job = StepJob(
         step=step,
         source=str(source.absolute()),
         target=str(target.absolute()),
@@ -133,9 +135,9 @@ def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | No
     return _ask_child(job, name_of(step)).notes
 
 
-def _ask_child(job: AnyJob, name: str) -> Answer:
+def _ask_child(job: GraphJob, name: str) -> GraphAnswer:
     """Do a job in a process of its own; ``name`` is the stage that errors name."""
-    command = [sys.executable, "-m", "edgeopt.graph.child"]
+    command = [sys.executable, "-m", "edgeopt.graph.subprocess_worker"]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(
@@ -153,7 +155,7 @@ def _ask_child(job: AnyJob, name: str) -> Answer:
     if done.returncode != 0:
         raise StepError(name, _death(done.returncode, trace), trace)
     try:
-        answer = from_json(done.stdout, Answer)
+        answer = from_json(done.stdout, GraphAnswer)
     except msgspec.DecodeError as error:
         raise StepError(name, f"its process gave no answer ({error}).", trace) from error
     if answer.reason is not None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.graph.files import (
+from edgeopt.graph.model import (
     arrays,
     consumers,
     drop_metadata,

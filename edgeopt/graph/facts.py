@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.graph.files import arrays, graphs, load, opset_of
-from edgeopt.graph.packed import count_weights
+from edgeopt.graph.matmul_nbits import count_weights
+from edgeopt.graph.model import arrays, graphs, load, opset_of
 
 STAGE = "facts"
 DEFLATE_LEVEL = 9

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from onnx import TensorProto
 
-from edgeopt.graph.files import graphs, load
+from edgeopt.graph.model import graphs, load
 
 STAGE = "inspect"
 

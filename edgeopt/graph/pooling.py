@@ -10,7 +10,7 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from edgeopt.graph.files import arrays, drop_unused_initializers, replace_nodes
+from edgeopt.graph.model import arrays, drop_unused_initializers, replace_nodes
 
 IMAGE_RANK = 4
 

@@ -1,4 +1,4 @@
-"""Simplify: fold constants and remove what computes nothing. Runs in a process of its own (``edgeopt.graph.child``)."""
+"""Simplify: fold constants and remove what computes nothing. Runs in a process of its own (``edgeopt.graph.subprocess_worker``)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx
 import onnxsim
 
 from edgeopt.errors import StepError
-from edgeopt.graph.files import drop_metadata
+from edgeopt.graph.model import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
 
 STAGE = "simplify"

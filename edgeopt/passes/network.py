@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from edgeopt.errors import DataError
-from edgeopt.passes.low_rank.layers import factored, layers, pair_names, pair_shapes
+from edgeopt.passes.low_rank.layers import factorizable_layers, factorized_graph, pair_names, pair_shapes
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import kept_part, resize
 from edgeopt.passes.trace import trace
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 
 FORMAT = "edgeopt/network-1"
 
@@ -46,7 +46,7 @@ class Network:
         example_inputs: tuple[Tensor, ...],
         kept: Mapping[Slot, Integers] | None = None,
         notes: tuple[str, ...] = (),
-        factors: Mapping[str, Factor] | None = None,
+        factors: Mapping[str, Factorization] | None = None,
     ) -> None:
         self.eval_module = module.eval()
         self.train_module = _training(module)
@@ -116,14 +116,14 @@ class Network:
         composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
         return Network(module, self.example_inputs, composed, self.notes, self.factors)
 
-    def factored(self, factors: Mapping[str, Factor], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Network:
+    def factorized(self, factors: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Network:
         """Make two layers of one; the rest of the graph stays as it is, and the channels between them can be pruned.
 
         Args:
             factors: The form of each, by the name of its weight.
             pairs: The weights of the two layers, by the weight that they replace.
         """
-        module = factored(self.eval_module, factors, pairs)
+        module = factorized_graph(self.eval_module, factors, pairs)
         moved = {(name, dim): (pair_names(name)[1 - dim], dim) for name in factors for dim in (0, 1)}
         kept = {moved.get(slot, slot): indices for slot, indices in self.kept.items()}
         return Network(module, self.example_inputs, kept, self.notes, {**self.factors, **factors})
@@ -164,12 +164,12 @@ class Network:
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         other = DataError(f"{path} was saved from another model: its tensors do not fit. Give the model it came from.")
         stored = json.loads(metadata.get("factors", "{}"))
-        factors = {name: Factor(rank=rank, form=form) for name, (rank, form) in stored.items()}
-        known = layers(original.eval_module)
+        factors = {name: Factorization(rank=rank, form=form) for name, (rank, form) in stored.items()}
+        known = factorizable_layers(original.eval_module)
         if not factors.keys() <= known.keys():
             raise other
         empty = {name: _empty_pair(known[name].shape, factor) for name, factor in factors.items()}
-        original = original.factored(factors, empty) if factors else original
+        original = original.factorized(factors, empty) if factors else original
         if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._extents(kept).items()):
             raise other
         network = original.sliced(kept)
@@ -191,7 +191,7 @@ class Network:
         }
 
 
-def _empty_pair(shape: tuple[int, ...], factor: Factor) -> tuple[Tensor, Tensor]:
+def _empty_pair(shape: tuple[int, ...], factor: Factorization) -> tuple[Tensor, Tensor]:
     first, second = pair_shapes(shape, factor)
     return torch.zeros(first), torch.zeros(second)
 

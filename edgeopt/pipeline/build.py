@@ -1,6 +1,6 @@
 """A build from end to end: open everything, search, choose, test the winner once, write the bundle.
 
-In: a ``Request``. Out: a ``Choice``, and the folder an app takes.
+In: a ``BuildRequest``. Out: a ``Choice``, and the folder an app takes.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.device.open import open_device, ranking_kind
 from edgeopt.errors import StepError
+from edgeopt.graph.compatibility import check_ceiling
 from edgeopt.graph.facts import facts
-from edgeopt.graph.lint import check_ceiling
-from edgeopt.pipeline.agreement import golden_outputs
+from edgeopt.pipeline.artifacts.device_parity import golden_outputs
+from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
+from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, export_network
+from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
-from edgeopt.pipeline.data import TaskData
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.measuring import Scale, drop_interval
-from edgeopt.pipeline.networks import ExportedFile, Network, expected_file, export
-from edgeopt.pipeline.rounds import Search
-from edgeopt.pipeline.steps import run_step
-from edgeopt.pipeline.teacher_file import check_teacher
-from edgeopt.pipeline.trainers import Trainers, available_cores
+from edgeopt.pipeline.onnx_teacher import check_teacher
+from edgeopt.pipeline.search.driver import Search
+from edgeopt.pipeline.task_data import TaskData
+from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores
-from edgeopt.records.measurement import Device, DeviceKind
+from edgeopt.records.measurement import DeviceInfo, DeviceKind
 from edgeopt.records.profile import Profile
 from edgeopt.records.trial import Measured
-from edgeopt.search.ledger import Ledger
-from edgeopt.search.workspace import Workspace
 from edgeopt.select.decision import choose, to_compare
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -52,7 +52,7 @@ QUICK_EPOCHS = 2
 SPARSITIES = (0.5, 0.75)
 
 
-class Request(Record, frozen=True, kw_only=True):
+class BuildRequest(Record, frozen=True, kw_only=True):
     """What the user asked for, with every default decided."""
 
     task: str
@@ -97,7 +97,7 @@ def quick_profile(profile: Profile) -> Profile:
 
 
 def build(
-    request: Request,
+    request: BuildRequest,
     resolve: Callable[[Budget | None], Budget],
     progress: Callable[[str, str], None],
 ) -> Choice:
@@ -115,7 +115,10 @@ def build(
     """
     out = Path(request.out)
     check_out(out)
-    with Workspace(Path(request.workspace)).open() as workspace, opened(request, workspace, resolve, progress) as world:
+    with (
+        Workspace(Path(request.workspace)).open() as workspace,
+        open_build(request, workspace, resolve, progress) as world,
+    ):
         search = start(world)
         search.run(training=isinstance(world.data.task, CheckedTask), more=request.more)
         choice = decide(world, search, request.notes)
@@ -128,7 +131,7 @@ def build(
         return choice
 
 
-def where(request: Request, uri: str, profile: Profile) -> tuple[DeviceKind, Profile]:
+def device_role(request: BuildRequest, uri: str, profile: Profile) -> tuple[DeviceKind, Profile]:
     """Say what the device is to the target, and how the target's sessions run there.
 
     Raises:
@@ -141,8 +144,8 @@ def where(request: Request, uri: str, profile: Profile) -> tuple[DeviceKind, Pro
 
 
 @contextmanager
-def opened(
-    request: Request,
+def open_build(
+    request: BuildRequest,
     workspace: Workspace,
     resolve: Callable[[Budget | None], Budget],
     progress: Callable[[str, str], None],
@@ -156,15 +159,15 @@ def opened(
         task = open_task(request.task, Path(request.data) if request.data else None)
         budget = resolve(task.budgets.get(profile.name))
         connection = open_device(request.device)
-        kind, profile = where(request, connection.uri, profile)
+        kind, profile = device_role(request, connection.uri, profile)
         identity, environment = connection.describe()
-        device = Device(uri=request.device, kind=kind, id=identity)
+        device = DeviceInfo(uri=request.device, kind=kind, id=identity)
         data = TaskData(task, workspace)
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
         workers = min(request.workers or available_cores(), effort.candidates)
-    trainers = Trainers(request.task, workers)
+    trainers = TorchPool(request.task, workers)
     try:
         yield Build(
             task=request.task,
@@ -217,25 +220,25 @@ def start(world: Build) -> Search:
     world.progress("baseline", "export")
     with world.clock.stage("baseline"):
         if isinstance(task, OnnxTask):
-            original, exported = given(world, task)
+            original, exported = take_given_file(world, task)
         else:
             count = sum(value.numel() for value in task.model.parameters())
-            original = Network(
+            original = StoredNetwork(
                 key=None, source="original", parameters=count, ratio=1.0, torch_score=None, proof_error=None,
                 notes=(), seconds=0.0,
             )  # fmt: skip
-            exported = export(world, original)
+            exported = export_network(world, original)
     number = world.ledger.start_build(world.task, world.profile.name, world.fingerprint)
-    return Search(world, original, exported, Scale(world, exported.sha256), number)
+    return Search(world, original, exported, Evaluator(world, exported.sha256), number)
 
 
-def given(world: Build, task: OnnxTask) -> tuple[Network, ExportedFile]:
+def take_given_file(world: Build, task: OnnxTask) -> tuple[StoredNetwork, ExportedFile]:
     """Take a given ``.onnx`` into the workspace as the baseline, and keep its outputs as what parity compares with."""
     check_ceiling(task.path, world.profile.max_opset, world.profile.max_ir)
     copy = world.workspace.folder("stages") / f"given-{world.fingerprint}.onnx"
     shutil.copyfile(task.path, copy)
     found = run_step("facts", facts, copy)
-    original = Network(
+    original = StoredNetwork(
         key=None, source="given", parameters=found.parameters, ratio=1.0, torch_score=None, proof_error=None,
         notes=(), seconds=0.0,
     )  # fmt: skip
@@ -280,7 +283,7 @@ def measured(choice: Choice, number: int) -> Measured:
     return outcome
 
 
-def test_scores(world: Build, scale: Scale, choice: Choice) -> TestScores | None:
+def test_scores(world: Build, scale: Evaluator, choice: Choice) -> TestScores | None:
     """Score winner and baseline on the test batches, which nothing else looks at."""
     if choice.winner is None:
         return None

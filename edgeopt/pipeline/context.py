@@ -10,15 +10,15 @@ from functools import cache
 from importlib.metadata import version
 
 from edgeopt.device.base import Device as DeviceConnection
-from edgeopt.pipeline.data import TaskData
-from edgeopt.pipeline.trainers import Trainers
+from edgeopt.pipeline.task_data import TaskData
+from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.measurement import Device, Environment
+from edgeopt.records.measurement import DeviceInfo, Environment
 from edgeopt.records.profile import Profile
-from edgeopt.search.ledger import Ledger
-from edgeopt.search.workspace import Workspace
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
 
 MAKERS = ("edgeopt", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 """Packages whose versions are part of an artifact's name: another version may make another file."""
@@ -76,14 +76,14 @@ class Build:
     budget: Budget
     effort: Effort
     connection: DeviceConnection
-    device: Device
+    device: DeviceInfo
     calibration: Calibration | None
     """What the target's latency is estimated from; None where it is measured."""
     environment: Environment
     allow_fallback: tuple[str, ...]
     workspace: Workspace
     ledger: Ledger
-    trainers: Trainers
+    trainers: TorchPool
     fixed_workers: bool
     """The user said how many trainings go side by side; else a short trial does."""
     progress: Callable[[str, str], None]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
-from edgeopt.pipeline.steps import run_user_code
+from edgeopt.pipeline.boundary import run_user_code
 from edgeopt.task import Batch, CheckedTask, as_outputs, load_task, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgeopt.pipeline.networks import Network
+from edgeopt.pipeline.artifacts.networks import StoredNetwork
 from edgeopt.records.budget import Budget
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
@@ -32,14 +32,14 @@ class Form(NamedTuple):
 class Harvest(NamedTuple):
     """All that came of one candidate."""
 
-    network: Network | None
+    network: StoredNetwork | None
     forms: list[Form]
 
 
 class Result(NamedTuple):
     """A candidate's network and trials; no network where it failed before there was one."""
 
-    network: Network | None
+    network: StoredNetwork | None
     trials: list[Trial]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from edgeopt.pipeline.artifacts.latency_table import latency_table
+from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.latency import latency_table
-from edgeopt.pipeline.networks import ExportedFile
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.latency import LatencyTable, NoLatencyTable
 from edgeopt.records.profile import Precision

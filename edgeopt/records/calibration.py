@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Device, Environment, Sustained
+from edgeopt.records.measurement import DeviceInfo, Environment, Sustained
 from edgeopt.records.profile import Runtime
 
 
@@ -16,7 +16,7 @@ class Probe(Record, frozen=True, kw_only=True):
     role: Literal["empty", "micro", "whole"]
     """``empty`` computes nothing: the time of a call; ``micro`` repeats one operator; ``whole`` is held out."""
     host_ns: dict[str, float]
-    """Class of operator (``edgeopt.bench.estimate.operator_class``) to its nodes' time in a run on the host."""
+    """Class of operator (``edgeopt.latency.transfer.operator_class``) to its nodes' time in a run on the host."""
     device_wall_ns: tuple[tuple[int, ...], ...]
     """Of each run on the device, one row a process."""
     device_cpu_ns: tuple[tuple[int, ...], ...]
@@ -31,9 +31,9 @@ class Calibration(Record, frozen=True, kw_only=True):
     """Of the target; another one needs another calibration."""
     made_at: str
     """ISO 8601, UTC."""
-    host: Device
+    host: DeviceInfo
     host_environment: Environment
-    device: Device
+    device: DeviceInfo
     device_environment: Environment
     clock: Literal["cpu", "wall"]
     """Which times on the device the ratios rest on: CPU time on one thread, as other load cannot stretch it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Trial
 
@@ -56,7 +56,7 @@ class Choice(Record, frozen=True, kw_only=True):
 
     task: str
     target: str
-    device: Device
+    device: DeviceInfo
     proven_on_target: bool
     budget: Budget
     trials: tuple[Trial, ...]

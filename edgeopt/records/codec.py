@@ -8,7 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.recipe import Recipe, TorchStep
 
@@ -46,6 +46,6 @@ def artifact_key(task: str, recipe: Recipe, versions: str) -> str:
     return digest(("artifact", task, recipe, versions))
 
 
-def measurement_key(sha256: str, device: Device, runtime: str, profile: Profile, batch_size: int) -> str:
+def measurement_key(sha256: str, device: DeviceInfo, runtime: str, profile: Profile, batch_size: int) -> str:
     """Name a measurement: the file, the device, the runtime, and the profile's runtime part (no limit is in it)."""
     return digest(("measurement", sha256, device, runtime, profile.runtime, profile.timing, batch_size))

@@ -1,4 +1,4 @@
-"""``FactorTable``: what each large layer of a network would become as two, at several losses of its output."""
+"""``LowRankTable``: what each large layer of a network would become as two, at several losses of its output."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Literal
 
 from edgeopt.records.base import Record
 
-FactorForm = Literal["pointwise", "separable"]
+FactorizationForm = Literal["pointwise", "separable"]
 
 
-class Factor(Record, frozen=True, kw_only=True):
+class Factorization(Record, frozen=True, kw_only=True):
     """How one layer becomes two; ``edgeopt.passes.low_rank.layers`` draws the forms."""
 
     rank: int
     """Channels between the two."""
-    form: FactorForm
+    form: FactorizationForm
 
 
-class FactorChoice(Record, frozen=True, kw_only=True):
+class LowRankChoice(Record, frozen=True, kw_only=True):
     """The smallest pair of layers that loses no more of an output than was allowed."""
 
-    factor: Factor
+    factor: Factorization
     output_loss_ratio: float
     """Squared error of the layer's output over its variance, measured on training batches."""
     parameters: int
     """Of the two weights."""
 
 
-class FactorLayer(Record, frozen=True, kw_only=True):
+class LowRankLayer(Record, frozen=True, kw_only=True):
     """A layer that can become two, with all that it takes to time it."""
 
     weight: str
@@ -40,7 +40,7 @@ class FactorLayer(Record, frozen=True, kw_only=True):
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
-    choices: tuple[FactorChoice | None, ...]
+    choices: tuple[LowRankChoice | None, ...]
     """One for each allowed loss; None where two layers would not be smaller."""
 
     @property
@@ -49,11 +49,11 @@ class FactorLayer(Record, frozen=True, kw_only=True):
         return math.prod(self.shape)
 
 
-class FactorTable(Record, frozen=True, kw_only=True):
+class LowRankTable(Record, frozen=True, kw_only=True):
     """All layers of a network that can become two."""
 
     parameters: int
     """Of the whole network."""
     losses: tuple[float, ...]
     """What of a layer's output may be lost, 0..1."""
-    layers: tuple[FactorLayer, ...]
+    layers: tuple[LowRankLayer, ...]

@@ -10,7 +10,7 @@ from edgeopt.records.profile import Runtime, TimingRule
 DeviceKind = Literal["measured", "stand-in", "emulated", "estimated"]
 
 
-class Device(Record, frozen=True, kw_only=True):
+class DeviceInfo(Record, frozen=True, kw_only=True):
     """Which machine ran it."""
 
     uri: str
@@ -91,7 +91,7 @@ class Estimate(Record, frozen=True, kw_only=True):
     calibration: str
     """Digest of the calibration."""
     made_at: str
-    device: Device
+    device: DeviceInfo
     """Where the calibration was measured."""
     device_runtime: str
     """ONNX Runtime's version there."""
@@ -131,7 +131,7 @@ class Measurement(Record, frozen=True, kw_only=True):
     runtime: Runtime | None = None
     """How its sessions ran; None in a measurement of a version that did not keep it."""
     rule: TimingRule
-    device: Device
+    device: DeviceInfo
     environment: Environment
     estimate: Estimate | None = None
     """Of the latency on the target, where ``device.kind`` is ``estimated``: it judges in place of this host's times."""
@@ -151,7 +151,7 @@ class Comparison(Record, frozen=True, kw_only=True):
     """How many consecutive blocks the same pair of processes ran; new processes then."""
 
 
-class Change(Record, frozen=True, kw_only=True):
+class NodeChange(Record, frozen=True, kw_only=True):
     """What a node of one file takes beside the same node of another, or what several nodes take together."""
 
     name: str
@@ -182,5 +182,5 @@ class Sustained(Record, frozen=True, kw_only=True):
     """Which of them judges: CPU time on one thread of the processor, as other load cannot stretch it."""
     temperatures_c: tuple[float | None, ...]
     """Of the hottest zone after each block; None where the device shows none."""
-    device: Device
+    device: DeviceInfo
     environment: Environment

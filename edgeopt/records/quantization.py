@@ -1,4 +1,4 @@
-"""``Study``: what int8 does to a network's outputs, by method and by node. ``Roundings``: what its file rounds."""
+"""``SensitivityStudy``: what int8 does to a network's outputs, by method and by node. ``FakeQuantSites``: what its file rounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class NodeNoise(Record, frozen=True, kw_only=True):
     """Mean of its shares of the weights' bytes and of the multiply-accumulates: what float would cost."""
 
 
-class Study(Record, frozen=True, kw_only=True):
+class SensitivityStudy(Record, frozen=True, kw_only=True):
     """What was found on samples that did not calibrate."""
 
     method_snr_db: dict[CalibrationMethod, float]
@@ -36,14 +36,14 @@ class Study(Record, frozen=True, kw_only=True):
     """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""
 
 
-class Front(Record, frozen=True, kw_only=True):
+class FloatPrefix(Record, frozen=True, kw_only=True):
     """The first nodes of a network, where float is quicker than int8 on one device."""
 
     nodes: tuple[str, ...]
     """In the graph's order; empty where int8 pays from the first on."""
 
 
-class RoundedActivation(Record, frozen=True, kw_only=True):
+class FakeQuantActivation(Record, frozen=True, kw_only=True):
     """A value of the float graph that the int8 file rounds."""
 
     tensor: str
@@ -53,7 +53,7 @@ class RoundedActivation(Record, frozen=True, kw_only=True):
     """Added before rounding: where a hard sigmoid is written as rounding, half a step. Else 0."""
 
 
-class RoundedWeight(Record, frozen=True, kw_only=True):
+class FakeQuantWeight(Record, frozen=True, kw_only=True):
     """Weights that the int8 file holds as integers, with a scale from their largest absolute value."""
 
     tensor: str
@@ -63,11 +63,11 @@ class RoundedWeight(Record, frozen=True, kw_only=True):
     """Times a weight's scale: the step of the bias, which the file holds in 32 bits. None where there is no such."""
 
 
-class Roundings(Record, frozen=True, kw_only=True):
+class FakeQuantSites(Record, frozen=True, kw_only=True):
     """All that the int8 file of a network rounds. Levels are the least and the greatest integer."""
 
-    activations: tuple[RoundedActivation, ...]
-    weights: tuple[RoundedWeight, ...]
+    activations: tuple[FakeQuantActivation, ...]
+    weights: tuple[FakeQuantWeight, ...]
     activation_levels: tuple[int, int]
     weight_levels: tuple[int, int]
     ranges: dict[str, tuple[float, float]]

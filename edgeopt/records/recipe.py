@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
@@ -45,7 +45,7 @@ class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsif
 class LowRank(Record, frozen=True, kw_only=True, tag_field="step", tag="low-rank"):
     """Make two layers in a row of one, with few channels between them; layers not named keep their form."""
 
-    layers: dict[str, Factor]
+    layers: dict[str, Factorization]
     """By the name of the layer's weight."""
 
 
@@ -107,9 +107,9 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     float_nodes: tuple[str, ...] = ()
     """Names of the nodes that stay float, in the prepared graph."""
     equalize: bool = False
-    """Scale the channels between two convolutions alike first; see ``edgeopt.graph.equalize``."""
+    """Scale the channels between two convolutions alike first; see ``edgeopt.graph.quantization.cross_layer_equalization``."""
     correct_bias: bool = False
-    """Fold the mean error of rounded weights into the biases; see ``edgeopt.graph.correct``."""
+    """Fold the mean error of rounded weights into the biases; see ``edgeopt.graph.quantization.bias_correction``."""
 
 
 class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):
@@ -129,11 +129,11 @@ class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Weights along the summed axis that share a scale and a zero point; a power of two, 16 or more."""
 
 
-class Half(Record, frozen=True, kw_only=True, tag_field="step", tag="half"):
+class Float16(Record, frozen=True, kw_only=True, tag_field="step", tag="float16"):
     """Weights and activations in float16; inputs and outputs stay float32."""
 
 
-class Fuse(Record, frozen=True, kw_only=True, tag_field="step", tag="fuse"):
+class FuseQLinear(Record, frozen=True, kw_only=True, tag_field="step", tag="fuse-qlinear"):
     """Write quantize and dequantize nodes as ONNX Runtime's integer operators; for the CPU provider alone."""
 
 
@@ -144,7 +144,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights
 """What makes a file an integer one."""
 TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
-GraphStep = Simplify | FlushDenormals | QuantizeStep | Fuse | Half | Compact
+GraphStep = Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):

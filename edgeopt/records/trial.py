@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import Change, Comparison, Measurement
+from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 
@@ -71,15 +71,15 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     score: Score
     against_baseline: Comparison | None
     """None for the baseline itself."""
-    against_twin: Comparison | None = None
+    against_float: Comparison | None = None
     """An int8 file against the same network in float32; None where that was not compared."""
-    twin_changes: tuple[Change, ...] = ()
+    changes_against_float: tuple[NodeChange, ...] = ()
     """Where it is slower than that: what its layers lost and gained, largest loss first, by ONNX Runtime's profile."""
     ranking: tuple[NodeNoise, ...] = ()
     """Of a mixed form: the nodes in the order in which they go back to float."""
     against_parent: AgainstTrial | None = None
     """Of a sparse or low-rank file: against that of the network it was made of, in the same precision."""
-    against_plain: AgainstTrial | None = None
+    against_full_int8: AgainstTrial | None = None
     """Of an int8 file whose first layers are float, for time: against the one that is int8 from there on."""
 
 

@@ -17,7 +17,7 @@ from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
-from edgeopt.records.measurement import Comparison, Device, Environment, Estimate, Measurement
+from edgeopt.records.measurement import Comparison, DeviceInfo, Environment, Estimate, Measurement
 from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.sparsity import SparsityCurve
@@ -101,9 +101,9 @@ class TrialPart(Part, frozen=True, kw_only=True):
     """Where the budget has a limit on it."""
     batch_size: int | None = None
     against_baseline: Against | None = None
-    against_twin: Against | None = None
+    against_float: Against | None = None
     """An int8 file against its network in float32."""
-    twin_changes: tuple[LayerChange, ...] = ()
+    changes_against_float: tuple[LayerChange, ...] = ()
     """Where it is slower than that: what its layers lost and gained, largest loss first."""
     sensitivity: tuple[Suffering, ...] = ()
     """Of a mixed form."""
@@ -112,7 +112,7 @@ class TrialPart(Part, frozen=True, kw_only=True):
     against_parent: Against | None = None
     plain: int | None = None
     """Of an int8 file whose first layers are float, for time: the trial that is int8 from there on."""
-    against_plain: Against | None = None
+    against_full_int8: Against | None = None
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     score: float | None = None
@@ -147,7 +147,7 @@ class Document(Part, frozen=True, kw_only=True):
     schema: Literal["edgeopt/choice-1"]
     task: str
     target: str
-    device: Device
+    device: DeviceInfo
     environment: Environment | None
     """Of the baseline's measurement; null where it failed."""
     threads: int | None
@@ -226,7 +226,7 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
 def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
     latency = _latency(measurement, budget.latency_percentile)
-    parent, plain = outcome.against_parent, outcome.against_plain
+    parent, plain = outcome.against_parent, outcome.against_full_int8
     return TrialPart(
         number=trial.number,
         recipe=trial.recipe,
@@ -243,8 +243,8 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         throughput_ci95=None if budget.min_throughput_per_s is None else _throughput_interval(measurement),
         batch_size=measurement.batch_size,
         against_baseline=_against(outcome.against_baseline),
-        against_twin=_against(outcome.against_twin),
-        twin_changes=tuple(
+        against_float=_against(outcome.against_float),
+        changes_against_float=tuple(
             LayerChange(
                 operator=change.operator,
                 shape=change.shape,
@@ -252,13 +252,13 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
                 float_ms=change.against_ns / 1e6,
                 ms=change.ns / 1e6,
             )
-            for change in outcome.twin_changes
+            for change in outcome.changes_against_float
         ),
         sensitivity=_sensitivity(trial.recipe, outcome),
         parent=None if parent is None else parent.trial,
         against_parent=None if parent is None else _against(parent.comparison),
         plain=None if plain is None else plain.trial,
-        against_plain=None if plain is None else _against(plain.comparison),
+        against_full_int8=None if plain is None else _against(plain.comparison),
         load_ms=load_ms(measurement),
         peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
         score=_finite(score.value),

@@ -85,8 +85,8 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         span = f"95 %: {words.significant(low)} to {words.quantity(high, 'ms')}"
         estimated = ", estimated" if measurement.estimate else ""
         yield f"latency p{percentile}{estimated}", f"{words.quantity(value, 'ms')} ({span})"
-    compared = [("baseline", outcome.against_baseline), ("float32", outcome.against_twin)]
-    variants = filter(None, (outcome.against_parent, outcome.against_plain))
+    compared = [("baseline", outcome.against_baseline), ("float32", outcome.against_float)]
+    variants = filter(None, (outcome.against_parent, outcome.against_full_int8))
     for name, comparison in [*compared, *((f"trial {one.trial}", one.comparison) for one in variants)]:
         if comparison is not None:
             ratio, low, high = comparison_ratio(comparison)
@@ -99,7 +99,7 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
     yield "load time", words.quantity(load_ms(measurement), "ms")
     yield "score", f"{words.score(score.value)}, drop {words.score(score.drop)}, {score.samples:,} samples"
     for kind, ratio in noise(measurement).items():
-        yield "disturbed", words.noise(kind, ratio)
+        yield "disturbed", words.noise_text(kind, ratio)
     for parity in artifact.parities:
         yield f"parity, {parity.stage}", f"largest relative difference {parity.max_rel_error:.1e}"
     for note in artifact.notes:

@@ -86,7 +86,7 @@ def _hover(trial: TrialPart, document: Document) -> str:
     size = words.quantity(sentences.deciding_size(trial, document.budget), "bytes")
     latency = f"{words.quantity(trial.latency_at_limit_ms, 'ms')}{' estimated' if document.estimate else ''}"
     score = words.quantity(trial.score, "score")
-    return f"Trial {trial.number}: {sentences.recipe_of(trial, document)} – {size}, {latency}, score {score}"
+    return f"Trial {trial.number}: {sentences.recipe_text(trial, document)} – {size}, {latency}, score {score}"
 
 
 def _size_label(document: Document) -> str:
@@ -154,7 +154,7 @@ def _trials(document: Document) -> dict[str, object]:
         TrialLine(
             part=trial,
             role=role_of(trial, document),
-            recipe=sentences.recipe_of(trial, document),
+            recipe=sentences.recipe_text(trial, document),
             beaten=trial.number not in document.front,
             comment=_comment(trial, document),
         )
@@ -189,7 +189,7 @@ def _sensitivity(document: Document) -> dict[str, object] | None:
 
 def _failures(document: Document) -> dict[str, object] | None:
     failed = [trial for trial in document.trials if trial.status == "failed"]
-    return {"failed": [(trial, sentences.recipe_of(trial, document)) for trial in failed]} if failed else None
+    return {"failed": [(trial, sentences.recipe_text(trial, document)) for trial in failed]} if failed else None
 
 
 def _parity(document: Document) -> dict[str, object] | None:
@@ -263,7 +263,7 @@ def render_page(document: Document) -> str:
         "speed": sentences.speed,
         "plural": words.plural,
         "percent": words.percent,
-        "runtime": words.runtime,
+        "runtime": words.runtime_text,
         "nodes": words.nodes,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
@@ -278,14 +278,14 @@ def render_page(document: Document) -> str:
             text
             for text in (
                 sentences.barred(document),
-                *sentences.fronts(document),
+                *sentences.float_prefix_notes(document),
                 sentences.taught(document),
                 sentences.waived(document),
             )
             if text
         ],
-        noise=sentences.noise(document),
-        winner_recipe=sentences.recipe_of(document.winner, document) if document.winner else None,
+        noise=sentences.noise_notes(document),
+        winner_recipe=sentences.recipe_text(document.winner, document) if document.winner else None,
         cards=_cards(document),
         sections=[(section, view) for section, view in built if view is not None],
     )

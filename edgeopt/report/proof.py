@@ -41,14 +41,14 @@ class Row:
         """The number, with as many digits as it takes to see on which side of the limit it is."""
         if self.found is None or self.allowed is None:
             return words.quantity(self.found, self.unit)
-        return words.told_apart(self.found, self.allowed, self.unit)
+        return words.distinguishable(self.found, self.allowed, self.unit)
 
     @property
     def judged_text(self) -> str:
         """The number that decides, in the same way."""
         if self.judged is None or self.allowed is None:
             return words.quantity(self.judged, self.unit)
-        return words.told_apart(self.judged, self.allowed, self.unit)
+        return words.distinguishable(self.judged, self.allowed, self.unit)
 
     @property
     def interval_text(self) -> str:

@@ -21,7 +21,7 @@ LIMIT_NAMES: dict[Limit, str] = {
 }
 
 
-def recipe_of(trial: TrialPart, document: Document) -> str:
+def recipe_text(trial: TrialPart, document: Document) -> str:
     """Put a trial's recipe into words, with its parameters as a share of the baseline's."""
     whole = document.baseline.parameters
     ratio = trial.parameters / whole if trial.parameters is not None and whole else None
@@ -76,10 +76,10 @@ def miss_text(miss: Miss, budget: Budget) -> str:
         return f"{name} unknown"
     unit: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "score": "score"}
     written = unit.get(miss.limit, "bytes")
-    found, allowed = words.told_apart(miss.found, miss.allowed, written), words.limit(miss.allowed, written)
+    found, allowed = words.distinguishable(miss.found, miss.allowed, written), words.limit(miss.allowed, written)
     floor = miss.limit == "throughput" or (miss.limit == "score" and not drop)
-    sign, noise_text = "≥" if floor else "≤", ", inside the noise" if miss.within_noise else ""
-    return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise_text})"
+    sign, noise = "≥" if floor else "≤", ", inside the noise" if miss.within_noise else ""
+    return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise})"
 
 
 def binding(document: Document) -> str:
@@ -147,19 +147,19 @@ def barred(document: Document) -> str | None:
 
 def slower_than_twin(trial: TrialPart) -> bool:
     """Tell whether an int8 trial's A/B found it slower than the same network in float32."""
-    return trial.against_twin is not None and trial.against_twin.verdict == "slower"
+    return trial.against_float is not None and trial.against_float.verdict == "slower"
 
 
 def twins(document: Document) -> list[str]:
     """Say of each int8 trial that is slower than its float32 form how much, and which layers ate the gain."""
     found = []
     for trial in document.trials:
-        if trial.against_twin is None or not slower_than_twin(trial):
+        if trial.against_float is None or not slower_than_twin(trial):
             continue
         lost_out = trial.pays is False and not trial.misses and trial != document.winner
         out = " and was left out" if lost_out else ""
-        text = f"Trial {trial.number} in int8 is {speed(trial.against_twin)} than the same network in float32{out}."
-        lost = [change for change in trial.twin_changes if change.ms > change.float_ms][:MOST_LAYERS]
+        text = f"Trial {trial.number} in int8 is {speed(trial.against_float)} than the same network in float32{out}."
+        lost = [change for change in trial.changes_against_float if change.ms > change.float_ms][:MOST_LAYERS]
         if lost:
             text += f" What ate the gain: {words.listed([layer_text(change) for change in lost])}."
         found.append(text)
@@ -197,18 +197,18 @@ def taught(document: Document) -> str | None:
     return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 
 
-def fronts(document: Document) -> list[str]:
+def float_prefix_notes(document: Document) -> list[str]:
     """Say of each int8 trial whose first layers are float what that bought, in time and in bytes."""
     said = []
     for trial in document.trials:
-        if trial.against_plain is None or trial.plain is None:
+        if trial.against_full_int8 is None or trial.plain is None:
             continue
         plain = document.trial(trial.plain)
         ours, theirs = (deciding_size(one, document.budget) or 0 for one in (trial, plain))
         size = f"{words.quantity(abs(ours - theirs), 'bytes')} {'larger' if ours > theirs else 'smaller'}"
-        why = ", where int8 saved no time" if trial.against_plain.verdict == "faster" else ""
+        why = ", where int8 saved no time" if trial.against_full_int8.verdict == "faster" else ""
         text = f"Trial {trial.number} is trial {plain.number} with its first layers in float{why}"
-        said.append(f"{text}: the file is {size}, and it runs {speed(trial.against_plain)}.")
+        said.append(f"{text}: the file is {size}, and it runs {speed(trial.against_full_int8)}.")
     return said
 
 
@@ -249,7 +249,7 @@ def waived(document: Document) -> str | None:
     return f"Waived: {words.listed(names)}." if names else None
 
 
-def noise(document: Document) -> list[str]:
+def noise_notes(document: Document) -> list[str]:
     """Say which differences cannot be told from chance, and which timings were disturbed."""
     found = []
     winner = document.winner
@@ -271,7 +271,7 @@ def noise(document: Document) -> list[str]:
             "measure again on a quiet machine before you rely on milliseconds."
         )
     for trial in document.trials:
-        other = [words.noise(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
+        other = [words.noise_text(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
         if other:
             found.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
     return found
@@ -286,7 +286,7 @@ def device(document: Document) -> str:
         return f"Measured on the target itself, {where}."
     if document.estimate is not None:
         return (
-            f"{estimated(document.estimate, document.target)} Memory and scores are those of {where}; nothing is "
+            f"{estimate_notes(document.estimate, document.target)} Memory and scores are those of {where}; nothing is "
             "proven on the target. Build again with --device to measure what exists there, without training."
         )
     return (
@@ -307,7 +307,7 @@ def caution(document: Document) -> str | None:
     )
 
 
-def estimated(estimate: Estimate, target: str) -> str:
+def estimate_notes(estimate: Estimate, target: str) -> str:
     """Say that latencies are foretold, from what, and how far off that was."""
     unseen = estimate.unseen_ratio
     lacking = f" {words.percent(unseen)} of the time is in operators that it lacks." if unseen >= 0.01 else ""

@@ -88,16 +88,16 @@ def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -
 def _lines(document: Document) -> Iterator[str]:
     """The sentences below the table, each on its own line."""
     if (shown := _shown(document)) is not None:
-        yield f"Trial {shown.number}: {sentences.recipe_of(shown, document)}."
+        yield f"Trial {shown.number}: {sentences.recipe_text(shown, document)}."
     yield sentences.binding(document)
     optional = (
         sentences.mixed(document),
         sentences.barred(document),
-        *sentences.fronts(document),
+        *sentences.float_prefix_notes(document),
         sentences.taught(document),
         sentences.waived(document),
         *sentences.twins(document),
-        *sentences.noise(document),
+        *sentences.noise_notes(document),
     )
     yield from (line for line in optional if line)
     yield from sentences.variants(document)

@@ -9,10 +9,10 @@ from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import (
     Compact,
     Distill,
+    Float16,
     FlushDenormals,
-    Fuse,
+    FuseQLinear,
     GraphStep,
-    Half,
     LowRank,
     Prune,
     Quantize,
@@ -74,7 +74,7 @@ def quantity(value: float | None, unit: Unit, digits: int = 3) -> str:
             return score(value, digits)
 
 
-def told_apart(found: float, allowed: float, unit: Unit) -> str:
+def distinguishable(found: float, allowed: float, unit: Unit) -> str:
     """Write a number with as many digits as it takes to see that it is not the limit: 1.0004 ms beside 1 ms."""
     digits = next(
         (
@@ -142,7 +142,7 @@ def recipe(steps: Recipe, parameters_ratio: float | None) -> str:
     words = [word for step in (*steps.torch_steps, *steps.graph_steps) if (word := _step(step, parameters_ratio))]
     if not steps.torch_steps:
         words.insert(0, "as trained")
-    if not any(isinstance(step, QuantizeStep | Half) for step in steps.graph_steps):
+    if not any(isinstance(step, QuantizeStep | Float16) for step in steps.graph_steps):
         words.append("float32")
     return ", ".join(words)
 
@@ -172,9 +172,9 @@ def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | 
             return "dynamic int8"
         case QuantizeWeights(bits=bits):
             return f"{bits}-bit weights in the products, float32 between"
-        case Half():
+        case Float16():
             return "float16"
-        case Simplify() | FlushDenormals() | Fuse() | Compact():
+        case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
             return None
 
 
@@ -185,7 +185,7 @@ def _distilled(step: Distill) -> str:
     return f"distilled {epochs}"
 
 
-def runtime(settings: Runtime) -> str:
+def runtime_text(settings: Runtime) -> str:
     """Say how a session runs: ``1 thread on any core, no spinning, arena, graph level all``."""
     cores = settings.affinity
     where = f"core{'' if len(cores) == 1 else 's'} {listed([str(core) for core in cores])}" if cores else "any core"
@@ -225,6 +225,6 @@ NOISE = {
 """Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent, of heat the temperature."""
 
 
-def noise(kind: str, amount: float) -> str:
+def noise_text(kind: str, amount: float) -> str:
     """Say what disturbed a measurement."""
     return NOISE[kind].format(f"{amount:.0f}{NBSP}°C" if kind == "heat" else f"{100 * abs(amount):.0f}{NBSP}%")

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Sequence
 
 from edgeopt.records.budget import Limit
 from edgeopt.records.choice import Infeasible
-from edgeopt.select.limits import Finding
+from edgeopt.select.limits import LimitFinding
 
 DIGITS = 3
 """Significant digits of a limit that is proposed."""
 
-Judged = tuple[int, Sequence[Finding]]
+Judged = tuple[int, Sequence[LimitFinding]]
 """A trial's number and its findings."""
 
 
@@ -37,11 +37,11 @@ def explain(judged: Sequence[Judged]) -> Infeasible:
     )
 
 
-def _missed(found: Iterable[Finding]) -> list[Finding]:
+def _missed(found: Iterable[LimitFinding]) -> list[LimitFinding]:
     return [finding for finding in found if not finding.kept]
 
 
-def _distance(found: Sequence[Finding]) -> tuple[int, float]:
+def _distance(found: Sequence[LimitFinding]) -> tuple[int, float]:
     """How far a trial is from the budget: metrics that are missing first, then the worst relative excess."""
     missing = sum(finding.missing for finding in found)
     return missing, max((finding.excess for finding in found if not finding.missing), default=0.0)
@@ -62,9 +62,9 @@ def _advice(judged: Sequence[Judged], nearest: int) -> str:
     return f"No single limit is to blame: trial {nearest} needs {together}."
 
 
-def _cheapest_single(judged: Sequence[Judged]) -> list[tuple[int, Finding]]:
+def _cheapest_single(judged: Sequence[Judged]) -> list[tuple[int, LimitFinding]]:
     """For each limit that is all that some trial misses: the trial that asks least of it."""
-    cheapest: dict[tuple[Limit, bool], tuple[int, Finding]] = {}
+    cheapest: dict[tuple[Limit, bool], tuple[int, LimitFinding]] = {}
     for number, found in judged:
         match _missed(found):
             case [finding] if not finding.missing:
@@ -74,7 +74,7 @@ def _cheapest_single(judged: Sequence[Judged]) -> list[tuple[int, Finding]]:
     return sorted(cheapest.values(), key=lambda way: way[1].excess)
 
 
-def _relief(finding: Finding) -> str:
+def _relief(finding: LimitFinding) -> str:
     """Put into words what the limit would have to be: ``a size of 6.1 MB instead of 5``."""
     if finding.missing:
         return f"a value for {finding.limit}"

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Verdict
-from edgeopt.records.measurement import Device
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
-from edgeopt.select.limits import Finding, findings, float_twin, judge, latency, measured_size, replaces
+from edgeopt.select.limits import LimitFinding, findings, float_counterpart, judge, latency, measured_size, replaces
 
 
 @dataclass(frozen=True)
-class Candidate:
+class JudgedTrial:
     """A measured trial with everything the decision looks at, computed once."""
 
     number: int
@@ -26,7 +26,7 @@ class Candidate:
     """Infinite where it is missing."""
     score: float
     """Minus infinity where it is not a number."""
-    findings: tuple[Finding, ...]
+    findings: tuple[LimitFinding, ...]
     verdict: Verdict
     origins: frozenset[int]
     """Numbers of the float32 trial of an int8 trial's network, and of the trial that a variant was made of."""
@@ -56,7 +56,7 @@ def choose(
     baseline_number: int = 0,
     task: str,
     target: str,
-    device: Device,
+    device: DeviceInfo,
     proven_on_target: bool,
     seconds: dict[str, float],
     notes: tuple[str, ...] = (),
@@ -130,12 +130,14 @@ def to_compare(choice: Choice) -> list[int]:
 
 def _candidate(
     trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, trials: tuple[Trial, ...]
-) -> Candidate:
-    memory, parent, twin = outcome.measurement.memory, outcome.against_parent, float_twin(trial, trials)
-    plain = next((one for one in trials if outcome.against_plain and one.number == outcome.against_plain.trial), None)
+) -> JudgedTrial:
+    memory, parent, twin = outcome.measurement.memory, outcome.against_parent, float_counterpart(trial, trials)
+    plain = next(
+        (one for one in trials if outcome.against_full_int8 and one.number == outcome.against_full_int8.trial), None
+    )
     better = plain is not None and isinstance(plain.outcome, Measured) and replaces(outcome, plain.outcome, budget)
     found = tuple(findings(outcome, budget))
-    return Candidate(
+    return JudgedTrial(
         number=trial.number,
         size=measured_size(outcome.artifact, budget),
         latency_ms=latency(outcome.measurement, budget.latency_percentile).value,
@@ -148,7 +150,7 @@ def _candidate(
     )
 
 
-def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidate]:
+def _may_win(candidates: list[JudgedTrial], baseline_number: int) -> list[JudgedTrial]:
     """Leave out what is slower than the baseline or its origins, or replaced, as long as those could be shipped."""
     keeping = {candidate.number for candidate in candidates if candidate.keeps}
     replaced = {candidate.stands_for for candidate in candidates if candidate.keeps and candidate.verdict.pays}
@@ -160,7 +162,7 @@ def _may_win(candidates: list[Candidate], baseline_number: int) -> list[Candidat
     ]
 
 
-def _winner(candidates: list[Candidate], baseline_number: int) -> Candidate | None:
+def _winner(candidates: list[JudgedTrial], baseline_number: int) -> JudgedTrial | None:
     keeping = [candidate for candidate in _may_win(candidates, baseline_number) if candidate.keeps]
     return min(
         keeping,
@@ -169,7 +171,7 @@ def _winner(candidates: list[Candidate], baseline_number: int) -> Candidate | No
     )
 
 
-def _binding(candidates: list[Candidate], winner: Candidate | None, baseline_number: int) -> tuple[Limit, ...]:
+def _binding(candidates: list[JudgedTrial], winner: JudgedTrial | None, baseline_number: int) -> tuple[Limit, ...]:
     """Name the limits that keep the file from being smaller.
 
     First choice: each limit that, waived alone, would let a smaller trial win. Else the limits that the next smaller
@@ -192,7 +194,7 @@ def _in_order(limits: set[Limit] | frozenset[Limit]) -> tuple[Limit, ...]:
     return tuple(limit for limit in order if limit in limits)
 
 
-def _is_beaten(candidate: Candidate, candidates: list[Candidate]) -> bool:
+def _is_beaten(candidate: JudgedTrial, candidates: list[JudgedTrial]) -> bool:
     """Say whether some other trial is at least as good in everything and better in something."""
     return any(
         all(theirs <= ours for theirs, ours in zip(other.costs, candidate.costs, strict=True))

@@ -99,7 +99,7 @@ def split_official(folder: Path, split: Split) -> Images:
     return Images(images[rest], labels[rest])
 
 
-def load(split: Split) -> Images:
+def load_split(split: Split) -> Images:
     """Return one split: of the full set if ``EDGEOPT_DATA`` holds it, else of the packaged subset.
 
     Raises:

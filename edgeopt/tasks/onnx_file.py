@@ -32,7 +32,7 @@ CALIBRATION_BATCH = 16
 LABELS_KEY = "labels"
 
 
-def agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
+def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
     """Return how far each sample's outputs agree with the reference, 0..1.
 
     For logits ``(batch, classes)`` 1.0 where the largest is the same, else 0.0; for anything else one less the relative
@@ -141,7 +141,7 @@ class OnnxTask:
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
         """Return one score a sample: accuracy with labels, agreement without."""
         if self.targets is None:
-            return np.concatenate([agreement(outputs, reference) for outputs, reference in pairs])
+            return np.concatenate([sample_agreement(outputs, reference) for outputs, reference in pairs])
         return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:

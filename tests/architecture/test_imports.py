@@ -30,12 +30,14 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "config": ({"records", "errors"}, set()),
     "task": ({"records", "errors", "tasks"}, {"torch", "numpy", "safetensors", *ONNX}),
     "tasks": ({"records", "errors", "task"}, {"torch", "numpy", "safetensors", *ONNX}),
-    "search": ({"records", "errors"}, {"numpy", "scipy"}),
+    "store": ({"records", "errors"}, set()),
+    "planning": ({"records", "errors", "latency"}, {"numpy", "scipy"}),
     "passes": ({"records", "errors", "task"}, {"torch", "numpy", "safetensors"}),
     "export": ({"records", "errors"}, {"torch", "onnxscript", "numpy", *ONNX}),
     "graph": ({"records", "errors"}, {"onnxsim", "onnxruntime", "numpy", *ONNX}),
     "device": ({"records", "errors"}, {"numpy", "segno"}),
     "bench": ({"records", "errors", "statistics", "device"}, {"onnxruntime", "numpy"}),
+    "latency": ({"records", "errors", "statistics", "graph", "bench"}, {"numpy", "scipy", "onnx"}),
     "select": ({"records", "errors", "statistics"}, set()),
     "bundle": ({"records", "errors", "report"}, {"numpy", "msgspec", *ONNX}),
     "report": ({"records", "errors", "statistics"}, {"jinja2", "rich"}),
@@ -46,13 +48,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
 READ_VERSION = {"cli", "bundle", "pipeline", "report"}
 """Places that may import the package's root, which itself imports nothing, for ``__version__``."""
 
-ONE_FILE: dict[str, set[str]] = {"bench/worker.py": {"numpy", "onnxruntime"}, "device/courier.py": set()}
+ONE_FILE: dict[str, set[str]] = {"bench/worker.py": {"numpy", "onnxruntime"}, "device/file_agent.py": set()}
 """Files that run alone on a device: nothing of edgeopt, and only these packages."""
 
 LONG = {"bench/worker.py": "one file by design: it is copied to a device and runs there alone"}
 """``path`` or ``path:function`` to the reason why it exceeds its size."""
 
-BOUNDARY = "pipeline/steps.py:run_step"
+BOUNDARY = "pipeline/boundary.py:run_step"
 """The one function that may catch every exception: there the code of users, exporters and runtimes fails."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -2,7 +2,7 @@ import pytest
 from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench.changes import layer_changes, node_changes
-from edgeopt.bench.nodes import PROFILING, NodeTime, profile_nodes
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, NodeTime, profile_nodes
 from edgeopt.device.local import LocalDevice
 
 
@@ -60,7 +60,7 @@ def test_layers_of_a_float_and_an_int8_file_match_by_what_they_make():
 def test_of_two_real_files_the_added_layers_lost_the_time(tmp_path):
     light = a_network(tmp_path / "light.onnx", width=256, layers=2, inputs=("N", 256))
     heavy = a_network(tmp_path / "heavy.onnx", width=256, layers=8, inputs=("N", 256))
-    found = profile_nodes([light, heavy], LocalDevice(), a_quick_profile(), 8, (), None, PROFILING)
+    found = profile_nodes([light, heavy], LocalDevice(), a_quick_profile(), 8, (), None, LONG_PROFILING_TURNS)
     first = node_changes(found[0].nodes, found[1].nodes)[0]
     assert "MatMul" in first.operator
     assert first.nodes[1] - first.nodes[0] == 6

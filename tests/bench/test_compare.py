@@ -1,12 +1,12 @@
 import pytest
 from tiny_models import a_network, a_quick_profile
 
-from edgeopt.bench.compare import Turns, compare
+from edgeopt.bench.compare import ComparisonTurns, compare
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import StepError
 from edgeopt.statistics import LEAST_PAIRS, comparison_ratio, verdict
 
-SHORT = Turns(most=10, pair_seconds=0.5, seconds=0.002, warmup_seconds=0.02)
+SHORT = ComparisonTurns(most=10, pair_seconds=0.5, seconds=0.002, warmup_seconds=0.02)
 EQUAL_WITHIN = 0.3  # the machine may be busy with anything while this runs; quiet ones agree within 1 %
 
 
@@ -39,7 +39,7 @@ def test_a_model_is_no_different_from_itself(models):
 
 def test_several_threads_are_compared_by_wall_time(models):
     light, heavy = models
-    short = Turns(pairs=1, most=2, pair_seconds=0.1)
+    short = ComparisonTurns(pairs=1, most=2, pair_seconds=0.1)
     profile = a_quick_profile(threads=2, allow_spinning=True)
     said = []
     found = compare(light, heavy, LocalDevice(), profile, turns=short, progress=said.append)
@@ -49,7 +49,7 @@ def test_several_threads_are_compared_by_wall_time(models):
 
 def test_slow_models_take_fewer_turns(models):
     _, heavy = models
-    short = Turns(pairs=2, most=1000, least=4, pair_seconds=0.0, warmup_seconds=0.0)
+    short = ComparisonTurns(pairs=2, most=1000, least=4, pair_seconds=0.0, warmup_seconds=0.0)
     assert compare(heavy, heavy, LocalDevice(), a_quick_profile(), turns=short).blocks_per_pair == 4
 
 

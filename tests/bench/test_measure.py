@@ -13,9 +13,9 @@ from onnx import TensorProto, helper
 from tiny_models import QUICK, a_network, a_quick_profile
 
 from edgeopt.bench import worker
-from edgeopt.bench.asking import run_request, runtime_request
 from edgeopt.bench.measure import measure
-from edgeopt.bench.memory import STEADY_MALLOC, weigh
+from edgeopt.bench.memory import STEADY_MALLOC, measure_memory
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import InputError, ProviderError, StepError
 from edgeopt.records.codec import from_json, to_json
@@ -133,7 +133,7 @@ def test_peaks_of_memory_follow_the_weights(tmp_path):
     peaks = []
     for path in (model, small):
         request = runtime_request("time", str(path), a_quick_profile(), allow_fallback=())
-        peaks.append(weigh(LocalDevice(), request, "measure", lambda _text: None))
+        peaks.append(measure_memory(LocalDevice(), request, "measure", lambda _text: None))
     assert peaks[0].peak_bytes - peaks[1].peak_bytes >= WEIGHT_BYTES * (1 - PEAK_TOLERANCE)
     assert peaks[0].default_load_peak_bytes > peaks[1].default_load_peak_bytes
     assert peaks[0].device_peak_bytes is None

@@ -1,12 +1,12 @@
 import pytest
 from tiny_models import a_network, a_quick_profile
 
-from edgeopt.bench.nodes import Turns, node_shapes, profile_nodes
-from edgeopt.bench.worker import read_profile
+from edgeopt.bench.nodes import ProfilingTurns, node_shapes, profile_nodes
+from edgeopt.bench.worker import read_node_times
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import StepError
 
-SHORT = Turns(rounds=3, seconds=0.01)
+SHORT = ProfilingTurns(rounds=3, seconds=0.01)
 PLACE = (LocalDevice(), a_quick_profile(), 2, (), None)
 
 
@@ -49,7 +49,9 @@ def test_without_optimization_each_node_of_the_file_shows_with_its_shapes(models
 
 
 def test_time_ends_the_rounds_but_the_first_files_are_timed(models):
-    found = profile_nodes([*models, *models], *PLACE, Turns(rounds=100, seconds=0.01, budget_seconds=0.0, min_models=2))
+    found = profile_nodes(
+        [*models, *models], *PLACE, ProfilingTurns(rounds=100, seconds=0.01, budget_seconds=0.0, min_models=2)
+    )
     assert [one.file for one in found] == [0, 1]
 
 
@@ -61,7 +63,7 @@ def test_a_broken_file_says_which(models, tmp_path):
 
 
 def test_a_node_s_time_runs_to_the_start_of_the_next_and_the_last_one_s_is_its_own():
-    first, last = read_profile([*a_run(0, 5), *a_run(100, 6), *a_run(200, 7)], skipped_runs=0)
+    first, last = read_node_times([*a_run(0, 5), *a_run(100, 6), *a_run(200, 7)], skipped_runs=0)
     assert (first["name"], first["operator"], first["inputs"]) == ("a", "Conv", [[1, 3]])
     assert first["ns"] == 6_000
     assert last["ns"] == 3_500
@@ -69,5 +71,5 @@ def test_a_node_s_time_runs_to_the_start_of_the_next_and_the_last_one_s_is_its_o
 
 def test_warm_up_runs_are_left_out_and_a_lost_processor_counts_as_a_usual_run():
     runs = [*a_run(0, 90), *a_run(100, 8), *a_run(200, 8), *a_run(300, 8), *a_run(400, 5000)]
-    first, _ = read_profile(runs, skipped_runs=1)
+    first, _ = read_node_times(runs, skipped_runs=1)
     assert first["ns"] == pytest.approx((8 + 8 + 8 + 1.25 * 8 + 1) / 4 * 1000)

@@ -11,7 +11,7 @@ import pytest
 from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench import worker
-from edgeopt.bench.asking import run_request, runtime_request
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import ConfigError
 from edgeopt.records.codec import to_json
@@ -65,7 +65,7 @@ def test_it_does_not_outlive_a_parent_that_was_killed(tmp_path):
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from tiny_models import a_quick_profile
-from edgeopt.bench.asking import run_request, runtime_request
+from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import ConfigError
 with LocalDevice().start() as worker:

@@ -13,7 +13,7 @@ from edgeopt.bundle.golden import (
     write_golden,
 )
 from edgeopt.errors import DataError
-from edgeopt.records.recipe import Half, Recipe
+from edgeopt.records.recipe import Float16, Recipe
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_tolerance_of_an_output_goes_by_its_largest_value_and_integers_are_e
 
 
 def test_a_coarser_number_format_gets_a_larger_tolerance():
-    half = Recipe(torch_steps=(), graph_steps=(Half(),), seed=0, parent=None)
+    half = Recipe(torch_steps=(), graph_steps=(Float16(),), seed=0, parent=None)
     ratios = [tolerance_ratio(recipe) for recipe in (a_recipe(), half, a_recipe(int8=True))]
     assert ratios == [FLOAT_TOLERANCE_RATIO, HALF_TOLERANCE_RATIO, INT8_TOLERANCE_RATIO]
     assert ratios == sorted(ratios)

@@ -5,7 +5,7 @@ import pty
 import subprocess
 import sys
 
-from edgeopt.cli.console import LINE_INTERVAL_SECONDS, Progress
+from edgeopt.cli.console import LINE_INTERVAL_SECONDS, ProgressDisplay
 
 
 class Clock:
@@ -19,7 +19,7 @@ class Clock:
 
 
 def test_each_stage_writes_a_line_when_it_begins(capsys):
-    with Progress(clock=Clock()) as progress:
+    with ProgressDisplay(clock=Clock()) as progress:
         progress("export", "dynamo")
         progress("measure", "trial 1")
         progress("done")
@@ -28,7 +28,7 @@ def test_each_stage_writes_a_line_when_it_begins(capsys):
 
 def test_a_stage_that_goes_on_writes_seldom(capsys):
     clock = Clock()
-    with Progress(clock=clock) as progress:
+    with ProgressDisplay(clock=clock) as progress:
         for epoch in range(100):
             clock.seconds = epoch * LINE_INTERVAL_SECONDS / 25
             progress("train", f"epoch {epoch}")
@@ -36,7 +36,7 @@ def test_a_stage_that_goes_on_writes_seldom(capsys):
 
 
 def test_quiet_writes_nothing(capsys):
-    with Progress(quiet=True) as progress:
+    with ProgressDisplay(quiet=True) as progress:
         progress("train", "epoch 1")
     assert capsys.readouterr() == ("", "")
 

@@ -14,7 +14,7 @@ from tiny_models import a_network
 from edgeopt.cli.inspect import latency_of, shares_of_table
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable
 from edgeopt.records.latency import LatencyTable, Layer, LayerTime, WholeTime
-from edgeopt.search.ledger import Ledger
+from edgeopt.store.ledger import Ledger
 
 TESTS = Path(__file__).parents[1]
 

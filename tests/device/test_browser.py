@@ -22,7 +22,7 @@ from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.device import browser
-from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
 from edgeopt.errors import ConfigError, DeviceError, DeviceLostError
@@ -100,7 +100,7 @@ def test_a_browser_that_was_killed_is_lost_and_may_come_back(runtime, tmp_path, 
         device._served()
     monkeypatch.setattr(browser, "CLAIM_SECONDS", 0.5)
     with pytest.raises(DeviceLostError, match="no browser opened the page"):
-        device.run(Request(mode="describe"), 60, {})
+        device.run(WorkerRequest(mode="describe"), 60, {})
     assert "the page was lost; open it again: http://127.0.0.1" in capsys.readouterr().err
     monkeypatch.setattr(browser, "CLAIM_SECONDS", 60.0)
     with chromium(address_of(device), tmp_path / "another"):

@@ -17,7 +17,7 @@ from tiny_bundles import a_bundle
 from tiny_models import a_network, write_quick_target
 
 from edgeopt.device import emulated
-from edgeopt.device.base import Request
+from edgeopt.device.base import WorkerRequest
 from edgeopt.device.open import open_device
 from edgeopt.errors import ConfigError, DeviceError
 
@@ -141,6 +141,6 @@ def test_aarch64_computes_what_this_machine_computes_in_float_and_in_int8(aarch6
 def test_what_an_emulator_cannot_it_refuses(aarch64):
     device = open_device(f"qemu:?runner={aarch64}/runner&library={aarch64}/libonnxruntime.so")
     with pytest.raises(DeviceError, match="no times and no memory"):
-        device.run(Request(mode="time"), 60, {})
+        device.run(WorkerRequest(mode="time"), 60, {})
     with pytest.raises(DeviceError, match="no times"), device.start():
         pass

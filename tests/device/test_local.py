@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.process import WorkerProcess
 from edgeopt.errors import DeviceError
 
-DESCRIBE = Request(mode="describe")
+DESCRIBE = WorkerRequest(mode="describe")
 
 
 def a_program(folder: Path, text: str) -> Path:

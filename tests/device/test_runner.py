@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tiny_models import a_network, a_quick_profile
 
-from edgeopt.bench.asking import runtime_request
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.device.arrays import pack, unpack
-from edgeopt.device.base import Request, WorkerRefused
+from edgeopt.bench.requests import runtime_request
+from edgeopt.device.arrays import read_records, write_records
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.process import WorkerProcess
 
@@ -21,19 +21,19 @@ def start(native):
     return lambda: WorkerProcess([str(native / "runner"), str(native / "libonnxruntime.so")], {})
 
 
-def a_request(mode, model, **changes) -> Request:
+def a_request(mode, model, **changes) -> WorkerRequest:
     request = runtime_request(mode, str(model), a_quick_profile(), allow_fallback=())
     return msgspec.structs.replace(request, **changes)
 
 
-def answer(start, request: Request) -> dict:
+def answer(start, request: WorkerRequest) -> dict:
     with start() as runner:
         return runner.ask(request, 60)
 
 
 def test_it_describes_the_machine_as_the_python_worker_does(start):
-    there = answer(start, Request(mode="describe"))
-    here = LocalDevice().run(Request(mode="describe"), 60, {})
+    there = answer(start, WorkerRequest(mode="describe"))
+    here = LocalDevice().run(WorkerRequest(mode="describe"), 60, {})
     same = ("family", "processor", "features", "cores", "memory_bytes", "onnxruntime", "governor", "temperature_c")
     assert {name: there[name] for name in same} == {name: here[name] for name in same}
     assert there.keys() == here.keys()
@@ -66,10 +66,10 @@ def test_outputs_are_those_of_the_python_worker(start, tmp_path):
     rng = np.random.default_rng(0)
     write_batches(inputs, [{"x": rng.standard_normal((rows, 32)).astype(np.float32)} for rows in (3, 1, 2)] * 4)
     run_model(model, inputs, tmp_path / "here.npz", LocalDevice(), a_quick_profile())
-    pack(inputs, tmp_path / "in.arrays")
+    write_records(inputs, tmp_path / "in.arrays")
     files = {"inputs": str(tmp_path / "in.arrays"), "outputs": str(tmp_path / "out.arrays")}
     assert answer(start, a_request("outputs", model, **files))["batches"] == 12
-    unpack(tmp_path / "out.arrays", tmp_path / "there.npz")
+    read_records(tmp_path / "out.arrays", tmp_path / "there.npz")
     here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
     assert [batch["y"].shape for batch in there] == [(rows, 64) for rows in (3, 1, 2)] * 4
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
@@ -85,8 +85,8 @@ def test_arrays_of_every_type_and_shape_survive(tmp_path):
         "half": np.array([0.5], np.float16),
     }
     write_batches(tmp_path / "a.npz", [arrays, arrays])
-    pack(tmp_path / "a.npz", tmp_path / "a.arrays")
-    unpack(tmp_path / "a.arrays", tmp_path / "b.npz")
+    write_records(tmp_path / "a.npz", tmp_path / "a.arrays")
+    read_records(tmp_path / "a.arrays", tmp_path / "b.npz")
     for batch in read_batches(tmp_path / "b.npz"):
         assert batch.keys() == arrays.keys()
         for name, array in arrays.items():
@@ -109,7 +109,7 @@ def test_the_given_inputs_are_timed(start, tmp_path):
         answer(start, a_request("time", model))
     assert caught.value.kind == "input"
     write_batches(tmp_path / "in.npz", [{"x": np.zeros((4, 2, 32), np.float32)}])
-    pack(tmp_path / "in.npz", tmp_path / "in.arrays")
+    write_records(tmp_path / "in.npz", tmp_path / "in.arrays")
     assert answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=3))["wall_ns"]
     with pytest.raises(WorkerRefused, match="fewer rows than the batch"):
         answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=5))
@@ -135,7 +135,7 @@ def test_what_it_cannot_do_it_refuses_with_a_kind(start, tmp_path):
 
 def test_a_full_disk_is_the_devices(start, tmp_path):
     write_batches(tmp_path / "in.npz", [{"x": np.zeros((4000, 32), np.float32)}])
-    pack(tmp_path / "in.npz", tmp_path / "in.arrays")
+    write_records(tmp_path / "in.npz", tmp_path / "in.arrays")
     files = {"inputs": str(tmp_path / "in.arrays"), "outputs": "/dev/full"}
     with pytest.raises(WorkerRefused, match="No space left on device") as caught:
         answer(start, a_request("outputs", a_network(tmp_path / "m.onnx"), **files))
@@ -147,6 +147,6 @@ def test_a_library_that_does_not_load_is_named(native, tmp_path):
     with pytest.raises(WorkerRefused, match="does not load") as caught:
         answer(
             lambda: WorkerProcess([str(native / "runner"), str(tmp_path / "lib.so")], {}),
-            Request(mode="describe"),
+            WorkerRequest(mode="describe"),
         )
     assert caught.value.kind == "device"

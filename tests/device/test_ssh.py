@@ -22,18 +22,18 @@ from ssh_server import children_of, connections_of, free_port, keygen, name_of, 
 from tiny_bundles import a_bundle
 from tiny_models import a_network, a_quick_profile, write_quick_target
 
-from edgeopt.bench.asking import runtime_request
-from edgeopt.bench.nodes import Turns, profile_nodes
+from edgeopt.bench.nodes import ProfilingTurns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.requests import runtime_request
 from edgeopt.device import ssh_connection
-from edgeopt.device.base import Request
+from edgeopt.device.base import WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import DeviceError, DeviceLostError
 
-DESCRIBE = Request(mode="describe")
+DESCRIBE = WorkerRequest(mode="describe")
 GONE_SECONDS = 20.0  # a busy machine may take its time to end a process
 
 
@@ -54,7 +54,7 @@ def an_impatient_device(sshd) -> SshDevice:
     return SshDevice(sshd.uri, Address("127.0.0.1", None, sshd.port), None, patience_seconds=1.0)
 
 
-def a_request(tmp_path, *, seconds=0.05) -> Request:
+def a_request(tmp_path, *, seconds=0.05) -> WorkerRequest:
     profile = a_quick_profile()
     fields = runtime_request("time", str(a_network(tmp_path / "m.onnx")), profile, allow_fallback=())
     return type(fields)(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"min_seconds": seconds})
@@ -102,7 +102,7 @@ def test_a_model_is_timed_and_weighed_over_there(device, tmp_path):
     assert memory["load_peak_bytes"] > 0
 
 
-def _fields(request: Request) -> dict:
+def _fields(request: WorkerRequest) -> dict:
     return {name: getattr(request, name) for name in request.__struct_fields__}
 
 
@@ -377,7 +377,7 @@ def test_check_verifies_a_bundle_and_its_score_over_there(sshd, tmp_path):
 
 def test_nodes_of_several_files_are_timed_over_there(device, tmp_path):
     models = [a_network(tmp_path / f"{width}.onnx", width=width) for width in (128, 32)]
-    turns = Turns(rounds=2, seconds=0.005)
+    turns = ProfilingTurns(rounds=2, seconds=0.005)
     found = profile_nodes(models, device, a_quick_profile(), 2, (), None, turns)
     assert [one.file for one in found] == [0, 1]
     assert all(node.ns > 0 for one in found for node in one.nodes)

@@ -9,17 +9,17 @@ import msgspec
 import pytest
 from tiny_models import a_network, write_quick_target
 
-from edgeopt.bench.nodes import Turns
+from edgeopt.bench.nodes import ProfilingTurns
 from edgeopt.config.calibrations import calibration_path, read_calibration, write_calibration
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.open import open_device
-from edgeopt.graph.micro_models import calibration_models
-from edgeopt.pipeline.calibrate import calibrate
+from edgeopt.latency.probe_models import calibration_models
+from edgeopt.pipeline.device_calibration import calibrate_device
 from edgeopt.records.profile import TimingRule
 
 PROBES = ("empty", "matmul fp32 1x32x192", "elementwise fp32 1x64x28x28", "encoder fp32", "speech fp32", "mobile fp32")
 RULE = TimingRule(processes=1, warmup_runs=1, warmup_seconds=0.0, min_runs=5, min_seconds=0.01, max_seconds=1.0)
-TURNS = Turns(rounds=2, seconds=0.01, min_runs=3, min_models=100)
+TURNS = ProfilingTurns(rounds=2, seconds=0.01, min_runs=3, min_models=100)
 
 
 def edgeopt(folder, *arguments):
@@ -36,7 +36,7 @@ def test_a_calibration_over_ssh_estimates_without_the_device_until_it_no_longer_
     assert "Make one with `edgeopt targets calibrate ./quick.toml --device URI`" in " ".join(asked.stderr.split())
 
     models, told = [m for m in calibration_models(("fp32",), quick=True) if m.name in PROBES], []
-    found = calibrate(
+    found = calibrate_device(
         load_profile(target), open_device(sshd.uri), models, rule=RULE, turns=TURNS, sustained_seconds=None,
         allow_fallback=(), progress=told.append,
     )  # fmt: skip

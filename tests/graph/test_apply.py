@@ -8,8 +8,8 @@ from onnx_running import a_network, write
 from edgeopt.errors import StepError
 from edgeopt.graph import apply
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.child import Answer
-from edgeopt.graph.lint import check_ceiling
+from edgeopt.graph.compatibility import check_ceiling
+from edgeopt.graph.subprocess_worker import GraphAnswer
 from edgeopt.records.codec import from_json
 from edgeopt.records.recipe import Compact, FlushDenormals, Simplify
 
@@ -78,9 +78,12 @@ def test_a_child_answers_on_stdout_alone_and_never_imports_torch(tmp_path, sourc
         str(tmp_path / "out.onnx").encode(),
     )
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "edgeopt.graph.child"], input=job, capture_output=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "edgeopt.graph.subprocess_worker"],
+        input=job,
+        capture_output=True,
+        check=True,
     )
-    assert from_json(done.stdout, Answer).reason is None
+    assert from_json(done.stdout, GraphAnswer).reason is None
     assert b" torch._C\n" not in done.stderr
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from edgeopt.bench.outputs import write_batches
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import facts
-from edgeopt.records.recipe import Compact, Fuse, Half, Quantize, Simplify
+from edgeopt.records.recipe import Compact, Float16, FuseQLinear, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=16)
 
@@ -22,7 +22,7 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("facts")
     write_batches(folder / "calibration.npz", [{"image": some_images()}])
     files = {"source": write(a_network(), folder / "source.onnx")}
-    for name, steps in {"float": (), "int8": (INT8,), "fused": (INT8, Fuse()), "half": (Half(),)}.items():
+    for name, steps in {"float": (), "int8": (INT8,), "fused": (INT8, FuseQLinear()), "half": (Float16(),)}.items():
         files[name] = folder / f"{name}.onnx"
         apply_steps(
             (Simplify(), *steps, Compact()),

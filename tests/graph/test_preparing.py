@@ -13,9 +13,9 @@ from torch import nn
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.export.parity import compare_arrays
-from edgeopt.graph.apply import apply_steps, study_file
-from edgeopt.graph.equalize import channel_factors
-from edgeopt.records.recipe import Compact, Fuse, Quantize, Simplify
+from edgeopt.graph.apply import apply_steps, study_sensitivity_of_file
+from edgeopt.graph.quantization.cross_layer_equalization import channel_factors
+from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
 STEP = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=48)
 LIMITS = {"max_opset": 20, "max_ir": 9}
@@ -26,9 +26,9 @@ CLEARLY_MORE_DB = 3.0  # half of the noise power
 IN_A_SESSION = """
 import json, msgspec, numpy as np, onnx, sys, tempfile
 from pathlib import Path
-from edgeopt.graph.correct import correct_biases, mean_errors
-from edgeopt.graph.equalize import equalize
-from edgeopt.graph.quantize import prepare, quantize_prepared, read_batches
+from edgeopt.graph.quantization.bias_correction import correct_biases, mean_errors
+from edgeopt.graph.quantization.cross_layer_equalization import equalize
+from edgeopt.graph.quantization.static import prepare, quantize_prepared, read_batches
 from edgeopt.records.recipe import Quantize
 source, calibration, target = map(Path, sys.argv[1:4])
 
@@ -83,7 +83,7 @@ def source(request, folder):
 
 
 def in_int8(source, calibration, path, **values):
-    steps = (msgspec.structs.replace(STEP, **values), Fuse(), Compact())
+    steps = (msgspec.structs.replace(STEP, **values), FuseQLinear(), Compact())
     return apply_steps(steps, source, path, calibration=calibration, **LIMITS)[-1].path
 
 
@@ -136,7 +136,7 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def test_the_study_measures_both_and_takes_what_is_clearly_better(source, calibration):
-    found = study_file(STEP, source, calibration, 32, rank=False)
+    found = study_sensitivity_of_file(STEP, source, calibration, 32, rank=False)
     names = {"equalization", "bias correction", "equalization and bias correction"}
     assert set(found.preparation_snr_db) == names
     assert found.preparation in {"equalization", "equalization and bias correction"}

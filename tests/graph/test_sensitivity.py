@@ -8,8 +8,8 @@ from onnx_running import a_network, run, signal_to_noise_db, some_images, write
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
-from edgeopt.graph.apply import apply_steps, study_file
-from edgeopt.records.recipe import Compact, Fuse, Quantize, Simplify
+from edgeopt.graph.apply import apply_steps, study_sensitivity_of_file
+from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
 STEP = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=32)
 LIMITS = {"max_opset": 20, "max_ir": 9}
@@ -52,12 +52,12 @@ def weak(folder):
 
 @pytest.fixture(scope="module")
 def found(weak, calibration):
-    return study_file(STEP, weak, calibration, 32, rank=True)
+    return study_sensitivity_of_file(STEP, weak, calibration, 32, rank=True)
 
 
 def quantized(source, batches, path, **values):
     step = msgspec.structs.replace(STEP, **values)
-    return apply_steps((step, Fuse(), Compact()), source, path, calibration=batches, **LIMITS)[-1].path
+    return apply_steps((step, FuseQLinear(), Compact()), source, path, calibration=batches, **LIMITS)[-1].path
 
 
 def test_the_node_that_reads_the_outlier_channel_goes_back_to_float_first(weak, calibration, found, tmp_path):
@@ -87,7 +87,7 @@ def test_every_calibration_method_is_measured_and_the_best_is_named(found, weak,
 
 
 def test_a_study_without_ranking_finds_the_same_otherwise(found, weak, calibration):
-    quick = study_file(STEP, weak, calibration, 32, rank=False)
+    quick = study_sensitivity_of_file(STEP, weak, calibration, 32, rank=False)
     assert quick == msgspec.structs.replace(found, ranking=())
 
 
@@ -97,6 +97,6 @@ def test_a_recipe_with_an_unknown_node_is_refused(weak, calibration, tmp_path):
 
 
 def test_the_study_is_the_same_each_time(weak, calibration, found):
-    again = study_file(STEP, weak, calibration, 32, rank=True)
+    again = study_sensitivity_of_file(STEP, weak, calibration, 32, rank=True)
     assert again.ranking == found.ranking
     assert np.allclose(list(again.method_snr_db.values()), list(found.method_snr_db.values()))

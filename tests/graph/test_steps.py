@@ -17,9 +17,9 @@ from edgeopt.graph.facts import facts
 from edgeopt.graph.steps import STEPS, name_of
 from edgeopt.records.recipe import (
     Compact,
+    Float16,
     FlushDenormals,
-    Fuse,
-    Half,
+    FuseQLinear,
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
@@ -29,9 +29,9 @@ from edgeopt.records.recipe import (
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=48)
 DYNAMIC = QuantizeDynamic(reduce_range=True)
 WEIGHTS = QuantizeWeights(bits=8, block=32)
-EVERY_STEP = (Simplify(), FlushDenormals(), INT8, DYNAMIC, WEIGHTS, Half(), Fuse(), Compact())
-KEEPS_THE_NODES = (Simplify(), FlushDenormals(), Fuse(), Compact())
-REPEATABLE = (Simplify(), FlushDenormals(), Fuse(), Compact())
+EVERY_STEP = (Simplify(), FlushDenormals(), INT8, DYNAMIC, WEIGHTS, Float16(), FuseQLinear(), Compact())
+KEEPS_THE_NODES = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
+REPEATABLE = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
 
 FOLDING_TOLERANCE = 1e-5  # folded constants are rounded once more: a few units in the last place of float32
 INT8_SIGNAL_TO_NOISE_DB = 20.0  # 26 to 28 here; 8-bit weights on a processor without VNNI, where they saturate, give 11
@@ -99,11 +99,11 @@ def test_a_step_computes_the_same(step, made, expected):
     match step:
         case Quantize() | QuantizeDynamic() | QuantizeWeights():
             assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
-        case Half():
+        case Float16():
             assert signal_to_noise_db(expected, found) > HALF_SIGNAL_TO_NOISE_DB
         case Simplify():
             compare_arrays([expected], [found], stage="simplified", tolerance=FOLDING_TOLERANCE)
-        case FlushDenormals() | Fuse() | Compact():
+        case FlushDenormals() | FuseQLinear() | Compact():
             assert (found == expected).all()
 
 
@@ -131,7 +131,7 @@ def test_compact_does_not_change_a_bit_of_an_int8_file_and_makes_it_much_smaller
 
 
 def test_fusing_does_not_change_a_bit_of_what_the_pairs_compute(made):
-    paired, fused = made(Simplify(), INT8, Compact()), made(Simplify(), INT8, Fuse(), Compact())
+    paired, fused = made(Simplify(), INT8, Compact()), made(Simplify(), INT8, FuseQLinear(), Compact())
     assert (run(paired[-1].path, some_images()) == run(fused[-1].path, some_images())).all()
     assert runtime_operators(paired[-1].path) == runtime_operators(fused[-1].path)
     operators = facts(fused[-1].path).operators
@@ -142,7 +142,7 @@ def test_fusing_does_not_change_a_bit_of_what_the_pairs_compute(made):
 
 def test_int8_activations_fuse_too(made, expected):
     signed = Quantize(activations="int8", per_channel=True, reduce_range=False, calibration="minmax", samples=48)
-    paired, fused = made(Simplify(), signed), made(Simplify(), signed, Fuse())
+    paired, fused = made(Simplify(), signed), made(Simplify(), signed, FuseQLinear())
     assert facts(fused[-1].path).operators["QLinearConv"] == 6
     found = run(fused[-1].path, some_images())
     assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
@@ -160,7 +160,7 @@ def test_a_pair_around_an_operator_without_an_integer_form_stays(tmp_path):
     )
     onnx.save(onnx.parser.parse_model(text), tmp_path / "pair.onnx")
     limits = {"calibration": None, "max_opset": 20, "max_ir": 9}
-    apply_steps((Fuse(),), tmp_path / "pair.onnx", tmp_path / "out.onnx", **limits)
+    apply_steps((FuseQLinear(),), tmp_path / "pair.onnx", tmp_path / "out.onnx", **limits)
     assert facts(tmp_path / "out.onnx").operators == facts(tmp_path / "pair.onnx").operators
 
 
@@ -187,7 +187,7 @@ def test_a_convolution_that_reads_many_channels_is_quantized_too(folder, calibra
 
 
 def test_half_is_half_the_size(made, source):
-    assert made(Half(), Compact())[1].path.stat().st_size < 0.6 * source.stat().st_size
+    assert made(Float16(), Compact())[1].path.stat().st_size < 0.6 * source.stat().st_size
 
 
 def test_dynamos_mean_over_an_image_becomes_a_pool(folder, dynamo_source):

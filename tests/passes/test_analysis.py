@@ -9,11 +9,11 @@ from zoo_networks import random_keep, traced
 from edgeopt.errors import InputError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups, analyse
+from edgeopt.passes.prune.couplings import resolve_couplings
 from edgeopt.passes.prune.labels import Labels, Marked, connect
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
 from edgeopt.passes.prune.resize import kept_of
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.passes.prune.settle import settle
 
 
 def analysed(model: nn.Module, *inputs: torch.Tensor) -> tuple[Network, Groups]:
@@ -29,7 +29,7 @@ def test_a_layer_that_meets_label_zero_freezes():
     labels = Labels()
     line = labels.of_parameter("weight", (3,)).layers[0]
     labels.unite(line, torch.tensor([0, 2, 3]))
-    _, reasons = settle(labels)
+    _, reasons = resolve_couplings(labels)
     assert [reason is not None for reason in reasons[1:]] == [True, False, False]
 
 

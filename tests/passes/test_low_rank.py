@@ -8,14 +8,14 @@ from torch import nn
 from zoo_networks import random_keep
 
 from edgeopt.errors import ParityError, StepError
-from edgeopt.passes.low_rank.factor import factor, factor_table
-from edgeopt.passes.low_rank.layers import layers
-from edgeopt.passes.low_rank.proof import verify_factors
+from edgeopt.passes.low_rank.factor import factorize, low_rank_table
+from edgeopt.passes.low_rank.layers import factorizable_layers
+from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.proof import verify
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 
 FLOAT32 = 1e-5
 
@@ -52,12 +52,12 @@ def a_batch(count=8, seed=1):
 
 BATCHES = [((a_batch(16, seed),), None) for seed in range(3)]
 FULL = {
-    "plain.weight": Factor(rank=64, form="pointwise"),
-    "wide.weight": Factor(rank=192, form="separable"),
-    "line.weight": Factor(rank=80, form="pointwise"),
-    "head.weight": Factor(rank=70, form="pointwise"),
+    "plain.weight": Factorization(rank=64, form="pointwise"),
+    "wide.weight": Factorization(rank=192, form="separable"),
+    "line.weight": Factorization(rank=80, form="pointwise"),
+    "head.weight": Factorization(rank=70, form="pointwise"),
 }
-LOW = {name: Factor(rank=16, form=one.form) for name, one in FULL.items()}
+LOW = {name: Factorization(rank=16, form=one.form) for name, one in FULL.items()}
 
 
 def outputs(network, batch):
@@ -66,7 +66,7 @@ def outputs(network, batch):
 
 
 def test_grouped_and_tied_layers_keep_their_form(network):
-    assert set(layers(network.eval_module)) == set(FULL)
+    assert set(factorizable_layers(network.eval_module)) == set(FULL)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,15 @@ def test_grouped_and_tied_layers_keep_their_form(network):
     ],
 )
 def test_at_full_rank_each_layer_computes_what_it_did(network, name, form, rank):
-    assert form in layers(network.eval_module)[name].forms
-    made = factor(network, {name: Factor(rank=rank, form=form)}, BATCHES)
+    assert form in factorizable_layers(network.eval_module)[name].forms
+    made = factorize(network, {name: Factorization(rank=rank, form=form)}, BATCHES)
     expected = outputs(network, a_batch())
     assert (outputs(made, a_batch()) - expected).abs().max() < FLOAT32 * expected.abs().max()
 
 
 def test_the_input_is_left_as_it_was_and_the_same_comes_out_twice(network):
     before = {name: value.clone() for name, value in network.state().items()}
-    first, second = factor(network, LOW, BATCHES), factor(network, LOW, BATCHES)
+    first, second = factorize(network, LOW, BATCHES), factorize(network, LOW, BATCHES)
     assert all(torch.equal(before[name], value) for name, value in network.state().items())
     assert all(torch.equal(value, second.state()[name]) for name, value in first.state().items())
     assert sum(value.numel() for value in first.parameters().values()) < 0.6 * sum(
@@ -98,23 +98,23 @@ def test_the_input_is_left_as_it_was_and_the_same_comes_out_twice(network):
 
 
 def test_the_proof_holds_and_finds_a_changed_tensor_or_graph(network):
-    made = factor(network, LOW, BATCHES)
-    assert verify_factors(network, LOW, made, [a_batch()]) < 1e-12
+    made = factorize(network, LOW, BATCHES)
+    assert verify_factorization(network, LOW, made, [a_batch()]) < 1e-12
     changed = made.copy()
     with torch.no_grad():
         changed.state()["tied.weight"][0, 0] += 1
     with pytest.raises(ParityError, match=r"tied\.weight"):
-        verify_factors(network, LOW, changed, [a_batch()])
-    other = copy.deepcopy(LOW) | {"wide.weight": Factor(rank=16, form="pointwise")}
+        verify_factorization(network, LOW, changed, [a_batch()])
+    other = copy.deepcopy(LOW) | {"wide.weight": Factorization(rank=16, form="pointwise")}
     with pytest.raises(ParityError, match="not the one that was proven"):
-        verify_factors(network, other, made, [a_batch()])
+        verify_factorization(network, other, made, [a_batch()])
 
 
 def test_a_saved_network_of_low_rank_is_rebuilt_and_pruned_before_and_after(network, tmp_path):
     groups = analyse(network)
     smaller = prune(network, groups, random_keep(groups, 0.7, 0))
-    low = {name: Factor(rank=8, form=one.form) for name, one in FULL.items()}
-    made = factor(smaller, low, BATCHES)
+    low = {name: Factorization(rank=8, form=one.form) for name, one in FULL.items()}
+    made = factorize(smaller, low, BATCHES)
     groups = analyse(made)
     assert {"head.0", "wide.0", "line.0", "plain.0"} <= set(groups.free)  # the channels between are channels
     keep = random_keep(groups, 0.7, 1)
@@ -128,7 +128,7 @@ def test_a_saved_network_of_low_rank_is_rebuilt_and_pruned_before_and_after(netw
 
 
 def test_one_training_step_reaches_both_halves(network):
-    made = factor(network, LOW, BATCHES)
+    made = factorize(network, LOW, BATCHES)
     made.train_module(a_batch()).square().sum().backward()
     for name in ("head.0.weight", "head.1.weight", "wide.0.weight", "wide.1.weight"):
         assert made.parameters()[name].grad.abs().sum() > 0
@@ -139,9 +139,9 @@ def test_ranks_follow_what_the_layer_answers():
     net = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 96)).eval()
     inputs = torch.randn(512, 8) @ torch.randn(8, 128)  # eight directions only, though the weight has full rank
     network = Network.trace(net, (inputs[:2],))
-    table = factor_table(network, [((inputs,), None)], (0.001, 0.1), 4)
+    table = low_rank_table(network, [((inputs,), None)], (0.001, 0.1), 4)
     first = next(row for row in table.layers if row.weight == "0.weight")
-    assert first.choices[0].factor == Factor(rank=8, form="pointwise")
+    assert first.choices[0].factor == Factorization(rank=8, form="pointwise")
     assert first.choices[1].factor.rank <= 8
     for row in table.layers:
         for loss, choice in zip(table.losses, row.choices, strict=True):
@@ -153,4 +153,4 @@ def test_ranks_follow_what_the_layer_answers():
 
 def test_a_layer_that_is_not_there_is_named(network):
     with pytest.raises(StepError, match=r"no layer \['gone\.weight'\]"):
-        factor(network, {"gone.weight": Factor(rank=8, form="pointwise")}, BATCHES)
+        factorize(network, {"gone.weight": Factorization(rank=8, form="pointwise")}, BATCHES)

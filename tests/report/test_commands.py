@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from edgeopt.cli import history, report, show
 from edgeopt.errors import DataError, InputError, WorkspaceError
 from edgeopt.report.document import build_document, encode
-from edgeopt.search.ledger import Ledger
+from edgeopt.store.ledger import Ledger
 
 
 def run(command, *arguments):

@@ -28,7 +28,7 @@ FIELDS = {
 TRIAL_FIELDS = {
     "number", "recipe", "status", "stage", "reason", "onnx", "sha256", "size_bytes", "download_bytes", "parameters",
     "nonzero_parameters", "macs", "latency_ms", "against_baseline", "load_ms", "peak_memory_bytes", "score",
-    "score_drop", "score_drop_ci95", "providers", "misses", "against_twin",
+    "score_drop", "score_drop_ci95", "providers", "misses", "against_float",
 }  # fmt: skip
 
 
@@ -93,9 +93,9 @@ def test_statistics_come_from_the_raw_samples():
 
 def test_an_int8_trial_is_compared_with_its_float_twin_and_tells_which_layers_lost():
     trial = document_of(a_baseline(), a_slower_int8_trial()).trial(1)
-    assert trial.against_twin.verdict == "slower"
-    assert trial.against_twin.latency_ratio == pytest.approx(1.2, rel=0.02)
-    first = trial.twin_changes[0]
+    assert trial.against_float.verdict == "slower"
+    assert trial.against_float.latency_ratio == pytest.approx(1.2, rel=0.02)
+    first = trial.changes_against_float[0]
     assert (first.operator, first.shape, first.nodes) == ("Conv → QLinearConv", (1, 96, 28, 28), (2, 2))
     assert (first.float_ms, first.ms) == pytest.approx((0.108, 0.132))
 

@@ -22,7 +22,7 @@ from builders import (
 )
 from rich.console import Console
 
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.report import sentences
 from edgeopt.report.document import build_document
@@ -44,7 +44,7 @@ def of(*trials, proven_on_target=True, **limits):
 
 
 def test_what_variants_bought_and_did_not_is_said_in_measured_numbers():
-    low = LowRank(layers={"fc.weight": Factor(rank=8, form="pointwise")})
+    low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
     trials = (
         a_baseline(),
@@ -65,7 +65,7 @@ def test_what_variants_bought_and_did_not_is_said_in_measured_numbers():
 def test_what_a_float_front_bought_is_said_in_bytes_and_time():
     plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
     trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=0.8, size_bytes=905))
-    (said,) = sentences.fronts(build_document(a_choice(trials)))
+    (said,) = sentences.float_prefix_notes(build_document(a_choice(trials)))
     assert said.startswith(
         "Trial 2 is trial 1 with its first layers in float, where int8 saved no time: the file is 5 B"
     )
@@ -76,7 +76,7 @@ def test_what_a_float_front_bought_is_said_in_bytes_and_time():
 def test_a_float_front_that_is_no_faster_does_not_say_that_int8_saved_no_time():
     plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
     trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=1.2, size_bytes=905))
-    (said,) = sentences.fronts(build_document(a_choice(trials)))
+    (said,) = sentences.float_prefix_notes(build_document(a_choice(trials)))
     assert said.startswith("Trial 2 is trial 1 with its first layers in float: the file is 5 B")
     assert "slower (95" in said
 

@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 from builders import a_recipe
 
-from edgeopt.records.recipe import Half, Recipe, Sparsify, Student
+from edgeopt.records.recipe import Float16, Recipe, Sparsify, Student
 from edgeopt.report import words
 from edgeopt.statistics import NoiseKind
 
@@ -32,10 +32,10 @@ def test_scores_have_four_decimals_up_to_ten_and_two_above():
 
 
 def test_a_number_beside_its_limit_gets_the_digits_that_tell_them_apart():
-    assert words.told_apart(1.0004, 1.0, "ms") == "1.0004 ms"
-    assert words.told_apart(2_000_001, 2_000_000, "bytes") == "2.000001 MB"
-    assert words.told_apart(0.5, 1.0, "ms") == "0.500 ms"
-    assert words.told_apart(1.0, 1.0, "ms") == "1.00 ms"
+    assert words.distinguishable(1.0004, 1.0, "ms") == "1.0004 ms"
+    assert words.distinguishable(2_000_001, 2_000_000, "bytes") == "2.000001 MB"
+    assert words.distinguishable(0.5, 1.0, "ms") == "0.500 ms"
+    assert words.distinguishable(1.0, 1.0, "ms") == "1.00 ms"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_recipes():
     )
     other = Recipe(
         torch_steps=(Student(name="tiny"), Sparsify(method="magnitude", ratio=0.8, scope="global", schedule="once")),
-        graph_steps=(Half(),),
+        graph_steps=(Float16(),),
         seed=0,
         parent=None,
     )
@@ -87,7 +87,7 @@ def test_recipes():
 @pytest.mark.parametrize("kind", get_args(NoiseKind))
 def test_every_kind_of_noise_has_its_words_and_its_size(kind):
     amount, said = (71.4, f"71{words.NBSP}°C") if kind == "heat" else (-0.13, f"13{words.NBSP}%")
-    assert said in words.noise(kind, amount)
+    assert said in words.noise_text(kind, amount)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from builders import (
     a_variant,
 )
 
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import to_compare
@@ -60,7 +60,7 @@ def test_the_download_decides_where_the_budget_says_so():
 
 
 def test_low_rank_that_is_slower_than_what_it_was_made_of_makes_way_and_zeros_need_not_be_faster():
-    low = LowRank(layers={"fc.weight": Factor(rank=8, form="pointwise")})
+    low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
     for step, time_ratio, winner in ((low, 1.2, 1), (low, 0.8, 2), (zeros, 1.2, 2)):
         variant = a_variant(2, step, time_ratio=time_ratio, size_bytes=700)
@@ -124,14 +124,14 @@ class TestTheComparisonWithTheBaseline:
     def test_int8_slower_than_its_float_twin_makes_way_for_it_on_the_device_that_counts(self, proven, winner):
         int8, twin = (a_trial(number, size_bytes=size, recipe=a_recipe(pruned=True, int8=number == 1))
                       for number, size in ((1, 400), (2, 900)))  # fmt: skip
-        slower = msgspec.structs.replace(int8.outcome, against_twin=a_comparison(time_ratio=1.3))
+        slower = msgspec.structs.replace(int8.outcome, against_float=a_comparison(time_ratio=1.3))
         int8 = msgspec.structs.replace(int8, outcome=slower)
         assert a_choice((a_baseline(), int8, twin), proven_on_target=proven).winner == winner
 
     def test_int8_slower_than_its_float_twin_ships_where_the_twin_is_too_large(self):
         int8 = a_trial(1, size_bytes=400, recipe=a_recipe(pruned=True, int8=True))
         twin = a_trial(2, size_bytes=900, recipe=a_recipe(pruned=True))
-        slower = msgspec.structs.replace(int8.outcome, against_twin=a_comparison(time_ratio=1.3))
+        slower = msgspec.structs.replace(int8.outcome, against_float=a_comparison(time_ratio=1.3))
         trials = (a_baseline(), msgspec.structs.replace(int8, outcome=slower), twin)
         assert a_choice(trials, a_budget(max_size_bytes=500)).winner == 1
 

@@ -16,14 +16,14 @@ def packaged_data(monkeypatch):
 
 def test_the_packaged_splits_are_balanced_and_large_enough():
     for split, least in (("train", 12_000), ("selection", 2_000), ("test", 2_000)):
-        images, labels = fashion_mnist.load(split)
+        images, labels = fashion_mnist.load_split(split)
         assert len(labels) >= least
         assert images.shape == (len(labels), 28, 28)
         assert set(np.bincount(labels)) == {len(labels) // 10}
 
 
 def test_no_image_is_in_two_splits():
-    seen = [{image.tobytes() for image in fashion_mnist.load(split).images} for split in ("train", "selection")]
+    seen = [{image.tobytes() for image in fashion_mnist.load_split(split).images} for split in ("train", "selection")]
     assert not seen[0] & seen[1]
 
 
@@ -32,7 +32,7 @@ def test_a_corrupted_file_is_said_with_what_to_do(monkeypatch, tmp_path):
     broken.write_bytes(fashion_mnist.SUBSET_FILE.read_bytes()[:100_000])
     monkeypatch.setattr(fashion_mnist, "SUBSET_FILE", broken)
     with pytest.raises(DataError, match="cannot be read"):
-        fashion_mnist.load("train")
+        fashion_mnist.load_split("train")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_broken_official_file_is_refused(tmp_path, monkeypatch, content):
     (tmp_path / "fashion-mnist" / "train-images-idx3-ubyte.gz").write_bytes(content)
     monkeypatch.setenv("EDGEOPT_DATA", str(tmp_path))
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz"):
-        fashion_mnist.load("train")
+        fashion_mnist.load_split("train")
 
 
 def test_the_packaged_network_scores_what_the_readme_says_on_the_packaged_test_images():

@@ -4,7 +4,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.tasks.onnx_file import OnnxTask, agreement
+from edgeopt.tasks.onnx_file import OnnxTask, sample_agreement
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_model_is_said(tmp_path):
 
 def test_agreement_is_top_one_for_logits_and_relative_for_the_rest():
     logits = np.array([[1.0, 2.0], [3.0, 1.0]])
-    assert agreement(logits, logits[:, ::-1]).tolist() == [0.0, 0.0]
-    assert agreement(logits, logits).tolist() == [1.0, 1.0]
+    assert sample_agreement(logits, logits[:, ::-1]).tolist() == [0.0, 0.0]
+    assert sample_agreement(logits, logits).tolist() == [1.0, 1.0]
     values = np.array([[[1.0]], [[2.0]]])
-    assert agreement(values * 1.1, values) == pytest.approx([0.9, 0.9])
+    assert sample_agreement(values * 1.1, values) == pytest.approx([0.9, 0.9])

@@ -18,13 +18,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edgeopt.errors import StepError
-from edgeopt.passes.low_rank.layers import Layer, as_matrix, as_pair, layers, pair_geometry, pair_shapes
+from edgeopt.passes.low_rank.layers import (
+    FactorizableLayer,
+    as_matrix,
+    as_pair,
+    factorizable_layers,
+    pair_geometry,
+    pair_shapes,
+)
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.importance import as_inputs
 from edgeopt.passes.prune.interpret import execute
-from edgeopt.records.low_rank import Factor, FactorChoice, FactorForm, FactorLayer, FactorTable
+from edgeopt.records.low_rank import Factorization, FactorizationForm, LowRankChoice, LowRankLayer, LowRankTable
 
-SAMPLES = 1024
+MAX_SAMPLES = 1024
 """Training samples whose answers are looked at."""
 HELD_BACK = 32
 """Samples of the last batch on which a pair's loss is measured."""
@@ -35,21 +42,21 @@ LEAST_WEIGHTS = 4096
 SMALLER = 0.75
 """Two layers are considered where they have at most this share of the one's weights."""
 
-Answers = dict[str, dict[FactorForm, Tensor]]
+Answers = dict[str, dict[FactorizationForm, Tensor]]
 
 
 @dataclass
-class Study:
+class LayerStatistics:
     """What batches said of the layers of one network."""
 
-    layers: dict[str, Layer]
+    layers: dict[str, FactorizableLayer]
     weights: dict[str, Tensor]
-    directions: dict[tuple[str, FactorForm], Tensor]
+    directions: dict[tuple[str, FactorizationForm], Tensor]
     """Orthonormal columns, the main one first."""
     inputs: dict[str, Tensor]
     """Held back: what each layer reads."""
 
-    def pair(self, name: str, factor: Factor) -> tuple[Tensor, Tensor]:
+    def pair(self, name: str, factor: Factorization) -> tuple[Tensor, Tensor]:
         """Return the two weights of a layer, in its own type; both share the scale of each channel between them."""
         layer = self.layers[name]
         across = self.directions[name, factor.form][:, : factor.rank]
@@ -59,19 +66,19 @@ class Study:
         kind = self.weights[name].dtype
         return pair[0].to(kind).contiguous(), pair[1].to(kind).contiguous()
 
-    def loss_ratio(self, name: str, factor: Factor) -> float:
+    def loss_ratio(self, name: str, factor: Factorization) -> float:
         """Return the squared error of a layer's output on the inputs held back, over the output's variance."""
         layer, inputs = self.layers[name], self.inputs[name]
-        expected = run(layer, inputs, self.weights[name], layer.geometry)
+        expected = run_layer(layer, inputs, self.weights[name], layer.geometry)
         first, second = self.pair(name, factor)
         before, after = pair_geometry(layer, factor.form) if layer.spatial else ((), ())
-        error = run(layer, run(layer, inputs, first, before), second, after) - expected
+        error = run_layer(layer, run_layer(layer, inputs, first, before), second, after) - expected
         dims = [dim for dim in range(expected.dim()) if dim != _channels(layer, expected)]
         variance = (expected - expected.mean(dims, keepdim=True)).square().sum()
         return float(error.square().sum() / variance.clamp_min(1e-30))
 
 
-def run(layer: Layer, inputs: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
+def run_layer(layer: FactorizableLayer, inputs: Tensor, weight: Tensor, geometry: tuple[Any, ...]) -> Tensor:
     """Apply a weight as the layer does, without its bias."""
     if layer.spatial == 0:
         return F.linear(inputs, weight)
@@ -79,22 +86,24 @@ def run(layer: Layer, inputs: Tensor, weight: Tensor, geometry: tuple[Any, ...])
     return convolution(inputs, weight, None, *geometry)
 
 
-def _channels(layer: Layer, value: Tensor) -> int:
+def _channels(layer: FactorizableLayer, value: Tensor) -> int:
     return 1 if layer.spatial else value.dim() - 1
 
 
-def study(network: Network, batches: Iterable[Any], only: Mapping[str, Factor] | None = None) -> Study:
+def collect_statistics(
+    network: Network, batches: Iterable[Any], only: Mapping[str, Factorization] | None = None
+) -> LayerStatistics:
     """Run training batches and find the main directions of what every layer answers.
 
     Args:
         network: The network; it is left as it is.
-        batches: Pairs of inputs and targets; the first ``SAMPLES`` samples count.
+        batches: Pairs of inputs and targets; the first ``MAX_SAMPLES`` samples count.
         only: The layers and forms wanted; None for all that are large enough.
 
     Raises:
         StepError: a layer is wanted that the network does not have.
     """
-    found = layers(network.eval_module)
+    found = factorizable_layers(network.eval_module)
     if only is not None and not only.keys() <= found.keys():
         raise StepError("low-rank", f"the network has no layer {sorted(only.keys() - found.keys())}; factor it anew.")
     wanted = {
@@ -104,7 +113,7 @@ def study(network: Network, batches: Iterable[Any], only: Mapping[str, Factor] |
     }
     weights = {name: network.parameters()[name].detach() for name in wanted}
     forms = {name: (only[name].form,) if only is not None else wanted[name].forms for name in wanted}
-    sums: dict[tuple[str, FactorForm], Tensor] = {}
+    sums: dict[tuple[str, FactorizationForm], Tensor] = {}
     inputs: dict[str, Tensor] = {}
     reads = {layer.node.args[0]: [] for layer in wanted.values()}  # type: ignore[var-annotated]
     for name, layer in wanted.items():
@@ -119,7 +128,7 @@ def study(network: Network, batches: Iterable[Any], only: Mapping[str, Factor] |
                     answers = _answers(wanted[name], value, weights[name], form)
                     sums[name, form] = sums.get((name, form), 0.0) + (answers.T @ answers).double()
         samples += count
-        if samples >= SAMPLES:
+        if samples >= MAX_SAMPLES:
             break
     directions = {}
     for (name, form), gram in sums.items():
@@ -127,21 +136,21 @@ def study(network: Network, batches: Iterable[Any], only: Mapping[str, Factor] |
         plain = matrix.T @ matrix
         unused = RIDGE * gram.trace() / plain.trace().clamp_min(1e-30) * plain
         directions[name, form] = torch.linalg.eigh(gram + unused).eigenvectors.flip(1)
-    return Study(wanted, weights, directions, inputs)
+    return LayerStatistics(wanted, weights, directions, inputs)
 
 
-def _answers(layer: Layer, inputs: Tensor, weight: Tensor, form: FactorForm) -> Tensor:
+def _answers(layer: FactorizableLayer, inputs: Tensor, weight: Tensor, form: FactorizationForm) -> Tensor:
     """Return what the columns of the layer's matrix answer, ``(patches, columns)``."""
     if form == "separable":
         matrix = as_matrix(weight, form)
         columns = matrix.T.reshape(matrix.shape[1], layer.shape[1], layer.kernel[0], 1)
         (before, _) = pair_geometry(layer, form)
-        return run(layer, inputs, columns, before).transpose(0, 1).flatten(1).T
-    output = run(layer, inputs, weight, layer.geometry)
+        return run_layer(layer, inputs, columns, before).transpose(0, 1).flatten(1).T
+    output = run_layer(layer, inputs, weight, layer.geometry)
     return output.movedim(_channels(layer, output), -1).flatten(0, -2)
 
 
-def factor_table(network: Network, batches: Iterable[Any], losses: tuple[float, ...], step: int) -> FactorTable:
+def low_rank_table(network: Network, batches: Iterable[Any], losses: tuple[float, ...], step: int) -> LowRankTable:
     """Find for every large layer the smallest pair for each allowed loss of its output.
 
     Args:
@@ -150,10 +159,10 @@ def factor_table(network: Network, batches: Iterable[Any], losses: tuple[float, 
         losses: What of a layer's output may be lost: squared error over variance.
         step: Ranks are multiples of it.
     """
-    found = study(network, batches)
+    found = collect_statistics(network, batches)
     with torch.no_grad():
         rows = tuple(
-            FactorLayer(
+            LowRankLayer(
                 weight=name,
                 shape=layer.shape,
                 input_shape=tuple(found.inputs[name].shape[1:]),
@@ -165,41 +174,41 @@ def factor_table(network: Network, batches: Iterable[Any], losses: tuple[float, 
             for name, layer in found.layers.items()
             if name in found.inputs
         )
-    return FactorTable(
+    return LowRankTable(
         parameters=sum(value.numel() for value in network.parameters().values()), losses=losses, layers=rows
     )
 
 
-def _smallest(found: Study, name: str, loss: float, step: int) -> FactorChoice | None:
+def _smallest(found: LayerStatistics, name: str, loss: float, step: int) -> LowRankChoice | None:
     """Return the form and the rank with the fewest weights, by bisection over multiples of ``step``."""
     layer = found.layers[name]
     limit = SMALLER * torch.Size(layer.shape).numel()
-    best: FactorChoice | None = None
+    best: LowRankChoice | None = None
     for form in layer.forms:
-        cost = _parameters(layer, Factor(rank=1, form=form))
+        cost = _parameters(layer, Factorization(rank=1, form=form))
         low, high = 0, int(min(limit, limit if best is None else best.parameters - 1) // (cost * step))
         while low < high:  # the smallest multiple in (low, high] that keeps the loss, if ``high`` does
             middle = (low + high) // 2 if low or high > 1 else high
             middle = max(middle, low + 1)
-            factor = Factor(rank=middle * step, form=form)
+            factor = Factorization(rank=middle * step, form=form)
             lost = found.loss_ratio(name, factor)
             if lost <= loss:
-                best = FactorChoice(factor=factor, output_loss_ratio=lost, parameters=cost * factor.rank)
+                best = LowRankChoice(factor=factor, output_loss_ratio=lost, parameters=cost * factor.rank)
                 high = middle - 1
             else:
                 low = middle
     return best
 
 
-def _parameters(layer: Layer, factor: Factor) -> int:
+def _parameters(layer: FactorizableLayer, factor: Factorization) -> int:
     return sum(torch.Size(shape).numel() for shape in pair_shapes(layer.shape, factor))
 
 
-def factor(network: Network, factors: Mapping[str, Factor], batches: Iterable[Any]) -> Network:
+def factorize(network: Network, factors: Mapping[str, Factorization], batches: Iterable[Any]) -> Network:
     """Return the network with these layers as two; the network given is left as it is.
 
     Raises:
         StepError: the network has no such layer.
     """
-    found = study(network, batches, factors)
-    return network.factored(factors, {name: found.pair(name, one) for name, one in factors.items()})
+    found = collect_statistics(network, batches, factors)
+    return network.factorized(factors, {name: found.pair(name, one) for name, one in factors.items()})

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgeopt.passes.prune.interpret import tensor_names
-from edgeopt.records.low_rank import Factor, FactorForm
+from edgeopt.records.low_rank import Factorization, FactorizationForm
 
 aten = torch.ops.aten
 CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
 """Operator to its spatial dimensions; those with padding in words, and transposed ones, keep their form."""
 
 
-class Layer(NamedTuple):
+class FactorizableLayer(NamedTuple):
     """A linear or convolution layer of a graph."""
 
     node: fx.Node
@@ -52,13 +52,13 @@ class Layer(NamedTuple):
         return stride, padding, dilation
 
     @property
-    def forms(self) -> tuple[FactorForm, ...]:
+    def forms(self) -> tuple[FactorizationForm, ...]:
         """Return the ways in which it can become two."""
         square = self.spatial == 2 and all(size > 1 for size in self.kernel)
         return ("pointwise", "separable") if square else ("pointwise",)
 
 
-def layers(module: fx.GraphModule) -> dict[str, Layer]:
+def factorizable_layers(module: fx.GraphModule) -> dict[str, FactorizableLayer]:
     """Return the layers that can become two, by the name of their weight.
 
     Left out: grouped convolutions, whose channels do not mix; a weight that is computed, tied or used twice.
@@ -74,7 +74,7 @@ def layers(module: fx.GraphModule) -> dict[str, Layer]:
         tensor = operator.attrgetter(name)(module)
         grouped = dims > 0 and len(node.args) > 6 and node.args[6] != 1
         if isinstance(tensor, nn.Parameter) and tensor.requires_grad and read[name] == 1 and not grouped:
-            found[name] = Layer(node, name, tuple(tensor.shape))
+            found[name] = FactorizableLayer(node, name, tuple(tensor.shape))
     return found
 
 
@@ -84,7 +84,7 @@ def pair_names(weight: str) -> tuple[str, str]:
     return f"{base}.0.weight", f"{base}.1.weight"
 
 
-def as_matrix(weight: Tensor, form: FactorForm) -> Tensor:
+def as_matrix(weight: Tensor, form: FactorizationForm) -> Tensor:
     """Return a weight as the matrix whose rank is cut: rows are read by the first layer, columns by the second."""
     if form == "separable":
         channels_out, channels_in, height, width = weight.shape
@@ -92,7 +92,7 @@ def as_matrix(weight: Tensor, form: FactorForm) -> Tensor:
     return weight.flatten(1).T
 
 
-def as_pair(first: Tensor, second: Tensor, layer: Layer, form: FactorForm) -> tuple[Tensor, Tensor]:
+def as_pair(first: Tensor, second: Tensor, layer: FactorizableLayer, form: FactorizationForm) -> tuple[Tensor, Tensor]:
     """Return matrices ``(rows, rank)`` and ``(rank, columns)`` as the weights of the two layers."""
     rank, (channels_out, channels_in) = first.shape[1], layer.shape[:2]
     if form == "separable":
@@ -103,7 +103,7 @@ def as_pair(first: Tensor, second: Tensor, layer: Layer, form: FactorForm) -> tu
     return first.T.reshape(rank, channels_in, *layer.kernel), second.T.reshape(channels_out, rank, *ones)
 
 
-def pair_shapes(shape: tuple[int, ...], factor: Factor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def pair_shapes(shape: tuple[int, ...], factor: Factorization) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the shapes of the two weights that replace one of ``shape``."""
     channels_out, channels_in, *kernel = shape
     if factor.form == "separable":
@@ -111,7 +111,7 @@ def pair_shapes(shape: tuple[int, ...], factor: Factor) -> tuple[tuple[int, ...]
     return (factor.rank, channels_in, *kernel), (channels_out, factor.rank, *(1 for _ in kernel))
 
 
-def pair_geometry(layer: Layer, form: FactorForm) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def pair_geometry(layer: FactorizableLayer, form: FactorizationForm) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Return stride, padding and dilation of the first and of the second convolution."""
     geometry = layer.geometry
     if form == "separable":
@@ -122,8 +122,8 @@ def pair_geometry(layer: Layer, form: FactorForm) -> tuple[tuple[Any, ...], tupl
     return tuple(list(one) for one in geometry), neutral_all
 
 
-def factored(
-    module: fx.GraphModule, factors: Mapping[str, Factor], pairs: Mapping[str, tuple[Tensor, Tensor]]
+def factorized_graph(
+    module: fx.GraphModule, factors: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]
 ) -> fx.GraphModule:
     """Return a copy of a graph in which each layer named is two; all other nodes, and all names, stay as they are.
 
@@ -134,7 +134,7 @@ def factored(
         factors: The form of each layer, by its weight.
         pairs: The weights of the two layers, by the weight that they replace.
     """
-    known = layers(module)
+    known = factorizable_layers(module)
     graph = copy.deepcopy(module.graph)
     nodes = {node.name: node for node in graph.nodes}
     names = tensor_names(module)

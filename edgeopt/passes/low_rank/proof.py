@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import ParityError
-from edgeopt.passes.low_rank.layers import as_matrix, as_pair, layers
+from edgeopt.passes.low_rank.layers import as_matrix, as_pair, factorizable_layers
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE
-from edgeopt.records.low_rank import Factor
+from edgeopt.records.low_rank import Factorization
 
 STAGE = "low-rank"
 
 
-def verify_factors(
-    original: Network, factors: Mapping[str, Factor], result: Network, inputs: Sequence[Tensor], seed: int = 0
+def verify_factorization(
+    original: Network, factors: Mapping[str, Factorization], result: Network, inputs: Sequence[Tensor], seed: int = 0
 ) -> float:
     """Compare every node of the original with the same node of the network whose pairs have full rank, in float64.
 
@@ -42,15 +42,15 @@ def verify_factors(
     doubled = Network(copy.deepcopy(original.eval_module).double(), original.example_inputs)
     generator = torch.Generator().manual_seed(seed)
     pairs, full = {}, {}
-    for name, layer in layers(doubled.eval_module).items():
+    for name, layer in factorizable_layers(doubled.eval_module).items():
         if name in factors:
             form = factors[name].form
             matrix = as_matrix(doubled.parameters()[name].detach(), form)
             random = torch.randn(matrix.shape[1], matrix.shape[1], generator=generator, dtype=torch.float64)
             across = torch.linalg.qr(random).Q
             pairs[name] = as_pair(matrix @ across, across.T, layer, form)
-            full[name] = Factor(rank=matrix.shape[1], form=form)
-    proven = doubled.factored(full, pairs)
+            full[name] = Factorization(rank=matrix.shape[1], form=form)
+    proven = doubled.factorized(full, pairs)
     if _text(proven) != _text(result):
         raise ParityError(STAGE, "the factored graph is not the one that was proven.")
     for name, value in result.state().items():

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from edgeopt.errors import InputError, did_you_mean
 from edgeopt.passes.network import Network
+from edgeopt.passes.prune.couplings import Heads, resolve_couplings
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import KERNEL, NO_RULE, Integers, Reason, Slot
-from edgeopt.passes.prune.settle import Heads, settle
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def analyse(network: Network, heads: Heads = "most") -> Groups:
         heads: What goes from an attention: whole heads, the same depth of all heads, or what gives more channels.
     """
     marks = network.mark()
-    classes, reasons = settle(marks.labels, heads)
+    classes, reasons = resolve_couplings(marks.labels, heads)
     slots = list(marks.labels.slots.items())
     members: dict[int, dict[Slot, list[int]]] = {}
     for slot, owned in slots:

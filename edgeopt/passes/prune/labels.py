@@ -85,7 +85,7 @@ class Follower:
 
 
 @dataclass(frozen=True)
-class Choice:
+class CouplingChoice:
     """What is left of ``layer`` must be a product of what is left along each dimension; ``settle`` decides how.
 
     With a ``line``, which depends on some of the layer's dimensions only, either both go together along the line, or
@@ -107,7 +107,7 @@ class Labels:
         self.slots: dict[Slot, range] = {}
         self.reason = NOWHERE
         self.frozen: list[tuple[Integers, Reason]] = []
-        self.choices: list[Choice] = []
+        self.choices: list[CouplingChoice] = []
         self._count = 1
         self._pairs: list[Integers] = []
         self._seen: set[bytes] = set()
@@ -199,7 +199,7 @@ class Labels:
         key = b"".join(repr(tuple(part.shape)).encode() + part.numpy().tobytes() for part in parts)
         if key not in self._seen:
             self._seen.add(key)
-            self.choices.append(Choice(layer, line, self.reason))
+            self.choices.append(CouplingChoice(layer, line, self.reason))
 
     def freeze(self, layers: Sequence[Tensor] | Tensor, why: str = FIXED_SIZE) -> None:
         """Keep the labels of these layers for good."""

@@ -1,0 +1,88 @@
+"""Whether a file computes on the device what it computes here: golden inputs run in both places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bundle.golden import Array, largest_difference, output_tolerance, tolerance_ratio
+from edgeopt.device.base import Device
+from edgeopt.device.local import LocalDevice
+from edgeopt.errors import ParityError
+from edgeopt.pipeline.boundary import run_step
+from edgeopt.pipeline.context import Build
+from edgeopt.records.codec import digest
+from edgeopt.records.profile import Profile
+from edgeopt.records.recipe import Recipe
+from edgeopt.records.trial import Parity
+
+STAGE = "device"
+HOST_PROVIDERS = ("CPUExecutionProvider",)
+
+
+def runs_here(build: Build) -> bool:
+    """Tell whether the device is this machine's processor with this very runtime: nothing to compare then."""
+    return build.connection.uri == "local:" and build.profile.providers == HOST_PROVIDERS
+
+
+def golden_outputs(build: Build, model: Path) -> dict[str, Array]:
+    """Return a file's outputs on the golden inputs, from this machine's processor."""
+    profile = msgspec.structs.replace(build.profile, providers=HOST_PROVIDERS)
+    return _outputs(build, model, LocalDevice(), profile, "golden")
+
+
+def device_parity(build: Build, sha256: str, recipe: Recipe) -> Parity | None:
+    """Compare a file's golden outputs on the device with those on this machine, as a bundle's manifest would.
+
+    Returns:
+        How far they are apart; None where the device is this machine.
+
+    Raises:
+        ParityError: an output is further off than the bundle's tolerance allows.
+    """
+    if runs_here(build):
+        return None
+    ratio = tolerance_ratio(recipe)
+    key = digest((STAGE, sha256, build.device, build.environment.onnxruntime, build.profile.providers, ratio))
+    known = build.ledger.get("agreement", key, Parity)
+    if known is not None:
+        return known
+    model = build.workspace.artifact(sha256)
+    here = golden_outputs(build, model)
+    there = _outputs(build, model, build.connection, build.profile, STAGE)
+    found = compare_outputs(here, there, ratio)
+    build.ledger.put("agreement", key, found)
+    return found
+
+
+def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: float) -> Parity:
+    """Return how far outputs are apart.
+
+    Raises:
+        ParityError: one is missing, has another shape, or is further off than ``output_tolerance`` allows.
+    """
+    absolute = relative = 0.0
+    for name, expected in here.items():
+        allowed = output_tolerance(expected, ratio)
+        difference = largest_difference(expected, there[name]) if name in there else float("inf")
+        if not difference <= allowed:
+            raise ParityError(
+                STAGE,
+                f"output '{name}' is off by {difference:.3g} on the device against this machine; {allowed:.3g} is "
+                "allowed. An older onnxruntime there, or another provider, may compute an operator differently.",
+            )
+        absolute = max(absolute, difference)
+        relative = max(relative, ratio * difference / allowed if allowed else 0.0)
+    return Parity(stage=STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
+
+
+def _outputs(build: Build, model: Path, device: Device, profile: Profile, stage: str) -> dict[str, Array]:
+    folder = build.workspace.folder("stages")
+    inputs, outputs = folder / "golden-inputs.npz", folder / f"{stage}-outputs.npz"
+    write_batches(inputs, [build.data.golden_inputs])
+    run_step(
+        stage, run_model, model, inputs, outputs, device, profile, allow_fallback=build.allow_fallback, stage=stage
+    )
+    return dict(read_batches(outputs)[0])

@@ -1,0 +1,1 @@
+"""The search: strategies return candidates, ``trial_runner`` makes and measures them, ``driver`` decides the order."""

@@ -1,0 +1,199 @@
+"""What the parent asks of a torch worker, and what it answers: one JSON line each."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.sparsity import SparsityCurve
+
+
+class NetworkRef(Record, frozen=True, kw_only=True):
+    """A network: where it started, and the file of its weights (None: as it started)."""
+
+    source: str
+    """``original``, or the name of one of the task's students."""
+    file: str | None
+
+
+class TableJob(Record, frozen=True, kw_only=True, tag_field="job", tag="table"):
+    """Analyse a network and score its channels."""
+
+    network: NetworkRef
+    importance: Importance
+    out: str
+    """File for the ``GroupTable``."""
+
+
+class LowRankJob(Record, frozen=True, kw_only=True, tag_field="job", tag="factors"):
+    """Find what each large layer of a network would become as two."""
+
+    network: NetworkRef
+    losses: tuple[float, ...]
+    """What of a layer's output may be lost, 0..1."""
+    step: int
+    """Ranks are multiples of it."""
+    out: str
+    """File for the ``FactorTable``."""
+
+
+class CurveJob(Record, frozen=True, kw_only=True, tag_field="job", tag="curve"):
+    """Find a network's loss at several shares of zeros."""
+
+    network: NetworkRef
+
+
+class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profile"):
+    """Time a network's operators in PyTorch, on the task's example inputs."""
+
+    network: NetworkRef
+
+
+class Int8Reference(Record, frozen=True, kw_only=True):
+    """The int8 file that a quantization-aware training imitates."""
+
+    roundings: str
+    """File of the ``Roundings``."""
+    values: str
+    """File of the values at each place, see ``graph.roundings``."""
+    inputs: str
+    expected: str
+    """File for the trained network's outputs on ``inputs``, computed as in int8."""
+
+
+class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
+    """Apply torch steps to a network and keep the result."""
+
+    parent: NetworkRef
+    table: str | None
+    """File of the parent's ``GroupTable``, whose importance picks the channels that stay."""
+    steps: tuple[TorchStep, ...]
+    seed: int
+    checkpoint: str
+    teacher: str
+    """Folder of the teacher's outputs."""
+    out: str
+    int8: Int8Reference | None = None
+    """What a ``QuantizeAware`` step needs."""
+
+
+class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
+    """Export a network to ONNX, and run it on the parity inputs."""
+
+    network: NetworkRef
+    exporter: str
+    inputs: str
+    expected: str
+    """File for the module's outputs on ``inputs``."""
+    out: str
+    max_opset: int
+    max_ir: int
+
+
+class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
+    """Train the original for a moment, to see how fast that goes; nothing is kept."""
+
+    seconds: float
+
+
+class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
+    """Export the original with the first channels of its groups, at several choices of widths."""
+
+    exporter: str
+    widths: tuple[dict[str, int], ...]
+    """Group to width, for each file; groups not named keep all."""
+    outs: tuple[str, ...]
+    max_opset: int
+    max_ir: int
+
+
+class EpochProgress(Record, frozen=True, kw_only=True, tag_field="answer", tag="progress"):
+    """A training finished an epoch."""
+
+    epoch: int
+    epochs: int
+    score: float
+
+
+class TableDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="table"):
+    """The table is in its file."""
+
+    seconds: float
+
+
+class LowRankDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="factors"):
+    """The table is in its file."""
+
+    seconds: float
+
+
+class CurveDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="curve"):
+    """The curve."""
+
+    curve: SparsityCurve
+    seconds: float
+
+
+class ProfileDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="profile"):
+    """Times of operators, in ns."""
+
+    ns: dict[str, float]
+    """By the name of the weight that the operator reads."""
+    total_ns: float
+
+
+class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="train"):
+    """The network is in its file."""
+
+    source: str
+    parameters: int
+    best_score: float | None
+    best_epoch: int | None
+    proof_error: float | None
+    """Largest relative difference between a node and the kept part of the same node in the zero-masked parent."""
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="export"):
+    """The file is written."""
+
+    exporter: str
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="speed"):
+    """How fast training went."""
+
+    steps_per_second: float
+
+
+class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="probe"):
+    """The files are written."""
+
+    seconds: float
+
+
+class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
+    """The job failed; the worker goes on."""
+
+    stage: str
+    reason: str
+    trace: str | None
+    diverged: bool
+    user_error: bool
+
+
+TorchJob = TableJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+TorchAnswer = (
+    EpochProgress
+    | TableDone
+    | ProfileDone
+    | LowRankDone
+    | CurveDone
+    | TrainDone
+    | ExportDone
+    | ProbeDone
+    | SpeedDone
+    | JobFailed
+)

@@ -1,0 +1,1 @@
+"""A finished bundle verified again on a device."""

@@ -1,1 +1,0 @@
-"""What to try next, and the memory of what was tried."""

@@ -1,0 +1,133 @@
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeopt.bench.nodes import FileTime, NodeTime
+from edgeopt.config.profiles import load_profile
+from edgeopt.errors import DiskFullError, StepError
+from edgeopt.latency.width_template import are_distinguishable
+from edgeopt.pipeline.artifacts.latency_table import (
+    PROBES,
+    joined,
+    latency_table,
+    moving_dimensions,
+    probing_widths,
+    teaching_widths,
+)
+from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
+from edgeopt.records.latency import NoLatencyTable
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
+
+
+def a_table(sizes):
+    """A row of layers, one group after the other."""
+    names = [f"g{index}" for index in range(len(sizes))]
+    dims = [Dimension(fixed=0, per_channel={name: 1}) for name in names]
+    return GroupTable(
+        groups=tuple(
+            ChannelGroup(name=name, channels=size, importance=(1.0,) * size, frozen_by=None)
+            for name, size in zip(names, sizes, strict=True)
+        ),
+        tensors=tuple(
+            WeightShape(name=f"w{index}", dims=pair, macs_per_weight=1, values_per_weight=0)
+            for index, pair in enumerate(zip(dims[1:], dims[:-1], strict=True))
+        ),
+    )
+
+
+@pytest.mark.parametrize("sizes", [(16, 16, 16), (32,) * 12, (8,) * 20, (64, 384) * 25])
+def test_the_teaching_files_tell_every_group_from_every_other(sizes):
+    table = a_table(sizes)
+    widths = teaching_widths(table, moving_dimensions(table))
+    assert are_distinguishable(moving_dimensions(table), widths)
+    assert widths[0] == table.widths()
+    assert all(1 <= one[group.name] <= group.channels for one in widths for group in table.groups)
+
+
+def test_groups_that_cannot_shrink_need_not_be_told_apart():
+    table = a_table((16, 10, 10))
+    frozen = [msgspec.structs.replace(group, frozen_by="the model's output") for group in table.groups[1:]]
+    table = msgspec.structs.replace(table, groups=(table.groups[0], *frozen))
+    dimensions = moving_dimensions(table)
+    assert [dict(one.per_channel) for one in dimensions] == [{"g0": 1}]
+    assert len(teaching_widths(table, dimensions)) == 2
+    assert are_distinguishable(dimensions, teaching_widths(table, dimensions))
+
+
+def test_groups_too_small_to_tell_apart_are_refused():
+    table = a_table((1, 1, 1))
+    with pytest.raises(StepError, match="too few channels"):
+        teaching_widths(table, moving_dimensions(table))
+
+
+def test_probes_spread_each_group_over_its_range_at_multiples_of_the_step():
+    table = a_table((128, 64, 6))
+    probes = probing_widths(table, 8)
+    assert len(probes) == PROBES
+    assert probes[0] == table.widths()
+    assert all(one["g0"] % 8 == 0 and one["g2"] in (6,) for one in probes)
+    assert min(one["g0"] for one in probes) <= 24
+    assert len({one["g0"] for one in probes}) >= 12
+    pairs = {(one["g0"], one["g1"]) for one in probes}
+    assert len(pairs) > 0.9 * PROBES
+    correlation = np.corrcoef([one["g0"] for one in probes[1:]], [one["g1"] for one in probes[1:]])[0, 1]
+    assert abs(correlation) < 0.7
+    assert probes == probing_widths(table, 8)
+
+
+def test_two_runs_are_joined_at_the_speed_of_the_first():
+    def run(files, pace):
+        return [FileTime(file, pace * 100.0, [NodeTime("n", "Conv", [], [], pace * 40.0)]) for file in files]
+
+    found = joined(run([0, 1, 2], 1.0), run([0, 1, 2], 1.5), offset=3)
+    assert [one.file for one in found] == [0, 1, 2, 3, 4]
+    assert [one.ns for one in found] == pytest.approx([100.0] * 5)
+    assert found[-1].nodes[0].ns == pytest.approx(40.0)
+
+
+class TrainersWithoutSpace:
+    """Torch workers that meet a full disk, or something else."""
+
+    def __init__(self, reason):
+        self.reason = reason
+
+    def do(self, job, kind):
+        raise StepError("probe", self.reason)
+
+
+def a_build(folder, reason):
+    """What ``latency_table`` asks of a build before anything runs on a device."""
+    workspace = Workspace(folder)
+    profile = load_profile("phone")
+    for name in ("stages", "latency", "artifacts"):
+        workspace.folder(name).mkdir(parents=True, exist_ok=True)
+    return SimpleNamespace(
+        workspace=workspace,
+        ledger=Ledger(workspace.ledger_file),
+        trainers=TrainersWithoutSpace(reason),
+        profile=profile,
+        budget=profile.limits,
+        device=SimpleNamespace(id="here"),
+        environment=SimpleNamespace(onnxruntime="1"),
+        allow_fallback=(),
+        fingerprint="task",
+        versions="1",
+    )
+
+
+def test_a_network_without_a_table_is_remembered_but_a_full_disk_ends_the_build_and_is_not(tmp_path):
+    table, exported = a_table((16, 16, 16)), SimpleNamespace(sha256="a", exporter="dynamo")
+    build = a_build(tmp_path, "OSError: [Errno 28] No space left on device")
+    try:
+        with pytest.raises(DiskFullError):
+            latency_table(build, table, exported, "int8")
+        build.trainers = TrainersWithoutSpace("it has a loop")
+        assert latency_table(build, table, exported, "int8") == NoLatencyTable(reason="it has a loop")
+        build.trainers = TrainersWithoutSpace("never asked again")
+        assert latency_table(build, table, exported, "int8").reason == "it has a loop"
+        assert not list(build.workspace.folder("stages").iterdir())
+    finally:
+        build.ledger.close()

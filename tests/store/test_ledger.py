@@ -1,0 +1,83 @@
+import multiprocessing
+
+import pytest
+from builders import a_trial
+
+from edgeopt.errors import WorkspaceError
+from edgeopt.records.recipe import Importance, Prune
+from edgeopt.records.trial import Score
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
+
+SCORE = Score(value=0.9, drop=0.01, drop_ci95=(0.0, 0.02), samples=100)
+
+
+def test_a_part_is_found_again_by_kind_and_key(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.put("score", "a", SCORE)
+    ledger.close()
+    again = Ledger(tmp_path / "ledger.sqlite")
+    assert again.get("score", "a", Score) == SCORE
+    assert again.get("score", "b", Score) is None
+    assert again.get("network", "a", Score) is None
+    again.close()
+
+
+def test_a_part_with_other_fields_is_made_again(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.put("score", "a", Prune(importance=Importance(method="l1"), widths={}))
+    assert ledger.get("score", "a", Score) is None
+    ledger.close()
+
+
+def test_trials_come_back_by_build(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    first, second = (ledger.start_build("fashion", "phone", "f") for _ in range(2))
+    ledger.add_trial(second, a_trial(number=1))
+    ledger.add_trial(second, a_trial(number=0))
+    assert ledger.trials(first) == ()
+    assert [trial.number for trial in ledger.trials(second)] == [0, 1]
+    assert [row[0] for row in ledger.builds()] == [second, first]
+    assert ledger.builds()[0][4] == 2
+    ledger.close()
+
+
+def test_a_file_that_is_no_ledger_is_said(tmp_path):
+    (tmp_path / "ledger.sqlite").write_bytes(b"this is not a database, it is a text that is long enough" * 20)
+    with pytest.raises(WorkspaceError, match="cannot be used"):
+        Ledger(tmp_path / "ledger.sqlite")
+
+
+def hold(root, ready, done):
+    with Workspace(root).open():
+        ready.set()
+        done.wait(30)
+
+
+def test_a_workspace_has_one_build_at_a_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    ready, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path, ready, done))
+    other.start()
+    assert ready.wait(30)
+    with pytest.raises(WorkspaceError, match=rf"process {other.pid}.*--workspace"), Workspace(tmp_path).open():
+        pass
+    done.set()
+    other.join(30)
+    with Workspace(tmp_path).open():
+        pass
+
+
+def test_a_workspace_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WorkspaceError, match="cannot be written"), Workspace(tmp_path / "file" / "ws").open():
+        pass
+
+
+def test_an_artifact_is_kept_under_its_hash(tmp_path):
+    with Workspace(tmp_path).open() as workspace:
+        made = tmp_path / "made.onnx"
+        made.write_bytes(b"abc")
+        sha256 = workspace.keep_artifact(made)
+        assert workspace.artifact(sha256).read_bytes() == b"abc"
+        assert not made.exists()

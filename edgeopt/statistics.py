@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from edgeopt.records.measurement import Comparison, Measurement
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 BOOTSTRAP_REPEATS = 4000
 """Enough that the ends of a 95 % interval move by less than a tenth of its width from seed to seed."""
@@ -218,13 +218,13 @@ def noise(measurement: Measurement, percentile: float = 50) -> dict[NoiseKind, f
     return found
 
 
-def _drift(samples: Floats) -> float:
+def _drift(samples: _Floats) -> float:
     """Return by how much the last third of a process's runs is slower than the first third."""
     third = len(samples) // 3
     return float(np.median(samples[-third:]) / np.median(samples[:third])) - 1 if third else 0.0
 
 
-def _two_speeds(samples: Floats) -> float:
+def _two_speeds(samples: _Floats) -> float:
     """Return by how much the slower of two modes is slower than the faster, or 0 where there is one mode.
 
     The runs are split where the variance within both parts is least (Otsu, 1979); the parts are two modes when they
@@ -272,7 +272,7 @@ def comparison_ratio(comparison: Comparison) -> Interval:
     return Interval(float(np.median(ratios)), float(ratios[skip]), float(ratios[-1 - skip]))
 
 
-def pair_ratios(comparison: Comparison) -> Floats:
+def pair_ratios(comparison: Comparison) -> _Floats:
     """Return for each pair of processes how many times as long the file takes as the other.
 
     Other load, and other processes' use of a shared cache, only ever add time, for tenths of a second to seconds. So
@@ -285,7 +285,7 @@ def pair_ratios(comparison: Comparison) -> Floats:
         np.array([min(block) for block in blocks], dtype=np.float64).reshape(-1, step)
         for blocks in (comparison.blocks_ns, comparison.against_blocks_ns)
     )
-    ratios: Floats = np.quantile(mine, 0.25, axis=1) / np.quantile(other, 0.25, axis=1)
+    ratios: _Floats = np.quantile(mine, 0.25, axis=1) / np.quantile(other, 0.25, axis=1)
     return ratios
 
 

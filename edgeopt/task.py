@@ -28,7 +28,7 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.recipe import Importance as Importance
 from edgeopt.records.recipe import Optimizer
 
-Arrays: TypeAlias = tuple[NDArray[Any], ...]
+_Arrays: TypeAlias = tuple[NDArray[Any], ...]
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
 """Inputs and targets of one step."""
 

@@ -18,7 +18,7 @@ from edgeopt.records.measurement import Comparison
 from edgeopt.records.profile import Profile
 from edgeopt.statistics import LOOKS, is_decided
 
-STAGE = "compare"
+_STAGE = "compare"
 
 
 class ComparisonTurns(Record, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ def compare(
     Raises:
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    hashes = [file_sha256(path, STAGE) for path in (model, against)]
+    hashes = [file_sha256(path, _STAGE) for path in (model, against)]
     requests = [
         msgspec.structs.replace(
             runtime_request("serve", str(path), profile, allow_fallback=allow_fallback, batch_size=batch_size),
@@ -162,14 +162,14 @@ def _run_pair(
     with device.start() as first, device.start() as second:
         workers = (first, second)
         for side in rng.sample((0, 1), 2):
-            ask_worker(workers[side], requests[side], requests[side], STAGE, seconds=most)
+            ask_worker(workers[side], requests[side], requests[side], _STAGE, seconds=most)
         end = time.monotonic() + (turns.pair_seconds or 0.0)
         while len(ran) < (turns.most if count is None else count):
             if count is None and len(ran) >= turns.least and time.monotonic() > end:
                 break
             answers: dict[int, tuple[int, ...]] = {}
             for side in rng.sample((0, 1), 2):
-                answer = ask_worker(workers[side], turn, requests[side], STAGE, seconds=2 * most)
+                answer = ask_worker(workers[side], turn, requests[side], _STAGE, seconds=2 * most)
                 answers[side] = tuple(answer[f"{clock}_ns"])
             ran.append((answers[0], answers[1]))
     return ran

@@ -20,7 +20,7 @@ from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
 CONTENDED_RATIO = 1.05
 """Wall over CPU time of one thread above this: other load disturbed the process (quiet machines were within 1 %)."""
 
-STAGE = "measure"
+_STAGE = "measure"
 
 
 def measure(
@@ -66,11 +66,11 @@ def measure(
         batch_size=batch_size,
         inputs=str(inputs) if inputs else "",
     )
-    sha256 = file_sha256(model, STAGE)
+    sha256 = file_sha256(model, _STAGE)
     name, environment = device.describe()
     max_latency_ns = None if max_latency_ms is None else max_latency_ms * 1e6
     timings, nodes = _time(device, request, profile.timing, percentile, max_latency_ns, progress)
-    memory = measure_memory(device, request, STAGE, progress)
+    memory = measure_memory(device, request, _STAGE, progress)
     return Measurement(
         sha256=sha256,
         batch_size=batch_size,
@@ -100,7 +100,7 @@ def _time(
     nodes: dict[str, int] = {}
     for index in range(rule.processes):
         progress(f"timing, process {index + 1} of at most {rule.processes}")
-        fields = run_request(device, request, STAGE, seconds=3 * request.max_seconds)
+        fields = run_request(device, request, _STAGE, seconds=3 * request.max_seconds)
         nodes = fields.pop("nodes")
         one_thread = request.threads == 1 and set(nodes) <= {"CPUExecutionProvider"}
         timings.append(_timing(fields, one_thread=one_thread))

@@ -17,7 +17,7 @@ from edgeopt.device.base import Device
 from edgeopt.records.base import Record
 from edgeopt.records.profile import Profile
 
-STAGE = "memory"
+_STAGE = "memory"
 
 
 class MemoryMode(Record, frozen=True, kw_only=True):
@@ -79,13 +79,13 @@ def measure_memory_modes(
         mapped = str(Path(folder) / "model.ort")
         progress("memory, writing the .ort")
         converting = msgspec.structs.replace(request, mode="convert", inputs="", outputs=mapped)
-        run_request(device, converting, STAGE, seconds=request.max_seconds)
+        run_request(device, converting, _STAGE, seconds=request.max_seconds)
         modes = list(itertools.product((str(model), mapped), (True, False), (True, False)))
         answers: list[list[dict[str, Any]]] = [[] for _ in modes]
         for turn, (index, (path, prepacking, arena)) in itertools.product(range(processes), enumerate(modes)):
             progress(f"memory, process {turn * len(modes) + index + 1} of {processes * len(modes)}")
             asked = msgspec.structs.replace(request, model=path, prepacking=prepacking, memory_arena=arena)
-            answer = run_request(device, asked, STAGE, seconds=request.max_seconds, variables=STEADY_MALLOC)
+            answer = run_request(device, asked, _STAGE, seconds=request.max_seconds, variables=STEADY_MALLOC)
             if not answer["supported"]:
                 return None
             answers[index].append(answer)

@@ -15,7 +15,7 @@ from edgeopt.device.base import Device
 from edgeopt.records.base import Record
 from edgeopt.records.profile import Profile
 
-STAGE = "latency table"
+_STAGE = "latency table"
 
 
 class ProfilingTurns(Record, frozen=True, kw_only=True):
@@ -197,5 +197,5 @@ def _ask(
         min_seconds=turns.seconds,
         max_seconds=turns.budget_seconds,
     )
-    found: list[dict[str, Any]] = run_request(device, request, STAGE, seconds=20 * turns.budget_seconds)["turns"]
+    found: list[dict[str, Any]] = run_request(device, request, _STAGE, seconds=20 * turns.budget_seconds)["turns"]
     return found

@@ -18,7 +18,7 @@ from edgeopt.records.measurement import DeviceKind, Sustained
 from edgeopt.records.profile import Profile
 from edgeopt.statistics import BOOTSTRAP_REPEATS, Interval, expanded_tail
 
-STAGE = "sustained run"
+_STAGE = "sustained run"
 
 TENTHS = 10
 """A sustained run is looked at in so many parts; each holds as many blocks."""
@@ -64,7 +64,7 @@ def sustain(
     Raises:
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    sha256 = file_sha256(model, STAGE)
+    sha256 = file_sha256(model, _STAGE)
     name, environment = device.describe()
     request = runtime_request(
         "serve", str(model), profile, allow_fallback=allow_fallback, batch_size=batch_size,
@@ -74,10 +74,10 @@ def sustain(
     block = {"warmup_runs": 0, "min_runs": 1, "min_seconds": seconds / BLOCKS, "max_seconds": request.max_seconds}
     answers: list[dict[str, Any]] = []
     with device.start() as worker:
-        ask_worker(worker, request, request, STAGE, seconds=request.max_seconds)
+        ask_worker(worker, request, request, _STAGE, seconds=request.max_seconds)
         for index in range(BLOCKS):
             progress(f"running without a pause, {seconds * index / BLOCKS:.0f} of {seconds:.0f} s")
-            answers.append(ask_worker(worker, block, request, STAGE, seconds=seconds))
+            answers.append(ask_worker(worker, block, request, _STAGE, seconds=seconds))
     return Sustained(
         sha256=sha256,
         seconds=seconds,

@@ -18,7 +18,7 @@ from edgeopt.records.recipe import Recipe
 from edgeopt.report.document import Document, Part, Span
 from edgeopt.report.proof import proof
 
-SCHEMA: Literal["edgeopt/manifest-1"] = "edgeopt/manifest-1"
+_SCHEMA: Literal["edgeopt/manifest-1"] = "edgeopt/manifest-1"
 NAME = "manifest.json"
 
 
@@ -93,7 +93,7 @@ def build_manifest(folder: Path, document: Document, origin: Origin, golden: tup
     winner = document.winner
     inputs, outputs = describe_tensors(folder / "model.onnx") if winner else ((), ())
     return Manifest(
-        schema=SCHEMA,
+        schema=_SCHEMA,
         task=document.task,
         target=document.target,
         device=document.device,
@@ -171,7 +171,7 @@ def read_manifest(bundle: Path) -> Manifest:
             f"{path} cannot be read: {error.strerror}. A folder that `edgeopt build` wrote has one."
         ) from error
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is no {SCHEMA} document: {error}. Build it again.") from error
+        raise DataError(f"{path} is no {_SCHEMA} document: {error}. Build it again.") from error
 
 
 def changed_files(bundle: Path, manifest: Manifest) -> list[str]:

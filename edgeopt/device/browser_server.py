@@ -22,7 +22,7 @@ from edgeopt.records.codec import to_json
 
 WEB = Path(__file__).parent / "web"
 TYPES = {".html": "text/html", ".js": "text/javascript", ".mjs": "text/javascript", ".wasm": "application/wasm"}
-POLL_SECONDS = 20.0
+_POLL_SECONDS = 20.0
 
 
 class BrowserServer:
@@ -188,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(403, b"")
         self.owner.hear()
         if len(words) == 3 and words[0] == "next" and words[2].isdigit():
-            message = self.owner.next_message(words[1], int(words[2]), POLL_SECONDS)
+            message = self.owner.next_message(words[1], int(words[2]), _POLL_SECONDS)
             return self._send(204, b"") if message is None else self._send(200, message, "application/json")
         if len(words) == 2 and words[0] == "file" and words[1] in self.owner.files:
             return self._send_file(self.owner.files[words[1]])

@@ -20,7 +20,7 @@ from edgeopt.errors import DeviceError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
 
-SENTINEL = b"edgeopt-worker "
+WORKER_SENTINEL = b"edgeopt-worker "
 """What ``edgeopt/bench/worker.py`` puts before each answer; other lines on stdout are noise of libraries."""
 
 EXITED = b"edgeopt-exit "
@@ -121,8 +121,8 @@ class WorkerProcess:
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if line.startswith(SENTINEL):
-                self._answers.put(line[len(SENTINEL) :])
+            if line.startswith(WORKER_SENTINEL):
+                self._answers.put(line[len(WORKER_SENTINEL) :])
             elif line.startswith(EXITED):
                 self._exited = int(line[len(EXITED) :])
         self._answers.put(None)

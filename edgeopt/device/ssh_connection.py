@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from edgeopt.device import file_agent as courier
 from edgeopt.device.base import WorkerRefused
-from edgeopt.device.process import SENTINEL, WorkerProcess, explain_remote, last_line
+from edgeopt.device.process import WORKER_SENTINEL, WorkerProcess, explain_remote, last_line
 from edgeopt.device.ssh_errors import explain_connection, ssh_lost
 from edgeopt.errors import DeviceError, DeviceLostError
 
@@ -51,7 +51,7 @@ PROBE = (
     "import importlib.util as u, json, sys; "
     "m = [n for n in ('numpy', 'onnxruntime') if u.find_spec(n) is None]; "
     "m += ['Python 3.10'] if sys.version_info < (3, 10) else []; "
-    f"print('{SENTINEL.decode()}' + json.dumps([sys.executable, '.'.join(map(str, sys.version_info[:3])), m])); "
+    f"print('{WORKER_SENTINEL.decode()}' + json.dumps([sys.executable, '.'.join(map(str, sys.version_info[:3])), m])); "
     "sys.exit(bool(m))"
 )
 
@@ -132,7 +132,11 @@ class Connection:
         done, errors = _run([*self._ssh(), _in_shell(script)], PROBE_SECONDS)
         if done is None or done.returncode:
             raise ssh_lost(self.uri, errors)
-        found = [json.loads(line[len(SENTINEL) :]) for line in done.stdout.splitlines() if line.startswith(SENTINEL)]
+        found = [
+            json.loads(line[len(WORKER_SENTINEL) :])
+            for line in done.stdout.splitlines()
+            if line.startswith(WORKER_SENTINEL)
+        ]
         program = next((path for path, _, missing in found if not missing), None)
         if program is None:
             raise self._no_python(wanted, found, errors)

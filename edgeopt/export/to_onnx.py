@@ -22,7 +22,7 @@ from edgeopt.errors import StepError
 
 Exporter = Literal["dynamo", "torchscript"]
 
-STAGE = "export"
+_STAGE = "export"
 DYNAMO_OPSET = 18  # what dynamo translates to; asked for less it silently gives this
 PREFERRED_OPSET = 18  # both exporters know it, and every ONNX Runtime since 1.14 does
 EXAMPLE_BATCH = 2  # an example batch of 1 is silently taken for a constant
@@ -86,7 +86,7 @@ def export(
             model = write(plain, inputs, list(input_names), list(output_names), max_opset, dynamic_batch)
     except _REFUSALS as error:
         trace = traceback.format_exc()
-        raise StepError(STAGE, f"the {exporter} exporter refuses the module: {_first_lines(error)}", trace) from error
+        raise StepError(_STAGE, f"the {exporter} exporter refuses the module: {_first_lines(error)}", trace) from error
     strip_metadata(model)
     _lower_ir(model)
     _check(model, exporter, output_names, max_opset, max_ir, dynamic_batch)
@@ -116,7 +116,7 @@ def _by_dynamo(
     """Export through ``torch.export``."""
     if max_opset < DYNAMO_OPSET:
         raise StepError(
-            STAGE,
+            _STAGE,
             f"the dynamo exporter writes operator set {DYNAMO_OPSET} at least, the target allows {max_opset}. "
             "Use the TorchScript exporter.",
         )
@@ -268,22 +268,22 @@ def _check(
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset > max_opset or model.ir_version > max_ir:
         raise StepError(
-            STAGE,
+            _STAGE,
             f"the {exporter} exporter wrote operator set {opset} and IR {model.ir_version}; the target allows "
             f"{max_opset} and {max_ir}. Use the other exporter or raise min_onnxruntime in the profile.",
         )
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise StepError(STAGE, f"the {exporter} exporter wrote an invalid file: {_first_lines(error)}") from error
+        raise StepError(_STAGE, f"the {exporter} exporter wrote an invalid file: {_first_lines(error)}") from error
     found = [value.name for value in model.graph.output]
     if found != list(output_names):
-        raise StepError(STAGE, f"the module gives outputs {found}, {list(output_names)} were named.")
+        raise StepError(_STAGE, f"the module gives outputs {found}, {list(output_names)} were named.")
     if not dynamic_batch:
         return
     for value in onnx.shape_inference.infer_shapes(model).graph.output:
         dims = value.type.tensor_type.shape.dim
         if dims and dims[0].HasField("dim_value"):
             raise StepError(
-                STAGE, f"the {exporter} exporter fixed the batch of output '{value.name}' at {dims[0].dim_value}."
+                _STAGE, f"the {exporter} exporter fixed the batch of output '{value.name}' at {dims[0].dim_value}."
             )

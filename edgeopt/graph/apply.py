@@ -20,7 +20,7 @@ from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import Quantize
 
-MAX_SECONDS = 1800.0
+_MAX_SECONDS = 1800.0
 """How long one step may take."""
 
 
@@ -145,12 +145,12 @@ def _ask_child(job: GraphJob, name: str) -> GraphAnswer:
             input=to_json(job),
             capture_output=True,
             env=environment,
-            timeout=MAX_SECONDS,
+            timeout=_MAX_SECONDS,
             check=False,
             start_new_session=True,  # so that Ctrl-C reaches the parent alone
         )
     except subprocess.TimeoutExpired as error:
-        raise StepError(name, f"did not end within {MAX_SECONDS:.0f} s. Leave this step out.") from error
+        raise StepError(name, f"did not end within {_MAX_SECONDS:.0f} s. Leave this step out.") from error
     trace = done.stderr.decode(errors="replace")
     if done.returncode != 0:
         raise StepError(name, _death(done.returncode, trace), trace)

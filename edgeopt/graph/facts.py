@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.graph.matmul_nbits import count_weights
 from edgeopt.graph.model import arrays, graphs, load, opset_of
 
-STAGE = "facts"
+_STAGE = "facts"
 DEFLATE_LEVEL = 9
 _WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
@@ -84,7 +84,7 @@ def facts(path: Path) -> OnnxFacts:
     Raises:
         StepError: it cannot be read.
     """
-    model = load(path, STAGE)
+    model = load(path, _STAGE)
     data = path.read_bytes()
     parameters, nonzero = _count_parameters(model.graph)
     fed = {tensor.name for tensor in model.graph.initializer}

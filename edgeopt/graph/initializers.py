@@ -9,7 +9,7 @@ from onnx import TensorProto
 
 from edgeopt.graph.model import graphs, load
 
-STAGE = "inspect"
+_STAGE = "inspect"
 
 
 class StoredTensor(NamedTuple):
@@ -29,7 +29,7 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
     Raises:
         StepError: the file cannot be read.
     """
-    model = load(path, STAGE)
+    model = load(path, _STAGE)
     found = []
     for graph in graphs(model.graph):
         constants = [

@@ -9,7 +9,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.model import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
 
-STAGE = "simplify"
+_STAGE = "simplify"
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
@@ -17,7 +17,7 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     before = len(model.graph.node)
     simple, passed = onnxsim.simplify(model)
     if not passed:
-        raise StepError(STAGE, "onnxsim found that its result differs from its input. Leave this step out.")
+        raise StepError(_STAGE, "onnxsim found that its result differs from its input. Leave this step out.")
     drop_metadata(simple)  # it leaves a protocol of what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)

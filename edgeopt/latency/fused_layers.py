@@ -19,7 +19,7 @@ from edgeopt.latency.width_template import LATENCY_TABLE_STAGE, MARK, Size, Size
 from edgeopt.records.groups import Dimension
 from edgeopt.records.latency import Layer, LayerTime
 
-NAME = re.compile(MARK + r"(\d+)_")
+_NAME = re.compile(MARK + r"(\d+)_")
 
 
 class Segment(NamedTuple):
@@ -33,7 +33,7 @@ class Segment(NamedTuple):
 
 def number_of(name: str) -> int | None:
     """Return the number of the file's node that a node of the profile comes from."""
-    found = NAME.search(name)
+    found = _NAME.search(name)
     return int(found.group(1)) if found else None
 
 

@@ -24,7 +24,7 @@ from scipy.optimize import nnls
 
 from edgeopt.records.latency import LatencyTable, Layer
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 INPUT_STEPS = (1, 4, 8, 16, 32)
 OUTPUT_STEPS = (1, 4, 8, 16, 32)
@@ -57,16 +57,16 @@ def features(sizes: Sequence[int], steps: Steps) -> list[float]:
     return [float(part) for part in (1, x, y, wide, high, low, wide * high, wide * low)]
 
 
-def fit_layer(rows: Floats, times: Floats) -> Floats:
+def fit_layer(rows: _Floats, times: _Floats) -> _Floats:
     """Return coefficients that give the times with the least relative error; only the first may be negative."""
     shifted = np.maximum(times + FLOOR_NS, FLOOR_NS / 2)
     scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)
-    found: Floats = nnls(rows / scale / shifted[:, None], np.ones(len(times)))[0] / scale
+    found: _Floats = nnls(rows / scale / shifted[:, None], np.ones(len(times)))[0] / scale
     found[0] -= FLOOR_NS
     return found
 
 
-def left_out_errors(rows: Floats, times: Floats) -> Floats:
+def left_out_errors(rows: _Floats, times: _Floats) -> _Floats:
     """Return for each time the error, in its own share, of the fit to all the others."""
     errors = np.empty(len(times))
     for index in range(len(times)):
@@ -91,7 +91,7 @@ class Predictor:
         return {kind: _best_steps(layers) for kind, layers in kinds.items()}
 
     @cached_property
-    def _coefficients(self) -> list[Floats]:
+    def _coefficients(self) -> list[_Floats]:
         return [fit_layer(_rows(layer, self.steps[_kind(layer)]), _times(layer)) for layer in self.table.layers]
 
     @cached_property
@@ -146,11 +146,11 @@ def _kind(layer: Layer) -> str:
     return f"{layer.operator}/{len(layer.dimensions)}"
 
 
-def _rows(layer: Layer, steps: Steps) -> Floats:
+def _rows(layer: Layer, steps: Steps) -> _Floats:
     return np.array([features(time.sizes, steps) for time in layer.times])
 
 
-def _times(layer: Layer) -> Floats:
+def _times(layer: Layer) -> _Floats:
     return np.array([time.ns for time in layer.times])
 
 

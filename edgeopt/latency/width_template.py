@@ -28,7 +28,7 @@ LATENCY_TABLE_STAGE = "latency table"
 MARK = "edgeopt"
 """Names of nodes and of their outputs begin with this and the node's number, so that a profile can be read."""
 
-Widths = Mapping[str, int]
+_Widths = Mapping[str, int]
 
 
 class Size(NamedTuple):
@@ -37,7 +37,7 @@ class Size(NamedTuple):
     factor: Fraction
     dimension: Dimension
 
-    def at(self, widths: Widths) -> int:
+    def at(self, widths: _Widths) -> int:
         """Return the size at these widths."""
         return int(self.factor * self.dimension.size(widths))
 
@@ -53,7 +53,7 @@ class Sizes:
         StepError: two dimensions cannot be told apart by these files.
     """
 
-    def __init__(self, dimensions: Iterable[Dimension], widths: Sequence[Widths]) -> None:
+    def __init__(self, dimensions: Iterable[Dimension], widths: Sequence[_Widths]) -> None:
         self.widths = widths
         self._by_ratio: dict[tuple[float, ...], Dimension] = {}
         for dimension in sorted(dimensions, key=lambda one: one.size(widths[0])):
@@ -92,7 +92,7 @@ def _multiple(first: Dimension, second: Dimension) -> float | None:
     return ratios.pop() if len(ratios) == 1 else None
 
 
-def are_distinguishable(dimensions: Iterable[Dimension], widths: Sequence[Widths]) -> bool:
+def are_distinguishable(dimensions: Iterable[Dimension], widths: Sequence[_Widths]) -> bool:
     """Tell whether files at these widths show for every size which of the dimensions it follows."""
     try:
         Sizes(dimensions, widths)
@@ -157,7 +157,7 @@ class Template:
         if any(sizes):
             self._attributes[index, attributes[0].name] = sizes
 
-    def at(self, widths: Widths) -> onnx.ModelProto:
+    def at(self, widths: _Widths) -> onnx.ModelProto:
         """Return the file at ``widths``, which name every group; none is wider than in the original."""
         model = onnx.ModelProto()
         model.CopyFrom(self.original)
@@ -181,7 +181,7 @@ class Template:
         return model
 
 
-def _rewritten(values: Iterable[int], sizes: Iterable[Size | None], widths: Widths) -> list[int]:
+def _rewritten(values: Iterable[int], sizes: Iterable[Size | None], widths: _Widths) -> list[int]:
     return [value if size is None else size.at(widths) for value, size in zip(values, sizes, strict=True)]
 
 

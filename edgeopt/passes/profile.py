@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.interpret import tensor_names
 
-RUNS = 7
+_RUNS = 7
 """After one to warm up; their median counts."""
 
 
@@ -41,7 +41,7 @@ def weight_times(network: Network, inputs: Sequence[Tensor]) -> tuple[dict[str, 
     """
     names = tensor_names(network.eval_module)
     runs: list[dict[fx.Node, int]] = []
-    for _ in range(RUNS + 1):
+    for _ in range(_RUNS + 1):
         timed = _Timed(network.eval_module)
         with torch.no_grad():
             timed.run(*(tensor.clone() for tensor in inputs))

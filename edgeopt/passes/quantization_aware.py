@@ -22,12 +22,13 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from edgeopt.errors import StepError
+from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.records.quantization import FakeQuantSites, FakeQuantWeight
 from edgeopt.task import flat_outputs
 
 QUANTIZATION_AWARE_STAGE = "quantize-aware"
-SAME = 1e-3
+_SAME = 1e-3
 """Of the largest value: what differs by less everywhere is the same place. Exports are within 1e-4 of the network."""
 NOISE_SHARE = 0.3
 """So much of what int8 changes at the outputs (root mean square) the module may not account for. With QDQ's own
@@ -36,17 +37,16 @@ then, which a network with random weights amplifies (0.15 in a deep one). A netw
 LEAST_NOISE = 1e-3
 """Of an output's root mean square: noise below it is not looked at."""
 
-aten = torch.ops.aten
-CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default)
-LAYERS = (*CONVOLUTIONS, aten.linear.default)
+_CONVOLUTIONS = (aten.conv1d.default, aten.conv2d.default, aten.conv2d.padding, aten.conv3d.default)
+_LAYERS = (*_CONVOLUTIONS, aten.linear.default)
 """Operators whose first arguments are input, weight and bias."""
 GATES = {aten.silu.default: aten.sigmoid.default, aten.hardswish.default: aten.hardsigmoid.default}
 """Activations that ONNX writes as the product of a value and its gate."""
-Arrays = Mapping[str, NDArray[Any]]
+_Arrays = Mapping[str, NDArray[Any]]
 
 
 def fake_quantized_module(
-    network: Network, roundings: FakeQuantSites, arrays: Arrays
+    network: Network, roundings: FakeQuantSites, arrays: _Arrays
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     """Return ``network`` as it computes in int8, over the same tensors, and notes.
 
@@ -145,7 +145,7 @@ def _write_gates(graph: fx.Graph) -> None:
 class _Places(fx.Interpreter):
     """Runs a graph and finds the first node that holds each wanted array's numbers, whatever their shape."""
 
-    def __init__(self, module: fx.GraphModule, wanted: Arrays) -> None:
+    def __init__(self, module: fx.GraphModule, wanted: _Arrays) -> None:
         super().__init__(module)
         self.wanted = dict(wanted)
         self.found: dict[str, fx.Node] = {}
@@ -155,14 +155,14 @@ class _Places(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor) and value.is_floating_point() and n.op in ("placeholder", "call_function"):
             for name, array in list(self.wanted.items()):
-                if array.size == value.numel() and _difference(value.detach().numpy(), array) < SAME:
+                if array.size == value.numel() and _difference(value.detach().numpy(), array) < _SAME:
                     self.found[name] = n
                     del self.wanted[name]
         return value
 
 
 def _round_activations(
-    module: fx.GraphModule, roundings: FakeQuantSites, arrays: Arrays, inputs: tuple[Tensor, ...]
+    module: fx.GraphModule, roundings: FakeQuantSites, arrays: _Arrays, inputs: tuple[Tensor, ...]
 ) -> list[str]:
     """Round after each place; return what has none."""
     places = _Places(module, {one.tensor: arrays[f"activation/{one.tensor}"] for one in roundings.activations})
@@ -183,12 +183,12 @@ def _round_activations(
     return [one.tensor for one in roundings.activations if one.tensor not in places.found]
 
 
-def _round_weights(module: fx.GraphModule, roundings: FakeQuantSites, arrays: Arrays) -> list[str]:
+def _round_weights(module: fx.GraphModule, roundings: FakeQuantSites, arrays: _Arrays) -> list[str]:
     """Round every weight that the file rounds, and its bias; return those that no node holds."""
     held = _Held(roundings, arrays)
     graph = module.graph
     for node in list(graph.nodes):
-        if node.op != "call_function" or node.target not in LAYERS:
+        if node.op != "call_function" or node.target not in _LAYERS:
             continue
         layer, found = _folded(module, node, held)
         if found is None:
@@ -216,7 +216,7 @@ def _round_weights(module: fx.GraphModule, roundings: FakeQuantSites, arrays: Ar
 class _Held:
     """Finds the file's weight of the same numbers."""
 
-    def __init__(self, roundings: FakeQuantSites, arrays: Arrays) -> None:
+    def __init__(self, roundings: FakeQuantSites, arrays: _Arrays) -> None:
         self.weights = [(one, arrays[f"weight/{one.tensor}"]) for one in roundings.weights]
         self.seen: set[str] = set()
 
@@ -224,10 +224,10 @@ class _Held:
         """Return the file's weight of these values, with the axis as ``values`` has it: a matrix may be transposed."""
         found = values.detach().numpy()
         for one, array in self.weights:
-            if array.shape == found.shape and _difference(found, array) < SAME:
+            if array.shape == found.shape and _difference(found, array) < _SAME:
                 self.seen.add(one.tensor)
                 return one
-            if array.ndim == 2 and array.T.shape == found.shape and _difference(found, array.T) < SAME:
+            if array.ndim == 2 and array.T.shape == found.shape and _difference(found, array.T) < _SAME:
                 self.seen.add(one.tensor)
                 return msgspec.structs.replace(one, axis=None if one.axis is None else 1 - one.axis)
         return None

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from edgeopt.records.recipe import Sparsify
 from edgeopt.records.sparsity import SparsityPoint
 
-Batch = tuple[tuple[Tensor, ...], Any]
-Loss = Callable[[Any, Any], Tensor]
+_Batch = tuple[tuple[Tensor, ...], Any]
+_Loss = Callable[[Any, Any], Tensor]
 Masks = dict[str, Tensor]
 """Parameter name to a boolean mask, True where a weight stays."""
 GROWTH_RATIO = 0.6
@@ -26,7 +26,7 @@ def prunable(module: nn.Module) -> dict[str, Tensor]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.dim() >= 2}
 
 
-def saliency(module: nn.Module, method: str, batches: Sequence[Batch], loss: Loss) -> dict[str, Tensor]:
+def saliency(module: nn.Module, method: str, batches: Sequence[_Batch], loss: _Loss) -> dict[str, Tensor]:
     """Return one score a weight, in the weights' shapes; the smallest go first. A weight of zero scores zero.
 
     ``magnitude`` is the absolute value (Han et al., 2015). With ``g`` the gradient on one batch, ``gradient`` is
@@ -91,7 +91,7 @@ CURVE_RATIOS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 
 
 def loss_curve(
-    module: nn.Module, method: str, batches: Sequence[Batch], held_back: Sequence[Batch], loss: Loss
+    module: nn.Module, method: str, batches: Sequence[_Batch], held_back: Sequence[_Batch], loss: _Loss
 ) -> tuple[SparsityPoint, ...]:
     """Return the loss against the share of weights that are not zero, without training; ``module`` is left as it is.
 
@@ -126,7 +126,7 @@ class Sparsity:
         epochs: Of the training; 0 where none follows.
     """
 
-    def __init__(self, step: Sparsify, batches: Sequence[Batch], loss: Loss, epochs: int) -> None:
+    def __init__(self, step: Sparsify, batches: Sequence[_Batch], loss: _Loss, epochs: int) -> None:
         self.step = step
         self.batches = batches
         self.loss = loss

@@ -35,7 +35,7 @@ from edgeopt.records.measurement import DeviceInfo as DeviceRecord
 from edgeopt.records.measurement import Estimate, Measurement
 from edgeopt.records.profile import Profile, TimingRule
 
-STAGE = "calibrate"
+_STAGE = "calibrate"
 RULE = TimingRule(processes=3, warmup_runs=3, warmup_seconds=0.1, min_runs=20, min_seconds=0.2, max_seconds=5.0)
 """Of each network on the device; processes of all networks take turns, so that a slow minute reaches all alike."""
 QUICK_RULE = msgspec.structs.replace(RULE, processes=1)
@@ -117,7 +117,7 @@ def _on_device(
         for index, file in enumerate(files):
             progress(f"on {device.uri}, process {process * len(files) + index + 1} of {total}")
             request = runtime_request("time", str(file), profile, allow_fallback=allow_fallback)
-            answer = run_request(device, request, STAGE, seconds=3 * request.max_seconds)
+            answer = run_request(device, request, _STAGE, seconds=3 * request.max_seconds)
             found[index].append((tuple(answer["wall_ns"]), tuple(answer["cpu_ns"])))
     return found
 

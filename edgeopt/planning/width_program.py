@@ -24,7 +24,7 @@ from scipy.sparse import coo_array
 from edgeopt.latency.predictor import Predictor
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 MAX_OPTIONS = 16
 """Widths of a group to choose from."""
@@ -48,14 +48,14 @@ class Costs:
 
     options: Mapping[str, Sequence[int]]
     constant: float = 0.0
-    unary: dict[str, Floats] = field(default_factory=dict)
-    pairs: dict[tuple[str, str], Floats] = field(default_factory=dict)
+    unary: dict[str, _Floats] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], _Floats] = field(default_factory=dict)
 
-    def add(self, group: str, values: Floats) -> None:
+    def add(self, group: str, values: _Floats) -> None:
         """Add a cost for each width of a group."""
         self.unary[group] = self.unary.get(group, 0.0) + values
 
-    def add_pair(self, first: str, second: str, values: Floats) -> None:
+    def add_pair(self, first: str, second: str, values: _Floats) -> None:
         """Add a cost for each pair of widths; ``values`` has a row for each width of ``first``."""
         key, table = ((first, second), values) if first < second else ((second, first), values.T)
         self.pairs[key] = self.pairs.get(key, 0.0) + table
@@ -81,7 +81,7 @@ class Costs:
             else:
                 self.add_pair(left, right, scale * np.outer(self.widths(left), self.widths(right)))
 
-    def widths(self, group: str) -> Floats:
+    def widths(self, group: str) -> _Floats:
         """Return a group's widths to choose from."""
         return np.asarray(self.options[group], dtype=np.float64)
 
@@ -130,7 +130,7 @@ def importance_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) ->
     return costs
 
 
-def losses(group: ChannelGroup) -> Floats:
+def losses(group: ChannelGroup) -> _Floats:
     """Return what is lost with 0, 1, 2, ... of a group's channels, the least important first; never with all.
 
     Importance is a linear estimate at the trained weights: right for the first channels, too low for the last ones,
@@ -138,7 +138,7 @@ def losses(group: ChannelGroup) -> Floats:
     """
     gone = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])[:-1]
     whole = float(np.sum(group.importance))
-    found: Floats = gone * whole / (whole - gone) if whole > 0 else gone  # the most important channel always stays
+    found: _Floats = gone * whole / (whole - gone) if whole > 0 else gone  # the most important channel always stays
     return found
 
 
@@ -223,7 +223,7 @@ class Program:
             count += len(options[first]) * len(options[second])
         self.count = count
 
-    def row(self, costs: Costs) -> Floats:
+    def row(self, costs: Costs) -> _Floats:
         """Return costs as a row of coefficients; the constant is left out."""
         row = np.zeros(self.count)
         for name, values in costs.unary.items():

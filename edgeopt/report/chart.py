@@ -18,7 +18,7 @@ FAR_BELOW = 3.0
 """A score this many times as far below the best as the limit is, is drawn at the edge."""
 NEAR = 4.0
 """A limit at most this many times outside of what the trials span stretches a logarithmic axis."""
-ROOM = 0.06
+_ROOM = 0.06
 """Free share of the axis around the outermost points."""
 
 Role = Literal["baseline", "winner", "kept", "missed"]
@@ -125,7 +125,7 @@ def log_axis(values: Sequence[float], limit: float | None, start: float, end: fl
     if limit is not None and 10 ** min(logs) / NEAR <= limit <= 10 ** max(logs) * NEAR:
         logs.append(math.log10(limit))
     low, high = min(logs), max(logs)
-    free = max(ROOM * (high - low), 0.05)
+    free = max(_ROOM * (high - low), 0.05)
     return Axis(10 ** (low - free), 10 ** (high + free), logarithmic=True, start=start, end=end)
 
 
@@ -135,7 +135,7 @@ def score_axis(scores: Sequence[float], limit: float | None, start: float, end: 
     low, high = min(wanted), max(wanted)
     if limit is not None and high > limit:
         low = max(low, high - (1 + FAR_BELOW) * (high - limit))
-    free = ROOM * (high - low) or 0.01 * abs(high) or 1.0
+    free = _ROOM * (high - low) or 0.01 * abs(high) or 1.0
     return Axis(low - free, high + free, logarithmic=False, start=start, end=end)
 
 

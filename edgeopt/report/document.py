@@ -24,7 +24,7 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
 from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
 
-SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
+_SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
 
 Span = tuple[float, float]
 
@@ -184,7 +184,7 @@ def build_document(choice: Choice) -> Document:
     first = choice.trial(0).outcome
     measurement = first.measurement if isinstance(first, Measured) else None
     return Document(
-        schema=SCHEMA,
+        schema=_SCHEMA,
         task=choice.task,
         target=choice.target,
         device=choice.device,
@@ -334,4 +334,4 @@ def read_document(path: Path) -> Document:
             f"{path} cannot be read: {error.strerror}. A folder that `edgeopt build` wrote holds one."
         ) from error
     except msgspec.DecodeError as error:
-        raise DataError(f"{path} is no {SCHEMA} document: {error}. Build it again.") from error
+        raise DataError(f"{path} is no {_SCHEMA} document: {error}. Build it again.") from error

@@ -14,7 +14,7 @@ from edgeopt.report import sentences, words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.proof import Row
 
-KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
+_KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
 
 
 def print_result(document: Document, console: Console, *, out: Path | None) -> None:
@@ -51,7 +51,7 @@ def _table(document: Document) -> Table:
             before.found_text,
             *([] if after is None or other is None else [_cell(after)]),
             before.allowed_text,
-            KEPT[(after or before).kept],
+            _KEPT[(after or before).kept],
         )
     for label, cells in _facts(document.baseline, other, by_download=document.budget.size_metric == "download"):
         table.add_row(Text(label, style="dim"), *[Text(cell, style="dim") for cell in cells], "", "")

@@ -28,7 +28,7 @@ Kind = Literal[
 R = TypeVar("R", bound=Record)
 
 SCHEMA_VERSION = 1
-SCHEMA = """
+_SCHEMA = """
 create table if not exists parts (
     kind text not null, key text not null, json blob not null, finished_at real not null, primary key (kind, key));
 create table if not exists builds (
@@ -60,7 +60,7 @@ class Ledger:
                     f"{path} was written by another version of edgeopt (schema {version}, this one reads "
                     f"{SCHEMA_VERSION}). Give another folder with --workspace DIR."
                 )
-            self._database.executescript(SCHEMA)
+            self._database.executescript(_SCHEMA)
             self._database.execute(f"pragma user_version = {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise self._broken(error) from error

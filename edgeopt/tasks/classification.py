@@ -15,7 +15,7 @@ from edgeopt.errors import TaskError
 from edgeopt.records.budget import Budget
 from edgeopt.task import Training, as_tuple
 
-Batches = Iterable[tuple[Any, Any]]
+_Batches = Iterable[tuple[Any, Any]]
 
 
 def hits(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
@@ -36,10 +36,10 @@ class Classification:
     def __init__(
         self,
         model: nn.Module | Callable[[], nn.Module],
-        train: Batches | Callable[[int], Batches],
-        eval: Batches,  # noqa: A002 - the word of the field
+        train: _Batches | Callable[[int], _Batches],
+        eval: _Batches,  # noqa: A002 - the word of the field
         *,
-        test: Batches | None = None,
+        test: _Batches | None = None,
         name: str = "classification",
         labels: Sequence[str] = (),
         training: Training | None = None,
@@ -74,15 +74,15 @@ class Classification:
             return tuple(value[:8] for value in as_tuple(inputs))
         raise TaskError(f"{self.name}: the evaluation batches are empty.")
 
-    def train_batches(self, seed: int) -> Batches:
+    def train_batches(self, seed: int) -> _Batches:
         """Return one epoch; ``train`` is called with the seed where it is a function."""
         return self._train(seed) if callable(self._train) else self._train
 
-    def eval_batches(self) -> Batches:
+    def eval_batches(self) -> _Batches:
         """Return the batches that decide."""
         return self._eval
 
-    def test_batches(self) -> Batches | None:
+    def test_batches(self) -> _Batches | None:
         """Return the batches that are looked at once."""
         return self._test
 
@@ -101,8 +101,8 @@ class Classification:
 
 def classification(
     model: nn.Module | Callable[[], nn.Module],
-    train: Batches | Callable[[int], Batches],
-    eval: Batches,  # noqa: A002 - the word of the field
+    train: _Batches | Callable[[int], _Batches],
+    eval: _Batches,  # noqa: A002 - the word of the field
     **options: Any,
 ) -> Classification:
     """Make a task of a trained classifier and two data loaders.

@@ -51,7 +51,7 @@ def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
     return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
 
 
-Arrays = dict[str, NDArray[Any]]
+_Arrays = dict[str, NDArray[Any]]
 
 
 class OnnxTask:
@@ -106,7 +106,7 @@ class OnnxTask:
         """Return the inputs that calibrate int8, in batches."""
         return self._in_batches(self.calibration_arrays, CALIBRATION_BATCH)
 
-    def _in_batches(self, arrays: Arrays, most: int) -> list[Arrays]:
+    def _in_batches(self, arrays: _Arrays, most: int) -> list[_Arrays]:
         count = len(next(iter(arrays.values())))
         step = self._fixed_batch() or most
         usable = count - count % step if self._fixed_batch() else count
@@ -114,7 +114,7 @@ class OnnxTask:
             {name: values[start : start + step] for name, values in arrays.items()} for start in range(0, usable, step)
         ]
 
-    def _held_back(self, given: Arrays) -> tuple[Arrays, Arrays]:
+    def _held_back(self, given: _Arrays) -> tuple[_Arrays, _Arrays]:
         """Part the inputs into those that calibrate and those that select; the same twice where they are too few.
 
         Those that calibrate are taken evenly from all of the file, which may be sorted by class.

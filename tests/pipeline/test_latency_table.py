@@ -10,7 +10,7 @@ from edgeopt.errors import DiskFullError, StepError
 from edgeopt.latency.width_template import are_distinguishable
 from edgeopt.pipeline.artifacts.latency_table import (
     PROBES,
-    joined,
+    join_timings,
     latency_table,
     moving_dimensions,
     probing_widths,
@@ -82,7 +82,7 @@ def test_two_runs_are_joined_at_the_speed_of_the_first():
     def run(files, pace):
         return [FileTime(file, pace * 100.0, [NodeTime("n", "Conv", [], [], pace * 40.0)]) for file in files]
 
-    found = joined(run([0, 1, 2], 1.0), run([0, 1, 2], 1.5), offset=3)
+    found = join_timings(run([0, 1, 2], 1.0), run([0, 1, 2], 1.5), offset=3)
     assert [one.file for one in found] == [0, 1, 2, 3, 4]
     assert [one.ns for one in found] == pytest.approx([100.0] * 5)
     assert found[-1].nodes[0].ns == pytest.approx(40.0)

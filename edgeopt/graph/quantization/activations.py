@@ -10,8 +10,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-Batch = dict[str, NDArray[Any]]
-Batches = Callable[[], Iterator[Batch]]
+ArrayBatch = dict[str, NDArray[Any]]
+ArrayBatches = Callable[[], Iterator[ArrayBatch]]
 """Yields the calibration batches anew at each call."""
 SAMPLES = 16
 """At most so many samples at once: every watched value of a batch is in memory."""
@@ -25,7 +25,9 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def read_activations(model: onnx.ModelProto, names: Iterable[str], batches: Iterable[Batch]) -> Iterator[Batch]:
+def read_activations(
+    model: onnx.ModelProto, names: Iterable[str], batches: Iterable[ArrayBatch]
+) -> Iterator[ArrayBatch]:
     """Yield what the named values are, in batches of at most ``SAMPLES`` where the graph allows it.
 
     Args:
@@ -50,7 +52,9 @@ def read_activations(model: onnx.ModelProto, names: Iterable[str], batches: Iter
             yield {name: found[name] if name in found else part[name] for name in wanted}
 
 
-def channel_peaks(model: onnx.ModelProto, names: Sequence[str], batches: Batches) -> dict[str, NDArray[np.float64]]:
+def channel_peaks(
+    model: onnx.ModelProto, names: Sequence[str], batches: ArrayBatches
+) -> dict[str, NDArray[np.float64]]:
     """Return the largest magnitude of each channel (axis 1) of the named values."""
     peaks: dict[str, NDArray[np.float64]] = {}
     for values in read_activations(model, names, batches()):
@@ -60,7 +64,9 @@ def channel_peaks(model: onnx.ModelProto, names: Sequence[str], batches: Batches
     return peaks
 
 
-def channel_means(model: onnx.ModelProto, names: Sequence[str], batches: Batches) -> dict[str, NDArray[np.float64]]:
+def channel_means(
+    model: onnx.ModelProto, names: Sequence[str], batches: ArrayBatches
+) -> dict[str, NDArray[np.float64]]:
     """Return the mean of each channel (axis 1) of the named values."""
     sums: dict[str, NDArray[np.float64]] = {}
     counts: dict[str, int] = {}
@@ -71,7 +77,7 @@ def channel_means(model: onnx.ModelProto, names: Sequence[str], batches: Batches
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _parts(batch: Batch, model: onnx.ModelProto) -> Iterator[Batch]:
+def _parts(batch: ArrayBatch, model: onnx.ModelProto) -> Iterator[ArrayBatch]:
     """Cut a batch into small ones where the graph allows it."""
     first = model.graph.input[0].type.tensor_type.shape.dim
     count = len(next(iter(batch.values())))

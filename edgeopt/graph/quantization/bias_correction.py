@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgeopt.graph.model import arrays
-from edgeopt.graph.quantization.activations import Batches, channel_means
+from edgeopt.graph.quantization.activations import ArrayBatches, channel_means
 
 CORRECTED = ("Conv", "Gemm")
 _BIAS = 2
 """The input of both operators that is the bias."""
 
 
-def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Batches) -> int:
+def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: ArrayBatches) -> int:
     """Fold the mean error of rounded weights into the biases of the float model, in place; return how many.
 
     Args:
@@ -44,7 +44,9 @@ def correct_biases(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: 
     return len(errors)
 
 
-def mean_errors(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Batches) -> dict[str, NDArray[np.float64]]:
+def mean_errors(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, batches: ArrayBatches
+) -> dict[str, NDArray[np.float64]]:
     """Return by node what each output channel is off on average, for rounded weights and the float model's inputs."""
     rounded = _rounded_weights(quantized)
     constants = arrays(model.graph)

@@ -21,27 +21,27 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
-from edgeopt.graph.quantization.activations import Batch, Batches, read_activations
+from edgeopt.graph.quantization.activations import ArrayBatch, ArrayBatches, read_activations
 from edgeopt.records.recipe import CalibrationMethod
 
 METHODS: tuple[CalibrationMethod, ...] = ("minmax", "entropy", "percentile", "mse")
 Range = tuple[float, float]
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 BINS = 2048
-LEVELS = 256
+_LEVELS = 256
 CUT_RATIO = 1e-4
-KEPT = np.linspace(1.0, 0.2, 41)
+_KEPT = np.linspace(1.0, 0.2, 41)
 """Shares of the full range that ``mse`` and ``entropy`` try."""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Batches as ONNX Runtime's calibrator wants them."""
 
-    def __init__(self, batches: Iterator[Batch]) -> None:
+    def __init__(self, batches: Iterator[ArrayBatch]) -> None:
         self._batches = batches
 
-    def get_next(self) -> Batch | None:
+    def get_next(self) -> ArrayBatch | None:
         """Return the next batch, or None at the end."""
         return next(self._batches, None)
 
@@ -55,7 +55,7 @@ class ActivationRanges:
         batches: Yields the calibration batches anew at each call.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path, batches: Batches) -> None:
+    def __init__(self, model: onnx.ModelProto, path: Path, batches: ArrayBatches) -> None:
         self._model = model
         self._path = path
         self._batches = batches
@@ -122,11 +122,11 @@ def _cut_by_error(counts: NDArray[np.int64], low: float, high: float) -> Range:
 
     def error(kept: float) -> float:
         bottom, top = min(low * kept, 0.0), max(high * kept, 0.0)
-        step = (top - bottom) / (LEVELS - 1) or 1.0
+        step = (top - bottom) / (_LEVELS - 1) or 1.0
         rounded = np.round(np.clip(centers, bottom, top) / step) * step
         return float((counts * (rounded - centers) ** 2).sum())
 
-    best = min(KEPT, key=error)
+    best = min(_KEPT, key=error)
     return low * best, high * best
 
 
@@ -137,29 +137,29 @@ def _cut_by_entropy(counts: NDArray[np.int64], low: float, high: float) -> Range
     def divergence(kept: float) -> float:
         bottom, top = low * kept, high * kept
         inside = (centers >= bottom) & (centers <= top)
-        if inside.sum() < LEVELS:
+        if inside.sum() < _LEVELS:
             return float("inf")
         reference = counts[inside].astype(np.float64)
         exact = reference.copy()
         reference[0] += counts[centers < bottom].sum()
         reference[-1] += counts[centers > top].sum()
-        level = np.minimum((np.arange(len(exact)) * LEVELS) // len(exact), LEVELS - 1)
+        level = np.minimum((np.arange(len(exact)) * _LEVELS) // len(exact), _LEVELS - 1)
         used = exact > 0
-        filled = np.bincount(level, used, LEVELS)
-        mean = np.bincount(level, exact, LEVELS) / np.maximum(filled, 1)
+        filled = np.bincount(level, used, _LEVELS)
+        mean = np.bincount(level, exact, _LEVELS) / np.maximum(filled, 1)
         return _divergence(reference, np.where(used, mean[level], 0.0))
 
-    best = min(KEPT, key=divergence)
+    best = min(_KEPT, key=divergence)
     return low * best, high * best
 
 
-def _divergence(reference: Floats, found: Floats) -> float:
+def _divergence(reference: _Floats, found: _Floats) -> float:
     """Return the Kullback-Leibler divergence of two histograms; empty bins hold a ten-thousandth of a value."""
     p, q = reference + 1e-4, found + 1e-4
     p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())
 
 
-def _centers(low: float, high: float) -> Floats:
+def _centers(low: float, high: float) -> _Floats:
     edges = np.linspace(low, high, BINS + 1)
     return (edges[1:] + edges[:-1]) / 2

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeopt.graph.model import Arrays, arrays, consumers
-from edgeopt.graph.quantization.activations import Batches, channel_peaks
+from edgeopt.graph.quantization.activations import ArrayBatches, channel_peaks
 
 Channels = NDArray[np.float64]
-ROOM = 1.25
+_ROOM = 1.25
 """A channel that is scaled up below a clip stays so far from it, on calibration batches."""
-LARGEST = 32.0
+_LARGEST = 32.0
 """No channel is scaled by more, up or down: rare large values should find some room."""
 SCALED_ALIKE = ("Relu", "LeakyRelu", "MaxPool", "Clip")
 """Operators that a positive factor goes through, ``Clip`` where nothing reaches its end."""
@@ -43,11 +43,11 @@ class ConvolutionPair(NamedTuple):
     """Where a clip between them cuts; None where there is none."""
 
 
-def equalize(model: onnx.ModelProto, batches: Batches) -> int:
+def equalize(model: onnx.ModelProto, batches: ArrayBatches) -> int:
     """Scale the channels between pairs of convolutions, in place; return how many pairs.
 
     Without a clip between them the float graph computes the same, whatever goes in; with one (ReLU6) it does as long as
-    no channel gets ``ROOM`` times as large as on the calibration batches, where int8 would cut it off as well.
+    no channel gets ``_ROOM`` times as large as on the calibration batches, where int8 would cut it off as well.
 
     Args:
         model: A float model with every batch norm folded.
@@ -112,9 +112,9 @@ def channel_factors(peaks: Channels, weights: NDArray[Any], cap: float | None, g
     wanted = peaks[used] if depthwise else np.sqrt(peaks[used] / each[used])
     # the largest channel keeps its range: only the relation between channels matters
     after = peaks[used] / wanted
-    factors[used] = np.clip(wanted * after.max() / peaks[used].max(), 1 / LARGEST, LARGEST)
+    factors[used] = np.clip(wanted * after.max() / peaks[used].max(), 1 / _LARGEST, _LARGEST)
     if cap is not None:  # only up, and not up to where it cuts
-        factors[used] = np.where(ROOM * peaks[used] < cap, np.clip(factors[used], ROOM * peaks[used] / cap, 1.0), 1.0)
+        factors[used] = np.where(_ROOM * peaks[used] < cap, np.clip(factors[used], _ROOM * peaks[used] / cap, 1.0), 1.0)
     return factors
 
 

@@ -18,7 +18,7 @@ from edgeopt.graph.facts import CELLS, PRODUCTS
 from edgeopt.graph.model import arrays, load, save
 from edgeopt.records.recipe import QuantizeDynamic
 
-STAGE = "quantize"
+_STAGE = "quantize"
 
 
 def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.ModelProto:
@@ -30,7 +30,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
     weights = arrays(model.graph)
     found = [node for node in model.graph.node if node.op_type in (*PRODUCTS, *CELLS) and node.input[1] in weights]
     if not found:
-        raise StepError(STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
+        raise StepError(_STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
@@ -45,4 +45,4 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(step.float_nodes),
         )
-        return load(result, STAGE)
+        return load(result, _STAGE)

@@ -25,7 +25,7 @@ READ_SAMPLES = 4
 """So many are enough to tell values apart."""
 QUANTIZED_SUFFIX = "_QuantizeLinear_Output"
 """What ``onnxruntime.quantization`` appends to a value's name."""
-Arrays = dict[str, NDArray[Any]]
+_Arrays = dict[str, NDArray[Any]]
 
 
 def read_fake_quant_sites(
@@ -119,7 +119,7 @@ def _weights(quantized: onnx.ModelProto, prepared: Prepared) -> tuple[FakeQuantW
     return tuple(found.values())
 
 
-def _run(model: onnx.ModelProto, batch: Arrays, names: list[str]) -> Arrays:
+def _run(model: onnx.ModelProto, batch: _Arrays, names: list[str]) -> _Arrays:
     """Return these values of a model; inputs are values too."""
     wanted = [name for name in dict.fromkeys(names) if name not in batch]
     whole = onnx.ModelProto.FromString(model.SerializeToString())

@@ -19,7 +19,7 @@ from edgeopt.graph.quantization.sensitivity import MOVEMENT_OPERATORS
 from edgeopt.graph.quantization.static import OPERATORS, Prepared, equalized, prepare, quantize_prepared, ranges_of
 from edgeopt.records.recipe import Quantize
 
-LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 MOST_FRONTS = 12
 MAX_PREFIX_BYTES_RATIO = 0.1
 """Of the weights, in the longest front: in float they are four times as large."""
@@ -65,7 +65,7 @@ def _fronts(prepared: Prepared, step: Quantize) -> list[tuple[str, ...]]:
     front: tuple[str, ...] = ()
     used, computes = 0, False
     for node in graph.node:
-        if node.op_type in LAYERS and computes and front not in found:
+        if node.op_type in _LAYERS and computes and front not in found:
             found.append(front)
         used += sum(weights.get(name, 0) for name in node.input)
         if used > MAX_PREFIX_BYTES_RATIO * total or len(found) == MOST_FRONTS:

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 
 from edgeopt.graph.model import consumers, drop_unused_initializers, replace_nodes
 
-STEPS = 255
+_STEPS = 255
 DEFAULT_ALPHA, DEFAULT_BETA = 0.2, 0.5
 
 
@@ -73,9 +73,9 @@ def _round_as_hard_sigmoid(
     given = {attribute.name: attribute.f for attribute in node.attribute}
     alpha, beta = given.get("alpha", DEFAULT_ALPHA), given.get("beta", DEFAULT_BETA)
     values = {
-        "scale": np.float32(1 / (STEPS * alpha)),
-        "offset": np.uint8(round(STEPS * beta)),
-        "step": np.float32(1 / STEPS),
+        "scale": np.float32(1 / (_STEPS * alpha)),
+        "offset": np.uint8(round(_STEPS * beta)),
+        "step": np.float32(1 / _STEPS),
         "zero": np.uint8(0),
     }
     names = {key: f"{node.name}_{key}" for key in values}

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 
 from edgeopt.graph.model import Arrays, arrays, consumers, drop_unused_initializers, replace_nodes
 
-LEVELS = 255
+_LEVELS = 255
 HALF = 0.5
 DEFAULT_ALPHA, DEFAULT_BETA = 0.2, 0.5
 
@@ -89,13 +89,13 @@ def _write_as_clip(swish: _Swish, graph: onnx.GraphProto, constants: Arrays) -> 
         return False
     end = HALF / alpha
     scale, old = (float(constants[name]) for name in swish.quantizer.input[1:3])
-    zero = math.floor(LEVELS * end / (max(0.0, (LEVELS - old) * scale) + end))
+    zero = math.floor(_LEVELS * end / (max(0.0, (_LEVELS - old) * scale) + end))
     if zero < 1:
         return False
     _set(graph, (swish.quantizer, swish.dequantizer), end / zero, zero, swish.quantizer.name)
     values = swish.quantizer.output[0]
     name = swish.gate.name
-    if 2 * zero < LEVELS:
+    if 2 * zero < _LEVELS:
         graph.initializer.append(numpy_helper.from_array(np.asarray(2 * zero, np.uint8), f"{name}_most"))
         clip = helper.make_node("Clip", [values, "", f"{name}_most"], [swish.gate_quantizer.output[0]], f"{name}_clip")
         place = next(index for index, node in enumerate(graph.node) if node is swish.gate)

@@ -19,7 +19,7 @@ import onnx
 
 from edgeopt.graph.facts import macs_of_nodes
 from edgeopt.graph.model import arrays
-from edgeopt.graph.quantization.activations import Batch, session_of
+from edgeopt.graph.quantization.activations import ArrayBatch, session_of
 from edgeopt.graph.quantization.calibration import METHODS
 from edgeopt.graph.quantization.cross_layer_equalization import find_pairs
 from edgeopt.graph.quantization.static import (
@@ -105,7 +105,7 @@ def study_sensitivity(
     )
 
 
-def signal_to_noise_db(expected: Sequence[Batch], found: Sequence[Batch]) -> float:
+def signal_to_noise_db(expected: Sequence[ArrayBatch], found: Sequence[ArrayBatch]) -> float:
     """Return ten times the logarithm of signal power over noise power; each output's noise is relative to its own."""
     relative = 0.0
     for name in expected[0]:
@@ -116,7 +116,7 @@ def signal_to_noise_db(expected: Sequence[Batch], found: Sequence[Batch]) -> flo
     return CEILING_DB if ratio <= 10 ** (-CEILING_DB / 10) else float(-10 * np.log10(ratio))
 
 
-def _parts(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[Batch]]:
+def _parts(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[ArrayBatch]]:
     """Return how many samples calibrate, and the batches after them: whole ones, for graphs of a fixed batch size."""
     batches = list(calibration_batches(calibration, names, samples + held_back))
     counts = list(itertools.accumulate(len(batch[names[0]]) for batch in batches))
@@ -127,7 +127,7 @@ def _parts(calibration: Path, names: list[str], samples: int, held_back: int) ->
     return counts[cut - 1], batches[cut:]
 
 
-def _outputs(model: onnx.ModelProto, batches: Sequence[Batch]) -> list[Batch]:
+def _outputs(model: onnx.ModelProto, batches: Sequence[ArrayBatch]) -> list[ArrayBatch]:
     session = session_of(model)
     names = [value.name for value in session.get_outputs()]
     return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]

@@ -26,7 +26,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from edgeopt.errors import StepError
 from edgeopt.graph.model import arrays, consumers, load, opset_of, save
 from edgeopt.graph.pooling import write_global_average_pools
-from edgeopt.graph.quantization.activations import Batches
+from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
 from edgeopt.graph.quantization.calibration import ActivationRanges, tensors_data
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
@@ -36,10 +36,10 @@ from edgeopt.records.codec import from_json
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Quantize
 
-STAGE = "quantize"
+_STAGE = "quantize"
 MIN_OPSET = 13  # the first with a scale for each channel
 FEW_CHANNELS = 4  # int8 convolutions gather their input first: with fewer channels that costs more than it saves
-PRODUCTS = ("Gemm", "MatMul")
+_PRODUCTS = ("Gemm", "MatMul")
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
 """What ``onnxruntime.quantization`` quantizes by default."""
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
@@ -52,7 +52,7 @@ class Prepared:
 
     model: onnx.ModelProto
     ranges: ActivationRanges
-    batches: Batches
+    batches: ArrayBatches
     floats: tuple[str, ...]
     """Nodes that stay float whatever the recipe says, because int8 does not pay there."""
     notes: tuple[str, ...]
@@ -74,12 +74,12 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
         prepared = prepare(model, calibration, step.samples, Path(folder))
         unknown = sorted(set(step.float_nodes) - {node.name for node in prepared.model.graph.node})
         if unknown:
-            raise StepError(STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
+            raise StepError(_STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
         if step.equalize:
             prepared = equalized(prepared, Path(folder))
         quantized = quantize_prepared(prepared, step, ranges_of(prepared, step, calibration))
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise StepError(STAGE, "no operator of this graph has an int8 form. Leave this step out.")
+        raise StepError(_STAGE, "no operator of this graph has an int8 form. Leave this step out.")
     return quantized, prepared.notes
 
 
@@ -93,7 +93,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         folder: Holds the prepared file as long as the result is used.
     """
     if opset_of(model) < MIN_OPSET:
-        raise StepError(STAGE, f"int8 per channel needs operator set {MIN_OPSET}, the file has {opset_of(model)}.")
+        raise StepError(_STAGE, f"int8 per channel needs operator set {MIN_OPSET}, the file has {opset_of(model)}.")
     notes: list[str] = []
     write_global_average_pools(model)
     _name_nodes(model.graph)
@@ -105,7 +105,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     except _PRE_PROCESSING_FAILURES:
         notes.append("quantize: prepared without symbolic shapes, which failed on this graph")
         quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
-    prepared = load(path, STAGE)
+    prepared = load(path, _STAGE)
     _name_nodes(prepared.graph)
     floats = _better_in_float(prepared)
     notes += [f"quantize: '{name}' stays float, it reads fewer than {FEW_CHANNELS} channels" for name in floats]
@@ -144,7 +144,7 @@ def ranges_of(prepared: Prepared, step: Quantize, calibration: Path) -> TensorsD
     known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
     unknown = sorted(found.keys() - known)
     if unknown:
-        raise StepError(STAGE, f"the network was trained with a range for '{unknown[0]}', which this graph lacks.")
+        raise StepError(_STAGE, f"the network was trained with a range for '{unknown[0]}', which this graph lacks.")
     return tensors_data(found)
 
 
@@ -214,7 +214,7 @@ def _leave_products_in_float(model: onnx.ModelProto) -> None:
         last = producers.get(value.name)
         quantizer = producers.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
         product = producers.get(quantizer.input[0]) if quantizer is not None else None
-        if last is None or quantizer is None or product is None or product.op_type not in PRODUCTS:
+        if last is None or quantizer is None or product is None or product.op_type not in _PRODUCTS:
             continue
         if len(readers[product.output[0]]) == len(readers[quantizer.output[0]]) == 1:
             graph.node.remove(last)
@@ -248,6 +248,6 @@ def calibration_batches(path: Path, names: list[str], samples: int) -> Iterator[
                 left -= len(batch[names[0]])
                 yield batch
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StepError(STAGE, f"{path} lacks calibration batches for inputs {names} ({error}).") from error
+        raise StepError(_STAGE, f"{path} lacks calibration batches for inputs {names} ({error}).") from error
     if left == samples:
-        raise StepError(STAGE, f"{path} has no batch '0/{names[0]}'. Calibrate with the graph's input names.")
+        raise StepError(_STAGE, f"{path} has no batch '0/{names[0]}'. Calibrate with the graph's input names.")

@@ -21,12 +21,12 @@ from edgeopt.graph.matmul_nbits import pack_bits
 from edgeopt.graph.model import MICROSOFT, Arrays, arrays, drop_unused_initializers, replace_nodes
 from edgeopt.records.recipe import QuantizeWeights
 
-STAGE = "quantize"
+_STAGE = "quantize"
 INTEGER_PRODUCTS = 4
 """``accuracy_level``: activations are rounded to int8 block by block inside the kernel, which is the quick way."""
-KEPT = np.linspace(1.0, 0.6, 9, dtype=np.float32)
+_KEPT = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 """Shares of a block's range that are tried."""
-Floats = NDArray[np.float32]
+_Floats = NDArray[np.float32]
 
 
 def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.ModelProto:
@@ -47,7 +47,7 @@ def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.Mode
         name = node.name or f"{node.op_type}_{index}"
         nodes += _product(graph, node, name, weights, step, constants, stored)
     if not stored:
-        raise StepError(STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
+        raise StepError(_STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
     replace_nodes(graph, nodes)
     drop_unused_initializers(graph)
     if all(entry.domain != MICROSOFT for entry in model.opset_import):
@@ -55,7 +55,7 @@ def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.Mode
     return model
 
 
-def round_blocks(weights: Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]:
+def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], _Floats, NDArray[np.uint8]]:
     """Round weights in blocks.
 
     Args:
@@ -75,7 +75,7 @@ def round_blocks(weights: Floats, bits: int, block: int) -> tuple[NDArray[np.uin
     low, high = np.minimum(blocks.min(2), 0), np.maximum(blocks.max(2), 0)
     most = 2**bits - 1
     best: list[NDArray[Any]] = []
-    for kept in KEPT:
+    for kept in _KEPT:
         scale = (high - low) * kept / most
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
         zero = np.clip(np.rint(-low * kept / scale), 0, most)
@@ -90,7 +90,7 @@ def round_blocks(weights: Floats, bits: int, block: int) -> tuple[NDArray[np.uin
     return best[1].astype(np.uint8), best[2].astype(np.float32), best[3].astype(np.uint8)
 
 
-def _weights(node: onnx.NodeProto, constants: Arrays) -> Floats | None:
+def _weights(node: onnx.NodeProto, constants: Arrays) -> _Floats | None:
     """Return the weights ``(k, n)`` of a product that can be rewritten, None for any other node."""
     if node.op_type not in PRODUCTS or node.input[1] not in constants:
         return None
@@ -107,7 +107,7 @@ def _product(
     graph: onnx.GraphProto,
     node: onnx.NodeProto,
     name: str,
-    weights: Floats,
+    weights: _Floats,
     step: QuantizeWeights,
     constants: Arrays,
     stored: set[str],

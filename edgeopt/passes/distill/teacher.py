@@ -26,7 +26,7 @@ Outputs: TypeAlias = tuple[Tensor, ...]
 
 CACHE_LIMIT_BYTES = 256_000_000
 """Of one epoch's outputs; beyond it the teacher runs beside the student."""
-POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 class Lesson(NamedTuple):
@@ -106,7 +106,7 @@ class TeacherOutputs:
                 if not self.file(wanted).exists() and self.compute(wanted):
                     break
             else:
-                time.sleep(POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
         with safe_open(self.file(epoch), "pt") as stored:
             return int(stored.metadata()["batches"])
 

@@ -15,14 +15,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, fx, nn
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import tensor_names
 from edgeopt.records.low_rank import Factorization, FactorizationForm
 
-aten = torch.ops.aten
-CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
+_CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2}
 """Operator to its spatial dimensions; those with padding in words, and transposed ones, keep their form."""
 
 
@@ -67,7 +66,7 @@ def factorizable_layers(module: fx.GraphModule) -> dict[str, FactorizableLayer]:
     read = Counter(names[str(node.target)] for node in module.graph.nodes if node.op == "get_attr" for _ in node.users)
     found = {}
     for node in module.graph.nodes:
-        dims = 0 if node.target is aten.linear.default else CONVOLUTIONS.get(node.target)
+        dims = 0 if node.target is aten.linear.default else _CONVOLUTIONS.get(node.target)
         if dims is None or getattr(node.args[1], "op", "") != "get_attr" or node.kwargs:
             continue
         name = names[str(node.args[1].target)]

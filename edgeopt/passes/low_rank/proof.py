@@ -15,7 +15,7 @@ from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE
 from edgeopt.records.low_rank import Factorization
 
-STAGE = "low-rank"
+_STAGE = "low-rank"
 
 
 def verify_factorization(
@@ -52,11 +52,11 @@ def verify_factorization(
             full[name] = Factorization(rank=matrix.shape[1], form=form)
     proven = doubled.factorized(full, pairs)
     if _text(proven) != _text(result):
-        raise ParityError(STAGE, "the factored graph is not the one that was proven.")
+        raise ParityError(_STAGE, "the factored graph is not the one that was proven.")
     for name, value in result.state().items():
         before = original.state().get(name)
         if before is not None and not torch.equal(before, value):
-            raise ParityError(STAGE, f"tensor '{name}' changed, though its layer was not factored.")
+            raise ParityError(_STAGE, f"tensor '{name}' changed, though its layer was not factored.")
     given = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in inputs]
     ours = execute(proven.eval_module, given)
     worst = 0.0
@@ -69,7 +69,7 @@ def verify_factorization(
                 error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
                 worst = max(worst, error)
                 if not error <= PROOF_TOLERANCE:
-                    raise ParityError(STAGE, f"node '{node.name}' differs by {error:.2g} at full rank.")
+                    raise ParityError(_STAGE, f"node '{node.name}' differs by {error:.2g} at full rank.")
     return worst
 
 

@@ -26,22 +26,22 @@ from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.records.recipe import Importance, ImportanceMethod
 
-Floats = npt.NDArray[np.float64]
-Scores = dict[str, Floats]
-Batch = tuple[Any, Any]
+_Floats = npt.NDArray[np.float64]
+Scores = dict[str, _Floats]
+_Batch = tuple[Any, Any]
 """Inputs (a tensor or a tuple of them) and targets."""
-Loss = Callable[[Any, Any], Tensor]
-SlotScore = Callable[[Slot, Integers], Floats | None]
+_Loss = Callable[[Any, Any], Tensor]
+SlotScore = Callable[[Slot, Integers], _Floats | None]
 """Scores the channels of one slot, ``(channels, indices a channel)`` to ``(channels,)``; None where the method says
 nothing about that tensor."""
 
 NEEDS_BATCHES: tuple[ImportanceMethod, ...] = ("taylor", "gradient", "hessian", "activation")
-_REDUCTIONS: dict[str, Callable[[Floats], Floats]] = {
+_REDUCTIONS: dict[str, Callable[[_Floats], _Floats]] = {
     "sum": lambda slots: slots.sum(0),
     "mean": lambda slots: slots.mean(0),
     "max": lambda slots: slots.max(0),
 }
-_NORMALIZATIONS: dict[str, Callable[[Floats], float]] = {
+_NORMALIZATIONS: dict[str, Callable[[_Floats], float]] = {
     "none": lambda _: 1.0,
     "mean": lambda score: float(score.mean()),
     "max": lambda score: float(score.max()),
@@ -52,8 +52,8 @@ def importance(
     network: Network,
     groups: Groups,
     rule: Importance,
-    batches: Iterable[Batch] | None = None,
-    loss: Loss | None = None,
+    batches: Iterable[_Batch] | None = None,
+    loss: _Loss | None = None,
 ) -> Scores:
     """Score every channel of the groups that can go.
 
@@ -102,19 +102,19 @@ def importance(
     return found
 
 
-def strongest(scores: Mapping[str, Sequence[float] | Floats], widths: Mapping[str, int]) -> dict[str, list[int]]:
+def strongest(scores: Mapping[str, Sequence[float] | _Floats], widths: Mapping[str, int]) -> dict[str, list[int]]:
     """Choose the channels to keep: in each group the ``widths[group]`` ones that score highest, in their old order."""
     order = {name: np.argsort(-np.asarray(scores[name]), kind="stable") for name in widths}
     return {name: sorted(order[name][:width].tolist()) for name, width in widths.items()}
 
 
-def _scored(group: Group, score: SlotScore) -> list[Floats]:
+def _scored(group: Group, score: SlotScore) -> list[_Floats]:
     """Return the scores of the slots that a method says something about."""
     return [part for slot, indices in group.slots.items() if (part := score(slot, indices)) is not None]
 
 
 def _slot_score(
-    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[Batch], loss: Loss | None
+    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[_Batch], loss: _Loss | None
 ) -> SlotScore:
     match method:
         case "l1":
@@ -132,7 +132,7 @@ def _slot_score(
             return _gradients(network, groups, method, batches, loss)
 
 
-def _rows(values: Tensor, dim: int) -> Floats:
+def _rows(values: Tensor, dim: int) -> _Floats:
     """Sum a tensor over all dimensions but ``dim``."""
     rows = values.movedim(dim, 0).reshape(values.shape[dim], -1)
     return np.asarray(rows.sum(1, dtype=torch.float64).numpy())
@@ -141,11 +141,11 @@ def _rows(values: Tensor, dim: int) -> Floats:
 def _norms(network: Network, power: int) -> SlotScore:
     weights = {name: parameter.detach().abs().pow(power) for name, parameter in network.parameters().items()}
 
-    def score(slot: Slot, indices: Integers) -> Floats | None:
+    def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
         if name not in weights:
             return None
-        sums: Floats = _rows(weights[name], dim)[indices].sum(1) ** (1 / power)
+        sums: _Floats = _rows(weights[name], dim)[indices].sum(1) ** (1 / power)
         return sums
 
     return score
@@ -167,11 +167,11 @@ def _batch_norms(network: Network) -> SlotScore:
 
 
 def _gradients(
-    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[Batch], loss: Loss
+    network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[_Batch], loss: _Loss
 ) -> SlotScore:
     trained = {name: parameter for name, parameter in network.parameters().items() if parameter.requires_grad}
     slots = {slot for group in groups.free.values() for slot in group.slots if slot[0] in trained}
-    rows: dict[Slot, list[Floats]] = {slot: [] for slot in slots}
+    rows: dict[Slot, list[_Floats]] = {slot: [] for slot in slots}
     for inputs, targets in batches:
         value = loss(network.eval_module(*as_inputs(inputs)), targets)
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
@@ -185,10 +185,10 @@ def _gradients(
     if rows and not any(rows.values()):
         raise InputError(f"Importance '{method}' got no batch; give at least one.")
 
-    def score(slot: Slot, indices: Integers) -> Floats | None:
+    def score(slot: Slot, indices: Integers) -> _Floats | None:
         if not rows.get(slot):
             return None
-        sums: Floats = np.mean([np.abs(row[indices].sum(1)) for row in rows[slot]], axis=0)
+        sums: _Floats = np.mean([np.abs(row[indices].sum(1)) for row in rows[slot]], axis=0)
         return sums
 
     return score
@@ -209,14 +209,14 @@ READERS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": -1
 """Operators whose weight's dimension 1 reads the input's channels, and where the input has these."""
 
 
-def _activations(network: Network, batches: Iterable[Batch]) -> SlotScore:
+def _activations(network: Network, batches: Iterable[_Batch]) -> SlotScore:
     names = tensor_names(network.eval_module)
     read: dict[Any, list[tuple[str, int]]] = {}
     for operator, dim in READERS.items():
         for node in _nodes(network, operator):
             if getattr(node.args[1], "op", "") == "get_attr":
                 read.setdefault(node.args[0], []).append((names[node.args[1].target], dim))
-    powers: dict[str, Floats] = {}
+    powers: dict[str, _Floats] = {}
     for inputs, _ in batches:
         for node, value in execute(network.eval_module, as_inputs(inputs)):
             for name, dim in read.get(node, ()):
@@ -226,13 +226,13 @@ def _activations(network: Network, batches: Iterable[Batch]) -> SlotScore:
     norms = _norms(network, 2)
     shapes = {name: parameter.shape for name, parameter in network.parameters().items()}
 
-    def score(slot: Slot, indices: Integers) -> Floats | None:
+    def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
         weight = norms(slot, indices)
         if dim != 1 or name not in powers or weight is None:
             return None
         by_group = powers[name].reshape(-1, shapes[name][1]).sum(0)  # a grouped convolution reads several channels
-        found: Floats = weight * np.sqrt(by_group[indices].sum(1))
+        found: _Floats = weight * np.sqrt(by_group[indices].sum(1))
         return found
 
     return score

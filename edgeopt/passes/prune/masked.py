@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_of, kept_part
-
-aten = torch.ops.aten
 
 NORMS = (aten.layer_norm, aten.rms_norm, aten.group_norm)
 KEPT_ALONE = (

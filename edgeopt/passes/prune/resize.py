@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, fx
 
 from edgeopt.errors import StepError
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
-
-aten = torch.ops.aten
 
 CREATORS = (aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand)
 """Operators that make a tensor of a literal size out of nothing, in the default type where none is given."""
@@ -55,7 +54,7 @@ def kept_of(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class KeptSizes:
     """What is left of every node of a graph."""
 
     marks: Marks
@@ -77,7 +76,7 @@ class Sizes:
 
 def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
     """Rewrite every literal size of ``graph`` in place; ``marks`` are those of the graph as it is."""
-    sizes = Sizes(marks, alive)
+    sizes = KeptSizes(marks, alive)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -121,10 +120,10 @@ def _scaled(node: fx.Node, entry: Any, old: int, new: int) -> Any:
         return node.graph.call_function(operator.floordiv, (product, old // common))
 
 
-def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, Sizes], None]:
+def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, KeptSizes], None]:
     """Rewrite a list of sizes that describes the result's dimensions (from that in ``first_dim`` on)."""
 
-    def rewrite(node: fx.Node, sizes: Sizes) -> None:
+    def rewrite(node: fx.Node, sizes: KeptSizes) -> None:
         start = _argument(node, first_dim) % len(sizes.old(_source(node))) if first_dim else 0
         entries = _argument(node, name)
         pairs = list(zip(sizes.old(node), sizes.new(node), strict=True))[start : start + len(entries)]
@@ -134,7 +133,7 @@ def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, Sizes]
     return rewrite
 
 
-def _squeeze(node: fx.Node, sizes: Sizes) -> None:
+def _squeeze(node: fx.Node, sizes: KeptSizes) -> None:
     """Without a dimension it would also drop channels of which one is left, so it gets those that are 1 now."""
     if len(node.args) == 1 and not node.kwargs:
         source = _source(node)
@@ -142,7 +141,7 @@ def _squeeze(node: fx.Node, sizes: Sizes) -> None:
         node.args = (source, [dim for dim, size in enumerate(sizes.old(source)) if size == 1])
 
 
-def _slice(node: fx.Node, sizes: Sizes) -> None:
+def _slice(node: fx.Node, sizes: KeptSizes) -> None:
     """``start`` and ``end`` count what is left before them."""
     source = _source(node)
     dim = _argument(node, "dim") % len(sizes.old(source))
@@ -154,7 +153,7 @@ def _slice(node: fx.Node, sizes: Sizes) -> None:
     _set_argument(node, "end", int((kept < end).sum()))
 
 
-def _select(node: fx.Node, sizes: Sizes) -> None:
+def _select(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
     dim = _argument(node, "dim") % len(sizes.old(source))
     size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
@@ -162,7 +161,7 @@ def _select(node: fx.Node, sizes: Sizes) -> None:
         _set_argument(node, "index", int((kept < _argument(node, "index") % size).sum()))
 
 
-def _narrow(node: fx.Node, sizes: Sizes) -> None:
+def _narrow(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
     dim = _argument(node, "dim") % len(sizes.old(source))
     size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
@@ -171,7 +170,7 @@ def _narrow(node: fx.Node, sizes: Sizes) -> None:
         _set_argument(node, "length", sizes.new(node)[dim])
 
 
-def _split(node: fx.Node, sizes: Sizes) -> None:
+def _split(node: fx.Node, sizes: KeptSizes) -> None:
     """Parts may keep different numbers, so every split becomes one with a list of sizes."""
     source = _source(node)
     dim = _argument(node, "dim") % len(sizes.old(source))
@@ -181,7 +180,7 @@ def _split(node: fx.Node, sizes: Sizes) -> None:
         node.args, node.kwargs = (source, parts, dim), {}
 
 
-def _groups(node: fx.Node, sizes: Sizes) -> None:
+def _groups(node: fx.Node, sizes: KeptSizes) -> None:
     """A convolution's groups are those that have channels left."""
     groups, source = _argument(node, "groups"), _source(node)
     left = len(np.unique(sizes.kept(source)[1] // (sizes.old(source)[1] // groups)))
@@ -189,14 +188,14 @@ def _groups(node: fx.Node, sizes: Sizes) -> None:
         _set_argument(node, "groups", left)
 
 
-def _norm_groups(node: fx.Node, sizes: Sizes) -> None:
+def _norm_groups(node: fx.Node, sizes: KeptSizes) -> None:
     """A group norm keeps the number of its groups, but where they have one channel."""
     source = _source(node)
     if _argument(node, "num_groups") == sizes.old(source)[1] > sizes.new(source)[1]:
         _set_argument(node, "num_groups", sizes.new(source)[1])
 
 
-def _pad(node: fx.Node, sizes: Sizes) -> None:
+def _pad(node: fx.Node, sizes: KeptSizes) -> None:
     """Of padded zeros along channels, those are left that go with channels left."""
     pad = list(_argument(node, "pad"))
     for index in range(0, len(pad), 2):
@@ -208,19 +207,19 @@ def _pad(node: fx.Node, sizes: Sizes) -> None:
     _set_argument(node, "pad", pad)
 
 
-def _scale(node: fx.Node, sizes: Sizes) -> None:
+def _scale(node: fx.Node, sizes: KeptSizes) -> None:
     """An attention's scale is that of the depth before, which its weights were trained with."""
     query = _source(node)
     if sizes.new(query)[-1] < sizes.old(query)[-1] and _argument(node, "scale") is None:
         node.update_kwarg("scale", sizes.old(query)[-1] ** -0.5)
 
 
-def _normalized_shape(node: fx.Node, sizes: Sizes) -> None:
+def _normalized_shape(node: fx.Node, sizes: KeptSizes) -> None:
     count = len(_argument(node, "normalized_shape"))
     _set_argument(node, "normalized_shape", list(sizes.new(node)[-count:]))
 
 
-RESIZE: dict[Any, Callable[[fx.Node, Sizes], None]] = {
+RESIZE: dict[Any, Callable[[fx.Node, KeptSizes], None]] = {
     aten.reshape: _sizes("shape"),
     aten.expand: _sizes("size"),
     aten.unflatten: _sizes("sizes", "dim"),

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor, fx
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import Shapes, shapes_of, tensor_names
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
-
-aten = torch.ops.aten
 
 
 def group_table(
@@ -73,14 +71,14 @@ def _uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
     for node in module.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         shape = shapes[node.name]
-        if packet in CONVOLUTIONS:
+        if packet in _CONVOLUTIONS:
             weight, count = node.args[1], math.prod(shape) // shape[1]
         elif packet in TRANSPOSED:
             shape = shapes[node.args[0].name]
             weight, count = node.args[1], math.prod(shape) // shape[1]
         elif packet is aten.linear:
             weight, count = node.args[1], math.prod(shape[:-1])
-        elif packet in PRODUCTS:
+        elif packet in _PRODUCTS:
             left, right = node.args[-2:]
             weight = left if left.op == "get_attr" else right
             count = math.prod(shape) * shapes[left.name][-1] // math.prod(shapes[weight.name])
@@ -102,6 +100,6 @@ def _scaled(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
     return scaled
 
 
-CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
+_CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
 TRANSPOSED: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)
+_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)

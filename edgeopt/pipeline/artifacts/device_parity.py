@@ -18,7 +18,7 @@ from edgeopt.records.profile import Profile
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
 
-STAGE = "device"
+_STAGE = "device"
 HOST_PROVIDERS = ("CPUExecutionProvider",)
 
 
@@ -45,13 +45,13 @@ def device_parity(build: Build, sha256: str, recipe: Recipe) -> Parity | None:
     if runs_here(build):
         return None
     ratio = tolerance_ratio(recipe)
-    key = digest((STAGE, sha256, build.device, build.environment.onnxruntime, build.profile.providers, ratio))
+    key = digest((_STAGE, sha256, build.device, build.environment.onnxruntime, build.profile.providers, ratio))
     known = build.ledger.get("agreement", key, Parity)
     if known is not None:
         return known
     model = build.workspace.artifact(sha256)
     here = golden_outputs(build, model)
-    there = _outputs(build, model, build.connection, build.profile, STAGE)
+    there = _outputs(build, model, build.connection, build.profile, _STAGE)
     found = compare_outputs(here, there, ratio)
     build.ledger.put("agreement", key, found)
     return found
@@ -69,13 +69,13 @@ def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: floa
         difference = largest_difference(expected, there[name]) if name in there else float("inf")
         if not difference <= allowed:
             raise ParityError(
-                STAGE,
+                _STAGE,
                 f"output '{name}' is off by {difference:.3g} on the device against this machine; {allowed:.3g} is "
                 "allowed. An older onnxruntime there, or another provider, may compute an operator differently.",
             )
         absolute = max(absolute, difference)
         relative = max(relative, ratio * difference / allowed if allowed else 0.0)
-    return Parity(stage=STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
+    return Parity(stage=_STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
 
 
 def _outputs(build: Build, model: Path, device: Device, profile: Profile, stage: str) -> dict[str, Array]:

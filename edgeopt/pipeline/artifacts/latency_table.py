@@ -36,7 +36,7 @@ from edgeopt.records.latency import LatencyTable, Layer, LayerTime, NoLatencyTab
 from edgeopt.records.profile import Precision, Profile
 from edgeopt.records.recipe import Compact, Quantize
 
-STAGE = "latency table"
+_STAGE = "latency table"
 BUDGET_SECONDS = 30.0
 """No further turn of timing begins after this."""
 PROBES = 16
@@ -46,12 +46,12 @@ KNOWN_PROBES = 5
 KNOWN_TIMES = 10
 """A layer with so many times from another task is known."""
 LEAST_RATIO = 0.1
-CALIBRATION_SAMPLES = 8
+_CALIBRATION_SAMPLES = 8
 """Ranges decide no latency."""
 MOST_TEACHERS = 3
 ATTEMPTS = 200
 
-Widths = dict[str, int]
+_Widths = dict[str, int]
 
 
 class SharedTimes(Record, frozen=True, kw_only=True):
@@ -86,7 +86,7 @@ def latency_table(
     folder.mkdir(parents=True)
     shared = build.workspace.folder("latency") / f"{digest(settings)}.json"
     try:
-        table = run_step(STAGE, _measure, build, groups, exported, precision, folder, shared)
+        table = run_step(_STAGE, _measure, build, groups, exported, precision, folder, shared)
     except (StepError, DeviceError) as error:
         missing = NoLatencyTable(reason=as_failed(error).reason)
         build.ledger.put("no-latency", key, missing)
@@ -114,7 +114,7 @@ def _measure(
     known = _known(shared)
     if any(len(known.get(layer.shape, ())) < KNOWN_TIMES for layer in layers):
         left = build_seconds_left(begin)
-        times = joined(times, _time(build, [files[0], *files[KNOWN_PROBES:]], left), KNOWN_PROBES)
+        times = join_timings(times, _time(build, [files[0], *files[KNOWN_PROBES:]], left), KNOWN_PROBES)
         layers = chain.layers(probes, times)
     return LatencyTable(
         device=build.device.id,
@@ -143,7 +143,7 @@ def _time(build: Build, files: Sequence[Path], seconds: float = BUDGET_SECONDS /
     return profile_nodes(files, *_place(build), ProfilingTurns(budget_seconds=seconds))
 
 
-def joined(first: Sequence[FileTime], second: Sequence[FileTime], offset: int) -> list[FileTime]:
+def join_timings(first: Sequence[FileTime], second: Sequence[FileTime], offset: int) -> list[FileTime]:
     """Join times of two runs that both began with the original: the second is brought to the speed of the first.
 
     Args:
@@ -166,7 +166,7 @@ def moving_dimensions(groups: GroupTable) -> list[Dimension]:
     return list({digest(dim): dim for dim in dims}.values())
 
 
-def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[Widths]:
+def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[_Widths]:
     """Return widths whose files show which size follows which group: those of the original, and one choice or more.
 
     Raises:
@@ -184,10 +184,10 @@ def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list
             ]
             if are_distinguishable(dimensions, [full, *others]):
                 return [full, *others]
-    raise StepError(STAGE, "too many groups of channels have too few channels to tell their sizes apart.")
+    raise StepError(_STAGE, "too many groups of channels have too few channels to tell their sizes apart.")
 
 
-def probing_widths(groups: GroupTable, step: int) -> list[Widths]:
+def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
     """Return the widths that are timed: the original's, then such that spread each group's over its range.
 
     A Latin hypercube gives each group every part of its range once, in an order of its own, so that each layer is seen
@@ -206,7 +206,7 @@ def probing_widths(groups: GroupTable, step: int) -> list[Widths]:
 
 
 def _teach(
-    build: Build, exported: ExportedFile, precision: Precision, others: Sequence[Widths], folder: Path
+    build: Build, exported: ExportedFile, precision: Precision, others: Sequence[_Widths], folder: Path
 ) -> list[onnx.ModelProto]:
     """Return the files that a template learns from, in the precision asked for: the original's first."""
     sources = [build.workspace.artifact(exported.sha256)]
@@ -220,20 +220,20 @@ def _teach(
     )
     build.trainers.do(job, protocol.ProbeDone)
     steps = tuple(
-        msgspec.structs.replace(step, samples=CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
+        msgspec.structs.replace(step, samples=_CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
         for step in graph_steps(precision, build.profile)
         if not isinstance(step, Compact)
     )
     models = []
     for number, source in enumerate(sources):
         target = folder / f"made{number}.onnx"
-        apply_steps(steps, source, target, calibration=build.data.calibration_file(CALIBRATION_SAMPLES),
+        apply_steps(steps, source, target, calibration=build.data.calibration_file(_CALIBRATION_SAMPLES),
                     max_opset=build.profile.max_opset, max_ir=build.profile.max_ir)  # fmt: skip
         models.append(onnx.load_model(target))
     return models
 
 
-def _write(template: Template, widths: Sequence[Widths], folder: Path) -> list[Path]:
+def _write(template: Template, widths: Sequence[_Widths], folder: Path) -> list[Path]:
     paths = []
     for number, one in enumerate(widths):
         paths.append(folder / f"at-{len(widths)}-{number}.onnx")

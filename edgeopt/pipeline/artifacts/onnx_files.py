@@ -37,7 +37,7 @@ from edgeopt.records.recipe import (
 )
 from edgeopt.records.trial import Artifact, Parity
 
-CALIBRATION_SAMPLES = 256
+_CALIBRATION_SAMPLES = 256
 """Enough for the ranges of activations to settle: on the default network 64 and 1,024 gave the same score."""
 
 
@@ -72,7 +72,7 @@ def static_int8(profile: Profile) -> Quantize:
         per_channel=True,
         reduce_range=profile.activation_type == "uint8",
         calibration="minmax",
-        samples=CALIBRATION_SAMPLES,
+        samples=_CALIBRATION_SAMPLES,
     )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 RATE_RATIO = 0.1
 """Of the task's learning rate, where a network is trained for int8: its weights are nearly right already."""
-WORTH_RATIO = 1.02
+_WORTH_RATIO = 1.02
 """A form that keeps the score at up to so many times the bytes of plain int8 leaves nothing to train for."""
 
 
@@ -123,7 +123,7 @@ def is_worth_training(search: Search, forms: Sequence[Form]) -> bool:
     plain = [step for step in map(_plain_size, forms) if step is not None]
     if not plain or not (floats or "fp32" not in build.profile.precisions):
         return False
-    most = plain[0] * WORTH_RATIO
+    most = plain[0] * _WORTH_RATIO
     return not any(
         isinstance(form.made, Made) and form.made.artifact.size_bytes <= most
         for form in keeping

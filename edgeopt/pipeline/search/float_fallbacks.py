@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 GAINS_ENOUGH = 0.5
 """Of float's time: int8 that takes less has no front worth looking for."""
-WORTH_RATIO = 0.98
+_WORTH_RATIO = 0.98
 """Of the product of time and bytes: a front that saves less is not tried."""
 
 
@@ -143,6 +143,6 @@ def best_front(search: Search, step: Quantize, exported: ExportedFile, sha256: s
         times = search.scale.times(files)
         costs = [ns * file.stat().st_size for ns, file in zip(times, files, strict=False)]
     best = min(range(len(costs)), key=costs.__getitem__, default=-1)
-    found = FloatPrefix(nodes=fronts[best] if not costs or costs[best] < WORTH_RATIO * costs[0] else ())
+    found = FloatPrefix(nodes=fronts[best] if not costs or costs[best] < _WORTH_RATIO * costs[0] else ())
     build.ledger.put("front", key, found)
     return found

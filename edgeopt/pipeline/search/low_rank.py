@@ -35,9 +35,9 @@ from edgeopt.records.low_rank import Factorization, LowRankLayer, LowRankTable
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Compact, Quantize
 
-STAGE = "low-rank"
+_STAGE = "low-rank"
 TURNS = ProfilingTurns(rounds=5, seconds=0.02, budget_seconds=20.0)
-CALIBRATION_SAMPLES = 8
+_CALIBRATION_SAMPLES = 8
 """Ranges decide no latency."""
 MAX_FILE_BYTES = 250e6
 """Of the weights of layers that lie in one file: protobuf writes no more than 2 GB, and memory is finite."""
@@ -108,7 +108,7 @@ def stored_low_rank_table(build: Build, network: StoredNetwork) -> LowRankTable:
     key = digest(("factors", build.fingerprint, network.key, ALLOWED_LOSS_RATIOS, step, build.versions))
     path = build.workspace.folder("tables") / f"{key}.json"
     if not path.exists():
-        build.progress(STAGE, "what large layers would be as two")
+        build.progress(_STAGE, "what large layers would be as two")
         job = protocol.LowRankJob(
             network=reference(build, network), losses=ALLOWED_LOSS_RATIOS, step=step, out=str(path)
         )
@@ -126,12 +126,12 @@ def layer_times(build: Build, table: LowRankTable, loss: int, precision: Precisi
     key = digest(("layer-times", [wanted[name] for name in wanted], place, build.budget.batch_size, build.versions))
     found = build.ledger.get("layer-times", key, StoredLayerTimes)
     if found is None:
-        build.progress(STAGE, f"times of {len(wanted)} layers as one and as two in {precision}")
+        build.progress(_STAGE, f"times of {len(wanted)} layers as one and as two in {precision}")
         folder = build.workspace.folder("stages") / f"layers-{key}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         try:
-            found = StoredLayerTimes(pairs=run_step(STAGE, _measure, build, wanted, precision, folder))
+            found = StoredLayerTimes(pairs=run_step(_STAGE, _measure, build, wanted, precision, folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         build.ledger.put("layer-times", key, found)
@@ -187,7 +187,7 @@ def _write(build: Build, layers: Sequence[TimedForm], precision: Precision, fold
         [{name: rng.standard_normal(shape).astype(np.float32) for name, shape in inputs.items()} for _ in range(2)],
     )
     steps = tuple(
-        msgspec.structs.replace(step, samples=CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
+        msgspec.structs.replace(step, samples=_CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
         for step in graph_steps(precision, build.profile)
         if not isinstance(step, Compact)
     )

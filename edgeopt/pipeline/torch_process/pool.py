@@ -48,7 +48,7 @@ def available_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-VARIABLES = {
+_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
@@ -70,7 +70,7 @@ class TorchProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=os.environ | VARIABLES,
+            env=os.environ | _VARIABLES,
             start_new_session=True,  # so that Ctrl-C reaches the parent alone, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)

@@ -18,7 +18,7 @@ from edgeopt.statistics import mean_interval
 if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet
 
-STAGE = "evaluate"
+_STAGE = "evaluate"
 
 
 class DeviceScore(Record, frozen=True, kw_only=True):
@@ -63,7 +63,7 @@ def check_fits(evaluation: EvaluationSet, manifest: Manifest, document: Document
             f"sets cannot be compared. {advice}"
         )
     by_agreement = not evaluation.targets and evaluation.task.kind == "onnx"
-    if by_agreement and file_sha256(Path(spec), STAGE) != document.baseline.sha256:
+    if by_agreement and file_sha256(Path(spec), _STAGE) != document.baseline.sha256:
         raise TaskError(
             f"without labels the score is the agreement with the file that was built from, and {spec} is another. "
             f"{advice}"
@@ -94,10 +94,10 @@ def device_score(
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.outputs.run_model``.
     """
     names = [info.name for info in manifest.outputs]
-    outputs = place.outputs(bundle / "model.onnx", evaluation.inputs, STAGE)
+    outputs = place.outputs(bundle / "model.onnx", evaluation.inputs, _STAGE)
     targets = evaluation.targets
     if not targets:
-        reference = place.outputs(Path(evaluation.task.spec), evaluation.inputs, STAGE)
+        reference = place.outputs(Path(evaluation.task.spec), evaluation.inputs, _STAGE)
         targets = [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]
     pairs = evaluation.pairs(outputs, targets, names)
     value, samples = evaluation.score(pairs), evaluation.sample_scores(pairs)

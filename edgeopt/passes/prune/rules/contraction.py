@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compressed
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import independent_of, match, split, summed
-
-aten = torch.ops.aten
 
 
 def contract(

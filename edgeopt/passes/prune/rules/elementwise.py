@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import FIXED_SIZE, Labels, Marked, varying
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-
-aten = torch.ops.aten
 
 Table = dict[frozenset[int], Tensor]
 """The layers of an operand by the dimensions that they depend on."""
@@ -138,7 +136,7 @@ def unchanged(labels: Labels, call: Call) -> Layers:
     return call.input.layers
 
 
-SAME: tuple[Any, ...] = (
+_SAME: tuple[Any, ...] = (
     aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
     aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.lift_fresh_copy,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
@@ -146,4 +144,4 @@ SAME: tuple[Any, ...] = (
 UNTAGGED: tuple[Any, ...] = (aten.hardswish, aten.hardswish_, aten.relu6, aten.selu, aten.selu_, aten.celu, aten.rrelu)
 UNTAGGED += (aten.expand_as, aten.where, aten.masked_fill)
 
-RULES: dict[Any, Rule] = {**dict.fromkeys(SAME, unchanged), **dict.fromkeys(UNTAGGED, elementwise)}
+RULES: dict[Any, Rule] = {**dict.fromkeys(_SAME, unchanged), **dict.fromkeys(UNTAGGED, elementwise)}

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import independent_of, match, split
-
-aten = torch.ops.aten
 
 LOOKED_UP = "places named by numbers"
 
@@ -117,7 +116,7 @@ def folded(labels: Labels, call: Call) -> Layers:
 
 def cat(labels: Labels, call: Call) -> Layers:
     """Layers along the concatenated dimension are concatenated; across it they go together."""
-    return joined(labels, call.operands, int(call["dim"]) % len(call.shape), call.shape)
+    return joined_labels(labels, call.operands, int(call["dim"]) % len(call.shape), call.shape)
 
 
 def stack(labels: Labels, call: Call) -> Layers:
@@ -127,10 +126,10 @@ def stack(labels: Labels, call: Call) -> Layers:
         Marked((*part.shape[:dim], 1, *part.shape[dim:]), tuple(layer.unsqueeze(dim) for layer in part.layers))
         for part in call.operands
     ]
-    return joined(labels, parts, dim, call.shape)
+    return joined_labels(labels, parts, dim, call.shape)
 
 
-def joined(labels: Labels, parts: list[Marked], dim: int, shape: tuple[int, ...]) -> Layers:
+def joined_labels(labels: Labels, parts: list[Marked], dim: int, shape: tuple[int, ...]) -> Layers:
     """Concatenate marked values along ``dim``. A part without labels there gets label 0: always there."""
     parts = [part for part in parts if len(part.shape) == len(shape)]  # torch allows an empty tensor of one dimension
     across = [
@@ -173,7 +172,7 @@ def padded(labels: Labels, call: Call) -> Layers:
         across = tuple(layer for layer in x.layers if layer.shape[dim] == 1)
         along = Marked(x.shape, tuple(layer for layer in x.layers if layer.shape[dim] > 1))
         parts = [part for part in (ends[0], along, ends[1]) if part.shape[dim]]
-        x = Marked(shape, (*across, *joined(labels, parts, dim, shape)))
+        x = Marked(shape, (*across, *joined_labels(labels, parts, dim, shape)))
     return x.layers
 
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.contraction import contract
 from edgeopt.passes.prune.rules.elementwise import match
-
-aten = torch.ops.aten
 
 
 def recurrent(gates: int) -> Rule:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import elementwise, independent_of, summed
-
-aten = torch.ops.aten
 
 
 def reduced(labels: Labels, call: Call) -> Layers:

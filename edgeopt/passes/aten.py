@@ -1,0 +1,5 @@
+"""``aten``: PyTorch's own operators, which a traced network is made of."""
+
+import torch
+
+aten = torch.ops.aten

@@ -1,7 +1,8 @@
-"""A bare timing loop over an ONNX Runtime session, as anybody would write it; speaks just enough to take turns.
+"""A plain timing loop over an ONNX Runtime session, as anybody would write it, with the messages of edgeopt's worker.
 
-In: a line of JSON with ``model``, then one for each turn with ``warmup_runs``, ``min_runs`` and ``min_seconds``. Out:
-one line for each. ``benchmarks/verdicts.py`` lets edgeopt's worker and this take turns on one model.
+In: a line of JSON with ``model`` and ``warmup_seconds``, then one for each turn with ``warmup_runs``, ``min_runs`` and
+``min_seconds``. Out: a line for each, with the CPU time of every run. ``benchmarks/verdicts.py`` lets this loop and
+edgeopt's worker take turns on the same model.
 """
 
 import json

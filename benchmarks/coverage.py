@@ -1,17 +1,22 @@
-"""How many architectures are pruned as asked, by edgeopt and by torch-pruning 1.6.1.
+"""Count the architectures that are pruned as asked, by edgeopt and by torch-pruning 1.6.1.
 
     pip install '.[bench]'
     python benchmarks/coverage.py [--quick] [--only NAME ...] --json benchmarks/results/coverage.json
 
-Every architecture of ``benchmarks/zoo`` and twelve of Hugging Face transformers, at 30 % and 50 % of the channels,
-each tool on each in a process of its own with a time limit. **A pass**, at both ratios: at least 0.9 of the reduction
-of output channels asked for (summed over all layers but those whose outputs are fixed by nature, the same for both
-tools), exact at every node against the zero-masked original, one training step, and an ONNX file with parity; no
-operator without a rule may block channels. torch-pruning proves nothing: it is taken for exact where it runs and keeps
-the outputs' shapes.
+Both tools prune every architecture of ``benchmarks/zoo`` and twelve of Hugging Face transformers by 30 % and by 50 % of
+the channels, each in a separate process with a time limit. To **pass**, at both ratios:
 
-Claims: ``architectures``, ``pass_ratio``, ``torch_pruning_pass_ratio``, ``silent_no_ops`` (networks left as they were
-where no operator is named), ``handled_by_torch_pruning_alone``, ``worst_proof_error``, ``planted_faults``,
+- at least 0.9 of the requested output channels are removed, summed over all layers except those with fixed outputs (the
+  same layers for both tools);
+- the pruned network equals the zero-masked original at every node;
+- one training step works;
+- the exported ONNX file has parity;
+- no channel is blocked by an operator without a rule.
+
+torch-pruning proves nothing: it counts as exact if it runs and keeps the shapes of the outputs.
+
+Claims: ``architectures``, ``pass_ratio``, ``torch_pruning_pass_ratio``, ``silent_no_ops`` (networks left unchanged
+without naming an operator), ``handled_by_torch_pruning_alone``, ``worst_proof_error``, ``planted_faults``,
 ``caught_fault_ratio``, ``resnet50_analysis_seconds``, ``largest_analysis_seconds``.
 """
 
@@ -34,17 +39,17 @@ import click
 ROOT = Path(__file__).parents[1]
 TOOLS = ("edgeopt", "torch_pruning")
 TIME_LIMIT_SECONDS = 400.0
-ENOUGH = 0.9
-"""Share of the asked reduction that has to be reached."""
+MIN_REACHED_RATIO = 0.9
+"""Of the requested reduction."""
 PROOF_TOLERANCE = 1e-9
-QUICK = ("mobilenet_v2", "shufflenet_v2", "bert", "tcn")
+QUICK_ARCHITECTURES = ("mobilenet_v2", "shufflenet_v2", "bert", "tcn")
 PACKAGES = ("torch", "onnx", "onnxruntime", "transformers", "torch-pruning")
 
 Row = dict[str, Any]
 
 
 def measure(tool: str, name: str, seconds: float) -> Row:
-    """Run one tool on one architecture in a process of its own."""
+    """Run one tool on one architecture in a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
         command = [sys.executable, str(ROOT / "benchmarks" / "coverage_worker.py"), tool, name, str(out)]
@@ -56,10 +61,10 @@ def measure(tool: str, name: str, seconds: float) -> Row:
             )
             reason = None if out.exists() else _reason(done)
         except subprocess.TimeoutExpired:
-            reason = f"not done after {seconds:.0f} s"
+            reason = f"not finished after {seconds:.0f} s"
         result: Row = json.loads(out.read_text()) if out.exists() else {"common": {}, "rows": []}
-    took = time.perf_counter() - start
-    return {"tool": tool, "name": name, "failure": reason, "seconds": took, "revision": _revision(), **result}
+    elapsed = time.perf_counter() - start
+    return {"tool": tool, "name": name, "failure": reason, "seconds": elapsed, "revision": _revision(), **result}
 
 
 def _python_path() -> str:
@@ -67,32 +72,32 @@ def _python_path() -> str:
 
 
 def _revision() -> str:
-    """Return the commit that is measured; a run may be completed (``--add``) at a later one."""
+    """Return the commit that is measured; ``--add`` may complete a run at a later one."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return f"exit code {done.returncode}: {lines[-1][:400] if lines else 'nothing said'}"
+    return f"exit code {done.returncode}: {lines[-1][:400] if lines else 'no error output'}"
 
 
-def shortfall(sample: Row) -> str:
-    """Say why an architecture is no pass; empty where it is one."""
+def find_shortfall(sample: Row) -> str:
+    """Return why an architecture does not pass; empty if it does."""
     if sample["failure"]:
         return str(sample["failure"])
     blocked = sample["common"].get("blocked_by")
     if blocked:
         return f"no rule for {', '.join(blocked)}"
-    reasons = [reason for row in sample["rows"] if (reason := _row_shortfall(row, sample["tool"]))]
+    reasons = [reason for row in sample["rows"] if (reason := _find_row_shortfall(row, sample["tool"]))]
     return reasons[0] if reasons else ""
 
 
-def _row_shortfall(row: Row, tool: str) -> str:
+def _find_row_shortfall(row: Row, tool: str) -> str:
     if row.get("failure"):
         return str(row["failure"])
-    if row["reached"] < ENOUGH:
-        return f"{row['reached']:.2f} of the reduction asked for at {row['asked_ratio']:.0%}"
+    if row["reached"] < MIN_REACHED_RATIO:
+        return f"{row['reached']:.2f} of the requested reduction at {row['asked_ratio']:.0%}"
     if tool == "edgeopt" and (row["proof_error"] is None or row["proof_error"] > PROOF_TOLERANCE):
         return f"not exact: {row.get('proof_refusal', row['proof_error'])}"
     if not row.get("outputs_keep_their_shape", True):
@@ -102,8 +107,8 @@ def _row_shortfall(row: Row, tool: str) -> str:
     return f"no ONNX file with parity: {row['export_refusal']}" if row["exporter"] is None else ""
 
 
-def silent_no_op(sample: Row) -> bool:
-    """Tell whether nothing was removed and no operator named."""
+def is_silent_no_op(sample: Row) -> bool:
+    """Tell whether nothing was removed and no operator was named."""
     return (
         not sample["failure"]
         and any(row.get("removed_ratio") == 0 for row in sample["rows"])
@@ -111,40 +116,43 @@ def silent_no_op(sample: Row) -> bool:
     )
 
 
-def table_row(name: str, samples: dict[str, Row]) -> Row:
-    """Put the two tools side by side."""
+def make_row(name: str, samples: dict[str, Row]) -> Row:
+    """Return the results of all tools on one architecture."""
     row: Row = {"name": name}
     for tool, sample in samples.items():
-        reason = shortfall(sample)
+        reason = find_shortfall(sample)
         row[tool] = {
             "pass": not reason,
             "reason": reason,
-            "reached": [one.get("reached") for one in sample["rows"]],
-            "parameters_left": [one.get("parameters_left_ratio") for one in sample["rows"]],
-            "macs_left": [one.get("macs_left_ratio") for one in sample["rows"]],
+            "reached": [at_ratio.get("reached") for at_ratio in sample["rows"]],
+            "parameters_left": [at_ratio.get("parameters_left_ratio") for at_ratio in sample["rows"]],
+            "macs_left": [at_ratio.get("macs_left_ratio") for at_ratio in sample["rows"]],
             "analysis_seconds": sample["common"].get("analysis_seconds"),
         }
     return row
 
 
-def figures(samples: list[Row]) -> Row:
-    """Summarize: shares of passes, no-ops, proofs, faults and times."""
-    own = [sample for sample in samples if sample["tool"] == "edgeopt"]
-    peer = {sample["name"]: not shortfall(sample) for sample in samples if sample["tool"] == "torch_pruning"}
-    passed = {sample["name"]: not shortfall(sample) for sample in own}
-    errors = [row["proof_error"] for sample in own for row in sample["rows"] if row.get("proof_error") is not None]
-    unproven = [s["name"] for s in own for row in s["rows"] if "proof_refusal" in row]
-    faults = sum(sample["common"].get("planted_faults", 0) for sample in own)
-    missed = sum(len(sample["common"].get("missed_faults", ())) for sample in own)
-    times = {sample["name"]: sample["common"].get("analysis_seconds") for sample in own}
+def compute_figures(samples: list[Row]) -> Row:
+    """Return the claims, and the architectures that do not pass."""
+    edgeopt = [sample for sample in samples if sample["tool"] == "edgeopt"]
+    peer = [sample for sample in samples if sample["tool"] == "torch_pruning"]
+    passed_by_peer = {sample["name"]: not find_shortfall(sample) for sample in peer}
+    passed = {sample["name"]: not find_shortfall(sample) for sample in edgeopt}
+    errors = [row["proof_error"] for sample in edgeopt for row in sample["rows"] if row.get("proof_error") is not None]
+    unproven = [s["name"] for s in edgeopt for row in s["rows"] if "proof_refusal" in row]
+    faults = sum(sample["common"].get("planted_faults", 0) for sample in edgeopt)
+    missed = sum(len(sample["common"].get("missed_faults", ())) for sample in edgeopt)
+    times = {sample["name"]: sample["common"].get("analysis_seconds") for sample in edgeopt}
     return {
-        "architectures": len(own),
-        "pass_ratio": sum(passed.values()) / len(own),
-        "torch_pruning_pass_ratio": sum(peer.values()) / len(peer) if peer else None,
-        "silent_no_ops": sum(map(silent_no_op, own)),
-        "torch_pruning_silent_no_ops": sum(silent_no_op(s) for s in samples if s["tool"] == "torch_pruning"),
-        "handled_by_torch_pruning_alone": [name for name, fine in peer.items() if fine and passed.get(name) is False],
-        "short": {sample["name"]: shortfall(sample) for sample in own if not passed[sample["name"]]},
+        "architectures": len(edgeopt),
+        "pass_ratio": sum(passed.values()) / len(edgeopt),
+        "torch_pruning_pass_ratio": sum(passed_by_peer.values()) / len(passed_by_peer) if passed_by_peer else None,
+        "silent_no_ops": sum(map(is_silent_no_op, edgeopt)),
+        "torch_pruning_silent_no_ops": sum(map(is_silent_no_op, peer)),
+        "handled_by_torch_pruning_alone": [
+            name for name, passes in passed_by_peer.items() if passes and passed.get(name) is False
+        ],
+        "short": {sample["name"]: find_shortfall(sample) for sample in edgeopt if not passed[sample["name"]]},
         "worst_proof_error": max(errors, default=None),
         "inexact": sorted(set(unproven)),
         "planted_faults": faults,
@@ -156,27 +164,27 @@ def figures(samples: list[Row]) -> Row:
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Four architectures.")
-@click.option("--only", multiple=True, help="These architectures.")
+@click.option("--only", multiple=True, help="Only this architecture (repeat for more).")
 @click.option("--tool", "tools", multiple=True, type=click.Choice(TOOLS), default=TOOLS)
-@click.option("--add", is_flag=True, help="Keep what the file holds of other architectures and the other tool.")
+@click.option("--add", is_flag=True, help="Keep the file's other architectures and tools.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(quick: bool, only: tuple[str, ...], tools: tuple[str, ...], add: bool, out: Path) -> None:
-    """Run every architecture, print a line for each, and write figures, rows and raw results."""
+    """Prune every architecture, print a line for each, and write figures, rows and raw results."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.zoo import ARCHITECTURES
     from benchmarks.zoo.hugging_face import HUGGING_FACE
 
-    everything = [*ARCHITECTURES, *HUGGING_FACE]
-    chosen = list(only) or (list(QUICK) if quick else everything)
+    all_names = [*ARCHITECTURES, *HUGGING_FACE]
+    names = list(only) or (list(QUICK_ARCHITECTURES) if quick else all_names)
     samples: dict[tuple[str, str], Row] = {}
     if add and out.exists():
         samples = {(sample["name"], sample["tool"]): sample for sample in json.loads(out.read_text())["samples"]}
     out.parent.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
+    for name in names:
         for tool in tools:
             samples[name, tool] = measure(tool, name, TIME_LIMIT_SECONDS)
-            print(f"{name:20} {tool:14} {shortfall(samples[name, tool]) or 'pass'}", flush=True)
-        _write(out, [samples[key] for key in sorted(samples, key=lambda key: everything.index(key[0]))])
+            print(f"{name:20} {tool:14} {find_shortfall(samples[name, tool]) or 'pass'}", flush=True)
+        _write(out, [samples[key] for key in sorted(samples, key=lambda key: all_names.index(key[0]))])
     print(json.dumps(json.loads(out.read_text())["figures"], indent=1))
 
 
@@ -185,8 +193,8 @@ def _write(out: Path, samples: list[Row]) -> None:
     for sample in samples:
         by_name.setdefault(sample["name"], {})[sample["tool"]] = sample
     result = {
-        "figures": figures(samples) if any(sample["tool"] == "edgeopt" for sample in samples) else {},
-        "rows": [table_row(name, of_tools) for name, of_tools in by_name.items()],
+        "figures": compute_figures(samples) if any(sample["tool"] == "edgeopt" for sample in samples) else {},
+        "rows": [make_row(name, by_tool) for name, by_tool in by_name.items()],
         "samples": samples,
         "environment": {
             "platform": platform.platform(),

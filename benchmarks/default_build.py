@@ -1,9 +1,9 @@
-"""The default build, and what is left of it without pruning, without distillation, without quantization.
+"""Run the default build, and compare it with builds without pruning, quantization or distillation.
 
     python benchmarks/default_build.py [--quick] --json benchmarks/results/default_build.json
 
 Claims: ``size_ratio`` (baseline bytes over winner's), ``speed_ratio`` (interleaved A/B on one thread, baseline over
-winner), ``test_drop`` (on the test images, all 10,000 where ``EDGEOPT_DATA`` holds them), ``seconds``.
+winner), ``test_drop`` (on the test images: all 10,000 if ``EDGEOPT_DATA`` has them), ``seconds``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import click
 
-HARD_LABELS = '''"""The default task, trained on the labels alone."""
+LABELS_ONLY = '''"""The default task, trained on the labels only."""
 
 import msgspec
 from edgeopt.tasks.fashion import Fashion
@@ -31,7 +31,7 @@ task.training = msgspec.structs.replace(task.training, kl_weight=0.0, mse_weight
 
 
 def build(folder: Path, name: str, task: str, quick: bool) -> tuple[dict[str, Any], float]:
-    """Run one build in a workspace of its own; return its choice.json and its wall time in seconds."""
+    """Run one build in its own workspace; return its choice.json and its wall time in seconds."""
     command = [sys.executable, "-m", "edgeopt", "build", task, "--target", "phone", "--json", "--out", f"{name}-out",
                "--workspace", f"{name}-workspace", *(["--quick"] if quick else [])]  # fmt: skip
     start = time.perf_counter()
@@ -43,7 +43,7 @@ def build(folder: Path, name: str, task: str, quick: bool) -> tuple[dict[str, An
 
 
 def compare(workspace: Path, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> None:
-    """Compare a trial's file with the baseline's by `edgeopt bench --against`, where the build had no reason to."""
+    """Compare a trial's file with the baseline's by `edgeopt bench --against`, if the build did not."""
     if trial is None or trial["against_baseline"] is not None:
         return
     command = [sys.executable, "-m", "edgeopt", "bench", trial["onnx"], "--against", baseline["onnx"],
@@ -52,14 +52,14 @@ def compare(workspace: Path, trial: dict[str, Any] | None, baseline: dict[str, A
     trial["against_baseline"] = json.loads(done.stdout)["against"]
 
 
-def keeps(trial: dict[str, Any]) -> bool:
+def keeps_limits(trial: dict[str, Any]) -> bool:
     """Tell whether a trial was measured and keeps every limit."""
     return trial["status"] == "measured" and not trial["misses"]
 
 
-def smallest(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+def find_smallest(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Return the smallest trial that keeps every limit."""
-    return min(filter(keeps, trials), key=lambda trial: trial["size_bytes"], default=None)
+    return min(filter(keeps_limits, trials), key=lambda trial: trial["size_bytes"], default=None)
 
 
 def is_int8(trial: dict[str, Any]) -> bool:
@@ -69,11 +69,11 @@ def is_int8(trial: dict[str, Any]) -> bool:
 
 def is_float(trial: dict[str, Any]) -> bool:
     """Tell whether a trial's file is float32 throughout."""
-    return not any(step["step"] in ("quantize", "half") for step in trial["recipe"]["graph_steps"])
+    return not any(step["step"] in ("quantize", "float16") for step in trial["recipe"]["graph_steps"])
 
 
-def row(name: str, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> dict[str, Any]:
-    """Return one row of the table; None where nothing keeps the limits."""
+def make_row(name: str, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> dict[str, Any]:
+    """Return one row of the table; its values are None if no trial keeps the limits."""
     if trial is None:
         return {"name": name, "size_ratio": None, "speed_ratio": None, "selection_drop": None}
     against = trial["against_baseline"]
@@ -90,31 +90,31 @@ def row(name: str, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> di
     }
 
 
-def rows_of(folder: Path, choice: dict[str, Any], labels_alone: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the table, every row with its A/B; ``labels_alone`` is None where that build was left out."""
+def make_rows(folder: Path, choice: dict[str, Any], labels_only: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the table, every row with its A/B; ``labels_only`` is None if that build was skipped."""
     baseline, trials = choice["baseline"], choice["trials"]
-    plain = [t for t in trials if not t["recipe"]["torch_steps"] and is_int8(t)]
-    chosen = [
+    unpruned = [t for t in trials if not t["recipe"]["torch_steps"] and is_int8(t)]
+    table = [
         ("everything", "full", choice["winner"]),
-        ("without pruning", "full", smallest(plain)),
-        ("without quantization", "full", smallest([t for t in trials if is_float(t) and t["number"] > 0])),
+        ("without pruning", "full", find_smallest(unpruned)),
+        ("without quantization", "full", find_smallest([t for t in trials if is_float(t) and t["number"] > 0])),
     ]
-    if labels_alone is not None:
-        hard = smallest([t for t in labels_alone["trials"] if is_int8(t)])
-        chosen.append(("without distillation (labels alone)", "hard", hard))
-    for _, build_name, trial in chosen:
+    if labels_only is not None:
+        undistilled = find_smallest([t for t in labels_only["trials"] if is_int8(t)])
+        table.append(("without distillation (labels only)", "labels", undistilled))
+    for _, build_name, trial in table:
         compare(folder / f"{build_name}-workspace", trial, baseline)
-    return [row(name, trial, baseline) for name, _, trial in chosen]
+    return [make_row(name, trial, baseline) for name, _, trial in table]
 
 
-def summary(
+def summarize(
     choice: dict[str, Any],
     seconds: float,
-    labels_alone: dict[str, Any] | None,
+    labels_only: dict[str, Any] | None,
     rows: list[dict[str, Any]],
     command: str,
 ) -> dict[str, Any]:
-    """Return figures, rows and raw results of the builds."""
+    """Return the figures, rows and raw results of the builds."""
     test = choice["test"]
     figures = {
         "size_ratio": rows[0]["size_ratio"],
@@ -128,7 +128,7 @@ def summary(
     return {
         "figures": figures,
         "rows": rows,
-        "samples": {"default": choice, "labels_alone": labels_alone},
+        "samples": {"default": choice, "labels_only": labels_only},
         "environment": {"platform": platform.platform(), "python": platform.python_version()},
         "command": command,
     }
@@ -136,19 +136,19 @@ def summary(
 
 @click.command()
 @click.option("--quick", is_flag=True)
-@click.option("--skip-labels-alone", is_flag=True, help="Leave out the second build, which trains without a teacher.")
+@click.option("--skip-labels-alone", is_flag=True, help="Skip the second build, which trains without a teacher.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(quick: bool, skip_labels_alone: bool, out: Path) -> None:
     """Run the builds, print the table, and write figures and raw results."""
-    hard: dict[str, Any] | None = None
+    labels_only: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         choice, seconds = build(folder, "full", "fashion", quick)
         if not skip_labels_alone:
-            (folder / "hard_labels.py").write_text(HARD_LABELS)
-            hard, _ = build(folder, "hard", "hard_labels.py:task", quick)
-        rows = rows_of(folder, choice, hard)
-    result = summary(choice, seconds, hard, rows, "python " + shlex.join(sys.argv))
+            (folder / "labels_only.py").write_text(LABELS_ONLY)
+            labels_only, _ = build(folder, "labels", "labels_only.py:task", quick)
+        rows = make_rows(folder, choice, labels_only)
+    result = summarize(choice, seconds, labels_only, rows, "python " + shlex.join(sys.argv))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1))
     print(json.dumps({"figures": result["figures"], "rows": result["rows"]}, indent=1))

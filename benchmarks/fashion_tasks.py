@@ -1,7 +1,7 @@
-"""Tasks around networks of ``zoo/fashion.py`` that were trained on Fashion-MNIST.
+"""Tasks for networks of ``zoo/fashion.py`` that were trained on Fashion-MNIST.
 
-Weights come from the folder that ``EDGEOPT_BENCHMARK_WEIGHTS`` names: ``NAME.safetensors``, as
-``benchmarks/allocation.py`` and ``benchmarks/quantization.py`` leave them in their ``--cache``.
+Weights come from ``NAME.safetensors`` in the folder ``EDGEOPT_BENCHMARK_WEIGHTS``. ``benchmarks/allocation.py`` and
+``benchmarks/quantization.py`` write them into their ``--cache``.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ import edgeopt
 from benchmarks.zoo.fashion import FASHION
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.fashion import Fashion, batches
+from edgeopt.tasks.fashion import Fashion, load_batches
 
-WEIGHTS = "EDGEOPT_BENCHMARK_WEIGHTS"
+WEIGHTS_VARIABLE = "EDGEOPT_BENCHMARK_WEIGHTS"
 
 
-def trained(name: str) -> nn.Module:
+def load_trained(name: str) -> nn.Module:
     """Return a network with its trained weights."""
     network = FASHION[name]()
-    network.load_state_dict(load_file(Path(os.environ[WEIGHTS]) / f"{name}.safetensors"))
+    network.load_state_dict(load_file(Path(os.environ[WEIGHTS_VARIABLE]) / f"{name}.safetensors"))
     return network
 
 
 def fashion_task(name: str) -> Classification:
-    """Return the default task's data and training around another network."""
+    """Return a task with the default task's data and another network."""
     return edgeopt.classification(
-        lambda: trained(name),
+        lambda: load_trained(name),
         Fashion.draw_epoch,
-        batches("selection"),
-        test=batches("test"),
+        load_batches("selection"),
+        test=load_batches("test"),
         name=name,
         training=Training(epochs=8, learning_rate=0.03),
     )

@@ -1,12 +1,12 @@
-"""Which importance keeps most of the score: every method on the default network, at equal parameters.
+"""Compare how much of the score every importance method keeps, on the default network at equal parameters.
 
     python benchmarks/importance.py [--quick] --json benchmarks/results/importance.json
 
-Widths come from the allocation by counted work with each method's scores (no latency table, so that nothing is timed):
-a method is judged for the channels that it picks inside a group and for what it takes from which group. Every network
-is scored as it was cut (after its batch norms saw new batches) and after a short distillation, on the selection images
-of the default task. Claims:
-``best_method`` by the mean score after distillation, ``default_gap`` (the best mean less the default's),
+Each method's scores decide how many channels every group loses, and which ones. Widths are allocated by counted work,
+so nothing is timed. Every network is scored right after pruning (with updated batch norm statistics) and after a short
+distillation, on the selection images of the default task.
+
+Claims: ``best_method`` by the mean score after distillation, ``default_gap`` (the best mean less the default's),
 ``gain_over_random``.
 """
 
@@ -29,15 +29,16 @@ from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, evaluate
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import importance, strongest
+from edgeopt.passes.prune.importance import choose_strongest, score_channels
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.passes.prune.table import group_table
-from edgeopt.planning.widths import by_work
+from edgeopt.passes.prune.table import build_group_table
+from edgeopt.planning.widths import allocate_by_work
 from edgeopt.records.recipe import Distill, Importance
 from edgeopt.task import CheckedTask, load_task
 
+RANDOM = Importance(method="random", normalization="mean")
 RULES = (
-    Importance(method="random", normalization="mean"),
+    RANDOM,
     *(Importance(method=method, normalization="mean") for method in ("l1", "l2", "batch-norm", "activation")),
     Importance(method="l2", reduction="mean", normalization="mean"),
     Importance(method="l2", reduction="max", normalization="max"),
@@ -48,14 +49,14 @@ RULES = (
     ),
     Importance(method="taylor", reduction="max"),
 )
-RATIOS = (0.3, 0.15)
-"""Parameters kept."""
+PARAMETER_RATIOS = (0.3, 0.15)
+"""Parameters to keep."""
 SALIENCY_BATCHES = 16
 STEP = 8
 
 
-def distillation(task: CheckedTask, epochs: int) -> Distill:
-    """Return the default task's training, for so many epochs."""
+def make_distillation(task: CheckedTask, epochs: int) -> Distill:
+    """Return the default task's training with this number of epochs."""
     training = task.training
     return Distill(
         epochs=epochs,
@@ -71,31 +72,31 @@ def distillation(task: CheckedTask, epochs: int) -> Distill:
 
 
 def label(rule: Importance) -> str:
-    """Return a rule in words."""
+    """Return a rule's method, reduction and normalization."""
     return f"{rule.method}, {rule.reduction}, {rule.normalization}"
 
 
-class Comparison:
-    """The default network, its groups, and what all rules share."""
+class RuleComparison:
+    """The default network, its groups, and the batches and training that all rules share."""
 
     def __init__(self, folder: Path, epochs: int) -> None:
         self.task = load_task("fashion")
         self.network = Network.trace(self.task.model, self.task.example_inputs)
         self.groups = analyse(self.network)
         self.batches = [batch for _, batch in zip(range(SALIENCY_BATCHES), self.task.train_epoch(0), strict=False)]
-        self.step = distillation(self.task, epochs)
+        self.step = make_distillation(self.task, epochs)
         self.folder = folder
 
     def try_rule(self, rule: Importance, ratio: float, seed: int) -> dict[str, Any]:
-        """Cut, score, distill, score."""
-        scores = importance(self.network, self.groups, rule, self.batches, self.task.loss)
-        table = group_table(self.network, self.groups, scores, self.task.example_inputs)
-        widths = by_work(table, ratio * table.parameters({}), STEP)
-        pruned = prune(self.network, self.groups, strongest(scores, widths))
+        """Prune, score, distill and score again."""
+        scores = score_channels(self.network, self.groups, rule, self.batches, self.task.loss)
+        table = build_group_table(self.network, self.groups, scores, self.task.example_inputs)
+        widths = allocate_by_work(table, ratio * table.parameters({}), STEP)
+        pruned = prune(self.network, self.groups, choose_strongest(scores, widths))
         with torch.no_grad():
             for inputs, _ in self.batches:
                 pruned.train_module(*inputs)
-        cut = evaluate(pruned.eval_module, self.task)
+        score_before = evaluate(pruned.eval_module, self.task)
         teacher = TeacherOutputs(
             self.folder / "teacher", self.task, self.network.eval_module, epochs=self.step.epochs, seed=seed
         )
@@ -111,7 +112,7 @@ class Comparison:
             "ratio": table.parameters(widths) / table.parameters({}),
             "macs": table.macs(widths),
             "seed": seed,
-            "score_cut": cut,
+            "score_cut": score_before,
             "score": trained.best_score,
         }
 
@@ -124,22 +125,22 @@ class Comparison:
 def main(quick: bool, epochs: int, seeds: int, out: Path) -> None:
     """Try every rule at every ratio, and write figures and raw results."""
     torch.set_num_threads(1)
-    rules = tuple(rule for rule in RULES if rule in (RULES[0], Importance(), RULES[2])) if quick else RULES
+    rules = tuple(rule for rule in RULES if rule in (RANDOM, Importance(), RULES[2])) if quick else RULES
     samples = []
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as name:
-        comparison = Comparison(Path(name), epochs)
-        whole = evaluate(comparison.network.eval_module, comparison.task)
+        comparison = RuleComparison(Path(name), epochs)
+        original_score = evaluate(comparison.network.eval_module, comparison.task)
         for seed in range(1 if quick else seeds):
-            for ratio in RATIOS[:1] if quick else RATIOS:
+            for ratio in PARAMETER_RATIOS[:1] if quick else PARAMETER_RATIOS:
                 for rule in rules:
                     samples.append(comparison.try_rule(rule, ratio, seed))
                     print(json.dumps(samples[-1]), file=sys.stderr)
     rows: list[dict[str, Any]] = [
         {
             "rule": label(rule),
-            "score": float(np.mean([one["score"] for one in samples if one["rule"] == label(rule)])),
-            "score_cut": float(np.mean([one["score_cut"] for one in samples if one["rule"] == label(rule)])),
+            "score": float(np.mean([sample["score"] for sample in samples if sample["rule"] == label(rule)])),
+            "score_cut": float(np.mean([sample["score_cut"] for sample in samples if sample["rule"] == label(rule)])),
         }
         for rule in rules
     ]
@@ -149,8 +150,8 @@ def main(quick: bool, epochs: int, seeds: int, out: Path) -> None:
         "figures": {
             "best_method": rows[0]["rule"],
             "default_gap": rows[0]["score"] - by_rule[label(Importance())],
-            "gain_over_random": by_rule[label(Importance())] - by_rule[label(RULES[0])],
-            "original_score": whole,
+            "gain_over_random": by_rule[label(Importance())] - by_rule[label(RANDOM)],
+            "original_score": original_score,
             "seconds": time.perf_counter() - start,
         },
         "rows": rows,

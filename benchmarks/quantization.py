@@ -1,15 +1,17 @@
-"""Int8 by the automatic choice alone, on the default task and seven architectures, beside ONNX Runtime's defaults.
+"""Compare edgeopt's automatic int8 with other tools' defaults, on the default network and seven architectures.
 
     EDGEOPT_DATA=DIR python benchmarks/quantization.py --cache FOLDER --json benchmarks/results/quantization.json
 
-Each network is trained briefly on Fashion-MNIST (weights are kept in ``--cache``), exported, and given to
-``edgeopt build model.onnx --data inputs.npz``, on a target like ``phone`` but measured on this machine itself, so that
-a file slower than its float twin may not ship. The selection images judge; figures are taken on the test images.
+Each architecture is trained briefly on Fashion-MNIST (``--cache`` keeps the weights). Every network is exported and
+given to ``edgeopt build model.onnx --data inputs.npz``. The target is ``phone``, but with this machine as the target
+itself, so an int8 file that is slower than its float counterpart does not ship. The build decides on the selection
+images; the figures come from the test images.
 
-Claims: ``architectures``, ``worst_score_drop`` (on the test images, of what ships), ``shipped_slower_than_float``,
-``int8_shipped_ratio``, ``int8_small_ratio`` (int8 and at most 0.35 of float's bytes), ``int8_faster_ratio``; the same
-for the peers, whose files are taken as they come. ``lost`` lists the peers' files that keep the floor and are faster
-or smaller than ours. ``--nncf PYTHON`` is another environment's interpreter with nncf.
+Claims: ``architectures``, ``worst_score_drop`` (on the test images, of the shipped files),
+``shipped_slower_than_float``, ``int8_shipped_ratio``, ``int8_small_ratio`` (int8 with at most 0.35 of the float file's
+bytes), ``int8_faster_ratio``; the same for the other tools, whose files are used as they are. ``lost`` lists the other
+tools' files that keep the score limit and are faster or smaller than edgeopt's. ``--nncf PYTHON`` is the interpreter of
+an environment with nncf.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ import numpy as np
 
 from edgeopt.bench.compare import ComparisonTurns, compare
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.open import open_device
-from edgeopt.statistics import LOOKS, comparison_ratio, verdict
+from edgeopt.statistics import LOOK_PAIRS, comparison_ratio, verdict
 
 ROOT = Path(__file__).parents[1]
-MAX_DROP = 0.005
+MAX_SCORE_DROP = 0.005
 SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 256
-TURNS = ComparisonTurns(pairs=LOOKS[0])
+TURNS = ComparisonTurns(pairs=LOOK_PAIRS[0])
 PEERS = {
     "onnxruntime-static": "static, the defaults of onnxruntime.quantization.quantize_static",
     "onnxruntime-dynamic": "dynamic, the defaults of onnxruntime.quantization.quantize_dynamic",
@@ -79,10 +82,10 @@ TRAIN_CODE = """
 import math, sys, time, torch
 from safetensors.torch import save_file
 from benchmarks.zoo.fashion import FASHION
-from edgeopt.tasks.fashion import tensors
+from edgeopt.tasks.fashion import load_tensors
 name, out, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 torch.set_num_threads(1); torch.manual_seed(0)
-images, labels = tensors("train")
+images, labels = load_tensors("train")
 network = FASHION[name]().to(memory_format=torch.channels_last)
 rate = 2e-3 if name in ("transformer", "recurrent") else 4e-3
 optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
@@ -105,45 +108,48 @@ from pathlib import Path
 from safetensors.torch import load_file
 from benchmarks.zoo.fashion import FASHION
 from edgeopt.export.to_onnx import export
-from edgeopt.tasks.fashion import Fashion, tensors
+from edgeopt.tasks.fashion import Fashion, load_tensors
 name, weights, out = sys.argv[1:]
 if name == "default":
     network = Fashion.load_network()
 else:
     network = FASHION[name]()
     network.load_state_dict(load_file(weights))
-export(network.eval(), (tensors("train")[0][:2],), Path(out), input_names=["x"], output_names=["logits"],
+export(network.eval(), (load_tensors("train")[0][:2],), Path(out), input_names=["x"], output_names=["logits"],
        max_opset=20, max_ir=9, exporter="dynamo")
 """
 
 DATA_CODE = """
 import sys, numpy as np
-from edgeopt.tasks.fashion import tensors
+from edgeopt.tasks.fashion import load_tensors
 for split in ("train", "selection", "test"):
-    images, labels = (value.numpy() for value in tensors(split))
+    images, labels = (value.numpy() for value in load_tensors(split))
     count = int(sys.argv[2]) if split == "train" else len(images)
     np.savez(f"{sys.argv[1]}/{split}.npz", x=images[:count], labels=labels[:count])
 """
 
 
 def run_python(code: str, *arguments: object, python: str = sys.executable) -> None:
-    """Run code in a process of its own: none holds both torch and a session."""
+    """Run code in a separate process, so that none has both torch and an ONNX Runtime session."""
     command = [python, "-W", "ignore", "-c", code, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise click.ClickException(last[0])
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise click.ClickException(reason[0])
 
 
 def write_target(folder: Path) -> Path:
-    """Write the phone's target as one that is measured here, with the claim's floor; its latency limit is far off."""
+    """Write the phone's profile with this machine as the target and ``MAX_SCORE_DROP``.
+
+    Every network here is far below its latency limit.
+    """
     text = (ROOT / "targets" / "phone.toml").read_text()
     values = {
         "name": '"here"',
         "stand_in": "false",
         "processes": "3",
         "min_seconds": "0.3",
-        "max_score_drop": str(MAX_DROP),
+        "max_score_drop": str(MAX_SCORE_DROP),
     }
     for name, value in values.items():
         text = re.sub(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)
@@ -152,13 +158,15 @@ def write_target(folder: Path) -> Path:
     return path
 
 
-class Judge:
+class FileEvaluator:
     """Scores and times files on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.profile = load_profile(str(folder / "here.toml"))
-        self.device = open_device("local:")
+        self.target = RunTarget(
+            device=open_device("local:"), profile=self.profile, kind="measured", inputs=folder / "one.npz"
+        )
         with np.load(folder / "test.npz") as data:
             self.labels = data["labels"]
             write_batches(folder / "test-batches.npz", [{"x": part} for part in np.split(data["x"], 20)])
@@ -167,25 +175,25 @@ class Judge:
     def score(self, model: Path) -> float:
         """Return the accuracy on the test images."""
         outputs = self.folder / "outputs.npz"
-        run_model(model, self.folder / "test-batches.npz", outputs, self.device, self.profile)
+        run_model(model, self.folder / "test-batches.npz", outputs, self.target)
         logits = np.concatenate([batch["logits"] for batch in read_batches(outputs)])
         return float((logits.argmax(1) == self.labels).mean())
 
-    def row(self, name: str, model: Path, reference: Path, *, int8: bool, **more: Any) -> dict[str, Any]:
-        """Return a file against the plain float export."""
-        score, wanted = self.score(model), self.score(reference)
-        comparison = compare(model, reference, self.device, self.profile, inputs=self.folder / "one.npz", turns=TURNS)
+    def make_row(self, name: str, model: Path, float_model: Path, *, int8: bool, **more: Any) -> dict[str, Any]:
+        """Compare a file with the exported float file."""
+        score, float_score = self.score(model), self.score(float_model)
+        comparison = compare(model, float_model, self.target, turns=TURNS)
         ratio = comparison_ratio(comparison)
         return {
-            "network": name, "int8": int8, "float_score": wanted, "score_drop": wanted - score,
-            "size_bytes": model.stat().st_size, "size_ratio": model.stat().st_size / reference.stat().st_size,
+            "network": name, "int8": int8, "float_score": float_score, "score_drop": float_score - score,
+            "size_bytes": model.stat().st_size, "size_ratio": model.stat().st_size / float_model.stat().st_size,
             "latency_ratio": ratio.value, "latency_ci95": [ratio.low, ratio.high], "verdict": verdict(comparison),
             **more,
         }  # fmt: skip
 
 
-def edgeopt_row(judge: Judge, name: str, model: Path, folder: Path) -> dict[str, Any]:
-    """Build from the exported file, without any option for this network."""
+def build_with_edgeopt(evaluator: FileEvaluator, name: str, model: Path, folder: Path) -> dict[str, Any]:
+    """Build from the exported file, with the same options for every network."""
     out, work = folder / f"{name}-out", folder / f"{name}-workspace"
     command = [sys.executable, "-m", "edgeopt", "build", model.name, "--data", "selection.npz", "--target", "here.toml",
                "--out", out.name, "--workspace", work.name, "--json"]  # fmt: skip
@@ -198,22 +206,21 @@ def edgeopt_row(judge: Judge, name: str, model: Path, folder: Path) -> dict[str,
         return {"network": name, "int8": False, "score_drop": None, "choice": choice}
     steps = winner["recipe"]["graph_steps"]
     int8 = any(step["step"].startswith("quantize") for step in steps)
-    return judge.row(name, out / "model.onnx", model, int8=int8, graph_steps=steps, notes=winner["notes"])
+    return evaluator.make_row(name, out / "model.onnx", model, int8=int8, graph_steps=steps, notes=winner["notes"])
 
 
-def figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def compute_figures(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return the claims of every tool; edgeopt's have no prefix."""
-    found: dict[str, Any] = {}
-    for tool, its in rows.items():
-        found |= _figures(its, "" if tool == "edgeopt" else f"{tool}_")
-    return found
+    figures: dict[str, Any] = {}
+    for tool, tool_rows in rows.items():
+        figures |= _compute_tool_figures(tool_rows, "" if tool == "edgeopt" else f"{tool}_")
+    return figures
 
 
-def _figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
-    """Return the claims over one tool's rows."""
+def _compute_tool_figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     done = [row for row in rows if row.get("score_drop") is not None]
     int8 = [row for row in done if row["int8"]]
-    count = max(1, len(rows))  # of the networks that are finished so far
+    count = max(1, len(rows))  # networks finished so far
     return {
         f"{prefix}architectures": len(done),
         f"{prefix}worst_score_drop": max((row["score_drop"] for row in done), default=None),
@@ -224,25 +231,25 @@ def _figures(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any]:
     }
 
 
-def lost(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the peers' files that keep the floor on the test images and beat ours in time or bytes."""
-    found = []
-    ours = {row["network"]: row for row in rows["edgeopt"] if row["score_drop"] is not None}
+def find_lost(rows: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return other tools' files that keep the score limit on the test images and are faster or smaller than ours."""
+    lost = []
+    our_rows = {row["network"]: row for row in rows["edgeopt"] if row["score_drop"] is not None}
     for tool in rows.keys() - {"edgeopt"}:
         for theirs in rows[tool]:
-            mine = ours.get(theirs["network"])
-            if mine is None or theirs["score_drop"] is None or theirs["score_drop"] > MAX_DROP:
+            ours = our_rows.get(theirs["network"])
+            if ours is None or theirs["score_drop"] is None or theirs["score_drop"] > MAX_SCORE_DROP:
                 continue
-            faster = theirs["latency_ci95"][1] < mine["latency_ci95"][0]
-            if faster or theirs["size_bytes"] < mine["size_bytes"]:
-                names = ("size_bytes", "latency_ratio", "score_drop")
-                pair = {who: {name: row[name] for name in names} for who, row in (("ours", mine), ("theirs", theirs))}
-                found.append({"network": theirs["network"], "tool": tool, **pair})
-    return sorted(found, key=lambda row: (row["network"], row["tool"]))
+            faster = theirs["latency_ci95"][1] < ours["latency_ci95"][0]
+            if faster or theirs["size_bytes"] < ours["size_bytes"]:
+                keys = ("size_bytes", "latency_ratio", "score_drop")
+                pair = {side: {key: row[key] for key in keys} for side, row in (("ours", ours), ("theirs", theirs))}
+                lost.append({"network": theirs["network"], "tool": tool, **pair})
+    return sorted(lost, key=lambda row: (row["network"], row["tool"]))
 
 
 def prepare(folder: Path, cache: Path, seconds: float, names: list[str]) -> None:
-    """Write the images, the target and the exported networks into ``folder``."""
+    """Train, and write the images, the target and the exported networks into ``folder``."""
     run_python(DATA_CODE, folder, CALIBRATION_SAMPLES)
     write_target(folder)
     for name in names:
@@ -253,11 +260,11 @@ def prepare(folder: Path, cache: Path, seconds: float, names: list[str]) -> None
         run_python(EXPORT_CODE, name, weights, folder / f"{name}.onnx")
 
 
-def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
-    """Write figures, rows and raw results."""
+def write_result(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """Write the figures and rows so far, and print the last row."""
     result = {
-        "figures": figures(rows),
-        "lost": lost(rows),
+        "figures": compute_figures(rows),
+        "lost": find_lost(rows),
         "rows": rows,
         "peers": PEERS,
         "environment": {"platform": platform.platform(), "python": platform.python_version()},
@@ -265,16 +272,16 @@ def write(out: Path, rows: dict[str, list[dict[str, Any]]]) -> None:
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1))
-    print(json.dumps([found[-1] for found in rows.values() if found][-1]), file=sys.stderr)
+    print(json.dumps([tool_rows[-1] for tool_rows in rows.values() if tool_rows][-1]), file=sys.stderr)
 
 
-def peer_row(judge: Judge, name: str, peer: str, model: Path, nncf: str | None) -> dict[str, Any]:
-    """Quantize with another tool's defaults; its file is taken as it comes."""
-    result = judge.folder / f"{name}-{peer}.onnx"
+def quantize_with_peer(evaluator: FileEvaluator, name: str, peer: str, model: Path, nncf: str | None) -> dict[str, Any]:
+    """Quantize with another tool's defaults, and use the file as it is."""
+    quantized = evaluator.folder / f"{name}-{peer}.onnx"
     python = nncf if peer == "nncf" and nncf else sys.executable
     try:
-        run_python(PEER_CODE[peer], model, result, judge.folder / "train.npz", python=python)
-        return judge.row(name, result, model, int8=True)
+        run_python(PEER_CODE[peer], model, quantized, evaluator.folder / "train.npz", python=python)
+        return evaluator.make_row(name, quantized, model, int8=True)
     except click.ClickException as error:
         return {"network": name, "int8": False, "score_drop": None, "error": str(error)}
 
@@ -285,13 +292,13 @@ def peer_row(judge: Judge, name: str, peer: str, model: Path, nncf: str | None) 
     "--cache",
     type=click.Path(path_type=Path),
     required=True,
-    help="Keeps the trained weights, and the rows of finished networks.",
+    help="Folder for trained weights and the rows of finished networks.",
 )
 @click.option("--train-seconds", default=200.0, show_default=True)
-@click.option("--nncf", help="A Python with nncf, onnx and onnxruntime.")
+@click.option("--nncf", help="Python interpreter with nncf, onnx and onnxruntime.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: Path) -> None:
-    """Train, export, quantize and compare; print figures and rows, write them with raw results."""
+    """Train, export, quantize and compare; print the figures, and write them with all rows."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     names = ["default", "plain", "recurrent", "transformer", "depthwise", "hard_swish", "residual", "silu"]
@@ -303,17 +310,19 @@ def main(quick: bool, cache: Path, train_seconds: float, nncf: str | None, out: 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         prepare(folder, cache, 20.0 if quick else train_seconds, names)
-        judge = Judge(folder)
+        evaluator = FileEvaluator(folder)
         for tool in rows:
             for name in names:
-                model, kept = folder / f"{name}.onnx", cache / f"row-{tool}-{name}.json"
-                if not kept.exists():
-                    own = tool == "edgeopt"
-                    row = edgeopt_row(judge, name, model, folder) if own else peer_row(judge, name, tool, model, nncf)
-                    kept.write_text(json.dumps(row))
-                rows[tool].append(json.loads(kept.read_text()))
-                write(out, rows)
-    print(json.dumps(figures(rows), indent=1))
+                model, row_path = folder / f"{name}.onnx", cache / f"row-{tool}-{name}.json"
+                if not row_path.exists():
+                    if tool == "edgeopt":
+                        row = build_with_edgeopt(evaluator, name, model, folder)
+                    else:
+                        row = quantize_with_peer(evaluator, name, tool, model, nncf)
+                    row_path.write_text(json.dumps(row))
+                rows[tool].append(json.loads(row_path.read_text()))
+                write_result(out, rows)
+    print(json.dumps(compute_figures(rows), indent=1))
 
 
 if __name__ == "__main__":

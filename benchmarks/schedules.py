@@ -1,10 +1,10 @@
-"""How to reach a strong cut in equal epochs: at once, in two cuts with importance scored anew, or after a group lasso.
+"""Compare pruning schedules at equal epochs: one cut, two cuts (importance is scored again), a cut after group lasso.
 
     python benchmarks/schedules.py [--epochs 4] --json benchmarks/results/schedules.json
 
-The default network is cut to ``--ratio`` of its parameters by each schedule, with the same training images, teacher
-and number of epochs in all (a quarter of them before the last cut). Scores are those of the best epoch on the selection
-images; a schedule's figure is their mean over seeds.
+Each schedule prunes the default network to ``--ratio`` of its parameters, with the same training images, teacher and
+total number of epochs. Two cuts and group lasso use a quarter of the epochs before the last cut. The score is that of
+the best epoch on the selection images; a schedule's figure is the mean score over seeds.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ import msgspec
 import numpy as np
 import torch
 
-from benchmarks.importance import STEP, distillation
+from benchmarks.importance import STEP, make_distillation
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import importance, strongest
+from edgeopt.passes.prune.importance import choose_strongest, score_channels
 from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.passes.prune.table import group_table
-from edgeopt.planning.widths import by_work
+from edgeopt.passes.prune.table import build_group_table
+from edgeopt.planning.widths import allocate_by_work
 from edgeopt.records.recipe import Distill, Importance
 from edgeopt.task import load_task
 
 SALIENCY_BATCHES = 16
-SCHEDULES = ("at once", "two cuts", "group lasso")
+SCHEDULES = ("one cut", "two cuts", "group lasso")
 
 
-class Schedules:
-    """The default network, and what all schedules share."""
+class ScheduleRunner:
+    """Runs schedules on the default network, with the batches and teacher that all of them share."""
 
     def __init__(self, folder: Path, epochs: int, ratio: float, strength: float) -> None:
         self.folder = folder
@@ -49,15 +49,15 @@ class Schedules:
         self.original = Network.trace(self.task.model, self.task.example_inputs)
         self.batches = [batch for _, batch in zip(range(SALIENCY_BATCHES), self.task.train_epoch(0), strict=False)]
         self.parameters = sum(value.numel() for value in self.original.parameters().values())
-        self.before = max(1, epochs // 4)
+        self.first_epochs = max(1, epochs // 4)
         self.epochs, self.ratio, self.strength = epochs, ratio, strength
 
     def cut(self, network: Network, ratio: float) -> Network:
-        """Cut to a share of the original's parameters, by importance scored on this network's weights."""
+        """Prune to a ratio of the original's parameters, by importance scored on this network's weights."""
         groups = analyse(network)
-        scores = importance(network, groups, Importance(), self.batches, self.task.loss)
-        table = group_table(network, groups, scores, self.task.example_inputs)
-        return prune(network, groups, strongest(scores, by_work(table, ratio * self.parameters, STEP)))
+        scores = score_channels(network, groups, Importance(), self.batches, self.task.loss)
+        table = build_group_table(network, groups, scores, self.task.example_inputs)
+        return prune(network, groups, choose_strongest(scores, allocate_by_work(table, ratio * self.parameters, STEP)))
 
     def train(self, network: Network, step: Distill, seed: int) -> float:
         """Train in place and return the best epoch's score."""
@@ -73,13 +73,13 @@ class Schedules:
         ).run().best_score  # fmt: skip
 
     def run(self, schedule: str, seed: int) -> dict[str, Any]:
-        """Follow one schedule."""
+        """Run one schedule."""
         start = time.perf_counter()
-        first = distillation(self.task, self.before)
-        last = distillation(self.task, self.epochs - self.before)
+        first = make_distillation(self.task, self.first_epochs)
+        last = make_distillation(self.task, self.epochs - self.first_epochs)
         network = self.original.copy()
-        if schedule == "at once":
-            last = distillation(self.task, self.epochs)
+        if schedule == "one cut":
+            last = make_distillation(self.task, self.epochs)
         elif schedule == "two cuts":
             network = self.cut(network, self.ratio**0.5)
             self.train(network, first, seed)
@@ -98,22 +98,22 @@ class Schedules:
 
 @click.command()
 @click.option("--epochs", default=4, show_default=True)
-@click.option("--ratio", default=0.1, show_default=True, help="Share of the parameters kept.")
-@click.option("--strength", default=1e-4, show_default=True, help="Of the group lasso.")
+@click.option("--ratio", default=0.1, show_default=True, help="Parameters to keep, 0..1.")
+@click.option("--strength", default=1e-4, show_default=True, help="Strength of the group lasso.")
 @click.option("--seeds", default=1, show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(epochs: int, ratio: float, strength: float, seeds: int, out: Path) -> None:
-    """Follow every schedule, and write figures and raw results."""
+    """Run every schedule, and write figures and raw results."""
     torch.set_num_threads(1)
     samples = []
     with tempfile.TemporaryDirectory() as name:
-        schedules = Schedules(Path(name), epochs, ratio, strength)
+        runner = ScheduleRunner(Path(name), epochs, ratio, strength)
         for seed in range(seeds):
             for schedule in SCHEDULES:
-                samples.append(schedules.run(schedule, seed))
+                samples.append(runner.run(schedule, seed))
                 print(json.dumps(samples[-1]), file=sys.stderr, flush=True)
     figures = {
-        schedule: float(np.mean([one["score"] for one in samples if one["schedule"] == schedule]))
+        schedule: float(np.mean([sample["score"] for sample in samples if sample["schedule"] == schedule]))
         for schedule in SCHEDULES
     }
     result = {

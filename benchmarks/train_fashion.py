@@ -16,35 +16,35 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.zoo.fashion import FASHION
-from edgeopt.tasks.fashion import tensors
+from edgeopt.tasks.fashion import load_tensors
 
-BATCH = 128
-WARMUP = 0.1
-SMOOTHING = 0.05
-GRADIENT_NORM_LIMIT = 1.0
-RATES = {"transformer": 2e-3, "recurrent": 2e-3}
-RATE = 4e-3
+BATCH_SIZE = 128
+WARMUP_RATIO = 0.1
+LABEL_SMOOTHING = 0.05
+MAX_GRADIENT_NORM = 1.0
+LEARNING_RATES = {"transformer": 2e-3, "recurrent": 2e-3}
+DEFAULT_LEARNING_RATE = 4e-3
 
 
 def train(name: str, epochs: int, seed: int = 0) -> torch.nn.Module:
-    """Train with AdamW, warm-up and a cosine, on all training images, half of the batches mirrored."""
+    """Train on all training images with AdamW, warm-up and cosine decay; half of the batches are mirrored."""
     torch.manual_seed(seed)
-    images, labels = tensors("train")
+    images, labels = load_tensors("train")
     network = FASHION[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rate = RATES.get(name, RATE)
+    rate = LEARNING_RATES.get(name, DEFAULT_LEARNING_RATE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
-    steps = epochs * math.ceil(len(images) / BATCH)
+    steps = epochs * math.ceil(len(images) / BATCH_SIZE)
     step = 0
     for _ in range(epochs):
-        for chosen in torch.randperm(len(images)).split(BATCH):
+        for chosen in torch.randperm(len(images)).split(BATCH_SIZE):
             done = step / steps
-            factor = min(1.0, done / WARMUP + 0.02) * max(0.002, 0.5 * (1 + math.cos(math.pi * done)))
+            factor = min(1.0, done / WARMUP_RATIO + 0.02) * max(0.002, 0.5 * (1 + math.cos(math.pi * done)))
             optimizer.param_groups[0]["lr"] = rate * factor
             batch = images[chosen].flip(3) if torch.rand(()) < 0.5 else images[chosen]
-            loss = torch.nn.functional.cross_entropy(network(batch), labels[chosen], label_smoothing=SMOOTHING)
+            loss = torch.nn.functional.cross_entropy(network(batch), labels[chosen], label_smoothing=LABEL_SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_NORM_LIMIT)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
             optimizer.step()
             step += 1
         click.echo(f"{name}: {step} of {steps} steps", err=True)

@@ -1,14 +1,14 @@
-"""How often an A/B says "faster" or "slower" of equal files, and how often it finds 5 % more work.
+"""Count how often an A/B calls equal files "faster" or "slower", and how often it detects 5 % more work.
 
     python benchmarks/verdicts.py [--quick] [--minutes N] --json benchmarks/results/verdicts.json
 
-Claims: ``false_verdict_ratio`` (a model against a byte-copy of itself, at most 0.02), ``found_5_percent_ratio`` (about
-one twentieth of its layers added, at least 0.95), ``median_against_bare_loop_ratio`` (the median run of the worker
-over that of a plain loop, in turns; the model furthest from 1). Networks of about 0.1, 1 and 30 ms, with and without
-another process that multiplies matrices without a pause.
+Claims: ``false_verdict_ratio`` (a model against a copy of its file; at most 0.02), ``found_5_percent_ratio`` (a model
+with about 5 % more layers; at least 0.95), ``median_against_bare_loop_ratio`` (edgeopt's worker and a plain loop take
+turns; its median run time over the loop's, for the model with the ratio furthest from 1). The networks take about 0.1,
+1 and 30 ms, with and without another process that multiplies matrices all the time.
 
-A run goes on where the last one stopped, so ``--minutes`` takes it in pieces. ``samples`` holds for every pair of
-processes the fastest run of each turn, which is what the verdict is computed from.
+A run continues where the last one stopped, so ``--minutes`` can split it. For every pair of processes, ``samples`` has
+the fastest run of each turn; the verdict is computed from these.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from edgeopt.bench.compare import compare
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.process import WorkerProcess
@@ -39,30 +40,31 @@ from edgeopt.records.measurement import Comparison
 from edgeopt.statistics import comparison_ratio, verdict
 
 NETWORKS = {"0.1 ms": (16, 7, 40, 2), "1 ms": (32, 14, 60, 3), "30 ms": (64, 56, 32, 2)}
-"""Channels, height and width, layers, and layers that the slower one has on top (5 to 6 %)."""
+"""Channels, height and width, layers, and extra layers of the slower network (5 to 6 %)."""
 
-REPEATS = {"same": 17, "planted": 8, "bare": 2}
-"""Comparisons of each network, with and without other load: 102 of equal files, 48 planted, 12 with a bare loop."""
+REPEAT_COUNTS = {"same": 17, "planted": 8, "bare": 2}
+"""Comparisons of each network with and without load. In total: 102 of equal files, 48 with more layers, 12 with a bare
+loop."""
 
-BUSY = "import numpy\na = numpy.ones((700, 700))\nwhile True:\n    a @ a"
+LOAD_CODE = "import numpy\na = numpy.ones((700, 700))\nwhile True:\n    a @ a"
 BARE_LOOP = Path(__file__).parent / "bare_loop.py"
 
 
-class AgainstBareLoop(LocalDevice):
-    """A device whose workers are in turn edgeopt's own and the bare loop."""
+class BareLoopDevice(LocalDevice):
+    """A device that starts edgeopt's worker and the bare loop alternately."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.started = 0
+        self.started_count = 0
 
     def start(self) -> WorkerProcess:
-        """Start edgeopt's worker, or every second time the loop."""
-        self.started += 1
-        return super().start() if self.started % 2 else WorkerProcess([sys.executable, str(BARE_LOOP)], {})
+        """Start edgeopt's worker, or the bare loop every second time."""
+        self.started_count += 1
+        return super().start() if self.started_count % 2 else WorkerProcess([sys.executable, str(BARE_LOOP)], {})
 
 
 def write_network(path: Path, channels: int, size: int, layers: int) -> None:
-    """Write a network of equal layers: a 3x3 convolution and Relu."""
+    """Write a network of equal layers, each a 3x3 convolution and a Relu."""
     rng, nodes, weights = np.random.default_rng(0), [], []
     for layer in range(layers):
         values = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(4.5 * channels)
@@ -78,21 +80,21 @@ def write_network(path: Path, channels: int, size: int, layers: int) -> None:
 
 
 def write_networks(folder: Path) -> None:
-    """Write each network, a byte-copy of it, and one with more layers."""
-    for name, (channels, size, layers, more) in NETWORKS.items():
+    """Write each network, two copies of its file, and the network with more layers."""
+    for name, (channels, size, layers, extra_layers) in NETWORKS.items():
         write_network(folder / f"{name}.onnx", channels, size, layers)
         shutil.copyfile(folder / f"{name}.onnx", folder / f"{name} same.onnx")
         shutil.copyfile(folder / f"{name}.onnx", folder / f"{name} bare.onnx")
-        write_network(folder / f"{name} planted.onnx", channels, size, layers + more)
+        write_network(folder / f"{name} planted.onnx", channels, size, layers + extra_layers)
 
 
 @contextlib.contextmanager
-def other_load(wanted: bool) -> Iterator[None]:
-    """Keep another process busy for as long as the block lasts, if wanted."""
-    if not wanted:
+def load_machine(busy: bool) -> Iterator[None]:
+    """Keep another process busy during the block, if ``busy``."""
+    if not busy:
         yield
         return
-    process = subprocess.Popen([sys.executable, "-c", BUSY])
+    process = subprocess.Popen([sys.executable, "-c", LOAD_CODE])
     try:
         yield
     finally:
@@ -100,40 +102,43 @@ def other_load(wanted: bool) -> Iterator[None]:
         process.wait()
 
 
-def run(folder: Path, name: str, kind: str, busy: bool, seed: int) -> dict[str, Any]:
-    """Run one comparison; return what it said, and its raw samples."""
-    device = AgainstBareLoop() if kind == "bare" else LocalDevice()
+def run_comparison(folder: Path, name: str, kind: str, busy: bool, seed: int) -> dict[str, Any]:
+    """Run one comparison, and return its verdict and raw samples."""
+    device = BareLoopDevice() if kind == "bare" else LocalDevice()
     files = folder / f"{name} {kind}.onnx", folder / f"{name}.onnx"
     begin = time.perf_counter()
-    with other_load(busy):
-        found = compare(*files, device, load_profile("phone"), seed=seed)
-    ratio = comparison_ratio(found)
+    target = RunTarget(device=device, profile=load_profile("phone"), kind="measured")
+    with load_machine(busy):
+        comparison = compare(*files, target, seed=seed)
+    ratio = comparison_ratio(comparison)
+    sides = (comparison.blocks_ns, comparison.against_blocks_ns)
     return {
         "network": name,
         "kind": kind,
         "busy": busy,
-        "verdict": verdict(found),
+        "verdict": verdict(comparison),
         "ratio": ratio.value,
         "interval": ratio[1:],
-        "pairs": len(found.blocks_ns) // found.blocks_per_pair,
+        "pairs": len(comparison.blocks_ns) // comparison.blocks_per_pair,
         "seconds": time.perf_counter() - begin,
-        "median_ns": [float(np.median(np.concatenate(side))) for side in (found.blocks_ns, found.against_blocks_ns)],
-        "comparison": msgspec.to_builtins(fastest_of_turns(found)),
+        "median_ns": [float(np.median(np.concatenate(blocks))) for blocks in sides],
+        "comparison": msgspec.to_builtins(keep_fastest_runs(comparison)),
     }
 
 
-def fastest_of_turns(found: Comparison) -> Comparison:
-    """Return a comparison with the fastest run of each turn alone; the verdict over it is the same."""
-    mine, other = (tuple((min(block),) for block in blocks) for blocks in (found.blocks_ns, found.against_blocks_ns))
-    return msgspec.structs.replace(found, blocks_ns=mine, against_blocks_ns=other)
+def keep_fastest_runs(comparison: Comparison) -> Comparison:
+    """Return a comparison with only the fastest run of each turn; its verdict is the same."""
+    sides = (comparison.blocks_ns, comparison.against_blocks_ns)
+    fastest, against_fastest = (tuple((min(block),) for block in blocks) for blocks in sides)
+    return msgspec.structs.replace(comparison, blocks_ns=fastest, against_blocks_ns=against_fastest)
 
 
-def rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def make_rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return one row for each network, kind and load."""
-    found = []
+    rows = []
     for name, kind, busy in {(s["network"], s["kind"], s["busy"]): None for s in samples}:
         some = [s for s in samples if (s["network"], s["kind"], s["busy"]) == (name, kind, busy)]
-        found.append(
+        rows.append(
             {
                 "network": name,
                 "kind": kind,
@@ -147,50 +152,46 @@ def rows(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "mean_seconds": float(np.mean([s["seconds"] for s in some])),
             }
         )
-    return sorted(found, key=lambda row: (row["kind"], float(row["network"].split()[0]), row["busy"]))
+    return sorted(rows, key=lambda row: (row["kind"], float(row["network"].split()[0]), row["busy"]))
 
 
-def figures(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def compute_figures(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the claims."""
 
-    def share(kind: str, words: tuple[str, ...]) -> float | None:
-        some = [s["verdict"] in words for s in samples if s["kind"] == kind]
-        return float(np.mean(some)) if some else None
+    def verdict_ratio(kind: str, words: tuple[str, ...]) -> float | None:
+        matches = [s["verdict"] in words for s in samples if s["kind"] == kind]
+        return float(np.mean(matches)) if matches else None
 
-    bare = [
-        float(np.median([s["median_ns"][0] / s["median_ns"][1] for s in samples if key(s) == ("bare", name)]))
-        for name in NETWORKS
-        if any(key(s) == ("bare", name) for s in samples)
-    ]
+    bare: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample["kind"] == "bare":
+            median_ns, against_median_ns = sample["median_ns"]
+            bare.setdefault(sample["network"], []).append(median_ns / against_median_ns)
+    bare_medians = [float(np.median(bare[name])) for name in NETWORKS if name in bare]
     return {
-        "false_verdict_ratio": share("same", ("faster", "slower")),
-        "found_5_percent_ratio": share("planted", ("slower",)),
-        "median_against_bare_loop_ratio": max(bare, key=lambda ratio: abs(ratio - 1), default=None),
+        "false_verdict_ratio": verdict_ratio("same", ("faster", "slower")),
+        "found_5_percent_ratio": verdict_ratio("planted", ("slower",)),
+        "median_against_bare_loop_ratio": max(bare_medians, key=lambda ratio: abs(ratio - 1), default=None),
         "equal_files_compared": sum(s["kind"] == "same" for s in samples),
         "planted_compared": sum(s["kind"] == "planted" for s in samples),
     }
 
 
-def key(sample: dict[str, Any]) -> tuple[str, str]:
-    """Return a comparison's kind and network."""
-    return sample["kind"], sample["network"]
-
-
 def plan(quick: bool) -> Iterator[tuple[str, str, bool, int]]:
-    """Yield network, kind, load and seed of every comparison, so that any beginning of them is balanced."""
-    for repeat in range(1 if quick else max(REPEATS.values())):
-        for kind, repeats in REPEATS.items():
-            if repeat < repeats:
+    """Yield network, kind, load and seed of every comparison, in an order that is balanced if it stops early."""
+    for repeat in range(1 if quick else max(REPEAT_COUNTS.values())):
+        for kind, repeat_count in REPEAT_COUNTS.items():
+            if repeat < repeat_count:
                 for name in NETWORKS:
                     yield from ((name, kind, busy, repeat) for busy in (False, True))
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="One comparison of each kind.")
-@click.option("--minutes", type=float, default=float("inf"), help="Stop after so long; the next run goes on.")
+@click.option("--minutes", type=float, default=float("inf"), help="Stop after this time; the next run continues.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(quick: bool, minutes: float, out: Path) -> None:
-    """Run what is not in the file yet, and write figures, rows and samples."""
+    """Run the comparisons that are not in the file yet, and write figures, rows and samples."""
     samples = json.loads(out.read_text())["samples"] if out.exists() else []
     done = {(s["network"], s["kind"], s["busy"], s["seed"]) for s in samples}
     environment = msgspec.to_builtins(LocalDevice().describe()[1])
@@ -202,10 +203,10 @@ def main(quick: bool, minutes: float, out: Path) -> None:
                 break
             if (network, kind, busy, seed) in done:
                 continue
-            samples.append({**run(Path(name), network, kind, busy, seed), "seed": seed})
+            samples.append({**run_comparison(Path(name), network, kind, busy, seed), "seed": seed})
             result = {
-                "figures": figures(samples),
-                "rows": rows(samples),
+                "figures": compute_figures(samples),
+                "rows": make_rows(samples),
                 "samples": samples,
                 "environment": environment,
                 "command": f"python {shlex.join(sys.argv)}",
@@ -213,7 +214,7 @@ def main(quick: bool, minutes: float, out: Path) -> None:
             part = out.with_suffix(".part")
             part.write_text(json.dumps(result))
             part.replace(out)
-    print(json.dumps({"figures": figures(samples), "rows": rows(samples)}, indent=1))
+    print(json.dumps({"figures": compute_figures(samples), "rows": make_rows(samples)}, indent=1))
 
 
 if __name__ == "__main__":

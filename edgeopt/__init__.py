@@ -1,31 +1,56 @@
 """edgeopt: the smallest ONNX file of a trained PyTorch model that keeps a target's limits.
 
-``edgeopt.classification`` and ``edgeopt.Training`` are what a user's task file needs; torch is imported on first use.
+The names in ``__all__`` are what a task file is written against. Everything else is private by convention and may
+change. ``import edgeopt`` stays light: torch is imported when a name that needs it is first used.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgeopt.task import Training as Training
-    from edgeopt.tasks.classification import classification as classification
+    from edgeopt.errors import EdgeoptError, TaskError
+    from edgeopt.records.budget import Budget
+    from edgeopt.records.recipe import Importance
+    from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
+    from edgeopt.tasks.classification import classification
 
 __version__ = "0.1.0"
-__all__ = ["Importance", "Training", "__version__", "classification"]
+__all__ = [
+    "Batch",
+    "Budget",
+    "CheckedTask",
+    "EdgeoptError",
+    "Importance",
+    "Task",
+    "TaskError",
+    "Training",
+    "__version__",
+    "classification",
+    "load_task",
+]
+
+_MODULES = {
+    "Batch": "edgeopt.task",
+    "Budget": "edgeopt.records.budget",
+    "CheckedTask": "edgeopt.task",
+    "EdgeoptError": "edgeopt.errors",
+    "Importance": "edgeopt.records.recipe",
+    "Task": "edgeopt.task",
+    "TaskError": "edgeopt.errors",
+    "Training": "edgeopt.task",
+    "classification": "edgeopt.tasks.classification",
+    "load_task": "edgeopt.task",
+}
+"""Public name to the module that defines it."""
 
 
 def __getattr__(name: str) -> Any:
-    if name == "classification":
-        from edgeopt.tasks.classification import classification
+    if name not in _MODULES:
+        raise AttributeError(f"module 'edgeopt' has no attribute '{name}'")
+    return getattr(importlib.import_module(_MODULES[name]), name)
 
-        return classification
-    if name == "Importance":
-        from edgeopt.task import Importance
 
-        return Importance
-    if name == "Training":
-        from edgeopt.task import Training
-
-        return Training
-    raise AttributeError(f"module 'edgeopt' has no attribute '{name}'")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

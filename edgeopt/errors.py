@@ -6,15 +6,15 @@
     │   ├── TaskError             2  the user's task: missing attribute, wrong shapes, a score that is not finite
     │   ├── DataError             2  a data file is missing or corrupted
     │   └── WorkspaceError        2  a folder that cannot be written, a lock that is held, a ledger that is broken
-    │       └── DiskFullError     2  no space is left
-    ├── DeviceError               1  a worker died there, or the device lacks what is needed
+    │       └── DiskFullError     2  the disk is full
+    ├── DeviceError               1  a worker died on the device, or the device lacks something that a worker needs
     │   ├── DeviceLostError       1  the connection broke and did not come back
-    │   ├── CannotProfileError    1  a kind of device that has no profile of nodes
-    │   └── ProviderError         2  an execution provider that was asked for is not there
+    │   ├── CannotProfileError    1  this kind of device has no profile of nodes
+    │   └── ProviderError         2  an execution provider that was asked for is not available
     ├── StepError                 1  one step of a recipe failed; ``stage`` names it
-    │   ├── ParityError           1  a stage computes something else than the stage before
+    │   ├── ParityError           1  outputs differ from the network's own
     │   └── DivergedError         1  a training gave values that are not finite
-    └── BudgetMissedError         3  nothing keeps the limits, or a check missed
+    └── BudgetMissedError         3  nothing keeps the limits, or a check found one that is missed
 
 They become messages in ``edgeopt.cli`` and ``Failed`` trials in ``edgeopt.pipeline``, nowhere else.
 """
@@ -28,13 +28,13 @@ from collections.abc import Iterable
 
 
 class EdgeoptError(Exception):
-    """Base of all; its text is one paragraph: what is wrong, where, what was found, what to do next."""
+    """Base of all errors. The text is one paragraph: what is wrong, where, what was found, what to do next."""
 
     exit_code = 1
 
 
 class InputError(EdgeoptError):
-    """What the user gave is wrong."""
+    """Something that the user gave is wrong."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ class ConfigError(InputError):
 
 
 class TaskError(InputError):
-    """The user's task is missing, incomplete, or gives values that cannot be used."""
+    """The user's task is missing or incomplete, or returns values that cannot be used."""
 
 
 class DataError(InputError):
@@ -56,11 +56,11 @@ class WorkspaceError(InputError):
 
 
 class DiskFullError(WorkspaceError):
-    """No space is left; ``cause`` is what met it."""
+    """The disk is full; ``cause`` is the error that reported it."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__(
-            f"the disk is full ({str(cause).strip()}). What is finished is kept: free some space and run the same "
+            f"the disk is full ({str(cause).strip()}). Finished work is kept: free some space and run the same "
             "command again, or move the workspace to a larger disk and name it with --workspace DIR."
         )
 
@@ -70,15 +70,15 @@ class DeviceError(EdgeoptError):
 
 
 class DeviceLostError(DeviceError):
-    """The connection broke and did not come back, or the device's disk is full: the same command resumes later."""
+    """The connection broke and did not come back, or the device's disk is full. The same command resumes later."""
 
 
 class CannotProfileError(DeviceError):
-    """A kind of device that has no profile of nodes: what needs one goes on without."""
+    """This kind of device has no profile of nodes; callers go on without one."""
 
 
 class ProviderError(DeviceError):
-    """An execution provider that was asked for is not there."""
+    """An execution provider that was asked for is not available."""
 
     exit_code = 2
 
@@ -100,7 +100,7 @@ class StepError(EdgeoptError):
 
 
 class ParityError(StepError):
-    """A stage computes something else than the stage before it."""
+    """A file's or a module's outputs differ too much from those of the network itself."""
 
 
 class DivergedError(StepError):
@@ -108,21 +108,21 @@ class DivergedError(StepError):
 
 
 class BudgetMissedError(EdgeoptError):
-    """Nothing keeps the limits, or a check missed one."""
+    """Nothing keeps the limits, or a check found a limit that is missed."""
 
     exit_code = 3
 
 
-DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
-"""What the system and SQLite say, in the words that reach us from child processes and libraries too."""
+_DISK_FULL_MESSAGES = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "database or disk is full")
+"""The words of the system and of SQLite; child processes and libraries pass them on."""
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Tell whether an error, or the cause that it quotes, is a full disk of this machine."""
+    """Tell whether an error, or the cause that it quotes, is that this machine's disk is full."""
     if isinstance(error, DeviceLostError):
         return False
     trace = error.trace if isinstance(error, StepError) else None
-    return any(words in f"{error} {trace}" for words in DISK_FULL)
+    return any(message in f"{error} {trace}" for message in _DISK_FULL_MESSAGES)
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

@@ -1,7 +1,7 @@
-"""The one seam to the user's code: what a task has to offer, how it is loaded, and how each part is checked.
+"""The boundary to the user's code: the members of a task, how it is loaded, and how each part is checked.
 
-In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, whose every answer has been looked at
-before the rest of edgeopt sees it. Exceptions of the user's own code pass through; ``pipeline`` gives them words.
+In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, which checks every value before the rest
+of edgeopt sees it. Exceptions from the user's own code pass through; ``pipeline`` turns them into messages.
 """
 
 from __future__ import annotations
@@ -25,19 +25,18 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
-from edgeopt.records.recipe import Importance as Importance
-from edgeopt.records.recipe import Optimizer
+from edgeopt.records.recipe import Importance, Optimizer
 
 _Arrays: TypeAlias = tuple[NDArray[Any], ...]
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
-"""Inputs and targets of one step."""
+"""Inputs and targets of one batch."""
 
-READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
-REQUIRED = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
+_READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
+_REQUIRED_METHODS = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
 
 
 class Training(Record, frozen=True, kw_only=True):
-    """How a candidate of this task is trained; the ready tasks and ``classification`` fill it in."""
+    """How the candidates of a task are trained, and how their channels are scored for pruning."""
 
     epochs: int = 10
     optimizer: Optimizer = "sgd"
@@ -48,13 +47,13 @@ class Training(Record, frozen=True, kw_only=True):
     mse_weight: float = 0.0
     hard_weight: float = 0.1
     importance: Importance = Importance()
-    """How channels are scored before they are cut."""
+    """How channels are scored before some are removed."""
     group_lasso: float = 0.0
-    """Above 0, a quarter of the epochs comes before the cut and shrinks channels with a penalty of this strength."""
+    """If above 0, a quarter of the epochs comes before pruning and shrinks channels with a penalty of this strength."""
 
 
 class Task(Protocol):
-    """What a user writes. Optional members: see ``CheckedTask``."""
+    """A user's task: these methods, and optional members that ``CheckedTask`` lists."""
 
     name: str
 
@@ -62,13 +61,13 @@ class Task(Protocol):
         """Return the trained model."""
 
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """Return one batch of inputs, which also becomes the golden inputs of the bundle."""
+        """Return one batch of inputs; it also becomes the golden inputs of the bundle."""
 
     def train_batches(self, seed: int) -> Iterable[tuple[Any, Any]]:
         """Return one epoch of ``(inputs, targets)``."""
 
     def eval_batches(self) -> Iterable[tuple[Any, Any]]:
-        """Return the batches that decide."""
+        """Return the selection set, which decides: batches of ``(inputs, targets)``."""
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the training loss, a scalar."""
@@ -78,12 +77,12 @@ class Task(Protocol):
 
 
 def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
-    """Return model inputs as a tuple: a lone tensor becomes a tuple of one."""
+    """Return model inputs as a tuple: a single tensor becomes a tuple of one."""
     return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
 
 
 def as_outputs(arrays: Sequence[NDArray[Any]]) -> Any:
-    """Return arrays in the shape that ``score`` expects: one array alone, or a tuple."""
+    """Return arrays as ``score`` expects them: a single array as it is, several as a tuple."""
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
@@ -103,7 +102,7 @@ def to_numpy(value: Any) -> Any:
     return np.asarray(value)
 
 
-class Randomness:
+class RandomStates:
     """The states of torch's, numpy's and Python's global generators after seeding with ``seed``."""
 
     def __init__(self, seed: int) -> None:
@@ -115,41 +114,41 @@ class Randomness:
 
 
 @contextmanager
-def own_randomness(state: Randomness) -> Iterator[None]:
-    """Run a block with the global generators in ``state``; keep their new state there, and restore what was before."""
+def use_random_states(states: RandomStates) -> Iterator[None]:
+    """Run a block with the global generators in ``states``, then save their new states there and restore the old."""
     before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    torch.set_rng_state(state.torch)
-    np.random.set_state(state.numpy)
-    random.setstate(state.python)
+    torch.set_rng_state(states.torch)
+    np.random.set_state(states.numpy)
+    random.setstate(states.python)
     try:
         yield
     finally:
-        state.torch, state.numpy, state.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        states.torch, states.numpy, states.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
 
 
 class CheckedTask:
-    """A user's task with its optional members filled in and every answer checked.
+    """A user's task with its optional members filled in and every returned value checked.
 
-    Optional members of the user's task: ``test_batches()``, ``sample_scores(pairs)`` (one score a sample, for paired
+    Optional members of the user's task: ``test_batches()``, ``sample_scores(pairs)`` (one score per sample, for paired
     intervals), ``students`` (name to a function that builds a smaller network), ``training`` (``Training``),
     ``calibration_batches()``, ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``,
     ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``), ``teacher`` (path of an
-    ``.onnx`` that teaches in the trained model's place; what is compressed, and compared with, stays that model).
+    ``.onnx`` file that teaches instead of the trained model, which is still what is compressed and compared with).
     """
 
     kind = "torch"
 
     def __init__(self, task: Any, spec: str) -> None:
-        missing = [name for name in REQUIRED if not callable(getattr(task, name, None))]
+        missing = [name for name in _REQUIRED_METHODS if not callable(getattr(task, name, None))]
         if missing:
-            close = did_you_mean(missing[0], [name for name in dir(task) if name[0] != "_" and name not in REQUIRED])
+            others = [name for name in dir(task) if name[0] != "_" and name not in _REQUIRED_METHODS]
             raise TaskError(
                 f"task '{spec}' ({type(task).__name__}) has no method "
-                f"{', '.join(f'{name}()' for name in missing)}{close}. "
-                "A task needs " + ", ".join(f"{name}()" for name in REQUIRED) + "; `edgeopt init` writes an example."
+                f"{', '.join(f'{name}()' for name in missing)}{did_you_mean(missing[0], others)}. A task needs "
+                f"{', '.join(f'{name}()' for name in _REQUIRED_METHODS)}; `edgeopt init` writes an example."
             )
         self.task = task
         self.spec = spec
@@ -160,14 +159,14 @@ class CheckedTask:
         self.postprocessing: str = getattr(task, "postprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
-        self.teacher = self._teacher(getattr(task, "teacher", None))
+        self.teacher = self._check_teacher(getattr(task, "teacher", None))
 
-    def _teacher(self, given: Any) -> Path | None:
+    def _check_teacher(self, given: Any) -> Path | None:
         if given is None:
             return None
         if not isinstance(given, str | Path) or Path(given).suffix != ".onnx":
             raise TaskError(
-                f"{self.spec}: teacher has to be the path of an .onnx file, not {given!r:.80}. Export another PyTorch "
+                f"{self.spec}: teacher has to be the path of an .onnx file, not {given!r:.80}. Export a PyTorch "
                 "network with torch.onnx.export; without `teacher` the trained model teaches."
             )
         return Path(given)
@@ -182,8 +181,8 @@ class CheckedTask:
         self.check_runs(model, "the model")
         return model
 
-    def check_runs(self, model: nn.Module, what: str) -> tuple[Tensor, ...]:
-        """Run ``model`` on the example inputs and return its outputs.
+    def check_runs(self, model: nn.Module, title: str) -> tuple[Tensor, ...]:
+        """Run ``model`` on the example inputs and return its outputs; ``title`` names it in errors.
 
         Raises:
             TaskError: it does not run, or an output is not finite.
@@ -195,13 +194,13 @@ class CheckedTask:
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
             shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
             raise TaskError(
-                f"{self.spec}: {what} does not run on example_inputs() of shape {shapes}: {error}. "
-                "Let example_inputs() return one batch as the model takes it."
+                f"{self.spec}: {title} does not run on example_inputs() of shape {shapes}: {error}. "
+                "Make example_inputs() return one batch that the model accepts."
             ) from error
         for index, output in enumerate(outputs):
             if isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
                 raise TaskError(
-                    f"{self.spec}: output {index} of {what} is not finite on example_inputs() (NaN or infinity). "
+                    f"{self.spec}: output {index} of {title} is not finite on example_inputs() (NaN or infinity). "
                     "Check the weights that build_model() loads."
                 )
         return outputs
@@ -238,36 +237,36 @@ class CheckedTask:
     def train_epoch(self, seed: int) -> Iterator[Batch]:
         """Yield one epoch, the same for the same seed.
 
-        The user's loader draws from torch's, numpy's and Python's generators in a state of its own, which is seeded
-        here and swapped in for each batch: what the training draws between batches (dropout) does not disturb it.
+        The user's loader draws from torch's, numpy's and Python's generators in separate states, which are seeded here
+        and swapped in for each batch. So the draws of the training between batches (dropout) do not disturb it.
         """
-        with own_randomness(loader := Randomness(seed)):
-            batches = iter(self._batches("train_batches", self.task.train_batches(seed)))
+        with use_random_states(loader := RandomStates(seed)):
+            batches = iter(self._check_batches("train_batches", self.task.train_batches(seed)))
         while True:
-            with own_randomness(loader):
+            with use_random_states(loader):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield batch
 
     def eval_batches(self) -> Iterator[Batch]:
-        """Yield the batches that decide."""
-        yield from self._batches("eval_batches", self.task.eval_batches())
+        """Yield the selection set, which decides."""
+        yield from self._check_batches("eval_batches", self.task.eval_batches())
 
     def test_batches(self) -> Iterator[Batch] | None:
-        """Return the batches that are looked at once, or None where the task has none."""
-        batches = getattr(self.task, "test_batches", None)
-        found = batches() if callable(batches) else None
-        return None if found is None else self._batches("test_batches", found)
+        """Return the test set, which is looked at once, or None if the task has none."""
+        function = getattr(self.task, "test_batches", None)
+        batches = function() if callable(function) else None
+        return None if batches is None else self._check_batches("test_batches", batches)
 
     def calibration_batches(self) -> Iterator[Batch]:
-        """Yield batches that calibrate int8: the task's own, else training batches."""
-        batches = getattr(self.task, "calibration_batches", None)
-        if callable(batches):
-            return self._batches("calibration_batches", batches())
+        """Return batches that calibrate int8: the task's own if it has some, otherwise training batches."""
+        function = getattr(self.task, "calibration_batches", None)
+        if callable(function):
+            return self._check_batches("calibration_batches", function())
         return self.train_epoch(0)
 
-    def _batches(self, source: str, batches: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
+    def _check_batches(self, source: str, batches: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
         expected = tuple(value.shape[1:] for value in self.example_inputs)
         count = 0
         for count, batch in enumerate(batches, 1):  # noqa: B007 - count is read below
@@ -277,16 +276,16 @@ class CheckedTask:
             shapes = tuple(value.shape[1:] for value in inputs)
             if shapes != expected:
                 raise TaskError(
-                    f"{self.spec}: {source}() yields inputs of shape {[tuple(value.shape) for value in inputs]} where "
+                    f"{self.spec}: {source}() yields inputs of shape {[tuple(value.shape) for value in inputs]}, but "
                     f"example_inputs() has {[tuple(value.shape) for value in self.example_inputs]}; only the first "
                     "dimension, the batch, may differ."
                 )
             yield inputs, batch[1]
         if count == 0:
-            raise TaskError(f"{self.spec}: {source}() yields nothing.")
+            raise TaskError(f"{self.spec}: {source}() yields no batches.")
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
-        """Return the task's score of arrays.
+        """Return the task's score of pairs of arrays.
 
         Raises:
             TaskError: the score is not a finite number.
@@ -297,7 +296,7 @@ class CheckedTask:
         return value
 
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
-        """Return one score a sample, or None where the task has no such thing."""
+        """Return one score per sample, or None if the task has no ``sample_scores``."""
         function = getattr(self.task, "sample_scores", None)
         return None if function is None else np.asarray(function(pairs), dtype=np.float64)
 
@@ -309,25 +308,23 @@ class CheckedTask:
         return value
 
     def distill_loss(self, outputs: Any, teacher: Any, targets: Any) -> Tensor | None:
-        """Return the task's own distillation loss, or None where it has none."""
+        """Return the task's own distillation loss, or None if it has none."""
         function = getattr(self.task, "distill_loss", None)
         return None if function is None else function(outputs, teacher, targets)
 
     @cached_property
     def source_file(self) -> Path | None:
-        """The file whose text defines the task."""
+        """The file that defines the task."""
         module = sys.modules.get(getattr(self.task, "source_module", None) or type(self.task).__module__)
         file = getattr(module, "__file__", None)
         return Path(file) if file else None
 
 
 def import_file(path: Path) -> ModuleType:
-    """Import a Python file by its path, with its folder on ``sys.path`` as a script has it."""
+    """Import a Python file by its path, with its folder on ``sys.path`` as for a script."""
     if not path.is_file():
-        near = did_you_mean(
-            path.name, [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        )
-        raise TaskError(f"task file {path} does not exist{near}.")
+        others = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        raise TaskError(f"task file {path} does not exist{did_you_mean(path.name, others)}.")
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -342,7 +339,7 @@ def import_file(path: Path) -> ModuleType:
 
 
 def import_module(name: str, spec: str) -> ModuleType:
-    """Import a module by name; the current folder counts."""
+    """Import a module by name, also from the current folder."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -350,7 +347,7 @@ def import_module(name: str, spec: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise TaskError(
             f"task '{spec}': there is no module '{error.name}'. Give module:name, file.py:name, model.onnx, or a ready "
-            f"task: {', '.join(sorted(READY_TASKS))}{did_you_mean(spec, READY_TASKS)}."
+            f"task: {', '.join(sorted(_READY_TASKS))}{did_you_mean(spec, _READY_TASKS)}."
         ) from error
 
 
@@ -360,19 +357,19 @@ def load_task(spec: str) -> CheckedTask:
     ``name`` is a task, or a function or class that returns one when called without arguments.
 
     Raises:
-        TaskError: what is missing, and the nearest name that exists.
+        TaskError: the file, the module or the name does not exist, or a method of the task is missing.
     """
-    place, _, attribute = READY_TASKS.get(spec, spec).rpartition(":")
-    if not place:
+    source, _, attribute = _READY_TASKS.get(spec, spec).rpartition(":")
+    if not source:
         raise TaskError(
-            f"there is no ready task '{spec}'{did_you_mean(spec, READY_TASKS)}. "
-            f"Ready: {', '.join(sorted(READY_TASKS))}. Your own: module:name or file.py:name."
+            f"there is no ready task '{spec}'{did_you_mean(spec, _READY_TASKS)}. "
+            f"Ready: {', '.join(sorted(_READY_TASKS))}. Your own: module:name or file.py:name."
         )
-    module = import_file(Path(place)) if place.endswith(".py") else import_module(place, spec)
+    module = import_file(Path(source)) if source.endswith(".py") else import_module(source, spec)
     if not hasattr(module, attribute):
-        close = did_you_mean(attribute, [name for name in vars(module) if not name.startswith("_")])
-        raise TaskError(f"task '{spec}': {place} has no '{attribute}'{close}.")
-    found = getattr(module, attribute)
-    if isinstance(found, type) or (callable(found) and not hasattr(found, "build_model")):
-        found = found()
-    return CheckedTask(found, spec)
+        others = [name for name in vars(module) if not name.startswith("_")]
+        raise TaskError(f"task '{spec}': {source} has no '{attribute}'{did_you_mean(attribute, others)}.")
+    task = getattr(module, attribute)
+    if isinstance(task, type) or (callable(task) and not hasattr(task, "build_model")):
+        task = task()
+    return CheckedTask(task, spec)

@@ -10,10 +10,10 @@ from edgeopt.records.measurement import (
     DeviceKind,
     Environment,
     Estimate,
-    Foretold,
     Measurement,
     Memory,
     NodeChange,
+    PercentileEstimate,
     Timing,
 )
 from edgeopt.records.profile import Profile, TimingRule
@@ -63,7 +63,7 @@ def a_budget(
     min_score: float | None = None,
     max_score_drop: float | None = 0.01,
 ) -> Budget:
-    """Limits that ``a_trial()`` keeps."""
+    """Return limits that ``a_trial()`` keeps."""
     return Budget(
         max_latency_ms=max_latency_ms,
         latency_percentile=latency_percentile,
@@ -78,7 +78,7 @@ def a_budget(
 
 
 def a_profile(*, name: str = "phone", stand_in: bool = True, limits: Budget | None = None) -> Profile:
-    """A phone that this machine stands in for."""
+    """Return a phone that this machine stands in for."""
     return Profile(
         name=name,
         title="a phone",
@@ -100,12 +100,12 @@ def a_profile(*, name: str = "phone", stand_in: bool = True, limits: Budget | No
 
 
 def a_device(*, kind: DeviceKind = "measured") -> DeviceInfo:
-    """The machine that runs the tests."""
+    """Return the machine that runs the tests."""
     return DeviceInfo(uri="local:", kind=kind, id="x86_64-test")
 
 
 def an_environment() -> Environment:
-    """A machine without VNNI."""
+    """Return a machine without VNNI."""
     return Environment(
         processor="Test Processor 3000",
         features=("avx2",),
@@ -121,7 +121,7 @@ def an_environment() -> Environment:
 
 
 def a_timing(latency_ms: float = 0.2, *, spread: float = 0.02, process: int = 0, contended: bool = False) -> Timing:
-    """One process whose runs lie evenly within ``spread`` above and below, processes apart by a tenth of that."""
+    """Return one process with runs evenly within ``spread`` above and below; processes differ by a tenth of that."""
     center = latency_ms * 1e6 * (1 + spread * (process - 2) / 10)
     wall = tuple(round(center * (1 + spread * (2 * run / (RUNS - 1) - 1))) for run in range(RUNS))
     return Timing(
@@ -136,7 +136,7 @@ def a_timing(latency_ms: float = 0.2, *, spread: float = 0.02, process: int = 0,
 
 
 def a_memory(peak_bytes: int = 4_000_000) -> Memory:
-    """Peaks whose larger one is ``peak_bytes``."""
+    """Return peaks, the larger of which is ``peak_bytes``."""
     return Memory(
         load_peak_bytes=peak_bytes,
         run_peak_bytes=peak_bytes - 500_000,
@@ -156,7 +156,7 @@ def a_measurement(
     device: DeviceInfo | None = None,
     contended: bool = False,
 ) -> Measurement:
-    """Five processes of twenty runs."""
+    """Return five processes of twenty runs."""
     return Measurement(
         sha256=sha256,
         batch_size=batch_size,
@@ -171,7 +171,7 @@ def a_measurement(
 
 
 def an_estimate(latency_ms: float = 0.2, error_ratio: float = 0.1) -> Estimate:
-    """Every percentile the same, with an interval of three times the error."""
+    """Return an estimate with equal percentiles and an interval of three times the error to each side."""
     center = 1e6 * latency_ms
     ends = {"value_ns": center, "low_ns": center * (1 - 3 * error_ratio), "high_ns": center * (1 + 3 * error_ratio)}
     return Estimate(
@@ -179,7 +179,7 @@ def an_estimate(latency_ms: float = 0.2, error_ratio: float = 0.1) -> Estimate:
         made_at="2026-11-24T16:00:00+00:00",
         device=DeviceInfo(uri="ssh://pi", kind="measured", id="aarch64-pi"),
         device_runtime="1.31.0",
-        percentiles=tuple(Foretold(percentile=percentile, **ends) for percentile in (50, 90, 99)),
+        percentiles=tuple(PercentileEstimate(percentile=percentile, **ends) for percentile in (50, 90, 99)),
         networks=8,
         error_ratio=error_ratio,
         unseen_ratio=0.05,
@@ -187,7 +187,7 @@ def an_estimate(latency_ms: float = 0.2, error_ratio: float = 0.1) -> Estimate:
 
 
 def a_comparison(*, time_ratio: float = 0.25, sha256: str = "ab" * 32, against_sha256: str = "00" * 32) -> Comparison:
-    """Ten alternating blocks of eight runs; this file takes ``time_ratio`` of the other's time, give or take 1 %."""
+    """Return ten alternating blocks of eight runs; this file takes ``time_ratio`` of the other's time, within 1 %."""
 
     def blocks(center_ns: float, phase: int) -> tuple[tuple[int, ...], ...]:
         wobble = [1 + 0.01 * (((7 * block + phase) % 11) / 5 - 1) for block in range(10)]
@@ -203,7 +203,7 @@ def a_comparison(*, time_ratio: float = 0.25, sha256: str = "ab" * 32, against_s
 
 
 def a_recipe(*, pruned: bool = False, int8: bool = False) -> Recipe:
-    """Simplified, and more where the arguments say so."""
+    """Return a recipe that simplifies, and prunes or quantizes if asked."""
     prune = Prune(importance=Importance(), widths={"stem": 16})
     torch_steps: tuple[TorchStep, ...] = (prune, A_DISTILL) if pruned else ()
     graph_steps: tuple[GraphStep, ...] = (Simplify(), A_QUANTIZE, Compact()) if int8 else (Simplify(), Compact())
@@ -211,18 +211,18 @@ def a_recipe(*, pruned: bool = False, int8: bool = False) -> Recipe:
 
 
 def a_slower_int8_trial(number: int = 1) -> Trial:
-    """In int8 it is slower than in float32, because of two convolutions."""
+    """Return a trial that is slower in int8 than in float32, because of two convolutions."""
     changes = (
         NodeChange(
             name="", operator="Conv → QLinearConv", shape=(1, 96, 28, 28), nodes=(2, 2), against_ns=1.08e5, ns=1.32e5
         ),
         NodeChange(name="", operator="Relu", shape=(1, 8, 14, 14), nodes=(1, 0), against_ns=4e3, ns=0.0),
     )
-    return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, twin_ratio=1.2, changes_against_float=changes)
+    return a_trial(number, recipe=a_recipe(int8=True), drop=0.0, float_ratio=1.2, changes_against_float=changes)
 
 
-def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0, **values: object) -> Trial:
-    """A trial that zeros or low rank made of trial 1, with its A/B against that."""
+def a_derived_trial(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0, **values: object) -> Trial:
+    """Return a trial made from trial 1 by zeros or low rank, with its A/B against that trial."""
     trial = a_trial(number, **values)  # type: ignore[arg-type]
     assert isinstance(trial.outcome, Measured)
     against = AgainstTrial(trial=1, comparison=a_comparison(time_ratio=time_ratio))
@@ -232,16 +232,18 @@ def a_variant(number: int, step: LowRank | Sparsify, *, time_ratio: float = 1.0,
     )
 
 
-def a_trial_with_a_front(number: int = 2, *, plain: int = 1, time_ratio: float = 0.8, size_bytes: int = 905) -> Trial:
-    """An int8 trial whose first layers are float, with its A/B against trial ``plain``."""
+def a_trial_with_a_float_prefix(
+    number: int = 2, *, full_int8: int = 1, time_ratio: float = 0.8, size_bytes: int = 905
+) -> Trial:
+    """Return an int8 trial with a float prefix, with its A/B against trial ``full_int8``."""
     trial = a_trial(number, size_bytes=size_bytes, recipe=a_recipe(int8=True), drop=0.0)
     assert isinstance(trial.outcome, Measured)
-    against = AgainstTrial(trial=plain, comparison=a_comparison(time_ratio=time_ratio))
+    against = AgainstTrial(trial=full_int8, comparison=a_comparison(time_ratio=time_ratio))
     return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, against_full_int8=against))
 
 
 def a_mixed_trial(number: int = 1) -> Trial:
-    """Two of its three nodes stay float."""
+    """Return an int8 trial with two of its three nodes in float."""
     recipe = a_recipe(int8=True)
     step = msgspec.structs.replace(A_QUANTIZE, float_nodes=("stem", "head"))
     steps = tuple(step if isinstance(one, Quantize) else one for one in recipe.graph_steps)
@@ -260,7 +262,7 @@ def an_artifact(
     parameters: int = 200,
     notes: tuple[str, ...] = (),
 ) -> Artifact:
-    """One file, named by the number of its trial."""
+    """Return one file, whose key and hash are the number of its trial."""
     return Artifact(
         key=f"{number:020x}",
         sha256=f"{number:064x}",
@@ -295,11 +297,11 @@ def a_trial(
     batch_size: int = 1,
     contended: bool = False,
     notes: tuple[str, ...] = (),
-    twin_ratio: float | None = None,
+    float_ratio: float | None = None,
     changes_against_float: tuple[NodeChange, ...] = (),
     ranking: tuple[NodeNoise, ...] = (),
 ) -> Trial:
-    """A measured trial; ``drop`` follows from ``score`` where it is not given."""
+    """Return a measured trial; ``drop`` follows from ``score`` if it is not given."""
     artifact = an_artifact(
         number=number, size_bytes=size_bytes, download_bytes=download_bytes, parameters=parameters, notes=notes
     )
@@ -325,7 +327,7 @@ def a_trial(
                 samples=2000,
             ),
             against_baseline=against,
-            against_float=None if twin_ratio is None else a_comparison(time_ratio=twin_ratio, sha256=artifact.sha256),
+            against_float=None if float_ratio is None else a_comparison(time_ratio=float_ratio, sha256=artifact.sha256),
             changes_against_float=changes_against_float,
             ranking=ranking,
         ),
@@ -336,7 +338,7 @@ def a_trial(
 def a_baseline(
     *, size_bytes: int = 9000, latency_ms: float = 0.8, memory_bytes: int | None = 8_000_000, score: float = 0.915
 ) -> Trial:
-    """Trial 0: the trained model, exported and simplified."""
+    """Return trial 0: the trained model, exported and simplified."""
     return a_trial(
         0,
         size_bytes=size_bytes,
@@ -351,7 +353,7 @@ def a_baseline(
 
 
 def a_failed_trial(number: int = 1, *, stage: str = "distill", reason: str = "the loss is not finite") -> Trial:
-    """A trial that ended early."""
+    """Return a trial that failed."""
     return Trial(
         number=number,
         recipe=a_recipe(pruned=True),
@@ -368,7 +370,7 @@ def a_choice(
     target: str = "phone",
     proven_on_target: bool = True,
 ) -> Choice:
-    """What ``select.choose`` makes of the trials: by default a baseline, a good one, one too bad, one failed."""
+    """Return the choice of ``select.choose`` among trials: by default a baseline, good ones, a bad and a failed one."""
     from edgeopt.select import choose
 
     if trials is None:
@@ -391,5 +393,5 @@ def a_choice(
 
 
 def a_test_result(*, drop_ci95: tuple[float, float] | None = (0.001, 0.009)) -> TestScores:
-    """Scores on the test batches; a winner half a point below the baseline."""
+    """Return scores on the test set, with a winner half a point below the baseline."""
     return TestScores(baseline_score=0.914, winner_score=0.909, drop_ci95=drop_ci95, samples=10_000)

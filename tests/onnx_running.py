@@ -10,10 +10,10 @@ import numpy as np
 import onnx
 import torch
 from builders import a_profile
+from tiny_models import a_run_target
 from torch import nn
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.device.open import open_device
 from edgeopt.export.to_onnx import export
 from edgeopt.tasks.resnet import SmallResNet
 
@@ -66,7 +66,7 @@ def run(model: Path, images: np.ndarray) -> np.ndarray:
     inputs, outputs = model.with_suffix(".in.npz"), model.with_suffix(".out.npz")
     name = onnx.load(model).graph.input[0].name
     write_batches(inputs, [{name: images}])
-    run_model(model, inputs, outputs, open_device("local:"), a_profile())
+    run_model(model, inputs, outputs, a_run_target(a_profile()))
     return next(iter(read_batches(outputs)[0].values()))
 
 

@@ -1,16 +1,15 @@
-"""The task of ``tiny_bundles.a_bundle``: 2,000 points, of whose labels the bundle's model gets a chosen share right.
+"""The task of ``tiny_bundles.a_bundle``: 2,000 points; the bundle's model gets a chosen number of the labels right.
 
-It has no model and nothing to train with, for a check of the score needs neither.
+It has no model and no training, because a check of the score needs neither.
 """
 
 import textwrap
 from pathlib import Path
 
 import numpy as np
-from tiny_models import a_quick_profile
+from tiny_models import a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.device.local import LocalDevice
 
 SAMPLES = 2000
 
@@ -47,14 +46,12 @@ SOURCE = """
 
 
 def write_scored_task(folder: Path, *, right: int, samples: int = SAMPLES, width: int = 32) -> str:
-    """Write the task beside its data and return what ``--score`` takes from that folder."""
+    """Write the task next to its data; return its ``--score`` for commands in ``folder``."""
     x = np.random.default_rng(1).standard_normal((samples, width)).astype(np.float32)
     labels = np.zeros(samples, np.int64)
     if width == 32:
         write_batches(folder / "scored-in.npz", [{"x": x}])
-        run_model(
-            folder / "m.onnx", folder / "scored-in.npz", folder / "scored-out.npz", LocalDevice(), a_quick_profile()
-        )
+        run_model(folder / "m.onnx", folder / "scored-in.npz", folder / "scored-out.npz", a_run_target())
         labels = read_batches(folder / "scored-out.npz")[0]["y"].argmax(1)
         labels[right:] += 1
     np.savez(folder / "scored.npz", x=x, labels=labels)

@@ -1,4 +1,4 @@
-"""Records: through JSON and back, unknown fields refused, and keys that stay the same."""
+"""Records: to JSON and back, unknown fields, keys that stay the same, and facts of a recipe."""
 
 import msgspec
 import pytest
@@ -7,10 +7,20 @@ from builders import a_budget, a_choice, a_failed_trial, a_profile, a_recipe, a_
 from edgeopt.config.profiles import load_profile
 from edgeopt.records.budget import Budget
 from edgeopt.records.choice import Choice
-from edgeopt.records.codec import artifact_key, digest, from_json, measurement_key, network_key, to_json
+from edgeopt.records.codec import digest, from_json, to_json
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
-from edgeopt.records.recipe import Importance, Prune, Recipe, Simplify, Student
+from edgeopt.records.recipe import (
+    Float16,
+    Importance,
+    Prune,
+    QuantizeAware,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Recipe,
+    Simplify,
+    Student,
+)
 
 PHONE = load_profile("phone")
 HERE = DeviceInfo(uri="local:", kind="stand-in", id="x86-1")
@@ -22,8 +32,40 @@ A_RECIPE = Recipe(
 )
 
 
+AWARE = QuantizeAware(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=256)
+
+
 def replaced(record, **changes):
     return msgspec.structs.replace(record, **changes)
+
+
+@pytest.mark.parametrize(
+    ("steps", "precision"),
+    [
+        ((), "fp32"),
+        ((Simplify(),), "fp32"),
+        ((Simplify(), Float16()), "fp16"),
+        (a_recipe(int8=True).graph_steps, "int8"),
+        ((QuantizeDynamic(reduce_range=True),), "int8"),
+        ((QuantizeWeights(bits=4, block=32),), "int8"),
+    ],
+)
+def test_a_recipes_precision_is_that_of_its_graph_steps(steps, precision):
+    assert replaced(A_RECIPE, graph_steps=steps).precision == precision
+
+
+@pytest.mark.parametrize(
+    ("changes", "original"),
+    [
+        ({"torch_steps": ()}, True),
+        ({"torch_steps": (AWARE,)}, True),
+        ({"torch_steps": (AWARE,), "parent": "x"}, False),
+        ({"torch_steps": (), "parent": "x"}, False),
+        ({}, False),
+    ],
+)
+def test_a_recipe_is_the_original_if_nothing_changed_its_structure_or_its_starting_weights(changes, original):
+    assert replaced(A_RECIPE, **changes).is_original == original
 
 
 @pytest.mark.parametrize(
@@ -31,16 +73,16 @@ def replaced(record, **changes):
     [a_budget(), a_profile(), PHONE, A_RECIPE, a_recipe(pruned=True, int8=True), a_trial(), a_failed_trial()],
     ids=lambda record: type(record).__name__,
 )
-def test_a_record_comes_back_from_json_as_it_was(record):
+def test_a_record_survives_json(record):
     assert from_json(to_json(record), type(record)) == record
 
 
-def test_a_choice_comes_back_from_json_as_it_was():
+def test_a_choice_survives_json():
     choice = a_choice()
     assert from_json(to_json(choice), Choice) == choice
 
 
-def test_which_step_it_is_stands_in_the_json():
+def test_the_json_names_the_kind_of_each_step():
     steps = msgspec.json.decode(to_json(A_RECIPE))["torch_steps"]
     assert [step["step"] for step in steps] == ["student", "prune"]
     outcome = msgspec.json.decode(to_json(a_failed_trial()))["outcome"]
@@ -63,7 +105,7 @@ def test_a_missing_field_and_a_wrong_type_are_refused_with_their_path():
         from_json(to_json(value), Profile)
 
 
-def test_a_graph_step_cannot_stand_among_torch_steps():
+def test_a_graph_step_among_torch_steps_is_refused():
     value = msgspec.json.decode(to_json(A_RECIPE))
     value["torch_steps"], value["graph_steps"] = value["graph_steps"], value["torch_steps"]
     with pytest.raises(msgspec.ValidationError, match=r"student.*graph_steps"):
@@ -75,56 +117,10 @@ def test_a_record_is_frozen():
         PHONE.threads = 4
 
 
-def test_the_order_in_which_a_dictionary_was_filled_does_not_change_its_name():
+def test_the_order_of_a_dictionarys_keys_does_not_change_its_digest():
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
 
 
-def test_names_are_the_same_in_every_version_of_edgeopt():
-    # Written down once: where these change, every workspace in the world forgets its trials.
+def test_a_digest_is_the_same_in_every_version_of_edgeopt():
+    # If it changes, every existing workspace loses its trials.
     assert digest(("a", 1, 0.5, None)) == "17b71729aa9e49e8c4cf"
-    assert network_key("task", A_RECIPE.torch_steps, 0, None, "v1") == "408b7d06de7429f30030"
-    assert artifact_key("task", A_RECIPE, "v1") == "294ce2df55c8df404bb9"
-
-
-def test_an_artifact_is_named_by_recipe_task_and_versions():
-    names = {
-        artifact_key("task", A_RECIPE, "v1"),
-        artifact_key("other task", A_RECIPE, "v1"),
-        artifact_key("task", replaced(A_RECIPE, seed=1), "v1"),
-        artifact_key("task", replaced(A_RECIPE, parent="x"), "v1"),
-        artifact_key("task", replaced(A_RECIPE, graph_steps=()), "v1"),
-        artifact_key("task", A_RECIPE, "v2"),
-        network_key("task", A_RECIPE.torch_steps, 0, None, "v1"),
-    }
-    assert len(names) == 7
-
-
-def test_a_new_limit_measures_nothing_again():
-    other = replaced(PHONE, limits=replaced(PHONE.limits, max_latency_ms=1.0), title="other words", channel_step=16)
-    assert measurement_key("ab", HERE, "1.32.0", PHONE, 1) == measurement_key("ab", HERE, "1.32.0", other, 1)
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"threads": 2},
-        {"providers": ("CUDAExecutionProvider",)},
-        {"allow_spinning": True},
-        {"memory_arena": False},
-        {"affinity": (0,)},
-        {"graph_level": "basic"},
-        {"timing": replaced(PHONE.timing, processes=9)},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_another_runtime_setting_measures_again(changes):
-    other = replaced(PHONE, **changes)
-    assert measurement_key("ab", HERE, "1.32.0", PHONE, 1) != measurement_key("ab", HERE, "1.32.0", other, 1)
-
-
-def test_another_file_device_runtime_or_batch_measures_again():
-    first = measurement_key("ab", HERE, "1.32.0", PHONE, 1)
-    assert measurement_key("cd", HERE, "1.32.0", PHONE, 1) != first
-    assert measurement_key("ab", replaced(HERE, id="x86-2"), "1.32.0", PHONE, 1) != first
-    assert measurement_key("ab", HERE, "1.33.0", PHONE, 1) != first
-    assert measurement_key("ab", HERE, "1.32.0", PHONE, 8) != first

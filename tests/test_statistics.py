@@ -12,21 +12,21 @@ from edgeopt.statistics import (
     HOT_C,
     Interval,
     comparison_ratio,
+    expanded_tail,
+    find_noise,
     is_complete,
     is_decided,
-    is_measured,
+    is_precise_enough,
     latency_interval_ms,
-    least_runs,
     load_ms,
-    noise,
     paired_drop_interval,
     percentile_interval,
-    student_quantile,
+    required_runs,
     throughput_per_s,
     verdict,
 )
 
-STUDENT_TOLERANCE = 0.003  # of the expansion at 3 degrees of freedom, its worst
+EXACT = 1e-8  # relative; a quantile goes through the tail of a normal distribution and back
 COVERAGE_FLOOR = 0.88  # 95 % nominal, five units, 120 simulations: three standard errors and the bootstrap's own error
 
 
@@ -48,9 +48,14 @@ def compared(ratios, *, per_pair=1, runs=5):
     )
 
 
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30])
-def test_the_quantile_of_students_t_is_scipys(freedom):
-    assert math.isclose(student_quantile(0.975, freedom), stats.t.ppf(0.975, freedom), rel_tol=STUDENT_TOLERANCE)
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 31])
+def test_the_expanded_tail_of_a_bootstrap_gives_the_width_of_students_t(count):
+    width = -stats.norm.ppf(expanded_tail(count, 0.95)) * math.sqrt((count - 1) / count)
+    assert math.isclose(width, stats.t.ppf(0.975, count - 1), rel_tol=EXACT)
+
+
+def test_the_expanded_tail_is_that_of_the_example():
+    assert expanded_tail(5, 0.95) == pytest.approx(0.00095, abs=5e-6)
 
 
 def test_a_percentile_is_that_of_the_pooled_samples():
@@ -59,7 +64,7 @@ def test_a_percentile_is_that_of_the_pooled_samples():
     assert interval.low <= 3 <= interval.high
 
 
-def test_the_interval_covers_the_true_percentile_although_processes_differ():
+def test_the_interval_covers_the_true_percentile_even_if_processes_differ():
     rng = np.random.default_rng(1)
     truth = 1e6 * math.exp(stats.norm.ppf(0.9) * math.hypot(0.03, 0.1))
     intervals = [percentile_interval(processes(rng), 90) for _ in range(120)]
@@ -67,14 +72,14 @@ def test_the_interval_covers_the_true_percentile_although_processes_differ():
     assert covered >= COVERAGE_FLOOR
 
 
-def test_processes_that_differ_give_a_wider_interval_than_equal_ones():
+def test_different_processes_give_a_wider_interval_than_equal_ones():
     rng = np.random.default_rng(2)
-    same = percentile_interval(processes(rng, between=0.0), 50)
-    differ = percentile_interval(processes(rng, between=0.1), 50)
-    assert differ.high - differ.low > 3 * (same.high - same.low)
+    equal = percentile_interval(processes(rng, between=0.0), 50)
+    different = percentile_interval(processes(rng, between=0.1), 50)
+    assert different.high - different.low > 3 * (equal.high - equal.low)
 
 
-def test_processes_of_unequal_length_and_a_single_run_are_no_trouble():
+def test_processes_of_unequal_length_and_a_single_run_have_an_interval():
     assert percentile_interval([[5]], 90) == Interval(5, 5, 5)
     interval = percentile_interval([[5], [6] * 100, [7] * 3], 50)
     assert interval.value == 6
@@ -86,25 +91,25 @@ def test_the_same_samples_give_the_same_interval():
 
 
 @pytest.mark.parametrize(("percentile", "runs"), [(50, 7), (90, 44), (99, 459)])
-def test_the_least_runs_are_those_after_which_the_slowest_bounds_the_percentile(percentile, runs):
-    assert least_runs(percentile) == runs
+def test_after_the_required_runs_the_slowest_one_bounds_the_percentile(percentile, runs):
+    assert required_runs(percentile) == runs
     assert (percentile / 100) ** runs <= 0.01 < (percentile / 100) ** (runs - 1)
 
 
 def test_a_measurement_ends_early_when_its_interval_is_narrow():
     rng = np.random.default_rng(6)
     quiet = processes(rng, count=3, between=0.003, within=0.005)
-    assert is_measured(quiet, 90, None)
-    assert not is_measured(quiet[:2], 90, None)
-    assert not is_measured([process[:10] for process in quiet], 90, None)
-    assert not is_measured(processes(rng, count=3, between=0.2), 90, None)
+    assert is_precise_enough(quiet, 90, None)
+    assert not is_precise_enough(quiet[:2], 90, None)
+    assert not is_precise_enough([process[:10] for process in quiet], 90, None)
+    assert not is_precise_enough(processes(rng, count=3, between=0.2), 90, None)
 
 
 @pytest.mark.parametrize(("limit_ns", "ends"), [(10e6, True), (1.2e6, False), (0.2e6, True)])
-def test_a_wider_interval_is_enough_where_the_limit_is_far_away(limit_ns, ends):
+def test_a_wider_interval_is_enough_if_the_limit_is_far_away(limit_ns, ends):
     samples = [[950_000, 1_050_000] * 100, [960_000, 1_060_000] * 100, [1_000_000, 1_100_000] * 100]
-    assert is_measured(samples, 90, limit_ns) == ends
-    assert not is_measured(samples, 90, None)
+    assert is_precise_enough(samples, 90, limit_ns) == ends
+    assert not is_precise_enough(samples, 90, None)
 
 
 def test_a_measurement_that_ended_early_for_a_far_limit_is_not_complete_for_a_near_one():
@@ -117,7 +122,7 @@ def test_a_measurement_that_ended_early_for_a_far_limit_is_not_complete_for_a_ne
 
 
 def timed_as(*walls, load=1.0):
-    """A measurement whose processes had these runs."""
+    """Return a measurement whose processes had these runs."""
     timing = a_measurement().timings[0]
     timings = tuple(
         msgspec.structs.replace(
@@ -131,46 +136,48 @@ def timed_as(*walls, load=1.0):
 def test_quiet_processes_have_no_noise():
     rng = np.random.default_rng(7)
     for _ in range(50):
-        assert noise(timed_as(*processes(rng, between=0.01, within=0.02))) == {}
-        assert noise(timed_as(*[1e6 * (1 + rng.exponential(0.1, 100)) for _ in range(5)])) == {}
+        assert find_noise(timed_as(*processes(rng, between=0.01, within=0.02))) == {}
+        assert find_noise(timed_as(*[1e6 * (1 + rng.exponential(0.1, 100)) for _ in range(5)])) == {}
 
 
 def test_other_load_is_noticed():
     quiet = [np.full(50, 1e6)] * 4
-    assert noise(timed_as(*quiet, load=1.3)) == {"load": pytest.approx(0.3, abs=0.001)}
+    assert find_noise(timed_as(*quiet, load=1.3)) == {"load": pytest.approx(0.3, abs=0.001)}
 
 
 def test_a_process_unlike_the_others_is_noticed():
-    found = noise(timed_as(np.full(50, 1e6), np.full(50, 1e6), np.full(50, 1.25e6)))
+    found = find_noise(timed_as(np.full(50, 1e6), np.full(50, 1e6), np.full(50, 1.25e6)))
     assert found == {"unlike processes": pytest.approx(0.25)}
 
 
-def test_a_speed_that_drifts_is_noticed():
+def test_a_drifting_speed_is_noticed():
     rng = np.random.default_rng(8)
-    found = noise(timed_as(*[np.linspace(1e6, 1.2e6, 90) * rng.normal(1, 0.01, 90) for _ in range(3)]))
+    found = find_noise(timed_as(*[np.linspace(1e6, 1.2e6, 90) * rng.normal(1, 0.01, 90) for _ in range(3)]))
     assert found == {"drift": pytest.approx(0.13, abs=0.02)}
 
 
 def test_two_speeds_are_noticed():
     rng = np.random.default_rng(9)
     runs = [1e6 * np.where(rng.random(200) < 0.3, 1.4, 1.0) * rng.normal(1, 0.01, 200) for _ in range(3)]
-    assert noise(timed_as(*runs)) == {"two speeds": pytest.approx(0.4, abs=0.02)}
+    assert find_noise(timed_as(*runs)) == {"two speeds": pytest.approx(0.4, abs=0.02)}
 
 
-def test_a_cap_in_time_that_left_too_few_runs_for_the_percentile_is_said():
+def test_too_few_runs_for_the_percentile_are_reported():
     few = timed_as(*[np.full(30, 1e6)] * 3)
-    assert noise(few, 90) == {}
-    assert noise(few, 99) == {"few runs": pytest.approx(90 / 459)}
+    assert find_noise(few, 90) == {}
+    assert find_noise(few, 99) == {"few runs": pytest.approx(90 / 459)}
 
 
 @pytest.mark.parametrize(
-    ("cooled_seconds", "began", "found"), [(120.0, 71.5, {"heat": 71.5}), (9.0, 58.0, {}), (0.0, 45.0, {})]
+    ("cooled_seconds", "start_c", "found"), [(120.0, 71.5, {"heat": 71.5}), (9.0, 58.0, {}), (0.0, 45.0, {})]
 )
-def test_a_processor_that_stayed_hot_is_said(cooled_seconds, began, found):
+def test_a_processor_that_stayed_hot_is_reported(cooled_seconds, start_c, found):
     quiet = timed_as(*[np.full(50, 1e6)] * 3)
-    first = msgspec.structs.replace(quiet.timings[0], cooled_seconds=cooled_seconds, temperatures_c=(began, began + 3))
+    first = msgspec.structs.replace(
+        quiet.timings[0], cooled_seconds=cooled_seconds, temperatures_c=(start_c, start_c + 3)
+    )
     assert HOT_C == worker.COOL_C
-    assert noise(msgspec.structs.replace(quiet, timings=(first, *quiet.timings[1:]))) == found
+    assert find_noise(msgspec.structs.replace(quiet, timings=(first, *quiet.timings[1:]))) == found
 
 
 def test_no_samples_are_an_error():
@@ -178,7 +185,7 @@ def test_no_samples_are_an_error():
         percentile_interval([], 50)
 
 
-def test_a_measurement_is_read_in_milliseconds_and_samples_a_second():
+def test_a_measurement_is_read_in_milliseconds_and_samples_per_second():
     measurement = a_measurement()
     median = latency_interval_ms(measurement, 50)
     pooled = np.concatenate([timing.wall_ns for timing in measurement.timings])
@@ -196,7 +203,7 @@ def test_twelve_pairs_leave_one_out_at_each_end():
     assert comparison_ratio(compared([0.5, *middle, 2.0])) == Interval(0.835, 0.8, 0.86)
 
 
-def test_turns_of_one_pair_of_processes_count_once():
+def test_all_turns_of_one_pair_of_processes_count_once():
     ratios = [1.2, 1.2, 5.0] + [0.9, 0.9, 0.9] * 5
     assert comparison_ratio(compared(ratios, per_pair=3)) == Interval(0.9, 0.9, 1.2)
 
@@ -218,7 +225,7 @@ def test_slow_changes_of_the_machines_speed_cancel():
 
 
 @pytest.mark.parametrize(
-    ("ratios", "said"),
+    ("ratios", "expected"),
     [
         ([0.8] * 6, "faster"),
         ([1.25] * 6, "slower"),
@@ -228,8 +235,8 @@ def test_slow_changes_of_the_machines_speed_cancel():
         ([0.9, 1.1, 1.0, 0.95, 1.05, 1.0], "no difference"),
     ],
 )
-def test_a_verdict_needs_every_pair_and_more_than_the_minimum_effect(ratios, said):
-    assert verdict(compared(ratios)) == said
+def test_a_verdict_needs_every_pair_and_more_than_the_minimum_effect(ratios, expected):
+    assert verdict(compared(ratios)) == expected
 
 
 def pairs_until_decided(draw):
@@ -248,14 +255,14 @@ def test_equal_files_are_called_different_in_less_than_two_percent(noise):
 
 
 @pytest.mark.parametrize("effect", [0.95, 1.05])
-def test_five_percent_are_found_where_pairs_vary_by_two_and_one_in_fifteen_is_off(effect):
+def test_five_percent_are_found_if_pairs_vary_by_two_percent_and_one_in_fifteen_is_off(effect):
     rng = np.random.default_rng(5)
     found = [
         pairs_until_decided(lambda: effect * math.exp(rng.normal(0, 0.1 if rng.random() < 1 / 15 else 0.02)))
         for _ in range(300)
     ]
-    said = [verdict(comparison) for comparison in found]
-    assert np.mean([word == ("slower" if effect > 1 else "faster") for word in said]) > 0.95
+    verdicts = [verdict(comparison) for comparison in found]
+    assert np.mean([word == ("slower" if effect > 1 else "faster") for word in verdicts]) > 0.95
 
 
 @pytest.mark.parametrize(
@@ -274,7 +281,7 @@ def test_five_percent_are_found_where_pairs_vary_by_two_and_one_in_fifteen_is_of
         ([1.0, 1.0, 1.0, *[0.95] * 17], True),
     ],
 )
-def test_a_comparison_ends_when_more_pairs_would_not_change_what_is_said(ratios, decided):
+def test_a_comparison_ends_when_more_pairs_would_not_change_the_verdict(ratios, decided):
     assert is_decided(compared(ratios)) == decided
 
 

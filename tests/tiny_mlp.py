@@ -1,4 +1,4 @@
-"""A task of one large hidden layer whose inputs vary in few directions: what low rank is for. It trains in a second."""
+"""A task of wide layers whose inputs vary in few directions, which suits low rank. It trains in a second."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ INPUTS, DIRECTIONS, CLASSES = 768, 8, 4
 
 
 def batches(count: int, seed: int, size: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return points of a few directions of a wide space, in classes by the signs of the first two."""
+    """Return points in a few directions of a wide space; the signs of the first two directions are the class."""
     mixing = torch.randn(DIRECTIONS, INPUTS, generator=torch.Generator().manual_seed(7))
     hidden = torch.randn(count, DIRECTIONS, generator=torch.Generator().manual_seed(seed))
     labels = 2 * (hidden[:, 0] > 0).long() + (hidden[:, 1] > 0).long()

@@ -1,4 +1,4 @@
-"""Tiny models and a quick profile for what runs real workers."""
+"""Tiny models and a quick profile, for tests that run real workers."""
 
 import re
 from pathlib import Path
@@ -9,6 +9,9 @@ import onnx
 from builders import a_profile
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.bench.run_target import RunTarget
+from edgeopt.device.base import Device
+from edgeopt.device.local import LocalDevice
 from edgeopt.records.profile import Profile, TimingRule
 
 QUICK = TimingRule(processes=2, warmup_runs=5, warmup_seconds=0.02, min_runs=20, min_seconds=0.05, max_seconds=5.0)
@@ -16,6 +19,12 @@ QUICK = TimingRule(processes=2, warmup_runs=5, warmup_seconds=0.02, min_runs=20,
 
 def a_quick_profile(**changes) -> Profile:
     return msgspec.structs.replace(a_profile(stand_in=False), **{"timing": QUICK, **changes})
+
+
+def a_run_target(profile: Profile | None = None, device: Device | None = None, **changes) -> RunTarget:
+    """Where files of tests run: here, with a quick timing rule and random inputs."""
+    changes = {"kind": "measured"} | changes
+    return RunTarget(device=device or LocalDevice(), profile=profile or a_quick_profile(), **changes)
 
 
 def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kind=TensorProto.FLOAT) -> Path:
@@ -45,7 +54,7 @@ def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kin
 
 
 def a_convolution(path: Path, *, channels=64, layers=3, size=8) -> Path:
-    """Write layers of 3x3 convolution and Relu over ``(N, channels, size, size)``; its only int8 form is the static."""
+    """Write layers of 3x3 convolution and Relu over ``(N, channels, size, size)``; only static int8 applies to them."""
     rng, nodes, weights, name = np.random.default_rng(0), [], [], "x"
     for layer in range(layers):
         values = rng.standard_normal((channels, channels, 3, 3)) / np.sqrt(4.5 * channels)
@@ -60,7 +69,7 @@ def a_convolution(path: Path, *, channels=64, layers=3, size=8) -> Path:
 
 
 def write_quick_target(folder: Path, **values: object) -> str:
-    """Write the phone's profile with a short timing rule, and return what ``--target`` takes from that folder."""
+    """Write the phone's profile with a short timing rule; return its ``--target`` for commands in ``folder``."""
     timing = {"processes": 2, "warmup_runs": 3, "warmup_seconds": 0.02, "min_runs": 20, "min_seconds": 0.05}
     text = (Path(__file__).parents[1] / "targets" / "phone.toml").read_text()
     for name, value in {"name": '"quick"', "max_score_drop": 0.2, **timing, **values}.items():

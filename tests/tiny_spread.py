@@ -1,4 +1,4 @@
-"""The tiny task with a network that int8 harms: one scale has to hold channels whose ranges are far apart."""
+"""The tiny task with a network that int8 harms: one scale has to cover channels whose ranges are far apart."""
 
 import tiny_task
 import torch
@@ -7,11 +7,11 @@ from torch import nn
 import edgeopt
 
 SPREAD = 400.0
-"""Between the widest and the narrowest channel."""
+"""Ratio between the widest and the narrowest channel."""
 
 
 def spread_channels(network: tiny_task.TinyNet, spread: float) -> nn.Module:
-    """Scale the channels of the skip connection; what reads them is scaled back, so that the outputs stay."""
+    """Scale the channels of the skip connection, and scale the layers that read them back: the outputs stay."""
     width = network.head.in_features // 4
     factor = spread ** -torch.linspace(0, 1, width)[torch.randperm(width, generator=torch.Generator().manual_seed(0))]
     with torch.no_grad():
@@ -35,5 +35,5 @@ def task(spread: float = SPREAD):
 
 
 def harmed():
-    """Return the task whose network int8 ruins: 0.32 of its score goes."""
+    """Return the task whose network int8 ruins: the score drops by 0.32."""
     return task(spread=10 * SPREAD)

@@ -1,4 +1,4 @@
-"""A task that trains in a second: two classes of 8x8 images with a bright upper or lower half."""
+"""A task that trains in a second: four classes of 8x8 images, by the quadrant that is bright."""
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ class TinyNet(nn.Module):
 
 
 def images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy images with one bright quadrant, and which."""
+    """Return noisy images with one bright quadrant, and the index of that quadrant."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 4
     x = 0.5 * torch.randn(count, 1, 8, 8, generator=generator)

@@ -1,9 +1,9 @@
-"""Group tables and latency tables of a made-up network whose every time is known."""
+"""Group tables and latency tables of a synthetic network whose times are all known."""
 
 import math
 
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
-from edgeopt.records.latency import LatencyTable, Layer, LayerTime, WholeTime
+from edgeopt.records.latency import LatencyTable, Layer, LayerTime, NetworkTime
 
 BLOCK = 16
 FULL = {"a": 64, "b": 64, "c": 5}
@@ -12,19 +12,19 @@ PROBES = [FULL, *({"a": a, "b": b, "c": 5} for a, b in [(8, 48), (16, 16), (24, 
 A, B = (Dimension(fixed=0, per_channel={name: 1}) for name in "ab")
 
 
-def blocks(size):
+def count_blocks(size):
     return math.ceil(size / BLOCK)
 
 
 def first_ns(a):
-    return 2_000.0 + 3_000.0 * blocks(a)
+    return 2_000.0 + 3_000.0 * count_blocks(a)
 
 
 def second_ns(a, b):
-    return 1_000.0 + 40.0 * a * blocks(b)
+    return 1_000.0 + 40.0 * a * count_blocks(b)
 
 
-def whole_ns(widths):
+def network_ns(widths):
     return 5_000.0 + first_ns(widths["a"]) + second_ns(widths["a"], widths["b"])
 
 
@@ -41,7 +41,7 @@ def a_latency_table(probes=PROBES):
                   times=tuple(LayerTime(sizes=sizes, ns=ns) for sizes, ns in times))
             for name, dimensions, times in layers
         ),
-        wholes=tuple(WholeTime(widths=widths, ns=whole_ns(widths)) for widths in probes),
+        wholes=tuple(NetworkTime(widths=widths, ns=network_ns(widths)) for widths in probes),
         seconds=1.0,
     )  # fmt: skip
 

@@ -41,7 +41,13 @@ def build(checkout: Path, folder: Path, mode: str, options: tuple[str, ...]) -> 
     begin = time.monotonic()
     with (place / "log.txt").open("wb") as log:
         done = subprocess.run(
-            command, cwd=place, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            command,
+            cwd=place,
+            env=os.environ | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=False,
         )
     click.echo(f"{mode}: exit code {done.returncode} after {time.monotonic() - begin:.0f} s ({checkout})")
     if done.returncode not in (0, 3):
@@ -80,9 +86,11 @@ def differences(before: dict[str, Any], after: dict[str, Any], names: dict[str, 
         number = one["number"]
         if renamed(without_keys(one["recipe"]), names) != without_keys(other["recipe"]):
             found.append(f"trial {number}: recipe {json.dumps(one['recipe'])} became {json.dumps(other['recipe'])}")
-        for key in ("status", "sha256", "size_bytes", "score", "macs", "parameters"):
-            if one.get(key) != other.get(key):
-                found.append(f"trial {number}: {key} {one.get(key)} became {other.get(key)}")
+        found += [
+            f"trial {number}: {key} {one.get(key)} became {other.get(key)}"
+            for key in ("status", "sha256", "size_bytes", "score", "macs", "parameters")
+            if one.get(key) != other.get(key)
+        ]
     winners = [None if choice["winner"] is None else choice["winner"]["sha256"] for choice in (before, after)]
     if winners[0] != winners[1]:
         found.append(f"the winner {winners[0]} became {winners[1]}")

@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Fetch the three files of onnxruntime-web that `browser:` needs, with npm: tools/fetch_web_runtime.py --out FOLDER."""
+"""Download the three files of onnxruntime-web that `browser:` needs, with npm.
+
+tools/fetch_web_runtime.py --out FOLDER
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-thread
 
 
 def main() -> None:
-    """Download the package, without running anything of it, and keep three files."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--version", default=VERSION)
+    """Download the package, without running any of it, and keep three files."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
+    parser.add_argument("--version", default=VERSION, help="version of onnxruntime-web (default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -26,7 +29,7 @@ def main() -> None:
         try:
             subprocess.run(["npm", "pack", "--silent", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError) as error:
-            sys.exit(f"npm could not fetch {package}: {error}. Install npm, or copy {', '.join(FILES)} by hand")
+            sys.exit(f"npm could not download {package}: {error}. Install npm, or copy {', '.join(FILES)} by hand")
         with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
             for name in FILES:
                 member = archive.extractfile(f"package/dist/{name}")

@@ -1,8 +1,8 @@
-"""Make the Fashion-MNIST subset that ships with edgeopt from the full set.
+"""Make the Fashion-MNIST subset that ships with edgeopt, from the full set.
 
     EDGEOPT_DATA=DIR python tools/make_fashion_subset.py --out edgeopt/tasks/data/fashion-mnist-subset.npz
 
-All 5,000 selection images, 1,500 training images of each class and 200 official test images of each class.
+It has all 5,000 selection images, 1,500 training images of each class and 200 official test images of each class.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TEST_PER_CLASS = 200
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=fashion_mnist.SUBSET_FILE, show_default=True)
 def main(out: Path) -> None:
-    """Write the three splits as one compressed .npz and print what is in it."""
+    """Write the three splits as one compressed .npz, and print their sizes."""
     folder = fashion_mnist.full_set_folder()
     if folder is None:
-        raise click.UsageError("EDGEOPT_DATA has to name the folder that holds fashion-mnist/ with the four .gz files.")
+        raise click.UsageError("set EDGEOPT_DATA to the folder that holds fashion-mnist/ with the four .gz files.")
     arrays = {}
     for split, per_class in (("train", TRAIN_PER_CLASS), ("selection", None), ("test", TEST_PER_CLASS)):
         images, labels = fashion_mnist.split_official(folder, split)

@@ -1,8 +1,8 @@
-"""Train the network that the default task ships, on the official Fashion-MNIST training set less the selection images.
+"""Train the network that ships with the default task, on Fashion-MNIST's training set without the selection images.
 
     EDGEOPT_DATA=DIR python tools/train_fashion_teacher.py --out edgeopt/tasks/data/fashion-resnet.safetensors
 
-One thread, fixed seed: the same machine and versions give the same file. About an hour on one core.
+It uses one thread and a fixed seed: the same machine and versions give the same file. Takes about an hour on one core.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from edgeopt.tasks import augment, fashion_mnist
 from edgeopt.tasks.resnet import SmallResNet
 
 
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of ``images`` that ``model`` classifies as ``labels`` say."""
+def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Return the fraction of ``images`` that ``model`` classifies correctly."""
     model.eval()
     with torch.no_grad():
-        hits = sum(
+        correct = sum(
             int((model(batch).argmax(1) == target).sum())
             for batch, target in zip(images.split(500), labels.split(500), strict=True)
         )
-    return hits / len(labels)
+    return correct / len(labels)
 
 
-def tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
+def load_tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
     """Return a split as float images ``(n, 1, 28, 28)`` in 0..1 and int64 labels."""
     images, labels = fashion_mnist.load_split(split)
     return torch.from_numpy(images).float().div(255).unsqueeze(1), torch.from_numpy(labels)
@@ -49,8 +49,8 @@ def main(out: Path, epochs: int, batch_size: int, rate: float, seed: int, thread
     torch.set_num_threads(threads)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    images, labels = tensors("train")
-    selection = tensors("selection")
+    images, labels = load_tensors("train")
+    selection = load_tensors("selection")
     model: nn.Module = SmallResNet(stem=32).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = len(labels) // batch_size
@@ -59,22 +59,22 @@ def main(out: Path, epochs: int, batch_size: int, rate: float, seed: int, thread
         start = time.perf_counter()
         model.train()
         order = torch.randperm(len(labels), generator=generator)
-        for chosen in order[: steps * batch_size].split(batch_size):
-            batch = augment.flip_horizontally(images[chosen], generator)
+        for indices in order[: steps * batch_size].split(batch_size):
+            batch = augment.flip_horizontally(images[indices], generator)
             batch = augment.erase(augment.shift(batch, generator), generator)
             batch = batch.contiguous(memory_format=torch.channels_last)
-            loss = nn.functional.cross_entropy(model(batch), labels[chosen])
+            loss = nn.functional.cross_entropy(model(batch), labels[indices])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
         seconds = time.perf_counter() - start
-        print(f"epoch {epoch + 1}: {seconds:.0f} s, selection {accuracy(model, *selection):.4f}", flush=True)
+        print(f"epoch {epoch + 1}: {seconds:.0f} s, selection {measure_accuracy(model, *selection):.4f}", flush=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
     settings = {"epochs": epochs, "batch_size": batch_size, "rate": rate, "seed": seed, "torch": torch.__version__}
     save_file(state, out, metadata={"training": json.dumps(settings)})
-    print(f"official test set: {accuracy(model, *tensors('test')):.4f}")
+    print(f"official test set: {measure_accuracy(model, *load_tensors('test')):.4f}")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lstm": Architecture(recurrent.lstm, "Hochreiter and Schmidhuber, 1997", ("head",)),
     "crnn": Architecture(recurrent.crnn, "Shi et al., 2017", ("head",)),
 }
-"""Realistic structure, 0.1 to 5 million parameters (and one ResNet-50 of full size)."""
+"""Realistic networks with 0.1 to 5 million parameters, and one ResNet-50 of full size."""
 
 ZOO: dict[str, Builder] = MINIATURES | {name: architecture.build for name, architecture in ARCHITECTURES.items()}
-"""Every network, tiny ones included, by name."""
+"""Every network by name, including the miniatures."""

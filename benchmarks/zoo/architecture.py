@@ -1,4 +1,4 @@
-"""``Architecture``: how to build a network, where it is from, and which of its layers keep their outputs by nature."""
+"""``Architecture``: how to build a network, its source, and the layers whose outputs can never be pruned."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Architecture:
     """One network of the zoo.
 
     Example: ``Architecture(residual.resnet18, "He et al., 2016", outputs=("fc",))``: the rows of ``fc`` are classes,
-    so no tool may prune them, and they do not count among the channels that one is asked for.
+    so no tool may prune them, and they do not count as prunable channels.
     """
 
     build: Builder
     source: str
     """The paper that defines the layers."""
     outputs: tuple[str, ...]
-    """Modules whose output channels cannot go by nature: they are the model's outputs, or positions of its inputs."""
+    """Modules whose output channels can never go: they are the model's outputs, or positions of its inputs."""

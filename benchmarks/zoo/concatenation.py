@@ -1,4 +1,4 @@
-"""Image classifiers around concatenation: dense blocks and parallel branches."""
+"""Image classifiers with concatenation: dense blocks and parallel branches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.zoo.layers import classifier, conv_norm
 
 
 class DenseLayer(nn.Module):
-    """Norm, 1x1, norm, 3x3; what comes out is put behind what came in."""
+    """Norm, 1x1, norm, 3x3; the result is appended to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Inception(nn.Module):
 
 
 class Reduction(nn.Module):
-    """A convolution with a stride beside a pooling, and asymmetric kernels."""
+    """A strided convolution, asymmetric kernels and a pooling in parallel."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Reduction(nn.Module):
 
 
 def inception() -> Built:
-    """Branches of several kernels."""
+    """Parallel branches with different kernels."""
     body = nn.Sequential(
         conv_norm(3, 32, 3, 2), conv_norm(32, 64, 3), nn.MaxPool2d(3, 2, 1),
         Inception(64, 32, (24, 48), (8, 16), 16), Inception(112, 48, (32, 64), (16, 32), 24), Reduction(168, 48),

@@ -1,4 +1,4 @@
-"""Detectors with feature pyramids, without the selection of boxes (which is no part of a network's layers)."""
+"""Detectors with feature pyramids, without the selection of boxes (which is not part of the network)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def separable(channels: int, out: int, stride: int = 1) -> nn.Sequential:
 
 
 class SSDLite(nn.Module):
-    """MobileNetV2, three more levels, boxes and classes of anchors at each."""
+    """MobileNetV2 and two more levels; boxes and classes of anchors at all four levels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def ssd_lite() -> Built:
 
 
 class C2f(nn.Module):
-    """Split, a chain of residual bottlenecks, and the concatenation of every step."""
+    """Split, a chain of residual bottlenecks, and the concatenation of all steps."""
 
     def __init__(self, channels: int, out: int, count: int, skip: bool) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class PyramidPooling(nn.Module):
 
 
 class Detect(nn.Module):
-    """Boxes as distributions over distances, and classes, of three levels."""
+    """Boxes as distributions over distances, and classes, for three levels."""
 
     bins = 8
 
@@ -127,7 +127,7 @@ class Detect(nn.Module):
         )
 
     def forward(self, levels: list[Tensor]) -> Tensor:
-        """Return (batch, 4 + classes, places)."""
+        """Return (batch, 4 + classes, positions)."""
         maps = [
             torch.cat([box(x), name(x)], 1).flatten(2)
             for box, name, x in zip(self.boxes, self.classes, levels, strict=True)
@@ -140,7 +140,7 @@ class Detect(nn.Module):
 
 
 class Yolo(nn.Module):
-    """A backbone of split blocks, a pyramid downwards and upwards, three heads."""
+    """A backbone of split blocks, a pyramid down and up, three heads."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Yolo(nn.Module):
         self.detect = Detect((w2, w3, w4), size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to (batch, 4 + classes, places)."""
+        """Map images to (batch, 4 + classes, positions)."""
         c3 = self.stage3(self.stem(images))
         c4 = self.stage4(c3)
         c5 = self.stage5(c4)

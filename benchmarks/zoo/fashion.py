@@ -1,7 +1,7 @@
-"""Networks for 28x28 grey images, one of each kind that quantization treats differently: about 0.2 to 0.6 M parameters.
+"""Networks for 28x28 gray images, one for each kind that quantization treats differently, of 0.2 to 0.6 M parameters.
 
-Unlike the rest of the zoo they are large enough to be trained, and for the sizes and times of their files to mean
-something.
+Unlike the rest of the zoo, they are large enough to train, and for the sizes and latencies of their files to be
+meaningful.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def plain() -> nn.Module:
 
 
 def residual() -> nn.Module:
-    """The default task's kind of network, half as wide (He et al., 2016)."""
+    """The default task's network at half the width (He et al., 2016)."""
     return SmallResNet(stem=24, widths=(24, 48, 96))
 
 
 class Gate(nn.Module):
-    """A factor for each channel, from all of the image (Hu et al., 2018)."""
+    """A factor for each channel, computed from the whole image (Hu et al., 2018)."""
 
     def __init__(self, channels: int, squeezed: int, act: type[nn.Module], gate: type[nn.Module]) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def silu() -> nn.Module:
 
 
 class Attention(nn.Module):
-    """A vision transformer on patches of 4x4 (Dosovitskiy et al., 2021)."""
+    """A vision transformer on 4x4 patches (Dosovitskiy et al., 2021)."""
 
     def __init__(self, width: int = 96, layers: int = 4) -> None:
         super().__init__()
@@ -143,4 +143,4 @@ FASHION: dict[str, Callable[[], nn.Module]] = {
     "transformer": Attention,
     "recurrent": Recurrent,
 }
-"""Name to a function that returns the network, with random weights."""
+"""Name to a function that returns the network with random weights."""

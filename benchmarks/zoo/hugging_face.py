@@ -1,6 +1,6 @@
-"""Architectures whose code is not ours: ``transformers`` configurations, made small, with random weights.
+"""Architectures from ``transformers``, in small configurations with random weights.
 
-Needs the extra ``bench``; ``transformers`` is imported when a network is built, never before.
+Needs the extra ``bench``; ``transformers`` is imported only when a network is built.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ IMAGE = (1, 3, 64, 64)
 
 
 class Logits(nn.Module):
-    """A model without its record of outputs: the first tensor, through a linear layer where the model has no head."""
+    """Returns a model's first output tensor, through a linear layer if the model has no head."""
 
     def __init__(self, model: nn.Module, width: int = 0, **options: Any) -> None:
         super().__init__()
@@ -50,14 +50,14 @@ ENCODER: dict[str, Any] = {
 
 
 def bert() -> Built:
-    """Masked language model's encoder with a classifier."""
+    """The encoder of a masked language model, with a classifier."""
     return _of(
         "BertConfig", "BertForSequenceClassification", _ids(), max_position_embeddings=64, num_labels=5, **ENCODER
     )
 
 
 def distilbert() -> Built:
-    """The same without a pooler and types of tokens."""
+    """The same without pooler and token types."""
     return _of(
         "DistilBertConfig", "DistilBertForSequenceClassification", _ids(),
         vocab_size=300, dim=96, n_layers=3, n_heads=4, hidden_dim=288, max_position_embeddings=64, num_labels=5,
@@ -115,7 +115,7 @@ def segformer() -> Built:
 
 
 def wav2vec2() -> Built:
-    """A waveform's encoder with a classifier."""
+    """An encoder of waveforms with a classifier."""
     return _of(
         "Wav2Vec2Config", "Wav2Vec2ForSequenceClassification", torch.randn(1, 3200),
         hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=192, classifier_proj_size=64,
@@ -125,7 +125,7 @@ def wav2vec2() -> Built:
 
 
 def gpt2() -> Built:
-    """A decoder whose linear layers keep their weights transposed."""
+    """A decoder whose linear layers store their weights transposed."""
     return _of(
         "GPT2Config", "GPT2LMHeadModel", _ids(), options={"use_cache": False},
         vocab_size=300, n_positions=64, n_embd=96, n_layer=3, n_head=4,
@@ -141,7 +141,7 @@ def t5_encoder() -> Built:
 
 
 def whisper_encoder() -> Built:
-    """A spectrogram's encoder; its number of frames is fixed."""
+    """An encoder of spectrograms with a fixed number of frames."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -166,4 +166,4 @@ HUGGING_FACE: dict[str, Architecture] = {
     "hf_t5_encoder": Architecture(t5_encoder, SOURCE, ("head",)),
     "hf_whisper_encoder": Architecture(whisper_encoder, SOURCE, ("head",)),
 }
-"""Name to architecture; not in ``ZOO``, whose networks need no further package."""
+"""Name to architecture; not part of ``ZOO``, whose networks need no extra packages."""

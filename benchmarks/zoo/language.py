@@ -1,4 +1,4 @@
-"""Transformers over tokens: an encoder, a decoder, and a decoder in the newer writing."""
+"""Transformers over tokens: an encoder, a decoder, and a decoder of the newer style."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def bert() -> Built:
 
 
 class CausalAttention(nn.Module):
-    """Packed projection that is split in three, fused causal attention."""
+    """A packed projection that is split in three, and fused causal attention."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class GPTBlock(nn.Module):
 
 
 class GPT(nn.Module):
-    """Embeddings, blocks, and a head that shares its weight with the embedding of tokens."""
+    """Embeddings, blocks, and a head that shares its weight with the token embedding."""
 
     def __init__(self, width: int = 128, heads: int = 4, layers: int = 4) -> None:
         super().__init__()
@@ -184,7 +184,7 @@ class LlamaBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """The decoder that most language models have become."""
+    """The decoder of most current language models."""
 
     def __init__(self, width: int = 128, layers: int = 3) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Layers that several families have in common."""
+"""Layers shared by several families."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def conv_norm(
 
 
 class SqueezeExcite(nn.Module):
-    """A gate for each channel from the means of all (Hu et al., 2018)."""
+    """A gate for each channel, computed from the means of all channels (Hu et al., 2018)."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand, depthwise, gate where there is one, project; a skip where the shape stays."""
+    """Expand, depthwise, optional gate, project; a skip if the shape stays the same."""
 
     def __init__(
         self,

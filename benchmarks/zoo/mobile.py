@@ -13,7 +13,7 @@ IMAGE = (1, 3, 64, 64)
 
 
 def mobilenet_v2_features() -> nn.Sequential:
-    """Return the layers below the classifier, of 160 channels, at 1/16 of the size; layer 5 is at 1/8."""
+    """Return the layers before the classifier: 160 channels at 1/16 of the size; layer 5 is at 1/8."""
     settings = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2), (6, 64, 2, 2), (6, 96, 1, 1))
     layers: list[nn.Module] = [conv_norm(3, 16, 3, 2, act=nn.ReLU6)]
     channels = 16
@@ -30,7 +30,7 @@ def mobilenet_v2() -> Built:
 
 
 def mobilenet_v3_features() -> nn.Sequential:
-    """Return the layers below the classifier: 288 channels at 1/16 of the size; layer 3 has 24 at 1/8."""
+    """Return the layers before the classifier: 288 channels at 1/16 of the size; layer 3 has 24 at 1/8."""
     rows = (
         (3, 16, 16, True, nn.ReLU, 2), (3, 72, 24, False, nn.ReLU, 2), (3, 88, 24, False, nn.ReLU, 1),
         (5, 96, 40, True, nn.Hardswish, 2), (5, 240, 40, True, nn.Hardswish, 1), (5, 120, 48, True, nn.Hardswish, 1),
@@ -109,7 +109,7 @@ def shufflenet_v2() -> Built:
 
 
 class Fire(nn.Module):
-    """Squeeze, then two expansions side by side."""
+    """Squeeze, then two expansions in parallel."""
 
     def __init__(self, channels: int, narrow: int, wide: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Fire(nn.Module):
 
 
 def squeezenet() -> Built:
-    """Fire modules; the last convolution gives the classes."""
+    """Fire modules; the last convolution computes the classes."""
     model = nn.Sequential(
         nn.Conv2d(3, 64, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, ceil_mode=True),
         Fire(64, 16, 64), Fire(128, 16, 64), nn.MaxPool2d(3, 2, ceil_mode=True),
@@ -134,7 +134,7 @@ def squeezenet() -> Built:
 
 
 class Ghost(nn.Module):
-    """Half of the channels from a convolution, half cheaply from those; cut to the number asked for."""
+    """Half of the channels from a convolution, half computed cheaply from them; cut to the requested number."""
 
     def __init__(self, channels: int, out: int, act: type[nn.Module] = nn.ReLU) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Ghost(nn.Module):
 
 
 class GhostBottleneck(nn.Module):
-    """Two ghost modules, a gate between, a depthwise convolution where the size halves."""
+    """Two ghost modules with an optional gate between them, and a depthwise convolution if the size halves."""
 
     def __init__(self, channels: int, wide: int, out: int, stride: int, squeeze: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks around GRU and LSTM."""
+"""Networks with GRU and LSTM layers."""
 
 from __future__ import annotations
 

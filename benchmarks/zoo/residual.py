@@ -1,4 +1,4 @@
-"""Image classifiers around residual sums of ordinary and grouped convolutions."""
+"""Image classifiers with residual sums of ordinary and grouped convolutions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class ResNet(nn.Module):
 
 
 def resnet18() -> Built:
-    """Basic blocks, half the usual width."""
+    """Basic blocks at half the usual width."""
     return ResNet(BasicBlock, (2, 2, 2, 2), 32, 10), (torch.randn(1, 3, 64, 64),)
 
 
@@ -119,7 +119,7 @@ def regnet() -> Built:
 
 
 class RepVGGBlock(nn.Module):
-    """A 3x3 and a 1x1 convolution and the input itself, each with a batch norm, added."""
+    """The sum of a 3x3 convolution, a 1x1 convolution and the input, each with a batch norm."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()

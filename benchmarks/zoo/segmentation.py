@@ -22,7 +22,7 @@ def resized(x: Tensor, like: Tensor) -> Tensor:
 
 
 class UNet(nn.Module):
-    """Down in four steps, up again, with what came down beside it."""
+    """Down through four levels and up again, with skip concatenations."""
 
     def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 160), classes: int = 5) -> None:
         super().__init__()
@@ -51,12 +51,12 @@ class UNet(nn.Module):
 
 
 def unet() -> Built:
-    """Transposed convolutions and concatenations across."""
+    """Transposed convolutions and skip concatenations."""
     return UNet(), (torch.randn(IMAGE),)
 
 
 class AtrousPyramid(nn.Module):
-    """Dilated convolutions side by side, and the mean of all positions."""
+    """Dilated convolutions in parallel, and the mean of all positions."""
 
     def __init__(self, channels: int, out: int, rates: tuple[int, ...]) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class AtrousPyramid(nn.Module):
 
 
 class DeepLab(nn.Module):
-    """A residual backbone, the pyramid, up to the image's size."""
+    """A residual backbone and the pyramid, resized to the image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def deeplab_v3() -> Built:
 
 
 class LRASPP(nn.Module):
-    """Two levels of a mobile backbone, a gate from the mean of the lower one."""
+    """Two levels of a mobile backbone; the lower one is gated by its own mean."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ def lr_aspp() -> Built:
 
 
 class Refine(nn.Module):
-    """A convolution and a gate from its own mean."""
+    """A convolution, gated by its own mean."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()

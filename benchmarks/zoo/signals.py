@@ -30,7 +30,7 @@ class TemporalBlock(nn.Module):
 
 
 class TCN(nn.Module):
-    """Blocks of growing dilation; the last step decides."""
+    """Blocks of growing dilation; the logits come from the last step."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Transform(nn.Module):
 
 
 class PointNet(nn.Module):
-    """The same layers for every point, the largest value over all, a transform of inputs and one of features."""
+    """The same layers for every point, a maximum over all points, a transform of inputs and one of features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ def pointnet() -> Built:
 
 
 class Autoencoder(nn.Module):
-    """Convolutions to a code, transposed ones back."""
+    """Convolutions down to a code, transposed convolutions back up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,5 +121,5 @@ class Autoencoder(nn.Module):
 
 
 def autoencoder() -> Built:
-    """A view that merges channels with positions, and one that parts them."""
+    """A view that merges channels with positions, and one that separates them."""
     return Autoencoder(), (torch.randn(1, 1, 28, 28),)

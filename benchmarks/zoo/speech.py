@@ -1,4 +1,4 @@
-"""Sound: encoders with attention, and the small convolutional networks of keyword spotting."""
+"""Audio: encoders with attention, and small convolutional networks for keyword spotting."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def conformer() -> Built:
 
 
 class Wav2Vec(nn.Module):
-    """Convolutions over the waveform, a convolution that stands for positions, a transformer, a classifier."""
+    """Convolutions over the waveform, a convolution that encodes positions, a transformer, a classifier."""
 
     def __init__(self, width: int = 96) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Wav2Vec(nn.Module):
 
 
 def wav2vec() -> Built:
-    """Group norm of one channel a group, weight norm, a grouped convolution."""
+    """Group norm with one channel per group, weight norm, a grouped convolution."""
     return Wav2Vec(), (torch.randn(1, 3200),)
 
 

@@ -1,4 +1,4 @@
-"""Attention over image patches, and the mixer that does without attention."""
+"""Attention over image patches, and a mixer without attention."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class SwinBlock(nn.Module):
         self.mask: Tensor | None
 
     def _mask(self) -> Tensor:
-        """Tell apart, within a window, what the shift has brought together from two sides of the image."""
+        """Mask pairs of positions that the shift brought into one window from different sides of the image."""
         edges = torch.zeros(self.size, dtype=torch.long)
         edges[self.size - self.window : self.size - self.shift] = 1
         edges[self.size - self.shift :] = 2
@@ -199,7 +199,7 @@ def swin() -> Built:
 
 
 class MixerBlock(nn.Module):
-    """One pair of linear layers over positions, one over channels."""
+    """One pair of linear layers over positions, and one over channels."""
 
     def __init__(self, positions: int, width: int, token_width: int, channel_width: int) -> None:
         super().__init__()

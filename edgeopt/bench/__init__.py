@@ -1,1 +1,1 @@
-"""Measuring one ONNX file under ONNX Runtime: latency, memory, outputs, and the interleaved comparison of two files."""
+"""Measuring ONNX files under ONNX Runtime: latency, memory and outputs of one file, and the interleaved A/B of two."""

@@ -1,4 +1,7 @@
-"""Peak memory of loading and running a model, in fresh processes that time nothing."""
+"""Peak memory of loading and running a model, measured in fresh processes that time nothing.
+
+In: a device and a timing request. Out: a ``Memory``, in bytes.
+"""
 
 from __future__ import annotations
 
@@ -13,26 +16,26 @@ from edgeopt.device.base import Device, WorkerRequest
 from edgeopt.records.measurement import Memory
 
 STEADY_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""glibc moves its threshold between heap and mmap at run time, which makes peaks differ by 15 % from process to
-process; fixed, they repeat within 0.2 %."""
+"""glibc moves its threshold between heap and mmap at run time, so peaks differ by 15 % between processes. With fixed
+thresholds they repeat within 0.2 %."""
 
 PROCESSES = 3
-"""Of each setting; the median of them counts."""
+"""Processes for each setting; their median counts."""
 
 RUNS = 5
-"""In each process: ONNX Runtime plans its arena in the first run and reaches its peak in the second."""
+"""Runs in each process: ONNX Runtime plans its arena in the first run and reaches its peak in the second."""
 
 
 def measure_memory(
     device: Device, request: WorkerRequest, stage: str, progress: Callable[[str], None]
 ) -> Memory | None:
-    """Return the peaks over a process without a session, or None where the device cannot tell.
+    """Return the peaks above a process without a session, or None if the device can't measure them.
 
     Args:
         device: Where the workers run.
         request: The timing request of the same model.
-        stage: Named by errors.
-        progress: Is told in a few words what happens now.
+        stage: Named in errors.
+        progress: Called with a few words on the current step.
 
     Raises:
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.requests.run_request``.

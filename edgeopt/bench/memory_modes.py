@@ -1,4 +1,7 @@
-"""What an app can save: peak memory with arena, re-packed and copied weights, and without each."""
+"""How much memory an app can save: peaks with and without the arena, re-packed weights and copied weights.
+
+In: a model and a profile. Out: one ``MemoryMode`` for each of the eight combinations.
+"""
 
 from __future__ import annotations
 
@@ -13,79 +16,69 @@ import msgspec
 
 from edgeopt.bench.memory import PROCESSES, RUNS, STEADY_MALLOC
 from edgeopt.bench.requests import run_request, runtime_request
-from edgeopt.device.base import Device
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.records.base import Record
-from edgeopt.records.profile import Profile
 
 _STAGE = "memory"
+_MEDIAN_FIELDS = ("load_peak_bytes", "run_peak_bytes", "load_mapped_bytes", "run_mapped_bytes", "run_cpu_ns")
 
 
 class MemoryMode(Record, frozen=True, kw_only=True):
-    """One way to run a file, and its peaks over a process without a session."""
+    """One way to run a file, and its peaks above a process without a session."""
 
     memory_arena: bool
     prepacking: bool
     """Whether kernels may re-pack weights (``session.disable_prepacking``)."""
     weights: Literal["copied", "mapped"]
-    """Copied from the ``.onnx``, or left in an ``.ort`` made ahead on the device, mapped into memory."""
+    """Copied from the ``.onnx``, or mapped into memory from an ``.ort`` that was made on the device beforehand."""
     load_peak_bytes: int
     run_peak_bytes: int
     load_mapped_bytes: int
-    """Of the load's peak, pages of the file itself, which the system may drop at any time and read again. How many come
-    in beside those that are needed is up to the system (Linux brings up to 2 MB for one byte)."""
+    """The part of the load's peak that is pages of the file itself: the system may drop them at any time and read them
+    again. How many extra pages it reads is up to the system (Linux reads up to 2 MB for one byte)."""
     run_mapped_bytes: int
-    """The same of the run's peak."""
+    """The same for the run's peak."""
     run_cpu_ns: int
-    """CPU time of one run, from a few: enough to see what a mode costs, not to rank."""
+    """Median CPU time of a few runs: enough to see the cost of a mode, not to rank modes."""
 
 
 def measure_memory_modes(
     model: Path,
-    device: Device,
-    profile: Profile,
+    target: RunTarget,
     *,
-    batch_size: int,
-    allow_fallback: tuple[str, ...],
-    inputs: Path | None,
     processes: int = PROCESSES,
     progress: Callable[[str], None],
 ) -> tuple[MemoryMode, ...] | None:
-    """Weigh a file in every mode, in fresh processes; the first is ONNX Runtime's default.
+    """Measure a file's memory in every mode, in fresh processes; the first mode is ONNX Runtime's default.
 
-    Modes take turns, process by process, and the median of each counts.
+    Modes take turns, process by process, and each mode's median counts.
 
     Args:
         model: An ``.onnx`` file.
-        device: Where the workers run.
-        profile: Providers, threads and graph level; its own arena setting is one of the modes.
-        batch_size: Samples a run.
-        allow_fallback: As in ``edgeopt.bench.measure.measure``.
-        inputs: A ``.npz`` with one array for each graph input; None for random values.
-        processes: Fresh ones of each mode.
-        progress: Is told in a few words what happens now.
+        target: Where and how it runs; the profile's own arena setting is one of the modes.
+        processes: Fresh processes for each mode.
+        progress: Called with a few words on the current step.
 
     Returns:
-        None where the device cannot tell its memory.
+        None if the device can't measure memory.
 
     Raises:
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    request = runtime_request(
-        "memory", str(model), profile, allow_fallback=allow_fallback, batch_size=batch_size,
-        inputs=str(inputs) if inputs else "",
-    )  # fmt: skip
-    request = msgspec.structs.replace(request, min_runs=RUNS, min_seconds=0.0)
+    request = msgspec.structs.replace(runtime_request("memory", model, target), min_runs=RUNS, min_seconds=0.0)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         mapped = str(Path(folder) / "model.ort")
         progress("memory, writing the .ort")
-        converting = msgspec.structs.replace(request, mode="convert", inputs="", outputs=mapped)
-        run_request(device, converting, _STAGE, seconds=request.max_seconds)
+        conversion = msgspec.structs.replace(request, mode="convert", inputs="", outputs=mapped)
+        run_request(target.device, conversion, _STAGE, seconds=request.max_seconds)
         modes = list(itertools.product((str(model), mapped), (True, False), (True, False)))
         answers: list[list[dict[str, Any]]] = [[] for _ in modes]
         for turn, (index, (path, prepacking, arena)) in itertools.product(range(processes), enumerate(modes)):
             progress(f"memory, process {turn * len(modes) + index + 1} of {processes * len(modes)}")
-            asked = msgspec.structs.replace(request, model=path, prepacking=prepacking, memory_arena=arena)
-            answer = run_request(device, asked, _STAGE, seconds=request.max_seconds, variables=STEADY_MALLOC)
+            mode_request = msgspec.structs.replace(request, model=path, prepacking=prepacking, memory_arena=arena)
+            answer = run_request(
+                target.device, mode_request, _STAGE, seconds=request.max_seconds, variables=STEADY_MALLOC
+            )
             if not answer["supported"]:
                 return None
             answers[index].append(answer)
@@ -94,13 +87,10 @@ def measure_memory_modes(
             memory_arena=arena,
             prepacking=prepacking,
             weights="mapped" if path == mapped else "copied",
-            **{name: _median(found, name) for name in MEDIANS},
+            **{name: _median(mode_answers, name) for name in _MEDIAN_FIELDS},
         )
-        for (path, prepacking, arena), found in zip(modes, answers, strict=True)
+        for (path, prepacking, arena), mode_answers in zip(modes, answers, strict=True)
     )
-
-
-MEDIANS = ("load_peak_bytes", "run_peak_bytes", "load_mapped_bytes", "run_mapped_bytes", "run_cpu_ns")
 
 
 def _median(answers: list[dict[str, Any]], key: str) -> int:

@@ -1,4 +1,4 @@
-"""Asking a device: requests from a profile, and refusals as edgeopt's errors."""
+"""Requests to a device: from a profile's settings to a request, from a worker's refusal to one of edgeopt's errors."""
 
 from __future__ import annotations
 
@@ -7,48 +7,46 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device, Worker, WorkerRefused, WorkerRequest
 from edgeopt.errors import ConfigError, DeviceError, InputError, ProviderError, StepError
-from edgeopt.records.profile import Profile
 
 LOAD_SECONDS = 600.0
-"""Longest time for a process to start and a session to load: large models are re-packed slowly on small devices."""
+"""Longest time for a process to start and a session to load; small devices are slow to re-pack large models."""
 
-INSTALL = {
-    "CUDAExecutionProvider": "Install onnxruntime-gpu (in place of onnxruntime) and an NVIDIA driver",
-    "TensorrtExecutionProvider": "Install onnxruntime-gpu (in place of onnxruntime), TensorRT and an NVIDIA driver",
-    "OpenVINOExecutionProvider": "Install onnxruntime-openvino (in place of onnxruntime)",
+INSTALL_HINTS = {
+    "CUDAExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime) and an NVIDIA driver",
+    "TensorrtExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime), TensorRT and an NVIDIA driver",
+    "OpenVINOExecutionProvider": "Install onnxruntime-openvino (instead of onnxruntime)",
     "QNNExecutionProvider": "Install onnxruntime-qnn",
-    "DmlExecutionProvider": "Install onnxruntime-directml (in place of onnxruntime), on Windows",
-    "CoreMLExecutionProvider": "Run on macOS, where onnxruntime has it",
+    "DmlExecutionProvider": "Install onnxruntime-directml (instead of onnxruntime), on Windows",
+    "CoreMLExecutionProvider": "Run on macOS, where onnxruntime includes CoreML",
 }
 
 
 def runtime_request(
     mode: Literal["time", "memory", "outputs", "serve", "nodes"],
-    model: str,
-    profile: Profile,
+    model: Path | str,
+    target: RunTarget,
     *,
-    allow_fallback: tuple[str, ...],
-    batch_size: int = 1,
-    inputs: str = "",
-    outputs: str = "",
+    outputs: Path | None = None,
 ) -> WorkerRequest:
-    """Return a request with the profile's runtime settings and timing rule."""
+    """Return a request with the target's runtime settings, inputs and timing rule."""
+    profile = target.profile
     rule = profile.timing
     return WorkerRequest(
         mode=mode,
-        model=model,
-        inputs=inputs,
-        outputs=outputs,
+        model=str(model),
+        inputs=str(target.inputs or ""),
+        outputs=str(outputs or ""),
         providers=profile.providers,
-        allow_fallback=tuple(full_provider_name(name) for name in allow_fallback),
+        allow_fallback=tuple(expand_provider_name(name) for name in target.allow_fallback),
         threads=profile.threads,
         affinity=profile.affinity,
         allow_spinning=profile.allow_spinning,
         memory_arena=profile.memory_arena,
         graph_level=profile.graph_level,
-        batch_size=batch_size,
+        batch_size=target.batch_size,
         warmup_runs=rule.warmup_runs,
         warmup_seconds=rule.warmup_seconds,
         min_runs=rule.min_runs,
@@ -57,10 +55,10 @@ def runtime_request(
     )
 
 
-def full_provider_name(name: str) -> str:
-    """Return ONNX Runtime's name of a provider; ``cpu`` and ``CUDA`` are short for the two that people type."""
-    short = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-    return short.get(name.lower(), name)
+def expand_provider_name(name: str) -> str:
+    """Return ONNX Runtime's name of a provider; ``cpu`` and ``cuda``, in any case, are accepted as short forms."""
+    short_names = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+    return short_names.get(name.lower(), name)
 
 
 def run_request(
@@ -75,15 +73,16 @@ def run_request(
 
     Args:
         device: Where it runs.
-        request: What it does.
-        stage: Named by errors.
-        seconds: How long the work may take, beside the loading.
+        request: Its work.
+        stage: Named in errors.
+        seconds: How long the work may take, not counting the loading.
         variables: Environment variables of the process.
 
     Raises:
-        ProviderError: a provider is not there, or runs nothing, and no fall-back was allowed.
+        ProviderError: a provider is not available or runs nothing, and no fallback was allowed.
         StepError: ONNX Runtime cannot load or run the model.
-        InputError: the model's inputs cannot be made up, or the inputs file does not fit.
+        InputError: no random inputs can be made for the model, or the inputs file does not fit.
+        ConfigError: the profile asks for something that the device can't do.
         DeviceError: the worker died or hung.
     """
     try:
@@ -97,7 +96,7 @@ def run_request(
 def ask_worker(
     worker: Worker, message: Mapping[str, Any] | WorkerRequest, request: WorkerRequest, stage: str, *, seconds: float
 ) -> dict[str, Any]:
-    """Send one message to a worker that stays, and return the answer's fields; raises as ``run_request``."""
+    """Send one message to a long-running worker and return the answer's fields; raises as ``run_request``."""
     try:
         return worker.ask(message, LOAD_SECONDS + seconds)
     except WorkerRefused as refused:
@@ -109,10 +108,10 @@ def ask_worker(
 def _as_error(refused: WorkerRefused, stage: str, request: WorkerRequest) -> DeviceError | InputError | StepError:
     if refused.kind == "provider":
         missing = next(iter(request.providers), "")
-        advice = INSTALL.get(missing, f"Use a build of onnxruntime that has {missing}")
+        advice = INSTALL_HINTS.get(missing, f"Use a build of onnxruntime that has {missing}")
         return ProviderError(
-            f"{refused.reason}. {advice}; `--device 'local:?python=PATH'` takes the onnxruntime of another Python "
-            f"environment, and `--allow-fallback CPUExecutionProvider` lets the processor run instead."
+            f"{refused.reason}. {advice}, use the onnxruntime of another Python environment with `--device "
+            f"'local:?python=PATH'`, or let the processor run it with `--allow-fallback CPUExecutionProvider`."
         )
     if refused.kind == "profile":
         return ConfigError(f"{refused.reason}.")
@@ -122,7 +121,7 @@ def _as_error(refused: WorkerRefused, stage: str, request: WorkerRequest) -> Dev
 
 
 def file_sha256(path: Path, stage: str) -> str:
-    """Return the file's sha256 in hex digits.
+    """Return the file's SHA-256 in hex digits.
 
     Raises:
         StepError: the file cannot be read.

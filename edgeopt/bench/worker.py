@@ -1,9 +1,9 @@
-"""The worker: one file that needs only the standard library, numpy and onnxruntime, so that it runs on any device.
+"""The worker: a single file that needs only the standard library, numpy and onnxruntime, so that it runs on any device.
 
-In: one JSON line on stdin (``edgeopt.device.base.WorkerRequest``). Out: one line on stdout, ``edgeopt-worker`` and JSON:
-``{"ok": true, ...}`` or ``{"ok": false, "kind": ..., "reason": ...}``, with a kind of ``WorkerError`` or ``device``. In
-mode ``serve`` each further line of stdin is a block to run, and gets a line in return. The worker ends when stdin does,
-so that it never outlives its parent: keep stdin open until the answer is there.
+In: one JSON line on stdin (``edgeopt.device.base.WorkerRequest``). Out: one line on stdout, ``edgeopt-worker`` and
+JSON: ``{"ok": true, ...}`` or ``{"ok": false, "kind": ..., "reason": ...}``, where ``kind`` is that of a
+``WorkerError``, or ``device``. In mode ``serve`` each further line of stdin is a block to run and gets one line in
+return. The worker ends when stdin does, so it never outlives its parent: keep stdin open until the answer has arrived.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from typing import Any
 import numpy as np
 
 SENTINEL = "edgeopt-worker "
-CPU = "CPUExecutionProvider"
-NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+CPU_PROVIDER = "CPUExecutionProvider"
+NVIDIA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
 IDLE_STEP_SECONDS = 0.005
 IDLE_MAX_SECONDS = 0.5
-"""Idle threads of ONNX Runtime were seen to spin for 40 ms after a run."""
+"""ONNX Runtime's idle threads were observed to spin for 40 ms after a run."""
 
 COOL_C = 60.0
-"""Below this no processor of a phone or a small board slows itself down."""
+"""Below this temperature no processor of a phone or small board slows itself down."""
 COOL_STEP_SECONDS = 3.0
 COOL_MAX_SECONDS = 120.0
 COOLING_C = 0.5
-"""In one step: what falls by less has reached where it stays, as the processor of a laptop may above the limit."""
+"""A temperature that falls by less in one step has settled, as a laptop's processor may do above the limit."""
 
 PROFILE_CUT = 1.25
-"""A node's time in a run counts at most this many times its median (and a microsecond)."""
-SHAPES = ("input_type_shape", "output_type_shape")
+"""A node's time in one run counts as at most this many times its median, plus 1 µs."""
+SHAPE_KEYS = ("input_type_shape", "output_type_shape")
 
 GRAPH_LEVELS = {
     "disabled": "ORT_DISABLE_ALL",
@@ -54,12 +54,12 @@ GRAPH_LEVELS = {
 
 STEADY_RUNS, STEADY_SECONDS = 5, 0.03
 STEADY_RATIO = 0.02
-"""Warm-up ends when a block of runs is no quicker than the block before by more than this."""
+"""Warm-up ends once a block of runs is at most this much quicker than the block before."""
 
 X86 = ("avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16", "amx_int8")
 ARM = ("asimd", "asimdhp", "asimddp", "asimdfhm", "i8mm", "bf16", "sve", "sve2")
 FEATURES = frozenset(X86 + ARM)
-"""Instruction sets that ONNX Runtime's kernels choose by."""
+"""Instruction sets by which ONNX Runtime chooses kernels."""
 
 
 class WorkerError(Exception):
@@ -70,18 +70,18 @@ class WorkerError(Exception):
         self.kind = kind
 
 
-def bind(cores: list[int]) -> None:
-    """Bind this process, and every thread that it starts from now on, to some cores; none means any."""
+def bind_to_cores(cores: list[int]) -> None:
+    """Bind this process, and every thread that it starts from now on, to these cores; an empty list means any."""
     if not cores:
         return
     if not hasattr(os, "sched_setaffinity"):
-        raise WorkerError("profile", f"{platform.system()} binds no process to cores: leave affinity empty")
+        raise WorkerError("profile", f"{platform.system()} can't bind a process to cores: leave affinity empty")
     allowed = os.sched_getaffinity(0)
     missing = sorted(set(cores) - allowed)
     if missing:
         raise WorkerError(
             "profile",
-            f"the target's affinity names core {', '.join(map(str, missing))}; a process there may use "
+            f"the target's affinity names core {', '.join(map(str, missing))}; on this device a process may use only "
             f"{', '.join(map(str, sorted(allowed)))}",
         )
     os.sched_setaffinity(0, cores)
@@ -96,38 +96,41 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def reported_errors() -> tuple[type[BaseException], ...]:
-    """Return the exceptions that are the model's fault, not the worker's."""
+def model_error_types() -> tuple[type[BaseException], ...]:
+    """Return the types of exceptions that are the model's fault, not the worker's."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    known = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
-    return (*known, OSError, MemoryError, RuntimeError, ValueError, zipfile.BadZipFile)
+    own = tuple(value for value in vars(state).values() if isinstance(value, type) and issubclass(value, Exception))
+    return (*own, OSError, MemoryError, RuntimeError, ValueError, zipfile.BadZipFile)
 
 
 def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
-    """Return the providers to ask for; refuse where one is missing and no fall-back was allowed."""
+    """Return the providers to request; refuse if one is missing and no fallback was allowed."""
     wanted, allowed = list(request["providers"]), list(request["allow_fallback"])
     available = ort.get_available_providers()
     missing = [name for name in wanted if name not in available]
     if missing and not allowed:
         raise WorkerError(
-            "provider", f"{missing[0]} is not in onnxruntime {ort.__version__} there, which has {', '.join(available)}"
+            "provider",
+            f"{missing[0]} is not in the device's onnxruntime {ort.__version__}, which has {', '.join(available)}",
         )
     chosen = [name for name in dict.fromkeys(wanted + allowed) if name in available]
     if not chosen:
-        raise WorkerError("provider", f"none of {', '.join(wanted + allowed)} is there, only {', '.join(available)}")
+        raise WorkerError(
+            "provider", f"none of {', '.join(wanted + allowed)} is available; there is only {', '.join(available)}"
+        )
     return chosen
 
 
-def open_session(
+def load_session(
     request: dict[str, Any], record_nodes: bool = False, profile: str = "", save_to: str = ""
 ) -> tuple[Any, int]:
-    """Load the model as the request says.
+    """Load the model with the request's settings.
 
-    ONNX Runtime writes its profile to the path ``profile``, and the optimized model to ``save_to``, if they are given.
+    ONNX Runtime writes its profile to the path ``profile`` and the optimized model to ``save_to``, if they are given.
 
     Returns:
-        The session, and the nanoseconds that it took to load.
+        The session, and how long it took to load, in nanoseconds.
     """
     ort = import_onnxruntime()
     if not Path(request["model"]).is_file():
@@ -152,16 +155,16 @@ def open_session(
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if CPU not in providers:
+    if CPU_PROVIDER not in providers:
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     if record_nodes:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     begin = time.perf_counter_ns()
     try:
         session = ort.InferenceSession(request["model"], options, providers=providers, enable_fallback=0)
-    except reported_errors() as error:
+    except model_error_types() as error:
         kind = "provider" if "fallback to CPU EP has been explicitly disabled" in str(error) else "model"
-        raise WorkerError(kind, plain(error)) from error
+        raise WorkerError(kind, one_line(error)) from error
     load_ns = time.perf_counter_ns() - begin
     lost = [name for name in request["providers"] if name not in session.get_providers()]
     if lost and not request["allow_fallback"]:
@@ -169,8 +172,8 @@ def open_session(
     return session, load_ns
 
 
-def plain(error: BaseException) -> str:
-    """Return an error's text without ONNX Runtime's prefix and on one line."""
+def one_line(error: BaseException) -> str:
+    """Return an error's text on one line, without ONNX Runtime's prefix."""
     text = " ".join(str(error).split())
     if text.startswith("[ONNXRuntimeError]"):
         text = text.split(" : ", 2)[-1]
@@ -178,22 +181,22 @@ def plain(error: BaseException) -> str:
 
 
 def count_nodes(session: Any, request: dict[str, Any]) -> dict[str, int]:
-    """Return how many nodes each provider runs, by ONNX Runtime's own assignment."""
+    """Return how many nodes each provider runs, according to ONNX Runtime's own assignment."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        raise WorkerError("provider", "this onnxruntime cannot tell which provider runs a node; 1.24 or newer can")
+        raise WorkerError("provider", "this onnxruntime can't report which provider runs a node: install 1.24 or newer")
     nodes: dict[str, int] = {}
     for subgraph in session.get_provider_graph_assignment_info():
         nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
     first = request["providers"][0]
     if nodes and first not in nodes and not request["allow_fallback"]:
-        raise WorkerError("provider", f"{first} started, but runs none of the nodes: {nodes}")
+        raise WorkerError("provider", f"{first} started but runs no nodes; nodes by provider: {nodes}")
     return nodes
 
 
 def random_array(shape: list[int], kind: str, rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Return random values of ONNX Runtime's type ``kind``, such as ``tensor(float)``.
 
-    Wide integers are 0 or 1, which any table of embeddings has.
+    Integers wider than 8 bits are 0 or 1, which are valid indices of any embedding table.
     """
     name = kind.removeprefix("tensor(").removesuffix(")")
     name = {"float": "float32", "double": "float64"}.get(name, name)
@@ -203,15 +206,15 @@ def random_array(shape: list[int], kind: str, rng: np.random.Generator) -> np.nd
         return rng.integers(np.iinfo(name).min, np.iinfo(name).max, shape, dtype=name, endpoint=True)
     if name == "bool" or name.startswith(("int", "uint")):
         return rng.integers(0, 2, shape).astype(name)
-    raise WorkerError("input", f"random values of type {kind} make no sense: give an inputs file (.npz)")
+    raise WorkerError("input", f"can't make random values of type {kind}: pass --inputs FILE.npz")
 
 
 def make_feed(session: Any, request: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return one batch for every graph input, from the inputs file or at random."""
-    given: dict[str, np.ndarray[Any, Any]] = {}
+    """Return one batch for every graph input, from the inputs file or random."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
     if request["inputs"]:
         with np.load(request["inputs"], allow_pickle=False) as archive:
-            given = {
+            arrays = {
                 name.removeprefix("0/"): archive[name] for name in archive.files if name.count("/") == name.count("0/")
             }
     rng, batch, feed = np.random.default_rng(0), request["batch_size"], {}
@@ -219,27 +222,27 @@ def make_feed(session: Any, request: dict[str, Any]) -> dict[str, np.ndarray[Any
         shape = list(entry.shape)
         if shape and not isinstance(shape[0], int):
             shape[0] = batch
-        elif shape and not given and shape[0] != batch:
-            raise WorkerError("input", f"input '{entry.name}' has a fixed batch of {shape[0]}; asked for was {batch}")
-        if given:
-            feed[entry.name] = given_array(given, entry.name, batch)
+        elif shape and not arrays and shape[0] != batch:
+            raise WorkerError("input", f"input '{entry.name}' has a fixed batch size of {shape[0]}, not {batch}")
+        if arrays:
+            feed[entry.name] = take_batch(arrays, entry.name, batch)
             continue
-        open_ = [str(size) for size in shape if not isinstance(size, int)]
-        if open_:
+        dynamic = [str(size) for size in shape if not isinstance(size, int)]
+        if dynamic:
             raise WorkerError(
                 "input",
-                f"input '{entry.name}' leaves {', '.join(open_)} open beside the batch: give an inputs file (.npz with "
-                "one array for each input name)",
+                f"input '{entry.name}' has dynamic dimensions besides the batch ({', '.join(dynamic)}): pass "
+                "--inputs FILE.npz with one array for each input name",
             )
         feed[entry.name] = random_array(shape, entry.type, rng)
     return feed
 
 
-def given_array(given: dict[str, np.ndarray[Any, Any]], name: str, batch: int) -> np.ndarray[Any, Any]:
-    """Return the first ``batch`` rows of the array given for an input."""
-    if name not in given:
-        raise WorkerError("input", f"the inputs file has no array '{name}', only {', '.join(sorted(given))}")
-    array = given[name]
+def take_batch(arrays: dict[str, np.ndarray[Any, Any]], name: str, batch: int) -> np.ndarray[Any, Any]:
+    """Return the first ``batch`` rows of an input's array."""
+    if name not in arrays:
+        raise WorkerError("input", f"the inputs file has no array '{name}', only {', '.join(sorted(arrays))}")
+    array = arrays[name]
     if array.ndim and array.shape[0] < batch:
         raise WorkerError(
             "input", f"array '{name}' of the inputs file has {array.shape[0]} rows; the batch needs {batch}"
@@ -248,21 +251,21 @@ def given_array(given: dict[str, np.ndarray[Any, Any]], name: str, batch: int) -
 
 
 def make_run(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> Callable[[], object]:
-    """Return a function that runs the batch once, from the host's memory back to it.
+    """Return a function that runs the batch once, with inputs and outputs in the host's memory.
 
-    On an NVIDIA provider by IO binding, with fixed device buffers for the inputs, and synchronised at the end.
+    NVIDIA providers use IO binding, with fixed device buffers for the inputs, and synchronise at the end.
     """
-    if not any(name in NVIDIA for name in session.get_providers()):
+    if not any(name in NVIDIA_PROVIDERS for name in session.get_providers()):
         names = [entry.name for entry in session.get_outputs()]
         return lambda: session.run(names, feed)
-    return bound_run(session, feed, "cuda")
+    return make_bound_run(session, feed, "cuda")
 
 
-def bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], place: str) -> Callable[[], object]:
-    """Return a run by IO binding: inputs copied to buffers on ``place``, outputs back on the host; it returns these."""
+def make_bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], device: str) -> Callable[[], object]:
+    """Return a function that runs the batch by IO binding, from buffers on ``device``, and returns the binding."""
     ort = import_onnxruntime()
     binding = session.io_binding()
-    buffers = {name: ort.OrtValue.ortvalue_from_numpy(array, place, 0) for name, array in feed.items()}
+    buffers = {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in feed.items()}
     for name, buffer in buffers.items():
         binding.bind_ortvalue_input(name, buffer)
     for entry in session.get_outputs():
@@ -278,17 +281,19 @@ def bound_run(session: Any, feed: dict[str, np.ndarray[Any, Any]], place: str) -
     return run
 
 
-def repeat(run: Callable[[], object], runs: int, seconds: float, most: float) -> tuple[list[int], list[int]]:
-    """Run until ``runs`` runs and ``seconds`` are both reached, or ``most`` seconds.
+def time_runs(
+    run: Callable[[], object], min_runs: int, min_seconds: float, max_seconds: float
+) -> tuple[list[int], list[int]]:
+    """Run until both ``min_runs`` and ``min_seconds`` are reached, or ``max_seconds``.
 
     Returns:
-        Wall and process CPU nanoseconds of each run.
+        Wall time and process CPU time of each run, in nanoseconds.
     """
     wall: list[int] = []
     cpu: list[int] = []
     wall_clock, cpu_clock = time.perf_counter_ns, time.process_time_ns
     begin = wall_clock()
-    least_ns, most_ns = int(seconds * 1e9), int(most * 1e9)
+    min_ns, max_ns = int(min_seconds * 1e9), int(max_seconds * 1e9)
     while True:
         cpu_begin = cpu_clock()
         wall_begin = wall_clock()
@@ -297,22 +302,22 @@ def repeat(run: Callable[[], object], runs: int, seconds: float, most: float) ->
         cpu.append(cpu_clock() - cpu_begin)
         wall.append(wall_end - wall_begin)
         elapsed = wall_end - begin
-        if (elapsed >= least_ns and len(wall) >= runs) or elapsed >= most_ns:
+        if (elapsed >= min_ns and len(wall) >= min_runs) or elapsed >= max_ns:
             return wall, cpu
 
 
 def warm_up(run: Callable[[], object], request: dict[str, Any]) -> tuple[int, bool]:
-    """Run the least that the request asks for, then block after block until one is no quicker than the one before.
+    """Run the minimum that the request asks for, then block after block until a block is no quicker than the last.
 
     Returns:
-        How many runs that took, and whether they got steady within ``max_seconds``.
+        How many runs that took, and whether they became steady within ``max_seconds``.
     """
-    most = request["max_seconds"]
-    end = time.monotonic() + most
-    block, _ = repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
+    max_seconds = request["max_seconds"]
+    end = time.monotonic() + max_seconds
+    block, _ = time_runs(run, request["warmup_runs"], request["warmup_seconds"], max_seconds)
     count, before = len(block), np.median(block[-STEADY_RUNS:])
     while time.monotonic() < end:
-        block, _ = repeat(run, STEADY_RUNS, STEADY_SECONDS, most)
+        block, _ = time_runs(run, STEADY_RUNS, STEADY_SECONDS, max_seconds)
         count += len(block)
         if np.median(block) > (1 - STEADY_RATIO) * before:
             return count, True
@@ -330,11 +335,11 @@ def wait_until_idle() -> None:
 
 
 def cool_down(read: Callable[[], float | None], sleep: Callable[[float], None]) -> float:
-    """Wait while the processor is hot and still cooling; return the seconds that were waited.
+    """Wait while the processor is hot and still cooling; return how many seconds that took.
 
     Args:
-        read: The temperature in degrees Celsius; None where the system shows none, and nothing is waited for.
-        sleep: Takes seconds.
+        read: Returns the temperature in degrees Celsius, or None if the system shows none; then there is no wait.
+        sleep: Waits for a number of seconds.
     """
     waited, before = 0.0, read()
     while before is not None and before > COOL_C and waited < COOL_MAX_SECONDS:
@@ -347,8 +352,8 @@ def cool_down(read: Callable[[], float | None], sleep: Callable[[float], None]) 
     return waited
 
 
-def involuntary_switches() -> int:
-    """Return how often this process lost its processor so far; 0 where the system does not count."""
+def count_involuntary_switches() -> int:
+    """Return how often this process lost its processor so far; 0 if the system doesn't count that."""
     if sys.platform == "win32":
         return 0
     import resource
@@ -356,8 +361,8 @@ def involuntary_switches() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def pressure_microseconds() -> int | None:
-    """Return the time in which some task waited for a processor, or None where the system does not tell."""
+def read_pressure_microseconds() -> int | None:
+    """Return the total time in which some task waited for a processor, or None if the system doesn't report it."""
     try:
         text = Path("/proc/pressure/cpu").read_text(encoding="ascii")
     except OSError:
@@ -367,15 +372,15 @@ def pressure_microseconds() -> int | None:
 
 def time_model(request: dict[str, Any]) -> dict[str, Any]:
     """Load, warm up, and time single runs."""
-    session, load_ns = open_session(request, record_nodes=True)
+    session, load_ns = load_session(request, record_nodes=True)
     nodes = count_nodes(session, request)
     run = make_run(session, make_feed(session, request))
-    cooled_seconds = cool_down(temperature_c, time.sleep)
-    most, before_c = request["max_seconds"], temperature_c()
+    cooled_seconds = cool_down(read_temperature_c, time.sleep)
+    before_c = read_temperature_c()
     warmup_runs, steady = warm_up(run, request)
-    switches, pressure, begin = involuntary_switches(), pressure_microseconds(), time.perf_counter_ns()
-    wall, cpu = repeat(run, request["min_runs"], request["min_seconds"], most)
-    elapsed_us, after = (time.perf_counter_ns() - begin) / 1000, pressure_microseconds()
+    switches, pressure, begin = count_involuntary_switches(), read_pressure_microseconds(), time.perf_counter_ns()
+    wall, cpu = time_runs(run, request["min_runs"], request["min_seconds"], request["max_seconds"])
+    elapsed_us, after = (time.perf_counter_ns() - begin) / 1000, read_pressure_microseconds()
     known = pressure is not None and after is not None
     return {
         "wall_ns": wall,
@@ -383,19 +388,19 @@ def time_model(request: dict[str, Any]) -> dict[str, Any]:
         "warmup_runs": warmup_runs,
         "steady": steady,
         "load_ns": load_ns,
-        "involuntary_switches": involuntary_switches() - switches,
+        "involuntary_switches": count_involuntary_switches() - switches,
         "pressure_ratio": min(1.0, (after - pressure) / elapsed_us) if known else None,  # type: ignore[operator]
         "cooled_seconds": cooled_seconds,
-        "temperatures_c": None if before_c is None else (before_c, temperature_c() or before_c),
+        "temperatures_c": None if before_c is None else (before_c, read_temperature_c() or before_c),
         "nodes": nodes,
     }
 
 
 def profile_models(request: dict[str, Any]) -> dict[str, Any]:
-    """Time every node of several models in turns, so that slow changes of the machine's speed reach all alike.
+    """Time every node of several models in turns, so that slow changes of the machine's speed affect all of them alike.
 
-    Each turn is a session of its own without the profiler, for the time of the whole, then one with it. Turns
-    that ``max_seconds`` does not reach are left out, but for ``min_models`` models in the first round.
+    Each turn is a new session without the profiler, for the time of the whole network, then one with it. No turn begins
+    after ``max_seconds``, except for the first ``min_models`` models in the first round.
     """
     begin = time.monotonic()
     turns: list[dict[str, Any]] = []
@@ -409,16 +414,16 @@ def profile_models(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def profile_turn(request: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return one model's plain CPU times of whole runs, and the times and shapes of its nodes under the profiler."""
-    runs, seconds, most = request["min_runs"], request["min_seconds"], request["max_seconds"]
-    session, _ = open_session(request)
+    """Return times of whole runs without the profiler, and the nodes' times and shapes under the profiler."""
+    runs, seconds, max_seconds = request["min_runs"], request["min_seconds"], request["max_seconds"]
+    session, _ = load_session(request)
     run = make_run(session, make_feed(session, request))
-    repeat(run, request["warmup_runs"], request["warmup_seconds"], most)
-    wall, cpu = repeat(run, runs, seconds, most)
+    time_runs(run, request["warmup_runs"], request["warmup_seconds"], max_seconds)
+    wall, cpu = time_runs(run, runs, seconds, max_seconds)
     del run, session
-    session, _ = open_session(request, profile=prefix)
+    session, _ = load_session(request, profile=prefix)
     run = make_run(session, make_feed(session, request))
-    repeat(run, request["warmup_runs"] + runs, seconds, most)
+    time_runs(run, request["warmup_runs"] + runs, seconds, max_seconds)
     file = Path(session.end_profiling())
     nodes = read_node_times(json.loads(file.read_bytes()), request["warmup_runs"])
     file.unlink()
@@ -426,10 +431,10 @@ def profile_turn(request: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dict[str, Any]]:
-    """Return nodes in the order in which they run: name, operator, shapes, nanoseconds until the next one starts.
+    """Return the nodes in the order in which they run: name, operator, shapes, nanoseconds until the next one starts.
 
-    ONNX Runtime notes whole microseconds. A duration is cut to whole ones, which is a bias where kernels take three;
-    the difference of two starts is not, as both are cut. Runs that lost the processor count as usual ones.
+    ONNX Runtime reports whole microseconds. A truncated duration is biased, which matters if a kernel takes 3 µs; the
+    difference of two start times isn't, as both are truncated. Runs that lost the processor count as usual ones.
     """
     runs: list[list[dict[str, Any]]] = [[]]
     for event in events:
@@ -439,90 +444,90 @@ def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dic
             runs.append([])
     runs = [run for run in runs if run]
     runs = runs[min(skipped_runs, len(runs) - 1) :]
-    found = []
+    nodes = []
     for index, event in enumerate(runs[0]):
         same = [run for run in runs if len(run) == len(runs[0])]
         if index + 1 < len(runs[0]):
             times = np.array([run[index + 1]["ts"] - run[index]["ts"] for run in same], dtype=np.float64)
         else:
             times = np.array([run[index]["dur"] + 0.5 for run in same], dtype=np.float64)
-        usual = np.minimum(times, PROFILE_CUT * np.median(times) + 1)
-        shapes = [[next(iter(one.values())) for one in event["args"][key]] for key in SHAPES]
-        found.append(
+        capped = np.minimum(times, PROFILE_CUT * np.median(times) + 1)
+        shapes = [[next(iter(tensor.values())) for tensor in event["args"][key]] for key in SHAPE_KEYS]
+        nodes.append(
             {
                 "name": event["name"].removesuffix("_kernel_time"),
                 "operator": event["args"]["op_name"],
                 "provider": event["args"]["provider"],
                 "inputs": shapes[0],
                 "outputs": shapes[1],
-                "ns": float(usual.mean()) * 1000,
+                "ns": float(capped.mean()) * 1000,
             }
         )
-    return found
+    return nodes
 
 
-def resident_bytes(key: str) -> int:
+def read_resident_bytes(key: str) -> int:
     """Return ``VmRSS`` or ``VmHWM`` of this process."""
     text = Path("/proc/self/status").read_text(encoding="ascii")
     return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith(key + ":"))
 
 
-def forget_peak() -> None:
-    """Set ``VmHWM`` back to what is resident now."""
+def reset_peak() -> None:
+    """Reset ``VmHWM`` to the memory that is resident now."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def mapped_bytes(path: str) -> int:
+def read_mapped_bytes(path: str) -> int:
     """Return how many bytes of a file are mapped into this process and in memory now."""
-    total, inside, whole = 0, False, str(Path(path).resolve())
+    total, inside, resolved = 0, False, str(Path(path).resolve())
     for line in Path("/proc/self/smaps").read_text(encoding="utf-8", errors="replace").splitlines():
         first = line.split(maxsplit=1)[0]
         if not first.endswith(":"):
-            inside = line.endswith(" " + whole)
+            inside = line.endswith(" " + resolved)
         elif inside and first == "Rss:":
             total += int(line.split()[1]) * 1024
     return total
 
 
-def convert(request: dict[str, Any]) -> dict[str, Any]:
+def convert_model(request: dict[str, Any]) -> dict[str, Any]:
     """Write the model, optimized for this processor, in ONNX Runtime's own format."""
-    open_session(request, save_to=request["outputs"])
+    load_session(request, save_to=request["outputs"])
     return {}
 
 
 def measure_model_memory(request: dict[str, Any]) -> dict[str, Any]:
-    """Return peaks of memory over this process before the session: while loading, and while running."""
+    """Return peaks of memory above this process before the session: while loading, and while running."""
     import_onnxruntime()
     try:
-        forget_peak()
+        reset_peak()
     except OSError:
         return {"supported": False}
-    device_before = device_memory_used()
-    baseline = resident_bytes("VmHWM")
-    session, _ = open_session(request)
-    load_peak, load_mapped = resident_bytes("VmHWM"), mapped_bytes(request["model"])
+    device_before = read_device_memory()
+    baseline = read_resident_bytes("VmHWM")
+    session, _ = load_session(request)
+    load_peak, load_mapped = read_resident_bytes("VmHWM"), read_mapped_bytes(request["model"])
     run = make_run(session, make_feed(session, request))
-    forget_peak()
-    _, cpu = repeat(run, request["min_runs"], 0.0, request["max_seconds"])
-    run_peak = resident_bytes("VmHWM")
-    device_after = device_memory_used() if any(name in NVIDIA for name in session.get_providers()) else None
-    both = device_before is not None and device_after is not None
+    reset_peak()
+    _, cpu = time_runs(run, request["min_runs"], 0.0, request["max_seconds"])
+    run_peak = read_resident_bytes("VmHWM")
+    device_after = read_device_memory() if any(name in NVIDIA_PROVIDERS for name in session.get_providers()) else None
+    known = device_before is not None and device_after is not None
     return {
         "supported": True,
         "baseline_bytes": baseline,
         "load_peak_bytes": load_peak - baseline,
         "run_peak_bytes": run_peak - baseline,
         "load_mapped_bytes": load_mapped,
-        "run_mapped_bytes": mapped_bytes(request["model"]),
+        "run_mapped_bytes": read_mapped_bytes(request["model"]),
         "run_cpu_ns": int(np.median(cpu)),
-        "device_peak_bytes": device_after - device_before if both else None,  # type: ignore[operator]
+        "device_peak_bytes": device_after - device_before if known else None,  # type: ignore[operator]
     }
 
 
-def device_memory_used(library: str = "libnvidia-ml.so.1") -> int | None:
-    """Return the bytes in use on the first visible NVIDIA device, by its driver's library; None without one.
+def read_device_memory(library: str = "libnvidia-ml.so.1") -> int | None:
+    """Return the bytes in use on the first visible NVIDIA device, read from its driver's library; None without one.
 
-    ONNX Runtime's device arena does not shrink, so the use after the runs is the peak, with the CUDA context in it.
+    ONNX Runtime's device arena doesn't shrink, so the use after the runs is the peak, including the CUDA context.
     """
     try:
         nvml = ctypes.CDLL(library)
@@ -533,23 +538,23 @@ def device_memory_used(library: str = "libnvidia-ml.so.1") -> int | None:
     if nvml.nvmlInit_v2() != 0:
         return None
     if first.isdigit():
-        found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(handle))
+        status = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(first)), ctypes.byref(handle))
     else:
-        found = nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle))
-    used = found == 0 and nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
+        status = nvml.nvmlDeviceGetHandleByUUID(first.encode(), ctypes.byref(handle))
+    is_read = status == 0 and nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0
     nvml.nvmlShutdown()
-    return int(memory[2]) if used else None
+    return int(memory[2]) if is_read else None
 
 
 def write_batches(path: Path, batches: Iterable[dict[str, np.ndarray[Any, Any]]]) -> int:
-    """Write batches as an uncompressed ``.npz`` with keys ``INDEX/NAME``, one at a time; return how many."""
-    part, count = path.with_name(path.name + ".part"), 0
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
+    """Write batches one at a time to an uncompressed ``.npz`` with keys ``INDEX/NAME``; return how many there were."""
+    partial, count = path.with_name(path.name + ".part"), 0
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for count, batch in enumerate(batches, start=1):
             for name, array in batch.items():
                 with archive.open(f"{count - 1}/{name}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
-    part.replace(path)
+    partial.replace(path)
     return count
 
 
@@ -564,16 +569,16 @@ def iterate_batches(path: Path) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
 
 
 def run_batches(request: dict[str, Any]) -> dict[str, Any]:
-    """Run every batch of the inputs file and write the outputs in the same form."""
-    session, _ = open_session(request)
+    """Run every batch of the inputs file and write the outputs in the same format."""
+    session, _ = load_session(request)
     names = [entry.name for entry in session.get_outputs()]
     batches = iterate_batches(Path(request["inputs"]))
-    written = (dict(zip(names, session.run(names, batch), strict=True)) for batch in batches)
-    return {"batches": write_batches(Path(request["outputs"]), written)}
+    outputs = (dict(zip(names, session.run(names, batch), strict=True)) for batch in batches)
+    return {"batches": write_batches(Path(request["outputs"]), outputs)}
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what a reader needs to judge numbers from this machine."""
+    """Return the facts that a reader needs to judge numbers from this machine."""
     ort = import_onnxruntime()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
@@ -587,42 +592,42 @@ def describe_machine() -> dict[str, Any]:
         "processor": cpu.get("model name") or platform.processor() or platform.machine(),
         "features": sorted(FEATURES.intersection(flags)),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        "memory_bytes": total_memory_bytes(),
+        "memory_bytes": read_total_memory_bytes(),
         "system": platform.platform(),
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
-        "governor": read_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "temperature_c": temperature_c(),
+        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "temperature_c": read_temperature_c(),
     }
 
 
-def read_line(path: str) -> str | None:
-    """Return a small file's text, or None where it cannot be read."""
+def read_text(path: str) -> str | None:
+    """Return a small file's text, or None if it can't be read."""
     try:
         return Path(path).read_text(encoding="ascii").strip()
     except OSError:
         return None
 
 
-def temperature_c() -> float | None:
-    """Return the hottest zone's temperature, or None where the system shows none."""
-    found = [read_line(str(zone / "temp")) for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*"))]
-    values = [int(text) / 1000 for text in found if text and text.lstrip("-").isdigit()]
+def read_temperature_c() -> float | None:
+    """Return the hottest zone's temperature, or None if the system shows none."""
+    texts = [read_text(str(zone / "temp")) for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*"))]
+    values = [int(text) / 1000 for text in texts if text and text.lstrip("-").isdigit()]
     return max(values, default=None)
 
 
-def total_memory_bytes() -> int:
-    """Return the machine's memory; 0 where Python's standard library cannot tell (Windows)."""
+def read_total_memory_bytes() -> int:
+    """Return the machine's memory; 0 if Python's standard library can't tell (Windows)."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
 
 
 def serve(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callable[[dict[str, Any]], None]) -> None:
     """Load and warm up once, then time one block for each further line; the end of stdin ends the process."""
-    session, _ = open_session(request, record_nodes=True)
+    session, _ = load_session(request, record_nodes=True)
     nodes = count_nodes(session, request)
     run = make_run(session, make_feed(session, request))
-    repeat(run, request["warmup_runs"], request["warmup_seconds"], request["max_seconds"])
+    time_runs(run, request["warmup_runs"], request["warmup_seconds"], request["max_seconds"])
     spins = request["allow_spinning"] and request["threads"] != 1
     precise = time.get_clock_info("process_time").resolution < 1e-5
     ready: dict[str, Any] = {"ok": True, "nodes": nodes, "precise_cpu_clock": precise}
@@ -631,9 +636,9 @@ def serve(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callab
             wait_until_idle()
         answer(ready)
         block = json.loads(lines.get())
-        repeat(run, block["warmup_runs"], 0.0, block["max_seconds"])
-        wall, cpu = repeat(run, block["min_runs"], block["min_seconds"], block["max_seconds"])
-        ready = {"ok": True, "wall_ns": wall, "cpu_ns": cpu, "temperature_c": temperature_c()}
+        time_runs(run, block["warmup_runs"], 0.0, block["max_seconds"])
+        wall, cpu = time_runs(run, block["min_runs"], block["min_seconds"], block["max_seconds"])
+        ready = {"ok": True, "wall_ns": wall, "cpu_ns": cpu, "temperature_c": read_temperature_c()}
 
 
 MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -641,13 +646,13 @@ MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "memory": measure_model_memory,
     "outputs": run_batches,
     "nodes": profile_models,
-    "convert": convert,
+    "convert": convert_model,
     "describe": lambda _request: describe_machine(),
 }
 
 
 def watch_stdin(lines: queue.SimpleQueue[str]) -> None:
-    """Hand over stdin's lines, and end the process when stdin ends: the parent is gone."""
+    """Queue stdin's lines and end the process when stdin ends: then the parent is gone."""
     for line in sys.stdin:
         lines.put(line)
     os._exit(0)
@@ -656,7 +661,7 @@ def watch_stdin(lines: queue.SimpleQueue[str]) -> None:
 def main() -> None:
     """Serve one request."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries may print: that goes to stderr
 
     def answer(value: dict[str, Any]) -> None:
         channel.write(SENTINEL + json.dumps(value) + "\n")
@@ -667,16 +672,16 @@ def main() -> None:
     request = json.loads(lines.get())
     gc.disable()
     try:
-        bind(request["affinity"])
+        bind_to_cores(request["affinity"])
         if request["mode"] == "serve":
             serve(request, lines, answer)
         else:
             answer({"ok": True, **MODES[request["mode"]](request)})
     except WorkerError as error:
         answer({"ok": False, "kind": error.kind, "reason": str(error)})
-    except reported_errors() as error:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        answer({"ok": False, "kind": "device" if full else "model", "reason": plain(error)})
+    except model_error_types() as error:
+        disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        answer({"ok": False, "kind": "device" if disk_is_full else "model", "reason": one_line(error)})
     lines.get()
 
 

@@ -1,1 +1,1 @@
-"""The folder an app takes: the model, the proof, golden inputs and outputs, the report; written whole or not at all."""
+"""The folder that an app takes: model, proof, golden inputs and outputs, report; written completely or not at all."""

@@ -1,4 +1,4 @@
-"""Golden arrays: what goes in, what has to come out, and how exactly, as raw little-endian files."""
+"""Golden arrays: inputs and expected outputs with tolerances, as raw little-endian files for an app's self-check."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.records.recipe import Float16, QuantizeStep, Recipe
+from edgeopt.records.recipe import Recipe
 
 Array = NDArray[np.generic]
 
 FLOAT_TOLERANCE_RATIO = 1e-3
-"""Of an output's largest absolute value: another processor sums in another order; ten times what parity allows."""
-HALF_TOLERANCE_RATIO = 2e-2
-"""float16 has 11 bits, and runtimes differ in which operators they run in float32."""
+"""Of an output's largest absolute value, the same as parity allows: another processor sums in another order."""
+FLOAT16_TOLERANCE_RATIO = 2e-2
+"""float16 has 11 bits, and runtimes differ in the operators that they run in float32."""
 INT8_TOLERANCE_RATIO = 1e-1
 """A few of 255 steps through several layers: processors without VNNI may round an activation to the next step."""
 
@@ -36,15 +36,15 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
     """numpy's name, such as ``float32``; the bytes are little-endian, in C order."""
     shape: tuple[int, ...]
     tolerance: float | None
-    """Largest absolute difference that an output may have; null for inputs."""
+    """Largest absolute difference that is allowed; null for inputs."""
 
 
 def tolerance_ratio(recipe: Recipe) -> float:
     """Return how far an output may be off on another device, relative to its largest absolute value."""
-    if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
+    if recipe.precision == "int8":
         return INT8_TOLERANCE_RATIO
-    if any(isinstance(step, Float16) for step in recipe.graph_steps):
-        return HALF_TOLERANCE_RATIO
+    if recipe.precision == "fp16":
+        return FLOAT16_TOLERANCE_RATIO
     return FLOAT_TOLERANCE_RATIO
 
 
@@ -53,22 +53,22 @@ def write_golden(
 ) -> tuple[GoldenEntry, ...]:
     """Write the arrays into ``folder/golden``.
 
-    File names are numbered (``input-0.bin``): names of inputs can hold characters that no file name may.
+    File names are numbered (``input-0.bin``), because names of inputs can have characters that file names cannot.
 
     Args:
         folder: The bundle.
         inputs: Name to array, in the model's order.
-        outputs: What the model gave for them under ONNX Runtime.
+        outputs: The model's outputs for them under ONNX Runtime.
         ratio: Tolerance of an output relative to its largest absolute value.
     """
     (folder / "golden").mkdir()
     entries = []
     arrays: list[tuple[Literal["input", "output"], Mapping[str, Array]]] = [("input", inputs), ("output", outputs)]
-    for role, named in arrays:
-        for index, (name, array) in enumerate(named.items()):
-            little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    for role, arrays_by_name in arrays:
+        for index, (name, array) in enumerate(arrays_by_name.items()):
+            little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
             file = f"golden/{role}-{index}.bin"
-            (folder / file).write_bytes(little.tobytes())
+            (folder / file).write_bytes(little_endian.tobytes())
             entries.append(
                 GoldenEntry(
                     name=name,
@@ -83,9 +83,9 @@ def write_golden(
 
 
 def output_tolerance(output: Array, ratio: float) -> float:
-    """Return how far an output may be off, absolutely.
+    """Return the largest absolute difference that an output may have.
 
-    Integers (a class, say) have to be equal; all-zero outputs get the ratio itself.
+    Integers (such as a class) have to be equal; an output of zeros gets the ratio itself.
     """
     if not np.issubdtype(output.dtype, np.floating):
         return 0.0
@@ -96,33 +96,34 @@ def read_golden(bundle: Path, entry: GoldenEntry) -> Array:
     """Read one array of a bundle.
 
     Raises:
-        DataError: the file is missing or has another number of bytes than its entry says.
+        DataError: the file is missing, or its number of bytes differs from its entry.
     """
     path = bundle / entry.file
     dtype = np.dtype(entry.dtype).newbyteorder("<")
-    expected = dtype.itemsize * int(np.prod(entry.shape))
+    expected_bytes = dtype.itemsize * int(np.prod(entry.shape))
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read: {error.strerror}. The bundle is incomplete; build it again."
         ) from error
-    if len(data) != expected:
+    if len(data) != expected_bytes:
         raise DataError(
-            f"{path} has {len(data)} bytes, but the manifest says {expected}. The bundle was changed; build it again."
+            f"{path} has {len(data)} bytes, but the manifest says {expected_bytes}. The bundle was changed; build it "
+            "again."
         )
     return np.frombuffer(data, dtype=dtype).reshape(entry.shape)
 
 
 def largest_difference(expected: Array, found: Array) -> float:
-    """Return the largest absolute difference of two arrays; infinite where shapes differ or a value is not a number.
+    """Return the largest absolute difference of two arrays; infinite if shapes differ or a difference is NaN.
 
     Equal infinities are equal.
     """
     if expected.shape != found.shape:
         return math.inf
-    wanted, got = expected.astype(np.float64), found.astype(np.float64)
+    left, right = expected.astype(np.float64), found.astype(np.float64)
     with np.errstate(invalid="ignore"):
-        difference = np.where(wanted == got, 0.0, np.abs(wanted - got))
+        difference = np.where(left == right, 0.0, np.abs(left - right))
     largest = float(np.max(difference, initial=0.0))
     return math.inf if math.isnan(largest) else largest

@@ -1,4 +1,7 @@
-"""``manifest.json``: what an app and a checker need to know about the folder, and the hash of every other file."""
+"""``manifest.json``: describes the bundle to an app and to a checker, with the hash of every other file.
+
+The written folder and its document go in, a ``Manifest`` comes out. For schemas, see ``edgeopt.report.document``.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,18 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-import msgspec
 import onnx
 import onnx.helper
 
 from edgeopt.bundle.golden import GoldenEntry
-from edgeopt.errors import DataError
 from edgeopt.records.budget import Limit
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.recipe import Recipe
-from edgeopt.report.document import Document, Part, Span
-from edgeopt.report.proof import proof
+from edgeopt.report.document import Document, Part, Span, read_part
+from edgeopt.report.proof import build_proof
 
-_SCHEMA: Literal["edgeopt/manifest-1"] = "edgeopt/manifest-1"
-NAME = "manifest.json"
+_SCHEMA: Literal["edgeopt/manifest-2"] = "edgeopt/manifest-2"
+MANIFEST_NAME = "manifest.json"
 
 
 class TensorInfo(Part, frozen=True, kw_only=True):
@@ -27,19 +28,19 @@ class TensorInfo(Part, frozen=True, kw_only=True):
 
     name: str
     shape: tuple[int | str, ...]
-    """A name stands for a dimension that is free."""
+    """A name stands for a dynamic dimension."""
     dtype: str
 
 
 class Origin(Part, frozen=True, kw_only=True):
-    """Where a bundle comes from: what the task tells about its model, and how the build was made."""
+    """Where a bundle comes from: the task's description of its model, and how the build was run."""
 
     labels: tuple[str, ...]
-    """Of the classes, in the order of the output; empty where there are none."""
+    """Of the classes, in the order of the output; empty if there are none."""
     preprocessing: str
-    """For people: how an app makes the inputs."""
+    """For people: how an app prepares the inputs."""
     postprocessing: str
-    """For people: what an app makes of the outputs."""
+    """For people: how an app reads the outputs."""
     versions: dict[str, str]
     seed: int
     command: str
@@ -53,7 +54,7 @@ class FileEntry(Part, frozen=True, kw_only=True):
 
 
 class ProofEntry(Part, frozen=True, kw_only=True):
-    """One limit, measured."""
+    """One limit and the measured value."""
 
     limit: Limit
     label: str
@@ -61,15 +62,15 @@ class ProofEntry(Part, frozen=True, kw_only=True):
     found: float | None
     ci95: Span | None
     allowed: float | None
-    """null where the limit was waived by name."""
+    """null if the limit was waived by name."""
     floor: bool
     kept: bool | None
 
 
 class Manifest(Part, frozen=True, kw_only=True):
-    """The bundle described; ``recipe`` and ``proof`` are null where nothing kept the budget."""
+    """The description of a bundle; ``recipe`` and ``proof`` are null if no trial keeps the limits."""
 
-    schema: Literal["edgeopt/manifest-1"]
+    schema: Literal["edgeopt/manifest-2"]
     task: str
     target: str
     device: DeviceInfo
@@ -89,7 +90,7 @@ class Manifest(Part, frozen=True, kw_only=True):
 
 
 def build_manifest(folder: Path, document: Document, origin: Origin, golden: tuple[GoldenEntry, ...]) -> Manifest:
-    """Describe the files that ``folder`` holds; the manifest itself is not among them."""
+    """Describe the files in ``folder``, except the manifest itself."""
     winner = document.winner
     inputs, outputs = describe_tensors(folder / "model.onnx") if winner else ((), ())
     return Manifest(
@@ -130,7 +131,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
 
 
 def _proof(document: Document) -> tuple[ProofEntry, ...]:
-    rows = proof(document.winner, document.budget) if document.winner else ()
+    rows = build_proof(document.winner, document.budget) if document.winner else ()
     return tuple(
         ProofEntry(
             limit=row.limit,
@@ -147,8 +148,8 @@ def _proof(document: Document) -> tuple[ProofEntry, ...]:
 
 
 def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """Hash every file of a bundle but the manifest, by path relative to the bundle with forward slashes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / NAME)
+    """Hash every file of a bundle except the manifest; keys are paths relative to the bundle, with forward slashes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {
         path.relative_to(folder).as_posix(): FileEntry(
             sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
@@ -161,20 +162,12 @@ def read_manifest(bundle: Path) -> Manifest:
     """Read a bundle's manifest.
 
     Raises:
-        DataError: it is missing, or no document of this schema.
+        DataError: see ``edgeopt.report.document.read_part``.
     """
-    path = bundle / NAME
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}. A folder that `edgeopt build` wrote has one."
-        ) from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is no {_SCHEMA} document: {error}. Build it again.") from error
+    return read_part(bundle / MANIFEST_NAME, Manifest, _SCHEMA)
 
 
-def changed_files(bundle: Path, manifest: Manifest) -> list[str]:
-    """Name each file that is missing, added, or not what its hash says."""
-    found = hash_files(bundle)
-    return sorted(name for name in found.keys() | manifest.files if found.get(name) != manifest.files.get(name))
+def find_changed_files(bundle: Path, manifest: Manifest) -> list[str]:
+    """Name each file that is missing, added, or differs from its hash."""
+    files = hash_files(bundle)
+    return sorted(name for name in files.keys() | manifest.files if files.get(name) != manifest.files.get(name))

@@ -1,7 +1,8 @@
-"""Put a finished folder in the place of the old one, so that a kill at any moment leaves one of the two, whole.
+"""Replace a folder with a finished new one, so that a kill at any moment leaves one of the two, complete.
 
-On Linux the two folders change places in one system call (``renameat2`` with ``RENAME_EXCHANGE``). Where that does not
-exist, the old folder is moved aside first; a kill between the two moves leaves it under a name that ``recover`` knows.
+On Linux the two folders are exchanged in one system call (``renameat2`` with ``RENAME_EXCHANGE``). If the system does
+not support that, the old folder is moved aside first; a kill between the two moves leaves it under a name that
+``recover`` finds.
 """
 
 from __future__ import annotations
@@ -12,36 +13,36 @@ import os
 import shutil
 from pathlib import Path
 
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 
-def building_name(out: Path) -> Path:
-    """Return the sibling in which a new folder is made."""
+def building_path(out: Path) -> Path:
+    """Return the sibling in which the new folder is written."""
     return out.with_name(f".{out.name}.building")
 
 
-def former_name(out: Path) -> Path:
-    """Return the sibling to which the old folder is moved where the two cannot be exchanged."""
+def former_path(out: Path) -> Path:
+    """Return the sibling to which the old folder is moved if the two cannot be exchanged."""
     return out.with_name(f".{out.name}.former")
 
 
 def recover(out: Path) -> None:
-    """Finish what a killed swap left behind: bring the old folder back where ``out`` is missing, remove remains."""
-    former = former_name(out)
+    """Clean up after a killed swap: restore the old folder if ``out`` is missing, and remove leftovers."""
+    former = former_path(out)
     if former.is_dir() and not out.exists():
         former.rename(out)
-    for remains in (former, building_name(out)):
-        if remains.is_dir():
-            shutil.rmtree(remains)
+    for leftover in (former, building_path(out)):
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
 
 
 def swap_in(new: Path, out: Path) -> None:
-    """Make ``new`` be ``out``, durably; what was there before is removed.
+    """Rename ``new`` to ``out`` durably, and remove the folder that was there before.
 
     Args:
-        new: A finished folder beside ``out``.
-        out: Its place; may not exist, or be a folder that may go.
+        new: A finished folder next to ``out``.
+        out: The new name; it may not exist yet, or be a folder to replace.
     """
     for path in (*new.rglob("*"), new):
         _flush(path)
@@ -52,7 +53,7 @@ def swap_in(new: Path, out: Path) -> None:
     elif _exchange(new, out):
         shutil.rmtree(new)
     else:
-        former = former_name(out)
+        former = former_path(out)
         out.rename(former)
         new.rename(out)
         shutil.rmtree(former)
@@ -60,12 +61,12 @@ def swap_in(new: Path, out: Path) -> None:
 
 
 def _exchange(new: Path, out: Path) -> bool:
-    """Exchange two folders in one step; False where the system cannot."""
+    """Exchange two folders in one step; False if the system cannot."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError, TypeError):
         return False
-    arguments = (AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(out), RENAME_EXCHANGE)
+    arguments = (_AT_FDCWD, os.fsencode(new), _AT_FDCWD, os.fsencode(out), _RENAME_EXCHANGE)
     if renameat2(*arguments) == 0:
         return True
     number = ctypes.get_errno()
@@ -75,7 +76,7 @@ def _exchange(new: Path, out: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file or a folder's names to the disk; Windows cannot open folders and does without."""
+    """Flush a file, or a folder's entries, to the disk; Windows cannot open folders, so they are skipped there."""
     if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)

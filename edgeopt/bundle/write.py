@@ -1,4 +1,4 @@
-"""Write ``OUT``: rendered beside it, then swapped in whole."""
+"""Write the folder ``--out``: a choice and the winner's file go in; the bundle is written aside, then swapped in."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeopt.bundle.golden import Array, GoldenEntry, tolerance_ratio, write_golden
-from edgeopt.bundle.manifest import NAME, Origin, build_manifest
-from edgeopt.bundle.swap import building_name, recover, swap_in
+from edgeopt.bundle.manifest import MANIFEST_NAME, Origin, build_manifest
+from edgeopt.bundle.swap import building_path, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.records.choice import Choice
 from edgeopt.report.document import Document, build_document, encode
@@ -18,28 +18,28 @@ from edgeopt.report.page import render_page
 def check_out(out: Path) -> None:
     """Make sure, before any work, that a bundle can be written to ``out``; clean up after a killed swap.
 
-    The folder above it is made where it is missing.
+    The parent folder is made if it is missing.
 
     Raises:
-        WorkspaceError: ``out`` is a file, or holds something that is no bundle; or the folder above it is not writable.
+        WorkspaceError: ``out`` is a file or holds something other than a bundle, or its parent is not writable.
     """
     out = out.absolute()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         recover(out)
-        probe = building_name(out)
+        probe = building_path(out)
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
         raise WorkspaceError(
-            f"--out {out} cannot be written: {error.strerror} ({error.filename}). Name a folder that you may write to."
+            f"--out {out} cannot be written: {error.strerror} ({error.filename}). Name a folder that you can write to."
         ) from error
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise WorkspaceError(f"--out {out} is not a folder. Name a folder, or a path that does not exist yet.")
-    if out.is_dir() and any(out.iterdir()) and not (out / NAME).is_file():
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
         raise WorkspaceError(
-            f"--out {out} holds files that edgeopt did not write (there is no {NAME}), and a build replaces the whole "
-            "folder. Name another one, or empty it yourself."
+            f"--out {out} holds files that edgeopt did not write (there is no {MANIFEST_NAME}), and a build replaces "
+            "the whole folder. Name another folder, or empty this one yourself."
         )
 
 
@@ -57,27 +57,27 @@ def write_bundle(
     command: str,
     postprocessing: str = "",
 ) -> None:
-    """Write the bundle of a choice; ``out`` is the old one or the new one at any moment, never half of either.
+    """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
     Args:
-        out: The folder; ``check_out`` says what may be there.
+        out: The folder; ``check_out`` says what it may hold.
         choice: The decision.
-        model: The winner's file; None where nothing keeps the budget.
+        model: The winner's file; None if there is no winner.
         golden_inputs: Name to array; empty without a model.
-        golden_outputs: What the model gave for them under ONNX Runtime.
-        labels: Of the classes; empty where the task has none.
-        preprocessing: For people: how an app makes the inputs.
-        versions: Of every package that had a part in the file.
+        golden_outputs: The model's outputs for them under ONNX Runtime.
+        labels: Of the classes; empty if the task has none.
+        preprocessing: For people: how an app prepares the inputs.
+        versions: Of every package that took part in making the file.
         seed: Of the build.
-        command: The command line that made it.
-        postprocessing: For people: what an app makes of the outputs.
+        command: The command line of the build.
+        postprocessing: For people: how an app reads the outputs.
 
     Raises:
-        WorkspaceError: the folder cannot be written; an old bundle is still there then.
+        WorkspaceError: the folder cannot be written; an old bundle is then still there.
     """
     check_out(out)
     out = out.absolute()
-    new = building_name(out)
+    new = building_path(out)
     origin = Origin(
         labels=tuple(labels),
         preprocessing=preprocessing,
@@ -106,11 +106,11 @@ def _fill(
     golden_outputs: Mapping[str, Array],
     origin: Origin,
 ) -> None:
-    """Write every file of a bundle; the manifest comes last, as it has the hashes of the others."""
+    """Write every file of a bundle; the manifest comes last, because it has the hashes of the others."""
     golden: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         shutil.copyfile(model, new / "model.onnx")
         golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
-    (new / NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))
+    (new / MANIFEST_NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))

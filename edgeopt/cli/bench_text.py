@@ -1,4 +1,4 @@
-"""What ``edgeopt bench`` says to people; numbers are rounded here."""
+"""The text that ``edgeopt bench`` prints for people; numbers are rounded here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from edgeopt.records.measurement import Measurement, NodeChange
     from edgeopt.records.profile import Profile
 
-SHOWN_CHANGES = 8
+_SHOWN_CHANGES_COUNT = 8
+"""Rows of nodes that gained or lost time; the rest share one row."""
 
 
 def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> None:
-    """Print tables and remarks."""
+    """Print the tables, then notes on how far to trust them."""
     console = Console(highlight=False, soft_wrap=True)
     console.print(_facts(summary, profile, measurement))
     if summary["against"] and "nodes" in summary["against"]:
@@ -29,67 +30,68 @@ def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measur
         console.print(_memory_modes(summary["memory_modes"]))
     disturbed = [words.noise_text(kind, ratio) for kind, ratio in summary["noise"].items()]
     if disturbed:
-        said = words.listed(disturbed)
-        console.print(f"[yellow]Noise: {said}. Believe the times less, or measure again on a quiet machine.[/]")
+        console.print(
+            f"[yellow]Noise: {words.listed(disturbed)}. Trust the times less, or measure again on a quiet machine.[/]"
+        )
     if summary["estimate"]:
         console.print(escape(sentences.estimate_notes(summary["estimate"], profile.name)))
-        console.print("Memory, load and what is compared are this machine's: nothing is proven on the target.")
+        console.print("Memory, load time and comparisons were measured on this machine, not on the target.")
     if summary["calibration_refused"]:
         console.print(f"[yellow]{escape(summary['calibration_refused'])}[/]")
     if measurement.device.kind == "stand-in":
-        console.print(f"This machine only stands in for {escape(profile.title)}: nothing is proven on the target.")
+        console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
 
 
 def _facts(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Table:
     table = Table(title=escape(f"{summary['model']} on {profile.name}"), show_header=False, title_justify="left")
-    rows = (*_times(summary, profile), *_weights(summary, measurement), *_places(summary, profile, measurement))
+    rows = (*_times(summary, profile), *_sizes(summary, measurement), *_environment(summary, profile, measurement))
     for label, text in (*rows, *_against(summary)):
         table.add_row(escape(label), text)
     return table
 
 
 def _times(summary: dict[str, Any], profile: Profile) -> Iterator[tuple[str, str]]:
-    latency, guessed = summary["latency_ms"], ", estimated" if summary["estimate"] else ""
+    latency, estimated = summary["latency_ms"], ", estimated" if summary["estimate"] else ""
     low, high = latency["limit_ci95"]
     yield (
-        f"latency p50 · p90 · p99{guessed}",
+        f"latency p50 · p90 · p99{estimated}",
         " · ".join(f"{latency[name]:.3f}" for name in ("p50", "p90", "p99")) + " ms",
     )
     allowed = profile.limits.max_latency_ms
-    judged = "" if allowed is None else f", limit {allowed:g} ms {'kept' if high <= allowed else 'not kept'}"
+    verdict = "" if allowed is None else f", limit {allowed:g} ms {'kept' if high <= allowed else 'missed'}"
     yield (
-        f"p{latency['limit_percentile']}{guessed}, with its 95 % interval",
-        f"{latency['limit']:.3f} ms ({low:.3f} to {high:.3f}){judged}",
+        f"p{latency['limit_percentile']}{estimated}, with its 95 % interval",
+        f"{latency['limit']:.3f} ms ({low:.3f} to {high:.3f}){verdict}",
     )
     if summary["sustained"]:
         yield from _sustained(summary["sustained"])
-    yield "throughput", f"{summary['throughput_per_s']:.1f} samples/s at batch {summary['batch_size']}"
-    yield "load", f"{summary['load_ms']:.1f} ms"
+    yield "throughput", f"{summary['throughput_per_s']:.1f} samples/s at batch size {summary['batch_size']}"
+    yield "load time", f"{summary['load_ms']:.1f} ms"
 
 
-def _sustained(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    low, high = found["ci95"]
-    said = {"slower": "[bold]it slows down[/]", "faster": "[bold]it gets faster[/]", "no difference": "no change"}
+def _sustained(sustained: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    low, high = sustained["ci95"]
+    text = {"slower": "[bold]it slows down[/]", "faster": "[bold]it gets faster[/]", "no difference": "no change"}
     yield (
-        f"{found['seconds']:g} s without a pause",
-        f"{said[found['verdict']]} outside the noise: the last tenth takes {found['last_over_first']:.3f} of the "
-        f"first's time ({low:.3f} to {high:.3f}, by {'CPU' if found['clock'] == 'cpu' else 'wall'} time)",
+        f"{sustained['seconds']:g} s without a pause",
+        f"{text[sustained['verdict']]} beyond the noise: the last tenth takes {sustained['last_over_first']:.3f} times "
+        f"as long as the first ({low:.3f} to {high:.3f}, by {'CPU' if sustained['clock'] == 'cpu' else 'wall'} time)",
     )
-    begin, end = found["temperatures_c"]
+    begin, end = sustained["temperatures_c"]
     yield (
-        "temperature meanwhile",
-        "this device shows none" if begin is None or end is None else f"{begin:.0f} °C, then {end:.0f} °C",
+        "temperature, first and last",
+        "not reported by this device" if begin is None or end is None else f"{begin:.0f} °C, {end:.0f} °C",
     )
 
 
-def _weights(summary: dict[str, Any], measurement: Measurement) -> Iterator[tuple[str, str]]:
+def _sizes(summary: dict[str, Any], measurement: Measurement) -> Iterator[tuple[str, str]]:
     yield "peak memory", _memory(measurement)
     yield "file", f"{summary['size_bytes'] / 1e6:.3f} MB"
 
 
-def _places(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Iterator[tuple[str, str]]:
-    shares = summary["provider_time_ratios"]
-    yield "nodes by provider", words.nodes(summary["providers"], measurement.device.uri, shares)
+def _environment(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Iterator[tuple[str, str]]:
+    ratios = summary["provider_time_ratios"]
+    yield "nodes by provider", words.nodes(summary["providers"], measurement.device.uri, ratios)
     environment = measurement.environment
     governor = f", governor {environment.governor}" if environment.governor else ""
     yield "processor", escape(f"{environment.processor} ({', '.join(environment.features)}){governor}")
@@ -102,18 +104,18 @@ def _against(summary: dict[str, Any]) -> Iterator[tuple[str, str]]:
         low, high = against["ci95"]
         yield (
             f"against {against['model']}",
-            f"[bold]{against['verdict']}[/]: {against['latency_ratio']:.3f} of its time ({low:.3f} to {high:.3f}), "
-            f"by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
+            f"[bold]{against['verdict']}[/]: {against['latency_ratio']:.3f} times its latency "
+            f"({low:.3f} to {high:.3f}), by {'CPU' if against['clock'] == 'cpu' else 'wall'} time",
         )
 
 
 def _changes(changes: list[NodeChange]) -> Table:
-    """Return the nodes that gained or lost most, and what all others did; by ONNX Runtime's profiler."""
-    table = Table(title="what changed most, by ONNX Runtime's profile", title_justify="left")
-    for name in ("node", "before", "now", "gained"):
+    """Return a table of the nodes whose time changed most, all others in one row."""
+    table = Table(title="largest changes, by ONNX Runtime's profiler", title_justify="left")
+    for name in ("node", "before", "now", "saved"):
         table.add_column(name, justify="left" if name == "node" else "right")
-    rest = changes[SHOWN_CHANGES:]
-    rows = [(_label(change), change.against_ns, change.ns) for change in changes[:SHOWN_CHANGES]]
+    rest = changes[_SHOWN_CHANGES_COUNT:]
+    rows = [(_label(change), change.against_ns, change.ns) for change in changes[:_SHOWN_CHANGES_COUNT]]
     if rest:
         rows.append((f"{len(rest)} more rows", sum(c.against_ns for c in rest), sum(c.ns for c in rest)))
     rows.append(("all nodes", sum(c.against_ns for c in changes), sum(c.ns for c in changes)))
@@ -132,7 +134,7 @@ def _label(change: NodeChange) -> str:
 def _memory(measurement: Measurement) -> str:
     memory = measurement.memory
     if memory is None:
-        return "this device cannot tell"
+        return "not reported by this device"
     text = (
         f"{memory.load_peak_bytes / 1e6:.1f} MB loading, {memory.run_peak_bytes / 1e6:.1f} MB running "
         f"(with the default allocator {memory.default_load_peak_bytes / 1e6:.1f} and "
@@ -143,18 +145,16 @@ def _memory(measurement: Measurement) -> str:
 
 
 def _memory_modes(modes: tuple[MemoryMode, ...]) -> Table:
-    """Return the modes side by side; what is mapped from the file is no memory of the app's own."""
-    table = Table(
-        title="peak memory by mode; what is mapped of the .ort can be dropped and read again", title_justify="left"
-    )
+    """Return a table of the modes. Pages mapped from the file are listed apart: the system can drop and reread them."""
+    table = Table(title="peak memory by mode, without pages mapped from the .ort", title_justify="left")
     headings = (
         "arena",
         "re-packed weights",
         "weights",
         "loading",
         "running",
-        "of it the .ort's",
-        "a run, CPU",
+        "mapped while running",
+        "CPU time per run",
     )
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="right" if number > 2 else "left")

@@ -9,33 +9,66 @@ from pathlib import Path
 import click
 
 from edgeopt.cli.console import ProgressDisplay
-from edgeopt.cli.options import limit_options
+from edgeopt.cli.options import estimate_option, fallback_option, limit_options, verbose_option
 from edgeopt.config.limits import LimitOptions
 
-NOTHING_KEEPS_THE_BUDGET = 3
+NOTHING_KEEPS_THE_LIMITS = 3
+"""Exit code."""
 
 
 @click.command("build")
 @click.argument("task", required=False)
-@click.option("--target", help="A target's name, or the path of its .toml; `edgeopt targets list` shows them.")
-@click.option("--data", type=click.Path(path_type=Path), help="Inputs (.npz) for a model given as .onnx.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("edgeopt-out"), show_default=True,
-              help="Folder for the result.")  # fmt: skip
-@click.option("--workspace", type=click.Path(path_type=Path), default=Path(".edgeopt"), show_default=True,
-              help="Folder where trials are kept; the same command goes on from there.")  # fmt: skip
-@click.option("--device", help="Where to measure: local:, ssh://[user@]host, adb:[serial], browser:; the target says.")
 @click.option(
-    "--estimate", is_flag=True, help="Estimate the target's latency from its calibration, without the device."
+    "--target", metavar="NAME", help="A target's name, or the path of its .toml (see `edgeopt targets list`)."
 )
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Inputs, and labels if any (.npz), for a TASK that is an .onnx file.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path("edgeopt-out"),
+    show_default=True,
+    help="Folder for the result.",
+)
+@click.option(
+    "--workspace",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    default=Path(".edgeopt"),
+    show_default=True,
+    help="Folder for finished trials and the log; the same command resumes from it.",
+)
+@click.option(
+    "--device",
+    "device_uri",
+    metavar="URI",
+    help="Device to measure on: local:, ssh://[user@]host, adb:[serial], browser: (default: the target's).",
+)
+@estimate_option
 @limit_options
-@click.option("--allow-fallback", multiple=True, metavar="PROVIDER",
-              help="Let this execution provider run what the target's first one cannot; may be repeated.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), help="Trainings side by side; by default one a core.")
-@click.option("--time-limit", type=click.FloatRange(0, min_open=True), metavar="MINUTES",
-              help="Start no further round of trainings after this time.")  # fmt: skip
-@click.option("--quick", is_flag=True, help="One short round of trainings, no low rank, shorter timings: a first look.")
-@click.option("--more", is_flag=True, help="Train further candidates where an earlier search here was finished.")
-@click.option("--quiet", is_flag=True, help="No progress on stderr.")
+@fallback_option
+@click.option(
+    "--workers", type=click.IntRange(1), metavar="N", help="Number of parallel trainings (default: one per core)."
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Start no further round of trainings after this time.",
+)
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="For a first look: one short round of trainings, no low-rank factorization, shorter timings.",
+)
+@click.option("--more", is_flag=True, help="Train further candidates after a finished search in this workspace.")
+@click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
+@verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json on stdout, and nothing else.")
 def command(
     task: str | None,
@@ -43,7 +76,7 @@ def command(
     data: Path | None,
     out: Path,
     workspace: Path,
-    device: str | None,
+    device_uri: str | None,
     estimate: bool,
     limits: LimitOptions,
     allow_fallback: tuple[str, ...],
@@ -54,9 +87,10 @@ def command(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Prune, distill, export, quantize and measure TASK until the smallest file is found that keeps the limits.
+    """Prune, distill, export, quantize and measure TASK, and pick the smallest file that keeps the limits.
 
-    TASK is a ready task's name, module:name, file.py:name or model.onnx; without it, edgeopt.toml's, else `fashion`.
+    TASK is a ready task's name, module:name, file.py:name or model.onnx (default: the task in edgeopt.toml, else
+    `fashion`).
     """
     from edgeopt.config.limits import resolve_budget
     from edgeopt.config.profiles import load_profile
@@ -64,26 +98,26 @@ def command(
     from edgeopt.errors import ConfigError
 
     project = load_project()
-    wanted = target or project.target
-    if wanted is None:
+    target = target or project.target
+    if target is None:
         raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
-    profile = load_profile(wanted)
+    profile = load_profile(target)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
-        from edgeopt.pipeline.device_calibration import calibration_for
+        from edgeopt.pipeline.device_calibration import choose_calibration
 
-        found = calibration_for(wanted, profile, device, estimate)
-        if found.refused:
-            progress("set-up", found.refused)
+        search = choose_calibration(target, profile, device_uri, estimate)
+        if search.refused:
+            progress("set-up", search.refused)
         request = BuildRequest(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
             profile=profile,
-            device="local:" if found.calibration else device or profile.device,
-            calibration=found.calibration,
-            notes=(found.refused,) if found.refused else (),
+            device="local:" if search.calibration else device_uri or profile.device,
+            calibration=search.calibration,
+            notes=(search.refused,) if search.refused else (),
             out=str(out),
             workspace=str(workspace),
             allow_fallback=allow_fallback,
@@ -93,13 +127,13 @@ def command(
             more=more,
             command=("edgeopt", *sys.argv[1:]),
         )
-        choice = build(request, lambda own: resolve_budget(profile, own, project.limits, limits), progress)
-    show_result(out, as_json)
-    return 0 if choice.winner is not None else NOTHING_KEEPS_THE_BUDGET
+        choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
+    print_choice(out, as_json)
+    return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
 
-def show_result(out: Path, as_json: bool) -> None:
-    """Print the result: the table, or ``choice.json`` as it was written."""
+def print_choice(out: Path, as_json: bool) -> None:
+    """Print the result: the tables, or ``choice.json`` as it was written."""
     from rich.console import Console
 
     from edgeopt.report.document import read_document

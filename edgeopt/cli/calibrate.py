@@ -1,29 +1,41 @@
-"""``edgeopt targets calibrate``: small networks on a target's device and here, to foretell others without it."""
+"""``edgeopt targets calibrate``: time small networks on a target's device and here, to estimate others without it."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from edgeopt.cli.options import device_option, fallback_option, verbose_option
 
 if TYPE_CHECKING:
     from edgeopt.records.calibration import Calibration
 
 
-@click.command()
+@click.command(short_help="Measure a device once, to estimate latencies later.")
 @click.argument("name")
-@click.option("--device", metavar="URI", help="Where the target is; its own device without it.")
-@click.option("--allow-fallback", multiple=True, metavar="PROVIDER", help="May run there where the target's cannot.")
-@click.option("--sustained", type=click.FloatRange(min=10), metavar="SECONDS", help="Also run that long.")
-@click.option("--quick", is_flag=True, help="One size of each operator and one process: sooner, and less sure.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the fit and its errors.")
+@device_option
+@fallback_option
+@click.option(
+    "--sustained",
+    type=click.FloatRange(min=10),
+    metavar="SECONDS",
+    help="Also run one network for this long without a pause.",
+)
+@click.option("--quick", is_flag=True, help="One size per operator, one process: faster, but wider intervals.")
+@verbose_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document: the fit and its errors.")
 def calibrate(
-    name: str, device: str | None, allow_fallback: tuple[str, ...], sustained: float | None, quick: bool, as_json: bool
+    name: str,
+    device_uri: str | None,
+    allow_fallback: tuple[str, ...],
+    sustained: float | None,
+    quick: bool,
+    as_json: bool,
 ) -> None:
-    """Measure small networks on NAME's device and on this host, and keep how they compare.
+    """Time small networks on NAME's device and on this machine, and save how they compare.
 
-    Later, `bench` and `build` without the device estimate its latency from this host's, with an interval.
+    Without the device, `bench` and `build` then estimate its latency from this machine's, with an interval.
     """
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.calibrations import calibration_path, write_calibration
@@ -35,77 +47,30 @@ def calibrate(
     from edgeopt.records.codec import to_json
 
     profile, path = load_profile(name), calibration_path(name)
-    if device is None and profile.stand_in:
+    if device_uri is None and profile.stand_in:
         raise ConfigError(
             f"this machine only stands in for '{profile.name}': give the device itself, such as --device ssh://HOST."
         )
-    ranking_kind(device or profile.device, profile)  # refuses an emulator, which has no times
+    ranking_kind(device_uri or profile.device, profile)  # refuses an emulator, which has no times
     with ProgressDisplay() as progress:
-        found = device_calibration.calibrate_device(
+        calibration = device_calibration.calibrate_device(
             profile,
-            open_device(device or profile.device),
+            open_device(device_uri or profile.device),
             calibration_models(profile.precisions, quick),
-            rule=device_calibration.QUICK_RULE if quick else device_calibration.RULE,
+            rule=device_calibration.QUICK_TIMING_RULE if quick else device_calibration.TIMING_RULE,
             sustained_seconds=sustained,
             allow_fallback=allow_fallback,
             progress=lambda text: progress("calibrate", text),
         )
-    write_calibration(found, path)
-    summary = summarize_calibration(found) | {"path": str(path)}
+    write_calibration(calibration, path)
+    summary = device_calibration.summarize_calibration(calibration) | {"path": str(path)}
     if as_json:
         click.echo(to_json(summary))
     else:
-        _print(summary, found)
+        _print(summary, calibration)
 
 
-def summarize_calibration(found: Calibration) -> dict[str, Any]:
-    """Return the fit and its errors, unrounded."""
-    from edgeopt.bench.sustained import sustained_ratio, sustained_verdict
-    from edgeopt.latency.transfer import (
-        contended_processes,
-        fit_ratios,
-        held_out_errors,
-        median_ns,
-        predicted_ns,
-        whole_errors,
-    )
-
-    fitted = fit_ratios(found)
-    errors = held_out_errors(whole_errors(found, fitted))
-    wholes = {probe.name: probe for probe in found.probes if probe.role == "whole"}
-    lasting = found.sustained
-    return {
-        "schema": "edgeopt/calibrated-1",
-        "target": found.target,
-        "device": found.device,
-        "host": found.host,
-        "onnxruntime": {"device": found.device_environment.onnxruntime, "host": found.host_environment.onnxruntime},
-        "empty_call_ms": fitted.empty_ns / 1e6,
-        "contended_processes": contended_processes(found),
-        "processes": sum(len(probe.device_wall_ns) for probe in found.probes),
-        "classes": {
-            name: {
-                "ratio": ratio,
-                "micro_models": len(fitted.errors[name]) or 1,
-                "worst_error_ratio": max((math.exp(abs(error)) - 1 for error in fitted.errors[name]), default=None),
-            }
-            for name, ratio in fitted.ratios.items()
-        },
-        "held_out": {
-            name: {
-                "device_ms": median_ns(found, probe) / 1e6,
-                "by_ratios_ms": predicted_ns(fitted, probe.host_ns) / 1e6,
-                "error_ratio": errors[name],
-            }
-            for name, probe in wholes.items()
-        },
-        "sustained": lasting
-        and {"seconds": lasting.seconds, "last_over_first": sustained_ratio(lasting)._asdict(),
-             "verdict": sustained_verdict(lasting)},
-    }  # fmt: skip
-
-
-def _print(summary: dict[str, Any], found: Calibration) -> None:
+def _print(summary: dict[str, Any], calibration: Calibration) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -113,38 +78,40 @@ def _print(summary: dict[str, Any], found: Calibration) -> None:
     from edgeopt.report import words
 
     console = Console(highlight=False, soft_wrap=True)
-    ratios = Table(title=escape(f"{found.target} on {found.device.uri}, against this host"), title_justify="left")
-    for heading in ("operators", "device / host", "micro-models", "largest error of one left out"):
+    ratios = Table(
+        title=escape(f"{calibration.target} on {calibration.device.uri}, against this machine"), title_justify="left"
+    )
+    for heading in ("operators", "device / this machine", "micro-models", "largest error when left out"):
         ratios.add_column(heading, justify="left" if heading == "operators" else "right")
     for name, row in sorted(summary["classes"].items()):
         worst = row["worst_error_ratio"]
         ratios.add_row(
             name, words.times(row["ratio"]), str(row["micro_models"]), "—" if worst is None else words.percent(worst)
         )
-    held = Table(title="networks held out: foretold with their own time left out", title_justify="left")
-    for heading in ("network", "on the device", "error of the estimate"):
-        held.add_column(heading, justify="left" if heading == "network" else "right")
+    held_out = Table(title="held-out networks: estimated without their own time", title_justify="left")
+    for heading in ("network", "time on the device", "error of the estimate"):
+        held_out.add_column(heading, justify="left" if heading == "network" else "right")
     for name, row in summary["held_out"].items():
-        held.add_row(name, words.quantity(row["device_ms"], "ms"), f"{100 * row['error_ratio']:+.0f} %")
-    console.print(ratios, held)
+        held_out.add_row(name, words.quantity(row["device_ms"], "ms"), f"{100 * row['error_ratio']:+.0f} %")
+    console.print(ratios, held_out)
     if summary["sustained"]:
-        lasting = summary["sustained"]
+        sustained = summary["sustained"]
         console.print(
-            f"After {lasting['seconds']:g} s without a pause: {lasting['verdict']} outside the noise, the last tenth "
-            f"takes {lasting['last_over_first']['value']:.3f} of the first's time."
+            f"Over {sustained['seconds']:g} s without a pause: {sustained['verdict']} beyond the noise; the last tenth "
+            f"takes {sustained['last_over_first']['value']:.3f} times as long as the first."
         )
     disturbed, processes = summary["contended_processes"], summary["processes"]
     if disturbed:
         console.print(
-            f"[yellow]Noise: other load disturbed {disturbed} of {processes} processes on the device. CPU time is what "
-            "counts, but calibrate again on a quiet device if the errors above are large.[/]"
+            f"[yellow]Noise: other load disturbed {disturbed} of {processes} processes on the device. Only CPU time "
+            "counts, but if the errors above are large, calibrate again while the device is quiet.[/]"
         )
     versions = summary["onnxruntime"]
     if versions["device"] != versions["host"]:
         console.print(
-            f"[yellow]ONNX Runtime {versions['device']} there, {versions['host']} here: kernels may differ.[/]"
+            f"[yellow]ONNX Runtime {versions['device']} on the device, {versions['host']} here: kernels may differ.[/]"
         )
     console.print(escape(
-        f"wrote {summary['path']}: `edgeopt bench` and `edgeopt build` for {found.target} without the device "
-        "estimate its latency from it."
+        f"wrote {summary['path']}: without the device, `edgeopt bench` and `edgeopt build` for {calibration.target} "
+        "now estimate its latency from this file."
     ))  # fmt: skip

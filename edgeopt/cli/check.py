@@ -1,4 +1,4 @@
-"""``edgeopt check BUNDLE``: a finished build verified again, with an exit code for continuous integration."""
+"""``edgeopt check BUNDLE``: verify a finished build again, with an exit code for continuous integration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.options import FILE
+from edgeopt.cli.options import FILE, device_option, fallback_option, verbose_option
 
 if TYPE_CHECKING:
     from edgeopt.cli.console import ProgressDisplay
@@ -15,20 +15,27 @@ if TYPE_CHECKING:
     from edgeopt.pipeline.verify.check import CheckResult
 
 EXIT_CODES = {"passed": 0, "missed": 3, "bad": 2}
-VERDICTS = {"passed": "keeps what it promises", "missed": "misses what it promises", "bad": "is not what was built"}
+VERDICTS = {
+    "passed": "passes every check on {device}",
+    "missed": "misses an output or a limit on {device}",
+    "bad": "is not the bundle that was built; nothing was run",
+}
 
 
 @click.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--device", metavar="URI", help="Where to run; the target's device without it.")
-@click.option("--target", metavar="NAME", help="Another target's name or .toml, for how to run; the limits stay.")
-@click.option("--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot.")
-@click.option("--score", metavar="TASK", help="Also score the model there on this task's whole evaluation set.")
-@click.option("--data", type=FILE, metavar="FILE", help="Inputs and labels (.npz) where --score names an .onnx.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout, raw samples included.")
+@device_option
+@click.option(
+    "--target", metavar="NAME", help="Run with the settings of another target (name or .toml); the limits don't change."
+)
+@fallback_option
+@click.option("--score", metavar="TASK", help="Also score the model on the device, on TASK's whole evaluation set.")
+@click.option("--data", type=FILE, metavar="FILE", help="Inputs and labels (.npz) for --score MODEL.onnx.")
+@verbose_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with raw samples.")
 def command(
     bundle: Path,
-    device: str | None,
+    device_uri: str | None,
     target: str | None,
     allow_fallback: tuple[str, ...],
     score: str | None,
@@ -37,10 +44,10 @@ def command(
 ) -> int:
     """Verify BUNDLE, the folder of a finished build: its files, its golden outputs on the device, its limits.
 
-    The limit of the score takes data that a bundle does not hold: --score names the task it was built with, as `build`
-    takes it (a ready task's name, module:name, file.py:name, or the given model.onnx with its --data).
+    Judging the limit of the score takes data that the bundle doesn't hold: --score names the task of the build, in the
+    same way as `build` does (a ready task's name, module:name, file.py:name, or the given model.onnx with its --data).
 
-    Exit code 0 where all of it holds, 3 where an output or a limit is missed, 2 where the bundle is not what was built.
+    Exit codes: 0 everything holds, 3 an output or a limit is missed, 2 this is not the bundle that was built.
     """
     from edgeopt.bench.run_target import RunTarget
     from edgeopt.bundle.manifest import read_manifest
@@ -52,12 +59,12 @@ def command(
 
     profile = load_profile(target or read_manifest(bundle).target)
     with ProgressDisplay() as progress:
-        evaluation = _evaluation(score, data, progress)
-        where = open_device(device or profile.device)
-        kind = device_kind(where.uri, profile)
+        evaluation = _load_evaluation(score, data, progress)
+        device = open_device(device_uri or profile.device)
+        kind = device_kind(device.uri, profile)
         profile = profile if kind == "measured" else profile.on_stand_in
-        place = RunTarget(where, kind, profile, allow_fallback)
-        result = check_bundle(bundle, place, progress=lambda text: progress("check", text), evaluation=evaluation)
+        run_target = RunTarget(device=device, kind=kind, profile=profile, allow_fallback=allow_fallback)
+        result = check_bundle(bundle, run_target, progress=lambda text: progress("check", text), evaluation=evaluation)
     if as_json:
         click.echo(to_json(result))
     else:
@@ -65,11 +72,11 @@ def command(
     return EXIT_CODES[result.status]
 
 
-def _evaluation(task: str | None, data: Path | None, progress: ProgressDisplay) -> EvaluationSet | None:
-    """Load what --score names; None without it.
+def _load_evaluation(task: str | None, data: Path | None, progress: ProgressDisplay) -> EvaluationSet | None:
+    """Load the task that --score names; None without it.
 
     Raises:
-        InputError: the task cannot be loaded, or goes with data and has none, or the other way round.
+        InputError: the task cannot be loaded, or its --data is missing or given without need.
     """
     from edgeopt.errors import InputError
 
@@ -86,8 +93,8 @@ def _evaluation(task: str | None, data: Path | None, progress: ProgressDisplay) 
 
 
 def _print(result: CheckResult) -> None:
-    """Print one line a finding, and the verdict last."""
+    """Print one line per finding, and the verdict last."""
     width = max(len(finding.name) for finding in result.findings)
     for finding in result.findings:
         click.echo(f"{finding.status:6}  {finding.kind:6}  {finding.name:{width}}  {finding.text}")
-    click.echo(f"{result.bundle} {VERDICTS[result.status]} on {result.device}")
+    click.echo(f"{result.bundle} {VERDICTS[result.status].format(device=result.device)}")

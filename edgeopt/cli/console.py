@@ -1,7 +1,8 @@
-"""What people see on stderr: error paragraphs, and the progress of long commands. Reports alone go to stdout."""
+"""Output on stderr: error messages, and the progress of long commands. Only reports go to stdout."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import textwrap
@@ -10,19 +11,23 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from edgeopt.logs import PROGRESS_LOGGER
+
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.text import Text
 
-LINE_INTERVAL_SECONDS = 10.0
-"""How often a stage that goes on may write a line where stderr is no terminal."""
+_logger = logging.getLogger(PROGRESS_LOGGER)
 
-REFRESHES_PER_SECOND = 2.0
-"""Of the live line: seldom enough not to disturb what is being timed on another core."""
+LINE_INTERVAL_SECONDS = 10.0
+"""Shortest time between two lines of the same stage if stderr is not a terminal."""
+
+_REFRESHES_PER_SECOND = 2.0
+"""Of the live line: few enough not to disturb a measurement on another core."""
 
 
 def show_error(message: str, label: str = "error: ") -> None:
-    """Print a paragraph on stderr, wrapped on a terminal; left in one line elsewhere, to be searched."""
+    """Print a message on stderr: wrapped on a terminal, as it is elsewhere so that it can be searched."""
     text = label + message
     if sys.stderr.isatty():
         width = max(40, shutil.get_terminal_size().columns)
@@ -33,13 +38,13 @@ def show_error(message: str, label: str = "error: ") -> None:
 
 
 class ProgressDisplay:
-    """Say what a long command is doing; call it with a stage and a detail.
+    """Show the progress of a long command; call it with a stage and a detail.
 
-    On a terminal one live line shows stage, detail and the stage's seconds. Elsewhere a stage writes a line when it
-    begins, and at most one each ten seconds while it goes on.
+    On a terminal, one live line shows the stage, the detail and the seconds since the stage began. Elsewhere a stage
+    prints a line when it begins, and then at most one every ten seconds. The debug log gets every call.
 
     Args:
-        quiet: Write nothing at all.
+        quiet: Print nothing.
         clock: Seconds.
     """
 
@@ -50,7 +55,7 @@ class ProgressDisplay:
         self._stage = ""
         self._detail = ""
         self._stage_began = 0.0
-        self._line_written = 0.0
+        self._line_printed = 0.0
 
     def __enter__(self) -> Self:
         if not self._quiet and sys.stderr.isatty():
@@ -60,7 +65,7 @@ class ProgressDisplay:
             self._live = Live(
                 get_renderable=self._render,
                 console=Console(stderr=True),
-                refresh_per_second=REFRESHES_PER_SECOND,
+                refresh_per_second=_REFRESHES_PER_SECOND,
                 transient=True,
             )
             self._live.start()
@@ -80,10 +85,12 @@ class ProgressDisplay:
         if new_stage:
             self._stage_began = now
         self._stage, self._detail = stage, detail
-        due = new_stage or now - self._line_written >= LINE_INTERVAL_SECONDS
-        if self._live is None and not self._quiet and due:
-            self._line_written = now
-            print(f"{stage}: {detail}" if detail else stage, file=sys.stderr, flush=True)
+        line = f"{stage}: {detail}" if detail else stage
+        _logger.debug(line)
+        is_due = new_stage or now - self._line_printed >= LINE_INTERVAL_SECONDS
+        if self._live is None and not self._quiet and is_due:
+            self._line_printed = now
+            print(line, file=sys.stderr, flush=True)
 
     def _render(self) -> Text:
         from rich.text import Text

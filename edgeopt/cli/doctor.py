@@ -1,4 +1,4 @@
-"""``edgeopt doctor``: what this machine has, what is missing, and how to get it."""
+"""``edgeopt doctor``: this machine's hardware, packages and devices, what is missing, and how to get it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Literal
 import click
 
 import edgeopt
-from edgeopt.bench.requests import INSTALL
-from edgeopt.cli.doctor_devices import Route, routes
+from edgeopt.bench.requests import INSTALL_HINTS
+from edgeopt.cli.doctor_devices import Route, find_routes
 from edgeopt.config.profiles import read_profile, shipped_folder
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import DeviceError
@@ -25,28 +25,28 @@ from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Environment
 from edgeopt.report import words
 
-LOW_MEMORY_BYTES = 4_000_000_000
-"""Training the default task beside its measuring takes about half of it."""
+_LOW_MEMORY_BYTES = 4_000_000_000
+"""Training the default task and measuring at the same time takes about half of it."""
 
-LOW_DISK_BYTES = 1_000_000_000
-"""A workspace of a few dozen trials of a 10 MB network, with the outputs of its teacher."""
+_LOW_DISK_BYTES = 1_000_000_000
+"""A workspace with a few dozen trials of a 10 MB network and the outputs of its teacher takes about as much."""
 
-BUSY_SHARE = 0.5
-"""Of the cores: above, timings are disturbed now and then."""
+_BUSY_LOAD_RATIO = 0.5
+"""Load per core; above this, timings are disturbed now and then."""
 
-INT8 = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+INT8_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Instruction sets with int8 dot products: VNNI and AMX on x86, dot product and matrix multiply on Arm."""
 
-BF16 = ("avx512_bf16", "bf16")
+BF16_FEATURES = ("avx512_bf16", "bf16")
 """Instruction sets that multiply bfloat16."""
 
-PROVIDERS_SECONDS = 120.0
+_PROVIDERS_TIMEOUT_SECONDS = 120.0
 
-_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
+_PROVIDERS_CODE = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 
 
 class DoctorFinding(Record, frozen=True, kw_only=True):
-    """Something that is missing, or that a reader of numbers should know."""
+    """Something that is missing, or that a reader of the numbers should know."""
 
     kind: Literal["missing", "note"]
     what: str
@@ -54,20 +54,20 @@ class DoctorFinding(Record, frozen=True, kw_only=True):
 
 
 class Diagnosis(Record, frozen=True, kw_only=True):
-    """All that ``edgeopt doctor`` says; ``--json`` prints it."""
+    """Everything that ``edgeopt doctor`` reports; ``--json`` prints it."""
 
     edgeopt: str
     packages: dict[str, str | None]
-    """Each package that edgeopt needs, with its version; None where it is not installed."""
+    """Each package that edgeopt needs, with its version; None if it is not installed."""
     environment: Environment | None
-    """None where ONNX Runtime does not start."""
+    """None if ONNX Runtime does not start."""
     providers: tuple[str, ...]
     int8_instructions: tuple[str, ...]
-    """Those of the processor that multiply and add int8 in one step."""
+    """Instruction sets of the processor that multiply and add int8 in one step."""
     bf16_instructions: tuple[str, ...]
     devices: tuple[Route, ...]
     load_average: float | None
-    """Processes that wanted a core over the last minute; None where the system does not tell."""
+    """Processes that wanted a core, averaged over the last minute; None if the system does not report it."""
     free_disk_bytes: int
     findings: tuple[DoctorFinding, ...]
 
@@ -75,15 +75,18 @@ class Diagnosis(Record, frozen=True, kw_only=True):
 @click.command(name="doctor")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(as_json: bool) -> int:
-    """Say what this machine has, what is missing, and how to get it. Exit code 1 where edgeopt cannot work."""
+    """Check this machine: its hardware, packages and devices, what is missing, and how to get it.
+
+    Exit code 1 if edgeopt can't work here.
+    """
     diagnosis = diagnose()
-    click.echo(to_json(diagnosis) if as_json else diagnosis_text(diagnosis))
+    click.echo(to_json(diagnosis) if as_json else format_diagnosis(diagnosis))
     return 1 if any(finding.kind == "missing" for finding in diagnosis.findings) else 0
 
 
 def diagnose() -> Diagnosis:
-    """Look at packages, processor, memory, disk and ONNX Runtime's providers (in child processes)."""
-    packages = {name: _version(name) for name in required_packages()}
+    """Look at packages, processor, memory, disk, devices and ONNX Runtime's providers (in child processes)."""
+    packages = {name: _version(name) for name in list_required_packages()}
     findings = [
         DoctorFinding(kind="missing", what=f"the package {name}", advice=f"pip install -c constraints.txt {name}")
         for name, version in packages.items()
@@ -95,42 +98,44 @@ def diagnose() -> Diagnosis:
     except DeviceError as error:
         advice = "pip install --force-reinstall -c constraints.txt onnxruntime numpy"
         findings.append(DoctorFinding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
-    providers = available_providers()
-    free = shutil.disk_usage(Path.cwd()).free
+    providers = list_providers()
+    free_bytes = shutil.disk_usage(Path.cwd()).free
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if environment is not None:
         findings.extend(_hardware_notes(environment))
-        if load is not None and load > BUSY_SHARE * environment.cores:
-            what = f"other programs want this machine's {environment.cores} cores: load {load:.1f} over the last minute"
+        if load is not None and load > _BUSY_LOAD_RATIO * environment.cores:
+            what = f"other programs use this machine's {environment.cores} cores: load {load:.1f} over the last minute"
             advice = (
-                "wait for them or stop them before you rely on milliseconds; each measurement says what disturbed it"
+                "wait for them or stop them before you rely on milliseconds; each measurement reports what disturbed it"
             )
             findings.append(DoctorFinding(kind="note", what=what, advice=advice))
         findings.extend(_refused_targets(providers) if providers else ())
-    if free < LOW_DISK_BYTES:
-        what = f"{free / 1e9:.1f} GB of disk are free here"
-        findings.append(DoctorFinding(kind="note", what=what, advice="put the workspace elsewhere: --workspace FOLDER"))
+    if free_bytes < _LOW_DISK_BYTES:
+        what = f"only {free_bytes / 1e9:.1f} GB of disk space are free here"
+        findings.append(
+            DoctorFinding(kind="note", what=what, advice="put the workspace on another disk: --workspace DIR")
+        )
     return Diagnosis(
         edgeopt=edgeopt.__version__,
         packages=packages,
         environment=environment,
         providers=providers,
-        int8_instructions=() if environment is None else _among(environment, INT8),
-        bf16_instructions=() if environment is None else _among(environment, BF16),
-        devices=routes(),
+        int8_instructions=() if environment is None else _present(environment, INT8_FEATURES),
+        bf16_instructions=() if environment is None else _present(environment, BF16_FEATURES),
+        devices=find_routes(),
         load_average=load,
-        free_disk_bytes=free,
+        free_disk_bytes=free_bytes,
         findings=tuple(findings),
     )
 
 
-def diagnosis_text(diagnosis: Diagnosis) -> str:
+def format_diagnosis(diagnosis: Diagnosis) -> str:
     """Return the diagnosis as text."""
     lines = [f"edgeopt      {diagnosis.edgeopt}, Python {sys.version.split()[0]}"]
     if (machine := diagnosis.environment) is not None:
         lines += [
             f"processor    {machine.processor}, {machine.cores} cores: {' '.join(machine.features)}",
-            f"int8         {' '.join(diagnosis.int8_instructions) or 'no instructions for dot products'}",
+            f"int8         {' '.join(diagnosis.int8_instructions) or 'no dot-product instructions'}",
             f"bfloat16     {' '.join(diagnosis.bf16_instructions) or 'no instructions'}",
             *([f"governor     {machine.governor}"] if machine.governor else []),
             *([f"temperature  {machine.temperature_c:.0f} °C"] if machine.temperature_c is not None else []),
@@ -138,9 +143,9 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
             f"system       {machine.system}",
             f"onnxruntime  {machine.onnxruntime}: {', '.join(diagnosis.providers)}",
         ]
-    for place in diagnosis.devices:
-        version = f" ({place.version})" if place.version else ""
-        lines.append(f"device       {place.kind:8} {'' if place.ready else 'not yet: '}{place.advice}{version}")
+    for route in diagnosis.devices:
+        version = f" ({route.version})" if route.version else ""
+        lines.append(f"device       {route.kind:8} {'' if route.ready else 'not ready: '}{route.advice}{version}")
     lines.append(f"free disk    {diagnosis.free_disk_bytes / 1e9:.1f} GB")
     lines.append(
         "packages     " + ", ".join(f"{name} {version or 'MISSING'}" for name, version in diagnosis.packages.items())
@@ -148,26 +153,26 @@ def diagnosis_text(diagnosis: Diagnosis) -> str:
     for finding in diagnosis.findings:
         lines += ["", f"{finding.kind}: {finding.what}", f"  {finding.advice}"]
     if not any(finding.kind == "missing" for finding in diagnosis.findings):
-        lines += ["", "nothing that edgeopt needs is missing"]
+        lines += ["", "edgeopt has everything that it needs"]
     return "\n".join(lines)
 
 
-def required_packages() -> tuple[str, ...]:
-    """Return the names of the packages that edgeopt itself says it needs."""
+def list_required_packages() -> tuple[str, ...]:
+    """Return the names of the packages that edgeopt requires."""
     requirements = metadata.requires("edgeopt") or []
     return tuple(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in requirements if "extra ==" not in line)
 
 
-def available_providers() -> tuple[str, ...]:
-    """Ask ONNX Runtime, in a child process, which execution providers it has; empty where it does not start."""
+def list_providers() -> tuple[str, ...]:
+    """Ask ONNX Runtime, in a child process, for its execution providers; empty if it does not start or answer."""
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROVIDERS],
+            [sys.executable, "-c", _PROVIDERS_CODE],
             capture_output=True,
             text=True,
             env=environment,
-            timeout=PROVIDERS_SECONDS,
+            timeout=_PROVIDERS_TIMEOUT_SECONDS,
             check=True,
         )
     except (subprocess.SubprocessError, OSError):
@@ -182,12 +187,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _among(machine: Environment, known: tuple[str, ...]) -> tuple[str, ...]:
+def _present(machine: Environment, known: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in machine.features if name in known)
 
 
 def _refused_targets(providers: tuple[str, ...]) -> list[DoctorFinding]:
-    """Say which of the shipped targets are refused for want of an execution provider, and how to get it."""
+    """Find the shipped targets that are refused because an execution provider is missing, and say how to get it."""
     targets: dict[str, list[str]] = {}
     for path in sorted(shipped_folder().glob("*.toml")):
         profile = read_profile(path)
@@ -196,25 +201,25 @@ def _refused_targets(providers: tuple[str, ...]) -> list[DoctorFinding]:
     return [
         DoctorFinding(
             kind="note",
-            what=f"no {provider} in this ONNX Runtime: the targets {words.listed(names)} are refused",
-            advice=f"{INSTALL[provider]}: best in an environment of its own, named by --device 'local:?python=PATH'",
+            what=f"this ONNX Runtime has no {provider}: the targets {words.listed(names)} are refused",
+            advice=f"{INSTALL_HINTS[provider]}, best in a separate environment: --device 'local:?python=PATH'",
         )
         for provider, names in targets.items()
     ]
 
 
 def _hardware_notes(machine: Environment) -> list[DoctorFinding]:
-    """Say what a reader of timings and scores from this machine should know."""
+    """Note what affects timings and scores on this machine."""
     notes = []
-    if not _among(machine, INT8):
-        what = "this processor has no instructions for int8 dot products (VNNI, or dot product on Arm)"
-        advice = "int8 gains less time here than on newer processors, and its score is judged on this one"
+    if not _present(machine, INT8_FEATURES):
+        what = "this processor has no int8 dot-product instructions (VNNI on x86, dot product on Arm)"
+        advice = "int8 saves less time here than on newer processors, and its score is judged on this one"
         notes.append(DoctorFinding(kind="note", what=what, advice=advice))
     if machine.governor not in (None, "performance"):
         what = f"the processor's clock speed follows its load (governor '{machine.governor}')"
         advice = "for steady timings: sudo cpupower frequency-set -g performance"
         notes.append(DoctorFinding(kind="note", what=what, advice=advice))
-    if 0 < machine.memory_bytes < LOW_MEMORY_BYTES:
-        what = f"{machine.memory_bytes / 1e9:.1f} GB of memory"
+    if 0 < machine.memory_bytes < _LOW_MEMORY_BYTES:
+        what = f"this machine has only {machine.memory_bytes / 1e9:.1f} GB of memory"
         notes.append(DoctorFinding(kind="note", what=what, advice="train one candidate at a time: --workers 1"))
     return notes

@@ -1,4 +1,4 @@
-"""``edgeopt history``: the builds in a workspace's ledger, and the trials of one."""
+"""``edgeopt history``: the builds in a workspace's ledger, and the trials of one build."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ workspace_option = click.option(
     default=Path(".edgeopt"),
     show_default=True,
     metavar="DIR",
-    help="Where the build kept its trials.",
+    help="The build's workspace.",
 )
 
 
 def open_ledger(workspace: Path) -> Ledger:
-    """Open the ledger of a workspace to read.
+    """Open the ledger of a workspace for reading.
 
     Raises:
-        WorkspaceError: there is none.
+        WorkspaceError: the workspace has no ledger.
     """
     from edgeopt.errors import WorkspaceError
     from edgeopt.store.ledger import Ledger
@@ -32,21 +32,21 @@ def open_ledger(workspace: Path) -> Ledger:
 
     file = Workspace(workspace).ledger_file
     if not file.is_file():
-        raise WorkspaceError(f"{workspace} holds no ledger. Name the build's workspace with --workspace DIR.")
+        raise WorkspaceError(f"{workspace} has no ledger. Give the build's workspace with --workspace DIR.")
     return Ledger(file)
 
 
 def find_build(ledger: Ledger, build: int | None) -> int:
-    """Return the number of a build that is in the ledger: the one asked for, or the newest.
+    """Return the number of a build in the ledger: the given one, or the newest for None.
 
     Raises:
-        InputError: it is not there.
+        InputError: the ledger does not hold it.
     """
     from edgeopt.errors import InputError
 
     known = [number for number, *_ in ledger.builds()]
     if not known:
-        raise InputError(f"the ledger {ledger.path} holds no build yet.")
+        raise InputError(f"the ledger {ledger.path} holds no builds yet.")
     if build is None:
         return known[0]
     if build not in known:

@@ -1,4 +1,4 @@
-"""``edgeopt init``: a task that runs as it is, and an ``edgeopt.toml`` that names it."""
+"""``edgeopt init``: a task that runs unchanged, and an ``edgeopt.toml`` that names it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from edgeopt.errors import InputError, WorkspaceError
 
-TASK = '''"""A task for edgeopt: a trained classifier and its data. It runs as it is; put your own in places 1 and 2."""
+TASK = '''"""A task for edgeopt: a trained classifier and its data. It runs as is; put your own into parts 1 and 2."""
 
 import torch
 from torch import nn
@@ -48,19 +48,19 @@ def trained_model() -> nn.Module:
 task = edgeopt.classification(
     trained_model,  # the network to make smaller
     lambda seed: batches(seed + 10, 40),  # an epoch to train on
-    batches(seed=2, count=20),  # decides which candidate wins
-    test=batches(seed=3, count=20),  # looked at once, for the result
+    batches(seed=2, count=20),  # selection set: decides which trial wins
+    test=batches(seed=3, count=20),  # test set: scored only once, at the end
     name="rows-and-columns",
     labels=("row", "column"),
 )
 '''
 
-CONFIG = """# What `edgeopt build` does in this folder and below. An option on the command line comes first.
+CONFIG = """# Defaults for `edgeopt build` in this folder and its subfolders. Options on the command line override them.
 
 task = "my_task.py:task"  # a file and a name in it, module:name, or model.onnx
 target = "phone"  # `edgeopt targets list` shows the others
 
-[limits]  # a number, or "none" to waive a limit; those that are not here come from the target
+[limits]  # a number, or "none" to waive a limit; the target decides the others
 max_drop = 0.01  # how far the score may fall below the trained network's
 # latency_ms = 20.0
 # memory_mb = 50.0
@@ -73,11 +73,11 @@ FILES = {"my_task.py": TASK, "edgeopt.toml": CONFIG}
 @click.command(name="init")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
 def command(folder: Path) -> None:
-    """Write my_task.py and edgeopt.toml into FOLDER (the current one), to start from. Nothing is overwritten."""
+    """Write an example my_task.py and edgeopt.toml into FOLDER (default: the current one). Nothing is overwritten."""
     for name in FILES:
         if (folder / name).exists():
             raise InputError(
-                f"{folder / name} exists already and is left as it is. Give another folder: `edgeopt init NAME`."
+                f"{folder / name} already exists and was not changed. Give another folder: `edgeopt init NAME`."
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,5 +86,6 @@ def command(folder: Path) -> None:
                 file.write(text)
     except OSError as error:
         raise WorkspaceError(f"{folder} cannot be written: {error.strerror}.") from None
-    go = "" if folder == Path() else f"cd {folder} && "
-    click.echo(f"wrote {' and '.join(str(folder / name) for name in FILES)}; now run `{go}edgeopt build --quick`")
+    change_folder = "" if folder == Path() else f"cd {folder} && "
+    files = " and ".join(str(folder / name) for name in FILES)
+    click.echo(f"wrote {files}; now run `{change_folder}edgeopt build --quick`")

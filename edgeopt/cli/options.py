@@ -1,4 +1,4 @@
-"""Options that several commands share: the limits, each a number or ``none``, and how a file is run."""
+"""Options that several commands share: limits, how to run a file, and debug output."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from edgeopt.config.limits import LimitOptions, check_options
+
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 def parse_limit(text: str) -> float | str:
@@ -23,46 +25,27 @@ def parse_limit(text: str) -> float | str:
     try:
         return float(text)
     except ValueError:
-        advice = " Write a share: one percent is 0.01." if text.endswith("%") else ""
+        advice = " Write a ratio: one percent is 0.01." if text.endswith("%") else ""
         raise click.BadParameter(f"'{text}' is neither a number nor 'none'.{advice}") from None
 
 
-_OPTIONS: tuple[tuple[str, Any, str], ...] = (
-    ("--latency-ms", parse_limit, "Upper limit of latency, at the target's percentile and batch size."),
-    ("--memory-mb", parse_limit, "Upper limit of peak memory, in millions of bytes."),
-    ("--size-mb", parse_limit, "Upper limit of the file's size, in millions of bytes."),
+_LIMITS: tuple[tuple[str, Any, str], ...] = (
+    ("--latency-ms", parse_limit, "Maximum latency, at the target's percentile and batch size."),
+    ("--memory-mb", parse_limit, "Maximum peak memory, in millions of bytes."),
+    ("--size-mb", parse_limit, "Maximum file size, in millions of bytes."),
     ("--max-drop", parse_limit, "How far the score may fall below the trained network's; 0.01 is one point."),
-    ("--min-score", parse_limit, "Lower limit of the score."),
-    ("--throughput", parse_limit, "Lower limit of samples a second, at the target's batch size."),
-    ("--size-metric", click.Choice(["file", "download"]), "Which size counts: the file's, or the file's deflated."),
+    ("--min-score", parse_limit, "Minimum score."),
+    ("--throughput", parse_limit, "Minimum samples per second, at the target's batch size."),
+    (
+        "--size-metric",
+        click.Choice(["file", "download"]),
+        "The size that counts: of the file, or of the deflated file.",
+    ),
 )
 
 
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of where and how a file runs."""
-    for option in reversed(
-        (
-            click.option("--device", metavar="URI", help="Where to run; the target's device without it."),
-            click.option(
-                "--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples a run; the target's without it."
-            ),
-            click.option(
-                "--inputs", type=FILE, metavar="FILE", help="A .npz with one array for each input; random without it."
-            ),
-            click.option(
-                "--allow-fallback", multiple=True, metavar="PROVIDER", help="May run where the target's cannot."
-            ),
-        )
-    ):
-        function = option(function)
-    return function
-
-
 def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options of limits; they arrive as one argument, ``limits: LimitOptions``."""
+    """Give a command the options for limits; they arrive as one argument, ``limits: LimitOptions``."""
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -71,7 +54,53 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(*args, limits=limits, **kwargs)
 
     wrapped: Callable[..., Any] = wrapper
-    for flag, kind, text in reversed(_OPTIONS):
+    for flag, kind, text in reversed(_LIMITS):
         metavar = "NUMBER|none" if kind is parse_limit else None
         wrapped = click.option(flag, type=kind, metavar=metavar, default=None, help=text)(wrapped)
     return wrapped
+
+
+device_option = click.option("--device", "device_uri", metavar="URI", help="Device to run on (default: the target's).")
+
+fallback_option = click.option(
+    "--allow-fallback",
+    multiple=True,
+    metavar="PROVIDER",
+    help="Let this execution provider run the nodes that the target's can't; may be repeated.",
+)
+
+estimate_option = click.option(
+    "--estimate", is_flag=True, help="Estimate the target's latency from its calibration, without the device."
+)
+
+
+def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options for how to run a file, and on which device."""
+    for option in (
+        fallback_option,
+        click.option(
+            "--inputs", type=FILE, metavar="FILE", help="A .npz with one array per input (default: random values)."
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples per run (default: the target's)."
+        ),
+        device_option,
+    ):
+        function = option(function)
+    return function
+
+
+def _start_logging(context: click.Context, _option: click.Parameter, verbose: bool) -> None:
+    if verbose:
+        from edgeopt.logs import log_to_stderr
+
+        context.with_resource(log_to_stderr())
+
+
+verbose_option = click.option(
+    "--verbose",
+    is_flag=True,
+    expose_value=False,
+    callback=_start_logging,
+    help="Print debug messages on stderr.",
+)

@@ -1,4 +1,4 @@
-"""``edgeopt report DIR``: the result of a bundle again, as text, JSON or a page."""
+"""``edgeopt report DIR``: the result of a bundle again, as text, JSON or a web page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 @click.command(name="report")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write the page to FILE, made anew.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write the web page again, to FILE.")
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json.")
 def command(folder: Path, html: Path | None, as_json: bool) -> None:
-    """Print the result of the bundle in DIR again.
+    """Print the result of the bundle in DIR.
 
-    With --html the page is made anew from choice.json, with this version's sections.
+    With --html, this version of edgeopt also makes a new page from the bundle's choice.json.
     """
     from rich.console import Console
 
@@ -27,7 +27,7 @@ def command(folder: Path, html: Path | None, as_json: bool) -> None:
     if html is not None:
         if html.resolve().is_relative_to(folder.resolve()):
             raise InputError(
-                f"--html {html} lies in the bundle, whose manifest has the hash of every file. Name a file elsewhere."
+                f"--html {html} is inside the bundle, whose manifest has the hash of every file. Name a file outside."
             )
         try:
             html.write_text(render_page(document), encoding="utf-8")

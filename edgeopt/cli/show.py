@@ -1,4 +1,4 @@
-"""``edgeopt show N``: all that the ledger knows of one trial."""
+"""``edgeopt show N``: everything that the ledger holds about one trial."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgeopt.cli.history import find_build, open_ledger, workspace_option
 
 @click.command(name="show")
 @click.argument("number", metavar="N", type=int)
-@click.option("--build", type=int, help="Which build; the newest where it is not given.")
+@click.option("--build", type=int, metavar="N", help="Number of the build (default: the newest).")
 @workspace_option
-@click.option("--json", "as_json", is_flag=True, help="Print the trial's record with its raw samples.")
+@click.option("--json", "as_json", is_flag=True, help="Print the trial's record, with raw samples.")
 def command(number: int, build: int | None, workspace: Path, as_json: bool) -> None:
-    """Show trial number N: recipe, file, timings, parity, and the traceback where it failed."""
+    """Show trial number N: its recipe, file, timings and parity, or its traceback if it failed."""
     from rich.console import Console
 
     from edgeopt.errors import InputError
@@ -29,7 +29,7 @@ def command(number: int, build: int | None, workspace: Path, as_json: bool) -> N
     finally:
         ledger.close()
     if number not in trials:
-        held = f"trials {min(trials)} to {max(trials)}" if trials else "no trial yet"
+        held = f"trials {min(trials)} to {max(trials)}" if trials else "no trials yet"
         raise InputError(f"build {build} has no trial {number}; it holds {held}. `edgeopt history {build}` lists them.")
     if as_json:
         click.echo(to_json(trials[number]))

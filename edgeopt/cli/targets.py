@@ -1,4 +1,4 @@
-"""``edgeopt targets``: list, show, make and calibrate target profiles."""
+"""``edgeopt targets``: list, show, create and calibrate target profiles."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from edgeopt.records.codec import to_json
 @click.group(name="targets", invoke_without_command=True)
 @click.pass_context
 def command(ctx: click.Context) -> None:
-    """List, show, make and calibrate target profiles; without a command, list them."""
+    """List, show, create and calibrate target profiles; without a command, list them."""
     if ctx.invoked_subcommand is None:
         ctx.invoke(list_targets)
 
@@ -36,7 +36,7 @@ command.add_command(calibrate)
 @command.command(name="list")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_targets(as_json: bool) -> None:
-    """List the shipped targets and those in ./targets, with their limits and where their calibration is."""
+    """List the shipped targets and those in ./targets."""
     profiles = list_profiles()
     if as_json:
         click.echo(to_json([profile for profile, _ in profiles]))
@@ -51,11 +51,11 @@ def list_targets(as_json: bool) -> None:
             click.echo(f"{'':<{width}}  calibrated: {calibration}")
 
 
-@command.command()
+@command.command(name="show")
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print the values as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the values only, as one JSON document.")
 def show_target(name: str, as_json: bool) -> None:
-    """Print a target's file, with the reason of each value. NAME may be a path."""
+    """Print a target's file, with the reason for each value. NAME may be a path."""
     path = find_profile(name)
     profile = read_profile(path)
     click.echo(to_json(profile) if as_json else path.read_text(encoding="utf-8"), nl=as_json)
@@ -63,19 +63,20 @@ def show_target(name: str, as_json: bool) -> None:
 
 @command.command()
 @click.argument("name")
-@click.option("--from", "source", default="phone", show_default=True, help="The target to copy: a name or a path.")
-@click.option("--out", type=click.Path(path_type=Path), help="A folder or NAME.toml; ./targets/NAME.toml if not given.")
+@click.option("--from", "source", default="phone", show_default=True, metavar="NAME",
+              help="The target to copy: a name or a path.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="A folder, or a path of NAME.toml (default: ./targets).")
 def new(name: str, source: str, out: Path | None) -> None:
-    """Write NAME.toml, a copy of another target to edit."""
+    """Write NAME.toml, a copy of another target for you to edit."""
     if not NAME_PATTERN.fullmatch(name):
-        raise ConfigError(f"'{name}' cannot name a target: use lower-case letters, digits, '-' and '_'.")
+        raise ConfigError(f"'{name}' can't be a target's name: use lower-case letters, digits, '-' and '_'.")
     path = out if out is not None and out.suffix == ".toml" else (out or own_folder()) / f"{name}.toml"
     if path.stem != name:
-        raise ConfigError(f"{path} has to be called {name}.toml: a target's name is its file's name.")
+        raise ConfigError(f"{path} must be called {name}.toml: a target's name is its file's name.")
     if (shipped_folder() / path.name).exists():
         raise ConfigError(f"'{name}' is a target that edgeopt ships. Choose another name, such as 'my-{name}'.")
     if path.exists():
-        raise ConfigError(f"{path} exists already and is left as it is. Choose another name.")
+        raise ConfigError(f"{path} already exists and was not changed. Choose another name.")
     text = _rename(find_profile(source), name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def new(name: str, source: str, out: Path | None) -> None:
 
 
 def describe_limits(budget: Budget) -> str:
-    """Say a budget in one line, limits that are waived left out."""
+    """Return a budget in one line, without waived limits."""
     batch = "" if budget.batch_size == 1 else f" for a batch of {budget.batch_size}"
     parts = (
         (budget.max_latency_ms, 1.0, f"p{budget.latency_percentile} ≤ %g ms{batch}"),
@@ -102,11 +103,11 @@ def describe_limits(budget: Budget) -> str:
 
 
 def _rename(path: Path, name: str) -> str:
-    """Return a profile's text under another name, with a first comment of its own."""
+    """Return a profile's text under another name, with a new comment at the top."""
     original = read_profile(path)
     text = path.read_text(encoding="utf-8")
     while text.startswith(("#", "\n")):
         text = text.partition("\n")[2]
     text = re.sub(r'(?m)^name\s*=\s*(["\']).*?\1', f'name = "{name}"', text, count=1)
-    wish = f"`edgeopt build --target {name}` looks for the smallest file that keeps [limits]."
-    return f"# Made from '{original.name}'. {wish}\n\n{text}"
+    usage = f"`edgeopt build --target {name}` looks for the smallest file that keeps [limits]."
+    return f"# Made from '{original.name}'. {usage}\n\n{text}"

@@ -1,1 +1,1 @@
-"""Target profiles, the project's ``edgeopt.toml``, and which of them decides each limit."""
+"""Target profiles, the project's ``edgeopt.toml``, and the rules for which of them decides each limit."""

@@ -1,9 +1,7 @@
-"""Where a target's calibration is kept: beside the user's own profile, or in the project's ``targets`` folder."""
+"""A target's calibration file: next to the user's own profile, or in the project's ``targets`` folder."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -13,10 +11,11 @@ from edgeopt.errors import DataError, WorkspaceError
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.profile import Profile
+from edgeopt.store.files import write_whole
 
 
 def calibration_path(target: str) -> Path:
-    """Return where a target's calibration belongs, whether it is there or not.
+    """Return the path of a target's calibration, whether the file exists or not.
 
     Args:
         target: A name or a path, as on the command line.
@@ -30,30 +29,23 @@ def calibration_path(target: str) -> Path:
 
 
 def write_calibration(calibration: Calibration, path: Path) -> None:
-    """Write the file whole or not at all; an older one is replaced.
+    """Write the whole file or nothing; an older one is replaced.
 
     Raises:
         WorkspaceError: the folder cannot be written.
     """
-    part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            stream.write(msgspec.json.format(to_json(calibration), indent=1) + b"\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
+        write_whole(path, msgspec.json.format(to_json(calibration), indent=1) + b"\n", durable=True)
     except OSError as error:
-        with contextlib.suppress(OSError):  # it may never have been there
-            part.unlink()
         raise WorkspaceError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def read_calibration(path: Path) -> Calibration | None:
-    """Return the calibration, or None where there is no such file.
+    """Return the calibration, or None if there is no such file.
 
     Raises:
-        DataError: it is broken, or of another version of edgeopt.
+        DataError: it is broken, or written by another version of edgeopt.
     """
     try:
         return from_json(path.read_bytes(), Calibration)
@@ -63,25 +55,25 @@ def read_calibration(path: Path) -> Calibration | None:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except msgspec.DecodeError as error:
         raise DataError(
-            f"{path} is no calibration that this version reads: {error}. Remove it, or make it anew with `edgeopt "
-            "targets calibrate`."
+            f"{path} is not a calibration that this version can read: {error}. Remove it, or make a new one with "
+            "`edgeopt targets calibrate`."
         ) from error
 
 
-def why_not(calibration: Calibration, profile: Profile, host_id: str, onnxruntime: str) -> str | None:
-    """Say why a calibration does not hold here; None where it does.
+def find_mismatch(calibration: Calibration, profile: Profile, host_id: str, onnxruntime: str) -> str | None:
+    """Return why a calibration doesn't hold here, or None if it does.
 
     Args:
-        calibration: What was read.
+        calibration: As read from its file.
         profile: The target as it is now.
-        host_id: Of the machine that is to foretell.
-        onnxruntime: Its version there.
+        host_id: Of the machine that predicts.
+        onnxruntime: ONNX Runtime's version on that machine.
     """
     known = calibration.host_environment.onnxruntime
     reasons = (
-        (calibration.target == profile.name, f"it is of the target '{calibration.target}'"),
+        (calibration.target == profile.name, f"it is for the target '{calibration.target}'"),
         (calibration.host.id == host_id, f"it was made on another host ({calibration.host.id}; this is {host_id})"),
-        (known == onnxruntime, f"it was made with onnxruntime {known} here, and this is {onnxruntime}"),
+        (known == onnxruntime, f"it was made with onnxruntime {known}, and this is {onnxruntime}"),
         (calibration.runtime == profile.runtime, "providers, threads or other settings of the target have changed"),
     )
     return next((reason for holds, reason in reasons if not holds), None)

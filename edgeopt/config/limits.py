@@ -1,4 +1,4 @@
-"""The limits of a build: people's options (ms, MB, shares) and which source decides each one."""
+"""The limits of a build: options in people's units (ms, MB, ratios), and which source decides each one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BYTES_PER_MB = 1_000_000
 class LimitOptions(Record, frozen=True, kw_only=True):
     """Limits as people write them, on the command line or in ``edgeopt.toml``.
 
-    A number is a limit, ``"none"`` waives it, and ``None`` says nothing: the next source decides.
+    A number is a limit, ``"none"`` waives it, and ``None`` leaves the decision to the next source.
     """
 
     latency_ms: float | Waived | None = None
@@ -37,9 +37,9 @@ class LimitOptions(Record, frozen=True, kw_only=True):
 def resolve_budget(
     profile: Profile, task_budget: Budget | None, project_limits: LimitOptions | None, cli_limits: LimitOptions | None
 ) -> Budget:
-    """Take each limit from the first that says it: command line, ``edgeopt.toml``, the task's budget, the profile.
+    """Take each limit from the first source that sets it: command line, ``edgeopt.toml``, the task's budget, profile.
 
-    A task's own budget is complete, so it takes the profile's place as a whole; options replace single limits.
+    A task's own budget is complete, so it replaces all of the profile's limits; options replace single limits.
 
     Args:
         profile: The target.
@@ -62,11 +62,11 @@ def resolve_budget(
 
 
 def check_options(options: LimitOptions, prefix: str) -> None:
-    """Refuse limits that cannot be meant.
+    """Refuse limits that make no sense.
 
     Args:
-        options: What was written.
-        prefix: ``--`` for the command line, which spells names with hyphens; a file's name otherwise.
+        options: As the user wrote them.
+        prefix: ``--`` for the command line, which spells names with hyphens; otherwise the name of a file.
 
     Raises:
         ConfigError: a limit is not finite, not positive, or looks like a percentage.
@@ -74,55 +74,56 @@ def check_options(options: LimitOptions, prefix: str) -> None:
     for name in ("latency_ms", "memory_mb", "size_mb", "throughput"):
         value = getattr(options, name)
         if isinstance(value, (int, float)) and not 0 < value < math.inf:
-            raise ConfigError(f"{_spell(name, prefix)} {value:g} is not above zero; write 'none' to waive that limit.")
-    _check_share("max_drop", options.max_drop, prefix)
-    _check_share("min_score", options.min_score, prefix)
+            option = _format_option(name, prefix)
+            raise ConfigError(f"{option} {value:g} is not above zero; write 'none' to waive that limit.")
+    _check_score_limit("max_drop", options.max_drop, prefix)
+    _check_score_limit("min_score", options.min_score, prefix)
 
 
-def check_budget(budget: Budget, where: str) -> None:
+def check_budget(budget: Budget, source: str) -> None:
     """Refuse a complete budget with a value that no limit can have.
 
-    Scores are in the task's own unit here, so only their sign and finiteness can be judged.
+    Scores are in the task's own unit here, so only their sign and finiteness can be checked.
 
     Raises:
-        ConfigError: names ``where`` and the key.
+        ConfigError: names ``source`` and the key.
     """
     for name in ("max_latency_ms", "min_throughput_per_s", "max_peak_memory_bytes", "max_size_bytes"):
         value = getattr(budget, name)
         if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{where}: {name} is {value}; a limit is above zero and finite, or waived by name.")
+            raise ConfigError(f"{source}: {name} is {value}; a limit is above zero and finite, or waived by name.")
     drop, score = budget.max_score_drop, budget.min_score
     if drop is not None and not 0 <= drop < math.inf:
-        raise ConfigError(f"{where}: max_score_drop is {drop}; the drop that is allowed is zero or more, and finite.")
+        raise ConfigError(f"{source}: max_score_drop is {drop}; the allowed drop is zero or more, and finite.")
     if score is not None and not math.isfinite(score):
-        raise ConfigError(f"{where}: min_score is {score}; a score is a finite number.")
+        raise ConfigError(f"{source}: min_score is {score}; a score is a finite number.")
     if not 1 <= budget.latency_percentile <= 99:
-        raise ConfigError(f"{where}: latency_percentile is {budget.latency_percentile}; it goes from 1 to 99.")
+        raise ConfigError(f"{source}: latency_percentile is {budget.latency_percentile}; it has to be from 1 to 99.")
     if budget.batch_size < 1:
-        raise ConfigError(f"{where}: batch_size is {budget.batch_size}; it is 1 or more.")
+        raise ConfigError(f"{source}: batch_size is {budget.batch_size}; it has to be 1 or more.")
 
 
-def _check_share(name: str, value: float | Waived | None, prefix: str) -> None:
+def _check_score_limit(name: str, value: float | Waived | None, prefix: str) -> None:
     """Refuse a score limit that was written in percent."""
     if value is None or value == "none":
         return
-    option = _spell(name, prefix)
+    option = _format_option(name, prefix)
     if not math.isfinite(value):
         raise ConfigError(f"{option} {value} is not a finite number; write 'none' to waive that limit.")
     if name == "max_drop" and value < 0:
-        raise ConfigError(f"{option} {value:g} is negative; it says how far the score may fall: 0.01 is one point.")
+        raise ConfigError(f"{option} {value:g} is negative; it is how far the score may fall: 0.01 is one point.")
     if value >= 1 and not (name == "min_score" and value == 1):
         raise ConfigError(
-            f"{option} {value:g} looks like a percentage: scores go from 0 to 1 and one point is 0.01, so write"
-            f" {value / 100:g}. (A task that scores in another unit says its limits in its own 'budgets'.)"
+            f"{option} {value:g} looks like a percentage: scores go from 0 to 1 and one point is 0.01, so write "
+            f"{value / 100:g}. (A task that scores in another unit sets its limits in its own 'budgets'.)"
         )
 
 
 def _replace(budget: Budget, options: LimitOptions, prefix: str) -> Budget:
-    """Put the limits that ``options`` names into ``budget``."""
+    """Return ``budget`` with the limits that ``options`` sets."""
     check_options(options, prefix)
     in_bytes = {"max_peak_memory_bytes": options.memory_mb, "max_size_bytes": options.size_mb}
-    as_they_are = {
+    in_same_unit = {
         "max_latency_ms": options.latency_ms,
         "max_score_drop": options.max_drop,
         "min_score": options.min_score,
@@ -132,7 +133,7 @@ def _replace(budget: Budget, options: LimitOptions, prefix: str) -> Budget:
     for name, value in in_bytes.items():
         if value is not None:
             changes[name] = None if value == "none" else max(1, round(value * BYTES_PER_MB))
-    for name, value in as_they_are.items():
+    for name, value in in_same_unit.items():
         if value is not None:
             changes[name] = None if value == "none" else float(value)
     if options.size_metric is not None:
@@ -140,5 +141,5 @@ def _replace(budget: Budget, options: LimitOptions, prefix: str) -> Budget:
     return msgspec.structs.replace(budget, **changes)
 
 
-def _spell(name: str, prefix: str) -> str:
+def _format_option(name: str, prefix: str) -> str:
     return f"--{name.replace('_', '-')}" if prefix == "--" else f"{prefix}{name} ="

@@ -14,17 +14,17 @@ FILE_NAME = "edgeopt.toml"
 
 
 class Project(Record, frozen=True, kw_only=True):
-    """What ``edgeopt.toml`` says; ``None`` where it is silent. Paths in it are relative to its own folder."""
+    """The content of ``edgeopt.toml``; ``None`` for a key that it lacks. Paths in it are relative to its folder."""
 
     task: str | None = None
     """As on the command line: a ready task, ``module:name``, ``file.py:name`` or ``model.onnx``."""
     target: str | None = None
-    """A profile's name, or the path of its file."""
+    """The name of a profile, or the path of its file."""
     limits: LimitOptions | None = None
 
 
 def project_folder(start: Path | None = None) -> Path:
-    """Return the nearest folder that holds an ``edgeopt.toml``, from ``start`` upward; else ``start`` itself."""
+    """Return the nearest folder with an ``edgeopt.toml``, from ``start`` upward; otherwise ``start`` itself."""
     start = (start or Path.cwd()).absolute()
     return next((folder for folder in (start, *start.parents) if (folder / FILE_NAME).is_file()), start)
 
@@ -32,13 +32,13 @@ def project_folder(start: Path | None = None) -> Path:
 def load_project(start: Path | None = None) -> Project:
     """Read the project's file; without one, everything is None.
 
-    Relative files in ``task`` and ``target`` become absolute, so a command means the same from any folder below.
+    Relative paths in ``task`` and ``target`` become absolute, so a command does the same from any folder below.
 
     Args:
-        start: Where to look first; None is the current folder.
+        start: The folder to look in first; None is the current folder.
 
     Raises:
-        ConfigError: the file is broken, has unknown keys, or holds a limit that cannot be meant.
+        ConfigError: the file is broken, has unknown keys, or holds a limit that makes no sense.
     """
     folder = project_folder(start)
     path = folder / FILE_NAME
@@ -53,7 +53,7 @@ def load_project(start: Path | None = None) -> Project:
 
 
 def _from_folder(word: str | None, folder: Path) -> str | None:
-    """Make a file that ``word`` names relative to the project's folder absolute; leave every other word alone."""
+    """Make a file path in ``word`` absolute, relative to the project's folder; return every other word unchanged."""
     if word is None:
         return None
     file, colon, name = word.rpartition(":") if word.partition(":")[0].endswith(".py") else (word, "", "")

@@ -1,4 +1,4 @@
-"""TOML files to records: a path goes in, a validated record comes out; mistakes are named by file, table and key."""
+"""TOML files to records: a path goes in, a validated record comes out. Errors name the file, the table and the key."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ from edgeopt.records.base import Record
 R = TypeVar("R", bound=Record)
 
 WAIVED = "none"
-"""How a limit is waived in a file or on the command line: by name, never by leaving it out (TOML has no null)."""
+"""Waives a limit in a file or on the command line. Leaving the limit out doesn't (TOML has no null)."""
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
-_FOUND = {int: "a whole number", float: "a number", bool: "a truth value", str: "text", list: "a list", dict: "a table"}
+_EXPECTED_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text in quotes"}
+_FOUND_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "a truth value",
+    str: "text",
+    list: "a list",
+    dict: "a table",
+}
 
 
 def read_toml(path: Path) -> dict[str, object]:
@@ -31,9 +38,9 @@ def read_toml(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}. Correct that place and run the command again.") from None
+        raise ConfigError(f"{path} is not valid TOML: {error}. Correct it and run the command again.") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file in UTF-8 (byte {error.start}). Save it as UTF-8.") from None
+        raise ConfigError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from None
 
@@ -41,35 +48,35 @@ def read_toml(path: Path) -> dict[str, object]:
 def to_record(table: dict[str, object], kind: type[R], path: Path, section: str = "") -> R:
     """Turn a TOML table into a record whose fields are the table's keys.
 
-    A key whose field may be None and has no default is a limit: it has to be there, and the word ``"none"`` waives it.
+    A key whose field may be None and has no default is a limit: it has to be set, and the word ``"none"`` waives it.
 
     Args:
-        table: What was read.
-        kind: The record; fields that are records themselves are tables of their own.
+        table: As read from the file.
+        kind: The record's class; a field that is a record is a table.
         path: The file, for messages.
-        section: The table's name, empty at the top.
+        section: The table's name, empty at the top level.
 
     Raises:
         ConfigError: a key is unknown, missing or of the wrong type.
     """
     fields = {field.name: field for field in msgspec.structs.fields(kind)}
-    place = f"in [{section}]" if section else "at the top level"
+    location = f"in [{section}]" if section else "at the top level"
     for key in table:
         if key not in fields:
-            known = f"The keys {place} are: {', '.join(fields)}."
-            raise ConfigError(f"{path}: unknown key '{key}' {place}{did_you_mean(key, fields)}. {known}")
+            known = f"The keys {location} are: {', '.join(fields)}."
+            raise ConfigError(f"{path}: unknown key '{key}' {location}{did_you_mean(key, fields)}. {known}")
     values: dict[str, object] = {}
     for name, field in fields.items():
         if name in table:
-            values[name] = _value(table[name], field, path, section)
+            values[name] = _convert(table[name], field, path, section)
         elif field.required:
             waive = f' (write {name} = "{WAIVED}" to waive that limit)' if _is_optional(field.type) else ""
-            raise ConfigError(f"{path}: '{name}' is missing {place}: give {_expected(field.type)}{waive}.")
+            raise ConfigError(f"{path}: '{name}' is missing {location}: give {_describe_type(field.type)}{waive}.")
     return kind(**values)
 
 
-def _value(found: object, field: msgspec.structs.FieldInfo, path: Path, section: str) -> object:
-    """Convert one value, or say which key it stands at, what it is and what it should be."""
+def _convert(found: object, field: msgspec.structs.FieldInfo, path: Path, section: str) -> object:
+    """Convert one value; the error names its key, the type that was found and the type that is expected."""
     hint = field.type
     if (inner := _record_in(hint)) is not None and isinstance(found, dict):
         return to_record(found, inner, path, f"{section}.{field.name}" if section else field.name)
@@ -79,12 +86,13 @@ def _value(found: object, field: msgspec.structs.FieldInfo, path: Path, section:
         return msgspec.convert(found, hint, strict=True)
     except msgspec.ValidationError:
         key = f"{field.name} in [{section}]" if section else field.name
-        word = _FOUND.get(type(found), type(found).__name__)
-        raise ConfigError(f"{path}: {key} is {found!r}, {word}; expected {_expected(hint, field.required)}.") from None
+        word = _FOUND_WORDS.get(type(found), type(found).__name__)
+        expected = _describe_type(hint, field.required)
+        raise ConfigError(f"{path}: {key} is {found!r}, {word}; expected {expected}.") from None
 
 
 def _record_in(hint: object) -> type[Record] | None:
-    """Return the record class that a field holds (perhaps optionally), or None."""
+    """Return the record class of a field, optional or not, or None if it has none."""
     for kind in (hint, *typing.get_args(hint)):
         if isinstance(kind, type) and issubclass(kind, Record):
             return kind
@@ -95,20 +103,20 @@ def _is_optional(hint: object) -> bool:
     return type(None) in typing.get_args(hint)
 
 
-def _expected(hint: object, required: bool = True) -> str:
-    """Say in words what a field's type takes."""
+def _describe_type(hint: object, required: bool = True) -> str:
+    """Return a field's type in words."""
     arguments = typing.get_args(hint)
     origin = typing.get_origin(hint)
     if origin is Literal:
         quoted = [f"'{word}'" for word in arguments]
         return quoted[0] if len(quoted) == 1 else f"one of {', '.join(quoted)}"
     if origin is tuple:
-        return f"a list of {_expected(arguments[0])} each"
+        return f"a list, each entry {_describe_type(arguments[0])}"
     if origin in (types.UnionType, typing.Union):
-        words = [_expected(argument) for argument in arguments if argument is not type(None)]
+        words = [_describe_type(argument) for argument in arguments if argument is not type(None)]
         if required and type(None) in arguments:
             words.append(f"'{WAIVED}'")
         return " or ".join(words)
     if _record_in(hint) is not None:
         return "a table"
-    return _WORDS.get(typing.cast(type, hint), str(hint))
+    return _EXPECTED_WORDS.get(typing.cast(type, hint), str(hint))

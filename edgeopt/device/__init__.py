@@ -1,1 +1,1 @@
-"""Where a worker runs."""
+"""Machines that run workers: this one, or a remote, emulated or browser device."""

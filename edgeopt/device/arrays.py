@@ -1,4 +1,4 @@
-"""Arrays for the native runner: ``.npz`` files to records and back.
+"""Arrays for the native runner and the browser: ``.npz`` files to records, and back.
 
 A record is a line ``BATCH DTYPE NDIM DIM... BYTES NAME``, then the bytes, little-endian and in C order.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def write_records(source: Path, target: Path) -> None:
-    """Write the arrays of a ``.npz`` with keys ``INDEX/NAME`` (or ``NAME``, of the first batch) as records."""
+    """Write the arrays of a ``.npz`` as records; its keys are ``INDEX/NAME`` (or ``NAME`` for the first batch)."""
     import numpy as np
 
     with np.load(source, allow_pickle=False) as archive, target.open("wb") as stream:
@@ -25,7 +25,7 @@ def write_records(source: Path, target: Path) -> None:
 
 
 def read_records(source: Path, target: Path) -> None:
-    """Write records as a ``.npz`` with keys ``INDEX/NAME``.
+    """Write records as a ``.npz`` whose keys are ``INDEX/NAME``.
 
     Raises:
         ValueError: the file ends in the middle of a record.
@@ -40,6 +40,6 @@ def read_records(source: Path, target: Path) -> None:
             data = stream.read(int(size))
             array = np.frombuffer(data, dtype=np.dtype(dtype).newbyteorder("<"))
             arrays[f"{batch}/{name}"] = array.reshape([int(dim) for dim in dims])
-    part = target.with_name(f"{target.name}.part.npz")  # savez adds the suffix where it is missing
+    part = target.with_name(f"{target.name}.part.npz")  # savez adds a missing suffix
     np.savez(part, **arrays)
     part.replace(target)

@@ -1,4 +1,4 @@
-"""What a device is: a place that runs the worker. Every device keeps this protocol."""
+"""The protocol that every device follows: it runs workers and returns their answers."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from edgeopt.records.profile import GraphLevel
 
 
 class WorkerRequest(Record, frozen=True, kw_only=True):
-    """What one worker process has to do. Paths are this machine's; a remote device copies the files."""
+    """The work of one worker process. Paths are this machine's; a remote device copies the files."""
 
     mode: Literal["time", "memory", "outputs", "describe", "serve", "nodes", "convert"]
     model: str = ""
     """An ``.onnx``; or an ``.ort``, whose weights then stay in the file, mapped into memory."""
     models: tuple[str, ...] = ()
-    """What mode ``nodes`` profiles, in turns."""
+    """The files that mode ``nodes`` profiles in turn."""
     min_models: int = 1
-    """How many of ``models`` have a turn, however long it takes."""
+    """How many of ``models`` get a turn, however long that takes."""
     rounds: int = 1
-    """Turns of each of ``models``."""
+    """Turns for each of ``models``."""
     inputs: str = ""
     """A ``.npz``; empty for random inputs."""
     outputs: str = ""
-    """Where mode ``outputs`` writes its ``.npz``, and mode ``convert`` the model in ONNX Runtime's own format."""
+    """Path for the ``.npz`` of mode ``outputs``, or the model in ONNX Runtime's own format of mode ``convert``."""
     providers: tuple[str, ...] = ()
     allow_fallback: tuple[str, ...] = ()
     threads: int = 1
     allow_spinning: bool = False
     memory_arena: bool = True
     affinity: tuple[int, ...] = ()
-    """Cores that the process is bound to; empty lets the system choose."""
+    """Cores to bind the process to; empty lets the system choose."""
     graph_level: GraphLevel = "all"
-    """With ``disabled`` every node of the file shows in the profile."""
+    """With ``disabled``, every node of the file appears in the profile."""
     prepacking: bool = True
-    """Whether kernels may keep their weights in a layout of their own, beside the file's or in its place."""
+    """Whether kernels may keep weights in their own layout, next to the file's or instead of it."""
     batch_size: int = 1
     warmup_runs: int = 0
     warmup_seconds: float = 0.0
@@ -47,20 +47,20 @@ class WorkerRequest(Record, frozen=True, kw_only=True):
 
 
 class Worker(Protocol):
-    """A worker process that stays: one session, asked for block after block."""
+    """A worker process that stays: one session that runs block after block."""
 
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
         """Send one line and return the answer's fields.
 
         Raises:
             DeviceError: the worker died or did not answer in time.
-            WorkerRefused: it answered with a reason why it could not.
+            WorkerRefused: it answered that it could not, with the reason.
         """
         ...
 
 
 class Device(Protocol):
-    """Where workers run."""
+    """A machine that runs workers."""
 
     @property
     def uri(self) -> str:
@@ -68,30 +68,30 @@ class Device(Protocol):
         ...
 
     def describe(self) -> tuple[str, Environment]:
-        """Return the name of the hardware and what a reader needs to judge its numbers, as of now."""
+        """Return the name of the hardware, and its current state, which a reader needs to judge its numbers."""
         ...
 
     def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one fresh worker process to its end and return the answer's fields.
 
         Args:
-            request: What to do.
-            timeout_seconds: When to give up and end the process.
+            request: The work to do.
+            timeout_seconds: Time after which the process is stopped.
             variables: Environment variables to set in the process.
 
         Raises:
             DeviceError: the worker died or did not answer in time.
-            WorkerRefused: it answered with a reason why it could not.
+            WorkerRefused: it answered that it could not, with the reason.
         """
         ...
 
     def start(self) -> AbstractContextManager[Worker]:
-        """Start a worker that stays until the block of the ``with`` ends; its first message is a ``serve`` request."""
+        """Start a worker that stays until the ``with`` block ends; its first message must be a ``serve`` request."""
         ...
 
 
-class WorkerRefused(Exception):  # noqa: N818 - an answer, made an error of edgeopt's by ``edgeopt.bench.requests``
-    """The worker answered that it could not; its ``kind`` is one of the worker's ``WorkerError``, or ``device``."""
+class WorkerRefused(Exception):  # noqa: N818 - an answer; ``edgeopt.bench.requests`` turns it into one of our errors
+    """The worker answered that it could not; ``kind`` is that of the worker's ``WorkerError``, or ``device``."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)

@@ -1,13 +1,14 @@
 """A browser as a device: it opens a page, runs models with onnxruntime-web, and posts numbers and outputs back.
 
-The page's address holds a token that one browser can claim, once. Without an address the server listens on loopback,
-which a phone on a cable reaches by ``adb reverse``; on any other address it speaks HTTPS, as browsers allow threads and
-a fine clock on a secure page alone.
+The page's address holds a token that one browser can claim, once. By default the server listens on loopback, which a
+phone on a cable reaches through ``adb reverse``; on any other address it uses HTTPS, as browsers only allow threads and
+a fine clock on a secure page.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.browser_server import BrowserServer
 from edgeopt.device.certificate import make_certificate
 from edgeopt.device.named import NamedDevice
+from edgeopt.device.process import summarize_message
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
 from edgeopt.records.base import Record
 
@@ -35,22 +37,24 @@ RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-sim
 CLAIM_SECONDS = 600.0
 """How long a person may take to open the page."""
 SILENCE_SECONDS = 90.0
-"""The page asks for messages at least each 20 s; a browser that says nothing for so long is gone."""
+"""The page asks for messages at least every 20 s; a browser that is silent for longer than this is gone."""
 RELOAD_SECONDS = 5.0
 """How long a page that was left may take to come back by itself."""
 
+_logger = logging.getLogger(__name__)
+
 
 class PageAddress(NamedTuple):
-    """Where the page is served."""
+    """The address at which the page is served."""
 
     host: str
     """Address to listen on."""
     port: int
-    """0 for any that is free."""
+    """0 for any free port."""
     tls: bool
-    """Whether HTTPS is wanted; loopback needs none."""
+    """Whether to use HTTPS; loopback does without it."""
     phone: str | None
-    """Serial number of a phone whose browser is meant, empty for the only one; None for any browser."""
+    """Serial number of the phone whose browser runs models, empty for the only phone; None for any browser."""
 
 
 class BrowserDevice(NamedDevice):
@@ -58,30 +62,31 @@ class BrowserDevice(NamedDevice):
 
     Args:
         uri: How the user names it.
-        place: Where the page is served.
+        address: Where to serve the page.
         runtime: Folder with the three files of onnxruntime-web.
     """
 
-    def __init__(self, uri: str, place: PageAddress, runtime: Path) -> None:
+    def __init__(self, uri: str, address: PageAddress, runtime: Path) -> None:
         super().__init__(uri)
-        self._place = place
+        self._address = address
         self._runtime = runtime
         self._server: BrowserServer | None = None
-        self._was_there = False
+        self._was_connected = False
 
     def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
-        """Run one fresh Web Worker; see ``edgeopt.device.base.Device``. There are no environment variables.
+        """Run one fresh Web Worker; see ``edgeopt.device.base.Device``. Environment variables are ignored.
 
-        Where the page is left or loaded anew, the request runs once more on the page that comes back.
+        If the page is closed or reloaded, the request runs once more on the page that comes back.
 
         Raises:
             DeviceLostError: no page came back, or it was lost again.
         """
         try:
             return self._run(request, timeout_seconds)
-        except DeviceLostError:
-            if not self._was_there:
+        except DeviceLostError as error:
+            if not self._was_connected:
                 raise
+            _logger.debug("running %s once more after: %s", request.mode, error)
         return self._run(request, timeout_seconds)
 
     def _run(self, request: WorkerRequest, timeout_seconds: float) -> dict[str, Any]:
@@ -91,67 +96,68 @@ class BrowserDevice(NamedDevice):
     @contextmanager
     def start(self) -> Iterator[Worker]:
         """Start a Web Worker that stays; see ``edgeopt.device.base.Device``."""
-        server = self._served()
+        server = self._connect_page()
         worker = _WebWorker(self._uri, server)
         try:
             yield worker
         finally:
             server.send(worker.id, None)
 
-    def _served(self) -> BrowserServer:
-        """Return the server with a page that is there; start it where there is none, and wait for a browser.
+    def _connect_page(self) -> BrowserServer:
+        """Return the server with its page connected; start it if necessary, and wait for a browser.
 
         Raises:
             DeviceError: the page cannot be served.
-            DeviceLostError: nobody opened it.
+            DeviceLostError: no browser opened it.
         """
         if self._server is None:
-            self._server = self._open()
-            self._invite(self._server, "open this page in the browser that is to be measured")
-        elif not self._came(self._server, RELOAD_SECONDS):
+            self._server = self._start_server()
+            self._ask_to_open(self._server, "open this page in the browser that you want to measure")
+        elif not self._wait_for_page(self._server, RELOAD_SECONDS):
             self._server.reopen()
-            self._invite(self._server, "the page was lost; open it again")
-        self._was_there = True
+            self._ask_to_open(self._server, "the page was lost; open it again")
+        self._was_connected = True
         return self._server
 
-    def _open(self) -> BrowserServer:
-        host, port, tls, phone = self._place
-        shown = "localhost" if phone is not None else own_address(host)
+    def _start_server(self) -> BrowserServer:
+        host, port, tls, phone = self._address
+        shown = "localhost" if phone is not None else reachable_address(host)
         certificate = make_certificate(self._uri, shown) if tls and not is_loopback(host) else None
         with ExitStack() as stack:
             try:
                 server = BrowserServer((host, port), shown, self._runtime, certificate)
             except OSError as error:
                 raise DeviceError(
-                    f"{self._uri}: cannot listen there: {error.strerror}. Name another address."
+                    f"{self._uri}: cannot listen on that address: {error.strerror}. Use another one."
                 ) from error
             stack.callback(server.close)
             if phone is not None:
-                stack.enter_context(Adb(self._uri, phone).reversed(server.port))
+                stack.enter_context(Adb(self._uri, phone).reverse_port(server.port))
+            _logger.debug("%s: serving the page on %s, port %d", self._uri, host, server.port)
             self.close = weakref.finalize(self, stack.pop_all().close)
         return server
 
-    def _invite(self, server: BrowserServer, words: str) -> None:
-        host, _, tls, phone = self._place
-        say(f"{words}: {server.address}")
+    def _ask_to_open(self, server: BrowserServer, text: str) -> None:
+        host, _, tls, phone = self._address
+        say(f"{text}: {server.address}")
         if server.certificate is not None:
             say(
-                "its certificate was made just now on this machine and nobody vouches for it, so the browser warns: go "
-                f"on only if it shows the SHA-256 fingerprint {server.certificate.fingerprint}"
+                "its certificate was made on this machine just now and no authority signed it, so the browser warns: "
+                f"continue only if it shows the SHA-256 fingerprint {server.certificate.fingerprint}"
             )
         elif not tls and not is_loopback(host):
-            say("it comes over plain http: the browser will allow one thread and a coarse clock")
+            say("it is served over plain http: the browser will allow one thread and a coarse clock")
         if phone is not None:
             Adb(self._uri, phone).open_page(server.address)
         elif not is_loopback(host):
-            show_qr(server.address)
-        if not self._came(server, CLAIM_SECONDS):
+            show_qr_code(server.address)
+        if not self._wait_for_page(server, CLAIM_SECONDS):
             raise DeviceLostError(f"{self._uri}: no browser opened the page within {CLAIM_SECONDS / 60:.0f} minutes.")
 
-    def _came(self, server: BrowserServer, seconds: float) -> bool:
-        """Wait for a page that is there."""
+    def _wait_for_page(self, server: BrowserServer, seconds: float) -> bool:
+        """Wait until a page is connected; return whether one is."""
         deadline = time.monotonic() + seconds
-        while server.page is None or server.silence() > SILENCE_SECONDS:
+        while server.page is None or server.silent_seconds() > SILENCE_SECONDS:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.05)
@@ -169,10 +175,13 @@ class _WebWorker:
 
     def ask(self, message: Mapping[str, Any] | Record, timeout_seconds: float) -> dict[str, Any]:
         """Send one message and return the answer's fields; see ``edgeopt.device.base.Worker``."""
+        summary, begin = summarize_message(message), time.monotonic()
+        _logger.debug("Web Worker %s: asked for %s", self.id, summary)
         with tempfile.TemporaryDirectory(prefix="edgeopt-browser-") as folder:
-            there = self._offered(message, Path(folder)) if isinstance(message, WorkerRequest) else message
-            self._server.send(self.id, there)
+            offered = self._offer_files(message, Path(folder)) if isinstance(message, WorkerRequest) else message
+            self._server.send(self.id, offered)
             fields = self._wait(timeout_seconds)
+            _logger.debug("Web Worker %s: answered %s after %.3f s", self.id, summary, time.monotonic() - begin)
             if isinstance(message, WorkerRequest) and message.outputs:
                 received = Path(folder) / "outputs"
                 received.write_bytes(self._server.outputs.pop(self.id))
@@ -181,13 +190,13 @@ class _WebWorker:
 
     def _wait(self, timeout_seconds: float) -> dict[str, Any]:
         deadline = time.monotonic() + timeout_seconds
-        while (fields := self._server.answer(self.id, seconds=1.0)) is None:
+        while (fields := self._server.next_answer(self.id, seconds=1.0)) is None:
             if time.monotonic() > deadline:
                 raise DeviceError(f"{self._uri}: the browser did not answer within {timeout_seconds:.0f} s.")
-            if self._server.page != self._page or self._server.silence() > SILENCE_SECONDS:
+            if self._server.page != self._page or self._server.silent_seconds() > SILENCE_SECONDS:
                 raise DeviceLostError(
-                    f"{self._uri}: the browser was lost: its page was closed or loaded anew, or the device sleeps. "
-                    "Keep the page in front and the device awake."
+                    f"{self._uri}: the browser was lost: its page was closed or reloaded, or the device went to sleep. "
+                    "Keep the page in the foreground and the device awake."
                 )
         if fields.pop("ok"):
             return fields
@@ -195,10 +204,10 @@ class _WebWorker:
             raise DeviceError(f"{self._uri}: {fields['reason']}. Reload the page, or try another browser.")
         raise WorkerRefused(fields["kind"], fields["reason"])
 
-    def _offered(self, request: WorkerRequest, folder: Path) -> WorkerRequest:
-        """Let the page download a request's files, and return it with their names."""
+    def _offer_files(self, request: WorkerRequest, folder: Path) -> WorkerRequest:
+        """Let the page download a request's files, and return the request with their names."""
         if request.mode == "nodes":
-            raise CannotProfileError(f"{self._uri}: this kind of device cannot tell the times of single nodes.")
+            raise CannotProfileError(f"{self._uri}: this kind of device can't time single nodes.")
         names = {"model": self._server.offer(Path(request.model))} if Path(request.model).is_file() else {}
         if request.inputs:
             packed = folder / "inputs.arrays"
@@ -208,36 +217,36 @@ class _WebWorker:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether an address reaches this machine alone; a name is taken for one of the network."""
+    """Return whether an address only reaches this machine; a name counts as one on the network."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
 
 
-def own_address(host: str) -> str:
-    """Return the address that others open: ``host``, but for "all of them" this machine's on the way out.
+def reachable_address(host: str) -> str:
+    """Return the address that others open: ``host``, or this machine's outgoing address if ``host`` means all of them.
 
-    Connecting a datagram socket sends nothing; the address (of a net for documentation) only picks a way.
+    Connecting a datagram socket sends nothing; the remote address (reserved for documentation) only selects a route.
     """
     if host not in ("0.0.0.0", "::"):  # noqa: S104 - compared, not listened on
         return host
-    family, far = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
+    family, remote = (socket.AF_INET6, "2001:db8::1") if ":" in host else (socket.AF_INET, "192.0.2.1")
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((far, 9))
+            probe.connect((remote, 9))
             return str(probe.getsockname()[0])
     except OSError:
         return socket.gethostname()
 
 
 def say(text: str) -> None:
-    """Tell the person who has to open the page."""
+    """Print a line for the person who has to open the page."""
     print(text, file=sys.stderr, flush=True)
 
 
-def show_qr(address: str) -> None:
-    """Draw an address for a phone's camera where a person sees it; nothing where stderr goes to a file."""
+def show_qr_code(address: str) -> None:
+    """Draw an address for a phone's camera, if stderr is a terminal."""
     if sys.stderr.isatty():
         import segno
 

@@ -1,4 +1,4 @@
-"""A certificate made on the spot: a secure page for browsers on the network. Its key is kept in memory alone."""
+"""A self-signed certificate, so that browsers on the network get a secure page. Its key is only kept in memory."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgeopt.device.process import last_line
 from edgeopt.errors import DeviceError
 
 OPENSSL_SECONDS = 60.0
-DAYS = 30
+VALID_DAYS = 30
 
 
 class Certificate(NamedTuple):
-    """A self-signed certificate of this session."""
+    """A self-signed certificate for this session."""
 
     context: ssl.SSLContext
     fingerprint: str
-    """SHA-256 of the certificate as browsers show it, in pairs of hex digits."""
+    """SHA-256 of the certificate as browsers show it: pairs of hex digits with colons."""
 
 
 def make_certificate(uri: str, host: str) -> Certificate:
@@ -33,13 +33,13 @@ def make_certificate(uri: str, host: str) -> Certificate:
         host: The address or name that the browser will open.
 
     Raises:
-        DeviceError: there is no ``openssl`` here, or it failed.
+        DeviceError: ``openssl`` is not installed here, or it failed.
     """
     with tempfile.TemporaryDirectory(prefix="edgeopt-tls-") as folder:
         key, certificate = Path(folder) / "key.pem", Path(folder) / "certificate.pem"
         command = [
             "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-sha256",
-            "-days", str(DAYS), "-subj", "/CN=edgeopt", "-addext", f"subjectAltName={_alternative_name(host)}",
+            "-days", str(VALID_DAYS), "-subj", "/CN=edgeopt", "-addext", f"subjectAltName={_alternative_name(host)}",
             "-addext", "extendedKeyUsage=serverAuth", "-keyout", str(key), "-out", str(certificate),
         ]  # fmt: skip
         try:
@@ -48,17 +48,17 @@ def make_certificate(uri: str, host: str) -> Certificate:
             )
         except FileNotFoundError as error:
             raise DeviceError(
-                f"{uri}: there is no program `openssl` here, which makes the certificate of a page for other machines. "
-                "Install it, or name the option `tls=no`: plain http, on which browsers allow one thread."
+                f"{uri}: `openssl` is not installed here; it makes the certificate for a page on the network. "
+                "Install it, or add the option `tls=no` for plain http, over which browsers allow one thread."
             ) from error
         except subprocess.TimeoutExpired as error:
-            raise DeviceError(f"{uri}: `openssl` made no certificate within {OPENSSL_SECONDS:.0f} s.") from error
+            raise DeviceError(f"{uri}: `openssl` did not make a certificate within {OPENSSL_SECONDS:.0f} s.") from error
         if done.returncode:
-            raise DeviceError(f"{uri}: `openssl` made no certificate: {last_line(done.stderr)}.")
+            raise DeviceError(f"{uri}: `openssl` could not make a certificate: {last_line(done.stderr)}.")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(certificate.read_text())).hexdigest().upper()
-    return Certificate(context, ":".join(digest[at : at + 2] for at in range(0, len(digest), 2)))
+    return Certificate(context, ":".join(digest[start : start + 2] for start in range(0, len(digest), 2)))
 
 
 def _alternative_name(host: str) -> str:

@@ -1,8 +1,8 @@
-"""The courier: keeps and hands out files on a device. It needs Python alone, and is never stored there.
+"""The file agent: stores and returns files on a device. It only needs Python, and is never stored there itself.
 
-In: JSON lines on stdin. Out: for each a line, ``edgeopt-worker`` and JSON, as ``edgeopt/bench/worker.py`` answers. It
-ends when stdin does. Files are named by their SHA-256, so that what is there already is not sent again; what nobody
-asked for during a day is removed.
+In: JSON lines on stdin. Out: one line for each, ``edgeopt-worker`` and JSON, as ``edgeopt/bench/worker.py`` answers. It
+ends when stdin does. Files are named by their SHA-256, so that a file is only sent once; files that were not used for a
+day are removed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STALE_SECONDS = 86400.0
 
 
 def make_folder() -> Path:
-    """Return the folder for files: in the user's cache, or a fresh temporary one where that cannot be written."""
+    """Return the folder for files: in the user's cache, or a new temporary one if that cannot be written."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgeopt"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def make_folder() -> Path:
 def remove_stale(folder: Path, now: float) -> None:
     """Remove files that were not used for a day."""
     for path in folder.iterdir():
-        with contextlib.suppress(OSError):  # another courier was faster
+        with contextlib.suppress(OSError):  # another file agent was faster
             if path.is_file() and now - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()
 
@@ -51,68 +51,68 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def have(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Tell whether a file is there, whole; a file that is asked for stays another day."""
-    there = path.is_file() and hash_file(path) == request["sha256"]
-    if there:
+def check_file(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Answer whether a file is there and complete; asking keeps it for another day."""
+    complete = path.is_file() and hash_file(path) == request["sha256"]
+    if complete:
         os.utime(path)
-    return {"have": there}
+    return {"have": complete}
 
 
-def part_of(path: Path) -> Path:
-    """Return where a file is collected; another courier has another place."""
+def part_path(path: Path) -> Path:
+    """Return the path that a file is received in; each file agent has its own."""
     return path.with_name(f"{path.name}.{os.getpid()}.part")
 
 
-def begin(path: Path, _request: dict[str, Any]) -> dict[str, Any]:
-    """Begin to collect a file."""
-    part_of(path).write_bytes(b"")
+def begin_file(path: Path, _request: dict[str, Any]) -> dict[str, Any]:
+    """Begin to receive a file."""
+    part_path(path).write_bytes(b"")
     return {}
 
 
-def write(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Add bytes to a file that is collected."""
-    with part_of(path).open("ab") as stream:
+def append_block(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Append bytes to a file that is being received."""
+    with part_path(path).open("ab") as stream:
         stream.write(base64.b64decode(request["data"]))
     return {}
 
 
-def keep(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Keep a file that was collected, if its hash is right."""
-    kept = hash_file(part_of(path)) == request["sha256"]
+def keep_file(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Keep a file that was received, if its hash is right."""
+    kept = hash_file(part_path(path)) == request["sha256"]
     if kept:
-        part_of(path).replace(path)
+        part_path(path).replace(path)
     else:
-        part_of(path).unlink()
+        part_path(path).unlink()
     return {"kept": kept}
 
 
-def read(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Return bytes of a file; none at its end."""
+def read_block(path: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Return bytes of a file; none at the end."""
     with path.open("rb") as stream:
         stream.seek(request["offset"])
         return {"data": base64.b64encode(stream.read(request["bytes"])).decode()}
 
 
-def remove(path: Path, _request: dict[str, Any]) -> dict[str, Any]:
-    """Remove a file, or what was collected of it."""
+def remove_file(path: Path, _request: dict[str, Any]) -> dict[str, Any]:
+    """Remove a file, or the part of it that was received."""
     path.unlink(missing_ok=True)
-    part_of(path).unlink(missing_ok=True)
+    part_path(path).unlink(missing_ok=True)
     return {}
 
 
-DEEDS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
-    "have": have,
-    "begin": begin,
-    "write": write,
-    "keep": keep,
+HANDLERS: dict[str, Callable[[Path, dict[str, Any]], dict[str, Any]]] = {
+    "have": check_file,
+    "begin": begin_file,
+    "write": append_block,
+    "keep": keep_file,
     "hash": lambda path, _request: {"sha256": hash_file(path)},
-    "read": read,
-    "remove": remove,
+    "read": read_block,
+    "remove": remove_file,
 }
 
 
-def answer(value: dict[str, Any]) -> None:
+def write_answer(value: dict[str, Any]) -> None:
     """Write one line."""
     sys.stdout.write(f"edgeopt-worker {json.dumps(value)}\n")
     sys.stdout.flush()
@@ -125,14 +125,14 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if request["do"] == "hello":
-            answer({"ok": True, "folder": str(folder)})
+            write_answer({"ok": True, "folder": str(folder)})
             continue
         try:
-            answer({"ok": True, **DEEDS[request["do"]](folder / request["name"], request)})
+            write_answer({"ok": True, **HANDLERS[request["do"]](folder / request["name"], request)})
         except OSError as error:
-            free = shutil.disk_usage(folder).free / 1e6
-            reason = f"{error.strerror} in {folder}, where {free:.1f} MB are free"
-            answer({"ok": False, "kind": "device", "reason": reason})
+            free_mb = shutil.disk_usage(folder).free / 1e6
+            reason = f"{error.strerror} in {folder} ({free_mb:.1f} MB free)"
+            write_answer({"ok": False, "kind": "device", "reason": reason})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""This machine as a device, with this Python or another environment's."""
+"""This machine as a device, with this Python or that of another environment."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ WORKER = Path(__file__).parent.parent / "bench" / "worker.py"
 
 VARIABLES = {
     "ORT_DISABLE_TELEMETRY": "1",
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's own pool: it costs start-up time and memory, and the worker needs none
-    "PYTHONSAFEPATH": "1",  # the worker's folder must not shadow other modules
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # device numbers as the driver's library counts them
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's thread pool costs start-up time and memory, and the worker does not need it
+    "PYTHONSAFEPATH": "1",  # modules in the worker's folder must not shadow others
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # number GPUs as the driver's library does
 }
 
 
@@ -25,7 +25,7 @@ class LocalDevice(NamedDevice):
     """Workers as child processes.
 
     Args:
-        python: The Python program that runs them; None is the one that runs this.
+        python: The Python program that runs them; None for the one that runs this process.
     """
 
     def __init__(self, python: Path | None = None) -> None:

@@ -1,4 +1,4 @@
-"""What every kind of device has alike: the name that the user gave it, and the question what it is."""
+"""The parts that all devices share: their URI, and the description of their hardware."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DESCRIBE_SECONDS = 120.0
 
 
 class NamedDevice(ABC):
-    """A device by its URI; a kind of device adds ``run`` and ``start`` (see ``edgeopt.device.base.Device``).
+    """A device with its URI; each kind adds ``run`` and ``start`` (see ``edgeopt.device.base.Device``).
 
     Args:
         uri: How the user names it.
@@ -36,7 +36,7 @@ class NamedDevice(ABC):
         """Run one fresh worker process to its end."""
 
     def describe(self) -> tuple[str, Environment]:
-        """Return a name of the hardware, the same each time, and the machine's state as of now.
+        """Return a name for the hardware, the same each time, and the machine's current state.
 
         Raises:
             DeviceError: the device is lost, or onnxruntime does not start there.
@@ -48,5 +48,5 @@ class NamedDevice(ABC):
         family = fields.pop("family")
         environment = msgspec.convert(fields, Environment)
         hardware = (family, environment.processor, *environment.features, str(environment.cores))
-        mark = hashlib.sha256("\n".join(hardware).encode()).hexdigest()[:12]
-        return f"{family.split()[0]}-{environment.cores}-{mark}", environment
+        digest = hashlib.sha256("\n".join(hardware).encode()).hexdigest()[:12]
+        return f"{family.split()[0]}-{environment.cores}-{digest}", environment

@@ -1,4 +1,4 @@
-"""From a URI to a device."""
+"""A URI to a device, and how far its times count for a target."""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ from edgeopt.errors import ConfigError, did_you_mean
 from edgeopt.records.measurement import DeviceKind
 from edgeopt.records.profile import Profile
 
-KNOWN = (
-    "`local:` (this machine), `local:?python=PATH` (another Python environment on it), "
-    "`ssh://[user@]host[:port][?python=PATH]`, `adb:[serial]?runner=PATH&library=PATH` (an Android phone), "
-    "`browser:[address[:port]]?runtime=FOLDER[&adb=SERIAL]` and "
+KNOWN_DEVICES = (
+    "`local:` (this machine), `local:?python=PATH` (this machine with another Python environment), "
+    "`ssh://[user@]host[:port][?python=PATH]` (another machine), "
+    "`adb:[serial]?runner=PATH&library=PATH` (an Android phone), "
+    "`browser:[address[:port]]?runtime=FOLDER[&adb=SERIAL]` (a web browser) and "
     "`qemu:[cpu]?runner=PATH&library=PATH` (an emulated processor, for `edgeopt check`)"
 )
 
 
 def open_device(uri: str) -> Device:
-    """Return the device that a URI names; nothing is connected yet.
+    """Return the device that a URI names; it does not connect yet.
 
     Raises:
-        ConfigError: no such scheme, place or option, or no such Python program on this machine.
+        ConfigError: the scheme, location or option does not exist, or the Python program is not on this machine.
     """
     scheme, colon, rest = uri.partition(":")
     if not colon or scheme not in SCHEMES:
-        raise ConfigError(f"no kind of device '{scheme}'{did_you_mean(scheme, SCHEMES)}. Known: {KNOWN}.")
-    place, _, query = rest.partition("?")
+        raise ConfigError(f"unknown kind of device '{scheme}'{did_you_mean(scheme, SCHEMES)}. Known: {KNOWN_DEVICES}.")
+    location, _, query = rest.partition("?")
     options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
-    return SCHEMES[scheme](uri, place, options)
+    return SCHEMES[scheme](uri, location, options)
 
 
 def _check_options(uri: str, options: dict[str, str], known: set[str]) -> None:
@@ -46,64 +47,81 @@ def _check_options(uri: str, options: dict[str, str], known: set[str]) -> None:
         raise ConfigError(f"'{uri}': there is no option '{name}'; known: {', '.join(f'?{word}=' for word in known)}.")
 
 
-def _local(uri: str, place: str, options: dict[str, str]) -> Device:
-    if place:
-        raise ConfigError(f"'{uri}': `local:` takes the option `?python=PATH` and nothing else; found '{place}'.")
+def _local(uri: str, location: str, options: dict[str, str]) -> Device:
+    if location:
+        raise ConfigError(f"'{uri}': `local:` takes the option `?python=PATH` and nothing else; found '{location}'.")
     _check_options(uri, options, {"python"})
     if "python" not in options:
         return LocalDevice()
     program = shutil.which(options["python"])
     if program is None:
-        raise ConfigError(f"'{uri}': '{options['python']}' is not a program. Give the path of an environment's python.")
+        raise ConfigError(f"'{uri}': '{options['python']}' is not a program. Give the path to an environment's python.")
     return LocalDevice(Path(program).absolute())
 
 
-ADDRESS = re.compile(
+SSH_ADDRESS = re.compile(
     r"//(?:(?P<user>[^@/:-][^@/:]*)@)?(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[^@/:\[\]\s-][^@/:\[\]\s]*)(?::(?P<port>\d+))?/?"
 )
-"""Neither a user nor a host may look like an option of ``ssh``."""
+"""Neither user nor host may look like an option of ``ssh``."""
 
 
-def _ssh(uri: str, place: str, options: dict[str, str]) -> Device:
+def _ssh(uri: str, location: str, options: dict[str, str]) -> Device:
     _check_options(uri, options, {"python"})
-    found = ADDRESS.fullmatch(place)
-    port = int(found["port"]) if found and found["port"] else None
-    if found is None or (port is not None and not 0 < port < 65536):
+    match = SSH_ADDRESS.fullmatch(location)
+    port = int(match["port"]) if match and match["port"] else None
+    if match is None or (port is not None and not 0 < port < 65536):
         raise ConfigError(
             f"'{uri}': an ssh device is `ssh://[user@]host[:port][?python=PATH]`, as in `ssh://pi@10.0.0.7`."
         )
     if options.get("python") == "":
-        raise ConfigError(f"'{uri}': ?python= names no program. Leave it out, and one with onnxruntime is looked for.")
-    return SshDevice(uri, Address(found["host"].strip("[]"), found["user"], port), options.get("python"))
+        raise ConfigError(f"'{uri}': ?python= is empty. Leave it out, and edgeopt looks for a Python with onnxruntime.")
+    return SshDevice(uri, Address(match["host"].strip("[]"), match["user"], port), options.get("python"))
 
 
 def device_kind(uri: str, profile: Profile) -> DeviceKind:
-    """Return what a device is to a target: this machine only stands in for another, and an emulator has no times."""
+    """Return how far a device counts for a target: this machine may only stand in, an emulator's times mean nothing."""
     if uri.startswith("qemu:"):
         return "emulated"
     return "stand-in" if profile.stand_in and uri.startswith("local:") else "measured"
 
 
 def ranking_kind(uri: str, profile: Profile) -> DeviceKind:
-    """Return what a device is to a target, for what ranks files by their times.
+    """Return how far a device counts for a target, for a command that ranks files by their times.
 
     Raises:
-        ConfigError: the device has no times.
+        ConfigError: the device is an emulator.
     """
     kind = device_kind(uri, profile)
     if kind == "emulated":
         raise ConfigError(
-            f"'{uri}' emulates a processor: times and memory there say nothing about a real one, so nothing is ranked "
-            "by them. `edgeopt check BUNDLE --device ...` compares what a file computes there."
+            f"'{uri}' emulates a processor: times and memory there say nothing about a real one, so files can't be "
+            "ranked by them. `edgeopt check BUNDLE --device ...` compares a file's outputs there."
         )
     return kind
 
 
-def _adb(uri: str, place: str, options: dict[str, str]) -> Device:
+def device_role(uri: str, profile: Profile, *, estimated: bool) -> tuple[DeviceKind, Profile]:
+    """Return what a device is to a target, and the profile with which the target's sessions run there.
+
+    Args:
+        uri: Of the device.
+        profile: The target's.
+        estimated: Whether the target's latency is estimated from a calibration, on this host.
+
+    Raises:
+        ConfigError: the device is an emulator, which cannot time anything.
+    """
+    if estimated:
+        return "estimated", profile.on_host
+    kind = ranking_kind(uri, profile)
+    return kind, profile.on_stand_in if kind == "stand-in" else profile
+
+
+def _adb(uri: str, location: str, options: dict[str, str]) -> Device:
     _check_options(uri, options, {"runner", "library"})
-    if place.startswith("-"):
-        raise ConfigError(f"'{uri}': '{place}' is no serial number; `adb devices` lists them.")
-    return AdbDevice(uri, place, *_native_files(uri, options))
+    if location.startswith("-"):
+        raise ConfigError(f"'{uri}': '{location}' is not a serial number; `adb devices` lists them.")
+    return AdbDevice(uri, location, *_native_files(uri, options))
 
 
 def _native_files(uri: str, options: dict[str, str]) -> tuple[Path, Path]:
@@ -112,42 +130,42 @@ def _native_files(uri: str, options: dict[str, str]) -> tuple[Path, Path]:
         scheme = uri.partition(":")[0]
         raise ConfigError(
             f"'{uri}': this kind of device needs two files built for its processor, as in "
-            f"`{scheme}:?runner=PATH&library=PATH`; {missing[0]} names none. `tools/build_runner.py --help` says how "
-            "to make them."
+            f"`{scheme}:?runner=PATH&library=PATH`; ?{missing[0]}= is not a file. `tools/build_runner.py --help` "
+            "shows how to make them."
         )
     return Path(options["runner"]), Path(options["library"])
 
 
-def _qemu(uri: str, place: str, options: dict[str, str]) -> Device:
+def _qemu(uri: str, location: str, options: dict[str, str]) -> Device:
     _check_options(uri, options, {"runner", "library", "root"})
-    if place.startswith("-"):
-        raise ConfigError(f"'{uri}': '{place}' is no processor; `qemu-aarch64 -cpu help` lists them.")
+    if location.startswith("-"):
+        raise ConfigError(f"'{uri}': '{location}' is not a processor; `qemu-aarch64 -cpu help` lists them.")
     root = Path(options["root"]) if "root" in options else None
-    return EmulatedDevice(uri, place, *_native_files(uri, options), root)
+    return EmulatedDevice(uri, location, *_native_files(uri, options), root)
 
 
 def _browser(uri: str, address: str, options: dict[str, str]) -> Device:
     _check_options(uri, options, {"runtime", "adb", "tls"})
-    found = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\[\]:/\s]*)(?::(?P<port>\d{1,5}))?", address)
-    if found is None:
+    match = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:]+\]|[^\[\]:/\s]*)(?::(?P<port>\d{1,5}))?", address)
+    if match is None:
         raise ConfigError(f"'{uri}': a browser is `browser:` (on this machine) or `browser:ADDRESS[:PORT]`.")
     runtime = Path(options.get("runtime", ""))
     missing = [name for name in RUNTIME_FILES if "runtime" not in options or not (runtime / name).is_file()]
     if missing:
         raise ConfigError(
             f"'{uri}': a browser needs three files of onnxruntime-web, as in `browser:?runtime=FOLDER`; {missing[0]} "
-            "is not there. `tools/fetch_web_runtime.py --out FOLDER` fetches them."
+            "is missing. `tools/fetch_web_runtime.py --out FOLDER` fetches them."
         )
     if options.get("tls", "no") != "no":
-        raise ConfigError(f"'{uri}': ?tls= takes `no` alone; without it every address but loopback speaks HTTPS.")
-    host, phone = found["host"].strip("[]") or "127.0.0.1", options.get("adb")
+        raise ConfigError(f"'{uri}': ?tls= can only be `no`; without it, every address except loopback uses HTTPS.")
+    host, phone = match["host"].strip("[]") or "127.0.0.1", options.get("adb")
     if phone is not None and (not is_loopback(host) or phone.startswith("-")):
         raise ConfigError(
             f"'{uri}': ?adb=SERIAL lets a phone on a cable reach this machine's loopback: leave the address out, and "
             "name the phone as `adb devices` lists it."
         )
-    place = PageAddress(host, int(found["port"] or 0), "tls" not in options, phone)
-    return BrowserDevice(uri, place, runtime)
+    page = PageAddress(host, int(match["port"] or 0), "tls" not in options, phone)
+    return BrowserDevice(uri, page, runtime)
 
 
 SCHEMES: dict[str, Callable[[str, str, dict[str, str]], Device]] = {

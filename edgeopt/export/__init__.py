@@ -1,1 +1,1 @@
-"""From a torch module to an ``.onnx`` file, and the comparison of arrays that is parity."""
+"""Export of a torch module to an ``.onnx`` file, and the comparison of outputs (parity)."""

@@ -1,4 +1,4 @@
-"""Parity: how far the outputs of one stage are from those of the stage before it."""
+"""Parity: how far a file's outputs are from the outputs of the network itself, on the same inputs."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from numpy.typing import NDArray
 from edgeopt.errors import ParityError
 from edgeopt.records.trial import Parity
 
-LEAST_CHANGE = 1 / 255
-"""A step of int8."""
+_MIN_CHANGE_RATIO = 1 / 255
+"""Smallest change by int8 that counts, over an output's largest value: one step."""
 
 
 def compare_arrays(
     expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]], *, stage: str, tolerance: float | None
 ) -> Parity:
-    """Compare the outputs of two stages on the same inputs.
+    """Compare a file's outputs with those of the network, on the same inputs.
 
     Args:
-        expected: Outputs of the stage before, in order.
-        actual: Outputs of ``stage``, in the same order.
-        stage: What ``actual`` comes from, such as ``simplified``.
-        tolerance: Largest relative error that passes; None where the score judges instead.
+        expected: Outputs of the network, in order.
+        actual: Outputs of the file, in the same order.
+        stage: The stage that made the file, such as ``simplified``.
+        tolerance: Largest relative error allowed; None if the score decides instead.
 
     Returns:
-        The largest absolute and the largest relative error over all outputs; relative to that output's largest
-        absolute value.
+        The largest absolute and the largest relative error over all outputs. Relative errors are relative to the
+        output's largest absolute value.
 
     Raises:
-        ParityError: another number of outputs, another shape, a value that is not finite, or an error above the
+        ParityError: the number of outputs or a shape differs, a value is not finite, or an error exceeds the
             tolerance; the message names the output by its position.
     """
     if len(expected) != len(actual):
-        raise ParityError(stage, f"gives {len(actual)} outputs where the stage before gave {len(expected)}.")
-    errors = [_error(old, new, stage, index) for index, (old, new) in enumerate(zip(expected, actual, strict=True))]
+        raise ParityError(stage, f"has {len(actual)} outputs; the network has {len(expected)}.")
+    errors = [
+        _compare_output(old, new, stage, index) for index, (old, new) in enumerate(zip(expected, actual, strict=True))
+    ]
     for index, (_, relative) in enumerate(errors):
         if tolerance is not None and relative > tolerance:
             raise ParityError(
@@ -50,40 +52,44 @@ def compare_arrays(
     )
 
 
-def unexplained_share(
-    floats: Sequence[NDArray[Any]], imitated: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]
+def unexplained_ratio(
+    floats: Sequence[NDArray[Any]], imitated: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]]
 ) -> float:
-    """Return how much of what int8 changes a module that imitates it does not account for: root mean squares.
+    """Return the share of int8's change that a module imitating int8 does not reproduce.
 
-    The largest over the outputs. A change below ``LEAST_CHANGE`` of an output's largest value counts as that much.
-    One value that an integer kernel rounds to the next step decides nothing here, as it would in a largest difference.
+    This is a ratio of root mean squares, and the largest over all outputs. A change below ``_MIN_CHANGE_RATIO`` of an
+    output's largest value counts as that much. Unlike a largest difference, the result hardly depends on a single value
+    that an integer kernel rounds to the next step.
 
-    Example: int8 moves an output from 1.00 to 1.10, and the module that imitates it says 1.09: a tenth.
+    Args:
+        floats: Outputs of the float network.
+        imitated: Outputs of the module that imitates int8.
+        actual: Outputs of the int8 file.
+
+    Example: int8 changes an output from 1.00 to 1.10 and the module's output is 1.09: the result is a tenth.
     """
-    shares = []
-    for plain, module, file in zip(floats, imitated, found, strict=True):
-        changed, missed = (_root_mean_square(file - one) for one in (plain, module))
-        shares.append(missed / max(changed, LEAST_CHANGE * float(np.abs(plain).max(initial=0.0)), 1e-30))
-    return max(shares, default=0.0)
+    ratios = []
+    for plain, module, file in zip(floats, imitated, actual, strict=True):
+        changed, missed = _root_mean_square(file - plain), _root_mean_square(file - module)
+        ratios.append(missed / max(changed, _MIN_CHANGE_RATIO * float(np.abs(plain).max(initial=0.0)), 1e-30))
+    return max(ratios, default=0.0)
 
 
 def _root_mean_square(values: NDArray[Any]) -> float:
     return float(np.sqrt(np.square(values, dtype=np.float64).mean())) if values.size else 0.0
 
 
-def _error(expected: NDArray[Any], actual: NDArray[Any], stage: str, index: int) -> tuple[float, float]:
+def _compare_output(expected: NDArray[Any], actual: NDArray[Any], stage: str, index: int) -> tuple[float, float]:
     """Return the absolute and the relative error of one output."""
     if expected.shape != actual.shape:
-        raise ParityError(
-            stage, f"output {index} has shape {actual.shape} where the stage before gave {expected.shape}."
-        )
+        raise ParityError(stage, f"output {index} has shape {actual.shape}; the network's has {expected.shape}.")
     if expected.size == 0:
         return 0.0, 0.0
     old, new = expected.astype(np.float64), actual.astype(np.float64)
-    for name, values in (("the stage before gave", old), ("has", new)):
+    for owner, values in (("of the network ", old), ("", new)):
         if not np.isfinite(values).all():
             count = int(np.size(values) - np.isfinite(values).sum())
-            raise ParityError(stage, f"output {index}: {name} {count} of {values.size} values that are not finite.")
+            raise ParityError(stage, f"output {index} {owner}has {count} of {values.size} values that are not finite.")
     absolute = float(np.abs(old - new).max())
     largest = float(np.abs(old).max())
     return absolute, absolute / largest if largest > 0 else absolute

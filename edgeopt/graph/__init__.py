@@ -1,1 +1,1 @@
-"""Steps on ``.onnx`` files, their facts, and the ceilings they have to keep."""
+"""Steps on ``.onnx`` files, the facts of a file, and the check that the target's runtime can load it."""

@@ -1,39 +1,47 @@
-"""Graph steps in order, each from one file to the next; every stage's file stays, so that parity can be checked."""
+"""Graph steps in order, each from one file to the next. Every stage's file is kept, so that its parity can be checked.
+
+Steps that may crash or that open an ONNX Runtime session run in a subprocess
+(``edgeopt.graph.subprocess_worker``). The debug log shows each job, its duration, its exit code and its stderr.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.graph.compatibility import check_ceiling
-from edgeopt.graph.steps import STEPS, AnyStep, apply_step, name_of
+from edgeopt.graph.compatibility import check_compatibility
+from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
-from edgeopt.records.recipe import Quantize
+from edgeopt.records.recipe import GraphStep, Quantize
+
+_logger = logging.getLogger(__name__)
 
 _MAX_SECONDS = 1800.0
 """How long one step may take."""
 
 
 class StepResult(NamedTuple):
-    """One stage: what was done, where the file is, and what the report has to say."""
+    """One stage: its step, its file, and its notes for the report."""
 
-    step: AnyStep
+    step: GraphStep
     path: Path
     notes: tuple[str, ...]
 
 
 def apply_steps(
-    steps: tuple[AnyStep, ...],
+    steps: tuple[GraphStep, ...],
     source: Path,
     target: Path,
     *,
@@ -41,18 +49,18 @@ def apply_steps(
     max_opset: int,
     max_ir: int,
 ) -> list[StepResult]:
-    """Do the steps one after the other.
+    """Apply the steps one after another.
 
     Args:
-        steps: In order; none is a plain copy.
+        steps: In order; without any, the file is copied.
         source: The file to start from; it is not changed.
-        target: Where the last stage's file goes. Earlier ones lie beside it as ``STEM.0-simplify.onnx`` and so on.
+        target: Path of the last stage's file. Earlier ones are next to it, as ``STEM.0-simplify.onnx`` and so on.
         calibration: An uncompressed ``.npz`` with keys ``B/NAME`` (batch index, input name), for ``Quantize``.
         max_opset: The newest operator set that the target loads.
         max_ir: The newest file format that the target loads.
 
     Raises:
-        StepError: a step refused, crashed or ran out of time, or its file breaks a ceiling.
+        StepError: a step refused, crashed or ran out of time, or the target cannot load its file.
     """
     if not steps:
         shutil.copyfile(source, target)
@@ -60,9 +68,9 @@ def apply_steps(
     for index, step in enumerate(steps):
         last = index == len(steps) - 1
         path = target if last else target.with_name(f"{target.stem}.{index}-{name_of(step)}.onnx")
-        run = _run_apart if STEPS[type(step)].apart else apply_step
-        notes = run(step, source, path, calibration)
-        check_ceiling(path, max_opset, max_ir, stage=name_of(step))
+        apply_one = _apply_in_subprocess if STEPS[type(step)].in_subprocess else apply_step
+        notes = apply_one(step, source, path, calibration)
+        check_compatibility(path, max_opset, max_ir, stage=name_of(step))
         results.append(StepResult(step, path, notes))
         source = path
     return results
@@ -71,7 +79,9 @@ def apply_steps(
 def study_sensitivity_of_file(
     step: Quantize, source: Path, calibration: Path, held_back: int, *, rank: bool
 ) -> SensitivityStudy:
-    """Compare calibration methods on a float file, and rank its nodes; see ``edgeopt.graph.quantization.sensitivity.study_sensitivity``.
+    """Compare calibration methods on a float file, and rank its nodes.
+
+    See ``edgeopt.graph.quantization.sensitivity.study_sensitivity``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
@@ -83,13 +93,15 @@ def study_sensitivity_of_file(
         held_back=held_back,
         rank=rank,
     )
-    found = _ask_child(job, "study").study
-    assert found is not None
-    return found
+    study = _run_worker(job, "study").study
+    assert study is not None
+    return study
 
 
 def find_fake_quant_sites(step: Quantize, source: Path, calibration: Path, inputs: Path, out: Path) -> FakeQuantSites:
-    """Return where the int8 file of a float file rounds; see ``edgeopt.graph.quantization.fake_quant.read_fake_quant_sites``.
+    """Return where the int8 file of a float file rounds.
+
+    See ``edgeopt.graph.quantization.fake_quant.read_fake_quant_sites``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
@@ -101,15 +113,17 @@ def find_fake_quant_sites(step: Quantize, source: Path, calibration: Path, input
         inputs=str(inputs.absolute()),
         out=str(out.absolute()),
     )
-    found = _ask_child(job, "quantize-aware").fake_quant_sites
-    assert found is not None
-    return found
+    sites = _run_worker(job, "quantize-aware").fake_quant_sites
+    assert sites is not None
+    return sites
 
 
 def write_float_prefix_files(
     step: Quantize, source: Path, calibration: Path, folder: Path, *, fused: bool
 ) -> tuple[tuple[str, ...], ...]:
-    """Write int8 forms of a float file whose first layers stay float; see ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``.
+    """Write int8 variants of a float file whose first layers stay float.
+
+    See ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``.
 
     Raises:
         StepError: it refused, crashed or ran out of time.
@@ -121,24 +135,26 @@ def write_float_prefix_files(
         folder=str(folder.absolute()),
         fused=fused,
     )
-    return _ask_child(job, "quantize").float_prefixes
+    return _run_worker(job, "quantize").float_prefixes
 
 
-def _run_apart(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
-    """Do one step in a child process."""
+def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+    """Apply one step in a subprocess."""
     job = StepJob(
         step=step,
         source=str(source.absolute()),
         target=str(target.absolute()),
         calibration=None if calibration is None else str(calibration.absolute()),
     )
-    return _ask_child(job, name_of(step)).notes
+    return _run_worker(job, name_of(step)).notes
 
 
-def _ask_child(job: GraphJob, name: str) -> GraphAnswer:
-    """Do a job in a process of its own; ``name`` is the stage that errors name."""
+def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
+    """Do a job in a subprocess; errors name ``stage``."""
     command = [sys.executable, "-m", "edgeopt.graph.subprocess_worker"]
     environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    _logger.debug("%s: sending %s for %s", stage, type(job).__name__, job.source)
+    started = time.perf_counter()
     try:
         done = subprocess.run(
             command,
@@ -147,25 +163,34 @@ def _ask_child(job: GraphJob, name: str) -> GraphAnswer:
             env=environment,
             timeout=_MAX_SECONDS,
             check=False,
-            start_new_session=True,  # so that Ctrl-C reaches the parent alone
+            start_new_session=True,  # so that Ctrl-C reaches only the parent
         )
     except subprocess.TimeoutExpired as error:
-        raise StepError(name, f"did not end within {_MAX_SECONDS:.0f} s. Leave this step out.") from error
+        _logger.debug("%s: killed after %.2f s", stage, time.perf_counter() - started)
+        _log_stderr(stage, (error.stderr or b"").decode(errors="replace"))
+        raise StepError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
     trace = done.stderr.decode(errors="replace")
+    _logger.debug("%s: exit code %d after %.2f s", stage, done.returncode, time.perf_counter() - started)
+    _log_stderr(stage, trace)
     if done.returncode != 0:
-        raise StepError(name, _death(done.returncode, trace), trace)
+        raise StepError(stage, _describe_exit(done.returncode, trace), trace)
     try:
         answer = from_json(done.stdout, GraphAnswer)
     except msgspec.DecodeError as error:
-        raise StepError(name, f"its process gave no answer ({error}).", trace) from error
+        raise StepError(stage, f"its process gave no answer ({error}).", trace) from error
     if answer.reason is not None:
-        raise StepError(name, answer.reason, trace)
+        raise StepError(stage, answer.reason, trace)
     return answer
 
 
-def _death(code: int, trace: str) -> str:
-    """Say how a child process ended."""
+def _log_stderr(stage: str, printed: str) -> None:
+    for line in printed.splitlines():
+        _logger.debug("%s: stderr: %s", stage, line)
+
+
+def _describe_exit(code: int, trace: str) -> str:
+    """Say how a subprocess failed."""
     if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}. Leave this step out."
+        return f"its process was ended by {signal.Signals(-code).name}. The build continues without it."
     lines = [line for line in trace.splitlines() if line.strip()]
     return f"its process failed: {lines[-1] if lines else f'exit code {code}'}"

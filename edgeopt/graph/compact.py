@@ -1,7 +1,7 @@
 """Compact: fewer bytes, bit for bit the same outputs.
 
-What goes: metadata, inferred shapes, operator sets and initializers that nothing uses, attributes at their default,
-zero points that are zero where every ONNX Runtime since 1.17 fuses without them, second copies of equal initializers,
+Removed: metadata, inferred shapes, operator sets and initializers that nothing uses, attributes at their default,
+zero points that are zero (if every ONNX Runtime since 1.17 fuses without them), second copies of equal initializers,
 and long inner names. Names of inputs and outputs stay.
 """
 
@@ -16,13 +16,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.model import (
-    arrays,
-    consumers,
     drop_metadata,
     drop_unused_initializers,
-    graphs,
+    find_consumers,
     lower_ir,
-    opset_of,
+    read_initializers,
+    read_opset,
+    walk_graphs,
 )
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
@@ -33,41 +33,41 @@ def compact(model: onnx.ModelProto) -> None:
     lower_ir(model)
     drop_metadata(model)
     _drop_zero_points(model.graph)
-    for graph in graphs(model.graph):
+    for graph in walk_graphs(model.graph):
         for node in graph.node:
-            _drop_default_attributes(node, opset_of(model))
+            _drop_default_attributes(node, read_opset(model))
     _share_initializers(model.graph)
     drop_unused_initializers(model.graph)
     _shorten_names(model.graph)
 
 
 def _drop_zero_points(graph: onnx.GraphProto) -> None:
-    """Leave out the zero points of convolution weights and of biases where they are zero, which is the default.
+    """Remove the zero points of convolution weights and of biases if they are zero, which is the default.
 
     ONNX Runtime 1.17 to 1.32 still fuse such a convolution. A ``Gemm`` whose weight has no zero point is not fused by
-    1.32 and fails in 1.17, so those stay.
+    1.32 and fails in 1.17, so those zero points stay.
     """
-    constants, readers = arrays(graph), consumers(graph)
+    constants, readers = read_initializers(graph), find_consumers(graph)
     for node in graph.node:
         if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.input[2] not in constants:
             continue
-        kind = helper.np_dtype_to_tensor_dtype(constants[node.input[2]].dtype)
+        dtype = helper.np_dtype_to_tensor_dtype(constants[node.input[2]].dtype)
         uses = readers.get(node.output[0], [])
-        weight = kind == TensorProto.INT8 and all(user.op_type == "Conv" and index == 1 for user, index in uses)
-        if (kind == TensorProto.INT32 or (weight and uses)) and not constants[node.input[2]].any():
+        is_weight = dtype == TensorProto.INT8 and all(user.op_type == "Conv" and index == 1 for user, index in uses)
+        if (dtype == TensorProto.INT32 or (is_weight and uses)) and not constants[node.input[2]].any():
             del node.input[2]
 
 
 def _drop_default_attributes(node: onnx.NodeProto, opset: int) -> None:
-    """Remove attributes that say what their absence says."""
+    """Remove attributes that are at their default."""
     if node.domain not in ("", "ai.onnx"):
         return
     schema = onnx.defs.get_schema(node.op_type, opset, "")
     kept = []
     for attribute in node.attribute:
         value = helper.get_attribute_value(attribute)
-        known = schema.attributes.get(attribute.name)
-        default = known.default_value if known is not None else None
+        declared = schema.attributes.get(attribute.name)
+        default = declared.default_value if declared is not None else None
         if default is not None and default.type and helper.get_attribute_value(default) == value:
             continue
         if node.op_type in _CONVOLUTIONS and _is_convolution_default(attribute.name, value):
@@ -80,7 +80,7 @@ def _drop_default_attributes(node: onnx.NodeProto, opset: int) -> None:
 
 
 def _is_convolution_default(name: str, value: object) -> bool:
-    """Tell whether an attribute of a convolution is at the default that its schema says in words alone.
+    """Tell whether an attribute of a convolution is at the default that its schema gives only in words.
 
     The kernel's shape follows from the weight's.
     """
@@ -91,7 +91,7 @@ def _is_convolution_default(name: str, value: object) -> bool:
 
 
 def _share_initializers(graph: onnx.GraphProto) -> None:
-    """Let equal initializers of the top graph be one, and store all of them as raw bytes."""
+    """Merge equal initializers of the top graph, and store all of them as raw bytes."""
     visible = {value.name for value in (*graph.input, *graph.output)}
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
@@ -104,33 +104,33 @@ def _share_initializers(graph: onnx.GraphProto) -> None:
             continue
         key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
         renamed[tensor.name] = first.setdefault(key, tensor.name)
-    for inner in graphs(graph):
+    for inner in walk_graphs(graph):
         for node in inner.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
 def _shorten_names(graph: onnx.GraphProto) -> None:
-    """Give inner values the shortest names, the most used ones first; nodes need none."""
+    """Give inner values the shortest names, the most used ones first, and remove the names of nodes."""
     kept = {value.name for value in (*graph.input, *graph.output)}
     uses: Counter[str] = Counter()
-    for inner in graphs(graph):
+    for inner in walk_graphs(graph):
         uses.update(tensor.name for tensor in inner.initializer)
         uses.update(value.name for value in (*inner.input, *inner.output))
         for node in inner.node:
             node.name = ""
             uses.update((*node.input, *node.output))
-    fresh = (name for name in _names() if name not in kept)
+    fresh = (name for name in _generate_names() if name not in kept)
     ranked = sorted((name for name in uses if name and name not in kept), key=lambda name: -uses[name])
     short = dict(zip(ranked, fresh, strict=False))
-    for inner in graphs(graph):
-        for holder in (*inner.initializer, *inner.input, *inner.output):
-            holder.name = short.get(holder.name, holder.name)
+    for inner in walk_graphs(graph):
+        for value in (*inner.initializer, *inner.input, *inner.output):
+            value.name = short.get(value.name, value.name)
         for node in inner.node:
             node.input[:] = [short.get(name, name) for name in node.input]
             node.output[:] = [short.get(name, name) for name in node.output]
 
 
-def _names() -> Iterator[str]:
+def _generate_names() -> Iterator[str]:
     """Yield ``a``, ``b``, ..., ``aa``, ``ab``, ..."""
     for length in itertools.count(1):
         for letters in itertools.product(string.ascii_letters, repeat=length):

@@ -1,4 +1,4 @@
-"""What a file has to be before it goes on: one file, valid, below the target's ceilings, no foreign operators."""
+"""Checks that a stage's result is one valid file that the target's runtime can load."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from pathlib import Path
 import onnx
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import graphs, load, opset_of
+from edgeopt.graph.model import load, read_opset, walk_graphs
 
-KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
-"""Operator sets that the released builds of ONNX Runtime have."""
+_KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
+"""Operator sets in the released builds of ONNX Runtime."""
 
 
-def check_ceiling(path: Path, max_opset: int, max_ir: int, *, stage: str = "lint") -> None:
+def check_compatibility(path: Path, max_opset: int, max_ir: int, *, stage: str = "compatibility") -> None:
     """Check one file.
 
     Raises:
-        StepError: it needs other files, is invalid, or a target's runtime would not load it.
+        StepError: it needs other files, is invalid, or the target's runtime would not load it.
     """
     model = load(path, stage)
-    if opset_of(model) > max_opset or model.ir_version > max_ir:
+    if read_opset(model) > max_opset or model.ir_version > max_ir:
         raise StepError(
             stage,
-            f"{path.name} has operator set {opset_of(model)} and IR {model.ir_version}; the target loads at most "
-            f"{max_opset} and {max_ir}. Raise min_onnxruntime in the profile, or leave this step out.",
+            f"{path.name} has operator set {read_opset(model)} and IR {model.ir_version}; the target loads at most "
+            f"{max_opset} and {max_ir}. Raise min_onnxruntime in the profile.",
         )
     foreign = sorted(
-        {node.domain for graph in graphs(model.graph) for node in graph.node if node.domain not in KNOWN_DOMAINS}
+        {node.domain for graph in walk_graphs(model.graph) for node in graph.node if node.domain not in _KNOWN_DOMAINS}
     )
     if foreign:
         raise StepError(stage, f"{path.name} uses operators of {', '.join(foreign)}, which ONNX Runtime does not have.")

@@ -1,7 +1,7 @@
 """Flush denormals: weights too small for a normal float become zero.
 
-A denormal operand takes a slow path in many processors (onnxruntime#7448 saw a factor of 40); as a weight it stands for
-nothing that a float network can tell from zero.
+A denormal operand takes a slow path in many processors (onnxruntime#7448 saw a factor of 40). As a weight it is so
+small that the network's output is the same with zero.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from edgeopt.graph.model import graphs
+from edgeopt.graph.model import walk_graphs
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 
 
 def flush_denormals(model: onnx.ModelProto) -> int:
-    """Set denormal values of all initializers to zero, in place; return how many there were."""
+    """Set denormal values of all initializers to zero, in place; return their number."""
     count = 0
-    for graph in graphs(model.graph):
+    for graph in walk_graphs(model.graph):
         for tensor in graph.initializer:
             if tensor.data_type not in _FLOATS:
                 continue

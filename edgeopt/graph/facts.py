@@ -1,4 +1,4 @@
-"""What one ``.onnx`` file is: parameters, multiply-accumulates, sizes, hash, inputs, outputs, operators."""
+"""Reads the facts of an ``.onnx`` file: parameters, multiply-accumulates, sizes, hash, inputs, outputs, operators."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.graph.matmul_nbits import count_weights
-from edgeopt.graph.model import arrays, graphs, load, opset_of
+from edgeopt.graph.matmul_nbits import count_packed_weights
+from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
 
 _STAGE = "facts"
-DEFLATE_LEVEL = 9
+_DEFLATE_LEVEL = 9
 _WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
-# inputs that say how values are quantized; they are no parameters of the network
-_SCALES: dict[str, tuple[int, ...]] = {
+# inputs that hold scales and zero points, which are not parameters of the network
+_SCALE_INPUTS: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1, 2),
     "DequantizeLinear": (1, 2),
     "QLinearConv": (1, 2, 4, 5, 6, 7),
@@ -37,8 +37,8 @@ _SCALES: dict[str, tuple[int, ...]] = {
     "MatMulInteger": (2, 3),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
-# ONNX Runtime's own operators by the standard one of the same shapes, and the inputs that both read
-_SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
+# from ONNX Runtime's own operators to the standard operator of the same shapes and the inputs that it keeps
+_STANDARD_OPERATORS: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearAdd": ("Add", (0, 3)),
     "QLinearMul": ("Mul", (0, 3)),
     "QLinearGlobalAveragePool": ("GlobalAveragePool", (0,)),
@@ -46,14 +46,14 @@ _SHAPED_LIKE: dict[str, tuple[str, tuple[int, ...]]] = {
     "QLinearLeakyRelu": ("LeakyRelu", (0,)),
     "QGemm": ("Gemm", (0, 3)),
 }
-PRODUCTS = ("MatMul", "Gemm")
-CELLS = ("LSTM",)
-"""Recurrent cells that ONNX Runtime has an int8 kernel for."""
+MATRIX_PRODUCTS = ("MatMul", "Gemm")
+RECURRENT_CELLS = ("LSTM",)
+"""Recurrent cells with an int8 kernel in ONNX Runtime."""
 Shape = tuple[int, ...]
 
 
-class Value(NamedTuple):
-    """An input or an output; a string in ``shape`` is an open dimension."""
+class ValueInfo(NamedTuple):
+    """An input or an output; a string in ``shape`` is a dynamic dimension."""
 
     name: str
     shape: tuple[int | str, ...]
@@ -61,24 +61,24 @@ class Value(NamedTuple):
 
 
 class OnnxFacts(NamedTuple):
-    """One file."""
+    """The facts of one file."""
 
     parameters: int
     nonzero_parameters: int
     macs: int
-    """Multiply-accumulates for one sample, of convolutions and matrix products."""
+    """Multiply-accumulates of convolutions, matrix products and recurrent cells, for one sample."""
     opset: int
     ir_version: int
     size_bytes: int
     download_bytes: int
     """After deflate."""
     sha256: str
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
+    inputs: tuple[ValueInfo, ...]
+    outputs: tuple[ValueInfo, ...]
     operators: dict[str, int]
 
 
-def facts(path: Path) -> OnnxFacts:
+def read_facts(path: Path) -> OnnxFacts:
     """Read the facts of one file.
 
     Raises:
@@ -87,49 +87,53 @@ def facts(path: Path) -> OnnxFacts:
     model = load(path, _STAGE)
     data = path.read_bytes()
     parameters, nonzero = _count_parameters(model.graph)
-    fed = {tensor.name for tensor in model.graph.initializer}
-    operators = Counter(node.op_type for graph in graphs(model.graph) for node in graph.node)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    operators = Counter(node.op_type for graph in walk_graphs(model.graph) for node in graph.node)
     return OnnxFacts(
         parameters=parameters,
         nonzero_parameters=nonzero,
-        macs=sum(macs for _, macs in macs_of_nodes(model)),
-        opset=opset_of(model),
+        macs=sum(macs for _, macs in count_macs_by_node(model)),
+        opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=len(data),
-        download_bytes=len(zlib.compress(data, DEFLATE_LEVEL)),
+        download_bytes=len(zlib.compress(data, _DEFLATE_LEVEL)),
         sha256=hashlib.sha256(data).hexdigest(),
-        inputs=tuple(_value(value) for value in model.graph.input if value.name not in fed),
-        outputs=tuple(_value(value) for value in model.graph.output),
+        inputs=tuple(_read_value(value) for value in model.graph.input if value.name not in initializers),
+        outputs=tuple(_read_value(value) for value in model.graph.output),
         operators=dict(operators.most_common()),
     )
 
 
-def _value(value: onnx.ValueInfoProto) -> Value:
-    """Return an input or output as a plain value."""
+def _read_value(value: onnx.ValueInfoProto) -> ValueInfo:
+    """Return the name, shape and type of an input or output."""
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
-    return Value(value.name, shape, dtype)
+    return ValueInfo(value.name, shape, dtype)
 
 
 def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Return the number of weights, and of those that are not zero (for int8: not at their zero point)."""
+    """Return the number of weights, and of those that are not zero (for int8: not equal to their zero point)."""
     scales: set[str] = set()
     quantized: set[str] = set()
     zero_points: dict[str, str] = {}
-    for inner in graphs(graph):
+    for inner in walk_graphs(graph):
         for node in inner.node:
-            places = _SCALES.get(node.op_type, ())
-            scales |= {node.input[place] for place in places if place < len(node.input)}
-            if places:
-                quantized |= {name for place, name in enumerate(node.input) if place not in places}
+            indices = _SCALE_INPUTS.get(node.op_type, ())
+            scales |= {node.input[index] for index in indices if index < len(node.input)}
+            if indices:
+                quantized |= {name for index, name in enumerate(node.input) if index not in indices}
             if node.op_type == "DequantizeLinear" and len(node.input) > 2:
                 zero_points[node.input[0]] = node.input[2]
-    tensors = {tensor.name: tensor for inner in graphs(graph) for tensor in inner.initializer}
+    tensors = {tensor.name: tensor for inner in walk_graphs(graph) for tensor in inner.initializer}
     total = nonzero = 0
-    packed = {node.input[1]: node for inner in graphs(graph) for node in inner.node if node.op_type == "MatMulNBits"}
+    packed = {
+        node.input[1]: node for inner in walk_graphs(graph) for node in inner.node if node.op_type == "MatMulNBits"
+    }
     for node in packed.values():
-        count, used = count_weights(node, {name: numpy_helper.to_array(tensors[name]) for name in node.input[1:]})
+        count, used = count_packed_weights(
+            node, {name: numpy_helper.to_array(tensors[name]) for name in node.input[1:]}
+        )
         total, nonzero = total + count, nonzero + used
         scales |= set(node.input[1:])
     for name, tensor in tensors.items():
@@ -145,34 +149,36 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
     return total, nonzero
 
 
-def macs_of_nodes(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
-    """Return the multiply-accumulates of the top graph's nodes for one sample, where they have any.
+def count_macs_by_node(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+    """Return the multiply-accumulates for one sample of each node of the top graph that has any.
 
-    A node whose shapes stay open counts nothing.
+    They are 0 if the shapes of the node cannot be inferred.
     """
-    shapes = _shapes_of_one_sample(model)
+    shapes = _infer_shapes_of_one_sample(model)
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
-def mostly_products(model: onnx.ModelProto) -> bool:
-    """Tell whether most of a network's work is recurrent cells, or products of activations with weights."""
+def is_mostly_products(model: onnx.ModelProto) -> bool:
+    """Tell whether recurrent cells and products of activations with weights are most of a network's work."""
     weights = {tensor.name for tensor in model.graph.initializer}
     work = {True: 0, False: 0}
-    for node, macs in macs_of_nodes(model):
-        work[node.op_type in CELLS or (node.op_type in PRODUCTS and node.input[1] in weights)] += macs
+    for node, macs in count_macs_by_node(model):
+        work[node.op_type in RECURRENT_CELLS or (node.op_type in MATRIX_PRODUCTS and node.input[1] in weights)] += macs
     return work[True] > work[False]
 
 
-def product_bytes_ratio(model: onnx.ModelProto) -> float:
-    """Return the share of the stored weights' bytes that products of activations with weights hold, 0..1."""
-    stored = arrays(model.graph)
-    held = {node.input[1] for node in model.graph.node if node.op_type in PRODUCTS and node.input[1] in stored}
+def measure_product_bytes_ratio(model: onnx.ModelProto) -> float:
+    """Return the share of the stored bytes that belongs to products of activations with weights, 0..1."""
+    stored = read_initializers(model.graph)
+    products = {
+        node.input[1] for node in model.graph.node if node.op_type in MATRIX_PRODUCTS and node.input[1] in stored
+    }
     total = sum(values.nbytes for values in stored.values())
-    return sum(stored[name].nbytes for name in held) / total if total else 0.0
+    return sum(stored[name].nbytes for name in products) / total if total else 0.0
 
 
-def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shapes that can be inferred when every open dimension of the inputs is 1."""
+def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the shapes that can be inferred if every dynamic dimension of the inputs is 1."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*copy.graph.input, *copy.graph.output):
         for dim in value.type.tensor_type.shape.dim:
@@ -183,11 +189,11 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     del copy.graph.value_info[:]
     for node in copy.graph.node:
         if node.op_type == "MatMulNBits":
-            _write_as_product(node, copy.graph)
-        elif node.op_type in _SHAPED_LIKE:
-            like, places = _SHAPED_LIKE[node.op_type]
-            attributes = [one for one in node.attribute if one.name in ("transA", "transB")]
-            node.CopyFrom(helper.make_node(like, [node.input[place] for place in places], list(node.output)))
+            _replace_with_product(node, copy.graph)
+        elif node.op_type in _STANDARD_OPERATORS:
+            standard, indices = _STANDARD_OPERATORS[node.op_type]
+            attributes = [attribute for attribute in node.attribute if attribute.name in ("transA", "transB")]
+            node.CopyFrom(helper.make_node(standard, [node.input[index] for index in indices], list(node.output)))
             node.attribute.extend(attributes)
     graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
@@ -198,51 +204,51 @@ def _shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     return shapes
 
 
-def _write_as_product(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
-    """Put a product of the same shapes in the place of one whose weights are packed."""
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+def _replace_with_product(node: onnx.NodeProto, graph: onnx.GraphProto) -> None:
+    """Replace a product with packed weights with a ``MatMul`` of the same shapes."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     weights = f"{node.output[0]}_weights"
-    graph.input.append(helper.make_tensor_value_info(weights, TensorProto.FLOAT, [given["K"], given["N"]]))
+    graph.input.append(helper.make_tensor_value_info(weights, TensorProto.FLOAT, [attributes["K"], attributes["N"]]))
     node.CopyFrom(helper.make_node("MatMul", [node.input[0], weights], list(node.output)))
 
 
-def _of_convolution(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _count_convolution_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     output, weight = shapes.get(node.output[0]), shapes.get(node.input[3 if node.op_type == "QLinearConv" else 1])
     return math.prod(output) * math.prod(weight[1:]) if output and weight else 0
 
 
-def _of_transposed_convolution(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _count_transposed_convolution_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     data, weight = shapes.get(node.input[0]), shapes.get(node.input[1])
     return math.prod(data) * math.prod(weight[1:]) if data and weight else 0
 
 
-def _of_product(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _count_product_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     output, data = shapes.get(node.output[0]), shapes.get(node.input[0])
-    flipped = any(one.name == "transA" and one.i for one in node.attribute)
-    return math.prod(output) * data[0 if flipped else -1] if output and data else 0
+    is_transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return math.prod(output) * data[0 if is_transposed else -1] if output and data else 0
 
 
-def _of_integer_gemm(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _count_integer_gemm_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     data, weight = shapes.get(node.input[0]), shapes.get(node.input[3])
-    flipped = any(one.name == "transA" and one.i for one in node.attribute)
-    return data[1 if flipped else 0] * math.prod(weight) if data and weight else 0
+    is_transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
+    return data[1 if is_transposed else 0] * math.prod(weight) if data and weight else 0
 
 
-def _of_cell(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
+def _count_cell_macs(node: onnx.NodeProto, shapes: dict[str, Shape]) -> int:
     data, weight, recurrent = (shapes.get(name) for name in node.input[:3])
     return data[0] * data[1] * (math.prod(weight) + math.prod(recurrent)) if data and weight and recurrent else 0
 
 
 _MACS: dict[str, Callable[[onnx.NodeProto, dict[str, Shape]], int]] = {
-    "Conv": _of_convolution,
-    "QLinearConv": _of_convolution,
-    "ConvTranspose": _of_transposed_convolution,
-    "Gemm": _of_product,
-    "MatMul": _of_product,
-    "QLinearMatMul": _of_product,
-    "MatMulInteger": _of_product,
-    "MatMulNBits": _of_product,
-    "QGemm": _of_integer_gemm,
-    "LSTM": _of_cell,
-    "DynamicQuantizeLSTM": _of_cell,
+    "Conv": _count_convolution_macs,
+    "QLinearConv": _count_convolution_macs,
+    "ConvTranspose": _count_transposed_convolution_macs,
+    "Gemm": _count_product_macs,
+    "MatMul": _count_product_macs,
+    "QLinearMatMul": _count_product_macs,
+    "MatMulInteger": _count_product_macs,
+    "MatMulNBits": _count_product_macs,
+    "QGemm": _count_integer_gemm_macs,
+    "LSTM": _count_cell_macs,
+    "DynamicQuantizeLSTM": _count_cell_macs,
 }

@@ -1,4 +1,4 @@
-"""What a file's bytes go to: its stored tensors by size."""
+"""The tensors stored in an ``.onnx`` file, by size: where its bytes go."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from onnx import TensorProto
 
-from edgeopt.graph.model import graphs, load
+from edgeopt.graph.model import load, walk_graphs
 
 _STAGE = "inspect"
 
@@ -20,18 +20,18 @@ class StoredTensor(NamedTuple):
     dtype: str
     """ONNX's name of the type, such as ``FLOAT``."""
     stored_bytes: int
-    """In the file, with its name and shape."""
+    """In the file, including its name and shape."""
 
 
-def stored_tensors(path: Path) -> list[StoredTensor]:
-    """Return the tensors that a file holds, largest first.
+def list_stored_tensors(path: Path) -> list[StoredTensor]:
+    """Return the tensors in a file, largest first.
 
     Raises:
         StepError: the file cannot be read.
     """
     model = load(path, _STAGE)
-    found = []
-    for graph in graphs(model.graph):
+    stored = []
+    for graph in walk_graphs(model.graph):
         constants = [
             (node.output[0], attribute.t)
             for node in graph.node
@@ -40,6 +40,6 @@ def stored_tensors(path: Path) -> list[StoredTensor]:
             if attribute.name == "value"
         ]
         for name, tensor in [*((tensor.name, tensor) for tensor in graph.initializer), *constants]:
-            kind = TensorProto.DataType.Name(tensor.data_type)
-            found.append(StoredTensor(name, tuple(tensor.dims), kind, tensor.ByteSize()))
-    return sorted(found, key=lambda tensor: -tensor.stored_bytes)
+            dtype = TensorProto.DataType.Name(tensor.data_type)
+            stored.append(StoredTensor(name, tuple(tensor.dims), dtype, tensor.ByteSize()))
+    return sorted(stored, key=lambda tensor: -tensor.stored_bytes)

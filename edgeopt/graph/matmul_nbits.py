@@ -1,4 +1,4 @@
-"""Integers of fewer than 8 bits as ``MatMulNBits`` stores them: the first of two values in a byte's lower half."""
+"""Packs 4-bit integers as ``MatMulNBits`` stores them: two in a byte, the first in the lower four bits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Bytes = NDArray[np.uint8]
 
 
 def pack_bits(values: Bytes, bits: int) -> Bytes:
-    """Pack values of ``bits`` (4 or 8) along the last axis; an odd end is filled with zero.
+    """Pack values of ``bits`` (4 or 8) along the last axis; an odd number of values is padded with a zero.
 
     Example: ``[1, 2, 3]`` of 4 bits becomes ``[0x21, 0x03]``.
     """
@@ -25,18 +25,18 @@ def pack_bits(values: Bytes, bits: int) -> Bytes:
 
 
 def unpack_bits(packed: Bytes, bits: int) -> Bytes:
-    """Undo ``pack_bits``, with the filling still there."""
+    """Undo ``pack_bits``; the padding stays."""
     if bits == 8:
         return packed
     return np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
-def count_weights(node: onnx.NodeProto, constants: Arrays) -> tuple[int, int]:
-    """Return how many weights a ``MatMulNBits`` node has, and how many are not zero."""
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    depth, columns, bits = (int(given[name]) for name in ("K", "N", "bits"))
+def count_packed_weights(node: onnx.NodeProto, constants: Arrays) -> tuple[int, int]:
+    """Return how many weights a ``MatMulNBits`` node has, and how many of them are not zero."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    depth, columns, bits = (int(attributes[name]) for name in ("K", "N", "bits"))
     values = unpack_bits(constants[node.input[1]].reshape(columns, -1), bits)
-    blocks = -(-depth // int(given["block_size"]))
+    blocks = -(-depth // int(attributes["block_size"]))
     zeros = unpack_bits(constants[node.input[3]].reshape(columns, -1), bits)[:, :blocks]
-    same = values.reshape(columns, blocks, -1) == zeros[..., None]
-    return depth * columns, depth * columns - int(same.reshape(columns, -1)[:, :depth].sum())
+    is_zero = values.reshape(columns, blocks, -1) == zeros[..., None]
+    return depth * columns, depth * columns - int(is_zero.reshape(columns, -1)[:, :depth].sum())

@@ -1,4 +1,4 @@
-"""Reading and writing ``.onnx`` files, and the few questions about a graph that several steps ask."""
+"""Reads, writes and searches ``.onnx`` models: the helpers that several steps share."""
 
 from __future__ import annotations
 
@@ -13,92 +13,92 @@ from onnx import numpy_helper
 
 from edgeopt.errors import StepError
 
-STANDARD = ("", "ai.onnx")
-MICROSOFT = "com.microsoft"
+STANDARD_DOMAINS = ("", "ai.onnx")
+MICROSOFT_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 Arrays = dict[str, NDArray[Any]]
 
 
 def load(path: Path, stage: str) -> onnx.ModelProto:
-    """Read a model that is one file.
+    """Read a model from a single file.
 
     Raises:
-        StepError: the file is missing, is no ONNX model, or keeps weights in another file.
+        StepError: the file is missing, is not an ONNX model, or keeps weights in another file.
     """
     try:
         model = onnx.load_model(path, load_external_data=False)
     except (OSError, DecodeError) as error:
         raise StepError(stage, f"{path} cannot be read as an ONNX model ({error}).") from error
     if not model.graph.node and not model.graph.output:
-        raise StepError(stage, f"{path} holds no graph.")
+        raise StepError(stage, f"{path} has no graph.")
     outside = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
     if outside:
         raise StepError(
-            stage, f"{path} keeps {len(outside)} tensors in other files ('{outside[0]}'). Pack it into one."
+            stage, f"{path} keeps {len(outside)} tensors in other files ('{outside[0]}'). Save it as one file."
         )
     return model
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model as one file; equal models give equal bytes."""
+    """Write a model to one file; equal models give equal bytes."""
     path.write_bytes(model.SerializeToString(deterministic=True))
 
 
-def opset_of(model: onnx.ModelProto) -> int:
+def read_opset(model: onnx.ModelProto) -> int:
     """Return the version of the standard operator set."""
-    return next((entry.version for entry in model.opset_import if entry.domain in STANDARD), 1)
+    return next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 1)
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and every graph inside its nodes (branches and loop bodies)."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.output:
-                    yield from graphs(inner)
+                    yield from walk_graphs(inner)
 
 
-def arrays(graph: onnx.GraphProto) -> Arrays:
+def read_initializers(graph: onnx.GraphProto) -> Arrays:
     """Return the initializers by name."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
-def consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
-    """Return who reads each value, and at which input; only the top graph's nodes."""
-    found: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
+    """Return by value the nodes of the top graph that read it, each with the index of the input."""
+    consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in graph.node:
         for index, name in enumerate(node.input):
-            found.setdefault(name, []).append((node, index))
-    return found
+            consumers.setdefault(name, []).append((node, index))
+    return consumers
 
 
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
-    """Put ``nodes`` (in topological order) in the place of all nodes of the graph."""
+    """Replace all nodes of the graph with ``nodes``, in topological order."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:
-    """Remove what no runtime reads: doc strings, traces of tools, inferred shapes of inner values."""
+    """Remove doc strings, traces of tools and inferred shapes of inner values: no runtime reads them."""
     for field in ("producer_name", "producer_version", "domain", "model_version"):
         model.ClearField(field)
-    holders: list[object] = [model, *model.functions]
-    for graph in graphs(model.graph):
+    messages: list[object] = [model, *model.functions]
+    for graph in walk_graphs(model.graph):
         del graph.value_info[:]
-        graph.name = "g"  # the checker wants one
-        holders += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
-        holders += [attribute for node in graph.node for attribute in node.attribute]
-    for holder in holders:
-        holder.ClearField("doc_string")  # type: ignore[attr-defined]
-        if hasattr(holder, "metadata_props"):
-            del holder.metadata_props[:]
+        graph.name = "g"  # the checker requires a name
+        messages += [graph, *graph.node, *graph.initializer, *graph.input, *graph.output]
+        messages += [attribute for node in graph.node for attribute in node.attribute]
+    for message in messages:
+        message.ClearField("doc_string")  # type: ignore[attr-defined]
+        if hasattr(message, "metadata_props"):
+            del message.metadata_props[:]
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
-    """Remove initializers that neither a node nor an output of the graph reads."""
-    used = {name for inner in graphs(graph) for node in inner.node for name in node.input}
+    """Remove initializers that are neither read by a node nor an output of the graph."""
+    used = {name for inner in walk_graphs(graph) for node in inner.node for name in node.input}
     used |= {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     if len(kept) < len(graph.initializer):
@@ -108,17 +108,17 @@ def drop_unused_initializers(graph: onnx.GraphProto) -> None:
 
 
 def drop_unused_opsets(model: onnx.ModelProto) -> None:
-    """Keep the operator sets that nodes use; some runtimes refuse a file over one that nothing uses."""
-    used = {node.domain for inner in graphs(model.graph) for node in inner.node}
+    """Remove operator sets that no node uses; some runtimes refuse a file because of them."""
+    used = {node.domain for inner in walk_graphs(model.graph) for node in inner.node}
     used |= {node.domain for function in model.functions for node in function.node}
-    kept = [entry for entry in model.opset_import if entry.domain in used or entry.domain in STANDARD]
+    kept = [entry for entry in model.opset_import if entry.domain in used or entry.domain in STANDARD_DOMAINS]
     copies = [onnx.OperatorSetIdProto.FromString(entry.SerializeToString()) for entry in kept]
     del model.opset_import[:]
     model.opset_import.extend(copies)
 
 
 def lower_ir(model: onnx.ModelProto) -> None:
-    """Write the oldest file format (``ir_version``) that the operator sets in use allow; never a newer one."""
+    """Lower the file format (``ir_version``) to the oldest one that the operator sets in use allow; never raise it."""
     drop_unused_opsets(model)
     oldest = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
     model.ir_version = min(model.ir_version, oldest)

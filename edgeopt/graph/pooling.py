@@ -1,7 +1,7 @@
-"""Global average pooling written as itself.
+"""Writes global average pooling as ``GlobalAveragePool``.
 
 The dynamo exporter writes ``AdaptiveAvgPool2d(1)`` and ``x.mean((2, 3))`` as ``ReduceMean`` over the two spatial axes.
-ONNX Runtime computes that in float and in another layout; ``GlobalAveragePool`` stays in the convolutions' layout and
+ONNX Runtime computes that in float and in another layout; ``GlobalAveragePool`` keeps the convolutions' layout and
 has an int8 kernel.
 """
 
@@ -10,16 +10,16 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from edgeopt.graph.model import arrays, drop_unused_initializers, replace_nodes
+from edgeopt.graph.model import drop_unused_initializers, read_initializers, replace_nodes
 
-IMAGE_RANK = 4
+_IMAGE_RANK = 4
 
 
 def write_global_average_pools(model: onnx.ModelProto) -> int:
-    """Replace every ``ReduceMean`` over axes 2 and 3 of an image tensor, in place; return how many."""
+    """Replace every ``ReduceMean`` over axes 2 and 3 of an image tensor, in place; return their number."""
     graph = model.graph
     ranks = _ranks(model)
-    constants = arrays(graph)
+    constants = read_initializers(graph)
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
@@ -27,8 +27,8 @@ def write_global_average_pools(model: onnx.ModelProto) -> int:
         axes = attributes.get("axes")
         if len(node.input) > 1 and node.input[1] in constants:
             axes = constants[node.input[1]].ravel().tolist()
-        spatial = axes is not None and sorted(axis % IMAGE_RANK for axis in axes) == [2, 3]
-        if node.op_type != "ReduceMean" or not spatial or ranks.get(node.input[0]) != IMAGE_RANK:
+        is_spatial = axes is not None and sorted(axis % _IMAGE_RANK for axis in axes) == [2, 3]
+        if node.op_type != "ReduceMean" or not is_spatial or ranks.get(node.input[0]) != _IMAGE_RANK:
             nodes.append(node)
             continue
         count += 1

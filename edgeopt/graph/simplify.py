@@ -1,4 +1,7 @@
-"""Simplify: fold constants and remove what computes nothing. Runs in a process of its own (``edgeopt.graph.subprocess_worker``)."""
+"""Simplify: fold constants and remove nodes that compute nothing, with onnxsim.
+
+Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,13 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     before = len(model.graph.node)
     simple, passed = onnxsim.simplify(model)
     if not passed:
-        raise StepError(_STAGE, "onnxsim found that its result differs from its input. Leave this step out.")
-    drop_metadata(simple)  # it leaves a protocol of what it did
+        raise StepError(_STAGE, "onnxsim's result computes something different from its input.")
+    drop_metadata(simple)  # onnxsim records what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)
-    if after > before:  # inlined functions; a flatten after a pooling adds one
-        return model, ("simplify: kept the graph as it was, onnxsim made it larger",)
+    if after > before:  # inlined functions; a Flatten after a pooling adds one
+        return model, ("simplify: kept the graph unchanged, onnxsim made it larger",)
     notes = [f"simplify: {before} to {after} nodes"] if after < before else []
     if pools:
-        notes.append(f"simplify: {pools} ReduceMean written as GlobalAveragePool")
+        notes.append(f"simplify: {pools} ReduceMean nodes replaced with GlobalAveragePool")
     return simple, tuple(notes)

@@ -1,7 +1,7 @@
-"""The table of graph steps: a step's type to the function that does it.
+"""The table of graph steps: from a step's type to the function that applies it.
 
-Add a step: a record in ``edgeopt.records.recipe``, a function here, a line in ``STEPS``. ``apart`` says that it runs in
-a process of its own (``edgeopt.graph.subprocess_worker``), because it may crash or because it opens an ONNX Runtime session.
+To add a step: a record in ``edgeopt.records.recipe``, a function here, and a line in ``STEPS``. Set ``in_subprocess``
+if it may crash or opens an ONNX Runtime session: it then runs in ``edgeopt.graph.subprocess_worker``.
 """
 
 from __future__ import annotations
@@ -30,88 +30,86 @@ from edgeopt.records.recipe import (
     Simplify,
 )
 
-AnyStep = GraphStep | FuseQLinear
-
 StepOutput = tuple[onnx.ModelProto, tuple[str, ...]]
 """A model and notes for the report."""
 
 
 class StepFunction(NamedTuple):
-    """How a step is done."""
+    """How a step is applied."""
 
-    run: Callable[[AnyStep, onnx.ModelProto, Path | None], StepOutput]
+    run: Callable[[GraphStep, onnx.ModelProto, Path | None], StepOutput]
     """Takes the step, a model that it may change, and the calibration file."""
-    apart: bool
+    in_subprocess: bool
 
 
-def _simplify(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.simplify import simplify
 
     return simplify(model)
 
 
-def _flush_denormals(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _flush_denormals(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     count = flush_denormals(model)
     return model, (f"flush-denormals: {count} weights set to zero",) if count else ()
 
 
-def _quantize(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.quantization.static import quantize
 
     assert isinstance(step, Quantize)
     if calibration is None:
-        raise StepError("quantize", "needs a calibration file, and none was given.")
+        raise StepError("quantize", "needs a calibration file, but none was given.")
     return quantize(model, step, calibration)
 
 
-def _quantize_dynamic(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.quantization.dynamic import quantize_products
 
     assert isinstance(step, QuantizeDynamic)
     return quantize_products(model, step), ()
 
 
-def _quantize_weights(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     assert isinstance(step, QuantizeWeights)
     return quantize_weights(model, step), ()
 
 
-def _half(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
-    from edgeopt.graph.float16 import to_float16
+def _convert_to_float16(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    from edgeopt.graph.float16 import convert_to_float16
 
-    return to_float16(model), ()
+    return convert_to_float16(model), ()
 
 
-def _fuse(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _fuse_qlinear(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     count = fuse_qlinear(model)
     return model, (f"fuse: {count} nodes written as integer operators",) if count else ()
 
 
-def _compact(step: AnyStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     compact(model)
     return model, ()
 
 
-STEPS: dict[type[AnyStep], StepFunction] = {
-    Simplify: StepFunction(_simplify, apart=True),
-    FlushDenormals: StepFunction(_flush_denormals, apart=False),
-    Quantize: StepFunction(_quantize, apart=True),
-    QuantizeDynamic: StepFunction(_quantize_dynamic, apart=True),
-    QuantizeWeights: StepFunction(_quantize_weights, apart=False),
-    Float16: StepFunction(_half, apart=True),
-    FuseQLinear: StepFunction(_fuse, apart=False),
-    Compact: StepFunction(_compact, apart=False),
+STEPS: dict[type[GraphStep], StepFunction] = {
+    Simplify: StepFunction(_simplify, in_subprocess=True),
+    FlushDenormals: StepFunction(_flush_denormals, in_subprocess=False),
+    Quantize: StepFunction(_quantize, in_subprocess=True),
+    QuantizeDynamic: StepFunction(_quantize_dynamic, in_subprocess=True),
+    QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=False),
+    Float16: StepFunction(_convert_to_float16, in_subprocess=True),
+    FuseQLinear: StepFunction(_fuse_qlinear, in_subprocess=False),
+    Compact: StepFunction(_compact, in_subprocess=False),
 }
 
 
-def apply_step(step: AnyStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
-    """Do one step in this process: read ``source``, write ``target``, return notes."""
+def apply_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+    """Apply one step in this process: read ``source``, write ``target``, return notes."""
     model, notes = STEPS[type(step)].run(step, load(source, name_of(step)), calibration)
     lower_ir(model)
     save(model, target)
     return notes
 
 
-def name_of(step: AnyStep) -> str:
+def name_of(step: GraphStep) -> str:
     """Return a step's tag, such as ``flush-denormals``."""
     return str(step.__struct_config__.tag)

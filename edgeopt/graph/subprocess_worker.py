@@ -1,7 +1,8 @@
-"""A graph step or a look at what int8 does in a process of its own: ``python -m edgeopt.graph.subprocess_worker``.
+"""Runs one graph step or one int8 study in a subprocess: ``python -m edgeopt.graph.subprocess_worker``.
 
-A job as JSON in, an ``GraphAnswer`` out. A library that crashes takes this process down, not the build; and no session ever
-lives beside torch. What libraries print goes to stderr, so that stdout holds the answer alone.
+A ``GraphJob`` in JSON goes in on stdin, a ``GraphAnswer`` comes out on stdout. A library that crashes ends this
+process, not the build, and no ONNX Runtime session shares a process with torch. Output of libraries goes to stderr, so
+that stdout holds only the answer.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from edgeopt.errors import StepError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
 from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
-from edgeopt.records.recipe import FuseQLinear, GraphStep, Quantize
+from edgeopt.records.recipe import GraphStep, Quantize
 
 
 class StepJob(Record, frozen=True, kw_only=True, tag_field="job", tag="step"):
-    """One step to do."""
+    """One step to apply."""
 
-    step: GraphStep | FuseQLinear
+    step: GraphStep
     source: str
     target: str
     calibration: str | None
 
 
 class StudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="study"):
-    """What int8 does to a network; see ``edgeopt.graph.quantization.sensitivity.study_sensitivity``."""
+    """How int8 changes a network's outputs; see ``edgeopt.graph.quantization.sensitivity.study_sensitivity``."""
 
     step: Quantize
     source: str
@@ -38,7 +39,7 @@ class StudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="study"):
     rank: bool
 
 
-class FakeQuantJob(Record, frozen=True, kw_only=True, tag_field="job", tag="roundings"):
+class FakeQuantJob(Record, frozen=True, kw_only=True, tag_field="job", tag="fake-quant"):
     """Where an int8 file rounds; see ``edgeopt.graph.quantization.fake_quant.read_fake_quant_sites``."""
 
     step: Quantize
@@ -48,8 +49,11 @@ class FakeQuantJob(Record, frozen=True, kw_only=True, tag_field="job", tag="roun
     out: str
 
 
-class FloatPrefixJob(Record, frozen=True, kw_only=True, tag_field="job", tag="fronts"):
-    """Int8 forms whose first layers stay float; see ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``."""
+class FloatPrefixJob(Record, frozen=True, kw_only=True, tag_field="job", tag="float-prefix"):
+    """Int8 variants whose first layers stay float.
+
+    See ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``.
+    """
 
     step: Quantize
     source: str
@@ -62,11 +66,11 @@ GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob
 
 
 class GraphAnswer(Record, frozen=True, kw_only=True):
-    """What came of it."""
+    """The result of a job."""
 
     notes: tuple[str, ...]
     reason: str | None
-    """Why the step refused; None where it was done."""
+    """Why the step refused; None if it was done."""
     study: SensitivityStudy | None = None
     fake_quant_sites: FakeQuantSites | None = None
     float_prefixes: tuple[tuple[str, ...], ...] = ()
@@ -77,7 +81,7 @@ def main() -> None:
     answers = os.dup(1)
     os.dup2(2, 1)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    sys.modules["torch"] = None  # type: ignore[assignment]  # libraries would import it for nothing, beside a session
+    sys.modules["torch"] = None  # type: ignore[assignment]  # libraries would import it for nothing
     job: GraphJob = msgspec.json.decode(sys.stdin.buffer.read(), type=GraphJob)
     try:
         answer = _do(job)
@@ -88,28 +92,28 @@ def main() -> None:
 
 
 def _do(job: GraphJob) -> GraphAnswer:
-    """Do a job; what it needs is imported only now, after torch is barred."""
+    """Do a job; imports come only here, after torch is blocked."""
     if isinstance(job, StudyJob):
         from edgeopt.graph.model import load
         from edgeopt.graph.quantization.sensitivity import study_sensitivity
 
         model = load(Path(job.source), "study")
-        found = study_sensitivity(model, job.step, Path(job.calibration), job.held_back, rank=job.rank)
-        return GraphAnswer(notes=(), reason=None, study=found)
+        study = study_sensitivity(model, job.step, Path(job.calibration), job.held_back, rank=job.rank)
+        return GraphAnswer(notes=(), reason=None, study=study)
     if isinstance(job, FakeQuantJob):
         from edgeopt.graph.model import load
         from edgeopt.graph.quantization.fake_quant import read_fake_quant_sites
 
         model = load(Path(job.source), "quantize-aware")
-        places = read_fake_quant_sites(model, job.step, Path(job.calibration), Path(job.inputs), Path(job.out))
-        return GraphAnswer(notes=(), reason=None, fake_quant_sites=places)
+        sites = read_fake_quant_sites(model, job.step, Path(job.calibration), Path(job.inputs), Path(job.out))
+        return GraphAnswer(notes=(), reason=None, fake_quant_sites=sites)
     if isinstance(job, FloatPrefixJob):
         from edgeopt.graph.model import load
         from edgeopt.graph.quantization.float_prefix import write_float_prefixes
 
         model = load(Path(job.source), "quantize")
-        fronts = write_float_prefixes(model, job.step, Path(job.calibration), Path(job.folder), fused=job.fused)
-        return GraphAnswer(notes=(), reason=None, float_prefixes=fronts)
+        prefixes = write_float_prefixes(model, job.step, Path(job.calibration), Path(job.folder), fused=job.fused)
+        return GraphAnswer(notes=(), reason=None, float_prefixes=prefixes)
     from edgeopt.graph.steps import apply_step
 
     calibration = None if job.calibration is None else Path(job.calibration)

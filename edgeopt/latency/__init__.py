@@ -1,1 +1,1 @@
-"""Latency without running the whole network: a layer's measured times, and the predictions that are made of them."""
+"""Latency without running the whole network: measured times of layers, and predictions made from them."""

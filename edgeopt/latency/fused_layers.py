@@ -1,7 +1,8 @@
-"""Layers of a network in the chain: which node of the file a node of the profile is, and what widths it follows.
+"""Layers of a network as ONNX Runtime runs them, fused: the file's nodes behind each profiled node, and their widths.
 
-ONNX Runtime fuses nodes and adds others (layout changes) on loading. The template's names say where a node of the
-profile comes from; what has no such name belongs to the layer that ran before it.
+On loading, ONNX Runtime fuses nodes and adds others (layout changes). The template's node names show where a profiled
+node comes from; a node without such a name belongs to the layer that ran before it. In: the template's file and
+profiles of it at several widths. Out: a ``Layer`` with its times for each node that ran.
 """
 
 from __future__ import annotations
@@ -15,11 +16,17 @@ import onnx
 
 from edgeopt.bench.nodes import FileTime, NodeTime
 from edgeopt.errors import StepError
-from edgeopt.latency.width_template import LATENCY_TABLE_STAGE, MARK, Size, Sizes, describe_node
+from edgeopt.latency.width_template import (
+    LATENCY_TABLE_STAGE,
+    NODE_PREFIX,
+    ScaledSize,
+    SizeResolver,
+    describe_node,
+)
 from edgeopt.records.groups import Dimension
 from edgeopt.records.latency import Layer, LayerTime
 
-_NAME = re.compile(MARK + r"(\d+)_")
+_NAME = re.compile(NODE_PREFIX + r"(\d+)_")
 
 
 class Segment(NamedTuple):
@@ -31,10 +38,10 @@ class Segment(NamedTuple):
     """How many nodes ran."""
 
 
-def number_of(name: str) -> int | None:
-    """Return the number of the file's node that a node of the profile comes from."""
-    found = _NAME.search(name)
-    return int(found.group(1)) if found else None
+def parse_node_number(name: str) -> int | None:
+    """Return the number of the file's node that a profiled node comes from, or None if its name holds none."""
+    match = _NAME.search(name)
+    return int(match.group(1)) if match else None
 
 
 class FusedLayers:
@@ -42,11 +49,11 @@ class FusedLayers:
 
     Args:
         model: The template's file.
-        sizes: What sizes follow.
-        shapes: The nodes of the files that taught the template, run without optimization.
+        sizes: Resolves sizes to dimensions of the network.
+        shapes: The nodes of the files that the template was learned from, run without optimization.
     """
 
-    def __init__(self, model: onnx.ModelProto, sizes: Sizes, shapes: Sequence[Sequence[NodeTime]]) -> None:
+    def __init__(self, model: onnx.ModelProto, sizes: SizeResolver, shapes: Sequence[Sequence[NodeTime]]) -> None:
         self.nodes = list(model.graph.node)
         self.producers = {name: index for index, node in enumerate(self.nodes) for name in node.output}
         self.readers: dict[int, list[str]] = {}
@@ -54,44 +61,45 @@ class FusedLayers:
             for name in node.input:
                 if name in self.producers:
                     self.readers.setdefault(self.producers[name], []).append(node.op_type)
-        self.shapes: dict[int, list[list[tuple[int, Size | None]]]] = {}
-        for nodes in zip(*([node for node in run if number_of(node.name) is not None] for run in shapes), strict=True):
-            number = number_of(nodes[0].name)
+        self.shapes: dict[int, list[list[tuple[int, ScaledSize | None]]]] = {}
+        numbered_runs = ([node for node in run if parse_node_number(node.name) is not None] for run in shapes)
+        for nodes in zip(*numbered_runs, strict=True):
+            number = parse_node_number(nodes[0].name)
             assert number is not None
             tensors = zip(*([*node.inputs, *node.outputs] for node in nodes), strict=True)
             self.shapes[number] = [
-                [(values[0], sizes.follow(values)) for values in zip(*tensor, strict=True)] for tensor in tensors
+                [(values[0], sizes.resolve(values)) for values in zip(*tensor, strict=True)] for tensor in tensors
             ]
 
     def layers(self, probes: Sequence[Mapping[str, int]], files: Sequence[FileTime]) -> tuple[Layer, ...]:
-        """Return the layers with their times, free of the profiler's own.
+        """Return the layers with their times, less the profiler's overhead.
 
-        Which nodes ONNX Runtime fuses may depend on widths. A layer that did not run in a file took no time there: what
-        it is fused into took it.
+        Which nodes ONNX Runtime fuses may depend on widths. A layer that did not run in a file took no time there: its
+        time is in the layer that it was fused into.
 
         Args:
             probes: Widths of each file.
-            files: Those that were timed, the original first.
+            files: The files that were timed, the original first.
         """
-        runs = [segments(one.nodes) for one in files]
-        operators = {number: part.operator for run in reversed(runs) for number, part in run.items()}
-        own = statistics.median(
-            (sum(part.ns for part in run.values()) - one.ns) / sum(part.nodes for part in run.values())
-            for run, one in zip(runs, files, strict=True)
+        runs = [split_into_segments(file.nodes) for file in files]
+        operators = {number: segment.operator for run in reversed(runs) for number, segment in run.items()}
+        overhead_ns = statistics.median(
+            (sum(segment.ns for segment in run.values()) - file.ns) / sum(segment.nodes for segment in run.values())
+            for run, file in zip(runs, files, strict=True)
         )
-        found = []
+        layers = []
         for number, operator in sorted(operators.items()):
             members = self._members(number, operator, operators)
             dimensions = self._dimensions(members)
-            parts = [run.get(number, Segment(operator, 0.0, 0)) for run in runs]
+            segments = [run.get(number, Segment(operator, 0.0, 0)) for run in runs]
             times = tuple(
                 LayerTime(
-                    sizes=tuple(dimension.size(probes[one.file]) for dimension in dimensions),
-                    ns=part.ns - own * part.nodes,
+                    sizes=tuple(dimension.size(probes[file.file]) for dimension in dimensions),
+                    ns=segment.ns - overhead_ns * segment.nodes,
                 )
-                for part, one in zip(parts, files, strict=True)
+                for segment, file in zip(segments, files, strict=True)
             )
-            found.append(
+            layers.append(
                 Layer(
                     name=self.nodes[number].name,
                     operator=operator,
@@ -100,35 +108,35 @@ class FusedLayers:
                     times=times,
                 )
             )
-        return tuple(found)
+        return tuple(layers)
 
     def _members(self, number: int, operator: str, timed: Iterable[int]) -> list[int]:
-        """Return the file's nodes that run as one, in order.
+        """Return the file's nodes that run as one fused node, in order.
 
-        A fused node has the name of its last part: where its operator is another, the parts before it are those that
-        did not run themselves, back to the one with that operator.
+        A fused node has the name of its last member. If its operator differs, the earlier members are the nodes that
+        did not run themselves, back to the node with that operator.
         """
-        members, border = [number], [number]
-        while border:
-            index = border.pop()
+        members, pending = [number], [number]
+        while pending:
+            index = pending.pop()
             if self.nodes[index].op_type in operator:
                 continue
             for name in self.nodes[index].input:
                 source = self.producers.get(name)
                 if source is not None and source not in timed and source not in members:
                     members.append(source)
-                    border.append(source)
+                    pending.append(source)
         return sorted(members)
 
     def _dimensions(self, members: Sequence[int]) -> tuple[Dimension, ...]:
-        """Return what the layer's sizes follow, those of its input first."""
-        found: list[Dimension] = []
+        """Return the dimensions that the layer's sizes follow, those of its input first."""
+        dimensions: list[Dimension] = []
         for index in members:
             for tensor in self.shapes.get(index, []):
                 for _, size in tensor:
-                    if size is not None and size.dimension not in found:
-                        found.append(size.dimension)
-        return tuple(found)
+                    if size is not None and size.dimension not in dimensions:
+                        dimensions.append(size.dimension)
+        return tuple(dimensions)
 
     def _shape(self, members: Sequence[int], dimensions: Sequence[Dimension]) -> str:
         """Describe a layer so that equal layers of other networks have the same text."""
@@ -145,19 +153,19 @@ class FusedLayers:
         return f"{' + '.join(parts)} -> {' '.join(sorted(self.readers.get(members[-1], [])))}"
 
 
-def segments(nodes: Sequence[NodeTime]) -> dict[int, Segment]:
-    """Part a run by layers: each begins with the node that bears its number.
+def split_into_segments(nodes: Sequence[NodeTime]) -> dict[int, Segment]:
+    """Split a run into layers: each begins with the node that has its number.
 
     Raises:
-        StepError: no node bears a number.
+        StepError: no node has a number.
     """
-    found: dict[int, Segment] = {}
-    current = next((number for node in nodes if (number := number_of(node.name)) is not None), None)
+    segments: dict[int, Segment] = {}
+    current = next((number for node in nodes if (number := parse_node_number(node.name)) is not None), None)
     if current is None:
-        raise StepError(LATENCY_TABLE_STAGE, "the profile names no node of the file.")
+        raise StepError(LATENCY_TABLE_STAGE, "the profile names none of the file's nodes.")
     for node in nodes:
-        number = number_of(node.name)
+        number = parse_node_number(node.name)
         current = current if number is None else number
-        known = found.get(current, Segment(node.operator, 0.0, 0))
-        found[current] = Segment(known.operator, known.ns + node.ns, known.nodes + 1)
-    return found
+        so_far = segments.get(current, Segment(node.operator, 0.0, 0))
+        segments[current] = Segment(so_far.operator, so_far.ns + node.ns, so_far.nodes + 1)
+    return segments

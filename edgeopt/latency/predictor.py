@@ -1,13 +1,13 @@
-"""The latency of a whole network at any widths, from a ``LatencyTable``.
+"""The latency of a whole network at any widths: a ``LatencyTable`` in, predicted nanoseconds out.
 
-A layer's kernel works on blocks of channels, and takes another way where its output has less than one: int8
+A layer's kernel works on blocks of channels and uses slower code if its output has less than one block: int8
 convolutions to 8 channels were slower than the same to 24. So the time of a layer with ``x`` input and ``y`` output
-channels is fitted as a sum, with no negative part but the constant one, of
+channels is fitted as a sum of these terms, with non-negative coefficients except the constant's:
 
     1,  x,  y,  X,  Y,  S,  X Y,  X S        X, Y = x, y in whole blocks,  S = (y is less than a block)
 
-The blocks are the device's own: those that predict left-out times best, one pair for all layers of an operator. The
-whole is the sum of its layers, scaled and shifted as the measured wholes say.
+Block sizes are properties of the device: the sizes that predict left-out times best, one pair for all layers of an
+operator. The time of a network is the sum of its layers, scaled and shifted to fit the whole networks that were timed.
 """
 
 from __future__ import annotations
@@ -26,53 +26,53 @@ from edgeopt.records.latency import LatencyTable, Layer
 
 _Floats = NDArray[np.float64]
 
-INPUT_STEPS = (1, 4, 8, 16, 32)
-OUTPUT_STEPS = (1, 4, 8, 16, 32)
-BETTER_STEP_RATIO = 0.97
-"""A coarser step is taken where it leaves less than this share of the finer one's error: noise must not invent one."""
+INPUT_BLOCK_SIZES = (1, 4, 8, 16, 32)
+OUTPUT_BLOCK_SIZES = (1, 4, 8, 16, 32)
+MAX_COARSER_ERROR_RATIO = 0.97
+"""A larger block is chosen if its error is below this ratio of the smaller one's, so that noise doesn't suggest one."""
 FLOOR_NS = 1000.0
-"""Added to every time before the fit: errors below it count absolutely, above it relatively. Times of nodes that do
-next to nothing may come out below zero when the profiler's own time is taken off."""
-MIN_WHOLE_TIMES = 4
+"""Added to every time before the fit: below it errors count absolutely, above it relatively. Times of nodes that do
+next to nothing may become negative when the profiler's overhead is subtracted."""
+MIN_NETWORK_TIMES = 4
 
 
-class Steps(NamedTuple):
-    """Widths at which an operator's kernels become slower."""
+class BlockSizes(NamedTuple):
+    """Channels per block of an operator's kernels: at multiples of these widths they become slower."""
 
     input: int
     output: int
 
 
-def features(sizes: Sequence[int], steps: Steps) -> list[float]:
-    """Return what a layer's time is a sum of, at the sizes of its dimensions: of its input first, of its output last.
+def expand_terms(sizes: Sequence[int], blocks: BlockSizes) -> list[float]:
+    """Return the terms of a layer's time at the sizes of its dimensions, the input's first and the output's last.
 
-    A layer with one dimension has it on both sides. One with more than two (a concatenation) is linear in each.
+    A single dimension counts for both sides. With more than two (a concatenation), the time is linear in each.
     """
     if not sizes:
         return [1.0]
     if len(sizes) > 2:
         return [1.0, *map(float, sizes)]
     x, y = sizes[0], sizes[-1]
-    wide, high, low = -(-x // steps.input), -(-y // steps.output), int(y < steps.output)
-    return [float(part) for part in (1, x, y, wide, high, low, wide * high, wide * low)]
+    x_blocks, y_blocks, is_small = -(-x // blocks.input), -(-y // blocks.output), int(y < blocks.output)
+    return [float(term) for term in (1, x, y, x_blocks, y_blocks, is_small, x_blocks * y_blocks, x_blocks * is_small)]
 
 
 def fit_layer(rows: _Floats, times: _Floats) -> _Floats:
-    """Return coefficients that give the times with the least relative error; only the first may be negative."""
+    """Return the coefficients with the least relative error of the times; only the first may be negative."""
     shifted = np.maximum(times + FLOOR_NS, FLOOR_NS / 2)
     scale = np.maximum(np.abs(rows).max(axis=0), 1e-12)
-    found: _Floats = nnls(rows / scale / shifted[:, None], np.ones(len(times)))[0] / scale
-    found[0] -= FLOOR_NS
-    return found
+    coefficients: _Floats = nnls(rows / scale / shifted[:, None], np.ones(len(times)))[0] / scale
+    coefficients[0] -= FLOOR_NS
+    return coefficients
 
 
-def left_out_errors(rows: _Floats, times: _Floats) -> _Floats:
-    """Return for each time the error, in its own share, of the fit to all the others."""
+def leave_one_out_errors(rows: _Floats, times: _Floats) -> _Floats:
+    """Return for each time the relative error of a fit to all other times."""
     errors = np.empty(len(times))
     for index in range(len(times)):
         others = np.arange(len(times)) != index
-        guess = rows[index] @ fit_layer(rows[others], times[others])
-        errors[index] = (guess - times[index]) / (max(times[index], 0.0) + FLOOR_NS)
+        predicted = rows[index] @ fit_layer(rows[others], times[others])
+        errors[index] = (predicted - times[index]) / (max(times[index], 0.0) + FLOOR_NS)
     return errors
 
 
@@ -83,51 +83,51 @@ class Predictor:
     table: LatencyTable
 
     @cached_property
-    def steps(self) -> dict[str, Steps]:
-        """The device's steps for each kind of operator."""
+    def block_sizes(self) -> dict[str, BlockSizes]:
+        """The device's block sizes for each kind of operator."""
         kinds: dict[str, list[Layer]] = {}
         for layer in self.table.layers:
             kinds.setdefault(_kind(layer), []).append(layer)
-        return {kind: _best_steps(layers) for kind, layers in kinds.items()}
+        return {kind: _best_block_sizes(layers) for kind, layers in kinds.items()}
 
     @cached_property
     def _coefficients(self) -> list[_Floats]:
-        return [fit_layer(_rows(layer, self.steps[_kind(layer)]), _times(layer)) for layer in self.table.layers]
+        return [fit_layer(_rows(layer, self.block_sizes[_kind(layer)]), _times(layer)) for layer in self.table.layers]
 
     @cached_property
-    def _whole(self) -> tuple[float, float]:
-        """Factor and constant between the sum of the layers and the whole."""
-        wholes = np.array([one.ns for one in self.table.wholes])
-        sums = np.array([self._sum(one.widths) for one in self.table.wholes])
-        if len(wholes) < MIN_WHOLE_TIMES or np.ptp(sums) < 1e-9:
-            return float(wholes[0] / sums[0]), 0.0
-        rows = np.stack([sums, np.ones(len(sums))], axis=1) / wholes[:, None]
-        factor, constant = np.linalg.lstsq(rows, np.ones(len(wholes)), rcond=None)[0]
-        return (float(factor), float(constant)) if factor > 0 else (float(np.median(wholes / sums)), 0.0)
+    def _scale(self) -> tuple[float, float]:
+        """Factor and constant from the sum of the layers' times to the time of the network."""
+        networks = np.array([network.ns for network in self.table.wholes])
+        sums = np.array([self._sum(network.widths) for network in self.table.wholes])
+        if len(networks) < MIN_NETWORK_TIMES or np.ptp(sums) < 1e-9:
+            return float(networks[0] / sums[0]), 0.0
+        rows = np.stack([sums, np.ones(len(sums))], axis=1) / networks[:, None]
+        factor, constant = np.linalg.lstsq(rows, np.ones(len(networks)), rcond=None)[0]
+        return (float(factor), float(constant)) if factor > 0 else (float(np.median(networks / sums)), 0.0)
 
     def layer_ns(self, index: int, sizes: Sequence[int]) -> float:
-        """Return a layer's share of the whole's time, at the sizes of its dimensions."""
-        row = features(sizes, self.steps[_kind(self.table.layers[index])])
-        return self._whole[0] * float(np.dot(row, self._coefficients[index]))
+        """Return a layer's part of the network's time, at the sizes of its dimensions."""
+        row = expand_terms(sizes, self.block_sizes[_kind(self.table.layers[index])])
+        return self._scale[0] * float(np.dot(row, self._coefficients[index]))
 
     def slopes_ns(self, index: int) -> list[float]:
-        """Return by how much a layer of more than two dimensions slows down for each channel more of each."""
-        return [self._whole[0] * float(slope) for slope in self._coefficients[index][1:]]
+        """Return by how much one more channel of each dimension slows down a layer of more than two dimensions."""
+        return [self._scale[0] * float(slope) for slope in self._coefficients[index][1:]]
 
     def _sum(self, widths: Mapping[str, int]) -> float:
         total = 0.0
         for layer, coefficients in zip(self.table.layers, self._coefficients, strict=True):
             sizes = [dimension.size(widths) for dimension in layer.dimensions]
-            total += float(np.dot(features(sizes, self.steps[_kind(layer)]), coefficients))
+            total += float(np.dot(expand_terms(sizes, self.block_sizes[_kind(layer)]), coefficients))
         return total
 
     def ns(self, widths: Mapping[str, int]) -> float:
         """Return the predicted time of one run on one batch, at the widths of all groups."""
-        factor, constant = self._whole
+        factor, constant = self._scale
         return factor * self._sum(widths) + constant
 
     def ratio(self, widths: Mapping[str, int]) -> float:
-        """Return the predicted time over the original's, which was measured; it is fitted less well than the rest."""
+        """Return the predicted time over the original's measured time."""
         return self.ns(widths) / self.original_ns
 
     @property
@@ -137,30 +137,30 @@ class Predictor:
 
     @property
     def constant_ns(self) -> float:
-        """What the whole takes beside its layers."""
-        return self._whole[1]
+        """The part of the network's time that is in no layer."""
+        return self._scale[1]
 
 
 def _kind(layer: Layer) -> str:
-    """Return which layers have their steps in common."""
+    """Return a key that is equal for layers that share block sizes."""
     return f"{layer.operator}/{len(layer.dimensions)}"
 
 
-def _rows(layer: Layer, steps: Steps) -> _Floats:
-    return np.array([features(time.sizes, steps) for time in layer.times])
+def _rows(layer: Layer, blocks: BlockSizes) -> _Floats:
+    return np.array([expand_terms(time.sizes, blocks) for time in layer.times])
 
 
 def _times(layer: Layer) -> _Floats:
     return np.array([time.ns for time in layer.times])
 
 
-def _best_steps(layers: Sequence[Layer]) -> Steps:
-    best, least = Steps(1, 1), np.inf
-    for output, wide in product(OUTPUT_STEPS, INPUT_STEPS):
-        steps = Steps(wide, output)
-        error = sum(float(np.abs(left_out_errors(_rows(layer, steps), _times(layer))).sum()) for layer in layers)
-        if error < BETTER_STEP_RATIO * least:
-            best, least = steps, error
+def _best_block_sizes(layers: Sequence[Layer]) -> BlockSizes:
+    best, min_error = BlockSizes(1, 1), np.inf
+    for output_size, input_size in product(OUTPUT_BLOCK_SIZES, INPUT_BLOCK_SIZES):
+        blocks = BlockSizes(input_size, output_size)
+        error = sum(float(np.abs(leave_one_out_errors(_rows(layer, blocks), _times(layer))).sum()) for layer in layers)
+        if error < MAX_COARSER_ERROR_RATIO * min_error:
+            best, min_error = blocks, error
         if len(layers[0].dimensions) not in (1, 2):
             break
     return best

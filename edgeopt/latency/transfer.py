@@ -1,9 +1,9 @@
-"""From a calibration and a file's nodes on the host to the file's latency on a target that is not there.
+"""A file's latency on a target that is not connected: a calibration and a profile on the host in, an interval out.
 
-Model: a run on the device takes the time of an empty call, and for each class of operator the host's time in it times
-the class's ratio. A ratio is the median over the micro-models that spend most of their time in the class, so that a
-disturbed one cannot bend it. How far this is off is measured on whole networks that no ratio has seen; their errors
-make the interval.
+Model: a run on the device takes the time of an empty call plus, for each class of operator, the host's time in the
+class times the class's ratio. A ratio is the median over the micro-models that spend most of their time in the class,
+so that one disturbed model has no effect. The error is measured on whole networks that were not used for the ratios;
+these errors give the interval.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from edgeopt.bench.measure import CONTENDED_RATIO
 from edgeopt.bench.nodes import FileTime, NodeTime
 from edgeopt.records.calibration import Calibration, Probe
 from edgeopt.records.codec import digest
-from edgeopt.records.measurement import Estimate, Foretold
-from edgeopt.statistics import student_quantile
+from edgeopt.records.measurement import Estimate, PercentileEstimate
 
-NETWORK_PRECISION = Literal["fp32", "fp16"]
-"""What a file's weights are stored in; int8 is told by the operators."""
+NetworkPrecision = Literal["fp32", "fp16"]
+"""The type of a file's float weights; int8 shows in the operators."""
 
-MATMULS = ("MatMul", "Gemm", "Attention", "Einsum")
+MATMUL_NAMES = ("MatMul", "Gemm", "Attention", "Einsum")
 OPERATOR_CLASSES = {
     "activation": "Sigmoid Tanh Erf Gelu FastGelu BiasGelu QuickGelu HardSwish HardSigmoid Exp Log Softplus Mish Elu "
     "Selu Silu Swish Pow Sqrt Reciprocal",
@@ -39,44 +39,44 @@ OPERATOR_CLASSES = {
     "quantize": "QuantizeLinear DequantizeLinear DynamicQuantizeLinear",
     "recurrent": "LSTM GRU RNN DynamicQuantizeLSTM",
 }
-"""Classes whose kernels are told by the operator's name alone."""
+"""Classes of kernels that the operator's name determines."""
 
 FIT_ROUNDS = 20
-"""Of fitting each class in turn; the ratios settle within a few."""
+"""Rounds of fitting each class in turn; the ratios converge within a few."""
 
 MIN_CLASS_TIME_RATIO = 0.5
-"""Of a micro-model's time that has to be in a class for it to speak for the class."""
+"""Part of a micro-model's time that must be in a class for the model to represent the class."""
 
 MIN_WHOLE_NETWORKS = 3
-"""Held-out networks of a usable calibration."""
+"""Fewest held-out networks of a usable calibration."""
 
 MAX_UNSEEN_RATIO = 0.2
-"""Share of the time in unknown classes above which nothing is foretold."""
+"""With a larger part of the time in unknown classes, no latency is estimated."""
 
 
-def operator_class(node: NodeTime, precision: NETWORK_PRECISION = "fp32") -> str:
+def operator_class(node: NodeTime, precision: NetworkPrecision = "fp32") -> str:
     """Return the class of kernels that a node belongs to, such as ``pointwise``, ``matmul int8`` or ``conv fp16``.
 
     Args:
-        node: Of a profile, after ONNX Runtime's optimizations.
-        precision: Of the file's floats.
+        node: A profiled node, after ONNX Runtime's optimizations.
+        precision: The type of the file's float weights.
     """
     operator = node.operator
     quantized = (
         operator.startswith(("QLinear", "QGemm", "QAttention", "DynamicQuantizeMatMul")) or "Integer" in operator
     )
-    plain = operator.removeprefix("QLinear")
-    kind = next((kind for kind, operators in OPERATOR_CLASSES.items() if plain in operators.split()), None)
+    float_operator = operator.removeprefix("QLinear")
+    kind = next((kind for kind, operators in OPERATOR_CLASSES.items() if float_operator in operators.split()), None)
     if kind is None and "Conv" in operator:
-        kind = _convolution(node.inputs)
-    elif kind is None and any(word in operator for word in MATMULS):
+        kind = _convolution_class(node.inputs)
+    elif kind is None and any(name in operator for name in MATMUL_NAMES):
         kind = "matmul"
     suffix = " int8" if quantized else "" if precision == "fp32" or kind == "quantize" else f" {precision}"
     return f"{kind or 'other'}{suffix}"
 
 
-def _convolution(inputs: Sequence[Sequence[int]]) -> str:
-    """Tell a convolution by its weights: output channels, input channels of a group, and the kernel's sizes."""
+def _convolution_class(inputs: Sequence[Sequence[int]]) -> str:
+    """Classify a convolution by its weights' shape: output channels, input channels of a group, kernel sizes."""
     weights = next((shape for shape in inputs[1:] if len(shape) == len(inputs[0]) > 2), None)
     if weights is None:
         return "conv"
@@ -85,35 +85,35 @@ def _convolution(inputs: Sequence[Sequence[int]]) -> str:
     return "pointwise" if max(weights[2:]) == 1 else "conv"
 
 
-def class_times(timed: FileTime, precision: NETWORK_PRECISION, empty_ns: float = 0.0) -> dict[str, float]:
-    """Return each class's nanoseconds in a run on the host, the time of an empty call left out.
+def class_times(timed: FileTime, precision: NetworkPrecision, empty_ns: float = 0.0) -> dict[str, float]:
+    """Return each class's nanoseconds in a run on the host, without the time of an empty call.
 
-    The profiler tells the nodes' shares, the run without it how long they take together.
+    The profile gives the nodes' shares, the run without the profiler their total.
     """
-    total = sum(node.ns for node in timed.nodes)
-    whole = max(timed.ns - empty_ns, 0.0)
-    found: dict[str, float] = {}
+    profiled_ns = sum(node.ns for node in timed.nodes)
+    run_ns = max(timed.ns - empty_ns, 0.0)
+    times: dict[str, float] = {}
     for node in timed.nodes:
         name = operator_class(node, precision)
-        found[name] = found.get(name, 0.0) + (node.ns / total * whole if total else 0.0)
-    return found
+        times[name] = times.get(name, 0.0) + (node.ns / profiled_ns * run_ns if profiled_ns else 0.0)
+    return times
 
 
 MAD_TO_DEVIATION = 1.4826
-"""From the median of absolute deviations to a standard deviation, of a normal distribution."""
+"""A normal distribution's standard deviation over its median absolute deviation."""
 
 
-class Fit(NamedTuple):
-    """What a calibration says of its device."""
+class RatioFit(NamedTuple):
+    """A device's speed relative to the host, fitted to a calibration."""
 
     empty_ns: float
-    """Of a call that computes nothing."""
+    """Time of a call that computes nothing."""
     ratios: dict[str, float]
     """Class to the device's time over the host's."""
     errors: dict[str, tuple[float, ...]]
-    """Class to the logarithms of observed over fitted time of its micro-models, each left out of its ratio."""
+    """Class to the logarithms of observed over fitted time of its micro-models, each left out of its own ratio."""
     average: float
-    """Over all classes, for those that no micro-model is of."""
+    """Ratio over all classes, for classes without a micro-model."""
 
 
 def median_ns(calibration: Calibration, probe: Probe) -> float:
@@ -123,7 +123,7 @@ def median_ns(calibration: Calibration, probe: Probe) -> float:
 
 
 def contended_processes(calibration: Calibration) -> int:
-    """Return how many processes on the device lost it to other load; 0 where CPU time does not tell."""
+    """Return how many processes on the device were disturbed by other load; 0 if the clock is wall time."""
     if calibration.clock == "wall":
         return 0
     return sum(
@@ -133,38 +133,38 @@ def contended_processes(calibration: Calibration) -> int:
     )
 
 
-def fit_ratios(calibration: Calibration) -> Fit:
-    """Fit the ratio of each class, one after the other and again, with those of the others held."""
+def fit_ratios(calibration: Calibration) -> RatioFit:
+    """Fit the ratio of each class in turn, over several rounds, with the other ratios fixed."""
     micros = [probe for probe in calibration.probes if probe.role == "micro"]
     empty = next(median_ns(calibration, probe) for probe in calibration.probes if probe.role == "empty")
-    work = [max(median_ns(calibration, probe) - empty, 1.0) for probe in micros]
-    average = float(np.median([ns / sum(probe.host_ns.values()) for ns, probe in zip(work, micros, strict=True)]))
-    speakers: dict[str, list[int]] = {}
+    work_ns = [max(median_ns(calibration, probe) - empty, 1.0) for probe in micros]
+    average = float(np.median([ns / sum(probe.host_ns.values()) for ns, probe in zip(work_ns, micros, strict=True)]))
+    representatives: dict[str, list[int]] = {}
     for index, probe in enumerate(micros):
         name, ns = max(probe.host_ns.items(), key=lambda item: item[1])
         if ns >= MIN_CLASS_TIME_RATIO * sum(probe.host_ns.values()):
-            speakers.setdefault(name, []).append(index)
-    ratios = dict.fromkeys(speakers, average)
-    single: dict[str, list[float]] = {}
+            representatives.setdefault(name, []).append(index)
+    ratios = dict.fromkeys(representatives, average)
+    model_ratios: dict[str, list[float]] = {}
     for _ in range(FIT_ROUNDS):
-        for name, members in speakers.items():
-            single[name] = [
-                _single_ratio(micros[index].host_ns, work[index], name, ratios, average) for index in members
+        for name, members in representatives.items():
+            model_ratios[name] = [
+                _model_ratio(micros[index].host_ns, work_ns[index], name, ratios, average) for index in members
             ]
-            ratios[name] = float(np.median(single[name]))
-    errors = {name: _left_out_errors(values) for name, values in single.items()}
-    return Fit(empty, ratios, errors, average)
+            ratios[name] = float(np.median(model_ratios[name]))
+    errors = {name: _leave_one_out_log_errors(values) for name, values in model_ratios.items()}
+    return RatioFit(empty, ratios, errors, average)
 
 
-def _single_ratio(
-    host: Mapping[str, float], work_ns: float, name: str, ratios: Mapping[str, float], average: float
+def _model_ratio(
+    host_ns: Mapping[str, float], work_ns: float, name: str, ratios: Mapping[str, float], average: float
 ) -> float:
-    """Return what one micro-model says of its class; at least a tenth of its time stays with the class."""
-    others = sum(ratios.get(other, average) * ns for other, ns in host.items() if other != name)
-    return max(work_ns - others, 0.1 * work_ns) / host[name]
+    """Return a class's ratio by one micro-model, with at least a tenth of the model's time left for the class."""
+    others = sum(ratios.get(other, average) * ns for other, ns in host_ns.items() if other != name)
+    return max(work_ns - others, 0.1 * work_ns) / host_ns[name]
 
 
-def _left_out_errors(values: Sequence[float]) -> tuple[float, ...]:
+def _leave_one_out_log_errors(values: Sequence[float]) -> tuple[float, ...]:
     if len(values) < 2:
         return ()
     return tuple(
@@ -173,65 +173,65 @@ def _left_out_errors(values: Sequence[float]) -> tuple[float, ...]:
     )
 
 
-def predicted_ns(found: Fit, host_ns: Mapping[str, float]) -> float:
-    """Return a run's time on the device by the ratios alone."""
-    return found.empty_ns + sum(found.ratios.get(name, found.average) * ns for name, ns in host_ns.items())
+def predict_ns(fit: RatioFit, host_ns: Mapping[str, float]) -> float:
+    """Return a run's time on the device according to the ratios, uncorrected."""
+    return fit.empty_ns + sum(fit.ratios.get(name, fit.average) * ns for name, ns in host_ns.items())
 
 
-def whole_errors(calibration: Calibration, found: Fit) -> dict[str, float]:
-    """Return the logarithm of observed over foretold time of each held-out network."""
-    wholes = [probe for probe in calibration.probes if probe.role == "whole"]
+def network_log_errors(calibration: Calibration, fit: RatioFit) -> dict[str, float]:
+    """Return the logarithm of observed over predicted time of each held-out network."""
+    networks = [probe for probe in calibration.probes if probe.role == "whole"]
+    return {probe.name: math.log(median_ns(calibration, probe) / predict_ns(fit, probe.host_ns)) for probe in networks}
+
+
+def held_out_errors(log_errors: Mapping[str, float]) -> dict[str, float]:
+    """Return each network's error if only the other networks correct its prediction: 0.1 is 10 % too much."""
+    logs = list(log_errors.values())
+    others = [np.mean([*logs[:index], *logs[index + 1 :]]) for index in range(len(logs))]
     return {
-        probe.name: math.log(median_ns(calibration, probe) / predicted_ns(found, probe.host_ns)) for probe in wholes
+        name: math.exp(float(other) - log) - 1 for (name, log), other in zip(log_errors.items(), others, strict=True)
     }
 
 
-def held_out_errors(errors: Mapping[str, float]) -> dict[str, float]:
-    """Return by how much each network is off when the others alone correct the ratios: 0.1 is a tenth too much."""
-    logs = list(errors.values())
-    others = [np.mean([*logs[:index], *logs[index + 1 :]]) for index in range(len(logs))]
-    return {name: math.exp(float(other) - log) - 1 for (name, log), other in zip(errors.items(), others, strict=True)}
-
-
-def unseen_ratio(found: Fit, host_ns: Mapping[str, float]) -> float:
-    """Return the share of the host's time in classes that the calibration lacks."""
+def unseen_ratio(fit: RatioFit, host_ns: Mapping[str, float]) -> float:
+    """Return the part of the host's time, in 0..1, that is in classes without a ratio."""
     total = sum(host_ns.values()) or 1.0
-    return sum(ns for name, ns in host_ns.items() if name not in found.ratios) / total
+    return sum(ns for name, ns in host_ns.items() if name not in fit.ratios) / total
 
 
 def estimate(calibration: Calibration, host_ns: Mapping[str, float], percentiles: Sequence[int]) -> Estimate:
-    """Foretell a file's latency on the calibration's device.
+    """Predict a file's latency on the calibration's device.
 
-    The point is the ratios' sum, corrected by the mean error of the held-out networks. The interval of 95 % is that of
-    one more such network: Student's t with as many networks, on the logarithm; a percentile adds the spread of the
-    probes' own percentiles over their medians.
+    The value is the prediction of the ratios, corrected by the mean error of the held-out networks. The 95 % interval
+    is the prediction interval for one more such network, by Student's t on the logarithm; a percentile adds the spread
+    of the probes' percentiles over their medians.
 
     Args:
-        calibration: With ``MIN_WHOLE_NETWORKS`` held-out networks at least.
+        calibration: Has at least ``MIN_WHOLE_NETWORKS`` held-out networks.
         host_ns: ``class_times`` of the file on the calibration's host.
-        percentiles: Which ones, 1 to 99.
+        percentiles: Percentiles to predict, 1 to 99.
     """
-    found = fit_ratios(calibration)
-    errors = whole_errors(calibration, found)
+    fit = fit_ratios(calibration)
+    errors = network_log_errors(calibration, fit)
     logs, count = np.array(list(errors.values())), len(errors)
     spread, factor = float(np.std(logs, ddof=1)), math.sqrt(1 + 1 / count)
-    center = predicted_ns(found, host_ns) * math.exp(float(np.mean(logs)))
-    foretold = []
+    center = predict_ns(fit, host_ns) * math.exp(float(np.mean(logs)))
+    estimates = []
     for percentile in percentiles:
         tail = _tail(calibration, percentile)
-        wide = student_quantile(0.975, count - 1) * math.hypot(factor * spread, tail.spread)
+        half_width = float(stdtrit(count - 1, 0.975)) * math.hypot(factor * spread, tail.spread)
         point = center * math.exp(tail.center)
-        low, high = point * math.exp(-wide), point * math.exp(wide)
-        foretold.append(Foretold(percentile=percentile, value_ns=point, low_ns=low, high_ns=high))
+        low, high = point * math.exp(-half_width), point * math.exp(half_width)
+        estimates.append(PercentileEstimate(percentile=percentile, value_ns=point, low_ns=low, high_ns=high))
     return Estimate(
         calibration=digest(calibration),
         made_at=calibration.made_at,
         device=calibration.device,
         device_runtime=calibration.device_environment.onnxruntime,
-        percentiles=tuple(foretold),
+        percentiles=tuple(estimates),
         networks=count,
         error_ratio=float(np.median(np.abs(list(held_out_errors(errors).values())))),
-        unseen_ratio=unseen_ratio(found, host_ns),
+        unseen_ratio=unseen_ratio(fit, host_ns),
     )
 
 
@@ -241,9 +241,9 @@ class _Tail(NamedTuple):
 
 
 def _tail(calibration: Calibration, percentile: int) -> _Tail:
-    """Return center and spread, over the networks, of the logarithm of a percentile of wall time over its median.
+    """Return the center and spread, over all probes, of the logarithm of a percentile of wall time over the median.
 
-    Both are medians, as a network that met other load says nothing of the device.
+    Both are medians, because a probe that was disturbed by other load says nothing about the device.
     """
     probes = [
         [np.array(runs) for runs in probe.device_wall_ns] for probe in calibration.probes if probe.role != "empty"

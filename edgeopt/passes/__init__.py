@@ -1,1 +1,1 @@
-"""Torch steps: what changes a network before it is exported."""
+"""Torch steps: they change a network before it is exported."""

@@ -1,4 +1,4 @@
-"""``aten``: PyTorch's own operators, which a traced network is made of."""
+"""``aten``: PyTorch's own operators, which make up a traced network."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""``Network``: a model as its exported graph, which trains, is pruned, is saved and rebuilt without pickle."""
+"""``Network``: a model as its exported graph, to train, prune, factorize, save and load without pickle."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from edgeopt.errors import DataError
-from edgeopt.passes.low_rank.layers import factorizable_layers, factorized_graph, pair_names, pair_shapes
+from edgeopt.passes.low_rank.layers import factorizable_layers, factorize_graph, pair_names, pair_shapes
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
-from edgeopt.passes.prune.resize import kept_part, resize
+from edgeopt.passes.prune.resize import resize, take_indices
 from edgeopt.passes.trace import trace
 from edgeopt.records.low_rank import Factorization
 
-FORMAT = "edgeopt/network-1"
+_FORMAT = "edgeopt/network-1"
 
 
 class Network:
-    """A model as its exported ATen graph: it trains, is pruned, is saved and rebuilt, under the original's names.
+    """A model as its exported ATen graph, under the original's parameter names.
 
     Args:
         module: A graph of ATen operators with plain inputs and outputs, in inference mode.
-        example_inputs: What it was traced with.
-        kept: For a pruned network the indices kept of each (tensor, dimension), relative to the original network.
+        example_inputs: The inputs used for tracing.
+        kept: For a pruned network, the kept indices of each (tensor, dimension), relative to the original network.
         notes: Fall-backs taken, for the report.
-        factors: For a network of low rank, the layers that became two, by the weight that they had in the original.
+        factorizations: The layers that became two, by the name of their weight in the original.
 
     Attributes:
         eval_module: The graph; batch norm uses running statistics, dropout is off.
@@ -46,34 +46,34 @@ class Network:
         example_inputs: tuple[Tensor, ...],
         kept: Mapping[Slot, Integers] | None = None,
         notes: tuple[str, ...] = (),
-        factors: Mapping[str, Factorization] | None = None,
+        factorizations: Mapping[str, Factorization] | None = None,
     ) -> None:
         self.eval_module = module.eval()
-        self.train_module = _training(module)
+        self.train_module = _training_graph(module)
         self.example_inputs = example_inputs
         self.kept = dict(kept or {})
         self.notes = notes
-        self.factors = dict(factors or {})
+        self.factorizations = dict(factorizations or {})
         self._shapes: Shapes | None = None
 
     @classmethod
     def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
-        """Export a model with ``torch.export`` in evaluation mode; the model itself is left as it is.
+        """Export a model with ``torch.export`` in evaluation mode; the model itself is not changed.
 
-        The first dimension of every input is dynamic where the model allows it, else ``notes`` says that it is not.
+        The first dimension of every input is dynamic if the model allows it; if not, ``notes`` says so.
 
         Args:
-            model: Any module that ``torch.export`` can read.
-            example_inputs: Its inputs, batch first. A batch of 1 is repeated, since 1 would be taken for a constant.
+            model: Any module that ``torch.export`` can export.
+            example_inputs: Its inputs, batch first. A batch of 1 is repeated, because 1 would be taken for a constant.
 
         Raises:
-            StepError: ``torch.export`` refuses the model.
+            StepError: ``torch.export`` cannot export the model.
         """
         inputs, module, notes = trace(model, example_inputs)
         return cls(module, inputs, None, notes)
 
     def shapes(self) -> Shapes:
-        """Return the shape of every node's value on the example inputs, by the node's name."""
+        """Return the shape of every node's value on the example inputs, by node name."""
         if self._shapes is None:
             self._shapes = shapes_of(self.eval_module, self.example_inputs)
         return self._shapes
@@ -83,74 +83,79 @@ class Network:
         return mark(self.eval_module, self.shapes())
 
     def state(self) -> dict[str, Tensor]:
-        """Return parameters and buffers by their original names; a tensor with several names has its first."""
+        """Return parameters and buffers by their original names; a tied tensor is listed under its first name."""
         names = dict.fromkeys(tensor_names(self.eval_module).values())
         return {name: operator.attrgetter(name)(self.eval_module).detach() for name in names}
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Return what trains, by name."""
+        """Return the parameters, by name."""
         return dict(self.eval_module.named_parameters())
 
     def copy(self) -> Network:
-        """Return the same network with tensors of its own."""
-        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes, self.factors)
+        """Return the same network with its own copies of the tensors."""
+        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes, self.factorizations)
 
-    def sliced(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
-        """Cut every tensor to the indices kept and rewrite the graph's literal sizes.
+    def cut(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
+        """Return the network with every tensor cut to the kept indices, and the graph's literal sizes rewritten.
 
         Args:
-            kept: Sorted indices for each (tensor, dimension); those not named keep all.
-            marks: What ``mark`` gave, where it is known.
+            kept: Sorted indices for each (tensor, dimension); dimensions not named keep all.
+            marks: The result of ``mark``, if the caller has it.
 
         Raises:
-            StepError: these indices leave nothing of a tensor, or cut channels that go together apart.
+            StepError: nothing would be left of a tensor, or channels that go together would be separated.
         """
         marks = self.mark() if marks is None else marks
         alive = marks.labels.alive(kept)
         graph = copy.deepcopy(self.eval_module.graph)
         resize(graph, marks, alive)
         names = tensor_names(self.eval_module)
-        cut = {name: self._cut(name, kept) for name in dict.fromkeys(names.values())}
-        module = fx.GraphModule({target: cut[name] for target, name in names.items()}, graph)
+        tensors = {name: self._cut_tensor(name, kept) for name in dict.fromkeys(names.values())}
+        module = fx.GraphModule({target: tensors[name] for target, name in names.items()}, graph)
         composed = {slot: self.kept[slot][kept[slot]] if slot in kept else self.kept[slot] for slot in self.kept}
         composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
-        return Network(module, self.example_inputs, composed, self.notes, self.factors)
+        return Network(module, self.example_inputs, composed, self.notes, self.factorizations)
 
-    def factorized(self, factors: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Network:
-        """Make two layers of one; the rest of the graph stays as it is, and the channels between them can be pruned.
+    def factorize(
+        self, factorizations: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Network:
+        """Replace layers by two each. The rest of the graph is unchanged; the channels between the two can be pruned.
 
         Args:
-            factors: The form of each, by the name of its weight.
-            pairs: The weights of the two layers, by the weight that they replace.
+            factorizations: Rank and form for each layer, by the name of its weight.
+            pairs: The weights of the two layers, by the name of the weight that they replace.
         """
-        module = factorized_graph(self.eval_module, factors, pairs)
-        moved = {(name, dim): (pair_names(name)[1 - dim], dim) for name in factors for dim in (0, 1)}
-        kept = {moved.get(slot, slot): indices for slot, indices in self.kept.items()}
-        return Network(module, self.example_inputs, kept, self.notes, {**self.factors, **factors})
+        module = factorize_graph(self.eval_module, factorizations, pairs)
+        renamed = {(name, dim): (pair_names(name)[1 - dim], dim) for name in factorizations for dim in (0, 1)}
+        kept = {renamed.get(slot, slot): indices for slot, indices in self.kept.items()}
+        return Network(module, self.example_inputs, kept, self.notes, {**self.factorizations, **factorizations})
 
-    def _cut(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
+    def _cut_tensor(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
         tensor: Tensor = operator.attrgetter(name)(self.eval_module)
         dims = {dim: kept[name, dim] for dim in range(tensor.ndim) if (name, dim) in kept}
-        cut = kept_part(tensor.detach(), dims) if dims else tensor.detach().clone()
+        cut = take_indices(tensor.detach(), dims) if dims else tensor.detach().clone()
         return nn.Parameter(cut, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else cut
 
     def save(self, path: Path) -> None:
-        """Write tensors and kept indices as safetensors."""
+        """Write the tensors, the kept indices and the factorizations to a safetensors file."""
         state = self.state()
         last = [name for name, tensor in state.items() if tensor.ndim == 4 and tensor.stride() != _row_major(tensor)]
         kept = [[name, dim, indices.tolist()] for (name, dim), indices in self.kept.items()]
-        factors = json.dumps({name: [factor.rank, factor.form] for name, factor in self.factors.items()})
+        factorizations = {name: [layer.rank, layer.form] for name, layer in self.factorizations.items()}
         metadata = {
-            "format": FORMAT, "kept": json.dumps(kept), "channels_last": json.dumps(last), "factors": factors,
-        }  # fmt: skip
+            "format": _FORMAT,
+            "kept": json.dumps(kept),
+            "channels_last": json.dumps(last),
+            "factors": json.dumps(factorizations),
+        }
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
 
     @classmethod
     def load(cls, path: Path, original: Network) -> Network:
-        """Rebuild a saved network from the original's graph, the kept indices and the tensors.
+        """Rebuild a saved network from the original's graph and the file.
 
         Raises:
-            DataError: the file is missing, is no saved network, or belongs to another original.
+            DataError: the file is missing, is not a saved network, or was saved from another model.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -158,51 +163,53 @@ class Network:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path} cannot be read as a saved network: {error}. Prune and train again.") from error
-        if metadata.get("format") != FORMAT:
-            raise DataError(f"{path} is no saved network: its format is {metadata.get('format')!r}, not {FORMAT!r}.")
+        if metadata.get("format") != _FORMAT:
+            raise DataError(
+                f"{path} is not a saved network: its format is {metadata.get('format')!r}, not {_FORMAT!r}."
+            )
         kept = {(name, dim): np.array(indices) for name, dim, indices in json.loads(metadata["kept"])}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        other = DataError(f"{path} was saved from another model: its tensors do not fit. Give the model it came from.")
+        mismatch = DataError(f"{path} was saved from another model: its tensors do not fit. Pass that model.")
         stored = json.loads(metadata.get("factors", "{}"))
-        factors = {name: Factorization(rank=rank, form=form) for name, (rank, form) in stored.items()}
-        known = factorizable_layers(original.eval_module)
-        if not factors.keys() <= known.keys():
-            raise other
-        empty = {name: _empty_pair(known[name].shape, factor) for name, factor in factors.items()}
-        original = original.factorized(factors, empty) if factors else original
-        if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._extents(kept).items()):
-            raise other
-        network = original.sliced(kept)
+        factorizations = {name: Factorization(rank=rank, form=form) for name, (rank, form) in stored.items()}
+        layers = factorizable_layers(original.eval_module)
+        if not factorizations.keys() <= layers.keys():
+            raise mismatch
+        empty = {name: _empty_pair(layers[name].shape, one) for name, one in factorizations.items()}
+        original = original.factorize(factorizations, empty) if factorizations else original
+        if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._sizes(kept).items()):
+            raise mismatch
+        network = original.cut(kept)
         state = network.state()
         if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
-            raise other
+            raise mismatch
         for name in json.loads(metadata["channels_last"]):
-            like = torch.empty_like(tensors[name], memory_format=torch.channels_last)
-            tensors[name] = like.copy_(tensors[name])
+            copied = torch.empty_like(tensors[name], memory_format=torch.channels_last)
+            tensors[name] = copied.copy_(tensors[name])
         for target, name in tensor_names(network.eval_module).items():
             operator.attrgetter(target)(network.eval_module).data = tensors[name]
         return network
 
-    def _extents(self, kept: Mapping[Slot, Integers]) -> dict[Slot, int]:
-        """Size of each slot here; 0 for one that this network does not have."""
+    def _sizes(self, kept: Mapping[Slot, Integers]) -> dict[Slot, int]:
+        """Return the size of each slot in this network; 0 if it does not have the slot."""
         state = self.state()
         return {
             (name, dim): state[name].shape[dim] if name in state and dim < state[name].ndim else 0 for name, dim in kept
         }
 
 
-def _empty_pair(shape: tuple[int, ...], factor: Factorization) -> tuple[Tensor, Tensor]:
-    first, second = pair_shapes(shape, factor)
+def _empty_pair(shape: tuple[int, ...], factorization: Factorization) -> tuple[Tensor, Tensor]:
+    first, second = pair_shapes(shape, factorization)
     return torch.zeros(first), torch.zeros(second)
 
 
 def _row_major(tensor: Tensor) -> tuple[int, ...]:
-    """Return the strides in row-major memory, which ``is_contiguous`` does not tell where a size is 1."""
+    """Return the strides of row-major memory. ``is_contiguous`` does not help: it ignores dimensions of size 1."""
     return torch.empty(tensor.shape, device="meta").stride()
 
 
-def _training(module: fx.GraphModule) -> fx.GraphModule:
-    """Return the graph in training mode, over the same tensors: every flag ``training`` or ``train`` is set."""
+def _training_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """Return the graph in training mode, over the same tensors: every ``training`` or ``train`` flag is set."""
     graph = copy.deepcopy(module.graph)
     for node in graph.nodes:
         schema = getattr(node.target, "_schema", None)

@@ -1,4 +1,7 @@
-"""Unstructured sparsity: single weights become zero and stay zero. It shrinks the download, not the latency."""
+"""Unstructured sparsity: single weights become zero and stay zero. This shrinks the download, not the latency.
+
+In: a module, training batches and a ``Sparsify`` step. Out: masks over its weights, epoch by epoch.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,24 @@ from edgeopt.records.sparsity import SparsityPoint
 _Batch = tuple[tuple[Tensor, ...], Any]
 _Loss = Callable[[Any, Any], Tensor]
 Masks = dict[str, Tensor]
-"""Parameter name to a boolean mask, True where a weight stays."""
-GROWTH_RATIO = 0.6
-"""Share of the epochs in which a gradual schedule reaches its ratio; the rest trains what is left."""
+"""Parameter name to a boolean mask that is True for the weights that stay."""
+_GROWTH_RATIO = 0.6
+"""Share of the epochs that a gradual schedule takes to reach its ratio; the rest train the remaining weights."""
 
 
-def prunable(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters that may become sparse: all with at least two dimensions (no biases, no norms)."""
+def prunable_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that may become sparse: those with at least two dimensions (no biases, no norms)."""
     return {name: parameter for name, parameter in module.named_parameters() if parameter.dim() >= 2}
 
 
-def saliency(module: nn.Module, method: str, batches: Sequence[_Batch], loss: _Loss) -> dict[str, Tensor]:
-    """Return one score a weight, in the weights' shapes; the smallest go first. A weight of zero scores zero.
+def score_weights(module: nn.Module, method: str, batches: Sequence[_Batch], loss: _Loss) -> dict[str, Tensor]:
+    """Return one score per weight, in the shapes of the weights. The lowest scores go first; a zero weight scores zero.
 
     ``magnitude`` is the absolute value (Han et al., 2015). With ``g`` the gradient on one batch, ``gradient`` is
     ``|w * sum of g|`` over all batches (Lee et al., 2019, SNIP) and ``taylor`` the sum of ``|w * g|`` (Molchanov et
-    al., 2019): the second still tells weights apart where a training has ended and gradients cancel.
+    al., 2019). ``taylor`` still ranks weights at the end of a training, when the gradients of the batches cancel out.
     """
-    weights = prunable(module)
+    weights = prunable_weights(module)
     if method == "magnitude":
         return {name: weight.detach().abs() for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
@@ -45,36 +48,36 @@ def saliency(module: nn.Module, method: str, batches: Sequence[_Batch], loss: _L
     return {name: (sums[name] * weight.detach()).abs() for name, weight in weights.items()}
 
 
-def keep_masks(scores: dict[str, Tensor], ratio: float, scope: str, block: int = 0) -> Masks:
-    """Return the masks with which a share ``ratio`` of the weights goes.
+def make_masks(scores: dict[str, Tensor], ratio: float, scope: str, block: int = 0) -> Masks:
+    """Return masks that remove a share ``ratio`` of the weights.
 
-    ``global`` takes it of all parameters together, ``layer`` of each, ``block`` of every ``block`` neighbours among
-    the weights of one output (ratio 0.5 and block 4 is the 2:4 pattern; a rest that fills no block stays). Ties go by
-    position, so the count is exact.
+    ``global`` takes the share of all parameters together, ``layer`` of each parameter, and ``block`` of every ``block``
+    neighbours among the weights of one output: ratio 0.5 with block 4 is the 2:4 pattern. A last, incomplete block is
+    kept. Ties are broken by position, so the count is exact.
     """
     if scope == "block":
-        return {name: _blocks(score, ratio, block) for name, score in scores.items()}
+        return {name: _mask_blocks(score, ratio, block) for name, score in scores.items()}
     if scope == "layer":
-        return {name: _largest(score.flatten(), ratio).view_as(score) for name, score in scores.items()}
-    kept = _largest(torch.cat([score.flatten() for score in scores.values()]), ratio)
-    parts = torch.split(kept, [score.numel() for score in scores.values()])
-    return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
+        return {name: _mask_largest(score.flatten(), ratio).view_as(score) for name, score in scores.items()}
+    kept = _mask_largest(torch.cat([score.flatten() for score in scores.values()]), ratio)
+    masks = torch.split(kept, [score.numel() for score in scores.values()])
+    return {name: mask.view_as(score) for (name, score), mask in zip(scores.items(), masks, strict=True)}
 
 
-def _largest(scores: Tensor, ratio: float) -> Tensor:
+def _mask_largest(scores: Tensor, ratio: float) -> Tensor:
     """Mask the largest entries of each row of the last dimension."""
     order = torch.argsort(scores, dim=-1, stable=True)
-    gone = order[..., : round(ratio * scores.shape[-1])]
+    lost = order[..., : round(ratio * scores.shape[-1])]
     return torch.ones(scores.shape, dtype=torch.bool).scatter(
-        -1, gone, torch.zeros((), dtype=torch.bool).expand_as(gone)
+        -1, lost, torch.zeros((), dtype=torch.bool).expand_as(lost)
     )
 
 
-def _blocks(score: Tensor, ratio: float, block: int) -> Tensor:
+def _mask_blocks(score: Tensor, ratio: float, block: int) -> Tensor:
     rows = score.flatten(1)
-    whole = rows.shape[1] // block * block
+    covered = rows.shape[1] // block * block
     mask = torch.ones(rows.shape, dtype=torch.bool)
-    mask[:, :whole] = _largest(rows[:, :whole].reshape(len(rows), -1, block), ratio).flatten(1)
+    mask[:, :covered] = _mask_largest(rows[:, :covered].reshape(len(rows), -1, block), ratio).flatten(1)
     return mask.view_as(score)
 
 
@@ -87,63 +90,63 @@ def apply_masks(module: nn.Module, masks: Masks) -> None:
 
 
 CURVE_RATIOS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Shares of zeros at which a curve has its points."""
+"""Shares of zeros at which the curve is measured."""
 
 
-def loss_curve(
+def measure_loss_curve(
     module: nn.Module, method: str, batches: Sequence[_Batch], held_back: Sequence[_Batch], loss: _Loss
 ) -> tuple[SparsityPoint, ...]:
-    """Return the loss against the share of weights that are not zero, without training; ``module`` is left as it is.
+    """Measure the loss at several shares of nonzero weights, without training; ``module`` is not changed.
 
     Args:
         module: The network.
-        method: As in ``saliency``; zeros are taken of all weights together.
-        batches: For the methods with gradients.
-        held_back: Other batches, on which the loss is taken.
-        loss: Of outputs and targets.
+        method: As in ``score_weights``; the zeros are taken of all weights together.
+        batches: For the methods that need gradients.
+        held_back: Other batches, to measure the loss on.
+        loss: Function of outputs and targets.
     """
-    scores = saliency(module, method, batches, loss)
+    scores = score_weights(module, method, batches, loss)
     points = []
     for ratio in CURVE_RATIOS:
         zeroed = copy.deepcopy(module)
-        apply_masks(zeroed, keep_masks(scores, ratio, "global"))
+        apply_masks(zeroed, make_masks(scores, ratio, "global"))
         with torch.no_grad():
             losses = [float(loss(zeroed(*inputs), targets)) for inputs, targets in held_back]
         points.append(SparsityPoint(nonzero_ratio=1 - ratio, loss=sum(losses) / len(losses)))
     return tuple(points)
 
 
-class Sparsity:
+class SparsitySchedule:
     """Which weights are zero in which epoch of a training.
 
-    Masks are made anew at the start of each epoch while the ratio grows, from the weights as they are then; what is
-    zero scores zero and stays. So they depend on nothing but those weights, and a resumed training has the same.
+    Each epoch starts with new masks, made from the current weights. A zero weight scores zero, so it stays zero. The
+    masks depend only on those weights, so a resumed training gets the same masks.
 
     Args:
         step: Method, ratio, scope and schedule.
-        batches: For the methods with gradients.
-        loss: Of outputs and targets.
-        epochs: Of the training; 0 where none follows.
+        batches: For the methods that need gradients.
+        loss: Function of outputs and targets.
+        epochs: Epochs of the training that follows; 0 if there is none.
     """
 
     def __init__(self, step: Sparsify, batches: Sequence[_Batch], loss: _Loss, epochs: int) -> None:
         self.step = step
         self.batches = batches
         self.loss = loss
-        self.growth = max(1, math.ceil(GROWTH_RATIO * epochs)) if step.schedule == "cubic" else 1
+        self.growth_epochs = max(1, math.ceil(_GROWTH_RATIO * epochs)) if step.schedule == "cubic" else 1
 
     def ratio(self, epoch: int) -> float:
-        """Return the share of zeros in an epoch: at once, or on a cubic to the full one (Zhu and Gupta, 2017)."""
-        left = max(0.0, 1 - (epoch + 1) / self.growth)
-        return self.step.ratio * (1 - left**3)
+        """Return the share of zeros in an epoch: all at once, or rising along a cubic (Zhu and Gupta, 2017)."""
+        remaining = max(0.0, 1 - (epoch + 1) / self.growth_epochs)
+        return self.step.ratio * (1 - remaining**3)
 
     def is_full(self, epoch: int) -> bool:
-        """Tell whether an epoch trains with all the zeros that were asked for."""
-        return epoch + 1 >= self.growth
+        """Tell whether an epoch trains with the full share of zeros."""
+        return epoch + 1 >= self.growth_epochs
 
-    def masks(self, module: nn.Module, epoch: int) -> Masks:
-        """Return the masks of an epoch that starts with ``module``'s weights, and zero those weights."""
-        scores = saliency(module, self.step.method, self.batches, self.loss)
-        masks = keep_masks(scores, self.ratio(epoch), self.step.scope, self.step.block)
+    def begin_epoch(self, module: nn.Module, epoch: int) -> Masks:
+        """Zero weights of ``module`` for an epoch, and return the masks that keep them at zero."""
+        scores = score_weights(module, self.step.method, self.batches, self.loss)
+        masks = make_masks(scores, self.ratio(epoch), self.step.scope, self.step.block)
         apply_masks(module, masks)
         return masks

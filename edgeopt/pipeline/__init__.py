@@ -1,4 +1,4 @@
-"""The order of a build: the only package that knows every stage.
+"""The order of a build, and the only package that imports all others.
 
-``build.py`` is where to start reading: it opens everything, runs ``rounds.py`` and writes the bundle.
+Start with ``build.py``: it opens everything, runs the search (``search/driver.py``), decides, and writes the bundle.
 """

@@ -1,4 +1,4 @@
-"""The one boundary where exceptions of user code, exporters and runtimes become errors with a stage and a reason."""
+"""The only place where exceptions of user code, exporters and runtimes become errors with a stage and a reason."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from edgeopt.errors import (
 )
 from edgeopt.records.trial import Failed
 
-P = ParamSpec("P")
-T = TypeVar("T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
-def run_step(stage: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call ``function``; what it raises without meaning to becomes a ``StepError`` that names ``stage``.
+def run_step(stage: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call ``function``; an exception that is not an ``EdgeoptError`` becomes a ``StepError`` that names ``stage``.
 
     Raises:
         StepError: with the traceback of the cause in ``trace``.
@@ -37,26 +37,26 @@ def run_step(stage: str, function: Callable[P, T], /, *args: P.args, **kwargs: P
         raise StepError(stage, reason, traceback.format_exc()) from error
 
 
-def run_user_code(spec: str, what: str, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-    """Call a part of the user's task; what it raises becomes a ``TaskError`` that names it.
+def run_user_code(spec: str, part: str, function: Callable[_P, _T], /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Call a part of the user's task; an exception becomes a ``TaskError`` that names the part.
 
     Raises:
         TaskError: names the task, the part and the cause.
     """
     try:
-        return run_step(what, function, *args, **kwargs)
+        return run_step(part, function, *args, **kwargs)
     except StepError as error:
-        last = (error.trace or "").strip().splitlines()
-        places = [line.strip() for line in last if line.strip().startswith("File ")]
-        where = f" ({places[-1]})" if places else ""
-        raise TaskError(f"task '{spec}': {what} failed with {error.reason}{where}.") from error
+        lines = (error.trace or "").strip().splitlines()
+        locations = [line.strip() for line in lines if line.strip().startswith("File ")]
+        location = f" ({locations[-1]})" if locations else ""
+        raise TaskError(f"task '{spec}': {part} failed with {error.reason}{location}.") from error
 
 
 def as_failed(error: EdgeoptError) -> Failed:
-    """Return what a trial becomes when a step fails; the build goes on.
+    """Return the outcome of a trial whose step failed with ``error``; the build goes on.
 
     Raises:
-        WorkspaceError, DeviceLostError: with a full disk, or without workspace or device, nothing can go on.
+        WorkspaceError, DeviceLostError: the build can't go on without its workspace, disk space or device.
     """
     if isinstance(error, WorkspaceError | DeviceLostError):
         raise error

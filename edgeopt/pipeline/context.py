@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 
-from edgeopt.device.base import Device as DeviceConnection
+from edgeopt.bench.run_target import RunTarget
+from edgeopt.device.base import Device
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
@@ -17,11 +18,12 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import DeviceInfo, Environment
 from edgeopt.records.profile import Profile
+from edgeopt.store.keys import BuildFacts, Keys
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 
 MAKERS = ("edgeopt", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
-"""Packages whose versions are part of an artifact's name: another version may make another file."""
+"""Packages whose versions are part of an artifact's key: another version may make another file."""
 
 
 @cache
@@ -31,17 +33,17 @@ def maker_versions() -> dict[str, str]:
 
 
 class Effort(Record, frozen=True, kw_only=True):
-    """How hard a build tries; part of what names a finished search."""
+    """How hard a build tries; part of the key of a finished search."""
 
     rounds: int
-    """Rounds of trainings; each halves the bracket around the smallest good size, or better."""
+    """Rounds of trainings; each at least halves the range around the smallest size that keeps the score."""
     candidates: int
-    """Trainings side by side in a round."""
+    """Parallel trainings in a round."""
     epochs: int
     sparsities: tuple[float, ...]
-    """Shares of zero weights to try on the smallest good network, where the budget counts the download."""
+    """Shares of zero weights to try on the smallest network that keeps the score, if the download size counts."""
     low_rank: bool
-    """Whether layers of the smallest good network are tried as two."""
+    """Whether to try factorizing layers of the smallest network that keeps the score."""
 
 
 class Clock:
@@ -67,41 +69,70 @@ class Clock:
 
 @dataclass(frozen=True)
 class Build:
-    """One build's world."""
+    """One build: the task, the limits, the device, and the places where finished work is kept."""
 
     task: str
-    """As the user named it; torch workers load it again."""
+    """As the user named it; torch processes load it again."""
     data: TaskData
     profile: Profile
     budget: Budget
     effort: Effort
-    connection: DeviceConnection
-    device: DeviceInfo
+    device: Device
+    device_info: DeviceInfo
     calibration: Calibration | None
-    """What the target's latency is estimated from; None where it is measured."""
+    """The target's latency is estimated from it; None if it is measured."""
     environment: Environment
+    """Of the device."""
     allow_fallback: tuple[str, ...]
     workspace: Workspace
     ledger: Ledger
-    trainers: TorchPool
+    torch_pool: TorchPool
     fixed_workers: bool
-    """The user said how many trainings go side by side; else a short trial does."""
+    """Whether the user set the number of parallel trainings; otherwise a short trial sets it."""
     progress: Callable[[str, str], None]
     time_limit_seconds: float | None
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 
     @property
-    def out_of_time(self) -> bool:
-        """Whether the time that the user gave is over."""
+    def is_out_of_time(self) -> bool:
+        """Whether the user's time limit has passed."""
         return self.time_limit_seconds is not None and self.clock.elapsed() > self.time_limit_seconds
 
-    @property
-    def versions(self) -> str:
-        """The versions of what makes artifacts, as part of their keys."""
-        return " ".join(f"{name}-{number}" for name, number in maker_versions().items())
+    @cached_property
+    def run_target(self) -> RunTarget:
+        """Where and how this build's files run, on one batch of real inputs."""
+        batch_size = self.budget.batch_size
+        return RunTarget(
+            device=self.device,
+            profile=self.profile,
+            kind=self.device_info.kind,
+            allow_fallback=self.allow_fallback,
+            batch_size=batch_size,
+            inputs=self.data.timing_inputs(batch_size),
+        )
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Makes the keys of everything that this build keeps."""
+        return Keys(
+            BuildFacts(
+                task=self.data.fingerprint,
+                makers=maker_versions(),
+                seed=self.seed,
+                max_opset=self.profile.max_opset,
+                max_ir=self.profile.max_ir,
+                device=self.device_info,
+                device_onnxruntime=self.environment.onnxruntime,
+                runtime=self.profile.runtime,
+                allow_fallback=self.allow_fallback,
+                batch_size=self.budget.batch_size,
+                timing=self.profile.timing,
+                calibration=self.calibration,
+            )
+        )
 
     @property
     def fingerprint(self) -> str:
-        """The task's content."""
+        """Names the task's content; names of files contain it."""
         return self.data.fingerprint

@@ -1,4 +1,7 @@
-"""What a task is judged on: its evaluation batches as arrays, and the scores of a file's outputs on them."""
+"""Evaluation of a task: its selection set as arrays, and the scores of a file's outputs.
+
+In: a task, and a file's outputs on the set. Out: one score, or one per sample.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ NamedArrays = dict[str, NDArray[Any]]
 
 
 def open_task(spec: str, data: Path | None) -> CheckedTask | OnnxTask:
-    """Load a task: a bare ``.onnx`` with its inputs (random without), or the user's Python.
+    """Load a task: a bare ``.onnx`` with its inputs (random if ``data`` is None), or the user's Python.
 
     Raises:
         TaskError, DataError: see ``edgeopt.task.load_task`` and ``OnnxTask``.
@@ -42,54 +45,58 @@ class EvaluationSet:
         self.task = task
         self.inputs: list[NamedArrays]
         self.targets: list[Any]
-        """One entry a batch; empty where a given file is judged by agreement."""
-        self.inputs, self.targets = self._evaluation()
+        """One entry per batch; empty if a given file is judged by agreement."""
+        self.inputs, self.targets = self._load()
 
     @property
     def samples(self) -> int:
-        """How many samples there are."""
+        """The number of samples."""
         return sum(len(next(iter(batch.values()))) for batch in self.inputs)
 
-    def _user(self, what: str, function: Callable[..., Any], *args: Any) -> Any:
-        return run_user_code(self.task.spec, what, function, *args)
+    def _call_user(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
+        return run_user_code(self.task.spec, part, function, *args)
 
-    def _evaluation(self) -> tuple[list[NamedArrays], list[Any]]:
+    def _load(self) -> tuple[list[NamedArrays], list[Any]]:
         if isinstance(self.task, OnnxTask):
             return self.task.batches(), self.task.target_batches() or []
-        pairs: list[tuple[NamedArrays, Any]] = self._user("eval_batches()", self._arrays, self.task.eval_batches)
+        pairs: list[tuple[NamedArrays, Any]] = self._call_user(
+            "eval_batches()", self._to_arrays, self.task.eval_batches
+        )
         return [inputs for inputs, _ in pairs], [targets for _, targets in pairs]
 
-    def _arrays(self, source: Callable[[], Iterator[Batch]], limit: int | None = None) -> list[tuple[NamedArrays, Any]]:
-        """Return a task's batches as arrays, up to ``limit`` samples."""
-        found: list[tuple[NamedArrays, Any]] = []
+    def _to_arrays(
+        self, source: Callable[[], Iterator[Batch]], min_samples: int | None = None
+    ) -> list[tuple[NamedArrays, Any]]:
+        """Return a task's batches as arrays: all, or the first that together have ``min_samples``."""
+        batches: list[tuple[NamedArrays, Any]] = []
         count = 0
         for inputs, targets in source():
             arrays = dict(zip(self.task.input_names, (to_numpy(value) for value in inputs), strict=True))
-            found.append((arrays, to_numpy(targets)))
+            batches.append((arrays, to_numpy(targets)))
             count += len(next(iter(arrays.values())))
-            if limit is not None and count >= limit:
+            if min_samples is not None and count >= min_samples:
                 break
-        return found
+        return batches
 
     def pairs(
         self, outputs: Sequence[NamedArrays], targets: Sequence[Any], names: Sequence[str] = ()
     ) -> list[tuple[Any, Any]]:
-        """Return what ``score`` takes: outputs beside the targets.
+        """Return pairs of outputs and targets, as the task's ``score`` expects them.
 
         Args:
-            outputs: Of a file, one entry a batch.
+            outputs: Of a file, one entry per batch.
             targets: In the same batches.
-            names: Of the outputs in the task's order; the task's own names, which take its model, where there are none.
+            names: Of the outputs, in the task's order; empty for the task's own names.
         """
         names = names or self.task.output_names
         return list(zip((as_outputs([batch[name] for name in names]) for batch in outputs), targets, strict=True))
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
         """Return the task's score."""
-        value: float = self._user("score()", self.task.score, pairs)
+        value: float = self._call_user("score()", self.task.score, pairs)
         return value
 
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
-        """Return one score a sample, or None where the task has none."""
-        value: NDArray[np.float64] | None = self._user("sample_scores()", self.task.sample_scores, pairs)
+        """Return one score per sample, or None if the task doesn't give any."""
+        value: NDArray[np.float64] | None = self._call_user("sample_scores()", self.task.sample_scores, pairs)
         return value

@@ -1,6 +1,7 @@
-"""A task's data as files that workers read: evaluation, parity, calibration and test inputs, and the fingerprint.
+"""A task's data as files that workers read: evaluation, parity, calibration and test inputs.
 
-No torch tensor and no user code goes further than this module.
+In: a task. Out: ``.npz`` files in the workspace, and a fingerprint of the task. Torch tensors and user code go no
+further than this module.
 """
 
 from __future__ import annotations
@@ -18,25 +19,19 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
-from edgeopt.pipeline.onnx_teacher import STAGE, teacher_files
+from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
+from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
-PARITY_SAMPLES = 32
-"""Real samples on which stages are compared; enough to reach every branch of a network, few enough to be quick."""
-GOLDEN_SAMPLES = 8
-
-
-def update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:
-    """Feed arrays, with dtype and shape, to a hash."""
-    for array in arrays:
-        digest.update(f"{array.dtype}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+_PARITY_SAMPLES = 32
+"""Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
+_GOLDEN_SAMPLES = 8
 
 
 class TaskData(EvaluationSet):
-    """What every task gives to the rest of the pipeline.
+    """The data of a task, for the rest of the pipeline.
 
     Args:
         task: The user's task, or a given ``.onnx``.
@@ -47,57 +42,55 @@ class TaskData(EvaluationSet):
         super().__init__(task)
         self.folder = workspace.folder("arrays")
         self.fingerprint = self._fingerprint()
-        self.eval_file = self._keep("eval", self.inputs)
-        self.parity_file = self._keep("parity", [self._first(PARITY_SAMPLES)])
+        self.eval_file = self._store("eval", self.inputs)
+        self.parity_file = self._store("parity", [self._first_samples(_PARITY_SAMPLES)])
 
-    def _first(self, samples: int) -> NamedArrays:
-        return {name: values[:samples] for name, values in self.inputs[0].items()}
+    def _first_samples(self, count: int) -> NamedArrays:
+        return {name: values[:count] for name, values in self.inputs[0].items()}
 
-    def _keep(self, name: str, batches: Sequence[NamedArrays]) -> Path:
+    def _store(self, name: str, batches: Sequence[NamedArrays]) -> Path:
         path = self.folder / f"{name}-{self.fingerprint}.npz"
         if not path.exists():
-            partial = path.with_suffix(".partial.npz")
-            write_batches(partial, batches)
-            partial.replace(path)
+            write_whole(path, lambda partial: write_batches(partial, batches))
         return path
 
     def _fingerprint(self) -> str:
-        """Name the task by its model (weights and source), its teacher, its data and its score function."""
+        """Return a hash of the task's model (weights and source), teacher, data and score function."""
         digest = hashlib.sha256()
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
-            update_digest(digest, batch.values())
-            update_digest(digest, [np.asarray(value) for value in _leaves(target)])
+            _update_digest(digest, batch.values())
+            _update_digest(digest, [np.asarray(value) for value in _leaves(target)])
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.path.read_bytes())
-            update_digest(digest, self.task.calibration_arrays.values())
+            _update_digest(digest, self.task.calibration_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task
-        model = self._user("build_model()", lambda: task.model)
+        model = self._call_user("build_model()", lambda: task.model)
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode())
-            update_digest(digest, [to_numpy(value)])
-        for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
-            if not kind.__module__.startswith("torch."):
-                digest.update(_source(kind).encode())
+            _update_digest(digest, [to_numpy(value)])
+        for module_type in sorted({type(module) for module in model.modules()}, key=lambda each: each.__qualname__):
+            if not module_type.__module__.startswith("torch."):
+                digest.update(_source_code(module_type).encode())
         if task.source_file is not None:
             digest.update(task.source_file.read_bytes())
         for path in teacher_files(task):
-            digest.update(file_sha256(path, STAGE).encode())
-        first = self._user("train_batches()", self._arrays, lambda: task.train_epoch(0), 1)
-        update_digest(digest, first[0][0].values())
+            digest.update(file_sha256(path, TEACHER_STAGE).encode())
+        first = self._call_user("train_batches()", self._to_arrays, lambda: task.train_epoch(0), 1)
+        _update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]
 
     @cached_property
     def golden_inputs(self) -> NamedArrays:
-        """The example inputs, which the bundle ships."""
+        """The golden inputs of the bundle: the example inputs, or the first samples of a given ``.onnx``."""
         if isinstance(self.task, OnnxTask):
-            return self._first(GOLDEN_SAMPLES)
+            return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
 
     def timing_inputs(self, batch_size: int) -> Path:
-        """Return the file of one batch of real inputs; samples repeat where the first batch has too few."""
+        """Return the file of one batch of real inputs; samples repeat if the first batch has too few."""
         index = np.arange(batch_size) % len(next(iter(self.inputs[0].values())))
-        return self._keep(f"timing{batch_size}", [{name: values[index] for name, values in self.inputs[0].items()}])
+        return self._store(f"timing{batch_size}", [{name: values[index] for name, values in self.inputs[0].items()}])
 
     def calibration_file(self, samples: int) -> Path:
         """Return the file of inputs that calibrate int8."""
@@ -106,19 +99,26 @@ class TaskData(EvaluationSet):
             return path
         if isinstance(self.task, OnnxTask):
             given = self.task.calibration_batches()
-            return self._keep(f"calibration{samples}", given[: max(1, samples // len(given[0]))])
-        found = self._user("calibration_batches()", self._arrays, self.task.calibration_batches, samples)
-        return self._keep(f"calibration{samples}", [inputs for inputs, _ in found])
+            return self._store(f"calibration{samples}", given[: max(1, samples // len(given[0]))])
+        pairs = self._call_user("calibration_batches()", self._to_arrays, self.task.calibration_batches, samples)
+        return self._store(f"calibration{samples}", [inputs for inputs, _ in pairs])
 
     def test_set(self) -> tuple[Path, list[Any]] | None:
-        """Return the file and the targets of the test batches, or None where the task has none."""
+        """Return the file and the targets of the test batches, or None if the task has none."""
         if isinstance(self.task, OnnxTask):
             return None
-        batches = self._user("test_batches()", self.task.test_batches)
+        batches = self._call_user("test_batches()", self.task.test_batches)
         if batches is None:
             return None
-        found = self._user("test_batches()", self._arrays, lambda: batches)
-        return self._keep("test", [inputs for inputs, _ in found]), [targets for _, targets in found]
+        pairs = self._call_user("test_batches()", self._to_arrays, lambda: batches)
+        return self._store("test", [inputs for inputs, _ in pairs]), [targets for _, targets in pairs]
+
+
+def _update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:
+    """Feed arrays, with dtype and shape, to a hash."""
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -129,8 +129,8 @@ def _leaves(value: Any) -> list[Any]:
     return [] if value is None else [value]
 
 
-def _source(kind: type) -> str:
+def _source_code(module_type: type) -> str:
     try:
-        return inspect.getsource(kind)
+        return inspect.getsource(module_type)
     except (OSError, TypeError):
-        return kind.__qualname__
+        return module_type.__qualname__

@@ -1,1 +1,1 @@
-"""Pure rules of the search: which sizes to try, how many channels each group keeps, which layers are factorized."""
+"""Pure rules of the search: which sizes to try, how many channels each group keeps, which layers to factorize."""

@@ -1,8 +1,8 @@
 """How many parameters the next candidates have: bisection towards the smallest network that keeps the score.
 
-The other limits need no search of their own. A smaller network is not slower or heavier, so where latency, memory or
-size is missed the way is down too, and only the score stops it. In: what was tried. Out: parameter ratios, the same for
-the same history.
+The other limits need no separate search. A smaller network is not slower or larger, so if latency, memory or size is
+missed, the search also goes down, and only the score stops it. In: the sizes tried so far. Out: parameter ratios, the
+same for the same history.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 FIRST_STEP_RATIO = 1 / 8
-"""The first round reaches down to this share of the parameters of the smallest network known to be good enough."""
+"""The first round reaches down to this ratio of the parameters of the smallest network known to be good."""
 CLOSED_RANGE_RATIO = 1.12
-"""Where the smallest good ratio is within this factor of the largest bad one, another training buys little."""
+"""If the smallest good ratio is within this factor of the largest bad one, another training gains little."""
 SMALLEST_RATIO = 0.005
 
 
@@ -23,7 +23,7 @@ class Point(NamedTuple):
     ratio: float
     """Its parameters over the original's."""
     good: bool
-    """Its file in the precision that is searched keeps the score's floor."""
+    """Its file, in the precision of the search, keeps the score limit."""
 
 
 def smallest_good(points: Sequence[Point]) -> float | None:
@@ -40,11 +40,11 @@ def largest_bad(points: Sequence[Point]) -> float | None:
 
 
 def next_ratios(points: Sequence[Point], count: int) -> tuple[float, ...]:
-    """Return up to ``count`` ratios to try next, largest first; none where the bracket is closed.
+    """Return up to ``count`` ratios to try next, largest first; none if the range is closed.
 
-    They part the bracket between the largest bad and the smallest good ratio evenly on a logarithmic scale. Where
-    nothing is bad yet, the bracket's lower end is ``FIRST_STEP_RATIO`` of the good one, and is itself tried. Where nothing is
-    good, not even the original, nothing smaller is.
+    They divide the range between the largest bad and the smallest good ratio evenly on a logarithmic scale. If nothing
+    is bad yet, the range's lower end is ``FIRST_STEP_RATIO`` of the good ratio, and is tried too. If nothing is good,
+    not even the original, nothing smaller can be.
     """
     good, bad = smallest_good(points), largest_bad(points)
     if good is None:
@@ -59,5 +59,5 @@ def next_ratios(points: Sequence[Point], count: int) -> tuple[float, ...]:
 
 
 def parent_ratio(points: Sequence[Point], ratio: float) -> float:
-    """Return the ratio of the network that a candidate starts from: the nearest larger good one, else the original."""
+    """Return the ratio of the network that a candidate starts from: the nearest larger good one, or the original."""
     return min((point.ratio for point in points if point.good and point.ratio > ratio), default=1.0)

@@ -1,7 +1,7 @@
-"""Which layers become two: the rule by which low rank enters a search, and the layers for which it pays when timed.
+"""Low-rank factorization: which layers become two, and whether that saves enough to try it in a search.
 
-In: what each layer would become (``LowRankTable``) and how long both forms take. Out: the factors taken, and what they
-save.
+In: the pair that each layer would become (``LowRankTable``), and the times of layers and pairs. Out: the factorizations
+to use and the parameters that they save.
 """
 
 from __future__ import annotations
@@ -12,51 +12,52 @@ from typing import NamedTuple
 from edgeopt.records.low_rank import Factorization, LowRankTable
 
 ALLOWED_LOSS_RATIOS = (0.02, 0.1)
-"""Squared error of a layer's output over its variance that a candidate allows each layer; training makes up for it."""
+"""Squared error over variance of a layer's output that a candidate allows each layer; training recovers it."""
 MIN_SAVED_RATIO = 0.25
-"""A candidate is trained only where its pairs save this share of the network's parameters: pruning is closed to within
-an eighth of the smallest size (``plan.CLOSE_ENOUGH``), and low rank has to be worth another training beside it."""
+"""A candidate is trained only if its pairs save at least this ratio of the network's parameters. Pruning ends within an
+eighth of the smallest size (``edgeopt.planning.bisection.CLOSED_RANGE_RATIO``), so low rank must save clearly more."""
 MAX_PAIR_TIME_RATIO = 1.03
-"""A pair, which is always smaller, pays where it takes at most this share of its layer's time: within 3 % repeated
-timings of one layer differ."""
+"""A pair is always smaller; it is used if it takes at most this ratio of its layer's time, as repeated timings of one
+layer differ by up to 3 %."""
 
 LayerTimes = Mapping[str, tuple[float, float]]
-"""Weight to the times of the layer and of its pair, in the same unit."""
+"""Name of a layer's weight to the times of the layer and of its pair, in the same unit."""
 
 
 class LowRankDecision(NamedTuple):
-    """The layers that become two at one allowed loss, and the share of all parameters that this saves."""
+    """The layers that become two at one allowed loss, and the parameters that this saves."""
 
     layers: dict[str, Factorization]
     saved_ratio: float
-    kept: int
-    """Layers whose pair is smaller but slower: they keep their form."""
+    """Of all of the network's parameters."""
+    slower_count: int
+    """Layers that stay as they are because their pair is slower, or was not timed."""
 
     @property
-    def worth_it(self) -> bool:
-        """Whether so much is saved that a training is worth it."""
+    def is_worth_training(self) -> bool:
+        """Whether enough is saved to train a candidate."""
         return self.saved_ratio >= MIN_SAVED_RATIO
 
 
-def choose_layers(table: LowRankTable, loss: int, times: LayerTimes | None) -> LowRankDecision:
-    """Take the pairs that are smaller, and those alone that are not slower where times are known.
+def choose_layers(table: LowRankTable, loss_index: int, times: LayerTimes | None) -> LowRankDecision:
+    """Choose the layers whose pair is smaller and, if times are given, not slower.
 
     Args:
-        table: What each layer would become.
-        loss: Which of the table's losses is allowed.
-        times: Of the layers of this loss; None before anything was timed.
+        table: The pair that each layer would become.
+        loss_index: Index of the allowed loss in ``table.losses``.
+        times: Times of the layers and pairs of this loss; None before anything was timed.
     """
     layers: dict[str, Factorization] = {}
-    saved = kept = 0
+    saved = slower_count = 0
     for layer in table.layers:
-        choice = layer.choices[loss]
+        choice = layer.choices[loss_index]
         if choice is None:
             continue
         if times is not None:
-            whole, pair = times.get(layer.weight, (0.0, 0.0))
-            if not 0 < pair <= MAX_PAIR_TIME_RATIO * whole:
-                kept += 1
+            layer_time, pair_time = times.get(layer.weight, (0.0, 0.0))
+            if not 0 < pair_time <= MAX_PAIR_TIME_RATIO * layer_time:
+                slower_count += 1
                 continue
         layers[layer.weight] = choice.factor
         saved += layer.parameters - choice.parameters
-    return LowRankDecision(layers, saved / table.parameters, kept)
+    return LowRankDecision(layers, saved / table.parameters, slower_count)

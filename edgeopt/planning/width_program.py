@@ -1,12 +1,13 @@
-"""Widths by mixed-integer programming: least importance lost for so many parameters and so much time, with its gap.
+"""Widths by mixed-integer programming: the least importance lost within limits on parameters and time.
 
-A weight, and a layer's time, depend on the widths of two groups at once. Each width of a group is a binary choice
-``z``, each pair of widths of two groups that meet in a layer is a share ``u``, tied to the choices by
+In: tables of costs for each group's widths. Out: a ``Solution``, with the gap to the best bound. A weight's size and a
+layer's time depend on the widths of two groups. Each width of a group is a binary choice ``z``. Each pair of widths of
+two groups that meet in a layer has a variable ``u``, constrained by
 
     sum over l of u[gk, hl] = z[gk]        sum over k of u[gk, hl] = z[hl]
 
-which is exact where every ``z`` is 0 or 1, so parameters and times are linear in ``z`` and ``u`` whatever the tables
-hold. A layer that meets more than two groups (it reads a concatenation) is replaced by its plane through the corners.
+This is exact if every ``z`` is 0 or 1, so parameters and times are linear in ``z`` and ``u`` for any tables of costs. A
+layer that meets more than two groups (it reads a concatenation) is approximated by a plane through its corners.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightSh
 _Floats = NDArray[np.float64]
 
 MAX_OPTIONS = 16
-"""Widths of a group to choose from."""
+"""Most widths of a group to choose from."""
 GAP_RATIO = 0.005
-"""The search ends when no choice can be better than the one found by more than this share."""
+"""The solver ends when no choice can be better than the best one found by more than this ratio."""
 MAX_NODES = 20_000
-"""Branches that the search looks at; a bound on work, unlike one on time, ends at the same choice everywhere."""
+"""Most branches to explore: unlike a limit on time, one on work gives the same result on every machine."""
 MAX_SOLVER_SECONDS = 30.0
 
 
@@ -44,7 +45,7 @@ class Solution(NamedTuple):
 
 @dataclass
 class Costs:
-    """A sum over the choices: a constant, a table for each group, a table for each pair of groups."""
+    """A sum over the choices: a constant, a table for each group, and a table for each pair of groups."""
 
     options: Mapping[str, Sequence[int]]
     constant: float = 0.0
@@ -62,11 +63,11 @@ class Costs:
 
     def add_product(self, factor: float, first: Dimension, second: Dimension) -> None:
         """Add ``factor`` times the product of two sizes."""
-        parts = [
-            [(None, float(one.fixed)), *((name, float(count)) for name, count in one.per_channel.items())]
-            for one in (first, second)
+        terms = [
+            [(None, float(size.fixed)), *((name, float(count)) for name, count in size.per_channel.items())]
+            for size in (first, second)
         ]
-        for (left, a), (right, b) in product(*parts):
+        for (left, a), (right, b) in product(*terms):
             scale = factor * a * b
             if not scale:
                 continue
@@ -82,68 +83,71 @@ class Costs:
                 self.add_pair(left, right, scale * np.outer(self.widths(left), self.widths(right)))
 
     def widths(self, group: str) -> _Floats:
-        """Return a group's widths to choose from."""
+        """Return the widths that a group can choose from."""
         return np.asarray(self.options[group], dtype=np.float64)
 
     def sizes(self, dimension: Dimension, group: str) -> list[int]:
-        """Return the sizes of a dimension that follows one group, for each of its widths."""
+        """Return the size of a dimension that follows only this group, for each of the group's widths."""
         return [dimension.size({group: width}) for width in self.options[group]]
 
 
-ONE = Dimension(fixed=1, per_channel={})
+UNIT_DIMENSION = Dimension(fixed=1, per_channel={})
 
 
-def _one_each(_tensor: WeightShape) -> float:
+def _count_one(_tensor: WeightShape) -> float:
     return 1.0
 
 
 def weight_costs(
-    table: GroupTable, options: Mapping[str, Sequence[int]], each: Callable[[WeightShape], float] = _one_each
+    table: GroupTable,
+    options: Mapping[str, Sequence[int]],
+    cost_per_weight: Callable[[WeightShape], float] = _count_one,
 ) -> Costs | None:
     """Return a cost that is a sum over all weights, by default their number.
 
     Args:
-        table: Of the network.
-        options: For every group its widths to choose from.
-        each: What each number of a tensor costs, such as ``macs_per_weight``.
+        table: The network's groups and weights.
+        options: The widths that every group can choose from.
+        cost_per_weight: Cost of each weight of a tensor, such as ``macs_per_weight``.
 
     Returns:
-        None where a tensor has more than two dimensions that follow widths.
+        None if a tensor has more than two dimensions that follow widths.
     """
     costs = Costs(options)
     for tensor in table.tensors:
-        moving = [dimension for dimension in tensor.dims if dimension.per_channel]
-        if len(moving) > 2:
+        variable = [dimension for dimension in tensor.dims if dimension.per_channel]
+        if len(variable) > 2:
             return None
         fixed = float(np.prod([dimension.fixed for dimension in tensor.dims if not dimension.per_channel]))
-        first, second = [*moving, ONE, ONE][:2]
-        costs.add_product(each(tensor) * fixed, first, second)
+        first, second = [*variable, UNIT_DIMENSION, UNIT_DIMENSION][:2]
+        costs.add_product(cost_per_weight(tensor) * fixed, first, second)
     return costs
 
 
 def importance_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> Costs:
-    """Return what is lost of each group's importance; see ``losses``."""
+    """Return the importance that each group loses; see ``importance_losses``."""
     costs = Costs(options)
     for group in table.free:
-        lost = losses(group)
-        costs.add(group.name, np.array([lost[group.channels - width] for width in options[group.name]]))
+        losses = importance_losses(group)
+        costs.add(group.name, np.array([losses[group.channels - width] for width in options[group.name]]))
     return costs
 
 
-def losses(group: ChannelGroup) -> _Floats:
-    """Return what is lost with 0, 1, 2, ... of a group's channels, the least important first; never with all.
+def importance_losses(group: ChannelGroup) -> _Floats:
+    """Return the importance lost when 0, 1, 2, ... of a group's channels are removed, the least important first.
 
     Importance is a linear estimate at the trained weights: right for the first channels, too low for the last ones,
-    which do the work of those that went. So what goes is divided by the share of the importance that stays.
+    which take over the work of the removed ones. So the removed importance is divided by the ratio that remains. There
+    is no entry for the removal of all channels.
     """
-    gone = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])[:-1]
-    whole = float(np.sum(group.importance))
-    found: _Floats = gone * whole / (whole - gone) if whole > 0 else gone  # the most important channel always stays
-    return found
+    removed = np.concatenate([[0.0], np.cumsum(np.sort(group.importance))])[:-1]
+    total = float(np.sum(group.importance))
+    losses: _Floats = removed * total / (total - removed) if total > 0 else removed
+    return losses
 
 
 def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) -> Costs:
-    """Return the predicted nanoseconds of the whole; ``options`` has every group that the table's layers follow."""
+    """Return the network's predicted nanoseconds; ``options`` has every group that the table's layers follow."""
     costs = Costs(options, constant=predictor.constant_ns)
     for index, layer in enumerate(predictor.table.layers):
         dims = layer.dimensions
@@ -153,7 +157,7 @@ def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) ->
             slopes = predictor.slopes_ns(index)
             costs.constant += predictor.layer_ns(index, base) - float(np.dot(slopes, base))
             for slope, dimension in zip(slopes, dims, strict=True):
-                costs.add_product(slope, dimension, ONE)
+                costs.add_product(slope, dimension, UNIT_DIMENSION)
         elif len(names) > 2:
             _add_plane(costs, predictor, index, dims)
         elif not names:
@@ -161,7 +165,7 @@ def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) ->
         elif len(names) == 1:
             name = names[0]
             sizes = zip(*(costs.sizes(dimension, name) for dimension in dims), strict=True)
-            costs.add(name, np.array([predictor.layer_ns(index, one) for one in sizes]))
+            costs.add(name, np.array([predictor.layer_ns(index, layer_sizes) for layer_sizes in sizes]))
         else:
             first, second = names
             costs.add_pair(
@@ -169,7 +173,7 @@ def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) ->
                 second,
                 np.array(
                     [
-                        [predictor.layer_ns(index, [one.size({first: a, second: b}) for one in dims])
+                        [predictor.layer_ns(index, [dimension.size({first: a, second: b}) for dimension in dims])
                          for b in options[second]]
                         for a in options[first]
                     ]
@@ -179,7 +183,7 @@ def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) ->
 
 
 def _add_plane(costs: Costs, predictor: Predictor, index: int, dims: Sequence[Dimension]) -> None:
-    """Add a layer of many groups as ``a + b x + c y + d x y`` through its times at the least and the largest sizes."""
+    """Add a layer of many groups as ``a + b x + c y + d x y``, fitted at its smallest and largest sizes."""
     ends = [
         [dimension.fixed + sum(n * choose(costs.options[g]) for g, n in dimension.per_channel.items())
          for choose in (min, max)]
@@ -188,24 +192,24 @@ def _add_plane(costs: Costs, predictor: Predictor, index: int, dims: Sequence[Di
     corners = list(product(*ends))
     rows = np.array([_plane(corner) for corner in corners])
     times = np.array([predictor.layer_ns(index, corner) for corner in corners])
-    found = np.linalg.lstsq(rows, times, rcond=None)[0]
-    first, second = [*dims, ONE][:2]
-    costs.constant += float(found[0])
-    costs.add_product(float(found[1]), first, ONE)
+    coefficients = np.linalg.lstsq(rows, times, rcond=None)[0]
+    first, second = [*dims, UNIT_DIMENSION][:2]
+    costs.constant += float(coefficients[0])
+    costs.add_product(float(coefficients[1]), first, UNIT_DIMENSION)
     if len(dims) > 1:
-        costs.add_product(float(found[2]), second, ONE)
-        costs.add_product(float(found[3]), first, second)
+        costs.add_product(float(coefficients[2]), second, UNIT_DIMENSION)
+        costs.add_product(float(coefficients[3]), first, second)
 
 
 def _plane(sizes: Sequence[int]) -> list[float]:
     return [1.0, float(sizes[0])] if len(sizes) == 1 else [1.0, float(sizes[0]), float(sizes[1]), float(np.prod(sizes))]
 
 
-class Program:
-    """The choices of one network, and what they cost.
+class WidthProgram:
+    """The mixed-integer program over one network's widths.
 
     Args:
-        options: For every group that can lose channels its widths to choose from.
+        options: The widths that every group can choose from.
         pairs: Groups that meet in a layer or a weight.
     """
 
@@ -224,7 +228,7 @@ class Program:
         self.count = count
 
     def row(self, costs: Costs) -> _Floats:
-        """Return costs as a row of coefficients; the constant is left out."""
+        """Return costs as a row of coefficients, without the constant."""
         row = np.zeros(self.count)
         for name, values in costs.unary.items():
             row[self.start[name] : self.start[name] + len(values)] += values
@@ -232,8 +236,8 @@ class Program:
             row[self.pair_start[pair] : self.pair_start[pair] + table.size] += table.ravel()
         return row
 
-    def _ties(self) -> LinearConstraint:
-        """Each group has one width, and pairs agree with the widths chosen."""
+    def _consistency(self) -> LinearConstraint:
+        """Return the constraint that each group has one width, and that pairs agree with the chosen widths."""
         entries: list[tuple[int, int, float]] = []
         right: list[float] = []
         for name, widths in self.options.items():
@@ -249,43 +253,44 @@ class Program:
                 entries += [(len(right), start + k * columns + l, 1.0) for k in range(rows)]
                 entries.append((len(right), self.start[second] + l, -1.0))
                 right.append(0.0)
-        places, columns_, values = zip(*entries, strict=True)
-        matrix = coo_array((values, (places, columns_)), shape=(len(right), self.count)).tocsr()
+        row_indices, column_indices, values = zip(*entries, strict=True)
+        matrix = coo_array((values, (row_indices, column_indices)), shape=(len(right), self.count)).tocsr()
         return LinearConstraint(matrix, right, right)
 
     def solve(self, objective: Costs, limits: Sequence[tuple[Costs, float]]) -> Solution | None:
-        """Return the widths with the least ``objective`` whose costs keep their limits, or None where none is found."""
-        rows = [self._ties()]
+        """Return the widths with the least ``objective`` whose costs keep their limits, or None if none are found."""
+        constraints = [self._consistency()]
         for costs, limit in limits:
             scale = max(abs(limit), 1e-12)
-            rows.append(LinearConstraint(self.row(costs)[None] / scale, -np.inf, (limit - costs.constant) / scale))
-        goal = self.row(objective)
-        scale = float(np.abs(goal).max()) or 1.0
+            upper = (limit - costs.constant) / scale
+            constraints.append(LinearConstraint(self.row(costs)[None] / scale, -np.inf, upper))
+        objective_row = self.row(objective)
+        scale = float(np.abs(objective_row).max()) or 1.0
         integral = np.zeros(self.count, dtype=np.int64)
         integral[: self.choices] = 1
-        found = milp(
-            goal / scale,
+        result = milp(
+            objective_row / scale,
             integrality=integral,
             bounds=Bounds(0, 1),
-            constraints=rows,
+            constraints=constraints,
             options={"mip_rel_gap": GAP_RATIO, "node_limit": MAX_NODES, "time_limit": MAX_SOLVER_SECONDS},
         )
-        if found.x is None:
+        if result.x is None:
             return None
         widths = {
-            name: self.options[name][int(np.argmax(found.x[self.start[name] : self.start[name] + len(values)]))]
+            name: self.options[name][int(np.argmax(result.x[self.start[name] : self.start[name] + len(values)]))]
             for name, values in self.options.items()
         }
-        return Solution(widths, float(found.mip_gap or 0.0))
+        return Solution(widths, float(result.mip_gap or 0.0))
 
 
-def options_of(channels: int, floor: int, step: int) -> list[int]:
-    """Return the widths a group can choose from: multiples of ``step`` from ``floor`` on, and all its channels.
+def list_widths(channels: int, min_width: int, step: int) -> list[int]:
+    """Return the widths a group can choose from: multiples of ``step`` from ``min_width`` on, and all its channels.
 
-    Where these are more than ``MAX_OPTIONS``, some that lie evenly on a logarithmic scale.
+    If there are more than ``MAX_OPTIONS``, some are picked evenly on a logarithmic scale.
     """
-    widths = [width for width in range(-(-floor // step) * step, channels, step) if width >= 1]
+    widths = [width for width in range(-(-min_width // step) * step, channels, step) if width >= 1]
     if len(widths) >= MAX_OPTIONS:
-        wanted = np.geomspace(widths[0], channels, MAX_OPTIONS)[:-1]
-        widths = sorted({min(widths, key=lambda width: abs(width - one)) for one in wanted.tolist()})
+        even = np.geomspace(widths[0], channels, MAX_OPTIONS)[:-1]
+        widths = sorted({min(widths, key=lambda width: abs(width - value)) for value in even.tolist()})
     return [*widths, channels]

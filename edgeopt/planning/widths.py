@@ -1,14 +1,15 @@
-"""How many channels each group keeps so that a network has so few parameters, or takes so little time, or both.
+"""How many channels each group keeps so that a network stays within limits on parameters, latency or both.
 
 In: a ``GroupTable`` (importance of every channel, shape of every parameter) and a ``Predictor`` of latencies. Out: an
 ``Allocation``. Two rules, in this order:
 
-1. The limits asked for hold: on parameters, on latency.
-2. The least importance is lost, of each group in relation to what stays (``solve.losses``). It is an estimate: where
-   parameters are limited, of all choices that lose at most ``ESTIMATE_ERROR_RATIO`` more, the quickest is taken.
+1. The limits on parameters and latency hold.
+2. The least importance is lost, each group's loss taken relative to what remains (``importance_losses`` in
+   ``edgeopt.planning.width_program``). This is an estimate: if parameters are limited, the quickest of all choices that
+   lose at most ``ESTIMATE_ERROR_RATIO`` more is used.
 
-Where no latency could be measured, work stands for it, and channels go greedily: always from the group that loses least
-importance for its share of parameters and work, at the widths reached so far.
+If no latency could be measured, work is counted instead, and channels are removed greedily: always from the group that
+loses the least importance for the parameters and work saved, at the current widths.
 """
 
 from __future__ import annotations
@@ -18,62 +19,62 @@ from collections.abc import Callable, Mapping
 
 from edgeopt.latency.predictor import Predictor
 from edgeopt.planning.width_program import (
-    Program,
     Solution,
+    WidthProgram,
     importance_costs,
+    importance_losses,
     latency_costs,
-    losses,
-    options_of,
+    list_widths,
     weight_costs,
 )
 from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.latency import Allocation
 
 MIN_WIDTH_RATIO = 0.5
-"""No group goes below this share of the width that uniform pruning would give it: an importance that is estimated
-before the training cannot tell that a layer is not needed at all."""
+"""No group goes below this ratio of the width that uniform pruning would give it: importance is estimated before
+training and can't show that a layer isn't needed at all."""
 ESTIMATE_ERROR_RATIO = 0.1
-BISECTIONS = 40
+BISECTION_STEPS = 40
 TIME_WEIGHT = 0.3
-VALUE_COST = 30
+ACTIVATION_MACS = 30
 """Work of writing one activation, in multiply-accumulates: a 1-channel stem at full resolution takes as long as a
 convolution with eight times its multiplications (measured, float32, one x86 core)."""
 
 
 def uniform_widths(table: GroupTable, ratio: float, step: int) -> dict[str, int]:
-    """Return widths with the share ``ratio`` of every group's channels, rounded up to multiples of ``step``."""
-    return {group.name: _rounded(group, group.channels * ratio, step) for group in table.free}
+    """Return ``ratio`` of every group's channels, rounded up to multiples of ``step``."""
+    return {group.name: _round_width(group, group.channels * ratio, step) for group in table.free}
 
 
-def _rounded(group: ChannelGroup, width: float, step: int) -> int:
+def _round_width(group: ChannelGroup, width: float, step: int) -> int:
     return min(group.channels, max(1, math.ceil(width / step)) * step)
 
 
 def uniform_ratio(table: GroupTable, fits: Callable[[dict[str, int]], bool]) -> float:
-    """Return the largest share of channels at which uniform pruning fits; 0 where none does."""
+    """Return the largest ratio of channels at which uniform pruning fits; 0 if none does."""
     low, high = 0.0, 1.0
     if fits(uniform_widths(table, high, 1)):
         return high
-    for _ in range(BISECTIONS):
+    for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
         low, high = (middle, high) if fits(uniform_widths(table, middle, 1)) else (low, middle)
     return low
 
 
-def _work(tensor: WeightShape) -> int:
-    """Return the work that each number of a tensor stands for, in multiply-accumulates for one sample."""
-    return tensor.macs_per_weight + VALUE_COST * tensor.values_per_weight
+def _work_per_weight(tensor: WeightShape) -> int:
+    """Return the work for each weight of a tensor, in multiply-accumulates for one sample."""
+    return tensor.macs_per_weight + ACTIVATION_MACS * tensor.values_per_weight
 
 
-def floors_of(table: GroupTable, fits: Callable[[dict[str, int]], bool], step: int) -> dict[str, int]:
-    """Return the least width of every group that can lose channels, in a network that fits."""
+def min_widths(table: GroupTable, fits: Callable[[dict[str, int]], bool], step: int) -> dict[str, int]:
+    """Return the smallest allowed width of every group that can lose channels, in a network that fits."""
     return uniform_widths(table, MIN_WIDTH_RATIO * uniform_ratio(table, fits), step)
 
 
 def width_options(table: GroupTable, floors: Mapping[str, int], step: int) -> dict[str, list[int]]:
-    """Return the widths that every group can choose from; a frozen one has no choice."""
+    """Return the widths that every group can choose from; a frozen group has no choice."""
     options = {group.name: [group.channels] for group in table.groups}
-    return options | {group.name: options_of(group.channels, floors[group.name], step) for group in table.free}
+    return options | {group.name: list_widths(group.channels, floors[group.name], step) for group in table.free}
 
 
 def allocate(
@@ -84,97 +85,104 @@ def allocate(
     max_parameters: float | None,
     max_latency_ratio: float | None,
 ) -> Allocation:
-    """Return the widths of a network that keeps the limits, or as near as the floors allow.
+    """Return the widths of a network that keeps the limits, or comes as close as the smallest widths allow.
 
     Args:
-        table: Of the network that is pruned.
+        table: The network to prune.
         step: Widths are multiples of it, or the full width.
-        predictor: Of this network's latency (or that of the network it was pruned from); None counts work.
-        max_parameters: None is no limit.
-        max_latency_ratio: Of the original's latency, in the predictor's precision; None is no limit.
+        predictor: Predicts the latency of this network, or of the one that it was pruned from; None counts work.
+        max_parameters: None for no limit.
+        max_latency_ratio: Latency over the original's, in the predictor's precision; None for no limit.
     """
-    target = math.inf if max_parameters is None else max_parameters
+    parameter_limit = math.inf if max_parameters is None else max_parameters
     if predictor is None:
-        return _plain(by_work(table, target, step), ())
+        return _without_proof(allocate_by_work(table, parameter_limit, step), ())
     if any(group.name not in predictor.table.wholes[0].widths for group in table.groups):
-        note = "the latency table has other groups of channels than this network"
-        return _plain(by_work(table, target, step), (note,))
-    limit = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
-    found = _solve(table, predictor, step, target, limit)
-    if found is None:
-        note = "no widths above their floors have so few parameters: work was counted instead of latency"
-        return _plain(by_work(table, target, step), (note,))
+        note = "the latency table is for other groups of channels than this network's: work was counted instead"
+        return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
+    limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
+    solution = _solve(table, predictor, step, parameter_limit, limit_ns)
+    if solution is None:
+        note = "no allowed widths keep the limit on parameters: work was counted instead of latency"
+        return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
     full = table.widths()
     return Allocation(
-        widths={name: width for name, width in found.widths.items() if width < full[name]},
-        gap_ratio=found.gap_ratio,
-        latency_ratio=predictor.ratio(found.widths),
+        widths={name: width for name, width in solution.widths.items() if width < full[name]},
+        gap_ratio=solution.gap_ratio,
+        latency_ratio=predictor.ratio(solution.widths),
         notes=(),
     )
 
 
-def _plain(widths: dict[str, int], notes: tuple[str, ...]) -> Allocation:
+def _without_proof(widths: dict[str, int], notes: tuple[str, ...]) -> Allocation:
     return Allocation(widths=widths, gap_ratio=None, latency_ratio=None, notes=notes)
 
 
-def _solve(table: GroupTable, predictor: Predictor, step: int, target: float, limit_ns: float) -> Solution | None:
-    """Return the choice that loses the least importance, or about that and is quicker; the quickest where none fits."""
-    floors = floors_of(table, lambda widths: table.parameters(widths) <= target, step)
-    if math.isinf(target):
-        floors = floors_of(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step)
+def _solve(
+    table: GroupTable, predictor: Predictor, step: int, parameter_limit: float, limit_ns: float
+) -> Solution | None:
+    """Return the choice that loses the least importance, or a quicker one that loses about as little.
+
+    If none keeps the latency limit, return the quickest one within the limit on parameters.
+    """
+    floors = min_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step)
+    if math.isinf(parameter_limit):
+        floors = min_widths(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step)
     options = width_options(table, floors, step)
     parameters, latency = weight_costs(table, options), latency_costs(predictor, options)
     lost = importance_costs(table, options)
     if parameters is None:
         return None
-    program = Program(options, sorted({*parameters.pairs, *latency.pairs}))
-    limits = [one for one in ((parameters, target), (latency, limit_ns)) if not math.isinf(one[1])]
+    program = WidthProgram(options, sorted({*parameters.pairs, *latency.pairs}))
+    limits = [limit for limit in ((parameters, parameter_limit), (latency, limit_ns)) if not math.isinf(limit[1])]
     best = program.solve(lost, limits)
     if best is None:
-        return program.solve(latency, [one for one in limits if one[0] is not latency])
-    if math.isinf(target):
+        return program.solve(latency, [limit for limit in limits if limit[0] is not latency])
+    if math.isinf(parameter_limit):
         return best
     least = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)
-    quick = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR_RATIO) * float(least))])
-    return best if quick is None else Solution(quick.widths, best.gap_ratio)
+    quickest = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR_RATIO) * float(least))])
+    return best if quickest is None else Solution(quickest.widths, best.gap_ratio)
 
 
-def by_work(table: GroupTable, target: float, step: int, time_weight: float = TIME_WEIGHT) -> dict[str, int]:
-    """Return widths chosen greedily, with work in the place of latency.
+def allocate_by_work(
+    table: GroupTable, max_parameters: float, step: int, time_weight: float = TIME_WEIGHT
+) -> dict[str, int]:
+    """Return widths chosen greedily, with work instead of latency.
 
     Args:
-        table: Of the network that is pruned.
-        target: Parameters to reach.
+        table: The network to prune.
+        max_parameters: Parameters to reach.
         step: Widths are multiples of it, or the full width.
-        time_weight: What a share of the work is worth beside the same share of the parameters.
+        time_weight: Value of saving a ratio of the work, over that of saving the same ratio of the parameters.
 
     Returns:
         Group name to width, for the groups that lose channels.
     """
-    floors = floors_of(table, lambda widths: table.parameters(widths) <= target, step)
-    lost = {group.name: losses(group) for group in table.free}
-    touched = {
+    floors = min_widths(table, lambda widths: table.parameters(widths) <= max_parameters, step)
+    losses = {group.name: importance_losses(group) for group in table.free}
+    tensors = {
         name: [tensor for tensor in table.tensors if any(name in dim.per_channel for dim in tensor.dims)]
         for name in floors
     }
     full = table.widths()
     widths = dict(full)
     current = parameters = table.parameters(widths)
-    work = max(1, sum(tensor.numbers(widths) * _work(tensor) for tensor in table.tensors))
-    while current > target:
+    work = max(1, sum(tensor.numbers(widths) * _work_per_weight(tensor) for tensor in table.tensors))
+    while current > max_parameters:
         best = (math.inf, "", 0, 0)
         for name, floor in floors.items():
             smaller = (math.ceil(widths[name] / step) - 1) * step
             if smaller < floor:
                 continue
             narrow = widths | {name: smaller}
-            saved = worked = 0
-            for tensor in touched[name]:
+            saved = saved_work = 0
+            for tensor in tensors[name]:
                 fewer = tensor.numbers(widths) - tensor.numbers(narrow)
                 saved += fewer
-                worked += fewer * _work(tensor)
-            gain = saved / parameters + time_weight * worked / work
-            loss = float(lost[name][full[name] - smaller] - lost[name][full[name] - widths[name]])
+                saved_work += fewer * _work_per_weight(tensor)
+            gain = saved / parameters + time_weight * saved_work / work
+            loss = float(losses[name][full[name] - smaller] - losses[name][full[name] - widths[name]])
             best = min(best, (loss / gain if gain else math.inf, name, smaller, saved))
         _, name, smaller, saved = best
         if not name:

@@ -1,1 +1,1 @@
-"""Values that every part of edgeopt passes on; import them from the module that has the subject's name."""
+"""The values that the parts of edgeopt exchange; import each from the module named after its subject."""

@@ -1,4 +1,4 @@
-"""The base of all records: frozen, keyword-only, unknown fields refused."""
+"""The base of all records: frozen, keyword-only, no unknown fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``Budget``: the limits of a build, and the names of the limits."""
+"""``Budget``: the limits of a build, and their names."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ SizeMetric = Literal["file", "download"]
 
 
 class Budget(Record, frozen=True, kw_only=True):
-    """Hard limits. ``None`` is a limit that somebody waived by name; it is never the absence of a decision.
+    """Hard limits on latency, throughput, memory, size and score. ``None`` means that somebody waived a limit by name.
 
-    ``min_score`` and ``max_score_drop`` are two ways to say the score's floor; where both are given, both hold.
+    ``min_score`` and ``max_score_drop`` are two ways to set the score's floor; if both are given, both hold.
     """
 
     max_latency_ms: float | None
     latency_percentile: int
-    """Which percentile of the latencies has to keep the limit, 1 to 99."""
+    """The percentile of the latencies that has to keep the limit, 1 to 99."""
     batch_size: int
     min_throughput_per_s: float | None
     """Samples a second at ``batch_size``."""

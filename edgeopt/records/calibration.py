@@ -1,4 +1,4 @@
-"""``Calibration``: what small networks took on a target's device and on a host, so that others can be foretold."""
+"""``Calibration``: times of small networks on a target's device and on a host, to predict those of other networks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Probe(Record, frozen=True, kw_only=True):
 
     name: str
     role: Literal["empty", "micro", "whole"]
-    """``empty`` computes nothing: the time of a call; ``micro`` repeats one operator; ``whole`` is held out."""
+    """``empty`` computes nothing: the time of a call. ``micro`` repeats one operator. ``whole`` is held out."""
     host_ns: dict[str, float]
     """Class of operator (``edgeopt.latency.transfer.operator_class``) to its nodes' time in a run on the host."""
     device_wall_ns: tuple[tuple[int, ...], ...]
-    """Of each run on the device, one row a process."""
+    """Of each run on the device, one row per process."""
     device_cpu_ns: tuple[tuple[int, ...], ...]
 
 
 class Calibration(Record, frozen=True, kw_only=True):
-    """How a target's device compares with a host; raw samples, so that statistics are computed when read."""
+    """How a target's device compares with a host. It holds raw samples; statistics are computed when read."""
 
     schema: Literal["edgeopt/calibration-1"]
     target: str
     runtime: Runtime
-    """Of the target; another one needs another calibration."""
+    """Of the target; a different one needs a different calibration."""
     made_at: str
     """ISO 8601, UTC."""
     host: DeviceInfo
@@ -36,7 +36,7 @@ class Calibration(Record, frozen=True, kw_only=True):
     device: DeviceInfo
     device_environment: Environment
     clock: Literal["cpu", "wall"]
-    """Which times on the device the ratios rest on: CPU time on one thread, as other load cannot stretch it."""
+    """The times on the device that the ratios use: CPU time on one thread, as other load cannot stretch it."""
     probes: tuple[Probe, ...]
     sustained: Sustained | None
-    """Of one of the networks on the device, where that was asked for."""
+    """Of one of the networks on the device, if that was asked for."""

@@ -1,4 +1,4 @@
-"""``Choice``: the decision, and all that it rests on."""
+"""``Choice``: the decision, and everything it is based on."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from edgeopt.records.trial import Trial
 
 
 class Miss(Record, frozen=True, kw_only=True):
-    """A limit that a trial does not keep."""
+    """A limit that a trial misses."""
 
     limit: Limit
     found: float | None
-    """In the unit of ``Budget``; None where the metric is missing, which is a miss."""
+    """In the unit of ``Budget``; None if the metric is missing, which counts as a miss."""
     allowed: float
     within_noise: bool
-    """The point estimate keeps the limit, its interval does not."""
+    """The point estimate keeps the limit, but its interval does not."""
 
 
 class Verdict(Record, frozen=True, kw_only=True):
-    """One trial judged against the budget."""
+    """One trial held against the limits."""
 
     trial: int
     """Its number."""
     misses: tuple[Miss, ...]
-    """Empty where it keeps every limit."""
+    """Empty if it keeps every limit."""
     pays: bool
-    """False where the A/B finds it slower than the baseline, in a way that counts on this device."""
+    """False if an A/B bars it from winning, because it is slower; see ``edgeopt.select.limits.pays``."""
 
 
 class Infeasible(Record, frozen=True, kw_only=True):
-    """Why nothing keeps the budget."""
+    """Why nothing keeps the limits."""
 
     binding: tuple[Limit, ...]
     """The limits that the nearest trial misses."""
     nearest: int | None
-    """Number of the trial that misses by least; None where none was measured."""
+    """Number of the trial that misses by the least; None if no trial was measured."""
     advice: str
-    """What would be enough, such as ``28 ms needs 6.1 MB, or 0.004 of score``."""
+    """Limits that would be enough: ``A size limit of 6.1 MB (instead of 2 MB) would be enough for trial 1.``"""
 
 
 class TestScores(Record, frozen=True, kw_only=True):
-    """Scores on the test batches, which are looked at once, after the choice."""
+    """Scores on the test set, which is looked at once, after the choice."""
 
     baseline_score: float
     winner_score: float
@@ -62,22 +62,22 @@ class Choice(Record, frozen=True, kw_only=True):
     trials: tuple[Trial, ...]
     """Number 0 is the baseline."""
     verdicts: tuple[Verdict, ...]
-    """One for each trial that was measured, in order."""
+    """One for each measured trial, in order."""
     winner: int | None
     binding: tuple[Limit, ...]
-    """The limits that keep the file from being smaller; where nothing keeps the budget, what the nearest misses."""
-    front: tuple[int, ...]
-    """Trials that no other beats on size, latency, memory and score at once."""
+    """The limits that keep the file from being smaller; without a winner, those that the nearest trial misses."""
+    pareto_front: tuple[int, ...]
+    """Trials that no other beats on all of size, latency, memory and score."""
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
     sparsity: SparsityCurve | None = None
-    """Of the network that zeros were tried on, where downloads count."""
+    """Of the network that zeros were tried on, which is done only if the budget is about the download."""
     notes: tuple[str, ...] = ()
-    """What the search did not try, and why."""
+    """Things that the search did not try, and why."""
     teacher: str | None = None
-    """The ``.onnx`` file that taught what was trained; None where the original network did."""
+    """The ``.onnx`` file that taught the trained networks; None if the original network did."""
 
     def trial(self, number: int) -> Trial:
-        """Return the trial of that number."""
+        """Return the trial with that number."""
         return next(trial for trial in self.trials if trial.number == number)

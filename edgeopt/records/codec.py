@@ -1,4 +1,4 @@
-"""Records to JSON and back, and the keys that name things by their content."""
+"""Records to JSON and back, and a digest that names a value by its content."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from typing import TypeVar
 import msgspec
 
 from edgeopt.records.base import Record
-from edgeopt.records.measurement import DeviceInfo
-from edgeopt.records.profile import Profile
-from edgeopt.records.recipe import Recipe, TorchStep
 
 R = TypeVar("R", bound=Record)
 
@@ -27,25 +24,14 @@ def from_json(data: bytes | str, kind: type[R]) -> R:
 
     Raises:
         msgspec.ValidationError: a field is unknown, missing or of the wrong type; the message has its path.
+        msgspec.DecodeError: the data is not JSON.
     """
-    return msgspec.json.decode(data, type=kind, strict=True)
+    try:
+        return msgspec.json.decode(data, type=kind, strict=True)
+    except UnicodeDecodeError as error:  # of a string inside; msgspec lets it through
+        raise msgspec.DecodeError(str(error)) from error
 
 
 def digest(value: object) -> str:
-    """Name a value by its content: 20 hex digits of the SHA-256 of its JSON."""
+    """Name a value by its content: the first 20 hex digits of the SHA-256 of its JSON."""
     return hashlib.sha256(to_json(value)).hexdigest()[:20]
-
-
-def network_key(task: str, torch_steps: tuple[TorchStep, ...], seed: int, parent: str | None, versions: str) -> str:
-    """Name a trained network: what was done to which weights, by which versions."""
-    return digest(("network", task, torch_steps, seed, parent, versions))
-
-
-def artifact_key(task: str, recipe: Recipe, versions: str) -> str:
-    """Name a file: recipe, task fingerprint, versions of what made it."""
-    return digest(("artifact", task, recipe, versions))
-
-
-def measurement_key(sha256: str, device: DeviceInfo, runtime: str, profile: Profile, batch_size: int) -> str:
-    """Name a measurement: the file, the device, the runtime, and the profile's runtime part (no limit is in it)."""
-    return digest(("measurement", sha256, device, runtime, profile.runtime, profile.timing, batch_size))

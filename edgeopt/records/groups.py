@@ -1,4 +1,4 @@
-"""``GroupTable``: what the search has to know of a network's channels to decide widths, without torch."""
+"""``GroupTable``: a network's channels and tensors, as the search needs them to decide widths without torch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ class ChannelGroup(Record, frozen=True, kw_only=True):
     name: str
     channels: int
     importance: tuple[float, ...]
-    """One score a channel, in the order of the channels; empty for a frozen group."""
+    """One score per channel, in the order of the channels; empty for a frozen group."""
     frozen_by: str | None
-    """What keeps all of its channels; None where they can go."""
+    """The reason why all of its channels stay; None if they can be removed."""
 
 
 class Dimension(Record, frozen=True, kw_only=True):
-    """The size of one dimension of a tensor: a fixed part, and so many indices for each channel of some groups."""
+    """The size of one dimension of a tensor: a fixed part, plus some indices for each channel of some groups."""
 
     fixed: int
     per_channel: dict[str, int]
 
     def size(self, widths: Mapping[str, int]) -> int:
-        """Return its size when the groups have these numbers of channels."""
+        """Return its size at these numbers of channels per group."""
         return self.fixed + sum(count * widths[group] for group, count in self.per_channel.items())
 
 
@@ -36,20 +36,20 @@ class WeightShape(Record, frozen=True, kw_only=True):
     name: str
     dims: tuple[Dimension, ...]
     macs_per_weight: int
-    """How often each of its numbers is multiplied for one sample (output positions); 0 for biases and norms."""
+    """Multiplications by each of its numbers for one sample (output positions); 0 for biases and norms."""
     values_per_weight: int
-    """For the weight of a batch norm: how many values of one sample each of its numbers scales; 0 for all others."""
+    """Values of one sample that each number of a batch norm's weight scales; 0 for all other tensors."""
 
     def numbers(self, widths: Mapping[str, int]) -> int:
-        """Return how many numbers it holds."""
+        """Return how many numbers it has at these widths."""
         return math.prod(dimension.size(widths) for dimension in self.dims)
 
 
 class GroupTable(Record, frozen=True, kw_only=True):
     """All groups and all trainable tensors of a network.
 
-    Parameters are exact for any widths. MACs are too, but for products of two activations (attention), which have no
-    weight and are not counted, and for positions that are channels themselves (a mixer), which count as they are now.
+    Parameters are exact for any widths. So are MACs, with two exceptions: products of two activations (attention) have
+    no weight and are not counted, and positions that are channels themselves (a mixer) count with their current number.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -57,11 +57,11 @@ class GroupTable(Record, frozen=True, kw_only=True):
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
-        """Groups whose channels can go."""
+        """Groups whose channels can be removed."""
         return tuple(group for group in self.groups if group.frozen_by is None)
 
     def widths(self, changed: Mapping[str, int] | None = None) -> dict[str, int]:
-        """Return the number of channels of each group, as they are or with some changed."""
+        """Return the number of channels of each group, with some changed if given."""
         return {group.name: group.channels for group in self.groups} | dict(changed or {})
 
     def parameters(self, widths: Mapping[str, int]) -> int:

@@ -1,4 +1,4 @@
-"""``LatencyTable``: how long each layer of a network takes on a device, at several widths, as it runs in the chain."""
+"""``LatencyTable``: the time of each layer of a network on a device, at several widths, as it runs in the network."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ class LayerTime(Record, frozen=True, kw_only=True):
     """A layer at one pair (or more) of widths."""
 
     sizes: tuple[int, ...]
-    """Of the dimensions that follow widths, in the layer's order."""
+    """Of the dimensions that depend on widths, in the layer's order."""
     ns: float
 
 
 class Layer(Record, frozen=True, kw_only=True):
-    """One node of the graph, with what runs between it and the next one: layout changes, and nodes fused into it."""
+    """One node of the graph, with the layout changes up to the next one and the nodes fused into it."""
 
     name: str
     operator: str
     shape: str
-    """Operator, attributes and shapes, with letters for what follows widths: equal layers of any network agree."""
+    """Operator, attributes and shapes, with letters for sizes that depend on widths: the same for equal layers."""
     dimensions: tuple[Dimension, ...]
-    """Which of its sizes follow the network's widths: none, the channels of its input and output, or more."""
+    """Its sizes that depend on the network's widths: none, the channels of its input and output, or more."""
     times: tuple[LayerTime, ...]
 
 
-class WholeTime(Record, frozen=True, kw_only=True):
-    """The whole network at one choice of widths, without the profiler."""
+class NetworkTime(Record, frozen=True, kw_only=True):
+    """The time of the whole network at one choice of widths, without the profiler."""
 
     widths: dict[str, int]
     ns: float
@@ -36,7 +36,7 @@ class WholeTime(Record, frozen=True, kw_only=True):
 
 
 class LatencyTable(Record, frozen=True, kw_only=True):
-    """One network on one device, in one precision; the original comes first in ``wholes``."""
+    """One network on one device, in one precision."""
 
     device: str
     """``Device.id``."""
@@ -45,13 +45,14 @@ class LatencyTable(Record, frozen=True, kw_only=True):
     threads: int
     batch_size: int
     layers: tuple[Layer, ...]
-    wholes: tuple[WholeTime, ...]
+    wholes: tuple[NetworkTime, ...]
+    """Times of the whole network; the original comes first."""
     seconds: float
-    """What the measuring took."""
+    """How long the measuring took."""
 
 
 class NoLatencyTable(Record, frozen=True, kw_only=True):
-    """Why there is none; kept, so that a build that goes on decides as it began."""
+    """Why there is no table. It is stored, so that a build that is resumed decides as it began."""
 
     reason: str
 
@@ -64,5 +65,5 @@ class Allocation(Record, frozen=True, kw_only=True):
     gap_ratio: float | None
     """Proven: no choice loses less than (1 - this) of the importance that this one loses; None without a proof."""
     latency_ratio: float | None
-    """Predicted, over the original's in the same precision; None where the work was counted instead."""
+    """Predicted, over the original's in the same precision; None if work was counted instead."""
     notes: tuple[str, ...]

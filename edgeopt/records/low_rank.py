@@ -1,4 +1,4 @@
-"""``LowRankTable``: what each large layer of a network would become as two, at several losses of its output."""
+"""``LowRankTable``: the factorizations of each large layer of a network, at several losses of its output."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class Factorization(Record, frozen=True, kw_only=True):
     """How one layer becomes two; ``edgeopt.passes.low_rank.layers`` draws the forms."""
 
     rank: int
-    """Channels between the two."""
+    """Number of channels between the two."""
     form: FactorizationForm
 
 
 class LowRankChoice(Record, frozen=True, kw_only=True):
-    """The smallest pair of layers that loses no more of an output than was allowed."""
+    """The smallest pair of layers that loses no more of the output than allowed."""
 
     factor: Factorization
     output_loss_ratio: float
     """Squared error of the layer's output over its variance, measured on training batches."""
     parameters: int
-    """Of the two weights."""
+    """Of both weights together."""
 
 
 class LowRankLayer(Record, frozen=True, kw_only=True):
-    """A layer that can become two, with all that it takes to time it."""
+    """A layer that can be factorized, with everything needed to time it."""
 
     weight: str
     """Name of its weight."""
@@ -41,19 +41,19 @@ class LowRankLayer(Record, frozen=True, kw_only=True):
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
     choices: tuple[LowRankChoice | None, ...]
-    """One for each allowed loss; None where two layers would not be smaller."""
+    """One for each allowed loss; None if two layers would not be smaller."""
 
     @property
     def parameters(self) -> int:
-        """How many numbers its weight holds."""
+        """The number of values in its weight."""
         return math.prod(self.shape)
 
 
 class LowRankTable(Record, frozen=True, kw_only=True):
-    """All layers of a network that can become two."""
+    """All layers of a network that can be factorized."""
 
     parameters: int
     """Of the whole network."""
     losses: tuple[float, ...]
-    """What of a layer's output may be lost, 0..1."""
+    """The allowed losses of a layer's output, 0..1."""
     layers: tuple[LowRankLayer, ...]

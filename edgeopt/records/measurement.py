@@ -16,11 +16,11 @@ class DeviceInfo(Record, frozen=True, kw_only=True):
     uri: str
     kind: DeviceKind
     id: str
-    """Names the hardware well enough that an old measurement is not taken for a new one."""
+    """Names the hardware well enough that measurements of different hardware are never confused."""
 
 
 class Environment(Record, frozen=True, kw_only=True):
-    """What a reader needs to judge the numbers."""
+    """The machine and its software, as a reader needs them to judge the numbers."""
 
     processor: str
     features: tuple[str, ...]
@@ -36,21 +36,21 @@ class Environment(Record, frozen=True, kw_only=True):
 
 
 class Timing(Record, frozen=True, kw_only=True):
-    """One process: its session's load and its timed runs."""
+    """One process: the load of its session and its timed runs."""
 
     wall_ns: tuple[int, ...]
     cpu_ns: tuple[int, ...]
     """Process CPU time of each run (all threads)."""
     warmup_runs: int
-    """Runs before the timed ones: the profile's least, and then until they got no quicker."""
+    """Runs before the timed ones: the profile's minimum, then more until they got no quicker."""
     load_ns: int
     involuntary_switches: int
     pressure_ratio: float | None
     """Share of the time in which some task waited for a processor (Linux ``/proc/pressure/cpu``)."""
     cooled_seconds: float = 0.0
-    """How long this process waited for a hot processor before it timed anything."""
+    """How long this process waited for a hot processor to cool down before it timed anything."""
     temperatures_c: tuple[float, float] | None = None
-    """Of the hottest zone before the warm-up and after the last run; None where the system shows none."""
+    """Of the hottest zone before the warm-up and after the last run; None if the system reports none."""
     contended: bool
     """Wall over CPU time above 1.05 on one thread: other load disturbed this process."""
     steady: bool = True
@@ -58,9 +58,9 @@ class Timing(Record, frozen=True, kw_only=True):
 
 
 class Memory(Record, frozen=True, kw_only=True):
-    """Peaks of a fresh process less the same process before the session existed.
+    """Peaks of a fresh process, less its memory before the session existed.
 
-    Once with the malloc setting that makes them reproducible, once (``default_``) with the allocator as an app has it.
+    Measured with the malloc setting that makes them reproducible, and (``default_``) with the allocator as apps use it.
     """
 
     load_peak_bytes: int
@@ -72,12 +72,12 @@ class Memory(Record, frozen=True, kw_only=True):
 
     @property
     def peak_bytes(self) -> int:
-        """The larger of load and run peak: what the limit is about."""
+        """The larger of load and run peak, which the limit applies to."""
         return max(self.load_peak_bytes, self.run_peak_bytes)
 
 
-class Foretold(Record, frozen=True, kw_only=True):
-    """One percentile of an estimate, with the ends of its interval of 95 %."""
+class PercentileEstimate(Record, frozen=True, kw_only=True):
+    """One percentile of an estimate, with the ends of its 95 % interval."""
 
     percentile: int
     value_ns: float
@@ -86,35 +86,35 @@ class Foretold(Record, frozen=True, kw_only=True):
 
 
 class Estimate(Record, frozen=True, kw_only=True):
-    """A file's latency on a target that was not there, from the file's nodes on the host and a calibration."""
+    """A file's latency on a target that is not connected, from the file's nodes on the host and a calibration."""
 
     calibration: str
     """Digest of the calibration."""
     made_at: str
     device: DeviceInfo
-    """Where the calibration was measured."""
+    """The device that the calibration was measured on."""
     device_runtime: str
     """ONNX Runtime's version there."""
-    percentiles: tuple[Foretold, ...]
+    percentiles: tuple[PercentileEstimate, ...]
     """The median, the usual ones, and the budget's."""
     networks: int
-    """Held-out networks that the interval rests on."""
+    """Number of held-out networks that the interval is based on."""
     error_ratio: float
-    """The median of their errors, each foretold without itself: 0.1 is a tenth too high or too low."""
+    """The median of their errors, each predicted without itself: 0.1 is a tenth too high or too low."""
     unseen_ratio: float
-    """Share of the host's time in classes that the calibration lacks, which count as its average."""
+    """Share of the host's time in classes that the calibration lacks; these count with its average ratio."""
 
-    def at(self, percentile: float) -> Foretold:
+    def at(self, percentile: float) -> PercentileEstimate:
         """Return one of the percentiles.
 
         Raises:
-            ValueError: it was not foretold.
+            ValueError: it was not predicted.
         """
-        for found in self.percentiles:
-            if found.percentile == percentile:
-                return found
-        known = ", ".join(str(found.percentile) for found in self.percentiles)
-        raise ValueError(f"percentile {percentile:g} was not foretold; known: {known}")
+        for estimate in self.percentiles:
+            if estimate.percentile == percentile:
+                return estimate
+        known = ", ".join(str(estimate.percentile) for estimate in self.percentiles)
+        raise ValueError(f"percentile {percentile:g} was not predicted; known: {known}")
 
 
 class Measurement(Record, frozen=True, kw_only=True):
@@ -124,17 +124,17 @@ class Measurement(Record, frozen=True, kw_only=True):
     batch_size: int
     timings: tuple[Timing, ...]
     memory: Memory | None
-    """None where the device cannot tell."""
+    """None if the device cannot measure it."""
     providers: dict[str, int]
     """Execution provider to the number of nodes it runs."""
     threads: int
     runtime: Runtime | None = None
-    """How its sessions ran; None in a measurement of a version that did not keep it."""
+    """How its sessions ran; None in a measurement by a version that did not store it."""
     rule: TimingRule
     device: DeviceInfo
     environment: Environment
     estimate: Estimate | None = None
-    """Of the latency on the target, where ``device.kind`` is ``estimated``: it judges in place of this host's times."""
+    """Of the latency on the target, if ``device.kind`` is ``estimated``: it is judged instead of this host's times."""
 
 
 class Comparison(Record, frozen=True, kw_only=True):
@@ -143,44 +143,44 @@ class Comparison(Record, frozen=True, kw_only=True):
     sha256: str
     against_sha256: str
     blocks_ns: tuple[tuple[int, ...], ...]
-    """CPU time of each run in each block of the file in question (wall time where it runs on several threads)."""
+    """CPU time of each run in each block of the file (wall time if it runs on several threads)."""
     against_blocks_ns: tuple[tuple[int, ...], ...]
-    """The same for the other file; block i ran next to block i."""
+    """The same for the other file; blocks with the same index ran next to each other."""
     clock: Literal["cpu", "wall"]
     blocks_per_pair: int = 1
-    """How many consecutive blocks the same pair of processes ran; new processes then."""
+    """Number of consecutive blocks by the same pair of processes; then come new processes."""
 
 
 class NodeChange(Record, frozen=True, kw_only=True):
-    """What a node of one file takes beside the same node of another, or what several nodes take together."""
+    """The time of a node, or of several nodes together, in one file and in another."""
 
     name: str
-    """Of the node; empty for nodes that are matched in another way."""
+    """Of the node; empty for nodes that are not matched by name."""
     operator: str
     shape: tuple[int, ...] = ()
-    """Of what the nodes make, where they were matched by it."""
+    """Of the nodes' output, if they were matched by it."""
     nodes: tuple[int, int]
-    """How many it stands for, in the other file and in this one."""
+    """Number of nodes in the other file and in this one."""
     against_ns: float
     ns: float
 
     @property
     def gained_ns(self) -> float:
-        """What this file saves; negative where it loses."""
+        """The time that this file saves; negative if it takes longer."""
         return self.against_ns - self.ns
 
 
 class Sustained(Record, frozen=True, kw_only=True):
-    """One process that ran a file without a pause, in blocks of equal time: whether the device slows itself down."""
+    """One process that ran a file without a pause, in blocks of equal time, to see if the device slows itself down."""
 
     sha256: str
     seconds: float
     wall_ns: tuple[tuple[int, ...], ...]
-    """For each block, runs evenly spread over it: at most ``edgeopt.bench.sustained.MOST_SAMPLES``."""
+    """For each block, runs evenly spread over it: at most ``edgeopt.bench.sustained.MAX_SAMPLES``."""
     cpu_ns: tuple[tuple[int, ...], ...]
     clock: Literal["cpu", "wall"]
-    """Which of them judges: CPU time on one thread of the processor, as other load cannot stretch it."""
+    """The times that are judged: CPU time on one thread of the processor, as other load cannot stretch it."""
     temperatures_c: tuple[float | None, ...]
-    """Of the hottest zone after each block; None where the device shows none."""
+    """Of the hottest zone after each block; None if the device reports none."""
     device: DeviceInfo
     environment: Environment

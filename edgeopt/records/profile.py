@@ -1,4 +1,4 @@
-"""``Profile``: what a target is, how it is timed, and the limits it has by default."""
+"""``Profile``: a target's device and runtime, how files are timed on it, and its default limits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 
 
 class TimingRule(Record, frozen=True, kw_only=True):
-    """When a timing has seen enough. A process ends when *both* minimums are met, or at ``max_seconds``."""
+    """How long to time a file. A process ends when *both* minimums are met, or at ``max_seconds``."""
 
     processes: int
     """Fresh processes; runs within one are not independent."""
@@ -27,7 +27,7 @@ class TimingRule(Record, frozen=True, kw_only=True):
 
 
 class Runtime(Record, frozen=True, kw_only=True):
-    """How a session runs: what changes a file's time or memory, and no limit."""
+    """How a session runs: the settings that change a file's time or memory, without any limit."""
 
     providers: tuple[str, ...]
     threads: int
@@ -38,7 +38,7 @@ class Runtime(Record, frozen=True, kw_only=True):
 
 
 class Profile(Record, frozen=True, kw_only=True):
-    """A target device. ``targets/*.toml`` holds one each, with the same keys."""
+    """A target. Each file ``targets/*.toml`` holds one, with the same keys."""
 
     name: str
     title: str
@@ -46,7 +46,7 @@ class Profile(Record, frozen=True, kw_only=True):
     device: str
     """Where workers run: ``local:``, ``ssh://``, ``adb:`` or ``browser:``; see ``edgeopt.device.open``."""
     stand_in: bool
-    """True where ``device`` only stands in for the real one; nothing is then proven on the target."""
+    """True if ``device`` only stands in for the target; nothing is then proven on the target."""
     providers: tuple[str, ...]
     """ONNX Runtime execution providers, first choice first."""
     threads: int
@@ -58,9 +58,9 @@ class Profile(Record, frozen=True, kw_only=True):
     """``enable_cpu_mem_arena``."""
     graph_level: GraphLevel = "all"
     precisions: tuple[Precision, ...]
-    """What may ship, in the order of preference where size does not decide."""
+    """Precisions that may ship, in the order of preference if size does not decide."""
     activation_type: Literal["uint8", "int8"]
-    """Of int8 activations; weights are int8 per channel."""
+    """Of int8 activations; weights are int8, per channel."""
     channel_step: int
     """Widths are rounded to a multiple of this."""
     max_opset: int
@@ -72,17 +72,17 @@ class Profile(Record, frozen=True, kw_only=True):
 
     @property
     def on_stand_in(self) -> Profile:
-        """The same on a machine that only stands in for the target, whose cores have other numbers."""
+        """The same profile on a stand-in, whose cores have different numbers."""
         return msgspec.structs.replace(self, affinity=())
 
     @property
     def on_host(self) -> Profile:
-        """The same on a host whose processor foretells the target: its own cores, and no provider but the processor."""
+        """The same profile on a host that predicts the target's latency: any core, and only the CPU provider."""
         return msgspec.structs.replace(self, affinity=(), providers=("CPUExecutionProvider",))
 
     @property
     def runtime(self) -> Runtime:
-        """How a session runs on it."""
+        """How a session runs on the target."""
         return Runtime(
             providers=self.providers,
             threads=self.threads,

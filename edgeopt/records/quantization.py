@@ -1,4 +1,4 @@
-"""``SensitivityStudy``: what int8 does to a network's outputs, by method and by node. ``FakeQuantSites``: what its file rounds."""
+"""How int8 disturbs a network (``SensitivityStudy``), and the values and weights that its int8 file rounds."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ from edgeopt.records.base import Record
 from edgeopt.records.recipe import CalibrationMethod
 
 Preparation = Literal["equalization", "bias correction", "equalization and bias correction"]
-"""What ``Quantize.equalize`` and ``Quantize.correct_bias`` do."""
+"""Steps before quantization, as ``Quantize.equalize`` and ``Quantize.correct_bias`` ask for them."""
 
 
 class NodeNoise(Record, frozen=True, kw_only=True):
-    """How much a node's int8 form disturbs the network's outputs."""
+    """How much a node in int8 disturbs the network's outputs."""
 
     node: str
     snr_db: float
-    """Signal to quantization noise at the outputs where this node alone is in int8."""
+    """Signal to quantization noise at the outputs with only this node in int8."""
     cost_ratio: float
-    """Mean of its shares of the weights' bytes and of the multiply-accumulates: what float would cost."""
+    """The cost of float: the mean of its shares of the weights' bytes and of the multiply-accumulates."""
 
 
 class SensitivityStudy(Record, frozen=True, kw_only=True):
-    """What was found on samples that did not calibrate."""
+    """How int8 changes a network's outputs, by method and by node, on samples that did not calibrate."""
 
     method_snr_db: dict[CalibrationMethod, float]
-    """Calibration method to signal to quantization noise at the outputs, every node in int8."""
+    """Calibration method to signal to quantization noise at the outputs, with every node in int8."""
     method: CalibrationMethod
     """The best one; ``minmax`` unless another is clearly better."""
     preparation_snr_db: dict[Preparation, float]
-    """The same with that method, by what is done before; only what changes the network."""
+    """The same with that method, by preparation; only preparations that change the network."""
     preparation: Preparation | None
-    """The best one where it is clearly better than none."""
+    """The best one; None unless it is clearly better than no preparation."""
     ranking: tuple[NodeNoise, ...]
-    """In the order in which nodes go back to float: most noise taken away for the cost first; empty if not asked."""
+    """In the order in which nodes go back to float: most noise removed for the cost first. Empty if not asked for."""
 
 
 class FloatPrefix(Record, frozen=True, kw_only=True):
-    """The first nodes of a network, where float is quicker than int8 on one device."""
+    """The first nodes of a network, if they are faster in float than in int8 on one device."""
 
     nodes: tuple[str, ...]
-    """In the graph's order; empty where int8 pays from the first on."""
+    """In the graph's order; empty if int8 pays from the first node on."""
 
 
 class FakeQuantActivation(Record, frozen=True, kw_only=True):
@@ -50,7 +50,7 @@ class FakeQuantActivation(Record, frozen=True, kw_only=True):
     scale: float
     zero_point: int
     shift: float
-    """Added before rounding: where a hard sigmoid is written as rounding, half a step. Else 0."""
+    """Added before rounding: half a step if a hard sigmoid is written as rounding, else 0."""
 
 
 class FakeQuantWeight(Record, frozen=True, kw_only=True):
@@ -58,17 +58,17 @@ class FakeQuantWeight(Record, frozen=True, kw_only=True):
 
     tensor: str
     axis: int | None
-    """Dimension whose every index has a scale of its own; None: one scale for all."""
+    """The dimension with one scale per index; None: one scale for all weights."""
     input_scale: float | None
-    """Times a weight's scale: the step of the bias, which the file holds in 32 bits. None where there is no such."""
+    """Times a weight's scale: the step of the bias, which the file holds in 32 bits. None without a bias."""
 
 
 class FakeQuantSites(Record, frozen=True, kw_only=True):
-    """All that the int8 file of a network rounds. Levels are the least and the greatest integer."""
+    """Everything that the int8 file of a network rounds. Levels are the least and the greatest integer."""
 
     activations: tuple[FakeQuantActivation, ...]
     weights: tuple[FakeQuantWeight, ...]
     activation_levels: tuple[int, int]
     weight_levels: tuple[int, int]
     ranges: dict[str, tuple[float, float]]
-    """Value of the float graph to the range that its rounding was made from."""
+    """Value of the float graph to the range that its scale was computed from."""

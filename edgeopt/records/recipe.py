@@ -1,4 +1,4 @@
-"""``Recipe``: how a candidate is made. Torch steps come first, graph steps after; a wrong order cannot be written."""
+"""``Recipe``: how a trial is made. Torch steps come first, graph steps after; a wrong order cannot be written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Literal
 
 from edgeopt.records.base import Record
 from edgeopt.records.low_rank import Factorization
+from edgeopt.records.profile import Precision
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
@@ -13,40 +14,40 @@ Optimizer = Literal["sgd", "adamw"]
 
 
 class Importance(Record, frozen=True, kw_only=True):
-    """How channels are scored; ``edgeopt.passes.prune.importance`` says what the words mean."""
+    """How channels are scored; ``edgeopt.passes.prune.importance`` defines the words."""
 
     method: ImportanceMethod = "taylor"
     reduction: Literal["sum", "mean", "max"] = "sum"
-    """From the scores of a channel's slots (its rows of each tensor) to the channel's."""
+    """From the scores of a channel's slots (its rows of each tensor) to the channel's score."""
     normalization: Literal["none", "mean", "max"] = "none"
-    """What a group's scores are divided by, so that groups compare."""
+    """The divisor of a group's scores, which makes groups comparable."""
 
 
 class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):
-    """Remove whole channels. ``widths`` says how many channels each group keeps; groups not named keep all."""
+    """Remove whole channels. ``widths`` is the number of channels that each group keeps; groups not named keep all."""
 
     importance: Importance
     widths: dict[str, int]
 
 
 class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsify"):
-    """Set single weights to zero and keep them there: the download shrinks, the latency does not."""
+    """Set single weights to zero and keep them at zero: the download shrinks, the latency does not."""
 
     method: Literal["magnitude", "gradient", "taylor"]
     ratio: float
     """Share of the weights that becomes zero, 0..1."""
     scope: Literal["global", "layer", "block"]
-    """Where that share is taken: of all weights, of each layer, of every ``block`` neighbours (2:4 and its like)."""
+    """The share applies to all weights together, to each layer, or to every ``block`` neighbours (as in 2:4)."""
     block: int = 0
     schedule: Literal["once", "cubic"]
-    """All at once, or growing over the first epochs of the training that follows."""
+    """In one step, or growing over the first epochs of the training that follows."""
 
 
 class LowRank(Record, frozen=True, kw_only=True, tag_field="step", tag="low-rank"):
-    """Make two layers in a row of one, with few channels between them; layers not named keep their form."""
+    """Factorize layers: each becomes two in a row, with few channels between them. Layers not named stay."""
 
     layers: dict[str, Factorization]
-    """By the name of the layer's weight."""
+    """Keyed by the name of the layer's weight."""
 
 
 class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"):
@@ -56,7 +57,7 @@ class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"
 
 
 class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill", omit_defaults=True):
-    """Train the network under the trained model's eyes (Hinton et al., 2015)."""
+    """Train the network to reproduce the teacher's outputs (knowledge distillation; Hinton et al., 2015)."""
 
     epochs: int
     optimizer: Optimizer
@@ -69,13 +70,13 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     mse_weight: float
     hard_weight: float
     group_lasso: float = 0.0
-    """Strength, at the end, of a penalty that shrinks whole channels: for a training before a cut."""
+    """Final strength of a penalty that shrinks whole channels, for a training that comes before pruning."""
 
 
 class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware"):
-    """Let the training that follows round as the network's int8 file does (Jacob et al., 2018).
+    """Make the training that follows round as the network's int8 file does (Jacob et al., 2018).
 
-    The file is the ``Quantize`` step of these values; its ranges, calibrated before the training, stay.
+    The file is made by the ``Quantize`` step with these values. Its ranges are calibrated before the training and stay.
     """
 
     activations: Literal["uint8", "int8"]
@@ -86,15 +87,15 @@ class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="qu
 
 
 class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):
-    """Fold constants and remove what computes nothing, with onnxsim."""
+    """Fold constants and remove nodes that compute nothing, with onnxsim."""
 
 
 class FlushDenormals(Record, frozen=True, kw_only=True, tag_field="step", tag="flush-denormals"):
-    """Set weights too small for a normal float to zero: they slow some processors by up to 40 times."""
+    """Set weights too small for a normal float to zero: they slow some processors down by up to 40 times."""
 
 
 class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize", omit_defaults=True):
-    """Static int8 with quantize and dequantize nodes (QDQ), weights int8, calibrated on training batches."""
+    """Static int8 with quantize and dequantize nodes (QDQ), int8 weights, calibrated on training batches."""
 
     activations: Literal["uint8", "int8"]
     per_channel: bool
@@ -103,17 +104,17 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     calibration: CalibrationMethod | Literal["trained"]
     """``trained``: the ranges that the network was trained with (``QuantizeAware``); nothing is calibrated."""
     samples: int
-    """How many training samples calibrate."""
+    """Number of training samples that calibrate."""
     float_nodes: tuple[str, ...] = ()
     """Names of the nodes that stay float, in the prepared graph."""
     equalize: bool = False
-    """Scale the channels between two convolutions alike first; see ``edgeopt.graph.quantization.cross_layer_equalization``."""
+    """Even out channel ranges between convolutions first (``edgeopt.graph.quantization.cross_layer_equalization``)."""
     correct_bias: bool = False
-    """Fold the mean error of rounded weights into the biases; see ``edgeopt.graph.quantization.bias_correction``."""
+    """Fold the mean error of rounded weights into the biases (``edgeopt.graph.quantization.bias_correction``)."""
 
 
 class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):
-    """Int8 weights of matrix products and LSTM cells; the ranges of activations are found when the network runs."""
+    """Int8 weights in matrix products and LSTM cells; the ranges of activations are found when the network runs."""
 
     reduce_range: bool
     """Weights in 7 bits: no saturation on x86 processors without VNNI."""
@@ -122,7 +123,7 @@ class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="
 
 
 class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-weights"):
-    """Weights of matrix products in few bits, activations in float; for the CPU provider alone."""
+    """Weights of matrix products in few bits, activations in float; for the CPU provider only."""
 
     bits: Literal[4, 8]
     block: int
@@ -134,7 +135,7 @@ class Float16(Record, frozen=True, kw_only=True, tag_field="step", tag="float16"
 
 
 class FuseQLinear(Record, frozen=True, kw_only=True, tag_field="step", tag="fuse-qlinear"):
-    """Write quantize and dequantize nodes as ONNX Runtime's integer operators; for the CPU provider alone."""
+    """Replace quantize and dequantize nodes with ONNX Runtime's integer operators; for the CPU provider only."""
 
 
 class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"):
@@ -142,16 +143,29 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 
 
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights
-"""What makes a file an integer one."""
+"""The steps that make a file an int8 one."""
 TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
 GraphStep = Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):
-    """All that decides a candidate's weights and graph, given the task."""
+    """Everything that decides a trial's weights and graph, given the task."""
 
     torch_steps: tuple[TorchStep, ...]
     graph_steps: tuple[GraphStep, ...]
     seed: int
     parent: str | None
-    """Key of the network (``codec.network_key``) whose weights this one starts from; None is the trained model."""
+    """Key of the network (``edgeopt.store.keys``) whose weights this one starts from; None is the trained model."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision that the graph steps lead to."""
+        if any(isinstance(step, QuantizeStep) for step in self.graph_steps):
+            return "int8"
+        return "fp16" if any(isinstance(step, Float16) for step in self.graph_steps) else "fp32"
+
+    @property
+    def is_original(self) -> bool:
+        """Whether the network has the trained model's own structure and starts from its weights."""
+        is_quantization_aware = any(isinstance(step, QuantizeAware) for step in self.torch_steps)
+        return self.parent is None and (is_quantization_aware or not self.torch_steps)

@@ -1,4 +1,4 @@
-"""``Trial``: a recipe and what became of it."""
+"""``Trial``: a recipe and its outcome, which is a measured file or a failure."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 
-Stage = Literal["module", "exported", "simplified", "quantized", "half", "final"]
-
 
 class Parity(Record, frozen=True, kw_only=True):
-    """How far one stage's outputs are from those of the stage before it."""
+    """How far a file's outputs after one stage are from the outputs of the network itself, on the same inputs."""
 
     stage: str
     max_abs_error: float
     max_rel_error: float
     """Largest absolute difference over the largest absolute value of that output."""
     tolerance: float | None
-    """On ``max_rel_error``; None where the score judges instead (quantization)."""
+    """On ``max_rel_error``; None if the score judges instead (quantization)."""
 
 
 class Artifact(Record, frozen=True, kw_only=True):
     """One ``.onnx`` file of the workspace."""
 
     key: str
-    """``codec.artifact_key``: recipe, task, versions of what made it."""
+    """Digest of its key; ``edgeopt.store.keys`` says what that depends on."""
     sha256: str
     size_bytes: int
     download_bytes: int
@@ -41,30 +39,30 @@ class Artifact(Record, frozen=True, kw_only=True):
     exporter: Literal["dynamo", "torchscript", "given"]
     parities: tuple[Parity, ...]
     notes: tuple[str, ...]
-    """Fall-backs taken and anything else the report has to say."""
+    """Fallbacks taken, and other remarks for the report."""
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """The score of a file on the selection batches, and its drop against the baseline over the same samples."""
+    """The score of a file on the selection set, and its drop from the baseline over the same samples."""
 
     value: float
     drop: float
-    """Baseline less this; negative where this is better."""
+    """Baseline less this; negative if this is better."""
     drop_ci95: tuple[float, float] | None
-    """Paired interval; None where the task gives no score for each sample."""
+    """Paired interval; None if the task has no score for each sample."""
     samples: int
 
 
 class AgainstTrial(Record, frozen=True, kw_only=True):
-    """A file against the one that it is a variant of."""
+    """An A/B of a file with that of another trial."""
 
     trial: int
-    """The other's number."""
+    """Number of the other trial."""
     comparison: Comparison
 
 
 class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measured"):
-    """A candidate that went all the way."""
+    """The outcome of a trial that was made and measured."""
 
     artifact: Artifact
     measurement: Measurement
@@ -72,19 +70,19 @@ class Measured(Record, frozen=True, kw_only=True, tag_field="status", tag="measu
     against_baseline: Comparison | None
     """None for the baseline itself."""
     against_float: Comparison | None = None
-    """An int8 file against the same network in float32; None where that was not compared."""
+    """An int8 file against its float counterpart; None if they were not compared."""
     changes_against_float: tuple[NodeChange, ...] = ()
-    """Where it is slower than that: what its layers lost and gained, largest loss first, by ONNX Runtime's profile."""
+    """If it is slower than its float counterpart: its layers' changes by ONNX Runtime's profile, largest loss first."""
     ranking: tuple[NodeNoise, ...] = ()
-    """Of a mixed form: the nodes in the order in which they go back to float."""
+    """Of a mixed int8 file: the nodes in the order in which they go back to float."""
     against_parent: AgainstTrial | None = None
-    """Of a sparse or low-rank file: against that of the network it was made of, in the same precision."""
+    """A sparse or low-rank file against that of the network it was made from, in the same precision."""
     against_full_int8: AgainstTrial | None = None
-    """Of an int8 file whose first layers are float, for time: against the one that is int8 from there on."""
+    """An int8 file with a float prefix against the file that is int8 from the first layer on."""
 
 
 class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"):
-    """A candidate that did not; the build goes on."""
+    """The outcome of a trial that failed; the build goes on."""
 
     stage: str
     reason: str
@@ -92,10 +90,10 @@ class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"
 
 
 class Trial(Record, frozen=True, kw_only=True):
-    """One candidate, numbered in the order of the build; the baseline is number 0."""
+    """One variant of a candidate, numbered in the order of the build; the baseline is number 0."""
 
     number: int
     recipe: Recipe
     outcome: Measured | Failed
     seconds: dict[str, float]
-    """Stage to time."""
+    """Stage to the time that it took."""

@@ -1,1 +1,1 @@
-"""A ``Choice`` becomes one document, and the document becomes JSON, text and a page. Only here are numbers rounded."""
+"""A ``Choice`` goes in; one document comes out, as JSON, text and a page. Numbers are rounded only here."""

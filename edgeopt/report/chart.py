@@ -1,7 +1,7 @@
-"""Scatter charts of the trials, laid out as plain numbers that a template draws as SVG.
+"""Charts of the trials: values go in, positions come out, as plain numbers that a template draws as SVG.
 
-Both axes run over what the trials and the limits need. A trial far below the score that is asked for would squeeze all
-others into a line, so it is drawn at the lower edge, marked as lying outside.
+The axes cover the trials and the limits. A trial far below the required score would squeeze all others into a line, so
+it is drawn at the lower edge and marked as outside.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-WIDTH, HEIGHT = 640, 360
-LEFT, RIGHT, TOP, BOTTOM = 74, 18, 22, 50
-"""Margins for labels, in the SVG's own units."""
-FAR_BELOW = 3.0
-"""A score this many times as far below the best as the limit is, is drawn at the edge."""
-NEAR = 4.0
-"""A limit at most this many times outside of what the trials span stretches a logarithmic axis."""
-_ROOM = 0.06
-"""Free share of the axis around the outermost points."""
+_WIDTH, _HEIGHT = 640, 360
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 18, 22, 50
+"""Margins for labels, in the SVG's units."""
+_MAX_BELOW_RATIO = 3.0
+"""Distance below the limit, over the distance of the best score above it, from which a score is drawn at the edge."""
+_MAX_STRETCH_RATIO = 4.0
+"""A limit that is up to this ratio outside the trials' range stretches a logarithmic axis."""
+_MARGIN_RATIO = 0.06
+"""Of the axis, free around the outermost points."""
 
 Role = Literal["baseline", "winner", "kept", "missed"]
 
@@ -50,7 +50,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis and its text."""
+    """A position on an axis, and its text."""
 
     at: float
     text: str
@@ -62,17 +62,17 @@ class Line:
 
     name: str
     points: tuple[tuple[float, float, str], ...]
-    """Place, and what it says where it is pointed at."""
+    """Position, and the text that the mouse shows there."""
 
     @property
     def path(self) -> str:
-        """Return the curve as SVG's path."""
+        """The curve as an SVG path."""
         return "M" + "L".join(f"{x} {y}" for x, y, _ in self.points)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything that a template needs to draw."""
+    """Everything that a template needs for drawing."""
 
     key: str
     title: str
@@ -86,17 +86,17 @@ class Chart:
     y_limit: Tick | None
     """With its direction in words."""
     lines: tuple[Line, ...] = ()
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
+    width: int = _WIDTH
+    height: int = _HEIGHT
+    left: int = _LEFT
+    right: int = _WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = _HEIGHT - _BOTTOM
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: its range, and how a value becomes a place."""
+    """One axis: its range, and its ends in the SVG's units."""
 
     low: float
     high: float
@@ -104,8 +104,8 @@ class Axis:
     start: float
     end: float
 
-    def place(self, value: float) -> float:
-        """Return the place of a value; values outside land on the edge."""
+    def position(self, value: float) -> float:
+        """Return the position of a value; values outside the range are put on the edge."""
         low, high, at = (self._scaled(number) for number in (self.low, self.high, value))
         share = min(1.0, max(0.0, (at - low) / (high - low)))
         return round(self.start + share * (self.end - self.start), 2)
@@ -113,29 +113,29 @@ class Axis:
     def ticks(self, text: Callable[[float], str]) -> tuple[Tick, ...]:
         """Return round values within the range: 1, 2, 5 in each decade, or even steps."""
         values = _log_ticks(self.low, self.high) if self.logarithmic else _even_ticks(self.low, self.high)
-        return tuple(Tick(at=self.place(value), text=text(value)) for value in values)
+        return tuple(Tick(at=self.position(value), text=text(value)) for value in values)
 
     def _scaled(self, value: float) -> float:
         return math.log10(max(value, 1e-30)) if self.logarithmic else value
 
 
-def log_axis(values: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
-    """Lay a logarithmic axis over positive values, and over their limit where that is near."""
+def _log_axis(values: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
+    """Make a logarithmic axis for positive values, and for their limit if it is near."""
     logs = [math.log10(value) for value in values if value > 0] or [0.0]
-    if limit is not None and 10 ** min(logs) / NEAR <= limit <= 10 ** max(logs) * NEAR:
+    if limit is not None and 10 ** min(logs) / _MAX_STRETCH_RATIO <= limit <= 10 ** max(logs) * _MAX_STRETCH_RATIO:
         logs.append(math.log10(limit))
     low, high = min(logs), max(logs)
-    free = max(_ROOM * (high - low), 0.05)
+    free = max(_MARGIN_RATIO * (high - low), 0.05)
     return Axis(10 ** (low - free), 10 ** (high + free), logarithmic=True, start=start, end=end)
 
 
-def score_axis(scores: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
-    """Lay an even axis over scores, from little below the limit up to the best."""
-    wanted = [*scores, limit] if limit is not None else list(scores)
-    low, high = min(wanted), max(wanted)
+def _score_axis(scores: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
+    """Make a linear axis for scores, from a little below the limit up to the best."""
+    shown = [*scores, limit] if limit is not None else list(scores)
+    low, high = min(shown), max(shown)
     if limit is not None and high > limit:
-        low = max(low, high - (1 + FAR_BELOW) * (high - limit))
-    free = _ROOM * (high - low) or 0.01 * abs(high) or 1.0
+        low = max(low, high - (1 + _MAX_BELOW_RATIO) * (high - limit))
+    free = _MARGIN_RATIO * (high - low) or 0.01 * abs(high) or 1.0
     return Axis(low - free, high + free, logarithmic=False, start=start, end=end)
 
 
@@ -153,20 +153,20 @@ def scatter(
 
     Args:
         samples: At least one trial.
-        key: Names the chart within the page.
+        key: Names the chart in the page.
         title: Its heading.
         labels: Of the x and the y axis, with the unit.
-        texts: How a value of x and of y is written.
-        limits: The budget on x and on y, drawn as lines; None draws none.
-        score_on_y: An even axis for y, which outliers below do not stretch.
+        texts: Functions that write a value of x, and of y.
+        limits: The limits on x and on y, drawn as lines; None draws no line.
+        score_on_y: A linear axis for y, which outliers below do not stretch.
     """
     x_limit, y_limit = limits
-    x_axis = log_axis([sample.x for sample in samples], x_limit, LEFT, WIDTH - RIGHT)
+    x_axis = _log_axis([sample.x for sample in samples], x_limit, _LEFT, _WIDTH - _RIGHT)
     y_values = [sample.y for sample in samples]
     if score_on_y:
-        y_axis = score_axis(y_values, y_limit, HEIGHT - BOTTOM, TOP)
+        y_axis = _score_axis(y_values, y_limit, _HEIGHT - _BOTTOM, _TOP)
     else:
-        y_axis = log_axis(y_values, y_limit, HEIGHT - BOTTOM, TOP)
+        y_axis = _log_axis(y_values, y_limit, _HEIGHT - _BOTTOM, _TOP)
     order: dict[Role, int] = {"missed": 0, "kept": 1, "baseline": 2, "winner": 3}
     marks = [_mark(sample, x_axis, y_axis) for sample in sorted(samples, key=lambda sample: order[sample.role])]
     return Chart(
@@ -192,22 +192,24 @@ def curves(
     labels: tuple[str, str],
     texts: tuple[Callable[[float], str], Callable[[float], str]],
 ) -> Chart:
-    """Lay out curves over a share of 0..1; y is logarithmic.
+    """Lay out curves; x is a share of 0..1, y is logarithmic.
 
     Args:
         series: Name to its points; at least one.
-        key: Names the chart within the page.
+        key: Names the chart in the page.
         title: Its heading.
-        description: What it shows, for those who do not see it.
+        description: Of the chart, for readers who cannot see it.
         labels: Of the x and the y axis.
-        texts: How a value of x and of y is written.
+        texts: Functions that write a value of x, and of y.
     """
-    x_axis = Axis(0.0, 1.0, logarithmic=False, start=LEFT, end=WIDTH - RIGHT)
-    y_axis = log_axis([y for points in series.values() for _, y in points], None, HEIGHT - BOTTOM, TOP)
+    x_axis = Axis(0.0, 1.0, logarithmic=False, start=_LEFT, end=_WIDTH - _RIGHT)
+    y_axis = _log_axis([y for points in series.values() for _, y in points], None, _HEIGHT - _BOTTOM, _TOP)
     lines = [
         Line(
             name,
-            tuple((x_axis.place(x), y_axis.place(y), f"{name}: {texts[1](y)} at {texts[0](x)}") for x, y in points),
+            tuple(
+                (x_axis.position(x), y_axis.position(y), f"{name}: {texts[1](y)} at {texts[0](x)}") for x, y in points
+            ),
         )
         for name, points in series.items()
     ]
@@ -219,7 +221,7 @@ def curves(
 
 
 def _mark(sample: Sample, x_axis: Axis, y_axis: Axis) -> Mark:
-    x, y = x_axis.place(sample.x), y_axis.place(sample.y)
+    x, y = x_axis.position(sample.x), y_axis.position(sample.y)
     return Mark(
         number=sample.number,
         x=x,
@@ -227,15 +229,15 @@ def _mark(sample: Sample, x_axis: Axis, y_axis: Axis) -> Mark:
         role=sample.role,
         title=sample.title,
         outside=sample.y < y_axis.low,
-        label_anchor="end" if x > (LEFT + WIDTH) / 2 else "start",
+        label_anchor="end" if x > (_LEFT + _WIDTH) / 2 else "start",
     )
 
 
 def _limit(axis: Axis, limit: float | None, direction: str, text: Callable[[float], str]) -> Tick | None:
-    """Place a limit's line; a limit that lies outside of what the trials span is left to the proof's table."""
+    """Position a limit's line; None if it is outside the axis (the table of the proof has it)."""
     if limit is None or not axis.low <= limit <= axis.high:
         return None
-    return Tick(at=axis.place(limit), text=f"{direction} {text(limit)}")
+    return Tick(at=axis.position(limit), text=f"{direction} {text(limit)}")
 
 
 def _log_ticks(low: float, high: float) -> list[float]:

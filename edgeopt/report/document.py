@@ -1,7 +1,8 @@
 """``choice.json``: the one structure that the text, the page and the JSON are rendered from.
 
-A ``Choice`` with its raw samples goes in; statistics are computed here, nothing is rounded. Fields are only ever added
-to the schema, and a reader skips those it does not know, so an old reader reads a newer file.
+A ``Choice`` with its raw samples goes in; statistics are computed here, nothing is rounded. Within one schema, fields
+are only added, and a reader skips fields that it does not know, so an old reader reads a newer file. If a field is
+renamed or removed, the schema gets the next number, and readers refuse other numbers.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from statistics import quantiles
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
+import edgeopt
 from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
@@ -22,15 +24,18 @@ from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Parity, Trial
-from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
+from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
-_SCHEMA: Literal["edgeopt/choice-1"] = "edgeopt/choice-1"
+_SCHEMA: Literal["edgeopt/choice-2"] = "edgeopt/choice-2"
 
 Span = tuple[float, float]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A part of a document; unlike a record, it skips fields that a later version added."""
+
+
+R = TypeVar("R", bound=Part)
 
 
 class Latency(Part, frozen=True, kw_only=True):
@@ -43,11 +48,11 @@ class Latency(Part, frozen=True, kw_only=True):
     """At the budget's percentile."""
     limit_ci95: Span
     estimated: bool = False
-    """Foretold for a target that was not there; see ``Document.estimate``."""
+    """Predicted for a target that was not there to measure; see ``Document.estimate``."""
 
 
-class Against(Part, frozen=True, kw_only=True):
-    """An interleaved A/B."""
+class LatencyComparison(Part, frozen=True, kw_only=True):
+    """The result of an interleaved A/B."""
 
     latency_ratio: float
     """This file's time over the other's: below 1 is faster."""
@@ -60,26 +65,26 @@ class LayerChange(Part, frozen=True, kw_only=True):
 
     operator: str
     shape: tuple[int, ...]
-    """Of what they make."""
+    """Of their outputs."""
     nodes: tuple[int, int]
     """How many, in float32 and in int8."""
     float_ms: float
     ms: float
 
 
-class Suffering(Part, frozen=True, kw_only=True):
-    """A node of the ranking that a mixed form's float nodes are the first of."""
+class NodeSensitivity(Part, frozen=True, kw_only=True):
+    """A node in the ranking of a mixed-precision trial, whose first nodes stay in float."""
 
     node: str
     snr_db: float
-    """Signal to noise at the outputs where this node alone is in int8."""
+    """Signal to noise at the outputs if only this node is in int8."""
     cost_ratio: float
-    """Its share of the bytes and of the work."""
+    """Its share of the weights' bytes and of the multiply-accumulates (mean of the two)."""
     stays_float: bool
 
 
 class TrialPart(Part, frozen=True, kw_only=True):
-    """One trial; what a failed one does not have is null."""
+    """One trial; fields that a failed trial does not have are null."""
 
     number: int
     recipe: Recipe
@@ -98,21 +103,21 @@ class TrialPart(Part, frozen=True, kw_only=True):
     throughput_per_s: float | None = None
     """Samples a second at the measured batch size and the median latency."""
     throughput_ci95: Span | None = None
-    """Where the budget has a limit on it."""
+    """Only if the budget has a limit on it."""
     batch_size: int | None = None
-    against_baseline: Against | None = None
-    against_float: Against | None = None
-    """An int8 file against its network in float32."""
+    against_baseline: LatencyComparison | None = None
+    against_float: LatencyComparison | None = None
+    """An int8 file against its float counterpart."""
     changes_against_float: tuple[LayerChange, ...] = ()
-    """Where it is slower than that: what its layers lost and gained, largest loss first."""
-    sensitivity: tuple[Suffering, ...] = ()
-    """Of a mixed form."""
+    """If it is slower than that: the time that its layers lost and gained, largest loss first."""
+    sensitivity: tuple[NodeSensitivity, ...] = ()
+    """Of a mixed-precision trial."""
     parent: int | None = None
-    """The trial that a sparse or low-rank one was made of, in the same precision."""
-    against_parent: Against | None = None
-    plain: int | None = None
-    """Of an int8 file whose first layers are float, for time: the trial that is int8 from there on."""
-    against_full_int8: Against | None = None
+    """The trial that a sparse or low-rank trial was made from, in the same precision."""
+    against_parent: LatencyComparison | None = None
+    full_int8: int | None = None
+    """For an int8 file with a float prefix: the trial that is int8 from the first layer."""
+    against_full_int8: LatencyComparison | None = None
     load_ms: float | None = None
     peak_memory_bytes: int | None = None
     score: float | None = None
@@ -122,12 +127,12 @@ class TrialPart(Part, frozen=True, kw_only=True):
     providers: dict[str, int] | None = None
     misses: tuple[Miss, ...] | None = None
     pays: bool | None = None
-    """False where the A/B bars it from winning; see ``records.choice.Verdict``."""
+    """False if an A/B bars it from winning; see ``edgeopt.records.choice.Verdict``."""
     processes: int | None = None
     runs: int | None = None
     contended_processes: int | None = None
     noise: dict[str, float] | None = None
-    """What disturbed the timing, and how much; see ``edgeopt.statistics.noise``."""
+    """Kinds of disturbance of the timing, and how large each is; see ``edgeopt.statistics.find_noise``."""
     exporter: str | None = None
     opset: int | None = None
     ir_version: int | None = None
@@ -144,33 +149,33 @@ class TrialPart(Part, frozen=True, kw_only=True):
 class Document(Part, frozen=True, kw_only=True):
     """The decision, and every trial."""
 
-    schema: Literal["edgeopt/choice-1"]
+    schema: Literal["edgeopt/choice-2"]
     task: str
     target: str
     device: DeviceInfo
     environment: Environment | None
-    """Of the baseline's measurement; null where it failed."""
+    """Of the baseline's measurement; null if it failed."""
     threads: int | None
     runtime: Runtime | None = None
-    """How sessions ran: threads, affinity, spinning, arena, graph level."""
+    """Settings of the sessions: threads, affinity, spinning, arena, graph level."""
     estimate: Estimate | None = None
-    """Of the baseline, where latencies are estimated: from which calibration, and how sure that is."""
+    """Of the baseline, if latencies are estimated: the calibration, and how accurate it is."""
     proven_on_target: bool
     budget: Budget
     baseline: TrialPart
     winner: TrialPart | None
     binding: tuple[Limit, ...]
     trials: tuple[TrialPart, ...]
-    front: tuple[int, ...]
+    pareto_front: tuple[int, ...]
     infeasible: Infeasible | None
     test: TestScores | None
     seconds: dict[str, float]
     sparsity: SparsityCurve | None = None
     """Loss against the share of weights that are not zero."""
     notes: tuple[str, ...] = ()
-    """What the search did not try, and why."""
+    """Things that the search did not try, and why."""
     teacher: str | None = None
-    """The ``.onnx`` file that taught what was trained; null where the original network did."""
+    """The ``.onnx`` file that taught the trained networks; null if the original network did."""
 
     def trial(self, number: int) -> TrialPart:
         """Return the trial of that number."""
@@ -198,7 +203,7 @@ def build_document(choice: Choice) -> Document:
         winner=None if choice.winner is None else trials[choice.winner],
         binding=choice.binding,
         trials=tuple(trials.values()),
-        front=choice.front,
+        pareto_front=choice.pareto_front,
         infeasible=choice.infeasible,
         test=choice.test,
         seconds=choice.seconds,
@@ -223,10 +228,10 @@ def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> T
             return _measured_part(trial, outcome, verdicts[trial.number], budget)
 
 
-def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Budget) -> TrialPart:
+def _measured_part(trial: Trial, outcome: Measured, trial_verdict: Verdict, budget: Budget) -> TrialPart:
     artifact, measurement, score = outcome.artifact, outcome.measurement, outcome.score
     latency = _latency(measurement, budget.latency_percentile)
-    parent, plain = outcome.against_parent, outcome.against_full_int8
+    parent, full_int8 = outcome.against_parent, outcome.against_full_int8
     return TrialPart(
         number=trial.number,
         recipe=trial.recipe,
@@ -242,8 +247,8 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         throughput_per_s=1e3 * measurement.batch_size / latency.p50,
         throughput_ci95=None if budget.min_throughput_per_s is None else _throughput_interval(measurement),
         batch_size=measurement.batch_size,
-        against_baseline=_against(outcome.against_baseline),
-        against_float=_against(outcome.against_float),
+        against_baseline=_compare(outcome.against_baseline),
+        against_float=_compare(outcome.against_float),
         changes_against_float=tuple(
             LayerChange(
                 operator=change.operator,
@@ -256,9 +261,9 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         ),
         sensitivity=_sensitivity(trial.recipe, outcome),
         parent=None if parent is None else parent.trial,
-        against_parent=None if parent is None else _against(parent.comparison),
-        plain=None if plain is None else plain.trial,
-        against_full_int8=None if plain is None else _against(plain.comparison),
+        against_parent=None if parent is None else _compare(parent.comparison),
+        full_int8=None if full_int8 is None else full_int8.trial,
+        against_full_int8=None if full_int8 is None else _compare(full_int8.comparison),
         load_ms=load_ms(measurement),
         peak_memory_bytes=None if measurement.memory is None else measurement.memory.peak_bytes,
         score=_finite(score.value),
@@ -266,12 +271,12 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
         score_drop_ci95=score.drop_ci95,
         score_samples=score.samples,
         providers=measurement.providers,
-        misses=judged.misses,
-        pays=judged.pays,
+        misses=trial_verdict.misses,
+        pays=trial_verdict.pays,
         processes=len(measurement.timings),
         runs=sum(len(timing.wall_ns) for timing in measurement.timings),
         contended_processes=sum(timing.contended for timing in measurement.timings),
-        noise={str(kind): ratio for kind, ratio in noise(measurement, budget.latency_percentile).items()},
+        noise={str(kind): ratio for kind, ratio in find_noise(measurement, budget.latency_percentile).items()},
         exporter=artifact.exporter,
         opset=artifact.opset,
         ir_version=artifact.ir_version,
@@ -281,11 +286,16 @@ def _measured_part(trial: Trial, outcome: Measured, judged: Verdict, budget: Bud
     )
 
 
-def _sensitivity(recipe: Recipe, outcome: Measured) -> tuple[Suffering, ...]:
-    floats = {name for step in recipe.graph_steps if isinstance(step, Quantize) for name in step.float_nodes}
+def _sensitivity(recipe: Recipe, outcome: Measured) -> tuple[NodeSensitivity, ...]:
+    float_nodes = {name for step in recipe.graph_steps if isinstance(step, Quantize) for name in step.float_nodes}
     return tuple(
-        Suffering(node=noise.node, snr_db=noise.snr_db, cost_ratio=noise.cost_ratio, stays_float=noise.node in floats)
-        for noise in outcome.ranking
+        NodeSensitivity(
+            node=ranked.node,
+            snr_db=ranked.snr_db,
+            cost_ratio=ranked.cost_ratio,
+            stays_float=ranked.node in float_nodes,
+        )
+        for ranked in outcome.ranking
     )
 
 
@@ -304,20 +314,20 @@ def _throughput_interval(measurement: Measurement) -> Span:
     return 1e3 * measurement.batch_size / median.high, 1e3 * measurement.batch_size / median.low
 
 
-def _against(comparison: Comparison | None) -> Against | None:
+def _compare(comparison: Comparison | None) -> LatencyComparison | None:
     if comparison is None:
         return None
     ratio = comparison_ratio(comparison)
-    return Against(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
+    return LatencyComparison(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no NaN: what is not a number is null."""
+    """Replace NaN and infinity by null, because JSON has neither."""
     return value if math.isfinite(value) else None
 
 
 def encode(document: Part) -> bytes:
-    """Write a document as JSON for people and programs: indented, with a line end."""
+    """Write a document as JSON for people and programs: indented, with a newline at the end."""
     return msgspec.json.format(to_json(document), indent=2) + b"\n"
 
 
@@ -325,13 +335,40 @@ def read_document(path: Path) -> Document:
     """Read a ``choice.json``.
 
     Raises:
-        DataError: the file is missing, or is no document of this schema; the message names the field.
+        DataError: see ``read_part``.
+    """
+    return read_part(path, Document, _SCHEMA)
+
+
+class _Header(Part, frozen=True, kw_only=True):
+    """The part of a file that says how to read the rest."""
+
+    schema: str
+
+
+def read_part(path: Path, kind: type[R], schema: str) -> R:
+    """Read a JSON file of a bundle.
+
+    Args:
+        path: The file.
+        kind: Its contents.
+        schema: The schema that ``kind`` describes, such as ``edgeopt/choice-2``.
+
+    Raises:
+        DataError: the file is missing, has another schema, or is damaged; the message names the field.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Document)
+        content = path.read_bytes()
+        found = msgspec.json.decode(content, type=_Header).schema
+        if found != schema and found.rpartition("-")[0] == schema.rpartition("-")[0]:
+            raise DataError(
+                f"{path} has the format {found}, but edgeopt {edgeopt.__version__} reads {schema}: build again, or use "
+                "the edgeopt version that wrote it."
+            )
+        return msgspec.json.decode(content, type=kind)
     except OSError as error:
         raise DataError(
-            f"{path} cannot be read: {error.strerror}. A folder that `edgeopt build` wrote holds one."
+            f"{path} cannot be read: {error.strerror}. Name a folder that `edgeopt build` wrote."
         ) from error
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is no {_SCHEMA} document: {error}. Build it again.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not an {schema} document: {error}. Build again.") from error

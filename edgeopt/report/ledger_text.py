@@ -1,4 +1,4 @@
-"""The ledger on a terminal: builds, trials, and one trial with everything that is known of it."""
+"""The ledger on a terminal: builds, trials, and one trial with everything that is known about it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from rich.text import Text
 from edgeopt.records.codec import to_json
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.report import words
-from edgeopt.statistics import comparison_ratio, latency_interval_ms, load_ms, noise, verdict
+from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
 BuildRow = tuple[int, str, str, float, int]
-"""Number, task, target, when it began (seconds since 1970), how many trials it has."""
+"""Number, task, target, start (seconds since 1970), number of trials."""
 
 
 def print_builds(builds: Sequence[BuildRow], console: Console) -> None:
-    """Print a line for each build."""
+    """Print one line per build."""
     table = _table("build", "task", "target", "began", "trials")
     for number, task, target, began, trials in builds:
         when = datetime.fromtimestamp(began).astimezone().strftime("%Y-%m-%d %H:%M")
@@ -30,11 +30,11 @@ def print_builds(builds: Sequence[BuildRow], console: Console) -> None:
 
 
 def print_trials(trials: Sequence[Trial], console: Console) -> None:
-    """Print a line for each trial; number 0 is the baseline."""
+    """Print one line per trial; number 0 is the baseline."""
     baseline = next((trial for trial in trials if trial.number == 0), None)
     table = _table("#", "size", "p50", "memory", "score", "recipe")
     for trial in trials:
-        recipe = recipe_of(trial, baseline)
+        recipe = _recipe_text(trial, baseline)
         match trial.outcome:
             case Measured(artifact=artifact, measurement=measurement, score=score):
                 memory = None if measurement.memory is None else measurement.memory.peak_bytes
@@ -52,8 +52,8 @@ def print_trials(trials: Sequence[Trial], console: Console) -> None:
 
 
 def print_trial(trial: Trial, baseline: Trial | None, console: Console) -> None:
-    """Print one trial: what was done, what came out, and the traceback where it failed."""
-    console.print(Text(f"Trial {trial.number}: {recipe_of(trial, baseline)}", style="bold"))
+    """Print one trial: its recipe, its results, and the traceback if it failed."""
+    console.print(Text(f"Trial {trial.number}: {_recipe_text(trial, baseline)}", style="bold"))
     match trial.outcome:
         case Measured() as outcome:
             rows = _measured_rows(outcome)
@@ -77,7 +77,7 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
     yield "size", f"{words.size(artifact.size_bytes)}, {words.size(artifact.download_bytes)} deflated"
     yield (
         "parameters",
-        f"{artifact.parameters:,}, {artifact.nonzero_parameters:,} of them not zero; {artifact.macs:,} MACs",
+        f"{artifact.parameters:,}, {artifact.nonzero_parameters:,} of them nonzero; {artifact.macs:,} MACs",
     )
     yield "format", f"operator set {artifact.opset}, IR {artifact.ir_version}, exporter {artifact.exporter}"
     for percentile in (50, 90, 99):
@@ -98,7 +98,7 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         yield "peak memory", f"{words.size(memory.peak_bytes)} ({peaks})"
     yield "load time", words.quantity(load_ms(measurement), "ms")
     yield "score", f"{words.score(score.value)}, drop {words.score(score.drop)}, {score.samples:,} samples"
-    for kind, ratio in noise(measurement).items():
+    for kind, ratio in find_noise(measurement).items():
         yield "disturbed", words.noise_text(kind, ratio)
     for parity in artifact.parities:
         yield f"parity, {parity.stage}", f"largest relative difference {parity.max_rel_error:.1e}"
@@ -106,13 +106,12 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         yield "note", note
 
 
-def recipe_of(trial: Trial, baseline: Trial | None) -> str:
-    """Put a trial's recipe into words, with its parameters as a share of the baseline's."""
-    match trial.outcome, baseline and baseline.outcome:
-        case Measured() as ours, Measured() as whole if whole.artifact.parameters:
-            return words.recipe(trial.recipe, ours.artifact.parameters / whole.artifact.parameters)
-        case _:
-            return words.recipe(trial.recipe, None)
+def _recipe_text(trial: Trial, baseline: Trial | None) -> str:
+    return words.recipe_text(trial.recipe, _parameters(trial), _parameters(baseline))
+
+
+def _parameters(trial: Trial | None) -> int | None:
+    return trial.outcome.artifact.parameters if trial and isinstance(trial.outcome, Measured) else None
 
 
 def _table(*columns: str) -> Table:

@@ -1,4 +1,7 @@
-"""``report.html``: one file, no network, made of small sections. A later part adds a ``Section`` and its template."""
+"""``report.html``: a document goes in, one page that loads nothing comes out.
+
+The page is made of sections: to add one, write a template and add a ``Section`` to ``SECTIONS``.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,17 @@ import edgeopt
 from edgeopt.report import sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
-from edgeopt.report.proof import proof
+from edgeopt.report.proof import build_proof
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: ``build`` gives its template what it shows, or None where there is nothing to show."""
+    """One part of the page: ``build`` returns the template's variables, or None if there is nothing to show."""
 
     key: str
-    """Its anchor, and the name of its template."""
+    """The anchor, and the name of the template."""
     title: str
     build: Callable[[Document], dict[str, object] | None]
 
@@ -35,13 +38,13 @@ class TrialLine:
     role: Role
     recipe: str
     beaten: bool
-    """Some other trial is at least as good in everything."""
+    """Another trial is at least as good in every metric."""
     comment: str
     """Why it did not win."""
 
 
-def role_of(trial: TrialPart, document: Document) -> Role:
-    """Say how a measured trial is marked."""
+def _role(trial: TrialPart, document: Document) -> Role:
+    """Return the mark of a measured trial."""
     if document.winner is not None and trial.number == document.winner.number:
         return "winner"
     if trial.number == document.baseline.number:
@@ -54,7 +57,9 @@ def _proof(document: Document) -> dict[str, object]:
     shown = document.winner or (document.baseline if nearest is None else document.trial(nearest))
     kind = "winner" if document.winner else "nearest trial" if nearest is not None else "baseline"
     return {
-        "rows": list(zip(proof(shown, document.budget), proof(document.baseline, document.budget), strict=True)),
+        "rows": list(
+            zip(build_proof(shown, document.budget), build_proof(document.baseline, document.budget), strict=True)
+        ),
         "trial": shown,
         "kind": kind,
         "is_baseline": shown.number == document.baseline.number,
@@ -62,7 +67,7 @@ def _proof(document: Document) -> dict[str, object]:
 
 
 def _test(document: Document) -> dict[str, object] | None:
-    sentence = sentences.tested(document)
+    sentence = sentences.test_scores(document)
     return None if sentence is None else {"sentence": sentence}
 
 
@@ -77,7 +82,7 @@ def _samples(document: Document, y: Callable[[TrialPart], float | None]) -> list
     for trial in document.trials:
         size, value = sentences.deciding_size(trial, document.budget), y(trial)
         if size is not None and value is not None:
-            role = role_of(trial, document)
+            role = _role(trial, document)
             samples.append(Sample(trial.number, size, value, role, _hover(trial, document)))
     return samples
 
@@ -86,7 +91,11 @@ def _hover(trial: TrialPart, document: Document) -> str:
     size = words.quantity(sentences.deciding_size(trial, document.budget), "bytes")
     latency = f"{words.quantity(trial.latency_at_limit_ms, 'ms')}{' estimated' if document.estimate else ''}"
     score = words.quantity(trial.score, "score")
-    return f"Trial {trial.number}: {sentences.recipe_text(trial, document)} – {size}, {latency}, score {score}"
+    return f"Trial {trial.number}: {_recipe(trial, document)} – {size}, {latency}, score {score}"
+
+
+def _recipe(trial: TrialPart, document: Document) -> str:
+    return words.recipe_text(trial.recipe, trial.parameters, document.baseline.parameters)
 
 
 def _size_label(document: Document) -> str:
@@ -153,9 +162,9 @@ def _trials(document: Document) -> dict[str, object]:
     lines = [
         TrialLine(
             part=trial,
-            role=role_of(trial, document),
-            recipe=sentences.recipe_text(trial, document),
-            beaten=trial.number not in document.front,
+            role=_role(trial, document),
+            recipe=_recipe(trial, document),
+            beaten=trial.number not in document.pareto_front,
             comment=_comment(trial, document),
         )
         for trial in document.trials
@@ -168,28 +177,28 @@ def _trials(document: Document) -> dict[str, object]:
 def _comment(trial: TrialPart, document: Document) -> str:
     if trial.misses:
         return "misses " + words.listed([sentences.miss_text(miss, document.budget) for miss in trial.misses])
-    other = "its float32 form" if sentences.slower_than_twin(trial) else "the baseline"
     if trial.pays is False:
+        other = "the same network in float32" if sentences.is_slower_than_float(trial) else "the baseline"
         return f"slower than {other}"
-    ahead = document.winner
-    if ahead is not None and ahead.plain == trial.number and trial in sentences.smaller_trials(document):
-        return f"keeps every limit, but trial {ahead.number} is faster by more than it is larger"
+    winner = document.winner
+    if winner is not None and winner.full_int8 == trial.number and trial in sentences.smaller_trials(document):
+        return f"keeps every limit, but trial {winner.number} is faster by more than it is larger"
     return "keeps every limit"
 
 
-def _twins(document: Document) -> dict[str, object] | None:
-    slower = [trial for trial in document.trials if sentences.slower_than_twin(trial)]
-    return {"slower": slower, "said": sentences.twins(document)} if slower else None
+def _int8_losses(document: Document) -> dict[str, object] | None:
+    slower = [trial for trial in document.trials if sentences.is_slower_than_float(trial)]
+    return {"slower": slower, "sentences": sentences.int8_losses(document)} if slower else None
 
 
 def _sensitivity(document: Document) -> dict[str, object] | None:
     ranked = [trial for trial in document.trials if trial.sensitivity]
-    return {"ranked": ranked, "said": sentences.mixed(document)} if ranked else None
+    return {"ranked": ranked, "sentence": sentences.float_nodes(document)} if ranked else None
 
 
 def _failures(document: Document) -> dict[str, object] | None:
     failed = [trial for trial in document.trials if trial.status == "failed"]
-    return {"failed": [(trial, sentences.recipe_text(trial, document)) for trial in failed]} if failed else None
+    return {"failed": [(trial, _recipe(trial, document)) for trial in failed]} if failed else None
 
 
 def _parity(document: Document) -> dict[str, object] | None:
@@ -198,12 +207,12 @@ def _parity(document: Document) -> dict[str, object] | None:
 
 
 def _notes(document: Document) -> dict[str, object] | None:
-    """Group equal notes, so that a fall-back that every trial took is said once."""
+    """Group equal notes, so that a fallback that every trial took is reported once."""
     trials: dict[str, list[str]] = {}
     for trial in document.trials:
         for note in trial.notes:
             trials.setdefault(note, []).append(str(trial.number))
-    search = sentences.variants(document)
+    search = sentences.variant_gains(document)
     notes = [(note, words.listed(numbers)) for note, numbers in trials.items()]
     return {"notes": notes, "search": search} if notes or search else None
 
@@ -235,19 +244,19 @@ SECTIONS = (
     Section("test", "Test scores", _test),
     Section("charts", "Every trial", _charts),
     Section("trials", "All trials", _trials),
-    Section("sensitivity", "Which layers suffer from int8", _sensitivity),
-    Section("twins", "Where int8 lost its gain", _twins),
+    Section("sensitivity", "Layers that are most sensitive to int8", _sensitivity),
+    Section("int8-losses", "Layers that became slower in int8", _int8_losses),
     Section("failures", "Failed trials", _failures),
-    Section("parity", "Same computation at each stage", _parity),
+    Section("parity", "Parity at each stage", _parity),
     Section("notes", "Notes", _notes),
     Section("time", "Where the time went", _time),
     Section("machine", "Device and environment", _machine),
 )
-"""In the order of the page."""
+"""In page order."""
 
 
 def render_page(document: Document) -> str:
-    """Render the page; whatever the user named is escaped, and nothing is loaded from anywhere."""
+    """Render the page; names that the user chose are escaped, and nothing is loaded from anywhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -267,6 +276,7 @@ def render_page(document: Document) -> str:
         "nodes": words.nodes,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
+    compared = sentences.compared_trials(document)
     return environment.get_template("page.html").render(
         document=document,
         version=edgeopt.__version__,
@@ -279,20 +289,21 @@ def render_page(document: Document) -> str:
             for text in (
                 sentences.barred(document),
                 *sentences.float_prefix_notes(document),
-                sentences.taught(document),
+                sentences.teacher(document),
                 sentences.waived(document),
             )
             if text
         ],
-        noise=sentences.noise_notes(document),
-        winner_recipe=sentences.recipe_text(document.winner, document) if document.winner else None,
+        noise=[*sentences.noise_notes(document), *sentences.timing_notes(compared)],
+        other_noise=sentences.timing_notes(trial for trial in document.trials if trial not in compared),
+        winner_recipe=_recipe(document.winner, document) if document.winner else None,
         cards=_cards(document),
         sections=[(section, view) for section, view in built if view is not None],
     )
 
 
 def _cards(document: Document) -> list[tuple[str, str, str]]:
-    """The few numbers on top: name, value, what it was before."""
+    """Return the few numbers at the top: name, value, and details."""
     winner, baseline = document.winner, document.baseline
     if winner is None or winner.number == baseline.number:
         return []
@@ -305,8 +316,8 @@ def _cards(document: Document) -> list[tuple[str, str, str]]:
         name = "slower" if against.verdict == "slower" else "faster"
         ends = (against.latency_ratio, *against.ci95)
         ratio, one, other = ends if name == "slower" else tuple(1 / end for end in ends)
-        where = " on this machine" if document.estimate else ""
-        span = f"A/B{where}, 95 %: {words.significant(min(one, other))} to {words.times(max(one, other))}"
+        machine = " on this machine" if document.estimate else ""
+        span = f"A/B{machine}, 95 %: {words.significant(min(one, other))} to {words.times(max(one, other))}"
         cards.append((name, words.times(ratio), span))
     if winner.peak_memory_bytes and baseline.peak_memory_bytes:
         cards.append(_gain(("less memory", "more memory"), baseline.peak_memory_bytes, winner.peak_memory_bytes))
@@ -318,7 +329,7 @@ def _cards(document: Document) -> list[tuple[str, str, str]]:
 
 
 def _gain(names: tuple[str, str], before: int, after: int) -> tuple[str, str, str]:
-    """Say a change of bytes as a factor above one, under the name of its direction."""
+    """Write a change of bytes as a ratio above one, under the name of its direction."""
     ratio = before / after
     detail = f"{words.size(before)} → {words.size(after)}"
     return (names[0], words.times(ratio), detail) if ratio >= 1 else (names[1], words.times(1 / ratio), detail)

@@ -1,4 +1,4 @@
-"""The proof: each limit of the budget beside what a trial was found to have."""
+"""The proof: a budget and a trial go in, each limit next to the value that was found comes out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from edgeopt.report.words import Unit
 
 
 @dataclass(frozen=True)
-class Row:
-    """One limit and one trial. ``allowed`` is None where the limit is waived."""
+class ProofRow:
+    """One limit and one trial. ``allowed`` is None if the limit is waived."""
 
     limit: Limit
     label: str
@@ -23,12 +23,12 @@ class Row:
     """95 %; the worse end decides."""
     allowed: float | None
     floor: bool
-    """True where ``allowed`` is the least that is accepted."""
+    """True if ``allowed`` is a minimum."""
     miss: Miss | None
 
     @property
     def kept(self) -> bool | None:
-        """Whether the limit is kept, which takes a number; None where it is waived."""
+        """Whether the limit is kept, which a missing number does not; None if it is waived."""
         return None if self.allowed is None else self.miss is None and self.found is not None
 
     @property
@@ -38,21 +38,21 @@ class Row:
 
     @property
     def found_text(self) -> str:
-        """The number, with as many digits as it takes to see on which side of the limit it is."""
+        """The number, with enough digits to see on which side of the limit it is."""
         if self.found is None or self.allowed is None:
             return words.quantity(self.found, self.unit)
         return words.distinguishable(self.found, self.allowed, self.unit)
 
     @property
     def judged_text(self) -> str:
-        """The number that decides, in the same way."""
+        """The number that decides, with enough digits too."""
         if self.judged is None or self.allowed is None:
             return words.quantity(self.judged, self.unit)
         return words.distinguishable(self.judged, self.allowed, self.unit)
 
     @property
     def interval_text(self) -> str:
-        """Both ends, or nothing."""
+        """Both ends, or an empty string."""
         if self.interval is None:
             return ""
         low, high = (words.quantity(end, self.unit) for end in self.interval)
@@ -60,14 +60,14 @@ class Row:
 
     @property
     def allowed_text(self) -> str:
-        """The limit with its direction, or that it is waived."""
+        """The limit with its direction, or ``waived``."""
         if self.allowed is None:
             return "waived"
         return f"{'≥' if self.floor else '≤'}{words.NBSP}{words.limit(self.allowed, self.unit)}"
 
 
-def proof(trial: TrialPart, budget: Budget) -> tuple[Row, ...]:
-    """Hold a trial against the budget, one row a limit, waived ones too; a failed trial has no numbers."""
+def build_proof(trial: TrialPart, budget: Budget) -> tuple[ProofRow, ...]:
+    """Compare a trial with each limit, in one row each, waived limits included; a failed trial has no numbers."""
     rows = [_latency(trial, budget)]
     if budget.min_throughput_per_s is not None:
         rows.append(_throughput(trial, budget))
@@ -76,13 +76,13 @@ def proof(trial: TrialPart, budget: Budget) -> tuple[Row, ...]:
 
 
 def _miss(trial: TrialPart, limit: Limit, allowed: float | None) -> Miss | None:
-    """Find the miss of this very limit: a budget can ask for a score in two ways, apart by what they allow."""
+    """Find the miss of one limit; a budget can limit the score twice, and ``allowed`` says which limit is meant."""
     return next((miss for miss in trial.misses or () if miss.limit == limit and miss.allowed == allowed), None)
 
 
-def _latency(trial: TrialPart, budget: Budget) -> Row:
+def _latency(trial: TrialPart, budget: Budget) -> ProofRow:
     latency = trial.latency_ms
-    return Row(
+    return ProofRow(
         limit="latency",
         label=f"Latency, p{budget.latency_percentile}{', estimated' if latency and latency.estimated else ''}",
         unit="ms",
@@ -94,8 +94,8 @@ def _latency(trial: TrialPart, budget: Budget) -> Row:
     )
 
 
-def _throughput(trial: TrialPart, budget: Budget) -> Row:
-    return Row(
+def _throughput(trial: TrialPart, budget: Budget) -> ProofRow:
+    return ProofRow(
         limit="throughput",
         label=f"Throughput, batch {budget.batch_size}",
         unit="per_s",
@@ -107,8 +107,8 @@ def _throughput(trial: TrialPart, budget: Budget) -> Row:
     )
 
 
-def _memory(trial: TrialPart, budget: Budget) -> Row:
-    return Row(
+def _memory(trial: TrialPart, budget: Budget) -> ProofRow:
+    return ProofRow(
         limit="memory",
         label="Peak memory",
         unit="bytes",
@@ -120,9 +120,9 @@ def _memory(trial: TrialPart, budget: Budget) -> Row:
     )
 
 
-def _size(trial: TrialPart, budget: Budget) -> Row:
+def _size(trial: TrialPart, budget: Budget) -> ProofRow:
     by_download = budget.size_metric == "download"
-    return Row(
+    return ProofRow(
         limit="size",
         label="Download (deflated)" if by_download else "File size",
         unit="bytes",
@@ -134,12 +134,12 @@ def _size(trial: TrialPart, budget: Budget) -> Row:
     )
 
 
-def _score(trial: TrialPart, budget: Budget) -> list[Row]:
-    """The score's floor, its drop, or both; where both are waived, the drop is shown as waived."""
+def _score(trial: TrialPart, budget: Budget) -> list[ProofRow]:
+    """Return rows for the minimum score, the score drop, or both; if both are waived, the drop is shown as waived."""
     rows = []
     if budget.min_score is not None:
         rows.append(
-            Row(
+            ProofRow(
                 limit="score",
                 label="Score",
                 unit="score",
@@ -152,7 +152,7 @@ def _score(trial: TrialPart, budget: Budget) -> list[Row]:
         )
     if budget.max_score_drop is not None or not rows:
         rows.append(
-            Row(
+            ProofRow(
                 limit="score",
                 label="Score drop",
                 unit="score",

@@ -1,18 +1,20 @@
-"""The sentences that the terminal and the page share; each takes the document and says one thing, or nothing."""
+"""The sentences that the terminal and the page share: the document goes in, one statement comes out, or None."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
-from edgeopt.report.document import Against, Document, LayerChange, TrialPart
-from edgeopt.report.proof import Row, proof
+from edgeopt.report.document import Document, LatencyComparison, LayerChange, TrialPart
+from edgeopt.report.proof import ProofRow, build_proof
 
-MOST_LAYERS = 3
-"""So many are named in a sentence; the page has them all."""
-LIMIT_NAMES: dict[Limit, str] = {
+_MAX_NAMED_LAYERS = 3
+"""In a sentence; the page has them all."""
+_LIMIT_NAMES: dict[Limit, str] = {
     "latency": "latency",
     "throughput": "throughput",
     "memory": "peak memory",
@@ -21,15 +23,8 @@ LIMIT_NAMES: dict[Limit, str] = {
 }
 
 
-def recipe_text(trial: TrialPart, document: Document) -> str:
-    """Put a trial's recipe into words, with its parameters as a share of the baseline's."""
-    whole = document.baseline.parameters
-    ratio = trial.parameters / whole if trial.parameters is not None and whole else None
-    return words.recipe(trial.recipe, ratio)
-
-
 def deciding_size(trial: TrialPart, budget: Budget) -> int | None:
-    """Return the bytes that decide: of the file, or of the download."""
+    """Return the bytes that the size limit is about: of the file, or of the download."""
     return trial.download_bytes if budget.size_metric == "download" else trial.size_bytes
 
 
@@ -39,13 +34,13 @@ def latency_name(document: Document) -> str:
 
 
 def headline(document: Document) -> str:
-    """Say the result in one sentence."""
+    """Summarize the result."""
     winner, budget = document.winner, document.budget
     if winner is None:
-        return "Nothing keeps the limits."
-    own = words.quantity(deciding_size(winner, budget), "bytes")
+        return "No trial keeps every limit."
+    size = words.quantity(deciding_size(winner, budget), "bytes")
     if winner.number == document.baseline.number:
-        return f"The baseline itself is the smallest file that keeps the limits: {own}."
+        return f"The baseline itself is the smallest file that keeps every limit: {size}."
     before, after = deciding_size(document.baseline, budget), deciding_size(winner, budget)
     gains = []
     if before and after:
@@ -54,53 +49,56 @@ def headline(document: Document) -> str:
         )
     if winner.against_baseline is not None:
         gains.append(f"{'on this machine ' if document.estimate else ''}{speed(winner.against_baseline)}")
-    compared = f" It is {words.listed(gains)} than the baseline." if gains else ""
-    return f"Trial {winner.number} keeps every limit at {own}.{compared}"
+    comparison = f" It is {words.listed(gains)} than the baseline." if gains else ""
+    return f"Trial {winner.number} keeps every limit at {size}.{comparison}"
 
 
-def speed(against: Against) -> str:
-    """Say an A/B in words: ``4.1× faster``, with its interval in brackets."""
+def speed(against: LatencyComparison) -> str:
+    """Put an A/B into words: ``4.1× faster``, with its interval in brackets."""
     ratio, (low, high) = against.latency_ratio, against.ci95
     if against.verdict == "slower":
         return f"{words.times(ratio)} slower (95 %: {words.significant(low)} to {words.times(high)})"
-    faster = f"{words.times(1 / ratio)} faster (95 %: {words.significant(1 / high)} to {words.times(1 / low)})"
-    return faster if against.verdict == "faster" else f"not measurably faster or slower ({faster})"
+    interval = f"95 %: {words.significant(1 / high)} to {words.times(1 / low)}"
+    if against.verdict == "faster":
+        return f"{words.times(1 / ratio)} faster ({interval})"
+    return f"not measurably faster or slower ({words.times(1 / ratio)} the speed, {interval})"
 
 
 def miss_text(miss: Miss, budget: Budget) -> str:
-    """Say what is missed and by how much: ``latency 1.20 ms (≤ 1.00 ms)``."""
-    name = LIMIT_NAMES[miss.limit]
-    drop = miss.limit == "score" and miss.allowed == budget.max_score_drop
-    name += " drop" if drop else ""
+    """Name a missed limit with its value and the limit: ``latency 1.20 ms (≤ 1 ms)``."""
+    name = _LIMIT_NAMES[miss.limit]
+    is_drop = miss.limit == "score" and miss.allowed == budget.max_score_drop
+    name += " drop" if is_drop else ""
     if miss.found is None:
         return f"{name} unknown"
-    unit: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "score": "score"}
-    written = unit.get(miss.limit, "bytes")
-    found, allowed = words.distinguishable(miss.found, miss.allowed, written), words.limit(miss.allowed, written)
-    floor = miss.limit == "throughput" or (miss.limit == "score" and not drop)
-    sign, noise = "≥" if floor else "≤", ", inside the noise" if miss.within_noise else ""
+    units: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "score": "score"}
+    unit = units.get(miss.limit, "bytes")
+    found, allowed = words.distinguishable(miss.found, miss.allowed, unit), words.limit(miss.allowed, unit)
+    is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop)
+    sign, noise = "≥" if is_minimum else "≤", ", within the noise" if miss.within_noise else ""
     return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise})"
 
 
 def binding(document: Document) -> str:
-    """Say which limit keeps the file from being smaller, and how that is known."""
+    """Say which limits keep the file from being smaller, and which trials show it."""
     if document.infeasible is not None:
         nearest = document.infeasible.nearest
-        missed = words.listed([LIMIT_NAMES[limit] for limit in document.binding])
-        near = "" if nearest is None else f"Trial {nearest} is nearest and misses {missed}. "
+        missed = words.listed([_LIMIT_NAMES[limit] for limit in document.binding])
+        near = "" if nearest is None else f"Trial {nearest} is the nearest and misses {missed}. "
         return near + document.infeasible.advice
-    names = words.listed([LIMIT_NAMES[limit] for limit in document.binding])
+    names = words.listed([_LIMIT_NAMES[limit] for limit in document.binding])
     if not names:
-        return "Every limit is waived: nothing binds."
+        return "No limit keeps the file from being smaller, because every limit is waived."
     reasons = [text for limit in document.binding if (text := _stopped_by(document, limit))]
+    label = f"Binding limit{'' if len(document.binding) == 1 else 's'}: {names}"
     if reasons:
-        return f"What binds: {names}. {' '.join(reasons)}"
+        return f"{label}. {' '.join(reasons)}"
     room = _room(document, document.binding[0])
-    return f"What binds: {names}, which has the least room{room}; no smaller candidate missed a limit."
+    return f"{label}, which has the least room{room}; no smaller trial missed a limit."
 
 
 def _stopped_by(document: Document, limit: Limit) -> str | None:
-    """Name the next smaller trial that misses this limit, preferring one that misses nothing else."""
+    """Name the largest smaller trial that misses this limit, preferring one that misses nothing else."""
     stopped = [trial for trial in smaller_trials(document) if any(miss.limit == limit for miss in trial.misses or ())]
     if not stopped:
         return None
@@ -124,12 +122,9 @@ def smaller_trials(document: Document) -> list[TrialPart]:
 
 
 def _room(document: Document, limit: Limit) -> str:
-    """Say how much of a limit the winner uses: `` (98 % of 2.00 MB)``."""
-    row = (
-        next((row for row in proof(document.winner, document.budget) if row.limit == limit), None)
-        if document.winner
-        else None
-    )
+    """Say how much of a limit the winner uses: `` (98 % of 2 MB)``."""
+    rows = build_proof(document.winner, document.budget) if document.winner else ()
+    row = next((row for row in rows if row.limit == limit), None)
     if row is None or row.judged is None or not row.allowed:
         return ""
     return f" ({words.percent(max(0.0, row.judged / row.allowed))} of {words.limit(row.allowed, row.unit)})"
@@ -138,189 +133,208 @@ def _room(document: Document, limit: Limit) -> str:
 def barred(document: Document) -> str | None:
     """Name the smaller trials that keep every limit and still lost, because they are slower than the baseline."""
     slow = [trial for trial in smaller_trials(document) if trial.pays is False and not trial.misses]
-    numbers = [str(trial.number) for trial in slow if not slower_than_twin(trial)]
+    numbers = [str(trial.number) for trial in slow if not is_slower_than_float(trial)]
     if not numbers:
         return None
-    which = f"Trial {numbers[0]} is" if len(numbers) == 1 else f"Trials {words.listed(numbers)} are"
-    return f"{which} smaller and within the limits, but slower than the baseline, which keeps them too: left out."
+    if len(numbers) == 1:
+        start, reason = f"Trial {numbers[0]} is smaller and within the limits, but was", "it is"
+    else:
+        start, reason = f"Trials {words.listed(numbers)} are smaller and within the limits, but were", "they are"
+    return f"{start} left out: {reason} slower than the baseline, which keeps the limits too."
 
 
-def slower_than_twin(trial: TrialPart) -> bool:
-    """Tell whether an int8 trial's A/B found it slower than the same network in float32."""
+def is_slower_than_float(trial: TrialPart) -> bool:
+    """Tell whether an int8 trial's A/B found it slower than its float counterpart."""
     return trial.against_float is not None and trial.against_float.verdict == "slower"
 
 
-def twins(document: Document) -> list[str]:
-    """Say of each int8 trial that is slower than its float32 form how much, and which layers ate the gain."""
-    found = []
+def int8_losses(document: Document) -> list[str]:
+    """Say how much slower each slower int8 trial is than its float counterpart, and which layers became slower."""
+    sentences = []
     for trial in document.trials:
-        if trial.against_float is None or not slower_than_twin(trial):
+        if trial.against_float is None or not is_slower_than_float(trial):
             continue
-        lost_out = trial.pays is False and not trial.misses and trial != document.winner
-        out = " and was left out" if lost_out else ""
+        is_left_out = trial.pays is False and not trial.misses and trial != document.winner
+        out = " and was left out" if is_left_out else ""
         text = f"Trial {trial.number} in int8 is {speed(trial.against_float)} than the same network in float32{out}."
-        lost = [change for change in trial.changes_against_float if change.ms > change.float_ms][:MOST_LAYERS]
-        if lost:
-            text += f" What ate the gain: {words.listed([layer_text(change) for change in lost])}."
-        found.append(text)
-    return found
+        slower = [change for change in trial.changes_against_float if change.ms > change.float_ms]
+        if slower:
+            text += f" Layers that became slower: {words.listed([layer_text(c) for c in slower[:_MAX_NAMED_LAYERS]])}."
+        sentences.append(text)
+    return sentences
 
 
-def mixed(document: Document) -> str | None:
-    """Say which layers the shown trial keeps in float, and why these."""
+def float_nodes(document: Document) -> str | None:
+    """Say which nodes the shown trial keeps in float for the score, and why these."""
     nearest = document.infeasible.nearest if document.infeasible else None
     shown = document.winner or (None if nearest is None else document.trial(nearest))
-    floats = [one for one in shown.sensitivity if one.stays_float] if shown else []
-    if not floats or shown is None:
+    in_float = [node for node in shown.sensitivity if node.stays_float] if shown else []
+    if not in_float or shown is None:
         return None
-    named = [f"{one.node} ({one.snr_db:.1f} dB, {words.percent(one.cost_ratio)})" for one in floats[:MOST_LAYERS]]
-    more = f" and {len(floats) - MOST_LAYERS} more" if len(floats) > MOST_LAYERS else ""
+    named = [
+        f"{node.node} ({node.snr_db:.1f} dB, {words.percent(node.cost_ratio)})" for node in in_float[:_MAX_NAMED_LAYERS]
+    ]
+    more = f" and {len(in_float) - _MAX_NAMED_LAYERS} more" if len(in_float) > _MAX_NAMED_LAYERS else ""
     return (
-        f"Trial {shown.number} keeps {len(floats)} of {words.plural(len(shown.sensitivity), 'node')} in float, those "
-        "that disturb the outputs most in int8 for what float costs (signal to noise of each alone, its share of bytes "
-        f"and work): {words.listed(named) if not more else ', '.join(named)}{more}."
+        f"Trial {shown.number} keeps {len(in_float)} of {words.plural(len(shown.sensitivity), 'node')} in float: those "
+        "that disturb the outputs most in int8, relative to their cost in float (in brackets: signal to noise if only "
+        f"this node is in int8, share of bytes and work): {words.listed(named) if not more else ', '.join(named)}"
+        f"{more}."
     )
 
 
 def layer_text(change: LayerChange) -> str:
-    """Name layers with their times: ``Conv → QLinearConv 1×96×28×28 (0.108 → 0.132 ms)``."""
+    """Name layers and their times: ``Conv → QLinearConv 1×96×28×28 (0.108 → 0.132 ms)``."""
     shape = "".join(f" {'×'.join(map(str, change.shape))}" for _ in change.shape[:1])
     times = f"{words.significant(change.float_ms)} → {words.significant(change.ms)} ms"
     count = max(change.nodes)
     return f"{change.operator}{shape} ({f'{count} of them, ' if count > 1 else ''}{times})"
 
 
-def taught(document: Document) -> str | None:
-    """Say who taught what was trained: a file, or the original network."""
+def teacher(document: Document) -> str | None:
+    """Name the teacher of the trained networks: a file, or the original network."""
     if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
         return None
     return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 
 
 def float_prefix_notes(document: Document) -> list[str]:
-    """Say of each int8 trial whose first layers are float what that bought, in time and in bytes."""
-    said = []
+    """Say what the float prefix of each int8 trial that has one saves in time and costs in bytes."""
+    notes = []
     for trial in document.trials:
-        if trial.against_full_int8 is None or trial.plain is None:
+        if trial.against_full_int8 is None or trial.full_int8 is None:
             continue
-        plain = document.trial(trial.plain)
-        ours, theirs = (deciding_size(one, document.budget) or 0 for one in (trial, plain))
-        size = f"{words.quantity(abs(ours - theirs), 'bytes')} {'larger' if ours > theirs else 'smaller'}"
-        why = ", where int8 saved no time" if trial.against_full_int8.verdict == "faster" else ""
-        text = f"Trial {trial.number} is trial {plain.number} with its first layers in float{why}"
-        said.append(f"{text}: the file is {size}, and it runs {speed(trial.against_full_int8)}.")
-    return said
+        full_int8 = document.trial(trial.full_int8)
+        size_bytes, full_size_bytes = (deciding_size(part, document.budget) or 0 for part in (trial, full_int8))
+        difference = words.quantity(abs(size_bytes - full_size_bytes), "bytes")
+        size = f"{difference} {'larger' if size_bytes > full_size_bytes else 'smaller'}"
+        reason = ", because int8 saved no time there" if trial.against_full_int8.verdict == "faster" else ""
+        text = f"Trial {trial.number} is trial {full_int8.number} with its first layers in float{reason}"
+        notes.append(f"{text}: the file is {size}, and it runs {speed(trial.against_full_int8)}.")
+    return notes
 
 
-def variants(document: Document) -> list[str]:
-    """Say what zeros and low rank bought, and what not, against the network they were made of; and what was not tried.
+def variant_gains(document: Document) -> list[str]:
+    """Compare each sparse and low-rank trial with the trial it was made from, and list what was not tried.
 
-    Download and time are measured: a dense kernel multiplies zeros as it does other numbers.
+    Download and time are measured: a dense kernel multiplies zeros like other numbers.
     """
-    said = []
+    gains = []
     for trial in document.trials:
         if trial.against_parent is None or trial.parent is None:
             continue
         parent = document.trial(trial.parent)
-        sparse = any(isinstance(step, Sparsify) for step in trial.recipe.torch_steps)
-        ours, theirs = ((t.download_bytes if sparse else t.size_bytes) for t in (trial, parent))
-        if not ours or not theirs:
+        is_sparse = any(isinstance(step, Sparsify) for step in trial.recipe.torch_steps)
+        after, before = ((part.download_bytes if is_sparse else part.size_bytes) for part in (trial, parent))
+        if not after or not before:
             continue
-        what = "download" if sparse else "file"
-        size = f"{words.times(theirs / ours)} smaller" if ours <= theirs else f"{words.times(ours / theirs)} larger"
-        bought = f"Trial {trial.number} is trial {parent.number} with {_variant(trial)}: the {what} is {size}"
-        said.append(f"{bought}, and it runs {speed(trial.against_parent)}.")
-    return [*said, *document.notes]
+        measured = "download" if is_sparse else "file"
+        size = f"{words.times(before / after)} smaller" if after <= before else f"{words.times(after / before)} larger"
+        text = f"Trial {trial.number} is trial {parent.number} with {_change(trial)}: the {measured} is {size}"
+        gains.append(f"{text}, and it runs {speed(trial.against_parent)}.")
+    return [*gains, *document.notes]
 
 
-def _variant(trial: TrialPart) -> str:
-    """Name what a sparse or low-rank trial changed of its parent."""
+def _change(trial: TrialPart) -> str:
+    """Name the change that made a sparse or low-rank trial from its parent."""
     step = next(step for step in trial.recipe.torch_steps if isinstance(step, Sparsify | LowRank))
     match step:
         case Sparsify(ratio=ratio):
-            return f"{words.percent(ratio)} of its weights at zero"
+            return f"{words.percent(ratio)} of its weights set to zero"
         case LowRank(layers=layers):
-            return f"{words.plural(len(layers), 'layer')} of low rank"
+            return f"{words.plural(len(layers), 'layer')} factorized (low rank)"
 
 
 def waived(document: Document) -> str | None:
-    """Name the limits that nobody asked to keep."""
-    names = [LIMIT_NAMES[row.limit] for row in proof(document.baseline, document.budget) if row.allowed is None]
+    """Name the waived limits."""
+    names = [_LIMIT_NAMES[row.limit] for row in build_proof(document.baseline, document.budget) if row.allowed is None]
     return f"Waived: {words.listed(names)}." if names else None
 
 
 def noise_notes(document: Document) -> list[str]:
-    """Say which differences cannot be told from chance, and which timings were disturbed."""
-    found = []
+    """Say which differences may be chance, and which timings were disturbed."""
+    notes = []
     winner = document.winner
     if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is not None:
         low, high = winner.score_drop_ci95
         if low <= 0 <= high:
-            found.append(
-                f"The drop of the score, {words.score(low)} to {words.score(high)} (95 %), cannot be told from none."
-            )
+            interval = f"{words.score(low)} to {words.score(high)} (95 %)"
+            notes.append(f"The score drop, {interval}, is not distinguishable from zero.")
     near = [t for t in smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
     for trial in near:
         missed = words.listed([miss_text(miss, document.budget) for miss in trial.misses or ()])
-        found.append(f"Trial {trial.number} is smaller and misses {missed}.")
+        notes.append(f"Trial {trial.number} is smaller and misses {missed}.")
     disturbed = [trial for trial in document.trials if trial.contended_processes]
     if disturbed:
         numbers = words.listed([str(trial.number) for trial in disturbed])
-        found.append(
+        notes.append(
             f"Other load disturbed the timing of {'trial' if len(disturbed) == 1 else 'trials'} {numbers}: "
             "measure again on a quiet machine before you rely on milliseconds."
         )
-    for trial in document.trials:
+    return notes
+
+
+def compared_trials(document: Document) -> list[TrialPart]:
+    """Return the baseline, and the winner if it is another trial."""
+    baseline, winner = document.baseline, document.winner
+    return [baseline] if winner is None or winner.number == baseline.number else [baseline, winner]
+
+
+def timing_notes(trials: Iterable[TrialPart]) -> list[str]:
+    """Say for each trial how its timing was noisy, apart from other load."""
+    notes = []
+    for trial in trials:
         other = [words.noise_text(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
         if other:
-            found.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
-    return found
+            notes.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
+    return notes
 
 
 def device(document: Document) -> str:
-    """Say where the numbers come from, and whether they prove anything about the target."""
+    """Name the device that was measured, and say whether the numbers prove anything about the target."""
     machine = document.environment.processor if document.environment else "an unknown processor"
     threads = f", {words.plural(document.threads, 'thread')}" if document.threads else ""
-    where = f"{machine}{threads} ({document.device.uri})"
+    measured_on = f"{machine}{threads} ({document.device.uri})"
     if document.proven_on_target:
-        return f"Measured on the target itself, {where}."
+        return f"Measured on the target itself, {measured_on}."
+    advice = "Build again with --device URI to measure the finished trials there, without training."
     if document.estimate is not None:
         return (
-            f"{estimate_notes(document.estimate, document.target)} Memory and scores are those of {where}; nothing is "
-            "proven on the target. Build again with --device to measure what exists there, without training."
+            f"{estimate_notes(document.estimate, document.target)} Memory and scores are those of {measured_on}; "
+            f"nothing is proven on the target. {advice}"
         )
     return (
-        f"Measured on {where}, which only stands in for the {document.target}: nothing is proven on the target. "
-        "Build again with --device to measure what exists there, without training."
+        f"Measured on {measured_on}, which only stands in for the {document.target}: nothing is proven on the target. "
+        f"{advice}"
     )
 
 
 def caution(document: Document) -> str | None:
-    """Say on top that nothing is proven on the target, and why; None where it is."""
+    """Warn at the top that nothing is proven on the target, and why; None if it is."""
     if document.proven_on_target:
         return None
     if document.estimate is None:
-        return "Not proven on the target: a stand-in was measured."
+        return "Not measured on the target itself: this machine stood in for it."
     error = words.percent(document.estimate.error_ratio)
     return (
-        f"Not proven on the target: its latency is estimated, by a calibration that was off by {error} at the median."
+        f"Not measured on the target itself: its latency is estimated, with a median error of {error} in calibration."
     )
 
 
 def estimate_notes(estimate: Estimate, target: str) -> str:
-    """Say that latencies are foretold, from what, and how far off that was."""
+    """Say that latencies are estimated, by which calibration, and how accurate it was."""
     unseen = estimate.unseen_ratio
-    lacking = f" {words.percent(unseen)} of the time is in operators that it lacks." if unseen >= 0.01 else ""
+    missing = f" {words.percent(unseen)} of the time is in operators that it lacks." if unseen >= 0.01 else ""
     return (
         f"Latencies are estimated, not measured: by the calibration of {estimate.made_at[:10]}, when the {target} was "
-        f"{estimate.device.uri} (onnxruntime {estimate.device_runtime}); on {estimate.networks} networks that it had "
-        f"not seen, it was off by {words.percent(estimate.error_ratio)} at the median.{lacking} The upper end of the "
-        "interval judges the limit."
+        f"{estimate.device.uri} (onnxruntime {estimate.device_runtime}). Its median error on {estimate.networks} "
+        f"held-out networks was {words.percent(estimate.error_ratio)}.{missing} The upper end of the interval is "
+        "compared with the limit."
     )
 
 
-def tested(document: Document) -> str | None:
-    """Give the scores on the test batches, which decided nothing."""
+def test_scores(document: Document) -> str | None:
+    """Give the scores on the test set, which decided nothing."""
     test = document.test
     if test is None:
         return None
@@ -328,7 +342,7 @@ def tested(document: Document) -> str | None:
     span = test.drop_ci95
     interval = "" if span is None else f", 95 %: {words.score(span[0])} to {words.score(span[1])}"
     return (
-        f"On {test.samples:,} test samples, looked at once: baseline {words.score(test.baseline_score)}, "
+        f"On {test.samples:,} test samples, used once at the end: baseline {words.score(test.baseline_score)}, "
         f"winner {words.score(test.winner_score)} (drop {words.score(drop)}{interval})."
     )
 
@@ -342,9 +356,10 @@ def time_spent(document: Document) -> str | None:
     return f"Where the time went ({words.duration(sum(document.seconds.values()))}): {', '.join(parts)}."
 
 
-def compared_rows(document: Document) -> tuple[tuple[Row, Row | None], ...]:
-    """Pair the baseline's rows of the proof with those of the winner, or of the nearest trial where none won."""
+def compared_rows(document: Document) -> tuple[tuple[ProofRow, ProofRow | None], ...]:
+    """Pair the baseline's rows of the proof with the winner's, or with the nearest trial's if there is no winner."""
     nearest = document.infeasible.nearest if document.infeasible else None
     other = document.winner or (None if nearest is None else document.trial(nearest))
-    ours = proof(other, document.budget) if other else (None,) * len(proof(document.baseline, document.budget))
-    return tuple(zip(proof(document.baseline, document.budget), ours, strict=True))
+    before = build_proof(document.baseline, document.budget)
+    after = build_proof(other, document.budget) if other else (None,) * len(before)
+    return tuple(zip(before, after, strict=True))

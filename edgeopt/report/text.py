@@ -12,7 +12,7 @@ from rich.text import Text
 
 from edgeopt.report import sentences, words
 from edgeopt.report.document import Document, TrialPart
-from edgeopt.report.proof import Row
+from edgeopt.report.proof import ProofRow
 
 _KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
 
@@ -22,8 +22,8 @@ def print_result(document: Document, console: Console, *, out: Path | None) -> N
 
     Args:
         document: The document of the choice.
-        console: Where to; without a terminal it has 80 columns and no colour.
-        out: The bundle's folder, whose files are named at the end; None where nothing was written.
+        console: The console to print to; without a terminal it has 80 columns and no colour.
+        out: The bundle's folder, whose files are named at the end; None if nothing was written.
     """
     won = document.winner is not None
     console.print(Text(sentences.headline(document), style="bold green" if won else "bold red"))
@@ -59,14 +59,14 @@ def _table(document: Document) -> Table:
 
 
 def _shown(document: Document) -> TrialPart | None:
-    """The trial beside the baseline: the winner, or the nearest; None where that is the baseline itself."""
+    """Return the trial to show next to the baseline: the winner, or the nearest; None if that is the baseline."""
     nearest = document.infeasible.nearest if document.infeasible else None
     other = document.winner or (None if nearest is None else document.trial(nearest))
     return None if other is None or other.number == document.baseline.number else other
 
 
-def _cell(row: Row) -> str:
-    """Write a found value, with the end of its interval that decides."""
+def _cell(row: ProofRow) -> str:
+    """Write a value, with the end of its interval that decides."""
     if row.interval is None:
         return row.found_text
     sign = "≥" if row.floor else "≤"
@@ -74,7 +74,7 @@ def _cell(row: Row) -> str:
 
 
 def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -> Iterator[tuple[str, list[str]]]:
-    """Rows that no limit is about."""
+    """Yield the rows that no limit is about."""
     both = [baseline] if other is None else [baseline, other]
     yield "Score", [words.quantity(trial.score, "score") for trial in both]
     yield (
@@ -86,20 +86,22 @@ def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -
 
 
 def _lines(document: Document) -> Iterator[str]:
-    """The sentences below the table, each on its own line."""
-    if (shown := _shown(document)) is not None:
-        yield f"Trial {shown.number}: {sentences.recipe_text(shown, document)}."
+    """Yield the sentences below the table, one per line."""
+    if (trial := _shown(document)) is not None:
+        recipe = words.recipe_text(trial.recipe, trial.parameters, document.baseline.parameters)
+        yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
     optional = (
-        sentences.mixed(document),
+        sentences.float_nodes(document),
         sentences.barred(document),
         *sentences.float_prefix_notes(document),
-        sentences.taught(document),
+        sentences.teacher(document),
         sentences.waived(document),
-        *sentences.twins(document),
+        *sentences.int8_losses(document),
         *sentences.noise_notes(document),
+        *sentences.timing_notes(sentences.compared_trials(document)),
     )
     yield from (line for line in optional if line)
-    yield from sentences.variants(document)
+    yield from sentences.variant_gains(document)
     yield sentences.device(document)
-    yield from (line for line in (sentences.tested(document), sentences.time_spent(document)) if line)
+    yield from (line for line in (sentences.test_scores(document), sentences.time_spent(document)) if line)

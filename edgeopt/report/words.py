@@ -1,8 +1,8 @@
-"""Numbers and recipes in words. Every rounding of edgeopt's results happens here."""
+"""Numbers, recipes and settings in, text out; the numbers of a result are rounded here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from edgeopt.records.profile import Runtime
@@ -18,7 +18,6 @@ from edgeopt.records.recipe import (
     Quantize,
     QuantizeAware,
     QuantizeDynamic,
-    QuantizeStep,
     QuantizeWeights,
     Recipe,
     Simplify,
@@ -31,9 +30,9 @@ Unit = Literal["ms", "bytes", "per_s", "score"]
 
 MISSING = "—"
 NBSP = "\u00a0"
-"""A space that no line is broken at."""
-MOST_DIGITS = 9
-"""Enough to tell apart any two numbers that a limit can turn on."""
+"""A space at which no line is broken."""
+_MAX_DIGITS = 9
+"""Enough to distinguish any found number from its limit."""
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -60,7 +59,7 @@ def score(value: float, digits: int = 3) -> str:
 
 
 def quantity(value: float | None, unit: Unit, digits: int = 3) -> str:
-    """Write a number with its unit, a dash where there is none."""
+    """Write a number with its unit, or a dash if there is no number."""
     if value is None:
         return MISSING
     match unit:
@@ -75,11 +74,11 @@ def quantity(value: float | None, unit: Unit, digits: int = 3) -> str:
 
 
 def distinguishable(found: float, allowed: float, unit: Unit) -> str:
-    """Write a number with as many digits as it takes to see that it is not the limit: 1.0004 ms beside 1 ms."""
+    """Write a number with enough digits to see that it is not the limit: 1.0004 ms if the limit is 1 ms."""
     digits = next(
         (
             digits
-            for digits in range(3, MOST_DIGITS)
+            for digits in range(3, _MAX_DIGITS)
             if quantity(found, unit, digits) != quantity(allowed, unit, digits)
         ),
         3,
@@ -88,8 +87,8 @@ def distinguishable(found: float, allowed: float, unit: Unit) -> str:
 
 
 def limit(value: float, unit: Unit) -> str:
-    """Write a limit as it was set, without zeros that nobody wrote: ``1 ms``, ``0.5 MB``, ``0.01``."""
-    number, _, suffix = quantity(value, unit, MOST_DIGITS).partition(" ")
+    """Write a limit as it was set, without trailing zeros: ``1 ms``, ``0.5 MB``, ``0.01``."""
+    number, _, suffix = quantity(value, unit, _MAX_DIGITS).partition(" ")
     number = number.rstrip("0").rstrip(".") if "." in number else number
     return f"{number} {suffix}".rstrip()
 
@@ -100,31 +99,31 @@ def times(ratio: float) -> str:
 
 
 def tick(value: float) -> str:
-    """Write a value on an axis, as short as it goes."""
+    """Write a value on an axis, as short as possible."""
     return f"{value:,.6g}"
 
 
 def percent(ratio: float) -> str:
-    """Write a share of 0..1: ``23 %``; ``0.4 %`` where it is small."""
+    """Write a share of 0..1: ``23 %``, or ``0.4 %`` if it is small."""
     return f"{100 * ratio:.1f}{NBSP}%" if 0 < abs(ratio) < 0.0995 else f"{100 * ratio:.0f}{NBSP}%"
 
 
 def duration(seconds: float) -> str:
-    """Write a time that people waited: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``1 h 5 min``."""
+    """Write a duration: ``0.4 s``, ``12 s``, ``3 min 20 s``, ``1 h 5 min``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, rest = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
 
 
-def listed(words: Sequence[str]) -> str:
-    """Join words: ``a, b and c``."""
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+def listed(items: Sequence[str]) -> str:
+    """Join items: ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), items[-1]])) if items else ""
 
 
 def plural(count: int, noun: str) -> str:
@@ -132,61 +131,78 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def recipe(steps: Recipe, parameters_ratio: float | None) -> str:
-    """Put a recipe into words, without the steps that change no number: ``pruned to 23 % of the parameters, int8``.
+def recipe_text(recipe: Recipe, parameters: int | None, baseline_parameters: int | None) -> str:
+    """Put a recipe into words: ``pruned to 23 % of the parameters (taylor), distilled for 8 epochs, int8``.
 
     Args:
-        steps: The recipe.
-        parameters_ratio: Parameters left of the baseline's, 0..1; None where unknown.
+        recipe: The recipe.
+        parameters: Number of parameters of its network; None if unknown.
+        baseline_parameters: Number of parameters of the baseline; None if unknown.
     """
-    words = [word for step in (*steps.torch_steps, *steps.graph_steps) if (word := _step(step, parameters_ratio))]
-    if not steps.torch_steps:
-        words.insert(0, "as trained")
-    if not any(isinstance(step, QuantizeStep | Float16) for step in steps.graph_steps):
-        words.append("float32")
-    return ", ".join(words)
+    ratio = parameters / baseline_parameters if parameters is not None and baseline_parameters else None
+    parts = (
+        steps_text(recipe.torch_steps, ratio) or "as trained",
+        steps_text(recipe.graph_steps, ratio),
+        "float32" if recipe.precision == "fp32" else "",
+    )
+    return ", ".join(filter(None, parts))
 
 
-def _step(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | None:
+def steps_text(steps: Iterable[TorchStep | GraphStep], parameters_ratio: float | None) -> str:
+    """Put steps into words, except those that change no number; empty if there are no others.
+
+    Args:
+        steps: The steps, in order.
+        parameters_ratio: Parameters of the result over the baseline's; None if unknown.
+    """
+    return ", ".join(text for step in steps if (text := _step_text(step, parameters_ratio)))
+
+
+def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | None:
     match step:
         case Student(name=name):
             return f"student “{name}”"
-        case Prune(importance=importance):
-            left = "" if parameters_ratio is None else f" to {percent(parameters_ratio)} of the parameters"
-            return f"pruned{left} ({importance.method})"
+        case Prune(importance=importance, widths=widths):
+            channels = f"{plural(sum(widths.values()), 'channel')} in {plural(len(widths), 'group')}"
+            left = channels if parameters_ratio is None else f"{percent(parameters_ratio)} of the parameters"
+            return f"pruned to {left} ({importance.method})"
         case Sparsify(ratio=ratio, method=method):
-            return f"{percent(ratio)} of the weights zero ({method})"
+            return f"{percent(ratio)} of the weights set to zero ({method})"
         case LowRank(layers=layers):
-            return f"{plural(len(layers), 'layer')} of low rank"
+            return f"{plural(len(layers), 'layer')} factorized (low rank)"
         case QuantizeAware():
             return "trained for int8"
         case Distill():
-            return _distilled(step)
-        case Quantize(reduce_range=reduce_range, float_nodes=float_nodes):
-            words = ["7-bit weights"] if reduce_range else []
-            words += ["equalized"] if step.equalize else []
-            words += ["bias-corrected"] if step.correct_bias else []
-            words += [f"{plural(len(float_nodes), 'node')} in float"] if float_nodes else []
-            return f"int8 ({', '.join(words)})" if words else "int8"
+            return _distill_text(step)
+        case Quantize():
+            return _quantize_text(step)
         case QuantizeDynamic():
             return "dynamic int8"
         case QuantizeWeights(bits=bits):
-            return f"{bits}-bit weights in the products, float32 between"
+            return f"{bits}-bit weights in matrix products, float32 activations"
         case Float16():
             return "float16"
         case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
             return None
 
 
-def _distilled(step: Distill) -> str:
+def _quantize_text(step: Quantize) -> str:
+    details = ["7-bit weights"] if step.reduce_range else []
+    details += ["equalized"] if step.equalize else []
+    details += ["bias-corrected"] if step.correct_bias else []
+    details += [f"{plural(len(step.float_nodes), 'node')} in float"] if step.float_nodes else []
+    return f"int8 ({', '.join(details)})" if details else "int8"
+
+
+def _distill_text(step: Distill) -> str:
     epochs = plural(step.epochs, "epoch")
     if step.group_lasso > 0:
-        return f"channels shrunk {epochs} (group lasso {significant(step.group_lasso)})"
-    return f"distilled {epochs}"
+        return f"channels shrunk for {epochs} (group lasso {significant(step.group_lasso)})"
+    return f"distilled for {epochs}"
 
 
 def runtime_text(settings: Runtime) -> str:
-    """Say how a session runs: ``1 thread on any core, no spinning, arena, graph level all``."""
+    """Put a session's settings into words: ``1 thread on any core, no spinning, arena, graph level all``."""
     cores = settings.affinity
     where = f"core{'' if len(cores) == 1 else 's'} {listed([str(core) for core in cores])}" if cores else "any core"
     spinning, arena = ("" if on else "no " for on in (settings.allow_spinning, settings.memory_arena))
@@ -196,35 +212,35 @@ def runtime_text(settings: Runtime) -> str:
     )
 
 
-TELL_NODES = ("local:", "ssh:")
-"""Devices that tell which nodes a session runs; a native runner and a browser have no profile of them."""
+_PROFILING_DEVICES = ("local:", "ssh:")
+"""Devices with a profile of a session's nodes; a native runner and a browser have none."""
 
 
 def nodes(providers: Mapping[str, int], uri: str, shares: Mapping[str, float] | None = None) -> str:
-    """Say who runs how many nodes: ``CPUExecutionProvider 31``, or why there is nothing to say.
+    """Write the number of nodes that each provider runs: ``CPUExecutionProvider 31``, or why it is unknown.
 
     Args:
         providers: Provider to number of nodes.
         uri: Of the device that counted them.
-        shares: Of the time, by provider, 0..1.
+        shares: Provider to its share of the time, 0..1.
     """
     if not providers:
-        return "none left after optimization" if uri.startswith(TELL_NODES) else "this device does not tell"
+        return "none left after optimization" if uri.startswith(_PROFILING_DEVICES) else "not reported by this device"
     times = {} if shares is None else {name: f" ({share:.1%} of the time)" for name, share in shares.items()}
     return ", ".join(f"{name} {count}{times.get(name, '')}" for name, count in providers.items())
 
 
-NOISE = {
-    "load": "other load held it up (wall time {} above CPU time)",
-    "drift": "the runs of one process changed speed by {} (clock frequency, or heat)",
+_NOISE = {
+    "load": "other load slowed it down (wall time {} above CPU time)",
+    "drift": "the runs of one process changed speed by {} (clock frequency or heat)",
     "two speeds": "the runs come in two speeds, {} apart",
     "unlike processes": "one process is {} slower than another",
-    "few runs": "the cap in time left {} of the runs that bound the percentile",
-    "heat": "it began at {}, after a wait that ended before the processor was cool",
+    "few runs": "time ran out after {} of the runs that the percentile needs",
+    "heat": "it began at {}: the wait for the processor to cool down timed out",
 }
-"""Kinds of ``edgeopt.statistics.noise``; the blank is a share in percent, of heat the temperature."""
+"""For each kind of ``edgeopt.statistics.find_noise``; the blank is a share in percent, or a temperature for heat."""
 
 
 def noise_text(kind: str, amount: float) -> str:
-    """Say what disturbed a measurement."""
-    return NOISE[kind].format(f"{amount:.0f}{NBSP}°C" if kind == "heat" else f"{100 * abs(amount):.0f}{NBSP}%")
+    """Say how a measurement was disturbed, and by how much."""
+    return _NOISE[kind].format(f"{amount:.0f}{NBSP}°C" if kind == "heat" else f"{100 * abs(amount):.0f}{NBSP}%")

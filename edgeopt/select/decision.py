@@ -1,4 +1,7 @@
-"""The decision itself: the winner, what binds, the front, and what would be enough where nothing keeps the budget."""
+"""Choose among trials: the winner, the limits that bind, the Pareto front, and advice if nothing keeps the budget.
+
+Every trial and the budget go in, a ``Choice`` comes out.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +14,50 @@ from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.advice import explain
-from edgeopt.select.limits import LimitFinding, findings, float_counterpart, judge, latency, measured_size, replaces
+from edgeopt.select.limits import (
+    LimitFinding,
+    find_float_counterpart,
+    judge_limits,
+    judge_trial,
+    latency_interval,
+    measured_size,
+    replaces,
+)
 
 
 @dataclass(frozen=True)
 class JudgedTrial:
-    """A measured trial with everything the decision looks at, computed once."""
+    """A measured trial with everything that the decision looks at, computed once."""
 
     number: int
-    size: int
+    size_bytes: int
     latency_ms: float
     """At the budget's percentile."""
-    memory: float
-    """Infinite where it is missing."""
+    memory_bytes: float
+    """Infinite if it is missing."""
     score: float
-    """Minus infinity where it is not a number."""
+    """Minus infinity if it is not a number."""
     findings: tuple[LimitFinding, ...]
     verdict: Verdict
     origins: frozenset[int]
-    """Numbers of the float32 trial of an int8 trial's network, and of the trial that a variant was made of."""
-    stands_for: int | None
-    """Number of the trial that makes way for it, because this one is faster by more than it is larger."""
+    """Numbers of an int8 trial's float counterpart, and of the trial that a sparse or low-rank one was made from."""
+    replaced: int | None
+    """Number of the trial that it replaces, because it is faster by more than it is larger."""
 
     @property
-    def keeps(self) -> bool:
+    def keeps_limits(self) -> bool:
         """Whether it keeps every limit."""
         return not self.verdict.misses
 
     @property
     def missed(self) -> frozenset[Limit]:
-        """The names of the limits that it misses."""
+        """Names of the limits that it misses."""
         return frozenset(miss.limit for miss in self.verdict.misses)
 
     @property
     def costs(self) -> tuple[float, float, float, float]:
         """Size, latency, memory and negated score: less is better in each."""
-        return (self.size, self.latency_ms, self.memory, -self.score)
+        return (self.size_bytes, self.latency_ms, self.memory_bytes, -self.score)
 
 
 def choose(
@@ -62,36 +73,32 @@ def choose(
     notes: tuple[str, ...] = (),
     sparsity: SparsityCurve | None = None,
 ) -> Choice:
-    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better one.
+    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the higher-scoring one.
 
-    A trial that the A/B finds slower than the baseline cannot win as long as the baseline itself keeps the limits,
-    except on a stand-in where the reason is the instruction set (see ``limits.pays``). The baseline may win. An int8
-    file makes way for its form with first layers in float, where that is faster by more than it is larger.
+    A trial that the A/B finds slower than the baseline cannot win while the baseline itself keeps the limits. On a
+    stand-in this does not bar int8 and float16 (see ``limits.pays``). The baseline may win. An int8 trial is replaced
+    by its variant with a float prefix if that is faster by more than it is larger.
 
     Args:
         trials: Every trial of the build, failed ones too.
         budget: The limits; None in it is waived.
-        baseline_number: Which trial the others are compared with.
+        baseline_number: The trial that the others are compared with.
         task: The task's name.
         target: The profile's name.
-        device: Where the trials were measured.
-        proven_on_target: False where the device only stands in for the target.
+        device: The device that the trials were measured on.
+        proven_on_target: False if the device only stands in for the target.
         seconds: Stage to time, for the report.
-        notes: What the search did not try, and why.
-        sparsity: Loss against zeros of the network that zeros were tried on.
+        notes: Things that the search did not try, and why.
+        sparsity: Loss against the share of zeros, of the network that zeros were tried on.
 
     Returns:
-        The choice; ``winner`` is None and ``infeasible`` says why where nothing keeps the limits.
+        The choice. If nothing keeps the limits, ``winner`` is None and ``infeasible`` says why.
     """
-    candidates = [
-        _candidate(trial, trial.outcome, budget, proven_on_target, trials)
-        for trial in trials
-        if isinstance(trial.outcome, Measured)
-    ]
-    winner = _winner(candidates, baseline_number)
+    judged = _judge_all(trials, budget, proven_on_target)
+    winner = _winner(judged, baseline_number)
     infeasible = None
     if winner is None:
-        infeasible = explain([(candidate.number, candidate.findings) for candidate in candidates])
+        infeasible = explain([(trial.number, trial.findings) for trial in judged])
     return Choice(
         task=task,
         target=target,
@@ -99,10 +106,10 @@ def choose(
         proven_on_target=proven_on_target,
         budget=budget,
         trials=trials,
-        verdicts=tuple(candidate.verdict for candidate in candidates),
+        verdicts=tuple(trial.verdict for trial in judged),
         winner=winner.number if winner else None,
-        binding=infeasible.binding if infeasible else _binding(candidates, winner, baseline_number),
-        front=tuple(candidate.number for candidate in candidates if not _is_beaten(candidate, candidates)),
+        binding=infeasible.binding if infeasible else _binding(judged, winner, baseline_number),
+        pareto_front=tuple(trial.number for trial in judged if not _is_beaten(trial, judged)),
         infeasible=infeasible,
         test=None,
         seconds=seconds,
@@ -111,80 +118,108 @@ def choose(
     )
 
 
-def to_compare(choice: Choice) -> list[int]:
-    """Return the trials whose A/Bs matter: the winner, and what is smaller and keeps every limit, but does not pay."""
-    if choice.winner is None:
+def contenders(
+    trials: tuple[Trial, ...], budget: Budget, *, baseline_number: int = 0, proven_on_target: bool
+) -> list[int]:
+    """Return the trials whose A/Bs matter: the winner, and smaller ones that keep every limit but may not win.
+
+    Args:
+        trials: Every trial so far, failed ones too.
+        budget: The limits.
+        baseline_number: The trial that the others are compared with.
+        proven_on_target: False if the device only stands in for the target.
+
+    Returns:
+        Numbers of trials, the winner's first; empty if nothing keeps the limits.
+    """
+    judged = _judge_all(trials, budget, proven_on_target)
+    winner = _winner(judged, baseline_number)
+    if winner is None:
         return []
-    sizes = {
-        trial.number: measured_size(trial.outcome.artifact, choice.budget)
-        for trial in choice.trials
-        if isinstance(trial.outcome, Measured)
-    }
     barred = [
-        verdict.trial
-        for verdict in choice.verdicts
-        if not verdict.misses and not verdict.pays and sizes[verdict.trial] < sizes[choice.winner]
+        trial.number
+        for trial in judged
+        if trial.keeps_limits and not trial.verdict.pays and trial.size_bytes < winner.size_bytes
     ]
-    return [choice.winner, *barred]
+    return [winner.number, *barred]
 
 
-def _candidate(
+def _judge_all(trials: tuple[Trial, ...], budget: Budget, proven_on_target: bool) -> list[JudgedTrial]:
+    return [
+        _judge(trial, trial.outcome, budget, proven_on_target, trials)
+        for trial in trials
+        if isinstance(trial.outcome, Measured)
+    ]
+
+
+def _judge(
     trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, trials: tuple[Trial, ...]
 ) -> JudgedTrial:
-    memory, parent, twin = outcome.measurement.memory, outcome.against_parent, float_counterpart(trial, trials)
-    plain = next(
-        (one for one in trials if outcome.against_full_int8 and one.number == outcome.against_full_int8.trial), None
-    )
-    better = plain is not None and isinstance(plain.outcome, Measured) and replaces(outcome, plain.outcome, budget)
-    found = tuple(findings(outcome, budget))
+    memory, parent = outcome.measurement.memory, outcome.against_parent
+    counterpart, replaced = find_float_counterpart(trial, trials), _replaced(outcome, budget, trials)
+    findings = tuple(judge_limits(outcome, budget))
+    origins = [counterpart.number] if counterpart else []
+    origins += [parent.trial] if parent else []
     return JudgedTrial(
         number=trial.number,
-        size=measured_size(outcome.artifact, budget),
-        latency_ms=latency(outcome.measurement, budget.latency_percentile).value,
-        memory=math.inf if memory is None else memory.peak_bytes,
+        size_bytes=measured_size(outcome.artifact, budget),
+        latency_ms=latency_interval(outcome.measurement, budget.latency_percentile).value,
+        memory_bytes=math.inf if memory is None else memory.peak_bytes,
         score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
-        findings=found,
-        verdict=judge(trial, outcome, found, proven_on_target=proven_on_target),
-        origins=frozenset(({twin.number} if twin else set()) | ({parent.trial} if parent else set())),
-        stands_for=plain.number if plain is not None and better else None,
+        findings=findings,
+        verdict=judge_trial(trial, outcome, findings, proven_on_target=proven_on_target),
+        origins=frozenset(origins),
+        replaced=replaced,
     )
 
 
-def _may_win(candidates: list[JudgedTrial], baseline_number: int) -> list[JudgedTrial]:
-    """Leave out what is slower than the baseline or its origins, or replaced, as long as those could be shipped."""
-    keeping = {candidate.number for candidate in candidates if candidate.keeps}
-    replaced = {candidate.stands_for for candidate in candidates if candidate.keeps and candidate.verdict.pays}
+def _replaced(outcome: Measured, budget: Budget, trials: tuple[Trial, ...]) -> int | None:
+    """Return the number of the full int8 trial that a trial with a float prefix replaces, or None."""
+    against = outcome.against_full_int8
+    full_int8 = next((trial for trial in trials if against is not None and trial.number == against.trial), None)
+    if full_int8 is None or not isinstance(full_int8.outcome, Measured):
+        return None
+    return full_int8.number if replaces(outcome, full_int8.outcome, budget) else None
+
+
+def _may_win(trials: list[JudgedTrial], baseline_number: int) -> list[JudgedTrial]:
+    """Leave out trials that are replaced, or slower than the baseline or an origin that could be shipped instead."""
+    keeping = {trial.number for trial in trials if trial.keeps_limits}
+    replaced = {trial.replaced for trial in trials if trial.keeps_limits and trial.verdict.pays}
     return [
-        candidate
-        for candidate in candidates
-        if candidate.number not in replaced
-        and (candidate.verdict.pays or not keeping & {baseline_number, *candidate.origins})
+        trial
+        for trial in trials
+        if trial.number not in replaced and (trial.verdict.pays or not keeping & {baseline_number, *trial.origins})
     ]
 
 
-def _winner(candidates: list[JudgedTrial], baseline_number: int) -> JudgedTrial | None:
-    keeping = [candidate for candidate in _may_win(candidates, baseline_number) if candidate.keeps]
+def _winner(trials: list[JudgedTrial], baseline_number: int) -> JudgedTrial | None:
     return min(
-        keeping,
-        key=lambda candidate: (candidate.size, candidate.latency_ms, -candidate.score, candidate.number),
+        (trial for trial in _may_win(trials, baseline_number) if trial.keeps_limits),
+        key=lambda trial: (trial.size_bytes, trial.latency_ms, -trial.score, trial.number),
         default=None,
     )
 
 
-def _binding(candidates: list[JudgedTrial], winner: JudgedTrial | None, baseline_number: int) -> tuple[Limit, ...]:
+def _binding(trials: list[JudgedTrial], winner: JudgedTrial | None, baseline_number: int) -> tuple[Limit, ...]:
     """Name the limits that keep the file from being smaller.
 
-    First choice: each limit that, waived alone, would let a smaller trial win. Else the limits that the next smaller
-    trial misses together. Where no smaller trial misses anything, the limit in which the winner has least room.
+    First choice: each limit that, if it were the only one waived, would let a smaller trial win. Otherwise the limits
+    that the next smaller trial misses together. If no smaller trial misses anything, the limit that the winner is
+    closest to.
     """
     if winner is None:
         return ()
-    smaller = [c for c in _may_win(candidates, baseline_number) if c.size < winner.size and not c.keeps]
-    alone = {next(iter(c.missed)) for c in smaller if len(c.missed) == 1}
-    if alone:
-        return _in_order(alone)
+    smaller = [
+        trial
+        for trial in _may_win(trials, baseline_number)
+        if trial.size_bytes < winner.size_bytes and not trial.keeps_limits
+    ]
+    only_one_missed = {next(iter(trial.missed)) for trial in smaller if len(trial.missed) == 1}
+    if only_one_missed:
+        return _in_order(only_one_missed)
     if smaller:
-        return _in_order(max(smaller, key=lambda c: c.size).missed)
+        return _in_order(max(smaller, key=lambda trial: trial.size_bytes).missed)
     tightest = max(winner.findings, key=lambda finding: finding.excess, default=None)
     return (tightest.limit,) if tightest else ()
 
@@ -194,10 +229,10 @@ def _in_order(limits: set[Limit] | frozenset[Limit]) -> tuple[Limit, ...]:
     return tuple(limit for limit in order if limit in limits)
 
 
-def _is_beaten(candidate: JudgedTrial, candidates: list[JudgedTrial]) -> bool:
-    """Say whether some other trial is at least as good in everything and better in something."""
+def _is_beaten(trial: JudgedTrial, trials: list[JudgedTrial]) -> bool:
+    """Tell whether another trial is at least as good in every metric and better in one."""
     return any(
-        all(theirs <= ours for theirs, ours in zip(other.costs, candidate.costs, strict=True))
-        and other.costs != candidate.costs
-        for other in candidates
+        all(other_cost <= cost for other_cost, cost in zip(other.costs, trial.costs, strict=True))
+        and other.costs != trial.costs
+        for other in trials
     )

@@ -1,7 +1,8 @@
 """The ledger: one SQLite file that holds every finished part by its key and every trial in the order of its build.
 
-A *part* is anything that is made once and named by what it depends on: a network, an artifact, a measurement, a score,
-a comparison. A row is written when the part is finished, so an interrupted build finds all but the part under way.
+A *part* is anything that is made once and named by everything it depends on (``edgeopt.store.keys``): a network, an
+artifact, a measurement, a score, a comparison. A row is written when the part is finished, so an interrupted build
+loses only the part in progress.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import msgspec
 
@@ -20,14 +21,11 @@ from edgeopt.errors import DiskFullError, WorkspaceError, is_disk_full
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.trial import Trial
+from edgeopt.store.keys import Key, Kind
 
-Kind = Literal[
-    "network", "diverged", "export", "artifact", "measurement", "score", "comparison", "search", "agreement",
-    "study", "latency", "no-latency", "allocation", "layer-times", "curve", "front",
-]  # fmt: skip
 R = TypeVar("R", bound=Record)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 create table if not exists parts (
     kind text not null, key text not null, json blob not null, finished_at real not null, primary key (kind, key));
@@ -57,8 +55,9 @@ class Ledger:
             version = int(self._database.execute("pragma user_version").fetchone()[0])
             if version not in (0, SCHEMA_VERSION):
                 raise WorkspaceError(
-                    f"{path} was written by another version of edgeopt (schema {version}, this one reads "
-                    f"{SCHEMA_VERSION}). Give another folder with --workspace DIR."
+                    f"{path} was written by another version of edgeopt (ledger schema {version}; this version reads "
+                    f"{SCHEMA_VERSION}). Choose a new folder with --workspace DIR, or delete {path.parent} if its "
+                    "trials are no longer needed."
                 )
             self._database.executescript(_SCHEMA)
             self._database.execute(f"pragma user_version = {SCHEMA_VERSION}")
@@ -69,7 +68,7 @@ class Ledger:
         if is_disk_full(error):
             return DiskFullError(error)
         return WorkspaceError(
-            f"the ledger {self.path} cannot be used: {error}. Move it away, or give another folder with "
+            f"the ledger {self.path} cannot be used: {error}. Move it away, or choose another folder with "
             "--workspace DIR."
         )
 
@@ -84,31 +83,49 @@ class Ledger:
         """Close the file."""
         self._database.close()
 
-    def get(self, kind: Kind, key: str, record: type[R]) -> R | None:
-        """Return a part, or None where it was not finished (or was written with other fields)."""
-        rows = self._run("select json from parts where kind = ? and key = ?", (kind, key))
+    def get(self, key: Key, record: type[R]) -> R | None:
+        """Return a part, or None if it was not finished, was written with other fields, or is damaged."""
+        rows = self._run("select json from parts where kind = ? and key = ?", (key.kind, key.digest))
         if not rows:
             return None
         data = rows[0][0]
         assert isinstance(data, bytes)
         try:
             return from_json(data, record)
-        except msgspec.ValidationError:
+        except msgspec.DecodeError:
             return None
 
+    def put(self, key: Key, value: Record) -> None:
+        """Write a finished part; it is on the disk when this returns."""
+        values = (key.kind, key.digest, to_json(value), time.time())
+        self._run("insert or replace into parts values (?, ?, ?, ?)", values)
+
+    def remember(
+        self, key: Key, record: type[R], make: Callable[[], R], *, is_usable: Callable[[R], bool] = lambda _: True
+    ) -> R:
+        """Return a part: as it was written, or made now and written.
+
+        Args:
+            key: Its key.
+            record: Its type.
+            make: Makes it; what it raises passes through, and nothing is written.
+            is_usable: Whether a part that was found may be reused, for example because its file still exists.
+        """
+        found = self.get(key, record)
+        if found is None or not is_usable(found):
+            found = make()
+            self.put(key, found)
+        return found
+
     def newest_first(self, kind: Kind, record: type[R]) -> Iterator[R]:
-        """Yield all finished parts of a kind, the newest first; those of another version are passed over."""
+        """Yield all finished parts of a kind, the newest first; those of another version are skipped."""
         for row in self._run("select json from parts where kind = ? order by finished_at desc", (kind,)):
             assert isinstance(row[0], bytes)
-            with suppress(msgspec.ValidationError):
+            with suppress(msgspec.DecodeError):
                 yield from_json(row[0], record)
 
-    def put(self, kind: Kind, key: str, value: Record) -> None:
-        """Write a finished part; it is on the disk when this returns."""
-        self._run("insert or replace into parts values (?, ?, ?, ?)", (kind, key, to_json(value), time.time()))
-
     def start_build(self, task: str, target: str, fingerprint: str) -> int:
-        """Note that a build begins and return its number."""
+        """Record that a build begins, and return its number."""
         rows = self._run(
             "insert into builds (task, target, fingerprint, started_at) values (?, ?, ?, ?) returning id",
             (task, target, fingerprint, time.time()),
@@ -130,6 +147,20 @@ class Ledger:
         return [(int(str(r[0])), str(r[1]), str(r[2]), float(str(r[3])), int(str(r[4]))) for r in rows]
 
     def trials(self, build: int) -> tuple[Trial, ...]:
-        """Return a build's trials by number."""
-        rows = self._run("select json from trials where build = ? order by number", (build,))
-        return tuple(from_json(bytes(row[0]), Trial) for row in rows if isinstance(row[0], bytes))
+        """Return a build's trials by number.
+
+        Raises:
+            WorkspaceError: one of them is damaged.
+        """
+        rows = self._run("select number, json from trials where build = ? order by number", (build,))
+        found = []
+        for number, data in rows:
+            assert isinstance(data, bytes)
+            try:
+                found.append(from_json(data, Trial))
+            except msgspec.DecodeError as error:
+                raise WorkspaceError(
+                    f"trial {number} of build {build} in {self.path} is damaged ({error}). Run the build again: what "
+                    "is intact will be reused."
+                ) from error
+        return tuple(found)

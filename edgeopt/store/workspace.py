@@ -1,4 +1,4 @@
-"""The workspace folder: the ledger, files named by their content or their recipe, and the lock.
+"""The workspace folder: the ledger, files named by their content or their key, and the lock.
 
 ledger.sqlite            every finished part and trial
 artifacts/SHA256.onnx    every file that was made
@@ -6,6 +6,9 @@ networks/KEY.safetensors pruned and trained networks
 checkpoints/             trainings under way
 teacher/                 the teacher's outputs for the training stream
 latency/KEY.json         times of layers on one device, for every task
+tables/                  group tables, low-rank tables and fake-quantization sites of networks
+stages/                  files that are being made, and scratch folders
+log.txt                  the debug log of the last builds
 arrays/                  evaluation inputs, calibration inputs, outputs, scores of single samples
 """
 
@@ -13,32 +16,35 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.errors import WorkspaceError
+from edgeopt.store.files import PARTIAL_MARK
 
 FOLDERS = ("artifacts", "networks", "checkpoints", "teacher", "arrays", "tables", "stages", "latency")
 
 
 class Workspace:
-    """Where a build keeps what it makes. ``open`` makes the folders and takes the lock."""
+    """The folder in which a build keeps its work. ``open`` makes the folders and takes the lock."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.ledger_file = root / "ledger.sqlite"
+        self.log_file = root / "log.txt"
 
     def folder(self, name: str) -> Path:
         """Return one of the folders."""
         return self.root / name
 
     def artifact(self, sha256: str) -> Path:
-        """Return where the file of that hash is kept."""
+        """Return the path of the file with that hash."""
         return self.root / "artifacts" / f"{sha256}.onnx"
 
     def network(self, key: str) -> Path:
-        """Return where a network's weights are kept."""
+        """Return the path of a network's weights."""
         return self.root / "networks" / f"{key}.safetensors"
 
     def keep_artifact(self, path: Path) -> str:
@@ -48,6 +54,17 @@ class Workspace:
             os.fsync(handle.fileno())
         path.replace(self.artifact(sha256))
         return sha256
+
+    @contextmanager
+    def scratch(self, name: str) -> Iterator[Path]:
+        """Give an empty folder for the length of a block, even if a killed build left files under that name."""
+        folder = self.folder("stages") / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def open(self) -> Iterator[Workspace]:
@@ -63,7 +80,7 @@ class Workspace:
         except OSError as error:
             raise WorkspaceError(
                 f"the workspace {self.root} cannot be written: {error.strerror or error}. "
-                "Give another with --workspace DIR."
+                "Choose another one with --workspace DIR."
             ) from error
         with handle:
             lock(handle.fileno(), self.root)
@@ -71,7 +88,14 @@ class Workspace:
             handle.truncate()
             handle.write(f"{os.getpid()}\n")
             handle.flush()
+            self._remove_partial_files()
             yield self
+
+    def _remove_partial_files(self) -> None:
+        """Remove what ``write_whole`` left in a build that was killed."""
+        for name in FOLDERS:
+            for path in self.folder(name).rglob(f"*{PARTIAL_MARK}*"):
+                path.unlink(missing_ok=True)
 
 
 def lock(descriptor: int, root: Path) -> None:
@@ -87,6 +111,6 @@ def lock(descriptor: int, root: Path) -> None:
     except BlockingIOError as error:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
         raise WorkspaceError(
-            f"another edgeopt build (process {holder}) works in {root}. Wait for it to end, or give another folder "
+            f"another edgeopt build (process {holder}) is using {root}. Wait until it ends, or choose another folder "
             "with --workspace DIR."
         ) from error

@@ -18,7 +18,7 @@ from edgeopt.task import Training, as_tuple
 _Batches = Iterable[tuple[Any, Any]]
 
 
-def hits(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
+def score_top1(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
     """Return 1.0 for each sample whose largest logit is its label's, else 0.0; logits ``(batch, classes, ...)``."""
     return np.concatenate(
         [
@@ -31,7 +31,7 @@ def hits(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
 class Classification:
     """A ``Task`` scored by accuracy and trained with cross-entropy. Logits ``(batch, classes)``, integer labels."""
 
-    postprocessing = "logits, one a class: the largest is the answer, softmax gives probabilities"
+    postprocessing = "logits, one per class: the largest is the answer, softmax gives probabilities"
 
     def __init__(
         self,
@@ -75,15 +75,15 @@ class Classification:
         raise TaskError(f"{self.name}: the evaluation batches are empty.")
 
     def train_batches(self, seed: int) -> _Batches:
-        """Return one epoch; ``train`` is called with the seed where it is a function."""
+        """Return one epoch; if ``train`` is a function, it is called with the seed."""
         return self._train(seed) if callable(self._train) else self._train
 
     def eval_batches(self) -> _Batches:
-        """Return the batches that decide."""
+        """Return the selection set, which decides."""
         return self._eval
 
     def test_batches(self) -> _Batches | None:
-        """Return the batches that are looked at once."""
+        """Return the test set, which is looked at once."""
         return self._test
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -92,11 +92,11 @@ class Classification:
 
     def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
         """Return the accuracy, 0..1."""
-        return float(hits(pairs).mean())
+        return float(score_top1(pairs).mean())
 
     def sample_scores(self, pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
         """Return 1.0 or 0.0 for each sample."""
-        return hits(pairs)
+        return score_top1(pairs)
 
 
 def classification(
@@ -110,10 +110,10 @@ def classification(
     Args:
         model: The trained model, or a function that builds it.
         train: Batches ``(inputs, integer labels)``, or a function of a seed that returns one epoch of them.
-        eval: Batches that decide which candidate wins; iterated several times.
+        eval: Batches that decide which trial wins (the selection set); iterated several times.
         options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``, and
             ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, whose outputs every
-            candidate learns from. It only teaches: ``model`` is still what is compressed, and the baseline that
-            candidates are compared with. Without it ``model`` teaches.
+            candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
+            candidates are compared with. Without a teacher file, ``model`` teaches.
     """
     return Classification(model, train, eval, **options)

@@ -1,4 +1,4 @@
-"""The default task: clothes in 28x28 grey images (Fashion-MNIST), with the trained network that ships."""
+"""The default task: clothes in 28x28 grey images (Fashion-MNIST), with a trained network that edgeopt ships."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from edgeopt.tasks import augment, fashion_mnist
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.resnet import SmallResNet
 
-TEACHER_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
-EPOCH_IMAGES = 12_000
-"""An epoch is this many images drawn anew from the training set."""
-BATCH_SIZE = 128
+_WEIGHTS_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
+_EPOCH_IMAGES = 12_000
+"""Each epoch is a new random draw of this many training images."""
+_BATCH_SIZE = 128
 
 
 @cache
-def tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
+def load_tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
     """Return a split as float images ``(n, 1, 28, 28)`` in 0..1 and int64 labels ``(n,)``."""
     images, labels = fashion_mnist.load_split(split)
     return torch.from_numpy(images).float().div(255).unsqueeze(1), torch.from_numpy(labels)
 
 
-def batches(split: fashion_mnist.Split, size: int = 500) -> list[tuple[Tensor, Tensor]]:
+def load_batches(split: fashion_mnist.Split, size: int = 500) -> list[tuple[Tensor, Tensor]]:
     """Return a split in order, in batches of ``size``."""
-    images, labels = tensors(split)
+    images, labels = load_tensors(split)
     return list(zip(torch.split(images, size), torch.split(labels, size), strict=True))
 
 
@@ -56,36 +56,36 @@ class Fashion(Classification):
         """Build the residual network and load its packaged weights."""
         network = SmallResNet(stem=32)
         try:
-            network.load_state_dict(load_file(TEACHER_FILE))
+            network.load_state_dict(load_file(_WEIGHTS_FILE))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise DataError(f"{TEACHER_FILE}: cannot be read ({error}). Install edgeopt again.") from error
+            raise DataError(f"{_WEIGHTS_FILE}: cannot be read ({error}). Reinstall edgeopt.") from error
         return network
 
     @staticmethod
     def draw_epoch(seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield ``EPOCH_IMAGES`` augmented training images; the same for the same seed."""
-        images, labels = tensors("train")
+        """Yield ``_EPOCH_IMAGES`` augmented training images; the same for the same seed."""
+        images, labels = load_tensors("train")
         generator = torch.Generator().manual_seed(seed)
-        order = torch.from_numpy(np.random.RandomState(seed % 2**32).permutation(len(labels))[:EPOCH_IMAGES])
-        for chosen in torch.split(order, BATCH_SIZE):
+        order = torch.from_numpy(np.random.RandomState(seed % 2**32).permutation(len(labels))[:_EPOCH_IMAGES])
+        for chosen in torch.split(order, _BATCH_SIZE):
             batch = augment.flip_horizontally(images[chosen], generator)
             yield augment.erase(augment.shift(batch, generator), generator), labels[chosen]
 
     def example_inputs(self) -> tuple[Tensor, ...]:
         """Return the first eight selection images."""
-        return (tensors("selection")[0][:8],)
+        return (load_tensors("selection")[0][:8],)
 
     def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the selection images."""
-        return batches("selection")
+        return load_batches("selection")
 
     def test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the official test images, or the packaged part of them."""
-        return batches("test")
+        return load_batches("test")
 
     def calibration_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return plain training images: calibration wants what the network will see."""
-        images, labels = tensors("train")
+        """Return training images without augmentation: calibration needs images like those the network will see."""
+        images, labels = load_tensors("train")
         return list(zip(torch.split(images[:1000], 100), torch.split(labels[:1000], 100), strict=True))
 
 

@@ -1,8 +1,8 @@
-"""Fashion-MNIST as arrays: the full set where ``EDGEOPT_DATA`` holds it, else the packaged subset.
+"""Fashion-MNIST as arrays: the full set if ``EDGEOPT_DATA`` holds it, otherwise the packaged subset.
 
-The split is fixed. *Selection* images are 500 of each class of the official training set, *training* images the rest
-of it, *test* images the official test set. The packaged subset (``tools/make_fashion_subset.py``) has the same
-selection images, 1,500 training images of each class and 200 test images of each class.
+The split is fixed: *selection* images are 500 of each class of the official training set, *training* images are the
+rest of it, *test* images are the official test set. The packaged subset (``tools/make_fashion_subset.py``) has the
+same selection images, 1,500 training images of each class and 200 test images of each class.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Images(NamedTuple):
 
 
 def full_set_folder() -> Path | None:
-    """Return the folder of the four official files, or None where ``EDGEOPT_DATA`` does not hold them."""
+    """Return the folder of the four official files, or None if ``EDGEOPT_DATA`` does not hold them."""
     root = os.environ.get("EDGEOPT_DATA")
     folder = Path(root) / "fashion-mnist" if root else None
     return folder if folder is not None and folder.is_dir() else None
@@ -61,14 +61,14 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         raw = gzip.decompress(path.read_bytes())
     except (OSError, EOFError) as error:
-        raise DataError(f"{path}: cannot be read as a gzipped IDX file ({error}). Fetch it again.") from error
+        raise DataError(f"{path}: cannot be read as a gzipped IDX file ({error}). Download it again.") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise DataError(f"{path}: is not an IDX file of bytes (starts with {raw[:4].hex()}). Fetch it again.")
+        raise DataError(f"{path}: not an IDX file of bytes (it starts with {raw[:4].hex()}). Download it again.")
     shape = tuple(np.frombuffer(raw, ">u4", count=raw[3], offset=4).astype(int).tolist())
     body = np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3])
     if body.size != np.prod(shape):
-        raise DataError(f"{path}: has {body.size} bytes where its header promises {shape}. Fetch it again.")
-    return body.reshape(shape).copy()  # writable, as torch wants it
+        raise DataError(f"{path}: has {body.size} bytes, but its header says {shape}. Download it again.")
+    return body.reshape(shape).copy()  # writable, as torch requires
 
 
 def read_official(folder: Path, part: Literal["train", "t10k"]) -> Images:
@@ -76,13 +76,13 @@ def read_official(folder: Path, part: Literal["train", "t10k"]) -> Images:
     images = read_idx(folder / f"{part}-images-idx3-ubyte.gz")
     labels = read_idx(folder / f"{part}-labels-idx1-ubyte.gz").astype(np.int64)
     if images.shape != (len(labels), 28, 28):
-        raise DataError(f"{folder}: {len(labels)} labels for images of shape {images.shape}. Fetch the files again.")
+        raise DataError(f"{folder}: {len(labels)} labels for images of shape {images.shape}. Download the files again.")
     return Images(images, labels)
 
 
 def balanced_indices(labels: NDArray[np.int64], per_class: int, seed: int) -> NDArray[np.int64]:
-    """Return ``per_class`` indices of each class, sorted; the choice depends on ``seed`` and the labels alone."""
-    random = np.random.RandomState(seed)  # its stream is frozen for good, a Generator's is not
+    """Return ``per_class`` indices of each class, sorted; the choice depends only on ``seed`` and the labels."""
+    random = np.random.RandomState(seed)  # its stream is frozen; a Generator's may change
     chosen = [random.permutation(np.flatnonzero(labels == label))[:per_class] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
 
@@ -100,7 +100,7 @@ def split_official(folder: Path, split: Split) -> Images:
 
 
 def load_split(split: Split) -> Images:
-    """Return one split: of the full set if ``EDGEOPT_DATA`` holds it, else of the packaged subset.
+    """Return one split: of the full set if ``EDGEOPT_DATA`` holds it, otherwise of the packaged subset.
 
     Raises:
         DataError: a file is missing or corrupted.
@@ -112,4 +112,4 @@ def load_split(split: Split) -> Images:
         with SUBSET_FILE.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Images(arrays[f"{split}_images"], arrays[f"{split}_labels"].astype(np.int64))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{SUBSET_FILE}: cannot be read ({error}). Install edgeopt again.") from error
+        raise DataError(f"{SUBSET_FILE}: cannot be read ({error}). Reinstall edgeopt.") from error

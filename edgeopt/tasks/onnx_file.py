@@ -1,8 +1,9 @@
-"""A task for a model that is given only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
+"""A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
-Inputs come from an ``.npz`` whose keys are the graph's input names, one row a sample; a key ``labels`` makes the score
-the accuracy. Without labels the score is the agreement with the given file's own outputs, and without inputs they are
-random numbers: both are said in the report. A part of the inputs calibrates int8; the others select, and judge alone.
+Inputs come from an ``.npz`` file whose keys are the graph's input names, with one row per sample; with a key
+``labels``, the score is the accuracy. Without labels the score is the agreement with the given file's own outputs.
+Without an ``.npz``, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the
+others select.
 """
 
 from __future__ import annotations
@@ -19,34 +20,34 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
 
-RANDOM_SAMPLES = 160
-CALIBRATION_RATIO = 0.2
+_RANDOM_SAMPLES = 160
+_CALIBRATION_RATIO = 0.2
 """Share of the inputs that calibrates int8."""
-MAX_CALIBRATION = 384
-"""More do not move the ranges."""
-FEWEST = 32
-"""Inputs on either side; where one would have fewer, all of them calibrate and select."""
-BATCH = 32
-CALIBRATION_BATCH = 16
-"""Smaller, so that few inputs are several batches: a study of int8 judges on batches that did not calibrate."""
-LABELS_KEY = "labels"
+_MAX_CALIBRATION_SAMPLES = 384
+"""More do not change the ranges."""
+_MIN_SAMPLES = 32
+"""Fewest inputs that calibrate, and fewest that select; if there are too few for both, all of them do both."""
+_BATCH_SIZE = 32
+_CALIBRATION_BATCH_SIZE = 16
+"""Smaller, so that few inputs make several batches: the sensitivity study needs batches that did not calibrate."""
+_LABELS_KEY = "labels"
 
 
 def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
-    """Return how far each sample's outputs agree with the reference, 0..1.
+    """Return how far each sample's outputs agree with the reference, 0..1; the mean over several outputs.
 
-    For logits ``(batch, classes)`` 1.0 where the largest is the same, else 0.0; for anything else one less the relative
-    error of the sample's values (2-norm), at least 0. The mean over several outputs.
+    For logits ``(batch, classes)``: 1.0 if the largest is the same, else 0.0. For anything else: one less the relative
+    error of the sample's values (2-norm), at least 0.
     """
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     reference = reference if isinstance(reference, tuple) else (reference,)
     scores = []
-    for found, wanted in zip(outputs, reference, strict=True):
-        if found.ndim == 2 and found.shape[1] > 1:
-            scores.append((found.argmax(1) == wanted.argmax(1)).astype(np.float64))
+    for output, expected in zip(outputs, reference, strict=True):
+        if output.ndim == 2 and output.shape[1] > 1:
+            scores.append((output.argmax(1) == expected.argmax(1)).astype(np.float64))
         else:
-            flat = wanted.reshape(len(wanted), -1).astype(np.float64)
-            error = np.linalg.norm(found.reshape(len(found), -1) - flat, axis=1)
+            flat = expected.reshape(len(expected), -1).astype(np.float64)
+            error = np.linalg.norm(output.reshape(len(output), -1) - flat, axis=1)
             scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
     return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
 
@@ -55,7 +56,7 @@ _Arrays = dict[str, NDArray[Any]]
 
 
 class OnnxTask:
-    """A given ``.onnx`` file and the inputs it is judged on."""
+    """A given ``.onnx`` file and the inputs that it is judged on."""
 
     kind = "onnx"
 
@@ -77,69 +78,70 @@ class OnnxTask:
         self.input_names = tuple(value.name for value in self.inputs)
         self.output_names = tuple(value.name for value in graph.output)
         self.random_inputs = data is None
-        given = self._random() if data is None else self._load(data)
-        self.calibration_arrays, self.arrays = self._held_back(given)
-        self.targets = self.arrays.pop(LABELS_KEY, None)
+        arrays = self._draw_random() if data is None else self._load(data)
+        self.calibration_arrays, self.arrays = self._split(arrays)
+        self.targets = self.arrays.pop(_LABELS_KEY, None)
 
     @property
     def scored_by(self) -> str:
-        """What the score is, in words."""
+        """The score in words."""
         words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
         return f"{words} on random inputs" if self.random_inputs else words
 
     @property
     def calibrated_by(self) -> str:
-        """Which of the inputs calibrate int8, in words."""
+        """The inputs that calibrate int8, in words."""
         samples = len(next(iter(self.arrays.values())))
         if self.calibration_arrays is self.arrays:
             return (
-                f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its drop of the "
-                "score may look smaller than it is"
+                f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its score drop "
+                "may look smaller than it is"
             )
         return f"{len(next(iter(self.calibration_arrays.values())))} inputs calibrate int8, {samples} others select"
 
     def batches(self) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that select, in batches."""
-        return self._in_batches(self.arrays, BATCH)
+        return self._in_batches(self.arrays, _BATCH_SIZE)
 
     def calibration_batches(self) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that calibrate int8, in batches."""
-        return self._in_batches(self.calibration_arrays, CALIBRATION_BATCH)
+        return self._in_batches(self.calibration_arrays, _CALIBRATION_BATCH_SIZE)
 
-    def _in_batches(self, arrays: _Arrays, most: int) -> list[_Arrays]:
+    def _in_batches(self, arrays: _Arrays, size: int) -> list[_Arrays]:
+        """Return batches of the graph's fixed batch size, or of ``size`` if it has none."""
         count = len(next(iter(arrays.values())))
-        step = self._fixed_batch() or most
+        step = self._fixed_batch() or size
         usable = count - count % step if self._fixed_batch() else count
         return [
             {name: values[start : start + step] for name, values in arrays.items()} for start in range(0, usable, step)
         ]
 
-    def _held_back(self, given: _Arrays) -> tuple[_Arrays, _Arrays]:
-        """Part the inputs into those that calibrate and those that select; the same twice where they are too few.
+    def _split(self, arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
+        """Return the inputs that calibrate and those that select; if there are too few, all of them as both.
 
-        Those that calibrate are taken evenly from all of the file, which may be sorted by class.
+        Those that calibrate are taken evenly from the whole file, which may be sorted by class.
         """
-        count, batch = len(next(iter(given.values()))), self._fixed_batch() or 1
-        wanted = min(MAX_CALIBRATION, max(FEWEST, int(count * CALIBRATION_RATIO)))
+        count, batch = len(next(iter(arrays.values()))), self._fixed_batch() or 1
+        wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
-        if wanted > count - max(FEWEST, batch):
-            return given, given  # one object: ``targets`` are taken out of both
-        chosen = np.zeros(count, dtype=bool)
-        chosen[np.arange(wanted) * count // wanted] = True
+        if wanted > count - max(_MIN_SAMPLES, batch):
+            return arrays, arrays  # one object: ``targets`` are taken out of both
+        calibrates = np.zeros(count, dtype=bool)
+        calibrates[np.arange(wanted) * count // wanted] = True
         return (
-            {name: values[chosen] for name, values in given.items() if name != LABELS_KEY},
-            {name: values[~chosen] for name, values in given.items()},
+            {name: values[calibrates] for name, values in arrays.items() if name != _LABELS_KEY},
+            {name: values[~calibrates] for name, values in arrays.items()},
         )
 
     def target_batches(self) -> list[Any] | None:
-        """Return the labels in the same batches, or None where there are none."""
+        """Return the labels in the same batches as the inputs, or None if there are no labels."""
         if self.targets is None:
             return None
         sizes = [len(next(iter(batch.values()))) for batch in self.batches()]
         return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
 
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-        """Return one score a sample: accuracy with labels, agreement without."""
+        """Return one score per sample: accuracy with labels, agreement without."""
         if self.targets is None:
             return np.concatenate([sample_agreement(outputs, reference) for outputs, reference in pairs])
         return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
@@ -154,39 +156,39 @@ class OnnxTask:
     def _fixed_batch(self) -> int | None:
         return next((dims[0] for value in self.inputs if (dims := self._dimensions(value)) and dims[0]), None)
 
-    def _random(self) -> dict[str, NDArray[Any]]:
+    def _draw_random(self) -> _Arrays:
         random = np.random.RandomState(0)
-        arrays: dict[str, NDArray[Any]] = {}
+        arrays: _Arrays = {}
         for value in self.inputs:
             dims = self._dimensions(value)
             dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
             if None in dims[1:] or not np.issubdtype(dtype, np.floating):
                 raise TaskError(
                     f"{self.path}: input '{value.name}' ({dtype}, shape {dims}) cannot be filled with random numbers. "
-                    "Give real inputs with --data inputs.npz (keys: input names, one row a sample)."
+                    "Give real inputs with --data inputs.npz (keys: input names, one row per sample)."
                 )
-            arrays[value.name] = random.standard_normal((RANDOM_SAMPLES, *(d or 1 for d in dims[1:]))).astype(dtype)
+            arrays[value.name] = random.standard_normal((_RANDOM_SAMPLES, *(d or 1 for d in dims[1:]))).astype(dtype)
         return arrays
 
-    def _load(self, data: Path) -> dict[str, NDArray[Any]]:
+    def _load(self, data: Path) -> _Arrays:
         try:
             with data.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{data} cannot be read as an .npz of arrays: {error}.") from error
+            raise DataError(f"{data} cannot be read as an .npz file of arrays: {error}.") from error
         for value in self.inputs:
             if value.name not in arrays:
                 raise DataError(
                     f"{data} has no array '{value.name}'{did_you_mean(value.name, arrays)}; the model's inputs are "
                     f"{', '.join(self.input_names)}, the file has {', '.join(arrays)}."
                 )
-            wanted, found = self._dimensions(value), arrays[value.name].shape
-            fits = len(wanted) == len(found) and all(
-                size in (None, other) for size, other in zip(wanted[1:], found[1:], strict=True)
+            expected, found = self._dimensions(value), arrays[value.name].shape
+            fits = len(expected) == len(found) and all(
+                size in (None, other) for size, other in zip(expected[1:], found[1:], strict=True)
             )
             if not fits:
-                raise DataError(f"{data}: '{value.name}' has shape {found} where the model takes {wanted}.")
-        arrays = {name: values for name, values in arrays.items() if name in (*self.input_names, LABELS_KEY)}
+                raise DataError(f"{data}: '{value.name}' has shape {found}, but the model takes {expected}.")
+        arrays = {name: values for name, values in arrays.items() if name in (*self.input_names, _LABELS_KEY)}
         lengths = {name: len(values) for name, values in arrays.items()}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
             raise DataError(f"{data}: every array needs the same number of rows, at least one; found {lengths}.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a skip connection (He et al., 2016, figure 2).
 
-    The skip is the identity where the shape stays, else a strided 1x1 convolution.
+    The skip is the identity if the shape stays, otherwise a strided 1x1 convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:

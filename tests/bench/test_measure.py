@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from tiny_models import QUICK, a_network, a_quick_profile
+from tiny_models import QUICK, a_network, a_quick_profile, a_run_target
 
 from edgeopt.bench import worker
 from edgeopt.bench.measure import measure
@@ -20,32 +20,32 @@ from edgeopt.device.local import LocalDevice
 from edgeopt.errors import InputError, ProviderError, StepError
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.measurement import Measurement
-from edgeopt.statistics import LEAST_PROCESSES, is_measured, least_runs
+from edgeopt.statistics import MIN_PROCESSES, is_precise_enough, required_runs
 
 WEIGHT_BYTES = 8_000_000
-PEAK_TOLERANCE = 0.35  # ONNX Runtime keeps the weights once, and code pages and re-packing come on top
-PEAK_REPEATS_WITHIN = 0.1  # for weights of 4 MB; where code pages lie adds a little
+PEAK_TOLERANCE = 0.35  # ONNX Runtime keeps the weights once; code pages and re-packing add to that
+PEAK_REPEATS_WITHIN = 0.1  # for weights of 4 MB; the placement of code pages adds a little
 BARE_LOOP_TOLERANCE = 0.35  # other load slows single processes by up to 30 %; quiet machines agree within 3 %
 
-linux = pytest.mark.skipif(platform.system() != "Linux", reason="VmHWM is Linux's")
+linux = pytest.mark.skipif(platform.system() != "Linux", reason="VmHWM exists only on Linux")
 
 
 def measured(model, **options):
-    said = []
+    texts = []
     options = {"percentile": 90, "max_latency_ms": None, **options}
-    return measure(model, LocalDevice(), a_quick_profile(), kind="measured", progress=said.append, **options), said
+    return measure(model, a_run_target(), progress=texts.append, **options), texts
 
 
 def timed(model, profile=None, *, device=None, allow_fallback=(), **options):
     """Run one timing process, which is what ``measure`` does several times."""
     profile = profile or a_quick_profile()
-    request = runtime_request("time", str(model), profile, allow_fallback=allow_fallback, **options)
+    request = runtime_request("time", model, a_run_target(profile, allow_fallback=allow_fallback, **options))
     return run_request(device or LocalDevice(), request, "measure", seconds=60)
 
 
-def test_a_measurement_has_raw_samples_of_each_process_and_says_what_ran(tmp_path):
+def test_a_measurement_has_the_raw_samples_of_each_process_and_reports_progress(tmp_path):
     model = a_network(tmp_path / "m.onnx")
-    found, said = measured(model)
+    found, texts = measured(model)
     assert found.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
     assert len(found.timings) == QUICK.processes
     for timing in found.timings:
@@ -57,32 +57,30 @@ def test_a_measurement_has_raw_samples_of_each_process_and_says_what_ran(tmp_pat
     assert found.device.uri == "local:"
     assert found.device.kind == "measured"
     assert found.environment.cores >= 1
-    assert said[0] == "timing, process 1 of at most 2"
+    assert texts[0] == "timing, process 1 of at most 2"
     assert from_json(to_json(found), Measurement) == found
 
 
 def test_a_high_percentile_takes_more_runs(tmp_path):
     found, _ = measured(a_network(tmp_path / "m.onnx"), percentile=99)
-    assert sum(len(timing.wall_ns) for timing in found.timings) >= least_runs(99) > 2 * QUICK.min_runs
+    assert sum(len(timing.wall_ns) for timing in found.timings) >= required_runs(99) > 2 * QUICK.min_runs
 
 
-def test_a_limit_that_is_far_away_ends_a_measurement_early(tmp_path):
+def test_a_measurement_far_from_the_limit_ends_early(tmp_path):
     profile = a_quick_profile(timing=msgspec.structs.replace(QUICK, processes=12))
     found = measure(
         a_network(tmp_path / "m.onnx"),
-        LocalDevice(),
-        profile,
-        kind="measured",
+        a_run_target(profile),
         percentile=50,
         max_latency_ms=1000.0,
         progress=lambda _text: None,
     )
-    assert LEAST_PROCESSES <= len(found.timings) < 12
-    assert is_measured([timing.wall_ns for timing in found.timings], 50, 1e9)
+    assert MIN_PROCESSES <= len(found.timings) < 12
+    assert is_precise_enough([timing.wall_ns for timing in found.timings], 50, 1e9)
 
 
 class Clock:
-    """Stands for ``time``, and passes only where a run takes its time."""
+    """Replaces the module ``time``; time passes only during runs."""
 
     def __init__(self):
         self.ns = 0
@@ -105,20 +103,20 @@ def clock(monkeypatch):
     return found
 
 
-def test_warm_up_goes_on_until_runs_get_no_quicker(clock):
+def test_warm_up_continues_until_runs_get_no_quicker(clock):
     request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 5.0}
     pauses = iter([0.1] * 5 + [0.05] * 5 + [0.02] * 5 + [0.02] * 100)
     assert worker.warm_up(lambda: clock.run(pauses), request) == (20, True)
 
 
-def test_warm_up_that_never_gets_steady_says_so(clock):
+def test_warm_up_that_never_becomes_steady_says_so(clock):
     request = {"warmup_runs": 5, "warmup_seconds": 0.0, "max_seconds": 2.0}
     pauses = iter(0.1 * 0.97**run for run in range(1000))
     _, steady = worker.warm_up(lambda: clock.run(pauses), request)
     assert not steady
 
 
-def test_a_process_ends_at_its_most_seconds(tmp_path):
+def test_a_process_ends_at_max_seconds(tmp_path):
     endless = msgspec.structs.replace(QUICK, min_runs=10**9, max_seconds=0.2)
     found = timed(a_network(tmp_path / "m.onnx"), a_quick_profile(timing=endless))
     assert 1 < len(found["wall_ns"]) < 10**9
@@ -126,13 +124,13 @@ def test_a_process_ends_at_its_most_seconds(tmp_path):
 
 
 @linux
-def test_peaks_of_memory_follow_the_weights(tmp_path):
+def test_memory_peaks_follow_the_size_of_the_weights(tmp_path):
     width = int((WEIGHT_BYTES / 4) ** 0.5)
     model = a_network(tmp_path / "m.onnx", width=width, layers=1, inputs=("N", width))
     small = a_network(tmp_path / "s.onnx")
     peaks = []
     for path in (model, small):
-        request = runtime_request("time", str(path), a_quick_profile(), allow_fallback=())
+        request = runtime_request("time", path, a_run_target())
         peaks.append(measure_memory(LocalDevice(), request, "measure", lambda _text: None))
     assert peaks[0].peak_bytes - peaks[1].peak_bytes >= WEIGHT_BYTES * (1 - PEAK_TOLERANCE)
     assert peaks[0].default_load_peak_bytes > peaks[1].default_load_peak_bytes
@@ -140,9 +138,9 @@ def test_peaks_of_memory_follow_the_weights(tmp_path):
 
 
 @linux
-def test_peaks_of_memory_repeat(tmp_path):
+def test_memory_peaks_are_repeatable(tmp_path):
     model = a_network(tmp_path / "m.onnx", width=512, layers=4, inputs=("N", 512))
-    request = runtime_request("memory", str(model), a_quick_profile(), allow_fallback=())
+    request = runtime_request("memory", model, a_run_target())
     first, second = (LocalDevice().run(request, 60, STEADY_MALLOC)["load_peak_bytes"] for _ in range(2))
     assert abs(first - second) < PEAK_REPEATS_WITHIN * first
 
@@ -165,29 +163,29 @@ for index in range(600):
 print(numpy.median(times[100:]))
 """
     bare, ours = [], []
-    for _ in range(4):  # in turn, so that a slow moment of the machine meets both
+    for _ in range(4):  # in turn, so that a slow moment of the machine affects both
         bare.append(float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout))
-        request = runtime_request("time", str(model), a_quick_profile(), allow_fallback=(), batch_size=4)
+        request = runtime_request("time", model, a_run_target(batch_size=4))
         ours.append(float(np.median(LocalDevice().run(request, 60, {})["cpu_ns"])))
     assert abs(min(ours) / min(bare) - 1) < BARE_LOOP_TOLERANCE
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.UINT8, TensorProto.FLOAT16, TensorProto.BOOL])
-def test_random_inputs_have_the_inputs_type(tmp_path, kind):
+def test_random_inputs_have_the_type_of_the_graph_input(tmp_path, kind):
     model = a_network(tmp_path / "m.onnx", kind=kind)
     assert timed(model, batch_size=3)["wall_ns"]
 
 
-def test_a_fixed_batch_other_than_the_one_asked_for_is_refused(tmp_path):
+def test_a_fixed_batch_size_that_differs_from_the_requested_one_is_refused(tmp_path):
     model = a_network(tmp_path / "m.onnx", inputs=(2, 32))
-    with pytest.raises(InputError, match="fixed batch of 2; asked for was 1"):
+    with pytest.raises(InputError, match="fixed batch size of 2, not 1"):
         timed(model)
     assert timed(model, batch_size=2)["wall_ns"]
 
 
-def test_an_open_size_needs_an_inputs_file(tmp_path):
+def test_a_dynamic_dimension_needs_an_inputs_file(tmp_path):
     model = a_network(tmp_path / "m.onnx", inputs=("N", "length", 32))
-    with pytest.raises(InputError, match="leaves length open beside the batch: give an inputs file"):
+    with pytest.raises(InputError, match=r"dynamic dimensions besides the batch \(length\): pass --inputs FILE.npz"):
         timed(model)
     given = tmp_path / "inputs.npz"
     np.savez(given, x=np.zeros((4, 7, 32), np.float32))
@@ -209,19 +207,19 @@ def test_a_missing_file_is_named(tmp_path):
         measured(tmp_path / "missing.onnx")
 
 
-def test_a_broken_file_is_an_error_with_the_reason(tmp_path):
+def test_a_broken_file_gives_an_error_with_the_reason(tmp_path):
     model = tmp_path / "broken.onnx"
     model.write_bytes(b"this is no protobuf")
     with pytest.raises(StepError, match=r"cannot run .*broken\.onnx.*Protobuf parsing failed"):
         timed(model)
 
 
-def test_an_operator_set_that_the_runtime_lacks_is_an_error_with_the_reason(tmp_path):
+def test_an_opset_that_the_runtime_lacks_gives_an_error_with_the_reason(tmp_path):
     with pytest.raises(StepError, match=r"(?i)opset"):
         timed(a_network(tmp_path / "m.onnx", opset=99))
 
 
-def test_a_model_that_fails_when_it_runs_is_an_error_with_the_reason(tmp_path):
+def test_a_model_that_fails_when_it_runs_gives_an_error_with_the_reason(tmp_path):
     graph = helper.make_graph(
         [helper.make_node("Reshape", ["x", "shape"], ["y"])],
         "wrong",
@@ -235,14 +233,14 @@ def test_a_model_that_fails_when_it_runs_is_an_error_with_the_reason(tmp_path):
         timed(path)
 
 
-def test_a_provider_that_is_not_there_is_refused_with_what_to_install(tmp_path):
+def test_a_missing_provider_is_refused_with_an_install_hint(tmp_path):
     profile = a_quick_profile(providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
     with pytest.raises(ProviderError, match=r"CUDAExecutionProvider is not in .*onnxruntime-gpu.*--allow-fallback"):
         timed(a_network(tmp_path / "m.onnx"), profile)
 
 
 @pytest.mark.parametrize("name", ["CPUExecutionProvider", "cpu"])
-def test_an_allowed_fall_back_runs_and_is_reported(tmp_path, name):
+def test_an_allowed_fallback_runs_and_is_reported(tmp_path, name):
     profile = a_quick_profile(providers=("CUDAExecutionProvider",))
     found = timed(a_network(tmp_path / "m.onnx"), profile, allow_fallback=(name,))
     assert set(found["nodes"]) == {"CPUExecutionProvider"}
@@ -255,14 +253,14 @@ def test_an_allowed_fall_back_runs_and_is_reported(tmp_path, name):
         (("CUDAExecutionProvider",), "CPU"),
     ],
 )
-def test_a_silent_fall_back_is_refused(tmp_path, providers, reason):
+def test_a_silent_fallback_is_refused(tmp_path, providers, reason):
     profile = a_quick_profile(providers=providers)
     with pytest.raises(ProviderError, match=reason):
         timed(a_network(tmp_path / "m.onnx"), profile, device=LocalDevice(a_python_that_claims_cuda(tmp_path)))
 
 
 def a_python_that_claims_cuda(folder: Path) -> Path:
-    """Return a Python whose onnxruntime lists CUDA and then silently runs on the CPU, as the GPU build does alone."""
+    """Return a Python whose onnxruntime lists CUDA but silently runs on the CPU, as a GPU build without CUDA does."""
     site = folder / "site"
     site.mkdir()
     (site / "sitecustomize.py").write_text(
@@ -276,6 +274,6 @@ def a_python_that_claims_cuda(folder: Path) -> Path:
 
 
 def test_the_json_of_a_request_is_one_line(tmp_path):
-    request = runtime_request("time", "a\nb", a_quick_profile(), allow_fallback=())
+    request = runtime_request("time", "a\nb", a_run_target())
     assert b"\n" not in to_json(request)
     assert json.loads(to_json(request))["model"] == "a\nb"

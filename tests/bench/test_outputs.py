@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
-from tiny_models import a_network, a_quick_profile
+from tiny_models import a_network, a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.device.local import LocalDevice
 from edgeopt.errors import DataError, StepError
 
 
@@ -12,7 +11,7 @@ def test_outputs_come_back_batch_by_batch_in_order(tmp_path):
     rng = np.random.default_rng(0)
     batches = [{"x": rng.standard_normal((rows, 32)).astype(np.float32)} for rows in (4, 1, 3, *[2] * 9)]
     count = write_batches(tmp_path / "in.npz", iter(batches))
-    run_model(model, tmp_path / "in.npz", tmp_path / "out.npz", LocalDevice(), a_quick_profile())
+    run_model(model, tmp_path / "in.npz", tmp_path / "out.npz", a_run_target())
     found = read_batches(tmp_path / "out.npz")
     assert count == len(found) == len(batches)
     weight = (np.random.default_rng(0).standard_normal((32, 8)) / np.sqrt(32)).astype(np.float32)
@@ -21,7 +20,7 @@ def test_outputs_come_back_batch_by_batch_in_order(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "m.onnx", "out.npz"]
 
 
-def test_batches_are_read_as_they_were_written(tmp_path):
+def test_batches_are_read_back_as_written(tmp_path):
     batches = [{"a": np.arange(3), "b/c": np.float16([[1.5]])}, {"a": np.zeros(0, bool)}]
     write_batches(tmp_path / "x.npz", batches)
     found = read_batches(tmp_path / "x.npz")
@@ -31,11 +30,11 @@ def test_batches_are_read_as_they_were_written(tmp_path):
             np.testing.assert_array_equal(back[name], array, strict=True)
 
 
-def test_an_input_of_the_wrong_shape_is_an_error_and_leaves_no_outputs(tmp_path):
+def test_an_input_of_the_wrong_shape_gives_an_error_and_leaves_no_outputs(tmp_path):
     model = a_network(tmp_path / "m.onnx")
     write_batches(tmp_path / "in.npz", [{"x": np.zeros((1, 31), np.float32)}])
     with pytest.raises(StepError, match=r"evaluate: .*invalid dimensions"):
-        run_model(model, tmp_path / "in.npz", tmp_path / "out.npz", LocalDevice(), a_quick_profile(), stage="evaluate")
+        run_model(model, tmp_path / "in.npz", tmp_path / "out.npz", a_run_target(), stage="evaluate")
     assert not (tmp_path / "out.npz").exists()
 
 

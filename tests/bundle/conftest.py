@@ -1,4 +1,4 @@
-"""A real small model and the bundle written from it."""
+"""A real small model, and the bundle written from it."""
 
 from pathlib import Path
 

@@ -1,16 +1,16 @@
-"""``manifest.json``: its format is held by a golden file, and changed files are found."""
+"""``manifest.json``: a golden file fixes its format, and changed files are found."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from edgeopt.bundle.manifest import changed_files, read_manifest
+from edgeopt.bundle.manifest import find_changed_files, read_manifest
 from edgeopt.errors import DataError
 
 GOLDEN = Path(__file__).parent / "golden" / "manifest.json"
 HASHED_BY_CONTENT = {"report.html"}
-"""Its bytes change with every improvement of the page; that is no change of the format."""
+"""Its bytes change with every improvement of the page, which does not change the format."""
 
 
 def without_page_hash(document):
@@ -20,7 +20,7 @@ def without_page_hash(document):
 
 
 def rounded(value):
-    """Floats to nine digits: numpy's version may move the last ones."""
+    """Round floats to nine digits, because the last ones may differ between versions of numpy."""
     match value:
         case dict():
             return {key: rounded(item) for key, item in value.items()}
@@ -35,7 +35,7 @@ def rounded(value):
 def test_the_format_is_that_of_the_golden_file(tmp_path, write):
     write(tmp_path / "out")
     found = without_page_hash(json.loads((tmp_path / "out" / "manifest.json").read_bytes()))
-    found["files"]["choice.json"] = {"sha256": "", "size_bytes": 0}  # its own golden file holds it
+    found["files"]["choice.json"] = {"sha256": "", "size_bytes": 0}  # it has a golden file of its own
     if not GOLDEN.exists():  # after a deliberate change: remove it, run this once, read the difference
         GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
     assert rounded(found) == rounded(json.loads(GOLDEN.read_bytes()))
@@ -67,16 +67,25 @@ def test_changed_missing_and_added_files_are_named(tmp_path, write):
     out = tmp_path / "out"
     write(out)
     manifest = read_manifest(out)
-    assert changed_files(out, manifest) == []
+    assert find_changed_files(out, manifest) == []
     (out / "model.onnx").write_bytes(b"something else")
     (out / "report.html").unlink()
     (out / "extra.txt").write_text("")
-    assert changed_files(out, manifest) == ["extra.txt", "model.onnx", "report.html"]
+    assert find_changed_files(out, manifest) == ["extra.txt", "model.onnx", "report.html"]
 
 
 @pytest.mark.parametrize("content", [None, b"{}", b"\xff"])
-def test_a_manifest_that_cannot_be_read_is_an_error_in_words(tmp_path, content):
+def test_a_manifest_that_cannot_be_read_is_a_readable_error(tmp_path, content):
     if content is not None:
         (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(DataError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_of_an_older_schema_is_refused_with_the_way_out(tmp_path, write):
+    write(tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"schema": "edgeopt/manifest-1"}))
+    reason = "has the format edgeopt/manifest-1, but edgeopt .* reads edgeopt/manifest-2: build again, or use the"
+    with pytest.raises(DataError, match=reason):
+        read_manifest(tmp_path / "out")

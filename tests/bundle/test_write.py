@@ -1,4 +1,4 @@
-"""A bundle, read by a reader that knows only its format; and what may stand in its way."""
+"""A bundle, read by a reader that knows only its format; and folders that it may not replace."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def test_an_independent_reader_verifies_every_file_and_reads_the_golden_arrays(t
     out = tmp_path / "out"
     write(out)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["schema"] == "edgeopt/manifest-1"
+    assert manifest["schema"] == "edgeopt/manifest-2"
     assert sorted([*manifest["files"], "manifest.json"]) == names(out)
     for name, entry in manifest["files"].items():
         data = (out / name).read_bytes()
@@ -44,7 +44,7 @@ def test_an_independent_reader_verifies_every_file_and_reads_the_golden_arrays(t
     assert (out / "model.onnx").read_bytes() == model.read_bytes()
 
 
-def test_the_folder_holds_what_the_format_says_and_leaves_nothing_beside_it(tmp_path, write):
+def test_the_folder_holds_the_files_of_the_format_and_nothing_is_left_next_to_it(tmp_path, write):
     out = tmp_path / "deep" / "out"
     write(out)
     assert names(out) == [
@@ -59,7 +59,7 @@ def test_the_folder_holds_what_the_format_says_and_leaves_nothing_beside_it(tmp_
     assert names_in(out.parent) == ["out"]
 
 
-def test_without_a_winner_there_is_no_model_and_nothing_golden(tmp_path, write):
+def test_without_a_winner_there_is_neither_a_model_nor_golden_arrays(tmp_path, write):
     out = tmp_path / "out"
     write(out, a_choice(budget=NOTHING_KEEPS))
     assert names(out) == ["choice.json", "manifest.json", "report.html"]
@@ -67,7 +67,7 @@ def test_without_a_winner_there_is_no_model_and_nothing_golden(tmp_path, write):
     assert (manifest["recipe"], manifest["proof"], manifest["golden"]) == (None, None, [])
 
 
-def test_a_former_bundle_is_replaced_as_a_whole(tmp_path, write):
+def test_an_old_bundle_is_replaced_completely(tmp_path, write):
     out = tmp_path / "out"
     write(out)
     write(out, a_choice(budget=NOTHING_KEEPS))
@@ -81,13 +81,13 @@ def test_an_empty_folder_is_filled(tmp_path, write):
     assert (out / "manifest.json").is_file()
 
 
-def test_the_working_folder_as_a_relative_path_is_fine(tmp_path, write, monkeypatch):
+def test_a_relative_path_is_fine(tmp_path, write, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(Path("out"))
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
-def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, write):
+def test_a_folder_with_other_files_is_refused_and_not_changed(tmp_path, write):
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.txt").write_text("ten years of work")
@@ -96,34 +96,34 @@ def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(tmp_path, write
     assert names(out) == ["thesis.txt"]
 
 
-def test_a_file_in_its_place_is_refused(tmp_path):
+def test_a_file_at_the_path_is_refused(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(WorkspaceError, match="is not a folder"):
         check_out(tmp_path / "out")
 
 
-def test_a_link_in_its_place_is_refused(tmp_path):
+def test_a_link_at_the_path_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(WorkspaceError, match="is not a folder"):
         check_out(tmp_path / "out")
 
 
-def test_a_file_above_it_is_refused(tmp_path):
+def test_a_file_as_the_parent_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WorkspaceError, match="cannot be written"):
         check_out(tmp_path / "file" / "out")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_above_it_that_is_not_writable_is_refused(tmp_path):
+def test_a_parent_folder_that_is_not_writable_is_refused(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(WorkspaceError, match="cannot be written"):
         check_out(tmp_path / "out")
     tmp_path.chmod(0o700)
 
 
-def test_a_place_where_nobody_can_write_is_refused():
+def test_a_path_where_nobody_can_write_is_refused():
     with pytest.raises(WorkspaceError, match="cannot be written"):
         check_out(Path("/proc/edgeopt/out"))
 

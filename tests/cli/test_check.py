@@ -21,14 +21,14 @@ def lines(done: subprocess.CompletedProcess) -> dict[str, str]:
     return {line.split()[2]: line.split()[0] for line in done.stdout.splitlines()[:-1]}
 
 
-def test_a_whole_bundle_passes_with_a_line_for_each_finding(tmp_path):
+def test_an_intact_bundle_passes_with_a_line_per_finding(tmp_path):
     done = check(a_bundle(tmp_path, min_throughput_per_s=1.0))
     assert done.returncode == 0, done.stdout + done.stderr
     assert lines(done) == {
         "all": "passed", "y": "passed", "latency": "passed", "throughput": "passed", "memory": "passed",
         "size": "passed", "score": "note", "device": "note",
     }  # fmt: skip
-    assert done.stdout.splitlines()[-1] == "out keeps what it promises on local:"
+    assert done.stdout.splitlines()[-1] == "out passes every check on local:"
 
 
 def test_json_holds_the_findings_and_the_raw_samples(tmp_path):
@@ -54,7 +54,7 @@ def test_a_missed_limit_ends_with_3(tmp_path, limit, value, name):
     done = check(out)
     assert done.returncode == 3
     assert [key for key, status in lines(done).items() if status == "missed"] == [name]
-    assert done.stdout.splitlines()[-1] == "out misses what it promises on local:"
+    assert done.stdout.splitlines()[-1] == "out misses an output or a limit on local:"
 
 
 def test_a_bundle_without_a_model_ends_with_3(tmp_path):
@@ -67,10 +67,10 @@ def test_outputs_beyond_their_tolerance_end_with_3(tmp_path):
     done = check(a_bundle(tmp_path, wrong=1e6))
     assert done.returncode == 3
     assert lines(done)["y"] == "missed"
-    assert "is off by 1e+06 at most" in done.stdout
+    assert "is off by up to 1e+06" in done.stdout
 
 
-def test_a_model_that_does_not_run_there_ends_with_3(tmp_path):
+def test_a_model_that_does_not_run_on_the_device_ends_with_3(tmp_path):
     out = a_bundle(tmp_path)
     (out / "model.onnx").write_bytes(b"no model")
     rehash(out, "model.onnx")
@@ -80,7 +80,7 @@ def test_a_model_that_does_not_run_there_ends_with_3(tmp_path):
 
 
 def rehash(out: Path, name: str) -> None:
-    """Write the manifest anew, so that a changed file is what it says."""
+    """Update the manifest, so that a changed file has the hash that it gives."""
     manifest = json.loads((out / "manifest.json").read_text())
     data = (out / name).read_bytes()
     manifest["files"][name] = {"sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
@@ -95,12 +95,15 @@ def rehash(out: Path, name: str) -> None:
         (lambda out: (out / "more").write_text(""), "more", "was added"),
     ],
 )
-def test_a_bundle_that_is_not_what_was_built_is_not_run_and_ends_with_2(tmp_path, spoil, name, text):
+def test_a_changed_bundle_is_not_run_and_ends_with_2(tmp_path, spoil, name, text):
     out = a_bundle(tmp_path)
     spoil(out)
     done = check(out)
     assert done.returncode == 2
-    assert done.stdout.splitlines() == [f"bad     file    {name}  {text}", "out is not what was built on local:"]
+    assert done.stdout.splitlines() == [
+        f"bad     file    {name}  {text}",
+        "out is not the bundle that was built; nothing was run",
+    ]
 
 
 def test_a_golden_file_outside_of_the_bundle_is_not_read(tmp_path):
@@ -112,7 +115,7 @@ def test_a_golden_file_outside_of_the_bundle_is_not_read(tmp_path):
     assert "../in.npz  is not in the manifest" in done.stdout
 
 
-def test_a_folder_that_is_no_bundle_ends_with_2(tmp_path):
+def test_a_folder_that_is_not_a_bundle_ends_with_2(tmp_path):
     (tmp_path / "empty").mkdir()
     write_quick_target(tmp_path)
     done = check(tmp_path / "empty")

@@ -1,4 +1,4 @@
-"""Progress: lines where stderr is no terminal, one live line where it is one, nothing when quiet."""
+"""Progress: one live line on a terminal, plain lines elsewhere, nothing with quiet."""
 
 import os
 import pty
@@ -6,10 +6,13 @@ import subprocess
 import sys
 
 from edgeopt.cli.console import LINE_INTERVAL_SECONDS, ProgressDisplay
+from edgeopt.logs import log_to_file
+
+ERASED_LINE = "\x1b[2K"
 
 
 class Clock:
-    """A clock that a test sets."""
+    """A clock that tests set."""
 
     def __init__(self):
         self.seconds = 0.0
@@ -26,7 +29,7 @@ def test_each_stage_writes_a_line_when_it_begins(capsys):
     assert capsys.readouterr() == ("", "export: dynamo\nmeasure: trial 1\ndone\n")
 
 
-def test_a_stage_that_goes_on_writes_seldom(capsys):
+def test_a_long_stage_writes_a_line_every_ten_seconds(capsys):
     clock = Clock()
     with ProgressDisplay(clock=clock) as progress:
         for epoch in range(100):
@@ -41,10 +44,37 @@ def test_quiet_writes_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_terminal_gets_a_live_line_that_is_gone_at_the_end():
+def test_the_debug_log_gets_every_step(tmp_path):
+    with log_to_file(tmp_path / "log.txt"), ProgressDisplay(quiet=True, clock=Clock()) as progress:
+        for epoch in range(3):
+            progress("train", f"epoch {epoch}, loss 50 %s")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [f"train: epoch {epoch}, loss 50 %s" for epoch in range(3)]
+
+
+def test_a_terminal_shows_a_live_line_that_is_erased_at_the_end():
+    shown = run_on_a_terminal("time.sleep(1.2)")
+    assert "epoch 3 of 8" in shown
+    assert shown.rstrip().endswith(ERASED_LINE)
+
+
+def test_debug_messages_stand_above_the_live_line():
+    shown = run_on_a_terminal(
+        "time.sleep(1.2); logging.getLogger('edgeopt.device').debug('uploading'); time.sleep(1.2)"
+    )
+    message = next(line for line in shown.splitlines() if "edgeopt.device: uploading" in line)
+    assert "epoch 3 of 8" not in message
+    assert "epoch 3 of 8" in shown.partition("uploading")[2]  # the live line goes on below
+    assert shown.rstrip().endswith(ERASED_LINE)
+
+
+def run_on_a_terminal(body):
+    """Return everything that a progress display and the debug log write to a terminal while the body runs."""
     code = (
-        "import time; from edgeopt.cli.console import Progress\n"
-        "with Progress() as progress: progress('train', 'epoch 3 of 8'); time.sleep(1.2)\n"
+        "import logging, time\n"
+        "from edgeopt.cli.console import ProgressDisplay\n"
+        "from edgeopt.logs import log_to_stderr\n"
+        f"with log_to_stderr(), ProgressDisplay() as progress: progress('train', 'epoch 3 of 8'); {body}\n"
     )
     ours, theirs = pty.openpty()
     done = subprocess.run([sys.executable, "-c", code], stderr=theirs, env={**os.environ, "TERM": "xterm"}, text=True)
@@ -52,5 +82,4 @@ def test_a_terminal_gets_a_live_line_that_is_gone_at_the_end():
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
     assert done.returncode == 0
-    assert "epoch 3 of 8" in shown
-    assert shown.rstrip().endswith("\x1b[2K")  # the last thing written erases the line
+    return shown

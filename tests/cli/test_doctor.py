@@ -1,3 +1,5 @@
+"""`edgeopt doctor` on this machine."""
+
 import json
 import os
 import subprocess
@@ -6,7 +8,7 @@ import sys
 import pytest
 
 import edgeopt.cli.doctor
-from edgeopt.cli.doctor import BF16, INT8
+from edgeopt.cli.doctor import BF16_FEATURES, INT8_FEATURES
 
 
 def doctor(*arguments, **variables):
@@ -21,36 +23,36 @@ def found():
     return json.loads(doctor("--json"))
 
 
-def test_it_knows_the_machine_and_the_runtime(found):
+def test_it_finds_the_machine_and_the_runtime(found):
     machine = found["environment"]
     assert machine["cores"] >= 1
     assert machine["memory_bytes"] > 0
     assert found["packages"]["onnxruntime"] == machine["onnxruntime"]
     assert "CPUExecutionProvider" in found["providers"]
-    assert found["int8_instructions"] == [name for name in machine["features"] if name in INT8]
-    assert found["bf16_instructions"] == [name for name in machine["features"] if name in BF16]
+    assert found["int8_instructions"] == [name for name in machine["features"] if name in INT8_FEATURES]
+    assert found["bf16_instructions"] == [name for name in machine["features"] if name in BF16_FEATURES]
     assert found["load_average"] == pytest.approx(os.getloadavg()[0], abs=50)
 
 
-def test_every_kind_of_device_is_among_them(found):
-    assert [place["kind"] for place in found["devices"]] == ["local", "ssh", "adb", "browser", "qemu"]
+def test_every_kind_of_device_is_listed(found):
+    assert [route["kind"] for route in found["devices"]] == ["local", "ssh", "adb", "browser", "qemu"]
 
 
-def test_what_is_missing_for_cuda_is_said_with_how_to_get_it(found):
+def test_a_missing_cuda_provider_is_reported_with_how_to_get_it(found):
     notes = [finding for finding in found["findings"] if "CUDA" in finding["what"]]
     assert bool(notes) == ("CUDAExecutionProvider" not in found["providers"])
     assert all("onnxruntime-gpu" in note["advice"] for note in notes)
     assert all("car-cuda and server-cuda are refused" in note["what"] for note in notes)
 
 
-def test_a_runtime_that_does_not_tell_its_providers_in_time_is_not_said_to_refuse_every_target(monkeypatch):
-    monkeypatch.setattr(edgeopt.cli.doctor, "available_providers", tuple)
+def test_no_target_is_reported_as_refused_if_the_runtime_does_not_list_its_providers_in_time(monkeypatch):
+    monkeypatch.setattr(edgeopt.cli.doctor, "list_providers", tuple)
     found = edgeopt.cli.doctor.diagnose()
     assert found.environment is not None
     assert not [finding for finding in found.findings if "refused" in finding.what]
 
 
-def test_people_read_it_line_by_line():
+def test_the_text_has_a_line_for_each_fact():
     lines = doctor().splitlines()
     for start in (
         "edgeopt ",

@@ -1,10 +1,10 @@
-"""Which kinds of device `edgeopt doctor` finds, by programs that a test puts in PATH."""
+"""The kinds of device that `edgeopt doctor` finds, with programs that a test puts in PATH."""
 
 import pytest
 
-from edgeopt.cli.doctor_devices import routes
+from edgeopt.cli.doctor_devices import find_routes
 
-SAYS = {
+OUTPUTS = {
     "ssh": ("OpenSSH_9.2p1 Debian-2+deb12u10, OpenSSL 3.0.22 25 Aug 2026", "stderr"),
     "adb": ("Android Debug Bridge version 1.0.41\nVersion 29.0.6-debian", "stdout"),
     "openssl": ("OpenSSL 3.0.22 25 Aug 2026 (Library: OpenSSL 3.0.22 25 Aug 2026)", "stdout"),
@@ -15,32 +15,32 @@ SAYS = {
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Return what puts programs in an empty PATH, each saying its version, and looks at the devices then."""
+    """Return a function that puts programs in an empty PATH, each printing its version, and then finds the devices."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    def look(**says: tuple[str, str]):
-        for name, (text, stream) in says.items():
+    def find(**outputs: tuple[str, str]):
+        for name, (text, stream) in outputs.items():
             program = tmp_path / name.replace("_", "-")
             program.write_text(f"#!/bin/sh\necho '{text}'{' >&2' if stream == 'stderr' else ''}\n")
             program.chmod(0o755)
-        return {route.kind: route for route in routes()}
+        return {route.kind: route for route in find_routes()}
 
-    return look
+    return find
 
 
-def test_a_kind_whose_program_is_there_is_ready_with_its_version_and_what_to_type(machine):
-    found = machine(**{name.replace("-", "_"): says for name, says in SAYS.items()})
+def test_a_kind_whose_program_is_installed_is_ready_with_its_version_and_the_option_to_give(machine):
+    found = machine(**{name.replace("-", "_"): output for name, output in OUTPUTS.items()})
     assert list(found) == ["local", "ssh", "adb", "browser", "qemu"]
-    assert all(place.ready for place in found.values())
-    versions = [place.version for place in found.values()]
+    assert all(route.ready for route in found.values())
+    versions = [route.version for route in found.values()]
     assert versions == [None, "ssh 9.2p1", "adb 1.0.41", "openssl 3.0.22", "qemu-aarch64 10.0.2"]
-    assert all(place.advice.startswith("--device ") for place in found.values())
+    assert all(route.advice.startswith("--device ") for route in found.values())
     assert "missing" not in found["browser"].advice
 
 
-def test_what_a_kind_lacks_is_said_with_how_to_get_it(machine):
+def test_a_missing_program_is_reported_with_how_to_get_it(machine):
     found = machine()
-    assert [place.kind for place in found.values() if not place.ready] == ["ssh", "adb", "qemu"]
+    assert [route.kind for route in found.values() if not route.ready] == ["ssh", "adb", "qemu"]
     assert "apt-get install openssh-client" in found["ssh"].advice
     assert "apt-get install adb" in found["adb"].advice
     assert found["qemu"].advice == "install qemu-user 10.0 or newer"
@@ -55,7 +55,7 @@ def test_a_qemu_that_crashes_in_onnx_runtime_is_not_ready(machine, version, read
     assert ready or f"qemu-arm-static {version} crashes in ONNX Runtime" in qemu.advice
 
 
-def test_a_program_that_does_not_tell_its_version_is_there_all_the_same(machine):
+def test_a_program_that_does_not_print_its_version_still_counts_as_installed(machine):
     found = machine(ssh=("", "stdout"), adb=("hello", "stdout"))
     assert (found["ssh"].ready, found["ssh"].version) == (True, "ssh")
     assert (found["adb"].ready, found["adb"].version) == (True, "adb")

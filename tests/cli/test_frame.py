@@ -1,4 +1,4 @@
-"""The command's frame, through real processes: help, exit codes, errors as words, interrupts, pipes."""
+"""The command line in real processes: help, exit codes, error messages, interrupts, pipes."""
 
 import importlib
 import os
@@ -15,8 +15,8 @@ import pytest
 
 from edgeopt.cli import COMMANDS
 
-HELP_SECONDS = 0.150  # what --help may take
-TRIES = 5
+MAX_HELP_SECONDS = 0.150
+TRY_COUNT = 5
 
 
 def edgeopt(*arguments, cwd=None, stdout=subprocess.PIPE):
@@ -31,7 +31,7 @@ def edgeopt(*arguments, cwd=None, stdout=subprocess.PIPE):
 
 
 def a_command(folder: Path, body: str) -> list[str]:
-    """Return the command line of an edgeopt whose ``build`` is a command with that body."""
+    """Return the command line of an edgeopt whose ``build`` command has this body."""
     (folder / "stand_in_build.py").write_text(
         "import os, sys, time, click\nfrom edgeopt import errors\n@click.command(name='build')\ndef command():\n"
         f"    {body}\n"
@@ -49,17 +49,24 @@ def cpu_seconds_of_children():
     return usage.ru_utime + usage.ru_stime
 
 
-def test_help_lists_every_command_and_is_quick():
-    # CPU time: the wall time of a quiet machine, as nothing is waited for, and the same while others hold the cores.
+def test_help_lists_every_command_and_is_fast():
+    # CPU time: on a quiet machine it equals the wall time, as nothing is waited for, and other load does not change it.
     seconds = []
-    for _ in range(TRIES):
+    for _ in range(TRY_COUNT):
         before = cpu_seconds_of_children()
         done = edgeopt("--help")
         seconds.append(cpu_seconds_of_children() - before)
         assert done.returncode == 0
-    assert statistics.median(seconds) < HELP_SECONDS
+    assert statistics.median(seconds) < MAX_HELP_SECONDS
     for name, (_, summary) in COMMANDS.items():
         assert any(line.split() == [name, *summary.split()] for line in done.stdout.splitlines()), name
+
+
+@pytest.mark.parametrize(
+    "arguments", [["build"], ["bench"], ["check"], ["inspect"], ["targets", "calibrate"]], ids=" ".join
+)
+def test_commands_that_run_models_take_verbose(arguments):
+    assert "--verbose" in edgeopt(*arguments, "--help").stdout
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -84,9 +91,9 @@ def test_without_a_command_help_goes_to_stdout():
     ("arguments", "problem"),
     [
         (["bild"], "error: there is no command 'bild'"),
-        (["targts"], "error: there is no command 'targts' (did you mean 'targets'?).\n`edgeopt --help`"),
+        (["targts"], "error: there is no command 'targts' (did you mean 'targets'?).\nSee `edgeopt --help`."),
         (["--quik"], "error: No such option"),
-        (["targets", "show"], "error: Missing argument 'NAME'.\n`edgeopt targets show --help` shows what it takes.\n"),
+        (["targets", "show"], "error: Missing argument 'NAME'.\nSee `edgeopt targets show --help`.\n"),
         (["targets", "show", "fone"], "error: there is no target 'fone' (did you mean 'phone'?)"),
     ],
 )
@@ -110,30 +117,30 @@ def test_bad_input_is_one_message_on_stderr_and_exit_code_2(arguments, problem, 
         ("click.get_current_context().exit(3)", 3, ""),
     ],
 )
-def test_an_error_becomes_its_words_and_its_exit_code(tmp_path, body, code, message):
+def test_an_error_becomes_a_message_and_an_exit_code(tmp_path, body, code, message):
     done = run(a_command(tmp_path, body))
     assert (done.returncode, done.stdout, done.stderr) == (code, "", message)
 
 
-def test_what_nobody_raised_on_purpose_keeps_its_traceback_and_says_that_it_is_a_bug(tmp_path):
+def test_an_unexpected_exception_keeps_its_traceback_and_is_called_a_bug(tmp_path):
     done = run(a_command(tmp_path, "{}['missing']"))
     assert done.returncode == 1
     assert "KeyError: 'missing'" in done.stderr
     assert "this is a bug in edgeopt" in done.stderr.splitlines()[-1]
 
 
-def test_an_interrupt_says_that_the_work_is_kept_and_how_to_go_on(tmp_path):
+def test_an_interrupt_reports_that_finished_work_is_kept_and_how_to_continue(tmp_path):
     command = a_command(tmp_path, "print('ready', flush=True); time.sleep(60)")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert errors.strip() == "stopped. Finished trials are kept: run the same command again to go on from there."
+    assert errors.strip() == "stopped. Finished trials are kept: run the same command again to continue."
 
 
 @pytest.mark.parametrize("body", ["print('x' * 10)", "print('x' * 1000000)", "click.echo('x' * 1000000)"])
-def test_a_reader_that_has_gone_is_no_error(tmp_path, body):
+def test_a_reader_that_is_gone_is_not_an_error(tmp_path, body):
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "w") as stdout:
@@ -153,5 +160,5 @@ def test_a_message_is_wrapped_to_the_terminal(tmp_path):
     assert max(map(len, lines)) <= 50
 
 
-def test_the_version_is_the_packages():
+def test_the_version_is_that_of_the_package():
     assert edgeopt("--version").stdout == f"edgeopt, version {sys.modules['edgeopt'].__version__}\n"

@@ -36,13 +36,13 @@ def test_list_shows_each_target_with_its_limits(folder):
     assert "p99 ≤ 50 ms for a batch of 8 · ≥ 160 samples/s" in text
 
 
-def test_list_says_which_targets_are_calibrated_and_where(folder):
+def test_list_shows_the_calibration_of_each_calibrated_target(folder):
     assert "calibrated" not in run("targets", "list")
     run("targets", "new", "mine")
     for name in ("car", "mine"):
         (folder / "targets" / f"{name}.calibration.json").touch()
-    said = [line.strip() for line in run("targets", "list").splitlines() if "calibrated" in line]
-    assert said == [f"calibrated: {folder / 'targets' / name}.calibration.json" for name in ("car", "mine")]
+    lines = [line.strip() for line in run("targets", "list").splitlines() if "calibrated" in line]
+    assert lines == [f"calibrated: {folder / 'targets' / name}.calibration.json" for name in ("car", "mine")]
 
 
 def test_list_as_json_holds_the_profiles(folder):
@@ -51,7 +51,7 @@ def test_list_as_json_holds_the_profiles(folder):
     assert from_json(json.dumps(profiles[2]), Profile) == load_profile("phone")
 
 
-def test_show_prints_the_file_with_its_reasons_or_the_values(folder):
+def test_show_prints_the_file_with_its_reasons_or_only_the_values(folder):
     assert "threads = 1  # one big core" in run("targets", "show", "phone")
     assert from_json(run("targets", "show", "phone", "--json"), Profile) == load_profile("phone")
 
@@ -66,7 +66,7 @@ def test_new_copies_a_target_under_another_name(folder):
 
 
 @pytest.mark.parametrize("out", ["deep/er", "deep/er/mine.toml"])
-def test_new_writes_where_it_is_told(folder, out):
+def test_new_writes_to_the_given_path(folder, out):
     assert run("targets", "new", "mine", "--out", out).endswith("run `edgeopt build --target deep/er/mine.toml`\n")
     assert load_profile("deep/er/mine.toml").name == "mine"
 
@@ -74,14 +74,14 @@ def test_new_writes_where_it_is_told(folder, out):
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["Big Phone"], "cannot name a target"),
+        (["Big Phone"], "can't be a target's name"),
         (["phone"], "'phone' is a target that edgeopt ships"),
-        (["mine", "--out", "other.toml"], "has to be called mine.toml"),
+        (["mine", "--out", "other.toml"], "must be called mine.toml"),
         (["other", "--from", "fone"], "did you mean 'phone'"),
-        (["mine"], "exists already and is left as it is"),
+        (["mine"], "already exists and was not changed"),
     ],
 )
-def test_new_refuses_what_it_cannot_do(folder, arguments, problem):
+def test_new_refuses_a_name_that_cannot_be_used(folder, arguments, problem):
     (folder / "targets").mkdir()
     (folder / "targets" / "mine.toml").write_text("mine")
     with pytest.raises(ConfigError, match=problem):
@@ -89,7 +89,7 @@ def test_new_refuses_what_it_cannot_do(folder, arguments, problem):
     assert [path.read_text() for path in folder.rglob("*.toml")] == ["mine"]
 
 
-def test_new_says_so_where_it_cannot_write(folder):
+def test_new_reports_a_path_that_cannot_be_written(folder):
     (folder / "file").write_text("")
     with pytest.raises(WorkspaceError, match=r"file/mine\.toml cannot be written: "):
         run("targets", "new", "mine", "--out", "file/mine.toml")
@@ -114,13 +114,13 @@ def test_init_writes_a_task_that_runs_and_a_project_that_names_it(folder):
 
 def test_init_overwrites_nothing(folder):
     (folder / "edgeopt.toml").write_text("mine")
-    with pytest.raises(InputError, match=r"edgeopt\.toml exists already and is left as it is"):
+    with pytest.raises(InputError, match=r"edgeopt\.toml already exists and was not changed"):
         run("init")
     assert [path.name for path in folder.iterdir()] == ["edgeopt.toml"]
     assert (folder / "edgeopt.toml").read_text() == "mine"
 
 
-def test_doctor_says_what_this_machine_has(folder):
+def test_doctor_describes_this_machine(folder):
     found = json.loads(run("doctor", "--json"))
     assert found["packages"]["torch"]
     assert found["environment"]["cores"] >= 1
@@ -128,7 +128,7 @@ def test_doctor_says_what_this_machine_has(folder):
     assert not [finding for finding in found["findings"] if finding["kind"] == "missing"]
     text = run("doctor")
     assert found["environment"]["processor"] in text
-    assert text.endswith("nothing that edgeopt needs is missing\n")
+    assert text.endswith("edgeopt has everything that it needs\n")
 
 
 def test_a_stand_in_cannot_calibrate_the_target_that_it_stands_in_for(folder):
@@ -141,7 +141,7 @@ def test_an_emulator_has_no_times_to_calibrate_with(folder):
         run("targets", "calibrate", "phone", "--device", "qemu:aarch64")
 
 
-def test_an_estimate_is_not_for_a_device_that_is_there(folder):
+def test_an_estimate_and_a_device_exclude_each_other(folder):
     (folder / "m.onnx").write_bytes(b"")
     with pytest.raises(ConfigError, match="leave --device out"):
         run("bench", "m.onnx", "--target", "phone", "--estimate", "--device", "ssh://pi")

@@ -1,4 +1,4 @@
-"""Which source decides each limit, and limits that cannot be meant."""
+"""Which source decides each limit, and limits that make no sense."""
 
 import math
 
@@ -12,17 +12,17 @@ from edgeopt.errors import ConfigError
 PROFILE = a_profile(limits=a_budget(max_latency_ms=33.0, max_size_bytes=20_000_000, max_score_drop=0.01))
 
 
-def test_the_profile_decides_where_nobody_else_says_anything():
+def test_the_profile_decides_if_no_other_source_does():
     assert resolve_budget(PROFILE, None, None, None) == PROFILE.limits
     assert resolve_budget(PROFILE, None, LimitOptions(), LimitOptions()) == PROFILE.limits
 
 
-def test_a_tasks_own_budget_takes_the_profiles_place_as_a_whole():
+def test_a_tasks_own_budget_replaces_all_of_the_profiles_limits():
     own = a_budget(max_latency_ms=None, max_score_drop=2.5)
     assert resolve_budget(PROFILE, own, None, None) == own
 
 
-def test_each_limit_is_decided_separately_by_the_first_that_says_it():
+def test_each_limit_is_decided_separately_by_the_first_source_that_sets_it():
     budget = resolve_budget(
         PROFILE,
         a_budget(max_latency_ms=1.0, max_size_bytes=1, max_peak_memory_bytes=7, max_score_drop=0.03),
@@ -35,7 +35,7 @@ def test_each_limit_is_decided_separately_by_the_first_that_says_it():
     assert budget.max_score_drop == 0.03
 
 
-def test_every_option_reaches_its_limit_in_the_records_unit():
+def test_every_option_sets_its_limit_in_the_records_unit():
     options = LimitOptions(
         latency_ms=5, memory_mb=1.5, size_mb=0.25, max_drop=0.02, min_score=0.9, throughput=100, size_metric="download"
     )
@@ -68,12 +68,12 @@ def test_a_limit_that_is_not_above_zero_and_finite_is_refused(name, value):
 
 
 @pytest.mark.parametrize(("name", "value", "meant"), [("max_drop", 5, "0.05"), ("min_score", 92.5, "0.925")])
-def test_a_percentage_is_refused_with_the_share_that_was_meant(name, value, meant):
+def test_a_percentage_is_refused_with_the_ratio_that_was_meant(name, value, meant):
     with pytest.raises(ConfigError, match=f"looks like a percentage.*write {meant}"):
         resolve_budget(PROFILE, None, LimitOptions(**{name: value}), None)
 
 
-def test_a_score_in_another_unit_belongs_into_the_tasks_own_budget():
+def test_a_tasks_own_budget_may_use_another_unit_of_score():
     assert resolve_budget(PROFILE, a_budget(min_score=40.0, max_score_drop=3.0), None, None).min_score == 40.0
 
 
@@ -90,6 +90,6 @@ def test_a_negative_drop_is_refused_and_a_score_may_be_negative():
     check_options(LimitOptions(min_score=-3.0, max_drop=0.0), "--")
 
 
-def test_a_tasks_budget_with_a_limit_that_cannot_be_is_refused_by_name():
+def test_an_impossible_limit_in_a_tasks_budget_is_refused_by_name():
     with pytest.raises(ConfigError, match="the task's own budget for 'phone': max_size_bytes is 0"):
         resolve_budget(PROFILE, a_budget(max_size_bytes=0), None, None)

@@ -1,4 +1,4 @@
-"""Target profiles: the shipped files, and each mistake in a user's own."""
+"""Target profiles: the shipped files, and every mistake in a user's own."""
 
 import re
 import tomllib
@@ -12,19 +12,19 @@ from edgeopt.records.profile import Profile
 
 SHIPPED = ("car", "car-cuda", "phone", "server", "server-cuda")
 
-# The operator set and IR that each ONNX Runtime loads at most, tried with those releases.
-CEILINGS = {"1.17.0": (20, 9), "1.18.0": (21, 10)}
+# The highest opset and IR version that each ONNX Runtime loads, tried with those releases.
+MAX_OPSET_AND_IR = {"1.17.0": (20, 9), "1.18.0": (21, 10)}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty current folder."""
+    """Return an empty current folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def a_file(folder: Path, name: str = "mine", **replaced: str) -> Path:
-    """Write a copy of the phone's file in which whole lines ``key = ...`` are replaced; an empty one is removed."""
+    """Write a copy of the phone's file with some lines ``key = ...`` replaced, or removed by an empty text."""
     text = (shipped_folder() / "phone.toml").read_text(encoding="utf-8")
     for key, line in {"name": f'name = "{name}"', **replaced}.items():
         text, count = re.subn(rf"(?m)^{key} = .*$", line, text)
@@ -40,7 +40,7 @@ def test_five_targets_are_shipped(folder):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_target_gives_the_reason_of_each_value_on_its_line(name):
+def test_a_shipped_target_gives_the_reason_for_each_value_on_its_line(name):
     text = (shipped_folder() / f"{name}.toml").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if re.match(r"\w+ = ", line)]
     assert lines
@@ -48,23 +48,23 @@ def test_a_shipped_target_gives_the_reason_of_each_value_on_its_line(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_target_keeps_what_its_oldest_runtime_loads(name):
+def test_a_shipped_target_allows_no_more_than_its_oldest_runtime_loads(name):
     profile = load_profile(name)
-    assert (profile.max_opset, profile.max_ir) == CEILINGS[profile.min_onnxruntime]
+    assert (profile.max_opset, profile.max_ir) == MAX_OPSET_AND_IR[profile.min_onnxruntime]
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_only_a_server_is_this_machine(name):
+def test_every_target_except_a_server_uses_a_stand_in(name):
     assert load_profile(name).stand_in == (not name.startswith("server"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_cuda_comes_first_exactly_where_the_name_says_so(name):
+def test_cuda_comes_first_only_in_the_cuda_targets(name):
     first = load_profile(name).providers[0]
     assert first == ("CUDAExecutionProvider" if name.endswith("-cuda") else "CPUExecutionProvider")
 
 
-def test_a_limit_is_waived_by_the_word_none_and_only_so(folder):
+def test_only_the_word_none_waives_a_limit(folder):
     assert read_profile(a_file(folder, max_latency_ms='max_latency_ms = "none"')).limits.max_latency_ms is None
     with pytest.raises(
         ConfigError, match=r"max_latency_ms in \[limits\] is 'never', text; expected a number or 'none'"
@@ -72,7 +72,7 @@ def test_a_limit_is_waived_by_the_word_none_and_only_so(folder):
         read_profile(a_file(folder, max_latency_ms='max_latency_ms = "never"'))
 
 
-def test_a_missing_limit_is_named_with_the_way_to_waive_it(folder):
+def test_a_missing_limit_is_refused_with_the_way_to_waive_it(folder):
     with pytest.raises(
         ConfigError, match=r"mine\.toml: 'max_size_bytes' is missing in \[limits\].*= \"none\" to waive"
     ):
@@ -88,7 +88,7 @@ def test_a_missing_key_and_a_missing_table_are_named(folder):
         read_profile(path)
 
 
-def test_an_unknown_key_gets_the_nearest_known_one_with_table_and_file(folder):
+def test_an_unknown_key_is_refused_with_the_nearest_known_one_the_table_and_the_file(folder):
     with pytest.raises(
         ConfigError, match=r"mine\.toml: unknown key 'thread' at the top level \(did you mean 'threads'"
     ):
@@ -104,12 +104,12 @@ def test_an_unknown_key_gets_the_nearest_known_one_with_table_and_file(folder):
         ("threads", "threads = 1.5", "threads is 1.5, a number; expected a whole number"),
         ("threads", "threads = true", "threads is True, a truth value; expected a whole number"),
         ("stand_in", "stand_in = 1", "stand_in is 1, a whole number; expected true or false"),
-        ("providers", 'providers = "CPUExecutionProvider"', "expected a list of text in quotes each"),
-        ("precisions", 'precisions = ["int4", "fp32"]', "expected a list of one of 'fp32', 'fp16', 'int8' each"),
+        ("providers", 'providers = "CPUExecutionProvider"', "expected a list, each entry text in quotes"),
+        ("precisions", 'precisions = ["int4", "fp32"]', "expected a list, each entry one of 'fp32', 'fp16', 'int8'"),
         ("size_metric", 'size_metric = "zip"', r"size_metric in \[limits\] is 'zip', text; expected one of 'file'"),
     ],
 )
-def test_a_wrong_type_names_key_found_and_expected(folder, key, line, problem):
+def test_a_wrong_type_is_refused_with_the_key_the_value_and_the_expected_type(folder, key, line, problem):
     with pytest.raises(ConfigError, match=problem):
         read_profile(a_file(folder, **{key: line}))
 
@@ -118,11 +118,13 @@ def test_a_wrong_type_names_key_found_and_expected(folder, key, line, problem):
     ("key", "line", "problem"),
     [
         ("threads", "threads = 0", "threads is 0"),
-        ("device", 'device = "phone"', "is no URI"),
+        ("device", 'device = "phone"', "is not a URI"),
         ("providers", "providers = []", "providers is empty"),
         ("precisions", 'precisions = ["int8"]', "lacks 'fp32'"),
         ("channel_step", "channel_step = 0", "channel_step is 0"),
         ("min_onnxruntime", 'min_onnxruntime = "new"', "not a version such as"),
+        ("affinity", "affinity = [-1]", "affinity has core -1; cores are numbered from 0"),
+        ("warmup_seconds", "warmup_seconds = -1.0", "warmup_seconds is -1.0; it has to be 0 or more"),
         ("max_seconds", "max_seconds = 0.5", "max_seconds is below min_seconds"),
         ("processes", "processes = 0", "processes is 0"),
         ("latency_percentile", "latency_percentile = 100", "latency_percentile is 100"),
@@ -132,7 +134,7 @@ def test_a_wrong_type_names_key_found_and_expected(folder, key, line, problem):
         ("batch_size", "batch_size = 0", "batch_size is 0"),
     ],
 )
-def test_a_value_that_cannot_be_meant_is_refused(folder, key, line, problem):
+def test_a_value_that_makes_no_sense_is_refused(folder, key, line, problem):
     with pytest.raises(ConfigError, match=f"mine.toml.*{problem}"):
         read_profile(a_file(folder, **{key: line}))
 
@@ -142,10 +144,10 @@ def test_broken_toml_names_line_and_column(folder):
         read_profile(a_file(folder, threads="threads = = 1"))
 
 
-def test_a_file_that_is_not_text_is_refused(folder):
+def test_a_file_that_is_not_utf_8_is_refused(folder):
     path = a_file(folder)
     path.write_bytes(b"\xff\xfe" + path.read_bytes())
-    with pytest.raises(ConfigError, match="not a text file in UTF-8"):
+    with pytest.raises(ConfigError, match="is not UTF-8 text"):
         read_profile(path)
 
 
@@ -161,7 +163,7 @@ def test_own_targets_are_found_by_name_and_by_path(folder):
     assert [profile.name for profile, _ in list_profiles()] == [*SHIPPED, "my-phone"]
 
 
-def test_own_targets_are_found_from_below_the_project(folder, monkeypatch):
+def test_own_targets_are_found_from_a_folder_inside_the_project(folder, monkeypatch):
     a_file(folder, "my-phone")
     (folder / "edgeopt.toml").write_text("", encoding="utf-8")
     (folder / "deep" / "er").mkdir(parents=True)
@@ -169,28 +171,28 @@ def test_own_targets_are_found_from_below_the_project(folder, monkeypatch):
     assert load_profile("my-phone").name == "my-phone"
 
 
-def test_one_name_for_two_different_targets_is_refused_until_a_path_says_which(folder):
+def test_one_name_for_two_different_targets_is_refused_and_a_path_is_not(folder):
     path = a_file(folder, "phone", threads="threads = 2")
-    with pytest.raises(ConfigError, match="'phone' is a target of edgeopt's and another one in"):
+    with pytest.raises(ConfigError, match="'phone' is a target that edgeopt ships, and a different one in"):
         load_profile("phone")
     assert load_profile(str(path)).threads == 2
 
 
-def test_a_copy_of_a_shipped_target_is_no_second_target(folder):
+def test_a_copy_of_a_shipped_target_does_not_count_twice(folder):
     (folder / "targets").mkdir()
     (folder / "targets" / "phone.toml").write_bytes((shipped_folder() / "phone.toml").read_bytes())
     assert find_profile("phone").parent == shipped_folder()
     assert len(list_profiles()) == len(SHIPPED)
 
 
-def test_an_unknown_target_gets_the_nearest_name_and_a_missing_file_is_named(folder):
+def test_an_unknown_target_is_refused_with_the_nearest_name_and_a_missing_file_with_its_path(folder):
     with pytest.raises(ConfigError, match=r"no target 'fone' \(did you mean 'phone'\?\)\. Known: car, car-cuda"):
         load_profile("fone")
     with pytest.raises(ConfigError, match=r"no target file away\.toml"):
         load_profile("away.toml")
 
 
-def test_shipped_files_hold_the_records_keys_in_its_order():
+def test_shipped_files_have_the_records_keys_in_the_records_order():
     keys = list(Profile.__struct_fields__)
     for name in SHIPPED:
         assert list(tomllib.loads((shipped_folder() / f"{name}.toml").read_text(encoding="utf-8"))) == keys

@@ -1,4 +1,4 @@
-"""``edgeopt.toml``: found upward, paths relative to it, mistakes named."""
+"""``edgeopt.toml``: found in a folder above, with paths relative to it; mistakes are named."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def write(folder, text):
     (folder / "edgeopt.toml").write_text(text, encoding="utf-8")
 
 
-def test_without_a_file_nothing_is_said(tmp_path):
+def test_without_a_file_every_key_is_none(tmp_path):
     assert load_project(tmp_path) == Project()
     assert project_folder(tmp_path) == tmp_path
 
@@ -22,7 +22,7 @@ def test_task_target_and_limits_are_read(tmp_path):
     assert load_project(tmp_path) == Project(task="fashion", target="phone", limits=limits)
 
 
-def test_the_nearest_file_upward_counts_and_its_paths_are_relative_to_it(tmp_path):
+def test_the_nearest_file_above_counts_and_its_paths_are_relative_to_it(tmp_path):
     write(tmp_path, 'task = "my_task.py:task"\ntarget = "targets/mine.toml"\n')
     deep = tmp_path / "a" / "b"
     deep.mkdir(parents=True)
@@ -33,7 +33,7 @@ def test_the_nearest_file_upward_counts_and_its_paths_are_relative_to_it(tmp_pat
 
 
 @pytest.mark.parametrize("task", ["fashion", "package.module:name"])
-def test_a_task_that_is_no_file_stays_as_it_is(tmp_path, task):
+def test_a_task_that_is_not_a_file_is_not_changed(tmp_path, task):
     write(tmp_path, f'task = "{task}"\n')
     assert load_project(tmp_path).task == task
 
@@ -55,7 +55,7 @@ def test_a_model_file_is_relative_to_the_project(tmp_path):
         ("task = fashion", r"not valid TOML: .*line 1"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(tmp_path, text, problem):
+def test_a_mistake_is_refused_with_its_table_and_key(tmp_path, text, problem):
     write(tmp_path, text)
     with pytest.raises(ConfigError, match=problem):
         load_project(tmp_path)

@@ -1,6 +1,6 @@
-"""A server that speaks adb's protocol: the host's part as `adb` asks it, and the phone behind it is this machine.
+"""A server that speaks the host's part of adb's protocol; the phone behind it is this machine.
 
-The phone's folder is a folder of the test; commands run in this machine's shell with its path in place of the phone's.
+The phone's folder is one of the test's; commands run in this machine's shell with its path instead of the phone's.
 """
 
 import asyncio
@@ -10,23 +10,23 @@ import struct
 import threading
 from pathlib import Path
 
-PROTOCOL = 41  # what adb 1.0.41 expects; it would replace a server of another version
+PROTOCOL = 41  # expected by adb 1.0.41, which replaces a server of another version
 PHONE = "/data/local/tmp"
 STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 
 
 class Server:
-    """Phones by serial number, each with a state that `adb devices` shows; use it in a ``with``."""
+    """Phones by serial number, each with the state that `adb devices` shows; use it in a ``with``."""
 
     def __init__(self, folder: Path, phones: dict[str, str]) -> None:
         self.folder = folder
         self.phones = phones
         self.machine = os.uname().machine
-        self.full = False
-        self.mute = False
-        """Whether it takes requests and never answers."""
+        self.is_full = False
+        self.is_mute = False
+        """Whether it accepts requests and never answers."""
         self.port = 0
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._running: set[asyncio.subprocess.Process] = set()
         self._commands: dict[int, str] = {}
         self._writers: set[asyncio.StreamWriter] = set()
@@ -54,7 +54,7 @@ class Server:
         asyncio.run_coroutine_threadsafe(close(), self._loop).result(10)
 
     def runners(self) -> list[int]:
-        """Return the shells in which something runs longer than a call takes: the native runner."""
+        """Return the process ids of the shells in which the native runner runs."""
         return [process.pid for process in list(self._running) if "./" in self._commands.get(process.pid, "")]
 
     def _run(self) -> None:
@@ -80,8 +80,8 @@ class Server:
         try:
             while True:
                 request = (await reader.readexactly(int(await reader.readexactly(4), 16))).decode()
-                self.asked.append(request)
-                while self.mute:
+                self.requests.append(request)
+                while self.is_mute:
                     await asyncio.sleep(0.05)
                 if not await self._answer(request, reader, writer):
                     return
@@ -92,14 +92,14 @@ class Server:
             writer.close()
 
     async def _answer(self, request: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Answer one request; true where the connection goes on as one to a phone."""
+        """Answer one request; return whether the connection continues as one to a phone."""
         head, _, rest = request.partition(":")
         if request == "host:version":
-            writer.write(b"OKAY" + text(f"{PROTOCOL:04x}"))
+            writer.write(b"OKAY" + encode_text(f"{PROTOCOL:04x}"))
         elif request in ("host:devices", "host:devices-l"):
-            writer.write(b"OKAY" + text("".join(f"{name}\t{state}\n" for name, state in self.phones.items())))
+            writer.write(b"OKAY" + encode_text("".join(f"{name}\t{state}\n" for name, state in self.phones.items())))
         elif head in ("host", "host-serial", "host-transport-id") and rest.endswith("features"):
-            writer.write(b"OKAY" + text("shell_v2,cmd"))
+            writer.write(b"OKAY" + encode_text("shell_v2,cmd"))
         elif "wait-for-" in request:
             writer.write(b"OKAY")
             await writer.drain()
@@ -107,26 +107,26 @@ class Server:
                 await asyncio.sleep(0.05)
             writer.write(b"OKAY")
         elif head == "host" and rest.startswith(("transport", "tport")):
-            problem = self._problem(rest)
+            problem = self._find_problem(rest)
             if problem:
-                writer.write(b"FAIL" + text(problem))
+                writer.write(b"FAIL" + encode_text(problem))
                 return False
             writer.write(b"OKAY" + (struct.pack("<Q", 1) if rest.startswith("tport") else b""))
             return True
         elif request.startswith("shell,v2"):
             writer.write(b"OKAY")
             await self._shell(request.partition("raw:")[2], reader, writer)
-        elif request.startswith("reverse:"):  # the phone is this machine: its ports are this machine's already
+        elif request.startswith("reverse:"):  # the phone is this machine, so its ports are too
             writer.write(b"OKAYOKAY")
         elif request == "sync:":
             writer.write(b"OKAY")
             await self._sync(reader, writer)
         else:
-            writer.write(b"FAIL" + text(f"unknown request {request}"))
+            writer.write(b"FAIL" + encode_text(f"unknown request {request}"))
         await writer.drain()
         return False
 
-    def _problem(self, rest: str) -> str:
+    def _find_problem(self, rest: str) -> str:
         if rest.endswith("any"):
             if len(self.phones) != 1:
                 return "more than one device/emulator" if self.phones else "no devices/emulators found"
@@ -137,7 +137,7 @@ class Server:
         return "" if state == "device" else f"device {state}"
 
     async def _shell(self, command: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Run a command in packets of a kind, a length and bytes."""
+        """Run a command; each packet has a kind, a length and bytes."""
         command = command.replace(PHONE, str(self.folder)).replace("uname -m", f"echo {self.machine}")
         process = await asyncio.create_subprocess_exec(
             "/bin/sh", "-c", command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
@@ -173,7 +173,7 @@ class Server:
             writer.write(struct.pack("<BIB", EXIT, 1, code % 256))
 
     async def _sync(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Send and receive files: four letters and a length each."""
+        """Send and receive files; each packet has four letters and a length."""
         while True:
             kind, size = struct.unpack("<4sI", await reader.readexactly(8))
             name = (await reader.readexactly(size)).decode() if kind != b"QUIT" else ""
@@ -200,7 +200,7 @@ class Server:
             if kind == b"DONE":
                 break
             data += await reader.readexactly(size)
-        if self.full:
+        if self.is_full:
             reason = b"couldn't write: No space left on device"
             writer.write(b"FAIL" + struct.pack("<I", len(reason)) + reason)
             return
@@ -214,6 +214,6 @@ class Server:
             writer.write(b"OKAY" + struct.pack("<I", 0))
 
 
-def text(value: str) -> bytes:
-    """Return a string with its length before it, in four hex digits."""
+def encode_text(value: str) -> bytes:
+    """Return a string after its length in four hex digits."""
     return f"{len(value):04x}{value}".encode()

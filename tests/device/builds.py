@@ -1,4 +1,4 @@
-"""`edgeopt build` of a given file as a process that a test watches."""
+"""`edgeopt build` of an ONNX file, as a process that a test watches."""
 
 import json
 import os
@@ -13,9 +13,9 @@ from tiny_models import a_convolution, write_quick_target
 
 
 def write_files(folder: Path) -> str:
-    """Write what a build takes: the file, its data, and the target, whose path is returned.
+    """Write the inputs of a build (the file, its data and the target) and return the target's path.
 
-    There are few forms to measure: the file, int8, and float32 without what is superfluous.
+    It has few variants to measure: the file itself, int8, and float32 after simplification.
     """
     a_convolution(folder / "m.onnx")
     np.savez(folder / "in.npz", x=np.random.default_rng(0).standard_normal((64, 64, 8, 8)).astype(np.float32))
@@ -25,14 +25,14 @@ def write_files(folder: Path) -> str:
 IMPATIENT = (
     sys.executable,
     "-c",
-    "from edgeopt import statistics; statistics.LEAST_PAIRS, statistics.LOOKS = 2, (2,); "
+    "from edgeopt import statistics; statistics.MIN_PAIRS, statistics.LOOK_PAIRS = 2, (2,); "
     "from edgeopt.device import adb; adb.WAIT_SECONDS = 10.0; "
     "from edgeopt.cli import main; main()",
 )
-"""The command ``edgeopt``, but that an A/B takes two pairs of processes, and a phone ten seconds to come back."""
+"""The command ``edgeopt``, but an A/B takes two pairs of processes, and a lost phone gets ten seconds to come back."""
 
 
-def a_build(folder: Path, uri: str) -> subprocess.Popen:
+def start_build(folder: Path, uri: str) -> subprocess.Popen:
     command = ["build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml", "--device", uri]
     return subprocess.Popen(
         [*IMPATIENT, *command],
@@ -44,20 +44,20 @@ def a_build(folder: Path, uri: str) -> subprocess.Popen:
     )
 
 
-def wait_for_worker(process: subprocess.Popen, stage: str, runs: Callable[[], object]) -> None:
-    """Wait until the progress names a stage and a worker runs over there."""
+def wait_for_worker(process: subprocess.Popen, stage: str, is_running: Callable[[], object]) -> None:
+    """Wait until the progress names a stage and a worker runs on the device."""
     for line in process.stderr:
         if line.startswith(stage):
             break
     else:
         raise AssertionError(f"the build ended without {stage}")
-    while not runs():
+    while not is_running():
         time.sleep(0.02)
 
 
-def finished(folder: Path, uri: str) -> dict:
-    """Run a build to its end and return what it chose, after what every build on a measuring device has to say."""
-    with a_build(folder, uri) as process:
+def run_build(folder: Path, uri: str) -> dict:
+    """Run a build to its end, check its choice as for any build on a measuring device, and return it."""
+    with start_build(folder, uri) as process:
         _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     choice = json.loads((folder / "edgeopt-out" / "choice.json").read_text())

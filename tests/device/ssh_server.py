@@ -1,4 +1,4 @@
-"""A real OpenSSH server on loopback as the device: its own host key, client key and configuration in a short folder."""
+"""A real OpenSSH server on loopback as the device, with its own keys and configuration in a short folder."""
 
 import contextlib
 import os
@@ -17,13 +17,13 @@ SSHD = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/s
 START_SECONDS = 20.0
 
 
-def need_system(found: object, what: str) -> None:
-    """Skip where a program of the system is missing; fail where the gate has promised it."""
+def require_system(found: object, name: str) -> None:
+    """Skip if a program is not installed; fail if the environment promises that it is."""
     if found:
         return
     if os.environ.get("EDGEOPT_REQUIRE_SYSTEM"):
-        pytest.fail(f"{what} is missing, but EDGEOPT_REQUIRE_SYSTEM is set")
-    pytest.skip(f"needs {what}")
+        pytest.fail(f"{name} is missing, but EDGEOPT_REQUIRE_SYSTEM is set")
+    pytest.skip(f"needs {name}")
 
 
 def keygen(path: Path) -> Path:
@@ -31,8 +31,8 @@ def keygen(path: Path) -> Path:
     return path
 
 
-def children_of(pid: int) -> list[int]:
-    """Return the processes below one, each after its parent."""
+def find_descendants(pid: int) -> list[int]:
+    """Return the descendants of a process, each after its parent."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -40,23 +40,23 @@ def children_of(pid: int) -> list[int]:
         except (OSError, ValueError):
             continue
         if parent == pid:
-            found += [int(stat.parent.name), *children_of(int(stat.parent.name))]
+            found += [int(stat.parent.name), *find_descendants(int(stat.parent.name))]
     return found
 
 
 class Server:
-    """The server, and a program ``ssh`` whose configuration names it alone."""
+    """The server, and a program ``ssh`` that is configured only for it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.home = folder / "home"
         self.home.mkdir()
-        self.port = free_port()
+        self.port = find_free_port()
         self.host_key = keygen(folder / "host_key")
         self.client_key = keygen(folder / "client_key")
         (folder / "authorized_keys").write_text((folder / "client_key.pub").read_text())
         self.known_hosts = folder / "known_hosts"
-        self.know(self.host_key)
+        self.add_known_host(self.host_key)
         self.process: subprocess.Popen | None = None
         self.write_config(Path(sys.executable).parent)
         client = folder / "bin" / "ssh"
@@ -72,12 +72,12 @@ class Server:
     def uri(self) -> str:
         return f"ssh://{pwd.getpwuid(os.getuid()).pw_name}@127.0.0.1:{self.port}"
 
-    def know(self, key: Path) -> None:
+    def add_known_host(self, key: Path) -> None:
         kind, public, *_ = key.with_name(key.name + ".pub").read_text().split()
         self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {kind} {public}\n")
 
     def write_config(self, *paths: Path | str, **variables: object) -> None:
-        """Write the configuration; ``paths`` come first in PATH over there."""
+        """Write the configuration; ``paths`` come first in the device's PATH."""
         path = ":".join([*map(str, paths), "/usr/bin", "/bin"])
         settings = {"HOME": self.home, "XDG_CACHE_HOME": self.home / "cache", "PATH": path, **variables}
         (self.folder / "sshd_config").write_text(
@@ -104,12 +104,12 @@ class Server:
                 time.sleep(0.05)
 
     def cut(self) -> None:
-        """Kill the connections, but not the server: what ran in them goes on until it sees that its stdin ended."""
-        kill(connections_of(self.process.pid))
+        """Kill the connections, but not the server: their processes run on until they see that stdin ended."""
+        kill(find_connections(self.process.pid))
 
     def stop(self) -> None:
         """Kill the server and its connections."""
-        pids = connections_of(self.process.pid)
+        pids = find_connections(self.process.pid)
         self.process.kill()
         self.process.wait()
         kill(pids)
@@ -121,23 +121,23 @@ def kill(pids: list[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def name_of(pid: int) -> str:
-    """Return a process's name; empty where it has gone."""
+def read_process_name(pid: int) -> str:
+    """Return a process's name; empty if it is gone."""
     try:
         return Path(f"/proc/{pid}/comm").read_text()
     except OSError:
         return ""
 
 
-def connections_of(server: int) -> list[int]:
-    """Return the processes named ``sshd`` below a server."""
-    return [pid for pid in children_of(server) if name_of(pid).startswith("sshd")]
+def find_connections(server: int) -> list[int]:
+    """Return a server's descendants named ``sshd``."""
+    return [pid for pid in find_descendants(server) if read_process_name(pid).startswith("sshd")]
 
 
-def workers_of(sshd) -> list[int]:
-    """Return the worker processes over there; the courier is no worker."""
+def find_workers(sshd) -> list[int]:
+    """Return the device's worker processes, without the file agent."""
     found = []
-    for pid in children_of(sshd.process.pid):
+    for pid in find_descendants(sshd.process.pid):
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if b"python" in words[0] and words[1].endswith(b".py"):
@@ -145,7 +145,7 @@ def workers_of(sshd) -> list[int]:
     return found
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

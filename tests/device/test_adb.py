@@ -1,4 +1,4 @@
-"""Phones by the real `adb` program and a server of adb's protocol; the native runner runs on this machine."""
+"""Phones through the real `adb` and a server that speaks its protocol; the native runner runs on this machine."""
 
 import contextlib
 import functools
@@ -12,13 +12,13 @@ import msgspec
 import numpy as np
 import pytest
 from builds import IMPATIENT
-from small_disk import overflow, small_disk
+from small_disk import fill_disk, mount_small_disk
 from test_runner import a_request
-from tiny_models import a_network, a_quick_profile, write_quick_target
+from tiny_models import a_network, a_run_target, write_quick_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.device import adb
-from edgeopt.device.adb import AdbDevice, machine_of
+from edgeopt.device.adb import AdbDevice, read_machine
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
@@ -39,51 +39,51 @@ def refused(native, serial: str) -> str:
     return str(caught.value)
 
 
-def test_the_phone_is_described_and_times_and_weighs_a_model(device, tmp_path):
+def test_the_phone_describes_itself_and_measures_a_models_time_and_memory(device, tmp_path):
     assert device.describe()[0] == LocalDevice().describe()[0]
     model = a_network(tmp_path / "m.onnx")
     assert len(device.run(a_request("time", model), 60, {})["wall_ns"]) >= 20
-    weighed = device.run(a_request("memory", model), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"})
-    assert weighed["load_peak_bytes"] > 0
+    memory = device.run(a_request("memory", model), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"})
+    assert memory["load_peak_bytes"] > 0
 
 
-def test_outputs_come_back_equal_and_nothing_but_named_files_stays(device, phones, tmp_path):
+def test_outputs_come_back_equal_and_only_named_files_stay_on_the_phone(device, phones, tmp_path):
     model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
     rng = np.random.default_rng(0)
     write_batches(inputs, [{"x": rng.standard_normal((20_000, 32)).astype(np.float32)} for _ in range(2)])
     for name, where in (("here", LocalDevice()), ("there", device)):
-        run_model(model, inputs, tmp_path / f"{name}.npz", where, a_quick_profile())
+        run_model(model, inputs, tmp_path / f"{name}.npz", a_run_target(device=where))
     here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
     assert sorted(path.suffix for path in (phones.folder / "edgeopt").iterdir()) == ["", ".arrays", ".onnx", ".so"]
 
 
-def test_a_file_is_sent_once(device, phones, tmp_path):
+def test_a_file_is_only_sent_once(device, phones, tmp_path):
     request = a_request("time", a_network(tmp_path / "m.onnx"))
     device.run(request, 60, {})
-    sent = phones.asked.count("sync:")
+    sent = phones.requests.count("sync:")
     device.run(request, 60, {})
-    assert phones.asked.count("sync:") == sent > 0
+    assert phones.requests.count("sync:") == sent > 0
 
 
 def test_every_call_names_the_phone(device, phones, tmp_path):
     phones.phones["SERIAL2"] = "device"
     device.run(a_request("time", a_network(tmp_path / "m.onnx")), 60, {})
-    assert not [request for request in phones.asked if request.endswith("-any")]
+    assert not [request for request in phones.requests if request.endswith("-any")]
 
 
-def test_the_only_phone_needs_no_name(native, phones):
+def test_a_single_phone_needs_no_serial_number(native, phones):
     assert open_device(uri_of(native, "")).describe()[0]
     phones.phones["SERIAL2"] = "device"
     assert "Name one by its serial number" in refused(native, "")
     phones.phones.clear()
-    assert "switch on USB debugging" in refused(native, "")
+    assert "turn on USB debugging" in refused(native, "")
 
 
-def test_a_phone_that_is_not_ready_says_what_to_do(native, phones):
-    assert "Connect it, switch on USB debugging" in refused(native, "SERIAL9")
+def test_a_phone_that_is_not_ready_is_an_error_with_advice(native, phones):
+    assert "Connect it, turn on USB debugging" in refused(native, "SERIAL9")
     phones.phones["SERIAL1"] = "unauthorized"
-    assert "confirm the question about USB debugging" in refused(native, "SERIAL1")
+    assert "confirm USB debugging on its screen" in refused(native, "SERIAL1")
     phones.phones["SERIAL1"] = "offline"
     assert "Unplug it" in refused(native, "SERIAL1")
 
@@ -92,72 +92,72 @@ def test_files_for_another_processor_are_refused_before_they_are_sent(native, ph
     phones.machine = "aarch64"
     message = refused(native, "SERIAL1")
     assert f"is built for {os.uname().machine}, but the phone's processor is aarch64" in message
-    assert "sync:" not in phones.asked
+    assert "sync:" not in phones.requests
 
 
-def test_a_file_that_is_no_program_is_refused(tmp_path):
+def test_a_file_that_is_not_a_program_is_refused(tmp_path):
     (tmp_path / "runner").write_text("#!/bin/sh\n")
-    with pytest.raises(DeviceError, match="no ELF file"):
-        machine_of(tmp_path / "runner")
+    with pytest.raises(DeviceError, match="not an ELF file"):
+        read_machine(tmp_path / "runner")
 
 
-def test_a_full_phone_is_said(native, phones):
-    phones.full = True
+def test_a_full_phone_is_reported(native, phones):
+    phones.is_full = True
     assert "Free some space there" in refused(native, "SERIAL1")
 
 
-def test_a_full_disk_of_the_phone_is_no_full_disk_here(native, phones, tmp_path):
+def test_a_full_disk_on_the_phone_is_not_a_full_disk_here(native, phones, tmp_path):
     size = sum(path.stat().st_size for path in native.iterdir()) // 1024 + 256
-    with small_disk(phones.folder, size):
-        overflow(open_device(uri_of(native, "SERIAL1")), tmp_path)
-        left = sorted(path.suffix for path in (phones.folder / "edgeopt").iterdir())
-        assert left == ["", ".arrays", ".onnx", ".so"]
+    with mount_small_disk(phones.folder, size):
+        fill_disk(open_device(uri_of(native, "SERIAL1")), tmp_path)
+        suffixes = sorted(path.suffix for path in (phones.folder / "edgeopt").iterdir())
+        assert suffixes == ["", ".arrays", ".onnx", ".so"]
 
 
-def test_a_library_that_is_none_of_onnx_runtime_is_the_devices_error(native, phones, tmp_path):
+def test_a_library_that_is_not_onnx_runtimes_is_an_error_of_the_device(native, phones, tmp_path):
     (tmp_path / "empty.c").write_text("")
     subprocess.run(["cc", "-shared", tmp_path / "empty.c", "-o", tmp_path / "lib.so"], check=True)
     for library, words in (
-        (tmp_path / "lib.so", "is no library of ONNX Runtime"),
+        (tmp_path / "lib.so", "is not ONNX Runtime's library"),
         (native / "runner", "does not load"),
     ):
         device = open_device(f"adb:SERIAL1?runner={native}/runner&library={library}")
-        with pytest.raises(DeviceError, match=f"{words}.*Make runner and library anew"):
+        with pytest.raises(DeviceError, match=f"{words}.*Build the runner and get the library again"):
             device.run(a_request("time", a_network(tmp_path / "m.onnx")), 60, {})
 
 
-def test_a_32_bit_system_runs_32_bit_files(native, phones, tmp_path):
+def test_a_32_bit_system_on_a_64_bit_processor_runs_32_bit_files(native, phones, tmp_path):
     phones.machine = "armv8l"
-    head = bytearray((native / "runner").read_bytes())
-    head[18:20] = (40).to_bytes(2, "little")
+    header = bytearray((native / "runner").read_bytes())
+    header[18:20] = (40).to_bytes(2, "little")
     for name in ("runner", "lib.so"):
-        (tmp_path / name).write_bytes(head)
-    with pytest.raises(DeviceError) as caught:  # it is tried: this machine is none
+        (tmp_path / name).write_bytes(header)
+    with pytest.raises(DeviceError) as caught:  # it tries to run, which fails on this machine
         open_device(f"adb:SERIAL1?runner={tmp_path}/runner&library={tmp_path}/lib.so").describe()
     assert "is built for" not in str(caught.value)
     assert "ended with exit code 126" in str(caught.value)
 
 
-def test_what_nobody_asked_for_during_a_day_is_removed(device, phones, tmp_path):
+def test_files_that_were_not_used_for_a_day_are_removed(device, phones, tmp_path):
     folder = phones.folder / "edgeopt"
     folder.mkdir(parents=True)
     (folder / "old.onnx").write_bytes(b"old")
     os.utime(folder / "old.onnx", (0, 0))
     model = a_network(tmp_path / "m.onnx")
-    os.utime(model, (0, 0))  # a phone gets a file with its time
+    os.utime(model, (0, 0))  # adb keeps a file's modification time
     device.run(a_request("time", model), 60, {})
     assert not (folder / "old.onnx").exists()
     assert len(list(folder.glob("*.onnx"))) == 1
 
 
-def test_no_adb_here_is_said(native, phones, monkeypatch, tmp_path):
+def test_a_missing_adb_is_reported(native, phones, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "Install Android's platform tools" in refused(native, "SERIAL1")
 
 
-def unplug_in_a_second(phones, serial_stays: bool) -> threading.Timer:
+def unplug_in_a_second(phones, *, stays_listed: bool) -> threading.Timer:
     def unplug() -> None:
-        if not serial_stays:
+        if not stays_listed:
             phones.phones.clear()
         phones.unplug()
 
@@ -166,24 +166,24 @@ def unplug_in_a_second(phones, serial_stays: bool) -> threading.Timer:
     return timer
 
 
-def test_a_cable_that_was_pulled_for_a_moment_is_survived(device, phones, tmp_path):
+def test_a_run_survives_a_cable_that_is_pulled_for_a_moment(device, phones, tmp_path):
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=2.0)
     device.describe()
-    timer = unplug_in_a_second(phones, serial_stays=True)
+    timer = unplug_in_a_second(phones, stays_listed=True)
     assert device.run(request, 60, {})["wall_ns"]
     timer.join()
 
 
-def test_a_phone_that_starts_anew_is_waited_for(device, phones, tmp_path):
+def test_a_run_waits_for_a_phone_that_restarts(device, phones, tmp_path):
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=2.0)
     device.describe()
     timers = (
-        unplug_in_a_second(phones, serial_stays=False),
+        unplug_in_a_second(phones, stays_listed=False),
         threading.Timer(4.0, phones.phones.update, [{"SERIAL1": "device"}]),
     )
     timers[1].start()
     assert device.run(request, 60, {})["wall_ns"]
-    assert [request for request in phones.asked if "wait-for-" in request]
+    assert [request for request in phones.requests if "wait-for-" in request]
     for timer in timers:
         timer.join()
 
@@ -195,18 +195,18 @@ def test_a_staying_runner_whose_phone_was_lost_starts_again_on_the_one_that_came
         worker = stack.enter_context(device.start())
         worker.ask(serve, 60)
         phones.unplug()
-        with pytest.raises(DeviceLostError, match="lost in the middle of work"):
+        with pytest.raises(DeviceLostError, match="connection to the phone was lost"):
             worker.ask(block, 60)
     with device.start() as worker:
         worker.ask(serve, 60)
         assert len(worker.ask(block, 60)["wall_ns"]) == 1
 
 
-def test_a_phone_that_stays_away_is_lost(device, phones, tmp_path, monkeypatch):
+def test_a_phone_that_does_not_come_back_is_lost(device, phones, tmp_path, monkeypatch):
     monkeypatch.setattr(adb, "WAIT_SECONDS", 1.0)
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=4.0)
     device.describe()
-    timer = unplug_in_a_second(phones, serial_stays=False)
+    timer = unplug_in_a_second(phones, stays_listed=False)
     begin = time.monotonic()
     with pytest.raises(DeviceLostError, match=r"adb did not answer within 1 s\. Is the phone connected"):
         device.run(request, 60, {})
@@ -214,20 +214,20 @@ def test_a_phone_that_stays_away_is_lost(device, phones, tmp_path, monkeypatch):
     timer.join()
 
 
-def test_a_runner_that_takes_too_long_is_ended(device, tmp_path):
+def test_a_runner_that_takes_too_long_is_stopped(device, tmp_path):
     request = a_request("time", a_network(tmp_path / "m.onnx"), min_seconds=60.0, max_seconds=60.0)
     with pytest.raises(DeviceError, match="did not answer within 1 s"):
         device.run(request, 1.0, {})
 
 
-def test_a_server_that_never_answers_is_given_up(native, phones, monkeypatch):
+def test_a_server_that_never_answers_is_given_up_on(native, phones, monkeypatch):
     monkeypatch.setattr(adb, "CALL_SECONDS", 1.0)
-    phones.mute = True
+    phones.is_mute = True
     assert "adb did not answer within 1 s. Is the phone connected?" in refused(native, "SERIAL1")
-    phones.mute = False
+    phones.is_mute = False
 
 
-def test_a_call_that_hangs_is_given_up(native, monkeypatch, tmp_path):
+def test_a_call_that_hangs_is_given_up_on(native, monkeypatch, tmp_path):
     program = tmp_path / "adb"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
@@ -248,11 +248,11 @@ def test_bench_compares_two_files_on_the_phone(native, phones, tmp_path):
     result = msgspec.json.decode(done.stdout)
     assert result["against"]["verdict"] == "faster"
     assert result["measurement"]["device"]["uri"].startswith("adb:SERIAL1")
-    said = run([sys.executable, "-m", "edgeopt", *command]).stdout
-    assert "this device does not tell" in said
-    assert "none left after optimization" not in said
+    stdout = run([sys.executable, "-m", "edgeopt", *command]).stdout
+    assert "not reported by this device" in stdout
+    assert "none left after optimization" not in stdout
 
 
-def test_a_profile_of_nodes_is_refused_as_what_the_phone_cannot(device, tmp_path):
-    with pytest.raises(CannotProfileError, match="cannot tell the times of single nodes"):
+def test_a_phone_refuses_to_profile_nodes(device, tmp_path):
+    with pytest.raises(CannotProfileError, match="can't time single nodes"):
         device.run(a_request("nodes", a_network(tmp_path / "m.onnx")), 60, {})

@@ -1,10 +1,10 @@
-"""`edgeopt build` and `check` on a phone whose cable is pulled."""
+"""`edgeopt build` and `edgeopt check` on a phone whose cable is pulled."""
 
 import json
 import subprocess
 import sys
 
-from builds import a_build, finished, wait_for_worker, write_files
+from builds import run_build, start_build, wait_for_worker, write_files
 from test_adb import uri_of
 
 
@@ -13,7 +13,7 @@ def test_a_build_survives_a_pulled_cable_resumes_after_a_lost_phone_and_its_bund
 ):
     uri = uri_of(native, "SERIAL1")
     write_files(tmp_path)
-    with a_build(tmp_path, uri) as process:
+    with start_build(tmp_path, uri) as process:
         wait_for_worker(process, "measure", phones.runners)
         phones.unplug()
         wait_for_worker(process, "measure", phones.runners)
@@ -26,7 +26,7 @@ def test_a_build_survives_a_pulled_cable_resumes_after_a_lost_phone_and_its_bund
     assert not (tmp_path / "edgeopt-out").exists()
 
     phones.phones["SERIAL1"] = "device"
-    choice = finished(tmp_path, uri)
+    choice = run_build(tmp_path, uri)
     command = ["check", "edgeopt-out", "--target", "./quick.toml", "--device", uri, "--json"]
     command += ["--score", "m.onnx", "--data", "in.npz"]
     done = subprocess.run(

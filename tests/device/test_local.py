@@ -36,7 +36,7 @@ def test_another_environments_python_is_used_and_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SEGV", "KILL", "ABRT"])
-def test_a_worker_that_a_signal_killed_is_an_error_that_names_it(tmp_path, name):
+def test_a_worker_that_a_signal_killed_is_an_error_that_names_the_signal(tmp_path, name):
     device = LocalDevice(a_program(tmp_path, f"read line\nkill -{name} $$"))
     with pytest.raises(DeviceError, match=f"killed by SIG{name}"):
         device.run(DESCRIBE, 60, {})
@@ -44,18 +44,18 @@ def test_a_worker_that_a_signal_killed_is_an_error_that_names_it(tmp_path, name)
 
 def test_a_worker_that_ends_without_an_answer_is_quoted(tmp_path):
     device = LocalDevice(a_program(tmp_path, "read line\necho noise\necho no onnxruntime here >&2\nexit 7"))
-    with pytest.raises(DeviceError, match=r"exit code 7 and no answer\. Its last words: no onnxruntime here"):
+    with pytest.raises(DeviceError, match=r"exit code 7 and no answer\. Its last line on stderr: no onnxruntime here"):
         device.run(DESCRIBE, 60, {})
 
 
-def test_a_worker_that_ended_before_it_was_asked_is_no_broken_pipe(tmp_path):
+def test_a_worker_that_ended_before_it_was_asked_is_not_a_broken_pipe(tmp_path):
     with WorkerProcess([str(a_program(tmp_path, "exit 3"))], {}) as worker:
         time.sleep(0.3)
         with pytest.raises(DeviceError, match="exit code 3"):
             worker.ask(DESCRIBE, 60)
 
 
-def test_a_worker_that_hangs_is_ended_after_the_timeout(tmp_path):
+def test_a_worker_that_hangs_is_stopped_after_the_timeout(tmp_path):
     begin = time.monotonic()
     device = LocalDevice(a_program(tmp_path, "read line\nexec sleep 600"))
     with pytest.raises(DeviceError, match="did not answer within 0 s"):
@@ -63,7 +63,7 @@ def test_a_worker_that_hangs_is_ended_after_the_timeout(tmp_path):
     assert time.monotonic() - begin < 30
 
 
-def test_noise_of_libraries_on_stdout_is_not_taken_for_an_answer(tmp_path):
+def test_output_of_libraries_on_stdout_is_not_mistaken_for_an_answer(tmp_path):
     text = 'read line\necho noise\necho \'edgeopt-worker {"ok": true, "value": 1}\'\nread line'
     assert LocalDevice(a_program(tmp_path, text)).run(DESCRIBE, 60, {}) == {"value": 1}
 

@@ -10,7 +10,7 @@ def test_local_is_this_machine():
     assert open_device("local:").uri == "local:"
 
 
-def test_another_python_can_be_named():
+def test_local_can_name_another_python():
     assert open_device(f"local:?python={sys.executable}").uri == f"local:?python={sys.executable}"
 
 
@@ -25,7 +25,7 @@ def test_a_plus_in_a_path_stays_one(tmp_path):
     ("uri", "message"),
     [
         ("lokal:", "did you mean 'local'"),
-        ("phone", "no kind of device 'phone'.*Known: `local:`"),
+        ("phone", "unknown kind of device 'phone'.*Known: `local:`"),
         ("local:?pyton=x", "no option 'pyton'; known: .python="),
         ("local://host", "found '//host'"),
         ("ssh:", "an ssh device is"),
@@ -37,11 +37,11 @@ def test_a_plus_in_a_path_stays_one(tmp_path):
         ("ssh://host:70000", "an ssh device is"),
         ("ssh://host/path", "an ssh device is"),
         ("ssh://host?pyton=x", "no option 'pyton'"),
-        ("ssh://host?python=", "names no program"),
+        ("ssh://host?python=", "python= is empty"),
         ("local:?python=/nowhere/python", "'/nowhere/python' is not a program"),
     ],
 )
-def test_what_cannot_be_opened_is_an_error_that_says_what_can(uri, message):
+def test_a_wrong_uri_is_an_error_that_says_how_to_write_it(uri, message):
     with pytest.raises(ConfigError, match=message):
         open_device(uri)
 
@@ -54,6 +54,6 @@ def test_what_cannot_be_opened_is_an_error_that_says_what_can(uri, message):
         ("ssh://pi@[fe80::1%eth0]:22", "-l pi -p 22 fe80::1%eth0"),
     ],
 )
-def test_an_ssh_address_keeps_its_letters_and_its_parts(uri, words):
+def test_an_ssh_address_keeps_its_case_and_its_parts(uri, words):
     address = open_device(uri)._address
     assert " ".join([*address.options(), address.host]) == words

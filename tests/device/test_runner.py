@@ -1,11 +1,11 @@
-"""The native runner as a process of this machine, with the library of the installed onnxruntime."""
+"""The native runner as a process on this machine, with the library of the installed onnxruntime."""
 
 import time
 
 import msgspec
 import numpy as np
 import pytest
-from tiny_models import a_network, a_quick_profile
+from tiny_models import a_network, a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bench.requests import runtime_request
@@ -22,60 +22,60 @@ def start(native):
 
 
 def a_request(mode, model, **changes) -> WorkerRequest:
-    request = runtime_request(mode, str(model), a_quick_profile(), allow_fallback=())
+    request = runtime_request(mode, model, a_run_target())
     return msgspec.structs.replace(request, **changes)
 
 
-def answer(start, request: WorkerRequest) -> dict:
+def run_request(start, request: WorkerRequest) -> dict:
     with start() as runner:
         return runner.ask(request, 60)
 
 
 def test_it_describes_the_machine_as_the_python_worker_does(start):
-    there = answer(start, WorkerRequest(mode="describe"))
+    there = run_request(start, WorkerRequest(mode="describe"))
     here = LocalDevice().run(WorkerRequest(mode="describe"), 60, {})
     same = ("family", "processor", "features", "cores", "memory_bytes", "onnxruntime", "governor", "temperature_c")
     assert {name: there[name] for name in same} == {name: here[name] for name in same}
     assert there.keys() == here.keys()
 
 
-def test_it_times_by_both_minimums(start, tmp_path):
+def test_it_times_until_both_minimums_are_met(start, tmp_path):
     model = a_network(tmp_path / "m.onnx")
-    found = answer(start, a_request("time", model, min_runs=300, min_seconds=0.0))
+    found = run_request(start, a_request("time", model, min_runs=300, min_seconds=0.0))
     assert len(found["wall_ns"]) == len(found["cpu_ns"]) == 300
     assert found["warmup_runs"] >= 5
     assert found.keys() == LocalDevice().run(a_request("time", model), 60, {}).keys()
     begin = time.monotonic()
-    longer = answer(start, a_request("time", model, min_runs=1, min_seconds=0.3))
+    longer = run_request(start, a_request("time", model, min_runs=1, min_seconds=0.3))
     assert time.monotonic() - begin > 0.3
     assert len(longer["wall_ns"]) > 1
-    shorter = answer(start, a_request("time", model, min_runs=10**9, min_seconds=0.0, max_seconds=0.2))
+    shorter = run_request(start, a_request("time", model, min_runs=10**9, min_seconds=0.0, max_seconds=0.2))
     assert 1 < len(shorter["wall_ns"]) < 10**9
     assert sum(shorter["wall_ns"][:-1]) < 0.2e9
 
 
-def test_it_weighs_the_weights_of_a_model(start, tmp_path):
-    small = answer(start, a_request("memory", a_network(tmp_path / "s.onnx", width=64)))
-    large = answer(start, a_request("memory", a_network(tmp_path / "l.onnx", width=2048)))  # 17 MB of weights more
+def test_memory_includes_the_weights_of_a_model(start, tmp_path):
+    small = run_request(start, a_request("memory", a_network(tmp_path / "s.onnx", width=64)))
+    large = run_request(start, a_request("memory", a_network(tmp_path / "l.onnx", width=2048)))  # 17 MB more weights
     assert small["supported"]
     assert 15e6 < large["run_peak_bytes"] - small["run_peak_bytes"] < 40e6
 
 
-def test_outputs_are_those_of_the_python_worker(start, tmp_path):
+def test_outputs_equal_those_of_the_python_worker(start, tmp_path):
     model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
     rng = np.random.default_rng(0)
     write_batches(inputs, [{"x": rng.standard_normal((rows, 32)).astype(np.float32)} for rows in (3, 1, 2)] * 4)
-    run_model(model, inputs, tmp_path / "here.npz", LocalDevice(), a_quick_profile())
+    run_model(model, inputs, tmp_path / "here.npz", a_run_target())
     write_records(inputs, tmp_path / "in.arrays")
     files = {"inputs": str(tmp_path / "in.arrays"), "outputs": str(tmp_path / "out.arrays")}
-    assert answer(start, a_request("outputs", model, **files))["batches"] == 12
+    assert run_request(start, a_request("outputs", model, **files))["batches"] == 12
     read_records(tmp_path / "out.arrays", tmp_path / "there.npz")
     here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
     assert [batch["y"].shape for batch in there] == [(rows, 64) for rows in (3, 1, 2)] * 4
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
 
 
-def test_arrays_of_every_type_and_shape_survive(tmp_path):
+def test_arrays_of_every_type_and_shape_survive_the_round_trip(tmp_path):
     arrays = {
         "a name with spaces": np.arange(6, dtype=np.float32).reshape(2, 3),
         "scalar": np.array(2.5),
@@ -104,18 +104,18 @@ def test_it_serves_block_after_block(start, tmp_path):
 
 
 def test_the_given_inputs_are_timed(start, tmp_path):
-    model = a_network(tmp_path / "m.onnx", inputs=("N", "T", 32))  # no random values: a size beside the batch is open
-    with pytest.raises(WorkerRefused, match="leaves a size open: give an inputs file") as caught:
-        answer(start, a_request("time", model))
+    model = a_network(tmp_path / "m.onnx", inputs=("N", "T", 32))  # no random values, as T is dynamic
+    with pytest.raises(WorkerRefused, match=r"has dynamic dimensions besides the batch: pass --inputs") as caught:
+        run_request(start, a_request("time", model))
     assert caught.value.kind == "input"
     write_batches(tmp_path / "in.npz", [{"x": np.zeros((4, 2, 32), np.float32)}])
     write_records(tmp_path / "in.npz", tmp_path / "in.arrays")
-    assert answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=3))["wall_ns"]
+    assert run_request(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=3))["wall_ns"]
     with pytest.raises(WorkerRefused, match="fewer rows than the batch"):
-        answer(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=5))
+        run_request(start, a_request("time", model, inputs=str(tmp_path / "in.arrays"), batch_size=5))
 
 
-def test_what_it_cannot_do_it_refuses_with_a_kind(start, tmp_path):
+def test_it_refuses_impossible_requests_with_a_kind(start, tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"no model")
     refusals = (
         (a_request("time", tmp_path / "nowhere.onnx"), "model", "does not exist"),
@@ -123,29 +123,29 @@ def test_what_it_cannot_do_it_refuses_with_a_kind(start, tmp_path):
         (
             a_request("time", tmp_path / "m.onnx", providers=("CUDAExecutionProvider",)),
             "provider",
-            "CPUExecutionProvider alone",
+            "only has CPUExecutionProvider, not",
         ),
     )
     a_network(tmp_path / "m.onnx")
     for request, kind, reason in refusals:
         with pytest.raises(WorkerRefused, match=reason) as caught:
-            answer(start, request)
+            run_request(start, request)
         assert caught.value.kind == kind
 
 
-def test_a_full_disk_is_the_devices(start, tmp_path):
+def test_a_full_disk_is_an_error_of_the_device(start, tmp_path):
     write_batches(tmp_path / "in.npz", [{"x": np.zeros((4000, 32), np.float32)}])
     write_records(tmp_path / "in.npz", tmp_path / "in.arrays")
     files = {"inputs": str(tmp_path / "in.arrays"), "outputs": "/dev/full"}
     with pytest.raises(WorkerRefused, match="No space left on device") as caught:
-        answer(start, a_request("outputs", a_network(tmp_path / "m.onnx"), **files))
+        run_request(start, a_request("outputs", a_network(tmp_path / "m.onnx"), **files))
     assert caught.value.kind == "device"
 
 
 def test_a_library_that_does_not_load_is_named(native, tmp_path):
     (tmp_path / "lib.so").write_bytes(b"no library")
     with pytest.raises(WorkerRefused, match="does not load") as caught:
-        answer(
+        run_request(
             lambda: WorkerProcess([str(native / "runner"), str(tmp_path / "lib.so")], {}),
             WorkerRequest(mode="describe"),
         )

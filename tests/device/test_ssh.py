@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from builds import IMPATIENT
 from scored_task import write_scored_task
-from small_disk import overflow, small_disk
-from ssh_server import children_of, connections_of, free_port, keygen, name_of, workers_of
+from small_disk import fill_disk, mount_small_disk
+from ssh_server import find_connections, find_descendants, find_free_port, find_workers, keygen, read_process_name
 from tiny_bundles import a_bundle
-from tiny_models import a_network, a_quick_profile, write_quick_target
+from tiny_models import a_network, a_quick_profile, a_run_target, write_quick_target
 
 from edgeopt.bench.nodes import ProfilingTurns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
@@ -34,12 +34,12 @@ from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import DeviceError, DeviceLostError
 
 DESCRIBE = WorkerRequest(mode="describe")
-GONE_SECONDS = 20.0  # a busy machine may take its time to end a process
+GONE_SECONDS = 20.0  # a busy machine may take a while to end a process
 
 
 @pytest.fixture
-def quick_to_give_up(monkeypatch):
-    """A server that says nothing is given up after three seconds."""
+def short_timeouts(monkeypatch):
+    """Give up on a silent server after three seconds."""
     options = ("BatchMode=yes", "ConnectTimeout=3", "ServerAliveInterval=1", "ServerAliveCountMax=3", "LogLevel=ERROR")
     assert {word.partition("=")[0] for word in options} == {word.partition("=")[0] for word in ssh_connection.OPTIONS}
     monkeypatch.setattr(ssh_connection, "OPTIONS", options)
@@ -51,31 +51,31 @@ def device(sshd):
 
 
 def an_impatient_device(sshd) -> SshDevice:
-    return SshDevice(sshd.uri, Address("127.0.0.1", None, sshd.port), None, patience_seconds=1.0)
+    return SshDevice(sshd.uri, Address("127.0.0.1", None, sshd.port), None, reconnect_seconds=1.0)
 
 
 def a_request(tmp_path, *, seconds=0.05) -> WorkerRequest:
     profile = a_quick_profile()
-    fields = runtime_request("time", str(a_network(tmp_path / "m.onnx")), profile, allow_fallback=())
+    fields = runtime_request("time", a_network(tmp_path / "m.onnx"), a_run_target(profile))
     return type(fields)(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"min_seconds": seconds})
 
 
-def wait_for(found, seconds=GONE_SECONDS):
+def wait_for(find, seconds=GONE_SECONDS):
     deadline = time.monotonic() + seconds
-    while not (value := found()):
+    while not (value := find()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return value
 
 
 @contextlib.contextmanager
-def in_background(deed):
-    """Run ``deed`` beside the block, and let its failure be the test's."""
+def in_background(action):
+    """Run ``action`` in a thread during the block, and fail the test if it fails."""
     failures = []
 
     def run():
         try:
-            deed()
+            action()
         except BaseException as error:  # noqa: BLE001 - raised again below
             failures.append(error)
 
@@ -86,13 +86,13 @@ def in_background(deed):
     assert not failures, failures
 
 
-def test_the_device_over_there_is_the_machine_that_it_is(device):
+def test_a_device_on_loopback_is_described_like_this_machine(device):
     (there, environment), (here, _) = device.describe(), LocalDevice().describe()
     assert there == here
     assert environment.onnxruntime
 
 
-def test_a_model_is_timed_and_weighed_over_there(device, tmp_path):
+def test_a_models_time_and_memory_are_measured_on_the_device(device, tmp_path):
     request = a_request(tmp_path)
     answer = device.run(request, 60, {})
     assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) >= 20
@@ -106,19 +106,19 @@ def _fields(request: WorkerRequest) -> dict:
     return {name: getattr(request, name) for name in request.__struct_fields__}
 
 
-def test_outputs_come_back_equal_to_those_of_this_machine_and_are_removed_over_there(device, sshd, tmp_path):
+def test_outputs_come_back_equal_to_those_of_this_machine_and_are_removed_on_the_device(device, sshd, tmp_path):
     model, inputs = a_network(tmp_path / "m.onnx"), tmp_path / "in.npz"
     rng = np.random.default_rng(0)
     write_batches(inputs, [{"x": rng.standard_normal((20_000, 32)).astype(np.float32)} for _ in range(2)])
     for name, where in (("here", LocalDevice()), ("there", device)):
-        run_model(model, inputs, tmp_path / f"{name}.npz", where, a_quick_profile())
+        run_model(model, inputs, tmp_path / f"{name}.npz", a_run_target(device=where))
     here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
     assert len(here) == len(there) == 2
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
     assert sorted(path.suffix for path in (sshd.home / "cache" / "edgeopt").iterdir()) == [".npz", ".onnx", ".py"]
 
 
-def test_a_file_is_sent_once(device, sshd, tmp_path):
+def test_a_file_is_only_sent_once_unless_it_was_damaged(device, sshd, tmp_path):
     request = a_request(tmp_path)
     device.run(request, 60, {})
     sent = next((sshd.home / "cache" / "edgeopt").glob("*.onnx"))
@@ -130,13 +130,13 @@ def test_a_file_is_sent_once(device, sshd, tmp_path):
     assert sent.read_bytes() == Path(request.model).read_bytes()
 
 
-def test_what_a_login_shell_prints_is_no_answer(sshd, device):
+def test_output_of_a_login_shell_is_not_mistaken_for_an_answer(sshd, device):
     (sshd.home / ".bashrc").write_text("echo noise\n")
     (sshd.home / ".profile").write_text("echo noise\n")
     assert device.describe()[0]
 
 
-def test_another_python_over_there_can_be_named(sshd, tmp_path):
+def test_another_python_on_the_device_can_be_named(sshd, tmp_path):
     program = tmp_path / "a python"
     program.write_text(f'#!/bin/sh\ntouch "{tmp_path}/was-here"\nexec "{sys.executable}" "$@"\n')
     program.chmod(0o755)
@@ -162,23 +162,23 @@ def test_an_unknown_host_is_not_accepted(sshd):
 
 
 def test_a_changed_host_key_is_refused_with_what_it_may_mean(sshd):
-    sshd.know(keygen(sshd.folder / "other_key"))
+    sshd.add_known_host(keygen(sshd.folder / "other_key"))
     message = refused(sshd.uri)
-    assert "set up anew, or another machine answers" in message
+    assert "set up again, or another machine answers" in message
     assert f"ssh-keygen -R '[127.0.0.1]:{sshd.port}'" in message
 
 
-def test_a_refused_login_says_that_keys_alone_are_used(sshd):
+def test_a_refused_login_says_how_to_set_up_a_key(sshd):
     (sshd.folder / "authorized_keys").write_text("")
     assert "ssh-copy-id" in refused(sshd.uri)
 
 
-def test_a_closed_port_and_an_unknown_name_are_told_apart(sshd):
-    assert "nothing listens there" in refused(f"ssh://127.0.0.1:{free_port()}")
-    assert "no host of that name" in refused("ssh://no-such-host.invalid")
+def test_a_closed_port_and_an_unknown_name_are_different_errors(sshd):
+    assert "nothing listens there" in refused(f"ssh://127.0.0.1:{find_free_port()}")
+    assert "no host with that name" in refused("ssh://no-such-host.invalid")
 
 
-def test_a_server_that_says_nothing_is_given_up(sshd, quick_to_give_up):
+def test_a_silent_server_is_given_up_on(sshd, short_timeouts):
     os.kill(sshd.process.pid, signal.SIGSTOP)
     try:
         begin = time.monotonic()
@@ -188,7 +188,7 @@ def test_a_server_that_says_nothing_is_given_up(sshd, quick_to_give_up):
         os.kill(sshd.process.pid, signal.SIGCONT)
 
 
-def test_no_ssh_here_is_said(sshd, monkeypatch, tmp_path):
+def test_a_missing_ssh_is_reported(sshd, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "openssh-client" in refused(sshd.uri)
 
@@ -204,10 +204,10 @@ def test_a_python_without_onnxruntime_is_named_with_how_to_get_one(sshd, tmp_pat
     message = refused(f"{sshd.uri}?python={tmp_path}/bare/bin/python3")
     assert "lacks numpy and onnxruntime" in message
     assert "pip install onnxruntime numpy" in message
-    assert "is no Python program there" in refused(f"{sshd.uri}?python=/nowhere/python")
+    assert "is not a Python program there" in refused(f"{sshd.uri}?python=/nowhere/python")
 
 
-def test_a_device_without_python_is_said(sshd, tmp_path):
+def test_a_device_without_python_is_reported(sshd, tmp_path):
     for tool in ("sh", "env"):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     text = (sshd.folder / "sshd_config").read_text()
@@ -217,7 +217,7 @@ def test_a_device_without_python_is_said(sshd, tmp_path):
     assert "there is no python3 or python in its PATH" in refused(sshd.uri)
 
 
-def test_a_package_for_another_processor_is_said_to_be_one(sshd, tmp_path):
+def test_a_package_for_another_processor_is_reported_as_such(sshd, tmp_path):
     packages = tmp_path / "packages" / "onnxruntime"
     shutil.copytree(Path(onnxruntime_folder()), packages, copy_function=os.symlink)
     library = next(packages.glob("capi/onnxruntime_pybind11_state*.so"))
@@ -230,22 +230,22 @@ def test_a_package_for_another_processor_is_said_to_be_one(sshd, tmp_path):
     sshd.start()
     message = refused(sshd.uri)
     assert "ImportError" in message
-    assert "built for another processor or system: there, `python -m pip install" in message
+    assert "built for another processor or system. Run there: `python -m pip install" in message
 
 
 def onnxruntime_folder() -> str:
-    """Return where the package is, without importing it."""
+    """Return the folder of the package, without importing it."""
     return str(Path(importlib.util.find_spec("onnxruntime").origin).parent)
 
 
 # -- connections that break --------------------------------------------------------------------------------------------
 
 
-def test_a_connection_that_breaks_in_the_middle_is_made_anew_and_the_run_repeated(device, sshd, tmp_path):
+def test_a_connection_that_breaks_during_a_run_is_opened_again_and_the_run_is_repeated(device, sshd, tmp_path):
     first: list[int] = []
 
     def cut():
-        first.extend(wait_for(lambda: workers_of(sshd)))
+        first.extend(wait_for(lambda: find_workers(sshd)))
         sshd.cut()
 
     with in_background(cut):
@@ -255,23 +255,23 @@ def test_a_connection_that_breaks_in_the_middle_is_made_anew_and_the_run_repeate
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
 
 
-def test_a_device_that_stays_away_is_an_error_and_leaves_no_process_anywhere(sshd, tmp_path):
-    gc.collect()  # an earlier test's connection, ended and not yet waited for, is no process of this one
+def test_a_device_that_does_not_come_back_is_an_error_and_leaves_no_process_here(sshd, tmp_path):
+    gc.collect()  # so that no ssh of an earlier test's connection is left
     device = an_impatient_device(sshd)
     device.describe()
 
     def stop():
-        wait_for(lambda: workers_of(sshd))
+        wait_for(lambda: find_workers(sshd))
         sshd.stop()
 
     with in_background(stop), pytest.raises(DeviceLostError, match="nothing listens there"):
         device.run(a_request(tmp_path, seconds=30.0), 60, {})
-    wait_for(lambda: not [pid for pid in children_of(os.getpid()) if "ssh" in name_of(pid)])
+    wait_for(lambda: not [pid for pid in find_descendants(os.getpid()) if "ssh" in read_process_name(pid)])
 
 
-def test_a_device_that_starts_anew_is_waited_for(device, sshd, tmp_path):
+def test_a_run_waits_for_a_device_that_restarts(device, sshd, tmp_path):
     def restart():
-        wait_for(lambda: workers_of(sshd))
+        wait_for(lambda: find_workers(sshd))
         sshd.stop()
         time.sleep(3)
         sshd.start()
@@ -280,20 +280,20 @@ def test_a_device_that_starts_anew_is_waited_for(device, sshd, tmp_path):
         assert device.run(a_request(tmp_path, seconds=2.0), 60, {})["wall_ns"]
 
 
-def test_a_device_that_falls_silent_in_the_middle_is_lost(sshd, quick_to_give_up, tmp_path):
+def test_a_device_that_falls_silent_during_a_run_is_lost(sshd, short_timeouts, tmp_path):
     device = an_impatient_device(sshd)
     device.describe()
 
     def freeze():
-        wait_for(lambda: workers_of(sshd))
-        for pid in (sshd.process.pid, *connections_of(sshd.process.pid)):
+        wait_for(lambda: find_workers(sshd))
+        for pid in (sshd.process.pid, *find_connections(sshd.process.pid)):
             os.kill(pid, signal.SIGSTOP)
 
     begin = time.monotonic()
     with in_background(freeze), pytest.raises(DeviceLostError, match="does not answer"):
         device.run(a_request(tmp_path, seconds=30.0), 120, {})
     assert time.monotonic() - begin < 90
-    for pid in (*connections_of(sshd.process.pid), sshd.process.pid):
+    for pid in (*find_connections(sshd.process.pid), sshd.process.pid):
         os.kill(pid, signal.SIGCONT)
 
 
@@ -310,9 +310,9 @@ def test_a_staying_worker_whose_connection_breaks_is_lost(device, sshd, tmp_path
     assert device.describe()[0]
 
 
-def test_a_worker_that_is_killed_over_there_is_no_lost_connection(device, sshd, tmp_path):
+def test_a_worker_that_is_killed_on_the_device_is_not_a_lost_connection(device, sshd, tmp_path):
     def kill():
-        for pid in wait_for(lambda: workers_of(sshd)):
+        for pid in wait_for(lambda: find_workers(sshd)):
             os.kill(pid, signal.SIGKILL)
 
     with in_background(kill), pytest.raises(DeviceError, match=r"killed by SIGKILL.*out of memory") as caught:
@@ -321,32 +321,32 @@ def test_a_worker_that_is_killed_over_there_is_no_lost_connection(device, sshd, 
     assert device.describe()[0]
 
 
-def test_a_worker_that_takes_too_long_is_ended_over_there(device, sshd, tmp_path):
+def test_a_worker_that_takes_too_long_is_stopped_on_the_device(device, sshd, tmp_path):
     with pytest.raises(DeviceError, match="did not answer within 1 s"):
         device.run(a_request(tmp_path, seconds=60.0), 1.0, {})
-    wait_for(lambda: not workers_of(sshd))
+    wait_for(lambda: not find_workers(sshd))
 
 
-def test_a_device_that_nobody_holds_is_disconnected(sshd):
+def test_a_device_that_nothing_refers_to_is_disconnected(sshd):
     device = open_device(sshd.uri)
     device.describe()
-    assert connections_of(sshd.process.pid)
+    assert find_connections(sshd.process.pid)
     del device
-    wait_for(lambda: not connections_of(sshd.process.pid))
+    wait_for(lambda: not find_connections(sshd.process.pid))
 
 
-def test_a_full_disk_over_there_is_no_full_disk_here(sshd, device, tmp_path):
+def test_a_full_disk_on_the_device_is_not_a_full_disk_here(sshd, device, tmp_path):
     cache = sshd.home / "cache"
-    with small_disk(cache, 256):
-        said = overflow(device, tmp_path)
-        assert re.search(r"No space left on device in .*MB are free\. Free some space there", said[1])
+    with mount_small_disk(cache, 256):
+        messages = fill_disk(device, tmp_path)
+        assert re.search(r"No space left on device in .*MB free\)\. Free some space there", messages[1])
         assert not list(cache.glob("**/*.part"))
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
-def test_bench_compares_two_files_over_there(sshd, tmp_path):
+def test_bench_compares_two_files_on_the_device(sshd, tmp_path):
     a_network(tmp_path / "m.onnx")
     a_network(tmp_path / "o.onnx", layers=6, width=256)
     command = ["bench", "m.onnx", "--target", write_quick_target(tmp_path), "--against", "o.onnx"]
@@ -361,7 +361,7 @@ def test_bench_compares_two_files_over_there(sshd, tmp_path):
     assert result["measurement"]["device"]["kind"] == "measured"
 
 
-def test_check_verifies_a_bundle_and_its_score_over_there(sshd, tmp_path):
+def test_check_verifies_a_bundle_and_its_score_on_the_device(sshd, tmp_path):
     command = ["check", a_bundle(tmp_path).name, "--target", "./quick.toml", "--device", sshd.uri, "--json"]
     command += ["--score", write_scored_task(tmp_path, right=1820)]
     done = subprocess.run(
@@ -375,15 +375,15 @@ def test_check_verifies_a_bundle_and_its_score_over_there(sshd, tmp_path):
     assert (statuses["y"], statuses["score"]) == ("passed", "passed")
 
 
-def test_nodes_of_several_files_are_timed_over_there(device, tmp_path):
+def test_nodes_of_several_files_are_timed_on_the_device(device, tmp_path):
     models = [a_network(tmp_path / f"{width}.onnx", width=width) for width in (128, 32)]
     turns = ProfilingTurns(rounds=2, seconds=0.005)
-    found = profile_nodes(models, device, a_quick_profile(), 2, (), None, turns)
+    found = profile_nodes(models, a_run_target(device=device, batch_size=2), turns)
     assert [one.file for one in found] == [0, 1]
     assert all(node.ns > 0 for one in found for node in one.nodes)
 
 
-def test_the_files_of_a_profile_of_nodes_are_sent(device, sshd, tmp_path):
+def test_the_files_to_profile_are_sent(device, sshd, tmp_path):
     models = [a_network(tmp_path / f"{layers}.onnx", layers=layers) for layers in (2, 3)]
     request = msgspec.structs.replace(
         a_request(tmp_path), mode="nodes", model=str(models[0]), models=tuple(map(str, models)), max_seconds=1.0

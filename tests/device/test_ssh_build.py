@@ -1,18 +1,18 @@
-"""`edgeopt build` of a given file on a device whose connection breaks."""
+"""`edgeopt build` of an ONNX file on a device whose connection breaks."""
 
 from functools import partial
 
-from builds import a_build, finished, wait_for_worker, write_files
-from ssh_server import workers_of
+from builds import run_build, start_build, wait_for_worker, write_files
+from ssh_server import find_workers
 
 
-def test_a_build_survives_broken_connections_and_resumes_where_the_device_did_not_come_back(sshd, tmp_path):
+def test_a_build_survives_broken_connections_and_resumes_after_a_device_that_did_not_come_back(sshd, tmp_path):
     write_files(tmp_path)
-    runs = partial(workers_of, sshd)
-    with a_build(tmp_path, sshd.uri) as process:
-        wait_for_worker(process, "measure", runs)
+    is_running = partial(find_workers, sshd)
+    with start_build(tmp_path, sshd.uri) as process:
+        wait_for_worker(process, "measure", is_running)
         sshd.cut()
-        wait_for_worker(process, "measure", runs)
+        wait_for_worker(process, "measure", is_running)
         authorized = (sshd.folder / "authorized_keys").read_text()
         (sshd.folder / "authorized_keys").write_text("")
         sshd.cut()
@@ -23,5 +23,5 @@ def test_a_build_survives_broken_connections_and_resumes_where_the_device_did_no
     assert not (tmp_path / "edgeopt-out").exists()
 
     (sshd.folder / "authorized_keys").write_text(authorized)
-    choice = finished(tmp_path, sshd.uri)
+    choice = run_build(tmp_path, sshd.uri)
     assert "quantize" in {step["step"] for step in choice["winner"]["recipe"]["graph_steps"]}

@@ -1,4 +1,4 @@
-"""A target calibrated on another machine (OpenSSH on loopback), and what is estimated without it then."""
+"""A target that is calibrated on another machine (OpenSSH on loopback), then estimated without it."""
 
 import json
 import os
@@ -22,7 +22,7 @@ RULE = TimingRule(processes=1, warmup_runs=1, warmup_seconds=0.0, min_runs=5, mi
 TURNS = ProfilingTurns(rounds=2, seconds=0.01, min_runs=3, min_models=100)
 
 
-def edgeopt(folder, *arguments):
+def run_edgeopt(folder, *arguments):
     command = [sys.executable, "-m", "edgeopt", *arguments]
     return subprocess.run(command, cwd=folder, env=os.environ, capture_output=True, text=True, timeout=300)
 
@@ -31,23 +31,25 @@ def test_a_calibration_over_ssh_estimates_without_the_device_until_it_no_longer_
     monkeypatch.chdir(tmp_path)
     target = write_quick_target(tmp_path)
     a_network(tmp_path / "m.onnx", width=256)
-    asked = edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--estimate")
-    assert asked.returncode == 2
-    assert "Make one with `edgeopt targets calibrate ./quick.toml --device URI`" in " ".join(asked.stderr.split())
+    uncalibrated = run_edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--estimate")
+    assert uncalibrated.returncode == 2
+    assert "Make one with `edgeopt targets calibrate ./quick.toml --device URI`" in " ".join(
+        uncalibrated.stderr.split()
+    )
 
-    models, told = [m for m in calibration_models(("fp32",), quick=True) if m.name in PROBES], []
+    models, messages = [m for m in calibration_models(("fp32",), quick=True) if m.name in PROBES], []
     found = calibrate_device(
         load_profile(target), open_device(sshd.uri), models, rule=RULE, turns=TURNS, sustained_seconds=None,
-        allow_fallback=(), progress=told.append,
+        allow_fallback=(), progress=messages.append,
     )  # fmt: skip
     assert {probe.name for probe in found.probes} == set(PROBES)
     assert found.device.uri == sshd.uri
     assert found.clock == "cpu"
-    assert any(sshd.uri in text for text in told)
+    assert any(sshd.uri in text for text in messages)
     path = calibration_path(target)
     write_calibration(found, path)
 
-    done = edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--json")
+    done = run_edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["estimate"]["device"]["uri"] == sshd.uri
@@ -61,17 +63,17 @@ def test_a_calibration_over_ssh_estimates_without_the_device_until_it_no_longer_
 
     old = msgspec.structs.replace(read_calibration(path), runtime=load_profile("server").runtime, target="other")
     write_calibration(old, path)
-    done = edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--json")
+    done = run_edgeopt(tmp_path, "bench", "m.onnx", "--target", target, "--json")
     document = json.loads(done.stdout)
     assert document["estimate"] is None
     assert document["measurement"]["device"]["kind"] == "stand-in"
-    assert "does not hold: it is of the target 'other'" in document["calibration_refused"]
+    assert "does not hold: it is for the target 'other'" in document["calibration_refused"]
 
 
 @pytest.mark.slow
-def test_the_command_finds_that_this_machine_is_as_quick_as_itself(sshd, tmp_path):
+def test_the_command_finds_this_machine_as_fast_as_itself(sshd, tmp_path):
     target = write_quick_target(tmp_path)
-    done = edgeopt(tmp_path, "targets", "calibrate", target, "--device", sshd.uri, "--quick", "--json")
+    done = run_edgeopt(tmp_path, "targets", "calibrate", target, "--device", sshd.uri, "--quick", "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["path"] == "quick.calibration.json"

@@ -1,4 +1,4 @@
-"""What end-to-end tests share: the command as people run it, a target with short timings, the choice that came out."""
+"""Helpers of the end-to-end tests: run the command, write a target with short timings, read choice.json."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def edgeopt(folder, *arguments, **variables):
 
 
 def write_target(path, **values):
-    """Write the phone's profile with a short timing rule and other values."""
+    """Write the phone's profile with short timings and the given values."""
     text = (TESTS.parent / "targets" / "phone.toml").read_text()
     for name, value in (QUICK_TIMING | {"name": f'"{path.stem}"', "max_score_drop": "0.2"} | values).items():
         text, count = re.subn(rf"^{name} = .*$", f"{name} = {value}", text, flags=re.MULTILINE)

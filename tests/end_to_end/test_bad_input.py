@@ -1,33 +1,33 @@
-"""A mistake in what a build is given: one paragraph that says what, where and what to do, and nothing is lost."""
+"""Bad input to a build: one paragraph says what is wrong, where, and what to do next. No file is lost."""
 
 import pytest
 from building import TASK, TESTS, edgeopt
 
-WRONG = {
+BAD_INPUTS = {
     "a missing task": (["build", "nothing.py:task", "--target", "phone"], "nothing.py does not exist"),
     "an unknown ready task": (["build", "fashon", "--target", "phone"], "did you mean 'fashion'"),
     "an unknown target": (["build", "fashion", "--target", "fone"], "did you mean 'phone'"),
     "no target": (["build", "fashion"], "--target"),
     "a broken toml": (["build", "fashion", "--target", "broken.toml"], "broken.toml"),
-    "an out that is a file": (["build", "fashion", "--target", "phone", "--out", "a-file"], "a-file"),
-    "an out that is not ours": (["build", "fashion", "--target", "phone", "--out", "full"], "full"),
-    "a limit that is no number": (["build", "fashion", "--target", "phone", "--size-mb", "small"], "small"),
-    "a percentage": (["build", "fashion", "--target", "phone", "--max-drop", "5"], "5"),
+    "an output folder that is a file": (["build", "fashion", "--target", "phone", "--out", "a-file"], "a-file"),
+    "an output folder with foreign files": (["build", "fashion", "--target", "phone", "--out", "full"], "full"),
+    "a limit that is not a number": (["build", "fashion", "--target", "phone", "--size-mb", "small"], "small"),
+    "a score drop in percent": (["build", "fashion", "--target", "phone", "--max-drop", "5"], "5"),
     "an unknown device": (["build", "fashion", "--target", "phone", "--device", "usb:"], "usb"),
-    "cuda where there is none": (["build", TASK, "--target", "car-cuda"], "CUDAExecutionProvider"),
-    "data for a task": (["build", "fashion", "--target", "phone", "--data", "x.npz"], "--data"),
-    "a model that is none": (["build", "broken.onnx", "--target", "phone"], "broken.onnx"),
+    "cuda on a machine without it": (["build", TASK, "--target", "car-cuda"], "CUDAExecutionProvider"),
+    "--data with a task": (["build", "fashion", "--target", "phone", "--data", "x.npz"], "--data"),
+    "a file that is not a model": (["build", "broken.onnx", "--target", "phone"], "broken.onnx"),
     "a task that raises": (["build", "raises.py:task", "--target", "phone"], "ZeroDivisionError"),
-    "a model that gives NaN": (["build", "nan.py:task", "--target", "phone"], "not finite"),
+    "a model that returns NaN": (["build", "nan.py:task", "--target", "phone"], "not finite"),
     "corrupted data": (["build", "fashion", "--target", "phone"], "train-images-idx3-ubyte.gz"),
 }
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
-    arguments, words = WRONG[case]
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_gives_one_paragraph_and_writes_no_result(case, tmp_path):
+    arguments, text = BAD_INPUTS[case]
     (tmp_path / "broken.toml").write_text("name = \n[limits")
-    (tmp_path / "broken.onnx").write_bytes(b"no model")
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
     (tmp_path / "a-file").write_text("mine")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
@@ -48,7 +48,7 @@ def test_bad_input_gets_one_paragraph_and_leaves_nothing(case, tmp_path):
     variables = {"EDGEOPT_DATA": str(tmp_path / "data")} if case == "corrupted data" else {}
     done = edgeopt(tmp_path, *arguments, **variables)
     assert done.returncode == 2, done.stderr
-    assert words in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "edgeopt-out").exists()

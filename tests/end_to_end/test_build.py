@@ -1,4 +1,4 @@
-"""`edgeopt build` as people run it: a subprocess, a real task, real files. One workspace serves most tests."""
+"""`edgeopt build` as users run it: a subprocess, a real task, real files. Most tests share one workspace."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from building import TASK, TESTS, choice_of, edgeopt, write_target
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder with a target and one finished build."""
+    """Return a folder with a target; `first` adds a finished build."""
     folder = tmp_path_factory.mktemp("project")
     write_target(folder / "tiny.toml")
     return folder
@@ -37,7 +37,7 @@ def rebuild(folder, *limits):
     return done, choice_of(folder, out)
 
 
-def test_the_bundle_holds_what_the_manifest_says(first, folder):
+def test_the_bundle_holds_the_files_of_the_manifest(first, folder):
     out = folder / "edgeopt-out"
     manifest = json.loads((out / "manifest.json").read_text())
     for name, facts in manifest["files"].items():
@@ -48,7 +48,7 @@ def test_the_bundle_holds_what_the_manifest_says(first, folder):
     assert winner["sha256"] == hashlib.sha256((out / "model.onnx").read_bytes()).hexdigest()
 
 
-def test_the_winner_is_smaller_than_the_baseline_and_was_pruned_and_quantized(first, folder):
+def test_the_winner_is_quantized_and_smaller_than_the_baseline_and_pruned_trials_exist(first, folder):
     choice = choice_of(folder)
     assert choice["winner"]["size_bytes"] < 0.5 * choice["baseline"]["size_bytes"]
     steps = [step["step"] for step in choice["winner"]["recipe"]["graph_steps"]]
@@ -60,7 +60,7 @@ def test_the_winner_is_smaller_than_the_baseline_and_was_pruned_and_quantized(fi
     assert "error" not in first.stderr.lower()
 
 
-def test_every_trial_was_scored_on_its_final_file_and_measured(first, folder):
+def test_the_final_file_of_every_trial_was_scored_and_measured(first, folder):
     for trial in choice_of(folder)["trials"]:
         assert trial["status"] == "measured", trial["reason"]
         assert (folder / ".edgeopt" / "artifacts" / f"{trial['sha256']}.onnx").is_file()
@@ -69,22 +69,24 @@ def test_every_trial_was_scored_on_its_final_file_and_measured(first, folder):
         assert trial["peak_memory_bytes"] > 0
 
 
-def test_widths_of_pruned_candidates_come_from_measured_times_of_layers(first, folder):
+def test_widths_of_pruned_candidates_come_from_measured_layer_times(first, folder):
     pruned = [trial for trial in choice_of(folder)["trials"] if "prune" in str(trial["recipe"]["torch_steps"])]
     assert pruned
     for trial in pruned:
-        assert any(note.startswith("widths by measured latency: 0.") for note in trial["notes"]), trial["notes"]
+        assert any(
+            note.startswith("widths chosen by measured latency: predicted to take 0.") for note in trial["notes"]
+        ), trial["notes"]
     assert choice_of(folder)["seconds"]["latency table"] > 0
     assert list((folder / ".edgeopt" / "latency").glob("*.json"))
 
 
-def test_a_student_of_the_task_is_tried(first, folder):
+def test_the_students_of_a_task_are_tried(first, folder):
     steps = [step for trial in choice_of(folder)["trials"] for step in trial["recipe"]["torch_steps"]]
     assert {"step": "student", "name": "narrow"} in steps
 
 
 def parts_of(folder):
-    """Return how much of each kind a workspace keeps: whatever is trained, made, scored or measured is added."""
+    """Return the number of parts of each kind in a workspace: each training, file, score and measurement adds one."""
     with sqlite3.connect(folder / ".edgeopt" / "ledger.sqlite") as ledger:
         found = ledger.execute(
             "select kind, count(*), max(finished_at) from parts group by kind order by kind"
@@ -94,21 +96,21 @@ def parts_of(folder):
 
 
 def test_the_same_command_again_trains_and_measures_nothing(first, folder):
-    before, kept = choice_of(folder), parts_of(folder)
+    before, parts = choice_of(folder), parts_of(folder)
     again = edgeopt(folder, "build", TASK, "--target", "tiny.toml", "--json")
     assert again.returncode == 0, again.stderr
     assert "train:" not in again.stderr
     after = json.loads(again.stdout)
     assert [trial["sha256"] for trial in after["trials"]] == [trial["sha256"] for trial in before["trials"]]
     assert after["winner"]["sha256"] == before["winner"]["sha256"]
-    assert parts_of(folder) == kept
+    assert parts_of(folder) == parts
 
 
-def test_where_score_binds_it_is_named(first, folder):
+def test_the_score_limit_is_named_if_it_binds(first, folder):
     trials = [trial for trial in choice_of(folder)["trials"] if trial["status"] == "measured"]
     smallest = min(trials, key=lambda trial: trial["size_bytes"])
-    floor = smallest["score"] + 1e-6
-    done, choice = rebuild(folder, "--max-drop", "none", "--min-score", floor)
+    min_score = smallest["score"] + 1e-6
+    done, choice = rebuild(folder, "--max-drop", "none", "--min-score", min_score)
     assert "train:" not in done.stderr
     if choice["winner"] is None:
         assert choice["infeasible"]["binding"] == ["score"]
@@ -120,7 +122,7 @@ def test_where_score_binds_it_is_named(first, folder):
 @pytest.mark.parametrize(
     ("option", "limit"), [("--latency-ms", "latency"), ("--memory-mb", "memory"), ("--size-mb", "size")]
 )
-def test_a_limit_that_nothing_keeps_is_named_with_what_would_be_enough(first, folder, option, limit):
+def test_a_limit_that_nothing_keeps_is_named_with_a_limit_that_would_be_enough(first, folder, option, limit):
     done, choice = rebuild(folder, option, "0.000001")
     assert done.returncode == 3, done.stderr
     assert "train:" not in done.stderr
@@ -131,7 +133,7 @@ def test_a_limit_that_nothing_keeps_is_named_with_what_would_be_enough(first, fo
     assert limit in done.stdout
 
 
-def test_where_nothing_is_feasible_every_missed_limit_is_named(first, folder):
+def test_every_missed_limit_is_named_if_no_trial_keeps_all_limits(first, folder):
     done, choice = rebuild(folder, "--size-mb", "0.000001", "--min-score", "0.9999")
     assert done.returncode == 3
     assert set(choice["infeasible"]["binding"]) == {"size", "score"}
@@ -144,7 +146,7 @@ def test_a_waived_limit_is_shown(first, folder):
     assert "waived" in done.stdout
 
 
-def test_after_the_time_limit_no_training_begins(tmp_path):
+def test_no_training_starts_after_the_time_limit(tmp_path):
     write_target(tmp_path / "tiny.toml")
     done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--time-limit", "0.001")
     assert done.returncode == 0, done.stderr
@@ -155,14 +157,14 @@ def test_after_the_time_limit_no_training_begins(tmp_path):
     assert choice["winner"]["size_bytes"] < choice["baseline"]["size_bytes"]
 
 
-def test_more_goes_on_from_a_finished_search_and_judges_downloads_by_their_deflated_size(first, folder, tmp_path):
+def test_more_continues_a_finished_search_and_a_download_counts_its_deflated_size(first, folder, tmp_path):
     shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
     write_target(tmp_path / "tiny.toml", size_metric='"download"')
     done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--more")
     assert done.returncode == 0, done.stderr
     before, after = choice_of(folder), choice_of(tmp_path)
-    old = {trial["sha256"] for trial in before["trials"]}
-    assert old <= {trial["sha256"] for trial in after["trials"]}
+    reused = {trial["sha256"] for trial in before["trials"]}
+    assert reused <= {trial["sha256"] for trial in after["trials"]}
     sparse = [t for t in after["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
     assert sparse
     assert all(trial["nonzero_parameters"] < 0.8 * trial["parameters"] for trial in sparse)
@@ -171,7 +173,7 @@ def test_more_goes_on_from_a_finished_search_and_judges_downloads_by_their_defla
     assert after["winner"]["download_bytes"] < before["winner"]["download_bytes"]
 
 
-def test_a_search_that_trained_otherwise_is_not_taken_for_this_one(first, folder, tmp_path):
+def test_a_finished_search_with_other_training_settings_is_not_reused(first, folder, tmp_path):
     shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
     write_target(tmp_path / "tiny.toml")
     (tmp_path / "tuned.py").write_text(
@@ -191,7 +193,7 @@ def test_a_search_that_trained_otherwise_is_not_taken_for_this_one(first, folder
     assert choice_of(tmp_path)["baseline"]["sha256"] == baseline["sha256"]
 
 
-def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder, tmp_path):
+def test_a_killed_build_loses_no_finished_work_and_finds_the_same_winner_when_run_again(first, folder, tmp_path):
     write_target(tmp_path / "tiny.toml")
     command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -210,9 +212,9 @@ def test_a_kill_loses_no_finished_work_and_the_winner_is_the_same(first, folder,
     assert not (tmp_path / "edgeopt-out").exists()
     done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
-    ours, theirs = choice_of(tmp_path), choice_of(folder)
-    assert ours["winner"]["recipe"] == theirs["winner"]["recipe"]
-    assert ours["winner"]["sha256"] == theirs["winner"]["sha256"]
+    resumed, uninterrupted = choice_of(tmp_path), choice_of(folder)
+    assert resumed["winner"]["recipe"] == uninterrupted["winner"]["recipe"]
+    assert resumed["winner"]["sha256"] == uninterrupted["winner"]["sha256"]
 
 
 FULL_DISK = """
@@ -221,22 +223,22 @@ mkdir ws && mount -t tmpfs -o size={size} none ws || exit 99
 mount -o remount,size=64m ws
 "$@"
 """
-"""A build in a workspace on a small disk, then the same command with more space."""
+"""A build in a workspace on a small disk, then the same command on a larger one."""
 MOUNTING_FAILED = 99
 
 
 @pytest.mark.parametrize(
     "size", [pytest.param("200k", marks=pytest.mark.slow), "700k", pytest.param("2500k", marks=pytest.mark.slow)]
 )
-def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_space(first, folder, tmp_path, size):
+def test_a_full_disk_is_reported_and_the_same_command_continues_once_there_is_space(first, folder, tmp_path, size):
     if not shutil.which("unshare"):
-        pytest.skip("unshare is not installed: no small disk can be made")
+        pytest.skip("unshare is not installed: cannot make a small disk")
     write_target(tmp_path / "tiny.toml")
     command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml", "--workspace", "ws"]
     script = ["unshare", "--map-root-user", "--mount", "sh", "-c", FULL_DISK.format(size=size), "sh", *command]
     done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=600, check=False)
     if done.returncode == MOUNTING_FAILED or "unshare" in done.stderr:
-        pytest.skip(f"no disk can be mounted here: {done.stderr}")
+        pytest.skip(f"cannot mount a disk here: {done.stderr}")
     message = (tmp_path / "first.err").read_text()
     assert (tmp_path / "first.code").read_text().strip() == "2"
     assert message.count("the disk is full") == 1
@@ -247,7 +249,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on_when_there_is_space(fi
     assert choice_of(tmp_path)["winner"]["sha256"] == choice_of(folder)["winner"]["sha256"]
 
 
-def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
+def test_ctrl_c_reports_that_finished_work_is_kept(tmp_path):
     write_target(tmp_path / "tiny.toml")
     command = [sys.executable, "-m", "edgeopt", "build", TASK, "--target", "tiny.toml"]
     process = subprocess.Popen(
@@ -259,7 +261,7 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    os.killpg(process.pid, signal.SIGINT)  # like a terminal, to every process of the group
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err
@@ -267,7 +269,7 @@ def test_ctrl_c_says_that_the_work_is_kept(tmp_path):
     assert out == ""
 
 
-def test_a_bundle_keeps_its_score_on_the_whole_evaluation_set(first, folder):
+def test_a_bundle_has_the_same_score_on_the_whole_evaluation_set_when_checked(first, folder):
     done = edgeopt(folder, "check", "edgeopt-out", "--target", "tiny.toml", "--score", TASK, "--json")
     assert done.returncode == 0, done.stdout + done.stderr
     winner, score = choice_of(folder)["winner"], json.loads(done.stdout)["score"]
@@ -275,7 +277,7 @@ def test_a_bundle_keeps_its_score_on_the_whole_evaluation_set(first, folder):
     assert (score["score"]["drop"], score["score"]["samples"]) == (winner["score_drop"], 512)
 
 
-def test_a_given_onnx_file_is_simplified_quantized_and_judged(first, folder, tmp_path):
+def test_a_given_onnx_file_is_simplified_quantized_and_scored(first, folder, tmp_path):
     given = folder / "edgeopt-out" / ".." / ".edgeopt" / "artifacts" / f"{choice_of(folder)['baseline']['sha256']}.onnx"
     (tmp_path / "given.onnx").write_bytes(given.read_bytes())
     np.savez(tmp_path / "in.npz", input=np.random.default_rng(0).standard_normal((160, 1, 8, 8)).astype(np.float32))

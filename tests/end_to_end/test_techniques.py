@@ -1,18 +1,19 @@
-"""Techniques that a build uses on networks that were made for them, in a workspace of their own."""
+"""Techniques that a build uses only for networks that need them, each in its own workspace."""
 
 import pytest
 from building import TESTS, choice_of, edgeopt, write_target
 
 
 @pytest.mark.slow
-def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_their_parent(tmp_path):
+def test_wide_layers_are_factorized_if_it_pays_off_and_sparse_trials_are_smaller_than_their_parent(tmp_path):
     write_target(tmp_path / "tiny.toml", size_metric='"download"')
     mlp = f"{TESTS / 'tiny_mlp.py'}:task"
     done = edgeopt(tmp_path, "build", mlp, "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
     choice = choice_of(tmp_path)
     low = [t for t in choice["trials"] if any(step["step"] == "low-rank" for step in t["recipe"]["torch_steps"])]
-    assert low, choice["notes"]  # no channel of this network can go, and its layers use few directions
+    # No channel of this network can be removed, and its weight matrices are close to low rank.
+    assert low, choice["notes"]
     sparse = [t for t in choice["trials"] if any(step["step"] == "sparsify" for step in t["recipe"]["torch_steps"])]
     for trial in (*low, *sparse):
         parent = choice["trials"][trial["parent"]]
@@ -20,13 +21,13 @@ def test_wide_layers_become_two_where_that_pays_and_zeros_are_weighed_against_th
         assert f"Trial {trial['number']} is trial {parent['number']} with " in (done.stdout.replace("\n", " "))
     for trial in low:
         assert trial["parameters"] < 0.75 * choice["baseline"]["parameters"]
-        assert any(note.startswith("low rank: at most ") for note in trial["notes"])
+        assert any(note.startswith("low rank: each layer lost at most ") for note in trial["notes"])
         assert trial["status"] == "measured"
     assert "is trial" in (tmp_path / "edgeopt-out" / "report.html").read_text()
 
 
-def test_where_int8_ruins_the_score_a_network_trained_for_it_keeps_the_floor_at_the_same_size(tmp_path):
-    unpruned = {"channel_step": "48", "precisions": '["int8", "fp32"]'}  # that would take minutes
+def test_if_int8_ruins_the_score_a_network_trained_for_int8_keeps_the_limit_at_the_same_size(tmp_path):
+    unpruned = {"channel_step": "48", "precisions": '["int8", "fp32"]'}  # without pruning, which takes minutes
     write_target(tmp_path / "tiny.toml", max_score_drop="0.12", **unpruned)
     done = edgeopt(tmp_path, "build", f"{TESTS / 'tiny_spread.py'}:harmed", "--target", "tiny.toml", "--quick")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""A network that was trained in channels-last memory exports to the same graph."""
+"""A network trained in channels-last memory exports to the same graph."""
 
 import onnx
 import pytest
@@ -9,10 +9,10 @@ from edgeopt.export.to_onnx import export
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_channels_last_weights_add_no_node_and_stay_as_they_were(tmp_path, exporter):
+def test_channels_last_weights_add_no_nodes_and_stay_in_channels_last_memory(tmp_path, exporter):
     torch.manual_seed(0)
     net = tiny_task.TinyNet(8).eval()
-    counts = []
+    operators = []
     for memory_format in (torch.contiguous_format, torch.channels_last):
         net = net.to(memory_format=memory_format)
         path = tmp_path / "net.onnx"
@@ -26,6 +26,6 @@ def test_channels_last_weights_add_no_node_and_stay_as_they_were(tmp_path, expor
             max_ir=9,
             exporter=exporter,
         )
-        counts.append([node.op_type for node in onnx.load(path).graph.node])
-    assert counts[0] == counts[1]
+        operators.append([node.op_type for node in onnx.load(path).graph.node])
+    assert operators[0] == operators[1]
     assert net.body[0].weight.is_contiguous(memory_format=torch.channels_last)

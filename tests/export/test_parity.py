@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import ParityError
-from edgeopt.export.parity import compare_arrays, unexplained_share
+from edgeopt.export.parity import compare_arrays, unexplained_ratio
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -27,35 +27,40 @@ def test_an_output_of_zeros_is_compared_absolutely():
     )
 
 
-def test_another_shape_is_no_parity():
-    with pytest.raises(ParityError, match=r"shape \(3,\) where the stage before gave \(2, 3\)"):
+def test_a_different_shape_is_an_error():
+    with pytest.raises(ParityError, match=r"output 0 has shape \(3,\); the network's has \(2, 3\)"):
         compare_arrays([ONES], [ONES[0]], stage="exported", tolerance=None)
 
 
-def test_another_number_of_outputs_is_no_parity():
-    with pytest.raises(ParityError, match="gives 2 outputs where the stage before gave 1"):
+def test_a_different_number_of_outputs_is_an_error():
+    with pytest.raises(ParityError, match="has 2 outputs; the network has 1"):
         compare_arrays([ONES], [ONES, ONES], stage="exported", tolerance=None)
 
 
-@pytest.mark.parametrize(("expected", "actual", "who"), [(1, np.nan, "has"), (np.inf, 1, "the stage before gave")])
-def test_values_that_are_not_finite_are_no_parity_even_without_a_tolerance(expected, actual, who):
-    with pytest.raises(ParityError, match=rf"output 0: {who} 6 of 6 values that are not finite"):
+@pytest.mark.parametrize(("expected", "actual", "owner"), [(1, np.nan, ""), (np.inf, 1, "of the network ")])
+def test_values_that_are_not_finite_are_an_error_even_without_a_tolerance(expected, actual, owner):
+    with pytest.raises(ParityError, match=rf"output 0 {owner}has 6 of 6 values that are not finite"):
         compare_arrays([ONES * expected], [ONES * actual], stage="quantized", tolerance=None)
 
 
-def test_whole_numbers_and_empty_outputs_compare():
-    whole = np.arange(4)
-    assert compare_arrays([whole, whole[:0]], [whole, whole[:0]], stage="exported", tolerance=0.0).max_abs_error == 0.0
+def test_integers_and_empty_outputs_can_be_compared():
+    integers = np.arange(4)
+    assert (
+        compare_arrays(
+            [integers, integers[:0]], [integers, integers[:0]], stage="exported", tolerance=0.0
+        ).max_abs_error
+        == 0.0
+    )
 
 
 @pytest.mark.parametrize(
-    ("imitated", "share"), [(1.1, 0.0), (1.09, 0.1), (1.0, 1.0), (1.2, 1.0)], ids=["all", "most", "nothing", "twice"]
+    ("imitated", "expected"), [(1.1, 0.0), (1.09, 0.1), (1.0, 1.0), (1.2, 1.0)], ids=["all", "most", "nothing", "twice"]
 )
-def test_what_an_imitation_of_int8_leaves_unexplained_is_a_share_of_what_int8_changes(imitated, share):
-    found = unexplained_share([ONES, ONES], [ONES, ONES * imitated], [ONES, ONES * 1.1])
-    assert found == pytest.approx(share, abs=1e-5)
+def test_the_unexplained_ratio_is_the_share_of_the_change_by_int8_that_is_not_reproduced(imitated, expected):
+    ratio = unexplained_ratio([ONES, ONES], [ONES, ONES * imitated], [ONES, ONES * 1.1])
+    assert ratio == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_change_of_less_than_a_step_counts_as_one():
-    assert unexplained_share([ONES], [ONES], [ONES * (1 + 1e-4)]) == pytest.approx(255e-4, rel=1e-2)
-    assert unexplained_share([ONES * 0], [ONES * 0], [ONES * 0]) == 0.0
+def test_a_change_of_less_than_a_step_counts_as_one_step():
+    assert unexplained_ratio([ONES], [ONES], [ONES * (1 + 1e-4)]) == pytest.approx(255e-4, rel=1e-2)
+    assert unexplained_ratio([ONES * 0], [ONES * 0], [ONES * 0]) == 0.0

@@ -11,7 +11,7 @@ from edgeopt.errors import StepError
 from edgeopt.export.parity import compare_arrays
 from edgeopt.export.to_onnx import export
 
-FLOAT_TOLERANCE = 1e-4  # the largest relative error of a right export over 43 architectures
+FLOAT_TOLERANCE = 1e-4  # the largest relative error of a correct export over 43 architectures
 EXPORTERS = ("dynamo", "torchscript")
 
 
@@ -22,25 +22,25 @@ def write(module, path, *, exporter="torchscript", max_opset=20, max_ir=9, chann
 
 
 def as_exported_graph(network):
-    """The form in which pruned networks come: the graph of torch.export."""
+    """Return a network as a graph of torch.export, as pruned networks are."""
     example = torch.from_numpy(some_images(2))
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     return program.module(check_guards=False)
 
 
-class Halves(nn.Module):
+class ReadsBatchSize(nn.Module):
     """Reads its own batch size, as many users' networks do."""
 
     def forward(self, x):
         return x.reshape(x.shape[0], 2, -1).mean(2)
 
 
-@pytest.mark.parametrize("form", ["module", "graph"])
+@pytest.mark.parametrize("kind", ["module", "graph"])
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_both_exporters_write_what_the_module_computes_at_any_batch(tmp_path, exporter, form):
+def test_both_exporters_write_a_file_that_computes_the_same_at_any_batch(tmp_path, exporter, kind):
     network = a_network()
     exported = write(
-        network if form == "module" else as_exported_graph(network), tmp_path / "m.onnx", exporter=exporter
+        network if kind == "module" else as_exported_graph(network), tmp_path / "m.onnx", exporter=exporter
     )
     images = some_images(5)
     with torch.no_grad():
@@ -50,21 +50,21 @@ def test_both_exporters_write_what_the_module_computes_at_any_batch(tmp_path, ex
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_the_batch_stays_open_where_the_network_reads_its_own_batch_size(tmp_path, exporter):
-    network = Halves()
+def test_the_batch_stays_dynamic_if_the_network_reads_its_own_batch_size(tmp_path, exporter):
+    network = ReadsBatchSize()
     for number, module in enumerate((network, as_exported_graph(network))):
         exported = write(module, tmp_path / f"{number}.onnx", exporter=exporter)
         assert run(exported.path, some_images(5)).shape == (5, 2)
 
 
-def test_names_and_open_batch_are_in_the_file(tmp_path):
+def test_the_file_has_the_names_and_a_dynamic_batch(tmp_path):
     graph = onnx.load(write(a_network(), tmp_path / "m.onnx").path).graph
     assert [value.name for value in graph.input] == ["image"]
     assert [value.name for value in graph.output] == ["logits"]
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
-def test_the_batch_is_fixed_where_that_is_asked_for(tmp_path):
+def test_the_batch_is_fixed_on_request(tmp_path):
     graph = onnx.load(write(a_network(), tmp_path / "m.onnx", dynamic_batch=False).path).graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
@@ -75,30 +75,30 @@ def test_an_old_target_gets_its_operator_set_from_torchscript(tmp_path):
 
 
 def test_dynamo_refuses_an_operator_set_below_its_own(tmp_path):
-    with pytest.raises(StepError, match=r"writes operator set 18 at least, the target allows 17.*TorchScript"):
+    with pytest.raises(StepError, match=r"writes operator set 18, but the target allows 17 at most.*TorchScript"):
         write(a_network(), tmp_path / "m.onnx", exporter="dynamo", max_opset=17)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_format_below_what_the_operator_set_needs_is_refused(tmp_path):
+def test_a_file_format_too_old_for_the_operator_set_is_refused(tmp_path):
     with pytest.raises(StepError, match="operator set 18 and IR 8; the target allows 20 and 7"):
         write(a_network(), tmp_path / "m.onnx", max_ir=7)
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_a_module_that_does_not_run_is_refused_with_the_exporters_reason(tmp_path, exporter):
-    with pytest.raises(StepError, match=r"exporter refuses the module: .*channels") as caught:
+    with pytest.raises(StepError, match=r"exporter cannot export the module: .*channels") as caught:
         write(nn.Conv2d(3, 4, 3), tmp_path / "m.onnx", exporter=exporter)
     assert caught.value.stage == "export"
     assert "Traceback" in caught.value.trace
 
 
 def test_a_wrong_number_of_output_names_is_refused(tmp_path):
-    with pytest.raises(StepError, match=r"the module gives outputs|exporter refuses"):
+    with pytest.raises(StepError, match=r"the module has outputs|exporter cannot export"):
         write(a_network(), tmp_path / "m.onnx", output_names=["logits", "features"])
 
 
-def test_training_flags_are_as_before(tmp_path):
+def test_training_flags_are_restored(tmp_path):
     network = a_network()
     network.train()
     network.head.eval()
@@ -109,7 +109,7 @@ def test_training_flags_are_as_before(tmp_path):
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
-def test_one_file_without_metadata_is_written_and_nothing_said_on_the_terminal(tmp_path, capfd, exporter):
+def test_one_file_without_metadata_is_written_and_nothing_is_printed(tmp_path, capfd, exporter):
     level = logging.getLogger("torch.onnx").level
     path = write(a_network(), tmp_path / "m.onnx", exporter=exporter).path
     assert capfd.readouterr() == ("", "")

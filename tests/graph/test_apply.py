@@ -1,3 +1,5 @@
+import logging
+import re
 import subprocess
 import sys
 
@@ -8,7 +10,7 @@ from onnx_running import a_network, write
 from edgeopt.errors import StepError
 from edgeopt.graph import apply
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.compatibility import check_ceiling
+from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.subprocess_worker import GraphAnswer
 from edgeopt.records.codec import from_json
 from edgeopt.records.recipe import Compact, FlushDenormals, Simplify
@@ -27,22 +29,22 @@ def test_every_stage_keeps_its_file_and_the_last_is_the_target(tmp_path, source)
     assert all(result.path.is_file() for result in results)
 
 
-def test_no_step_is_a_copy(tmp_path, source):
+def test_without_steps_the_file_is_copied(tmp_path, source):
     assert apply_steps((), source, tmp_path / "out.onnx", **LIMITS) == []
     assert (tmp_path / "out.onnx").read_bytes() == source.read_bytes()
 
 
-def test_a_file_above_the_ceiling_does_not_go_on(tmp_path, source):
-    with pytest.raises(StepError, match=r"compact: out\.onnx has operator set 18 and IR 8; the target loads"):
+def test_a_file_that_is_too_new_for_the_target_is_refused(tmp_path, source):
+    with pytest.raises(StepError, match=r"compact: out\.onnx has operator set 18 and IR 8; the target loads at most"):
         apply_steps((Compact(),), source, tmp_path / "out.onnx", **{**LIMITS, "max_opset": 17})
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_named_in_the_error(tmp_path):
     with pytest.raises(StepError, match=r"absent\.onnx cannot be read"):
         apply_steps((Compact(),), tmp_path / "absent.onnx", tmp_path / "out.onnx", **LIMITS)
 
 
-def test_a_broken_file_is_the_same_error_from_a_child_process(tmp_path):
+def test_a_broken_file_gives_the_same_error_from_a_subprocess(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"\xff" * 64)
     with pytest.raises(StepError, match=r"simplify: .*broken\.onnx cannot be read as an ONNX model"):
         apply_steps((Simplify(),), tmp_path / "broken.onnx", tmp_path / "out.onnx", **LIMITS)
@@ -51,12 +53,15 @@ def test_a_broken_file_is_the_same_error_from_a_child_process(tmp_path):
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "its process was ended by SIGSEGV"),
+        (
+            "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            "its process was ended by SIGSEGV. The build continues without it",
+        ),
         ("raise RuntimeError('no such pass')", "its process failed: RuntimeError: no such pass"),
         ("print('hello')", "its process gave no answer"),
     ],
 )
-def test_a_child_that_dies_is_an_error_of_its_step(tmp_path, source, monkeypatch, program, reason):
+def test_a_subprocess_that_dies_is_an_error_of_its_step(tmp_path, source, monkeypatch, program, reason):
     def run_another_program(command, **options):
         return real_run([sys.executable, "-c", program], **options)
 
@@ -66,13 +71,28 @@ def test_a_child_that_dies_is_an_error_of_its_step(tmp_path, source, monkeypatch
         apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
 
 
-def test_a_child_that_hangs_is_stopped(tmp_path, source, monkeypatch):
-    monkeypatch.setattr(apply, "MAX_SECONDS", 0.05)
+def test_a_subprocess_that_hangs_is_stopped(tmp_path, source, monkeypatch):
+    monkeypatch.setattr(apply, "_MAX_SECONDS", 0.05)
     with pytest.raises(StepError, match="simplify: did not end within"):
         apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
 
 
-def test_a_child_answers_on_stdout_alone_and_never_imports_torch(tmp_path, source):
+def test_the_debug_log_holds_the_job_its_duration_its_exit_code_and_its_stderr(tmp_path, source, monkeypatch, caplog):
+    def run_another_program(command, **options):
+        return real_run([sys.executable, "-c", "import sys; sys.exit('first line\\nsecond line')"], **options)
+
+    real_run = subprocess.run
+    monkeypatch.setattr(apply.subprocess, "run", run_another_program)
+    caplog.set_level(logging.DEBUG, "edgeopt.graph.apply")
+    with pytest.raises(StepError, match="simplify: its process failed: second line"):
+        apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
+    sent, ended, *printed = caplog.messages
+    assert sent == f"simplify: sending StepJob for {source}"
+    assert re.fullmatch(r"simplify: exit code 1 after \d+\.\d\d s", ended)
+    assert printed == ["simplify: stderr: first line", "simplify: stderr: second line"]
+
+
+def test_the_subprocess_prints_only_its_answer_on_stdout_and_never_imports_torch(tmp_path, source):
     job = b'{"job":"step","step":{"step":"simplify"},"calibration":null,"source":"%s","target":"%s"}' % (
         str(source).encode(),
         str(tmp_path / "out.onnx").encode(),
@@ -93,14 +113,14 @@ def test_operators_of_another_domain_are_refused(tmp_path, source):
     model.opset_import.append(onnx.helper.make_opsetid("my.company", 1))
     onnx.save(model, tmp_path / "foreign.onnx")
     with pytest.raises(StepError, match=r"uses operators of my\.company"):
-        check_ceiling(tmp_path / "foreign.onnx", 20, 9)
+        check_compatibility(tmp_path / "foreign.onnx", 20, 9)
 
 
 def test_weights_in_another_file_are_refused(tmp_path, source):
     model = onnx.load(source)
     onnx.save(model, tmp_path / "outside.onnx", save_as_external_data=True, size_threshold=0)
     with pytest.raises(StepError, match=r"keeps \d+ tensors in other files"):
-        check_ceiling(tmp_path / "outside.onnx", 20, 9)
+        check_compatibility(tmp_path / "outside.onnx", 20, 9)
 
 
 def test_an_invalid_graph_is_refused(tmp_path, source):
@@ -108,4 +128,4 @@ def test_an_invalid_graph_is_refused(tmp_path, source):
     model.graph.node[0].input[0] = "nothing"
     onnx.save(model, tmp_path / "invalid.onnx")
     with pytest.raises(StepError, match=r"invalid\.onnx is not valid"):
-        check_ceiling(tmp_path / "invalid.onnx", 20, 9)
+        check_compatibility(tmp_path / "invalid.onnx", 20, 9)

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import facts
+from edgeopt.graph.facts import read_facts
 from edgeopt.records.recipe import Compact, Float16, FuseQLinear, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=16)
@@ -18,11 +18,11 @@ INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibr
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same network as float, as int8 and as half file."""
+    """The same network in float, int8 and float16."""
     folder = tmp_path_factory.mktemp("facts")
     write_batches(folder / "calibration.npz", [{"image": some_images()}])
     files = {"source": write(a_network(), folder / "source.onnx")}
-    for name, steps in {"float": (), "int8": (INT8,), "fused": (INT8, FuseQLinear()), "half": (Float16(),)}.items():
+    for name, steps in {"float": (), "int8": (INT8,), "fused": (INT8, FuseQLinear()), "float16": (Float16(),)}.items():
         files[name] = folder / f"{name}.onnx"
         apply_steps(
             (Simplify(), *steps, Compact()),
@@ -40,12 +40,12 @@ def folded_parameters(network):
     convolutions = sum(
         part.weight.numel() + part.out_channels for part in network.modules() if isinstance(part, nn.Conv2d)
     )
-    return convolutions + sum(one.numel() for one in network.head.parameters())
+    return convolutions + sum(parameter.numel() for parameter in network.head.parameters())
 
 
-@pytest.mark.parametrize("kind", ["float", "int8", "fused", "half"])
+@pytest.mark.parametrize("kind", ["float", "int8", "fused", "float16"])
 def test_parameters_are_counted_whatever_the_number_format(files, kind):
-    assert facts(files[kind]).parameters == folded_parameters(a_network())
+    assert read_facts(files[kind]).parameters == folded_parameters(a_network())
 
 
 def test_zero_weights_are_not_counted_as_nonzero(files, tmp_path):
@@ -55,29 +55,29 @@ def test_zero_weights_are_not_counted_as_nonzero(files, tmp_path):
     values.ravel()[:7] = 0
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "sparse.onnx")
-    assert facts(files["float"]).nonzero_parameters == facts(files["float"]).parameters
-    assert facts(tmp_path / "sparse.onnx").nonzero_parameters == facts(files["float"]).parameters - 7
+    assert read_facts(files["float"]).nonzero_parameters == read_facts(files["float"]).parameters
+    assert read_facts(tmp_path / "sparse.onnx").nonzero_parameters == read_facts(files["float"]).parameters - 7
 
 
-@pytest.mark.parametrize("kind", ["source", "float", "int8", "fused", "half"])
+@pytest.mark.parametrize("kind", ["source", "float", "int8", "fused", "float16"])
 def test_multiply_accumulates_are_for_one_sample(files, kind):
     stem = 16 * 16 * 8 * 9  # pixels, channels out, window
     first = 8 * 8 * (8 * 8 * 9 + 8 * 8 * 9 + 8 * 8)  # two convolutions and the skip
     second = 4 * 4 * (8 * 16 * 9 + 16 * 16 * 9 + 8 * 16)
-    assert facts(files[kind]).macs == stem + first + second + 16 * 5
+    assert read_facts(files[kind]).macs == stem + first + second + 16 * 5
 
 
 def test_sizes_and_hash_are_those_of_the_file(files):
-    data, found = files["int8"].read_bytes(), facts(files["int8"])
-    assert (found.size_bytes, found.download_bytes) == (len(data), len(zlib.compress(data, 9)))
-    assert found.sha256 == hashlib.sha256(data).hexdigest()
+    data, result = files["int8"].read_bytes(), read_facts(files["int8"])
+    assert (result.size_bytes, result.download_bytes) == (len(data), len(zlib.compress(data, 9)))
+    assert result.sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_inputs_outputs_and_operators_are_named(files):
-    found = facts(files["source"])
-    assert found.inputs == (("image", ("batch", 1, 16, 16), "float32"),)
-    assert found.outputs == (("logits", ("batch", 5), "float32"),)
-    assert (found.operators["Conv"], found.operators["Gemm"]) == (7, 1)
+    result = read_facts(files["source"])
+    assert result.inputs == (("image", ("batch", 1, 16, 16), "float32"),)
+    assert result.outputs == (("logits", ("batch", 5), "float32"),)
+    assert (result.operators["Conv"], result.operators["Gemm"]) == (7, 1)
 
 
 def test_fused_operators_of_the_runtime_count_too(tmp_path):
@@ -98,9 +98,9 @@ def test_fused_operators_of_the_runtime_count_too(tmp_path):
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "fused.onnx")
-    found = facts(tmp_path / "fused.onnx")
-    assert found.parameters == weight.size + 4 + 4
-    assert found.macs == 25 * 4 * 18 + 25 * 4
+    result = read_facts(tmp_path / "fused.onnx")
+    assert result.parameters == weight.size + 4 + 4
+    assert result.macs == 25 * 4 * 18 + 25 * 4
 
 
 def test_a_transposed_product_counts_its_inner_size(tmp_path):
@@ -113,4 +113,4 @@ def test_a_transposed_product_counts_its_inner_size(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "gemm.onnx")
-    assert facts(tmp_path / "gemm.onnx").macs == 3 * 2 * 7
+    assert read_facts(tmp_path / "gemm.onnx").macs == 3 * 2 * 7

@@ -1,4 +1,4 @@
-"""Hard sigmoids between int8 nodes: fewer nodes, the same values within rounding."""
+"""Hard sigmoids between int8 nodes: fewer nodes, and the same values up to rounding."""
 
 import onnx
 import pytest
@@ -8,15 +8,15 @@ from torch import nn
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import facts
+from edgeopt.graph.facts import read_facts
 from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=64)
-SIGNAL_TO_NOISE_DB = 25.0  # as much as a network with ReLU reaches
+SIGNAL_TO_NOISE_DB = 25.0  # a network with ReLU reaches as much
 
 
 class Gated(nn.Module):
-    """A hard-swish, and a gate for each channel that only a hard sigmoid reads."""
+    """A hard swish, and a channel gate that only a hard sigmoid reads."""
 
     def __init__(self):
         super().__init__()
@@ -30,14 +30,14 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
-def test_hard_swish_and_gates_stay_in_int8(exporter, tmp_path):
+def test_a_hard_swish_and_a_channel_gate_stay_in_int8(exporter, tmp_path):
     torch.manual_seed(0)
     source = write(Gated().eval(), tmp_path / "gated.onnx", exporter=exporter)
     calibration = tmp_path / "calibration.npz"
     write_batches(calibration, [{"image": some_images(64)}])
     steps = (Simplify(), INT8, FuseQLinear(), Compact())
     made = apply_steps(steps, source, tmp_path / "out.onnx", calibration=calibration, max_opset=20, max_ir=9)
-    operators = facts(made[-1].path).operators
+    operators = read_facts(made[-1].path).operators
     assert "HardSigmoid" not in operators
     assert "HardSwish" not in operators
     assert operators["QLinearMul"] >= 2

@@ -1,4 +1,4 @@
-"""Equalization and bias correction: exact in float, and less noise in int8 where channels are uneven."""
+"""Equalization and bias correction: exact in float, and less noise in int8 if channels are uneven."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ from torch import nn
 from edgeopt.bench.outputs import write_batches
 from edgeopt.export.parity import compare_arrays
 from edgeopt.graph.apply import apply_steps, study_sensitivity_of_file
-from edgeopt.graph.quantization.cross_layer_equalization import channel_factors
+from edgeopt.graph.quantization.cross_layer_equalization import compute_channel_factors
 from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
 STEP = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=48)
@@ -26,21 +26,21 @@ CLEARLY_MORE_DB = 3.0  # half of the noise power
 IN_A_SESSION = """
 import json, msgspec, numpy as np, onnx, sys, tempfile
 from pathlib import Path
-from edgeopt.graph.quantization.bias_correction import correct_biases, mean_errors
+from edgeopt.graph.quantization.bias_correction import correct_biases, measure_mean_errors
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
-from edgeopt.graph.quantization.static import prepare, quantize_prepared, read_batches
+from edgeopt.graph.quantization.static import prepare, quantize_prepared, read_calibration_batches
 from edgeopt.records.recipe import Quantize
 source, calibration, target = map(Path, sys.argv[1:4])
 
 def biases(model):
-    values = {one.name: onnx.numpy_helper.to_array(one).astype(float) for one in model.graph.initializer}
+    values = {tensor.name: onnx.numpy_helper.to_array(tensor).astype(float) for tensor in model.graph.initializer}
     return {node.name: values[node.input[2]] for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
 
 """
 
 
 class Depthwise(nn.Module):
-    """Expand, depthwise, project, as in MobileNet, with channels whose ranges are far apart."""
+    """Expand, depthwise, project, as in MobileNet, with channels whose ranges differ a lot."""
 
     def __init__(self, act):
         super().__init__()
@@ -88,7 +88,7 @@ def in_int8(source, calibration, path, **values):
 
 
 def in_a_session(code, *arguments):
-    """Run code that opens sessions in a process of its own; this one holds torch."""
+    """Run code that opens sessions in a subprocess; this process holds torch."""
     command = [sys.executable, "-c", IN_A_SESSION + code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
@@ -97,7 +97,7 @@ def test_an_equalized_network_computes_the_same_in_float(source, calibration, tm
     code = """
 with tempfile.TemporaryDirectory() as folder:
     model = prepare(onnx.load(source), calibration, 48, Path(folder)).model
-    print(equalize(model, lambda: read_batches(calibration, ["image"], 48)))
+    print(equalize(model, lambda: read_calibration_batches(calibration, ["image"], 48)))
     onnx.save(model, target)
 """
     assert int(in_a_session(code, source, calibration, tmp_path / "equal.onnx")) == 4
@@ -106,12 +106,12 @@ with tempfile.TemporaryDirectory() as folder:
     compare_arrays(*pairs, stage="equalized", tolerance=ROUNDING_TOLERANCE)
 
 
-def test_equalization_takes_noise_away_where_channels_are_uneven(source, calibration, tmp_path):
+def test_equalization_removes_noise_if_channels_are_uneven(source, calibration, tmp_path):
     images = some_images(seed=9)
     expected = run(source, images)
     plain = run(in_int8(source, calibration, tmp_path / "plain.onnx"), images)
-    equal = run(in_int8(source, calibration, tmp_path / "equal.onnx", equalize=True), images)
-    assert signal_to_noise_db(expected, equal) > signal_to_noise_db(expected, plain) + CLEARLY_MORE_DB
+    equalized = run(in_int8(source, calibration, tmp_path / "equal.onnx", equalize=True), images)
+    assert signal_to_noise_db(expected, equalized) > signal_to_noise_db(expected, plain) + CLEARLY_MORE_DB
 
 
 def test_bias_correction_lowers_the_mean_error_of_every_channel(source, calibration, tmp_path):
@@ -120,7 +120,7 @@ step = msgspec.json.decode(sys.argv[4], type=Quantize)
 with tempfile.TemporaryDirectory() as folder:
     prepared = prepare(onnx.load(source), calibration, step.samples, Path(folder))
     quantized = quantize_prepared(prepared, step, prepared.ranges.find("minmax"))
-    errors = mean_errors(prepared.model, quantized, prepared.batches)
+    errors = measure_mean_errors(prepared.model, quantized, prepared.batches)
     before = biases(prepared.model)
     correct_biases(prepared.model, quantized, prepared.batches)
     after = biases(prepared.model)
@@ -135,28 +135,28 @@ with tempfile.TemporaryDirectory() as folder:
         assert left.max() <= FLOAT_RATIO * np.abs(error).max()
 
 
-def test_the_study_measures_both_and_takes_what_is_clearly_better(source, calibration):
-    found = study_sensitivity_of_file(STEP, source, calibration, 32, rank=False)
+def test_the_study_measures_both_and_chooses_the_clearly_better_one(source, calibration):
+    study = study_sensitivity_of_file(STEP, source, calibration, 32, rank=False)
     names = {"equalization", "bias correction", "equalization and bias correction"}
-    assert set(found.preparation_snr_db) == names
-    assert found.preparation in {"equalization", "equalization and bias correction"}
-    best = max(found.preparation_snr_db.values())
-    assert found.preparation_snr_db[found.preparation] == best
-    assert best > found.method_snr_db[found.method] + 0.5
+    assert set(study.preparation_snr_db) == names
+    assert study.preparation in {"equalization", "equalization and bias correction"}
+    best = max(study.preparation_snr_db.values())
+    assert study.preparation_snr_db[study.preparation] == best
+    assert best > study.method_snr_db[study.method] + 0.5
 
 
-def test_a_depthwise_convolution_gets_channels_of_one_range_and_no_channel_is_scaled_without_bound():
+def test_a_depthwise_convolution_gets_channels_of_one_range_up_to_the_largest_factor():
     peaks, weights = np.array([4.0, 1.0, 0.25, 0.0, 1e-6]), np.ones((5, 1, 3, 3), np.float32)
-    assert channel_factors(peaks, weights, None, 5).tolist() == [1.0, 0.25, 0.0625, 1.0, 1 / 32]
+    assert compute_channel_factors(peaks, weights, None, 5).tolist() == [1.0, 0.25, 0.0625, 1.0, 1 / 32]
 
 
 def test_a_wide_convolution_shares_the_unevenness_between_activations_and_weights():
-    factors = channel_factors(np.array([4.0, 1.0]), np.ones((3, 2, 1, 1), np.float32), None, 1)
+    factors = compute_channel_factors(np.array([4.0, 1.0]), np.ones((3, 2, 1, 1), np.float32), None, 1)
     assert factors == pytest.approx([1.0, 0.5])  # ranges 4 and 2, weights 1 and 0.5
 
 
-def test_below_a_clip_channels_are_scaled_up_alone_and_keep_a_distance():
+def test_below_a_clip_channels_are_only_scaled_up_and_keep_a_margin():
     peaks, weights = np.array([6.0, 5.0, 3.0, 0.6]), np.ones((4, 1, 3, 3), np.float32)
-    factors = channel_factors(peaks, weights, 6.0, 4)
+    factors = compute_channel_factors(peaks, weights, 6.0, 4)
     assert factors.tolist() == pytest.approx([1.0, 1.0, 0.625, 0.125])
     assert (peaks / factors).max() <= 6.0

@@ -5,20 +5,20 @@ import numpy as np
 import onnx
 import pytest
 from onnx_running import a_network, run, some_images, write
+from tiny_models import a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.device.open import open_device
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.model import arrays
-from edgeopt.graph.quantization.saturation import LARGEST, largest_pair_sum, saturating_nodes
+from edgeopt.graph.model import read_initializers
+from edgeopt.graph.quantization.saturation import MAX_INT16_SUM, compute_max_pair_sum, find_saturating_nodes
 from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, QuantizeDynamic, Simplify
 
 SEVEN_BITS = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=64)
 EIGHT_BITS = msgspec.structs.replace(SEVEN_BITS, reduce_range=False)
 
 
-def patches(values, weight, pads, strides, zero):
-    """Return the inputs of every output position: (positions, channels in, kernel), padded with the zero point."""
+def extract_patches(values, weight, pads, strides, zero):
+    """Return the inputs of each output position, (positions, input channels * kernel), padded with the zero point."""
     padded = np.pad(values, ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3])), constant_values=zero)
     windows = np.lib.stride_tricks.sliding_window_view(padded, weight.shape[2:], (2, 3))
     windows = windows[:, :, :: strides[0], :: strides[1]]
@@ -26,16 +26,16 @@ def patches(values, weight, pads, strides, zero):
 
 
 def multiply_and_add_pairs(left, right):
-    """Return (exact, saturated) dot products: vpmaddubsw adds neighbouring products in 16 bits."""
+    """Return (exact, saturated) dot products; vpmaddubsw adds neighbouring products in 16 bits."""
     if left.shape[1] % 2:
         left, right = np.pad(left, ((0, 0), (0, 1))), np.pad(right, ((0, 0), (0, 1)))
     products = left.astype(np.int32)[:, None] * right.astype(np.int32)[None]
     pairs = products[..., 0::2] + products[..., 1::2]
-    return pairs.sum(-1), np.clip(pairs, -LARGEST - 1, LARGEST).sum(-1)
+    return pairs.sum(-1), np.clip(pairs, -MAX_INT16_SUM - 1, MAX_INT16_SUM).sum(-1)
 
 
-def emulated(path, tmp_path):
-    """Run a file on real images; return for each QLinearConv its exact and its saturated integer sums."""
+def emulate(path, tmp_path):
+    """Run a file on some images; yield the exact and the saturated integer sums of each QLinearConv."""
     from builders import a_profile
 
     model = onnx.load(path)
@@ -45,13 +45,15 @@ def emulated(path, tmp_path):
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.UINT8, None))
     onnx.save(model, tmp_path / "open.onnx")
     write_batches(tmp_path / "in.npz", [{"image": some_images(4, seed=9)}])
-    run_model(tmp_path / "open.onnx", tmp_path / "in.npz", tmp_path / "out.npz", open_device("local:"), a_profile())
+    run_model(tmp_path / "open.onnx", tmp_path / "in.npz", tmp_path / "out.npz", a_run_target(a_profile()))
     (values,) = read_batches(tmp_path / "out.npz")
-    constants = arrays(model.graph)
+    constants = read_initializers(model.graph)
     for node in convolutions:
-        given = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
         weight, zero = constants[node.input[3]], int(constants[node.input[2]])
-        inputs = patches(values[node.input[0]], weight, given.get("pads", [0] * 4), given.get("strides", [1] * 2), zero)
+        inputs = extract_patches(
+            values[node.input[0]], weight, attributes.get("pads", [0] * 4), attributes.get("strides", [1] * 2), zero
+        )
         yield multiply_and_add_pairs(inputs, weight.reshape(len(weight), -1))
 
 
@@ -71,21 +73,21 @@ def made(tmp_path_factory):
     return make
 
 
-def test_weights_of_seven_bits_cannot_saturate_whatever_the_activations(made, tmp_path):
+def test_seven_bit_weights_cannot_saturate_with_any_activations(made, tmp_path):
     path = made(SEVEN_BITS)
-    assert saturating_nodes(onnx.load(path)) == ()
-    results = list(emulated(path, tmp_path))
+    assert find_saturating_nodes(onnx.load(path)) == ()
+    results = list(emulate(path, tmp_path))
     assert len(results) == 6
     assert all((exact == saturated).all() for exact, saturated in results)
 
 
-def test_weights_of_eight_bits_do_saturate_on_real_activations_and_are_found(made, tmp_path):
+def test_eight_bit_weights_saturate_on_real_activations_and_are_found(made, tmp_path):
     path = made(EIGHT_BITS)
-    assert len(saturating_nodes(onnx.load(path))) >= 6
-    assert any((exact != saturated).any() for exact, saturated in emulated(path, tmp_path))
+    assert len(find_saturating_nodes(onnx.load(path))) >= 6
+    assert any((exact != saturated).any() for exact, saturated in emulate(path, tmp_path))
 
 
-def test_pairs_that_the_runtime_will_fuse_are_seen_through(made, tmp_path):
+def test_pairs_that_the_runtime_fuses_count_as_integer_operators(made, tmp_path):
     source = write(a_network(), tmp_path / "source.onnx")
     write_batches(tmp_path / "calibration.npz", [{"image": some_images(64)}])
     for step, expected in ((SEVEN_BITS, False), (EIGHT_BITS, True)):
@@ -93,16 +95,16 @@ def test_pairs_that_the_runtime_will_fuse_are_seen_through(made, tmp_path):
             (Simplify(), step), source, tmp_path / "pairs.onnx",
             calibration=tmp_path / "calibration.npz", max_opset=20, max_ir=9,
         )  # fmt: skip
-        assert bool(saturating_nodes(onnx.load(results[-1].path))) == expected
+        assert bool(find_saturating_nodes(onnx.load(results[-1].path))) == expected
 
 
 def test_dynamic_int8_cannot_saturate_either(made):
     path = made(QuantizeDynamic(reduce_range=True))
-    assert saturating_nodes(onnx.load(path)) == ()
+    assert find_saturating_nodes(onnx.load(path)) == ()
     assert run(path, some_images()).shape == (16, 5)
 
 
-def test_the_bound_takes_the_two_worst_of_one_output_channel():
+def test_the_bound_takes_the_two_worst_weights_of_one_output_channel():
     weight = np.array([[100, 1, 27], [-128, 127, -2]], np.int8)
-    assert largest_pair_sum(weight, 0) == 255 * 130
-    assert largest_pair_sum(weight, 1) == 255 * 128
+    assert compute_max_pair_sum(weight, 0) == 255 * 130
+    assert compute_max_pair_sum(weight, 1) == 255 * 128

@@ -1,4 +1,4 @@
-"""Which calibration and which nodes: what the study of a network with a planted weak spot finds."""
+"""The sensitivity study of a network with a planted weak spot: calibration methods and the ranking of nodes."""
 
 import msgspec
 import numpy as np
@@ -17,9 +17,9 @@ CLEARLY_MORE_DB = 3.0  # half of the noise power
 
 
 def with_an_outlier_channel(network, scale=60.0):
-    """Let one channel between two convolutions be large, which the next convolution takes back: int8 loses the rest.
+    """Make one channel between two convolutions large and undo it in the second: int8 loses the other channels.
 
-    What lies between them is not quite a ReLU, or equalizing would help as well.
+    The operator between them is not quite a ReLU, or equalization would help too.
     """
     import torch
 
@@ -86,13 +86,13 @@ def test_every_calibration_method_is_measured_and_the_best_is_named(found, weak,
         assert signal_to_noise_db(expected, run(path, some_images(seed=3))) > 0
 
 
-def test_a_study_without_ranking_finds_the_same_otherwise(found, weak, calibration):
+def test_a_study_without_ranking_otherwise_finds_the_same(found, weak, calibration):
     quick = study_sensitivity_of_file(STEP, weak, calibration, 32, rank=False)
     assert quick == msgspec.structs.replace(found, ranking=())
 
 
 def test_a_recipe_with_an_unknown_node_is_refused(weak, calibration, tmp_path):
-    with pytest.raises(StepError, match="leaves 'Conv_99' in float, and the graph has no such node"):
+    with pytest.raises(StepError, match="leaves 'Conv_99' in float, but the graph has no such node"):
         quantized(weak, calibration, tmp_path / "out.onnx", float_nodes=("Conv_99",))
 
 

@@ -1,4 +1,4 @@
-"""The contract of every graph step, and what each one promises beyond it."""
+"""The contract of every graph step, and the promises of individual steps."""
 
 import hashlib
 from functools import cache
@@ -13,7 +13,7 @@ from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.export.parity import compare_arrays
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import facts
+from edgeopt.graph.facts import read_facts
 from edgeopt.graph.steps import STEPS, name_of
 from edgeopt.records.recipe import (
     Compact,
@@ -34,8 +34,8 @@ KEEPS_THE_NODES = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
 REPEATABLE = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
 
 FOLDING_TOLERANCE = 1e-5  # folded constants are rounded once more: a few units in the last place of float32
-INT8_SIGNAL_TO_NOISE_DB = 20.0  # 26 to 28 here; 8-bit weights on a processor without VNNI, where they saturate, give 11
-HALF_SIGNAL_TO_NOISE_DB = 50.0  # 10 bits of mantissa are 60 dB for one rounding; a network has several
+INT8_SIGNAL_TO_NOISE_DB = 20.0  # 26 to 28 here; 11 with 8-bit weights that saturate on a processor without VNNI
+FLOAT16_SIGNAL_TO_NOISE_DB = 50.0  # 10 bits of mantissa are 60 dB for one rounding; a network has several
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def calibration(folder):
 
 @pytest.fixture(scope="module")
 def made(folder, source, calibration):
-    """Do a list of steps once; return the results."""
+    """Apply a list of steps once; return the results."""
 
     @cache
     def make(*steps):
@@ -82,14 +82,14 @@ def test_every_step_is_in_the_table_and_in_these_tests():
 
 
 @pytest.mark.parametrize("step", EVERY_STEP, ids=name_of)
-def test_the_input_file_is_unchanged_and_the_result_is_one_valid_file_below_the_ceilings(step, made, source):
+def test_the_input_file_is_unchanged_and_the_result_is_one_valid_file_that_is_not_newer(step, made, source):
     before = hashlib.sha256(source.read_bytes()).hexdigest()
     (result,) = made(step)
     assert hashlib.sha256(source.read_bytes()).hexdigest() == before
     model = onnx.load(result.path, load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert (facts(result.path).opset, facts(result.path).ir_version) == (18, 8)
+    assert (read_facts(result.path).opset, read_facts(result.path).ir_version) == (18, 8)
     assert [value.name for value in (*model.graph.input, *model.graph.output)] == ["image", "logits"]
 
 
@@ -100,7 +100,7 @@ def test_a_step_computes_the_same(step, made, expected):
         case Quantize() | QuantizeDynamic() | QuantizeWeights():
             assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
         case Float16():
-            assert signal_to_noise_db(expected, found) > HALF_SIGNAL_TO_NOISE_DB
+            assert signal_to_noise_db(expected, found) > FLOAT16_SIGNAL_TO_NOISE_DB
         case Simplify():
             compare_arrays([expected], [found], stage="simplified", tolerance=FOLDING_TOLERANCE)
         case FlushDenormals() | FuseQLinear() | Compact():
@@ -109,11 +109,11 @@ def test_a_step_computes_the_same(step, made, expected):
 
 @pytest.mark.parametrize("step", KEEPS_THE_NODES, ids=name_of)
 def test_a_step_adds_no_nodes(step, made, source):
-    assert sum(facts(made(step)[0].path).operators.values()) <= sum(facts(source).operators.values())
+    assert sum(read_facts(made(step)[0].path).operators.values()) <= sum(read_facts(source).operators.values())
 
 
 @pytest.mark.parametrize("step", REPEATABLE, ids=name_of)
-def test_a_step_done_twice_is_done_once(step, made):
+def test_a_step_applied_twice_gives_the_same_file_as_once(step, made):
     once, twice = made(step, step)
     assert once.path.read_bytes() == twice.path.read_bytes()
 
@@ -130,11 +130,11 @@ def test_compact_does_not_change_a_bit_of_an_int8_file_and_makes_it_much_smaller
     assert small.stat().st_size < 0.8 * full.stat().st_size
 
 
-def test_fusing_does_not_change_a_bit_of_what_the_pairs_compute(made):
+def test_fusion_does_not_change_a_bit_of_the_outputs(made):
     paired, fused = made(Simplify(), INT8, Compact()), made(Simplify(), INT8, FuseQLinear(), Compact())
     assert (run(paired[-1].path, some_images()) == run(fused[-1].path, some_images())).all()
     assert runtime_operators(paired[-1].path) == runtime_operators(fused[-1].path)
-    operators = facts(fused[-1].path).operators
+    operators = read_facts(fused[-1].path).operators
     assert (operators["QuantizeLinear"], operators.get("DequantizeLinear")) == (1, None)
     assert fused[-1].path.stat().st_size < 0.9 * paired[-1].path.stat().st_size
     assert fused[2].notes == ("fuse: 11 nodes written as integer operators",)
@@ -143,7 +143,7 @@ def test_fusing_does_not_change_a_bit_of_what_the_pairs_compute(made):
 def test_int8_activations_fuse_too(made, expected):
     signed = Quantize(activations="int8", per_channel=True, reduce_range=False, calibration="minmax", samples=48)
     paired, fused = made(Simplify(), signed), made(Simplify(), signed, FuseQLinear())
-    assert facts(fused[-1].path).operators["QLinearConv"] == 6
+    assert read_facts(fused[-1].path).operators["QLinearConv"] == 6
     found = run(fused[-1].path, some_images())
     assert signal_to_noise_db(expected, found) > INT8_SIGNAL_TO_NOISE_DB
     assert signal_to_noise_db(run(paired[-1].path, some_images()), found) > INT8_SIGNAL_TO_NOISE_DB
@@ -161,7 +161,7 @@ def test_a_pair_around_an_operator_without_an_integer_form_stays(tmp_path):
     onnx.save(onnx.parser.parse_model(text), tmp_path / "pair.onnx")
     limits = {"calibration": None, "max_opset": 20, "max_ir": 9}
     apply_steps((FuseQLinear(),), tmp_path / "pair.onnx", tmp_path / "out.onnx", **limits)
-    assert facts(tmp_path / "out.onnx").operators == facts(tmp_path / "pair.onnx").operators
+    assert read_facts(tmp_path / "out.onnx").operators == read_facts(tmp_path / "pair.onnx").operators
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
@@ -186,29 +186,31 @@ def test_a_convolution_that_reads_many_channels_is_quantized_too(folder, calibra
     assert not int8[0].notes
 
 
-def test_half_is_half_the_size(made, source):
+def test_float16_halves_the_size(made, source):
     assert made(Float16(), Compact())[1].path.stat().st_size < 0.6 * source.stat().st_size
 
 
 def test_dynamos_mean_over_an_image_becomes_a_pool(folder, dynamo_source):
     target = folder / "pool.onnx"
     apply_steps((Simplify(),), dynamo_source, target, calibration=None, max_opset=20, max_ir=9)
-    assert facts(dynamo_source).operators["ReduceMean"] == 1
-    assert facts(target).operators["GlobalAveragePool"] == 1
-    assert "ReduceMean" not in facts(target).operators
+    assert read_facts(dynamo_source).operators["ReduceMean"] == 1
+    assert read_facts(target).operators["GlobalAveragePool"] == 1
+    assert "ReduceMean" not in read_facts(target).operators
 
 
 def test_denormals_become_zero_and_are_counted(tmp_path, source):
     model = onnx.load(source)
     weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
     values = numpy_helper.to_array(weight).copy()
-    values.ravel()[:3] = (1e-40, -1e-42, 2e-38)  # the last is the smallest kind of normal float
+    values.ravel()[:3] = (1e-40, -1e-42, 2e-38)  # the last one is a normal float
     weight.CopyFrom(numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "denormal.onnx")
     (result,) = apply_steps(
         (FlushDenormals(),), tmp_path / "denormal.onnx", tmp_path / "out.onnx", calibration=None, max_opset=20, max_ir=9
     )
-    flushed = {one.name: numpy_helper.to_array(one) for one in onnx.load(result.path).graph.initializer}[weight.name]
+    flushed = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(result.path).graph.initializer}[
+        weight.name
+    ]
     assert flushed.ravel()[:3].tolist() == [0.0, 0.0, np.float32(2e-38)]
     assert result.notes == ("flush-denormals: 2 weights set to zero",)
 

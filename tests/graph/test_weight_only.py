@@ -1,4 +1,4 @@
-"""Weights of products in 4 and 8 bits: small, close, and counted as what they are."""
+"""Weights of products in 4 and 8 bits: a small file, outputs close to float, and correct counts."""
 
 import numpy as np
 import onnx
@@ -9,13 +9,13 @@ from tiny_models import a_network
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import facts, product_bytes_ratio
+from edgeopt.graph.facts import measure_product_bytes_ratio, read_facts
 from edgeopt.graph.matmul_nbits import pack_bits, unpack_bits
 from edgeopt.graph.quantization.weight_only import round_blocks
 from edgeopt.records.recipe import Compact, QuantizeDynamic, QuantizeWeights
 
 LIMITS = {"calibration": None, "max_opset": 20, "max_ir": 9}
-FOUR_BITS_DB = 17.0  # of two layers after each other; 15 steps for random weights give 21 in one
+FOUR_BITS_DB = 17.0  # for two layers in a row; 15 steps give 21 in one layer with random weights
 EIGHT_BITS_DB = 35.0
 
 
@@ -28,11 +28,11 @@ def in_bits(source, path, bits, block=32):
     return apply_steps((QuantizeWeights(bits=bits, block=block), Compact()), source, path, **LIMITS)[-1].path
 
 
-@pytest.mark.parametrize(("bits", "least_db", "ratio"), [(4, FOUR_BITS_DB, 0.17), (8, EIGHT_BITS_DB, 0.31)])
-def test_the_file_is_small_and_computes_nearly_the_same(products, tmp_path, bits, least_db, ratio):
+@pytest.mark.parametrize(("bits", "min_db", "ratio"), [(4, FOUR_BITS_DB, 0.17), (8, EIGHT_BITS_DB, 0.31)])
+def test_the_file_is_small_and_computes_nearly_the_same(products, tmp_path, bits, min_db, ratio):
     path = in_bits(products, tmp_path / "few.onnx", bits)
     x = np.random.default_rng(1).standard_normal((16, 200)).astype(np.float32)
-    assert signal_to_noise_db(run(products, x), run(path, x)) > least_db
+    assert signal_to_noise_db(run(products, x), run(path, x)) > min_db
     assert path.stat().st_size < ratio * products.stat().st_size
 
 
@@ -42,7 +42,7 @@ def test_four_bits_with_their_scales_are_two_thirds_of_dynamic_int8(products, tm
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_parameters_zeros_and_work_are_those_of_the_float_file(tmp_path, bits):
+def test_parameters_zeros_and_macs_are_those_of_the_float_file(tmp_path, bits):
     source = a_network(tmp_path / "float.onnx", width=48, layers=2, inputs=("N", 40))
     model = onnx.load(source)
     first = model.graph.initializer[0]
@@ -50,14 +50,14 @@ def test_parameters_zeros_and_work_are_those_of_the_float_file(tmp_path, bits):
     values[:10] = 0
     first.CopyFrom(numpy_helper.from_array(values, first.name))
     onnx.save(model, source)
-    before, after = facts(source), facts(in_bits(source, tmp_path / "few.onnx", bits))
+    before, after = read_facts(source), read_facts(in_bits(source, tmp_path / "few.onnx", bits))
     assert after.operators["MatMulNBits"] == 2
     assert (after.parameters, after.macs) == (before.parameters, before.macs)
     rounded_away = 0.12 * before.parameters if bits == 4 else 0.01 * before.parameters
     assert before.nonzero_parameters - rounded_away <= after.nonzero_parameters <= before.nonzero_parameters
 
 
-def test_a_linear_layer_keeps_its_bias_and_a_turned_weight_its_order(tmp_path):
+def test_a_linear_layer_keeps_its_bias_and_the_order_of_a_transposed_weight(tmp_path):
     rng = np.random.default_rng(0)
     weights, bias = rng.standard_normal((24, 64)).astype(np.float32), rng.standard_normal(24).astype(np.float32)
     graph = helper.make_graph(
@@ -69,10 +69,10 @@ def test_a_linear_layer_keeps_its_bias_and_a_turned_weight_its_order(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "linear.onnx")
-    assert product_bytes_ratio(model) > 0.9
+    assert measure_product_bytes_ratio(model) > 0.9
     x = rng.standard_normal((8, 64)).astype(np.float32)
     path = in_bits(tmp_path / "linear.onnx", tmp_path / "few.onnx", 8)
-    assert facts(path).operators == {"MatMulNBits": 1, "Add": 1}
+    assert read_facts(path).operators == {"MatMulNBits": 1, "Add": 1}
     assert signal_to_noise_db(x @ weights.T + bias, run(path, x)) > EIGHT_BITS_DB
 
 
@@ -85,22 +85,22 @@ def test_without_products_the_step_refuses(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "relu.onnx")
-    assert product_bytes_ratio(model) == 0.0
+    assert measure_product_bytes_ratio(model) == 0.0
     with pytest.raises(StepError, match="no matrix product of this graph has constant weights"):
         in_bits(tmp_path / "relu.onnx", tmp_path / "few.onnx", 4)
 
 
-def test_values_are_packed_two_in_a_byte_the_first_one_low():
+def test_two_values_are_packed_in_a_byte_with_the_first_in_the_lower_bits():
     assert pack_bits(np.array([1, 2, 3], np.uint8), 4).tolist() == [0x21, 0x03]
     values = np.random.default_rng(0).integers(0, 16, (3, 4, 32)).astype(np.uint8)
     assert (unpack_bits(pack_bits(values, 4), 4) == values).all()
 
 
-def test_a_blocks_range_is_narrowed_where_a_rare_weight_would_cost_the_others():
+def test_the_range_of_a_block_is_narrowed_if_a_rare_weight_would_cost_the_others():
     weights = np.full((128, 1), 0.1, np.float32) * np.random.default_rng(0).standard_normal((128, 1)).astype(np.float32)
     weights[0] = 1.0
     values, scales, zeros = round_blocks(weights, 4, 128)
-    found = ((values - zeros[..., None].astype(np.float32)) * scales[..., None]).reshape(-1, 1)
+    restored = ((values - zeros[..., None].astype(np.float32)) * scales[..., None]).reshape(-1, 1)
     full = (weights.max() - weights.min()) / 15
     plain = np.rint(weights / full) * full
-    assert ((found - weights) ** 2).sum() < ((plain - weights) ** 2).sum()
+    assert ((restored - weights) ** 2).sum() < ((plain - weights) ** 2).sum()

@@ -4,7 +4,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
-from edgeopt.latency.width_template import Sizes, Template, are_distinguishable, describe_node, spell_out
+from edgeopt.latency.width_template import (
+    SizeResolver,
+    WidthTemplate,
+    are_distinguishable,
+    describe_node,
+    normalize_graph,
+)
 from edgeopt.records.groups import Dimension
 
 SIDE = 4
@@ -13,8 +19,8 @@ FLAT = Dimension(fixed=0, per_channel={"b": SIDE * SIDE})
 FULL, OTHER = {"a": 8, "b": 16}, {"a": 5, "b": 12}
 
 
-def a_chain(a, b, *, depthwise=True, pool=False):
-    """3 -> a -> depthwise -> b -> flatten by a literal shape -> 10, with the weights of the widest network's corner."""
+def a_model(a, b, *, depthwise=True, pool=False):
+    """3 -> a -> depthwise -> b -> flatten by a literal shape -> 10; weights are sliced from the widest network's."""
     rng = np.random.default_rng(0)
     wide = {"w1": (8, 3, 3, 3), "d": (8, 1, 3, 3), "w2": (16, 8, 1, 1), "b2": (16,), "w3": (16 * SIDE * SIDE, 10)}
     shapes = {"w1": (a, 3, 3, 3), "d": (a, 1, 3, 3), "w2": (b, a, 1, 1), "b2": (b,), "w3": (b * SIDE * SIDE, 10)}
@@ -40,22 +46,22 @@ def a_chain(a, b, *, depthwise=True, pool=False):
 
 
 def a_template():
-    return Template([a_chain(**FULL), a_chain(**OTHER)], Sizes([A, B, FLAT], [FULL, OTHER]))
+    return WidthTemplate([a_model(**FULL), a_model(**OTHER)], SizeResolver([A, B, FLAT], [FULL, OTHER]))
 
 
 @pytest.mark.parametrize("widths", [FULL, OTHER, {"a": 2, "b": 3}, {"a": 8, "b": 1}])
-def test_a_file_at_any_widths_is_the_network_exported_at_them(widths):
-    made, expected = a_template().at(widths), a_chain(**widths)
-    spell_out(expected)
-    onnx.checker.check_model(made, full_check=True)
-    for mine, theirs in zip(made.graph.initializer, expected.graph.initializer, strict=True):
-        np.testing.assert_array_equal(numpy_helper.to_array(mine), numpy_helper.to_array(theirs))
-    for mine, theirs in zip(made.graph.node, expected.graph.node, strict=True):
-        assert list(mine.attribute) == list(theirs.attribute)
+def test_a_file_at_any_widths_equals_the_network_exported_at_these_widths(widths):
+    sliced, exported = a_template().at(widths), a_model(**widths)
+    normalize_graph(exported)
+    onnx.checker.check_model(sliced, full_check=True)
+    for tensor, expected in zip(sliced.graph.initializer, exported.graph.initializer, strict=True):
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(expected))
+    for node, expected in zip(sliced.graph.node, exported.graph.node, strict=True):
+        assert list(node.attribute) == list(expected.attribute)
 
 
 def a_shuffle(a):
-    """Split into halves, each reshaped twice, as a simplifier writes it: equal parts by number, equal shapes once."""
+    """Split into halves, each reshaped, as a simplifier writes it: equal parts by number, equal shapes once."""
     even, shape = a % 2 == 0, numpy_helper.from_array(np.array([1, -1, SIDE], np.int64), "shape")
     sizes = numpy_helper.from_array(np.array([(a + 1) // 2, a // 2], np.int64), "sizes")
     nodes = [
@@ -77,55 +83,55 @@ def a_shuffle(a):
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
-def test_splits_and_shared_constants_are_the_same_however_they_are_written():
+def test_splits_and_shared_constants_are_understood_in_every_notation():
     halves = [Dimension(fixed=0, per_channel={name: 1}) for name in ("left", "right")]
     both = Dimension(fixed=0, per_channel={"left": 1, "right": 1})
     widths = [{"left": 4, "right": 4}, {"left": 3, "right": 2}]
-    template = Template([a_shuffle(8), a_shuffle(5)], Sizes([*halves, both], widths))
-    made = template.at({"left": 2, "right": 2})
-    onnx.checker.check_model(made, full_check=True)
-    parts = {one.name: numpy_helper.to_array(one).tolist() for one in made.graph.initializer if one.dims == [2]}
-    assert parts == {"edgeopt1_in1": [2, 2]}
+    template = WidthTemplate([a_shuffle(8), a_shuffle(5)], SizeResolver([*halves, both], widths))
+    model = template.at({"left": 2, "right": 2})
+    onnx.checker.check_model(model, full_check=True)
+    sizes = {one.name: numpy_helper.to_array(one).tolist() for one in model.graph.initializer if one.dims == [2]}
+    assert sizes == {"edgeopt1_in1": [2, 2]}
 
 
-def test_a_split_of_a_size_that_the_file_leaves_open_stays_as_it_is():
+def test_a_split_along_a_dynamic_dimension_is_unchanged():
     model = a_shuffle(8)
     model.graph.node[1].attribute[0].i = 0  # along the batch
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    spell_out(model)
+    normalize_graph(model)
     split = model.graph.node[1]
     assert list(split.input) == ["one"]
     assert {one.name for one in split.attribute} == {"axis", "num_outputs"}
 
 
-def test_nodes_are_named_by_their_number_and_inputs_and_outputs_keep_their_names():
+def test_nodes_are_named_by_number_and_graph_inputs_and_outputs_keep_their_names():
     graph = a_template().at(FULL).graph
     assert [node.name for node in graph.node][:2] == ["edgeopt0_Conv", "edgeopt1_Conv"]
     assert graph.node[1].input[0] == graph.node[0].output[0] == "edgeopt0_0"
     assert (graph.input[0].name, graph.output[0].name) == ("x", "y")
 
 
-def test_groups_that_shrink_alike_cannot_be_told_apart():
+def test_groups_that_shrink_by_the_same_ratio_are_not_distinguishable():
     assert are_distinguishable([A, B], [FULL, OTHER])
     assert not are_distinguishable([A, B], [FULL, {"a": 4, "b": 8}])
     assert are_distinguishable([A, B], [FULL, {"a": 4, "b": 8}, {"a": 4, "b": 4}])
 
 
-def test_multiples_of_one_dimension_are_one():
+def test_a_multiple_of_a_dimension_needs_no_further_file():
     assert are_distinguishable([B, FLAT], [FULL, OTHER])
 
 
-def test_files_with_other_nodes_are_refused():
-    with pytest.raises(StepError, match="other nodes"):
-        Template([a_chain(**FULL), a_chain(**OTHER, pool=True)], Sizes([A, B, FLAT], [FULL, OTHER]))
+def test_files_with_different_nodes_are_refused():
+    with pytest.raises(StepError, match="different nodes at different widths"):
+        WidthTemplate([a_model(**FULL), a_model(**OTHER, pool=True)], SizeResolver([A, B, FLAT], [FULL, OTHER]))
 
 
-def test_a_size_that_follows_nothing_known_is_refused():
-    with pytest.raises(StepError, match="not understood"):
-        Template([a_chain(**FULL), a_chain(**OTHER)], Sizes([A], [FULL, OTHER]))
+def test_a_size_that_follows_no_known_group_is_refused():
+    with pytest.raises(StepError, match="follows no known group"):
+        WidthTemplate([a_model(**FULL), a_model(**OTHER)], SizeResolver([A], [FULL, OTHER]))
 
 
 def test_equal_layers_have_equal_descriptions():
-    first, second = (a_chain(a, 16).graph.node[0] for a in (4, 8))
+    first, second = (a_model(a, 16).graph.node[0] for a in (4, 8))
     assert describe_node(first) == describe_node(second)
-    assert describe_node(first) != describe_node(a_chain(4, 16).graph.node[2])
+    assert describe_node(first) != describe_node(a_model(4, 16).graph.node[2])

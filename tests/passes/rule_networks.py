@@ -1,4 +1,4 @@
-"""The smallest networks that show one operator rule each."""
+"""The smallest networks that need one operator rule each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 
 class Formula(nn.Module):
-    """Modules, parameters and buffers by name, and a function of itself and the inputs."""
+    """Named modules, parameters and buffers, and a function of the module and its inputs."""
 
     def __init__(self, compute: Callable, parts: dict[str, nn.Module | Tensor]):
         super().__init__()
@@ -29,7 +29,7 @@ class Case:
     compute: Callable
     parts: dict[str, nn.Module | Tensor]
     free: dict[str, int]
-    """Groups that can go, and their channels."""
+    """Groups that can go, and their numbers of channels."""
     inputs: tuple[Tensor, ...] = field(default_factory=lambda: (torch.randn(4, 7, 5),))
 
 
@@ -81,17 +81,17 @@ def rotary(m, x):
     q, k, v = (heads(part, 4) for part in m.qkv(m.a(x)).split(48, -1))
     angle = torch.outer(torch.arange(7).float(), m.frequency)
 
-    def turned(part):
+    def rotate(part):
         even, odd = part[..., ::2], part[..., 1::2]
         pair = [even * angle.cos() - odd * angle.sin(), even * angle.sin() + odd * angle.cos()]
         return torch.stack(pair, -1).flatten(-2)
 
-    return m.o(merged(F.scaled_dot_product_attention(turned(q), turned(k), v)))
+    return m.o(merged(F.scaled_dot_product_attention(rotate(q), rotate(k), v)))
 
 
-def biased_by_place(m, x):
+def with_relative_positions(m, x):
     q, k, v = (heads(part, 4) for part in m.qkv(m.a(x)).chunk(3, -1))
-    bias = m.table[m.place].permute(2, 0, 1)
+    bias = m.table[m.index].permute(2, 0, 1)
     return m.o(merged(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
 
 
@@ -105,7 +105,7 @@ def cells(m, x):
 
 def class_token(m, x):
     y = m.a(x).flatten(2).transpose(1, 2)
-    return m.o((torch.cat([m.token.expand(y.shape[0], -1, -1), y], 1) + m.places)[:, 0])
+    return m.o((torch.cat([m.token.expand(y.shape[0], -1, -1), y], 1) + m.positions)[:, 0])
 
 
 def spatial_attention(m, x):
@@ -155,8 +155,8 @@ CASES: dict[str, Case] = {
         {"a": 16, "qkv": 6, "qkv#2": 12},
     ),
     "relative positions": Case(
-        biased_by_place,
-        {**QKV, "table": parameter(13, 4), "place": torch.arange(7)[:, None] - torch.arange(7) + 6},
+        with_relative_positions,
+        {**QKV, "table": parameter(13, 4), "index": torch.arange(7)[:, None] - torch.arange(7) + 6},
         {"a": 16, "qkv": 8, "qkv#2": 8},
     ),
     "cells": Case(
@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
     ),
     "class token": Case(
         class_token,
-        {"a": C(3, 16, 4, 4), "token": parameter(1, 1, 16), "places": parameter(1, 17, 16), "o": L(16, 3)},
+        {"a": C(3, 16, 4, 4), "token": parameter(1, 1, 16), "positions": parameter(1, 17, 16), "o": L(16, 3)},
         {"token:2": 16},
         images(3, 16, 16),
     ),

@@ -1,4 +1,4 @@
-"""Which channels go together, and what keeps those that cannot go."""
+"""Which channels go together, and why some of them cannot go."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,8 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups, analyse
 from edgeopt.passes.prune.couplings import resolve_couplings
 from edgeopt.passes.prune.labels import Labels, Marked, connect
-from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
-from edgeopt.passes.prune.resize import kept_of
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
+from edgeopt.passes.prune.resize import kept_indices
 from edgeopt.passes.prune.rewrite import prune
 
 
@@ -27,7 +27,7 @@ def test_connected_labels_take_the_smallest_name():
 
 def test_a_layer_that_meets_label_zero_freezes():
     labels = Labels()
-    line = labels.of_parameter("weight", (3,)).layers[0]
+    line = labels.label_parameter("weight", (3,)).layers[0]
     labels.unite(line, torch.tensor([0, 2, 3]))
     _, reasons = resolve_couplings(labels)
     assert [reason is not None for reason in reasons[1:]] == [True, False, False]
@@ -54,38 +54,38 @@ def test_a_shuffle_ties_the_same_channel_of_every_group():
     assert groups.groups["3"].slots["3.weight", 0].tolist() == [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
 
 
-def test_inputs_and_outputs_are_frozen_and_say_so():
+def test_inputs_and_outputs_are_frozen_with_a_reason():
     _, groups = traced("two_heads")
     assert "the model's output" in str(groups.groups["middle"].frozen_by)
     assert "fixed size" in str(groups.groups["right:1"].frozen_by)
     assert set(groups.free) == {"left", "wide"}
 
 
-class Odd(nn.Module):
-    """A scatter, which has no rule."""
+class IndexAdd(nn.Module):
+    """Has an index_add, which has no rule."""
 
     def __init__(self):
         super().__init__()
         self.first, self.second, self.third = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
-        self.register_buffer("places", torch.randperm(8))
+        self.register_buffer("positions", torch.randperm(8))
 
     def forward(self, x):
         y = self.first(x)
-        y = torch.zeros_like(y).index_add(1, self.places, y)
+        y = torch.zeros_like(y).index_add(1, self.positions, y)
         return self.third(torch.relu(self.second(y)))
 
 
 def test_an_operator_without_a_rule_freezes_its_channels_and_is_named():
-    _, groups = analysed(Odd(), torch.randn(2, 4))
+    _, groups = analysed(IndexAdd(), torch.randn(2, 4))
     assert groups.without_rule == ("aten.index_add",)
     assert "no rule" in str(groups.groups["first"].frozen_by)
 
 
-def test_what_lies_beyond_an_unknown_operator_is_pruned_all_the_same():
-    network, groups = analysed(Odd(), torch.randn(2, 4))
+def test_channels_behind_an_unknown_operator_are_still_pruned():
+    network, groups = analysed(IndexAdd(), torch.randn(2, 4))
     assert set(groups.free) == {"second"}
     keep = random_keep(groups, 0.5, seed=1)
-    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
 
 
 class Attention(nn.Module):
@@ -110,11 +110,11 @@ def test_whole_heads_go_or_the_same_depth_of_all_heads(heads, channels, rows):
     assert groups.free["packed"].slots["packed.weight", 0].shape == (channels, rows)
     assert groups.free["packed"].slots["out.weight", 1].shape == (channels, 32 // channels)
     keep = random_keep(groups, 0.5, seed=1)
-    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
 
 
 class Views(nn.Module):
-    """Movement of every kind: pieces read at literal places, packed heads, a table over positions."""
+    """Data movement of every kind: slices at literal positions, packed heads, a table over positions."""
 
     def __init__(self):
         super().__init__()
@@ -132,12 +132,12 @@ class Views(nn.Module):
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
-def test_literal_sizes_and_places_are_rewritten(ratio):
+def test_literal_sizes_and_positions_are_rewritten(ratio):
     torch.manual_seed(0)
     network, groups = analysed(Views(), torch.randn(2, 2, 6, 6))
     assert {"a", "c"} <= set(groups.free)
     keep = random_keep(groups, ratio, seed=1)
-    assert verify(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(network, groups, keep, prune(network, groups, keep), network.example_inputs) < PROOF_TOLERANCE
 
 
 def test_a_wrong_request_is_refused():
@@ -152,7 +152,7 @@ def test_a_wrong_request_is_refused():
         prune(network, groups, {"6": [0]})
 
 
-def test_what_is_no_rectangle_is_refused():
+def test_a_rest_that_is_not_a_rectangle_is_refused():
     alive = torch.tensor([True, True, True, True, False])
     with pytest.raises(StepError, match="rectangle"):
-        kept_of(Marked((2, 2), (torch.tensor([[1, 2], [3, 4]]),)), alive)
+        kept_indices(Marked((2, 2), (torch.tensor([[1, 2], [3, 4]]),)), alive)

@@ -10,7 +10,7 @@ from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.losses import soft_loss
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, learning_rate
-from edgeopt.passes.sparsify import Sparsity
+from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
 from edgeopt.task import CheckedTask
 
@@ -43,13 +43,13 @@ def student():
 
 def a_training(task, folder, step=STEP, *, sparsity=None, progress=lambda *_: None, modules=None):
     training, evaluating = modules or student()
-    lessons = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
+    stream = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
     return Distillation(
         training,
         evaluating,
         task,
         step,
-        lessons,
+        stream,
         sparsity=sparsity,
         checkpoint=folder / "checkpoint.safetensors",
         progress=progress,
@@ -61,7 +61,7 @@ def test_a_student_learns_from_its_teacher_and_keeps_its_best_epoch(task, tmp_pa
     result = training.run()
     scores = [epoch.score for epoch in result.epochs]
     assert len(scores) == STEP.epochs
-    assert result.best_score == max(scores) > 0.5  # a quarter by chance
+    assert result.best_score == max(scores) > 0.5  # chance is a quarter
     from edgeopt.passes.distill.train import evaluate
 
     assert evaluate(training.eval_module, task) == result.best_score
@@ -70,9 +70,9 @@ def test_a_student_learns_from_its_teacher_and_keeps_its_best_epoch(task, tmp_pa
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_an_interrupted_training_ends_with_the_same_weights(task, tmp_path, optimizer):
     step = Distill(**{name: getattr(STEP, name) for name in STEP.__struct_fields__} | {"optimizer": optimizer})
-    whole = a_training(task, tmp_path / "whole", step)
-    (tmp_path / "whole").mkdir(exist_ok=True)
-    whole.run()
+    uninterrupted = a_training(task, tmp_path / "uninterrupted", step)
+    (tmp_path / "uninterrupted").mkdir(exist_ok=True)
+    uninterrupted.run()
 
     def interrupt(epoch, epochs, score):
         if epoch == 1:
@@ -85,11 +85,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(task, tmp_path, opti
     resumed.progress = lambda epoch, epochs, score: seen.append(epoch)
     resumed.run()
     assert seen == [2]
-    for name, value in whole.train_module.state_dict().items():
+    for name, value in uninterrupted.train_module.state_dict().items():
         assert torch.equal(value, resumed.train_module.state_dict()[name]), name
 
 
-def test_a_broken_checkpoint_starts_the_training_anew(task, tmp_path):
+def test_a_broken_checkpoint_restarts_the_training(task, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a file")
     assert len(a_training(task, tmp_path).run().epochs) == STEP.epochs
 
@@ -105,32 +105,32 @@ def test_a_loss_that_is_not_finite_ends_the_training(task, tmp_path):
 def a_sparsity(task, schedule, method="magnitude"):
     step = Sparsify(method=method, ratio=0.5, scope="layer", schedule=schedule)
     batches = [((x,), labels) for x, labels in tiny_task.batches(64, 0)]
-    return Sparsity(step, batches, task.loss, STEP.epochs)
+    return SparsitySchedule(step, batches, task.loss, STEP.epochs)
 
 
 @pytest.mark.parametrize("schedule", ["once", "cubic"])
 @pytest.mark.parametrize("method", ["magnitude", "taylor"])
 def test_zeros_stay_zero_through_a_training(task, tmp_path, schedule, method):
     training, evaluating = student()
-    shares = []
+    ratios = []
 
-    def note(epoch, epochs, score):
-        shares.append(float((training.body[0].weight == 0).float().mean()))
+    def record_ratio(epoch, epochs, score):
+        ratios.append(float((training.body[0].weight == 0).float().mean()))
 
     sparsity = a_sparsity(task, schedule, method)
-    result = a_training(task, tmp_path, sparsity=sparsity, modules=(training, evaluating), progress=note).run()
-    assert shares == pytest.approx([sparsity.ratio(epoch) for epoch in range(3)], abs=0.01)
-    assert shares == sorted(shares)
+    result = a_training(task, tmp_path, sparsity=sparsity, modules=(training, evaluating), progress=record_ratio).run()
+    assert ratios == pytest.approx([sparsity.ratio(epoch) for epoch in range(3)], abs=0.01)
+    assert ratios == sorted(ratios)
     assert sparsity.is_full(result.best_epoch)
     for parameter in training.parameters():
         if parameter.dim() > 1:
             assert int((parameter == 0).sum()) == round(0.5 * parameter.numel())
 
 
-def test_a_training_that_grows_sparse_goes_on_from_its_checkpoint_with_the_same_zeros(task, tmp_path):
-    whole = a_training(task, tmp_path / "whole", sparsity=a_sparsity(task, "cubic"))
-    (tmp_path / "whole").mkdir(exist_ok=True)
-    whole.run()
+def test_a_training_with_growing_sparsity_resumes_with_the_same_zeros(task, tmp_path):
+    uninterrupted = a_training(task, tmp_path / "uninterrupted", sparsity=a_sparsity(task, "cubic"))
+    (tmp_path / "uninterrupted").mkdir(exist_ok=True)
+    uninterrupted.run()
 
     def interrupt(epoch, epochs, score):
         raise KeyboardInterrupt
@@ -140,7 +140,7 @@ def test_a_training_that_grows_sparse_goes_on_from_its_checkpoint_with_the_same_
             a_training(task, tmp_path, sparsity=a_sparsity(task, "cubic"), progress=interrupt).run()
     resumed = a_training(task, tmp_path, sparsity=a_sparsity(task, "cubic"))
     resumed.run()
-    for name, value in whole.train_module.state_dict().items():
+    for name, value in uninterrupted.train_module.state_dict().items():
         assert torch.equal(value, resumed.train_module.state_dict()[name]), name
 
 
@@ -159,25 +159,25 @@ class CountingTeacher:
 def test_the_teacher_runs_once_for_all_students(task, tmp_path):
     teacher = CountingTeacher(task.model)
     for _ in range(2):
-        lessons = TeacherOutputs(tmp_path, task, teacher, epochs=1, seed=0)
-        found = list(lessons.lessons(0))
-    assert teacher.batches == len(found) == 8
-    inputs, _, outputs = found[3]
+        stream = TeacherOutputs(tmp_path, task, teacher, epochs=1, seed=0)
+        batches = list(stream.batches(0))
+    assert teacher.batches == len(batches) == 8
+    inputs, _, outputs = batches[3]
     assert torch.equal(outputs[0], task.model(*inputs))
 
 
-def test_a_loader_that_ignores_its_seed_gets_right_lessons_all_the_same(tmp_path):
+def test_a_loader_that_ignores_its_seed_still_gets_the_right_teacher_outputs(tmp_path):
     state = itertools.count()
 
-    class Restless(tiny_task.edgeopt.tasks.classification.Classification):
+    class Unseeded(tiny_task.edgeopt.tasks.classification.Classification):
         def train_batches(self, seed):
             return tiny_task.batches(64, next(state))
 
     plain = tiny_task.task()
-    plain.__class__ = Restless
+    plain.__class__ = Unseeded
     task = CheckedTask(plain, "tests")
-    lessons = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
-    for inputs, _, outputs in lessons.lessons(0):
+    stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
+    for inputs, _, outputs in stream.batches(0):
         assert torch.equal(outputs[0], task.model(*inputs))
 
 

@@ -1,4 +1,4 @@
-"""Group lasso: channels shrink as wholes, the score holds, an interrupted training ends as a whole one."""
+"""Group lasso: whole channels shrink, the score holds, an interrupted training ends like an uninterrupted one."""
 
 import msgspec
 import pytest
@@ -30,9 +30,9 @@ def network(task):
 def a_training(task, network, folder, strength, progress=lambda *_: None):
     folder.mkdir(exist_ok=True)
     step = msgspec.structs.replace(STEP, group_lasso=strength)
-    lessons = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
+    stream = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
     return Distillation(
-        network.train_module, network.eval_module, task, step, lessons, sparsity=None,
+        network.train_module, network.eval_module, task, step, stream, sparsity=None,
         lasso=GroupLasso(network, strength) if strength else None, checkpoint=folder / "checkpoint.safetensors",
         progress=progress,
     )  # fmt: skip
@@ -43,23 +43,23 @@ def norms(network):
         return torch.cat(GroupLasso(network, 0.0).norms(network.eval_module))
 
 
-def test_a_channels_norm_is_that_of_all_that_goes_with_it(network):
+def test_a_channels_norm_covers_everything_that_goes_with_it(network):
     groups = analyse(network).free
-    (found, *_), (name, group) = GroupLasso(network, 0.0).norms(network.eval_module), next(iter(groups.items()))
+    (channel_norms, *_), (name, group) = GroupLasso(network, 0.0).norms(network.eval_module), next(iter(groups.items()))
     squares = torch.zeros(group.channels)
     for (tensor, dim), indices in group.slots.items():
         if tensor in network.parameters():
             rows = network.parameters()[tensor].detach().movedim(dim, 0)
             squares += torch.stack([rows[torch.from_numpy(index)].square().sum() for index in indices])
-    torch.testing.assert_close(found, squares.sqrt(), msg=name)
+    torch.testing.assert_close(channel_norms, squares.sqrt(), msg=name)
 
 
 def test_the_penalty_grows_and_its_gradient_pulls_weak_channels_hardest(network):
     lasso = GroupLasso(network, 1.0)
     lasso.begin_epoch(network.train_module)
-    none, half, whole = (lasso.penalty(network.train_module, progress).item() for progress in (0.0, 0.5, 1.0))
-    assert none == 0.0
-    assert half == pytest.approx(whole / 2)
+    start, middle, end = (lasso.penalty(network.train_module, progress).item() for progress in (0.0, 0.5, 1.0))
+    assert start == 0.0
+    assert middle == pytest.approx(end / 2)
     for weight, norm in zip(lasso.weights, lasso.norms(network.train_module), strict=True):
         assert weight[norm.argmin()].item() == pytest.approx(16.0)
         assert weight[norm.argmax()].item() == pytest.approx(1.0)
@@ -77,15 +77,15 @@ def test_penalized_channels_shrink_and_the_score_holds(task, network, tmp_path):
 
 
 def test_an_interrupted_training_under_a_lasso_ends_with_the_same_weights(task, network, tmp_path):
-    whole, parts = network.copy(), network.copy()
-    a_training(task, whole, tmp_path / "whole", STRENGTH).run()
+    uninterrupted, interrupted = network.copy(), network.copy()
+    a_training(task, uninterrupted, tmp_path / "uninterrupted", STRENGTH).run()
 
     def interrupt(epoch, epochs, score):
         if epoch == 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        a_training(task, parts, tmp_path / "parts", STRENGTH, interrupt).run()
-    again = network.copy()
-    a_training(task, again, tmp_path / "parts", STRENGTH).run()
-    assert all(torch.equal(value, again.state()[name]) for name, value in whole.state().items())
+        a_training(task, interrupted, tmp_path / "interrupted", STRENGTH, interrupt).run()
+    resumed = network.copy()
+    a_training(task, resumed, tmp_path / "interrupted", STRENGTH).run()
+    assert all(torch.equal(value, resumed.state()[name]) for name, value in uninterrupted.state().items())

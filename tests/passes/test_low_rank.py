@@ -1,4 +1,4 @@
-"""Low rank: pairs lose what was allowed, at full rank nothing; what is saved is rebuilt; pruning goes on from there."""
+"""Low-rank factorization: pairs keep the allowed loss, full rank loses nothing, and results can be saved and pruned."""
 
 import copy
 
@@ -8,12 +8,12 @@ from torch import nn
 from zoo_networks import random_keep
 
 from edgeopt.errors import ParityError, StepError
-from edgeopt.passes.low_rank.factor import factorize, low_rank_table
+from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.layers import factorizable_layers
 from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.proof import verify
+from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.records.low_rank import Factorization
 
@@ -21,7 +21,7 @@ FLOAT32 = 1e-5
 
 
 class Mixed(nn.Module):
-    """Every kind of layer that can become two, and those that cannot."""
+    """Every kind of layer that can be factorized, and some that cannot."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ def outputs(network, batch):
         return network.eval_module(batch)
 
 
-def test_grouped_and_tied_layers_keep_their_form(network):
+def test_grouped_and_tied_layers_are_not_factorized(network):
     assert set(factorizable_layers(network.eval_module)) == set(FULL)
 
 
@@ -80,14 +80,14 @@ def test_grouped_and_tied_layers_keep_their_form(network):
         ("head.weight", "pointwise", 70),
     ],
 )
-def test_at_full_rank_each_layer_computes_what_it_did(network, name, form, rank):
+def test_at_full_rank_each_layer_computes_the_same(network, name, form, rank):
     assert form in factorizable_layers(network.eval_module)[name].forms
-    made = factorize(network, {name: Factorization(rank=rank, form=form)}, BATCHES)
+    factorized = factorize(network, {name: Factorization(rank=rank, form=form)}, BATCHES)
     expected = outputs(network, a_batch())
-    assert (outputs(made, a_batch()) - expected).abs().max() < FLOAT32 * expected.abs().max()
+    assert (outputs(factorized, a_batch()) - expected).abs().max() < FLOAT32 * expected.abs().max()
 
 
-def test_the_input_is_left_as_it_was_and_the_same_comes_out_twice(network):
+def test_the_input_is_not_changed_and_the_result_is_deterministic(network):
     before = {name: value.clone() for name, value in network.state().items()}
     first, second = factorize(network, LOW, BATCHES), factorize(network, LOW, BATCHES)
     assert all(torch.equal(before[name], value) for name, value in network.state().items())
@@ -98,48 +98,48 @@ def test_the_input_is_left_as_it_was_and_the_same_comes_out_twice(network):
 
 
 def test_the_proof_holds_and_finds_a_changed_tensor_or_graph(network):
-    made = factorize(network, LOW, BATCHES)
-    assert verify_factorization(network, LOW, made, [a_batch()]) < 1e-12
-    changed = made.copy()
+    factorized = factorize(network, LOW, BATCHES)
+    assert verify_factorization(network, LOW, factorized, [a_batch()]) < 1e-12
+    changed = factorized.copy()
     with torch.no_grad():
         changed.state()["tied.weight"][0, 0] += 1
     with pytest.raises(ParityError, match=r"tied\.weight"):
         verify_factorization(network, LOW, changed, [a_batch()])
     other = copy.deepcopy(LOW) | {"wide.weight": Factorization(rank=16, form="pointwise")}
-    with pytest.raises(ParityError, match="not the one that was proven"):
-        verify_factorization(network, other, made, [a_batch()])
+    with pytest.raises(ParityError, match="differs from the graph that was proven"):
+        verify_factorization(network, other, factorized, [a_batch()])
 
 
-def test_a_saved_network_of_low_rank_is_rebuilt_and_pruned_before_and_after(network, tmp_path):
+def test_a_network_can_be_pruned_before_and_after_a_factorization_and_is_loaded_as_saved(network, tmp_path):
     groups = analyse(network)
     smaller = prune(network, groups, random_keep(groups, 0.7, 0))
     low = {name: Factorization(rank=8, form=one.form) for name, one in FULL.items()}
-    made = factorize(smaller, low, BATCHES)
-    groups = analyse(made)
-    assert {"head.0", "wide.0", "line.0", "plain.0"} <= set(groups.free)  # the channels between are channels
+    factorized = factorize(smaller, low, BATCHES)
+    groups = analyse(factorized)
+    assert {"head.0", "wide.0", "line.0", "plain.0"} <= set(groups.free)  # the channels between the two layers
     keep = random_keep(groups, 0.7, 1)
-    last = prune(made, groups, keep)
-    verify(made, groups, keep, last, made.example_inputs)
-    for index, one in enumerate((made, last)):
+    last = prune(factorized, groups, keep)
+    verify_pruning(factorized, groups, keep, last, factorized.example_inputs)
+    for index, one in enumerate((factorized, last)):
         one.save(tmp_path / f"{index}.safetensors")
-        again = Network.load(tmp_path / f"{index}.safetensors", network)
-        assert again.factors == low
-        assert torch.equal(outputs(again, a_batch()), outputs(one, a_batch()))
+        loaded = Network.load(tmp_path / f"{index}.safetensors", network)
+        assert loaded.factorizations == low
+        assert torch.equal(outputs(loaded, a_batch()), outputs(one, a_batch()))
 
 
-def test_one_training_step_reaches_both_halves(network):
-    made = factorize(network, LOW, BATCHES)
-    made.train_module(a_batch()).square().sum().backward()
+def test_one_training_step_reaches_both_layers_of_a_pair(network):
+    factorized = factorize(network, LOW, BATCHES)
+    factorized.train_module(a_batch()).square().sum().backward()
     for name in ("head.0.weight", "head.1.weight", "wide.0.weight", "wide.1.weight"):
-        assert made.parameters()[name].grad.abs().sum() > 0
+        assert factorized.parameters()[name].grad.abs().sum() > 0
 
 
-def test_ranks_follow_what_the_layer_answers():
+def test_ranks_follow_the_rank_of_the_layers_outputs():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 96)).eval()
-    inputs = torch.randn(512, 8) @ torch.randn(8, 128)  # eight directions only, though the weight has full rank
+    inputs = torch.randn(512, 8) @ torch.randn(8, 128)  # only eight directions, although the weight has full rank
     network = Network.trace(net, (inputs[:2],))
-    table = low_rank_table(network, [((inputs,), None)], (0.001, 0.1), 4)
+    table = build_low_rank_table(network, [((inputs,), None)], (0.001, 0.1), 4)
     first = next(row for row in table.layers if row.weight == "0.weight")
     assert first.choices[0].factor == Factorization(rank=8, form="pointwise")
     assert first.choices[1].factor.rank <= 8
@@ -151,6 +151,6 @@ def test_ranks_follow_what_the_layer_answers():
     assert table.parameters == 128 * 128 + 128 + 128 * 96 + 96
 
 
-def test_a_layer_that_is_not_there_is_named(network):
+def test_a_missing_layer_is_named(network):
     with pytest.raises(StepError, match=r"no layer \['gone\.weight'\]"):
         factorize(network, {"gone.weight": Factorization(rank=8, form="pointwise")}, BATCHES)

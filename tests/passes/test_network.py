@@ -17,7 +17,7 @@ from edgeopt.passes.prune.rewrite import prune
 from edgeopt.tasks.resnet import SmallResNet
 
 FLOAT32_SUMS = 1e-5
-"""Sums of some thousand float32 products, taken in another order."""
+"""Sums of some thousand float32 products, in another order."""
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def images(batch=4):
     return torch.randn(batch, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_the_graph_computes_what_the_model_computes_and_shares_nothing_with_it(model):
+def test_the_graph_computes_the_same_as_the_model_and_shares_no_tensors_with_it(model):
     network = Network.trace(model, (images(1),))
     with torch.no_grad():
         expected = model.eval()(images())
@@ -40,7 +40,7 @@ def test_the_graph_computes_what_the_model_computes_and_shares_nothing_with_it(m
         assert torch.equal(model(images()), expected)
 
 
-def test_tracing_leaves_the_mode_of_the_model(model):
+def test_tracing_keeps_the_training_mode_of_the_model(model):
     model.train()
     Network.trace(model, (images(1),))
     assert model.training
@@ -54,7 +54,7 @@ def test_names_are_those_of_the_model(model):
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
-def test_three_training_steps_change_what_they_change_in_the_model(model, memory):
+def test_three_training_steps_have_the_same_effect_as_on_the_model(model, memory):
     network = Network.trace(model, (images(1),))
     model.train().to(memory_format=memory)
     network.train_module.to(memory_format=memory)
@@ -72,14 +72,14 @@ def test_three_training_steps_change_what_they_change_in_the_model(model, memory
         )
 
 
-def test_dropout_is_on_in_training_alone():
+def test_dropout_is_active_only_in_training():
     network = Network.trace(nn.Sequential(nn.Linear(50, 50), nn.Dropout(0.5)), (torch.ones(1, 50),))
     with torch.no_grad():
         assert (network.train_module(torch.ones(2, 50)) == 0).any()
         assert not (network.eval_module(torch.ones(2, 50)) == 0).any()
 
 
-def test_a_copy_has_tensors_of_its_own(model):
+def test_a_copy_has_its_own_tensors(model):
     network = Network.trace(model, (images(1),))
     other = network.copy()
     before = copy.deepcopy(network.state())
@@ -90,7 +90,7 @@ def test_a_copy_has_tensors_of_its_own(model):
     assert dict(other.train_module.named_parameters())["head.weight"] is shared
 
 
-class Counting(nn.Module):
+class FixedBatch(nn.Module):
     def forward(self, x):
         return x.reshape(2, -1, 4) if x.shape[0] == 2 else x.reshape(1, -1, 4)
 
@@ -100,13 +100,15 @@ class Deciding(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-def test_a_model_that_knows_its_batch_is_traced_with_it_and_says_so():
-    network = Network.trace(Counting(), (torch.randn(1, 8),))
+def test_a_model_with_a_fixed_batch_is_traced_with_it_and_a_note_says_so():
+    network = Network.trace(FixedBatch(), (torch.randn(1, 8),))
     assert "fixed batch of 2" in network.notes[0]
 
 
-def test_a_model_that_decides_by_values_is_refused_with_a_way_out():
-    with pytest.raises(StepError, match=r"torch.export cannot read Deciding") as caught:
+def test_a_model_whose_control_flow_depends_on_values_is_refused_with_advice():
+    with pytest.raises(
+        StepError, match=r"torch.export cannot export Deciding: .* Rewrite the part of forward"
+    ) as caught:
         Network.trace(Deciding(), (torch.randn(1, 8),))
     assert caught.value.stage == "trace"
     assert caught.value.trace
@@ -147,7 +149,7 @@ def check_onnx(network: Network, path, batch: int):
         np.testing.assert_allclose(found, tensor.numpy(), atol=FLOAT32_SUMS, rtol=FLOAT32_SUMS)
 
 
-def test_a_pruned_network_goes_through_the_dynamo_exporter(tmp_path):
+def test_the_dynamo_exporter_exports_a_pruned_network(tmp_path):
     network, groups = traced("two_heads")
     pruned = prune(network, groups, random_keep(groups, 0.5, seed=1))
     path = tmp_path / "dynamo.onnx"
@@ -166,14 +168,14 @@ def test_a_pruned_network_goes_through_the_dynamo_exporter(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "densenet", "unet", "two_heads"])
-def test_a_pruned_network_goes_through_the_torchscript_exporter(name, tmp_path):
+def test_the_torchscript_exporter_exports_a_pruned_network(name, tmp_path):
     network, groups = traced(name)
     pruned = prune(network, groups, random_keep(groups, 0.5, seed=1))
     path = tmp_path / "torchscript.onnx"
     names = [f"in{number}" for number in range(len(pruned.example_inputs))]
     outputs = [f"out{number}" for number in range(2 if name == "two_heads" else 1)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter announces its end
+        warnings.simplefilter("ignore")  # the exporter warns that it is deprecated
         torch.onnx.export(
             pruned.eval_module,
             pruned.example_inputs,

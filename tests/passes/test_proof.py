@@ -14,16 +14,16 @@ from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups, analyse
 from edgeopt.passes.prune.labels import Slot
-from edgeopt.passes.prune.proof import verify
-from edgeopt.passes.prune.resize import kept_part
+from edgeopt.passes.prune.proof import verify_pruning
+from edgeopt.passes.prune.resize import take_indices
 from edgeopt.passes.prune.rewrite import prune
 
-SAMPLE = 8
-"""Slots of a network that are tried in the gate; all of them in the slow test."""
+SAMPLED_SLOTS = 8
+"""Slots of a network that the fast test tries; the slow test tries all of them."""
 
 
-def with_two_channels_confused(groups: Groups, name: str, slot: Slot, kept: list[int]) -> Groups:
-    """What a wrong rule would give: in one slot of one group a kept and a lost channel own each other's indices."""
+def swap_two_channels(groups: Groups, name: str, slot: Slot, kept: list[int]) -> Groups:
+    """Imitate a wrong rule: in one slot of one group, a kept and a lost channel swap their indices."""
     group = groups.groups[name]
     lost = np.setdiff1d(np.arange(group.channels), kept)
     one, other = sorted(kept)[len(kept) // 2], lost[len(lost) // 2]
@@ -34,7 +34,7 @@ def with_two_channels_confused(groups: Groups, name: str, slot: Slot, kept: list
 
 
 def many_samples(network: Network) -> tuple[Tensor, ...]:
-    """Enough that hardly any channel is behind a ReLU for all of them, where nothing shows."""
+    """Return enough samples that hardly any channel is zero after a ReLU for all of them, which would hide errors."""
     random = torch.Generator().manual_seed(0)
     return tuple(torch.randn(16, *tensor.shape[1:], generator=random) for tensor in network.example_inputs)
 
@@ -42,16 +42,16 @@ def many_samples(network: Network) -> tuple[Tensor, ...]:
 def missed_faults(architecture: str, every: bool) -> list[Slot]:
     network, groups = traced(architecture)
     keep = random_keep(groups, 0.5, seed=1)
-    places = [
+    slots = [
         (name, slot) for name, group in groups.free.items() if len(keep[name]) < group.channels for slot in group.slots
     ]
-    assert places
+    assert slots
     missed = []
-    for name, slot in places if every else places[:: max(1, len(places) // SAMPLE)]:
-        faulty = with_two_channels_confused(groups, name, slot, keep[name])
+    for name, slot in slots if every else slots[:: max(1, len(slots) // SAMPLED_SLOTS)]:
+        faulty = swap_two_channels(groups, name, slot, keep[name])
         try:
-            verify(network, faulty, keep, prune(network, faulty, keep), many_samples(network))
-        except StepError:  # refused at once, or caught by the proof
+            verify_pruning(network, faulty, keep, prune(network, faulty, keep), many_samples(network))
+        except StepError:  # refused when pruned, or caught by the proof
             continue
         missed.append(slot)
     return missed
@@ -68,29 +68,29 @@ def test_a_rule_that_confuses_two_channels_of_any_tensor_is_caught(architecture)
     assert missed_faults(architecture, every=True) == []
 
 
-TRIES = 200
+TRIAL_COUNT = 200
 CAUGHT_RATIO = 0.95
-"""Some indices change nothing that a batch shows: a channel behind a ReLU that no sample opens."""
+"""Some wrong indices have no effect on a batch: the channel is zero after a ReLU for every sample."""
 
 
 @pytest.mark.slow
-def test_of_200_planted_faults_all_over_the_zoo_19_of_20_are_caught():
+def test_19_of_20_faults_planted_across_the_zoo_are_caught():
     random = np.random.default_rng(0)
-    names = [name for name in ARCHITECTURES if name != "resnet50"]  # whose proof takes minutes
+    names = [name for name in ARCHITECTURES if name != "resnet50"]  # its proof takes minutes
     missed = []
-    for number in range(TRIES):
+    for number in range(TRIAL_COUNT):
         architecture = names[number % len(names)]
         network, groups = traced(architecture)
         keep = random_keep(groups, 0.5, seed=number)
-        places = [(name, slot) for name in keep for slot in groups.groups[name].slots if len(keep[name]) > 1]
-        name, slot = places[random.integers(len(places))]
-        faulty = with_two_channels_confused(groups, name, slot, keep[name])
+        slots = [(name, slot) for name in keep for slot in groups.groups[name].slots if len(keep[name]) > 1]
+        name, slot = slots[random.integers(len(slots))]
+        faulty = swap_two_channels(groups, name, slot, keep[name])
         try:
-            verify(network, faulty, keep, prune(network, faulty, keep), network.example_inputs)
+            verify_pruning(network, faulty, keep, prune(network, faulty, keep), network.example_inputs)
         except StepError:
             continue
         missed.append((architecture, slot))
-    assert len(missed) <= TRIES * (1 - CAUGHT_RATIO), missed
+    assert len(missed) <= TRIAL_COUNT * (1 - CAUGHT_RATIO), missed
 
 
 def test_a_tensor_cut_at_a_wrong_index_is_caught_and_the_node_named():
@@ -101,16 +101,16 @@ def test_a_tensor_cut_at_a_wrong_index_is_caught_and_the_node_named():
     kept = {d: faulty.kept[name, d] for d in (0, 1)}
     lost = np.setdiff1d(np.arange(network.state()[name].shape[dim]), kept[dim])
     kept[dim] = np.concatenate([kept[dim][:-1], lost[:1]])
-    faulty.state()[name].copy_(kept_part(network.state()[name], kept))
+    faulty.state()[name].copy_(take_indices(network.state()[name], kept))
     with pytest.raises(ParityError, match="'stages_0_conv1_weight'"):
-        verify(network, groups, keep, faulty, network.example_inputs)
+        verify_pruning(network, groups, keep, faulty, network.example_inputs)
 
 
 def test_a_node_of_another_shape_is_caught():
     network, groups = traced("flatten")
     keep = random_keep(groups, 0.5, seed=1)
     with pytest.raises(ParityError):
-        verify(network, groups, keep, network, (torch.randn(2, 1, 8, 8),))
+        verify_pruning(network, groups, keep, network, (torch.randn(2, 1, 8, 8),))
 
 
 def test_a_pruned_network_that_cannot_run_is_caught_and_the_node_named():
@@ -119,13 +119,13 @@ def test_a_pruned_network_that_cannot_run_is_caught_and_the_node_named():
     network = Network.trace(Formula(case.compute, case.parts), case.inputs)
     groups = analyse(network)
     keep = random_keep(groups, 0.5, seed=1)
-    faulty = with_two_channels_confused(groups, "rnn.weight_ih_l0", ("rnn.bias_hh_l0", 0), keep["rnn.weight_ih_l0"])
+    faulty = swap_two_channels(groups, "rnn.weight_ih_l0", ("rnn.bias_hh_l0", 0), keep["rnn.weight_ih_l0"])
     with pytest.raises(ParityError, match="cannot run at node 'rnn_tanh'"):
-        verify(network, faulty, keep, prune(network, faulty, keep), case.inputs)
+        verify_pruning(network, faulty, keep, prune(network, faulty, keep), case.inputs)
 
 
 class DistanceBias(torch.nn.Module):
-    """Positions' distances by their logarithm, whose value for no distance is minus infinity until it is replaced."""
+    """Adds the logarithm of each position's distance; log(0) is minus infinity until it is replaced."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,15 +139,15 @@ class DistanceBias(torch.nn.Module):
         return self.second(torch.relu(self.first(x)) + logarithms[:, None])
 
 
-def test_infinities_that_both_networks_have_are_equal_and_others_are_not():
+def test_infinities_in_both_networks_are_equal_and_others_are_not():
     torch.manual_seed(0)
     network = Network.trace(DistanceBias(), (torch.randn(2, 5, 4),))
     groups = analyse(network)
     keep = {name: list(range(group.channels // 2)) for name, group in groups.free.items()}
     assert keep
     pruned = prune(network, groups, keep)
-    assert verify(network, groups, keep, pruned, network.example_inputs) < 1e-9
+    assert verify_pruning(network, groups, keep, pruned, network.example_inputs) < 1e-9
     with torch.no_grad():
         pruned.parameters()["second.bias"][0] = -float("inf")
     with pytest.raises(ParityError, match="relative error inf"):
-        verify(network, groups, keep, pruned, network.example_inputs)
+        verify_pruning(network, groups, keep, pruned, network.example_inputs)

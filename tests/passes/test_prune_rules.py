@@ -1,4 +1,4 @@
-"""Each operator rule on the smallest network that has it."""
+"""Each operator rule, on the smallest network that has the operator."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from zoo_networks import random_keep
 
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_can_go_is_found_goes_and_the_rest_computes_the_same_and_trains(name):
+def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(name):
     case = CASES[name]
     torch.manual_seed(0)
     network = Network.trace(Formula(case.compute, case.parts), case.inputs)
@@ -22,13 +22,13 @@ def test_what_can_go_is_found_goes_and_the_rest_computes_the_same_and_trains(nam
     for ratio in (0.3, 0.5):
         keep = random_keep(groups, ratio, seed=1)
         pruned = prune(network, groups, keep)
-        assert verify(network, groups, keep, pruned, case.inputs) < PROOF_TOLERANCE
+        assert verify_pruning(network, groups, keep, pruned, case.inputs) < PROOF_TOLERANCE
     pruned.train_module(*case.inputs).square().mean().backward()
     assert all(parameter.grad is not None for parameter in pruned.parameters().values())
 
 
 class Regions(torch.nn.Module):
-    """A part without autocast, a part without gradients."""
+    """One part with autocast disabled, one part without gradients."""
 
     def __init__(self):
         super().__init__()
@@ -42,12 +42,12 @@ class Regions(torch.nn.Module):
         return self.o(y.relu() * z)
 
 
-def test_regions_are_inlined_and_keep_what_they_say_of_gradients():
+def test_regions_are_inlined_and_a_part_without_gradients_still_gets_none():
     network = Network.trace(Regions(), (torch.randn(2, 5),))
     groups = analyse(network)
     assert {name: group.channels for name, group in groups.free.items()} == {"a": 12}
     keep = random_keep(groups, 0.5, seed=1)
     pruned = prune(network, groups, keep)
-    assert verify(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
     pruned.train_module(*network.example_inputs).sum().backward()
     assert {name for name, parameter in pruned.parameters().items() if parameter.grad is None} == {"b.weight", "b.bias"}

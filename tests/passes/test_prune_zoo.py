@@ -8,20 +8,20 @@ from zoo_networks import RATIOS, random_keep, tensors_in, traced, with_batch
 from benchmarks.zoo import ARCHITECTURES, MINIATURES, ZOO
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import importance
-from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify
+from edgeopt.passes.prune.importance import score_channels
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.passes.prune.table import group_table
+from edgeopt.passes.prune.table import build_group_table
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.recipe import Importance
 
 MACS_NOT_COUNTED = {
-    "mixer": "positions are channels here, which count as they are",
-    "wav2vec": "a weight that is computed (weight norm) is not seen",
-    "yolo": "a convolution with a buffer trains nothing and is not counted",
+    "mixer": "positions are channels here, and all of them are counted",
+    "wav2vec": "a computed weight (weight norm) is not counted",
+    "yolo": "a convolution whose weight is a buffer is not counted",
     "gru": "weights of recurrent layers are not counted",
 }
-"""Architectures whose table is exact for parameters, and for MACs not."""
+"""Architectures whose table is exact for parameters, but not for MACs."""
 
 EVERY = pytest.mark.parametrize("name", ZOO)
 TINY_OR_SLOW = pytest.mark.parametrize(
@@ -42,21 +42,21 @@ def test_each_node_of_the_pruned_network_equals_the_kept_part_of_the_original(na
     network, groups = traced(name)
     keep = random_keep(groups, ratio, seed=1)
     pruned = prune(network, groups, keep)
-    assert verify(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(network, groups, keep, pruned, network.example_inputs) < PROOF_TOLERANCE
 
 
 @TINY_OR_SLOW
 @BOTH
-def test_a_pruned_network_is_pruned_again(name, ratio):
+def test_a_pruned_network_can_be_pruned_again(name, ratio):
     network, groups = traced(name)
     once = prune(network, groups, random_keep(groups, ratio, seed=2))
     again_groups = analyse(once)
     keep = random_keep(again_groups, ratio, seed=3)
     twice = prune(once, again_groups, keep)
-    assert verify(once, again_groups, keep, twice, network.example_inputs) < PROOF_TOLERANCE
+    assert verify_pruning(once, again_groups, keep, twice, network.example_inputs) < PROOF_TOLERANCE
     for (tensor, dim), indices in twice.kept.items():
-        whole, cut = network.state()[tensor], twice.state()[tensor]
-        assert len(indices) == cut.shape[dim] < whole.shape[dim]
+        full, cut = network.state()[tensor], twice.state()[tensor]
+        assert len(indices) == cut.shape[dim] < full.shape[dim]
 
 
 @EVERY
@@ -75,14 +75,14 @@ def test_one_training_step_reaches_every_parameter_and_changes_no_other_network(
 @EVERY
 @BOTH
 def test_parameters_are_what_the_table_predicts(name, ratio):
-    for network, table, widths in _whole_and_pruned(name, ratio):
+    for network, table, widths in _full_and_pruned(name, ratio):
         assert sum(parameter.numel() for parameter in network.parameters().values()) == table.parameters(widths)
 
 
 @pytest.mark.parametrize("name", [name for name in ZOO if name not in MACS_NOT_COUNTED])
 @BOTH
 def test_macs_are_what_the_table_predicts(name, ratio):
-    for network, table, widths in _whole_and_pruned(name, ratio):
+    for network, table, widths in _full_and_pruned(name, ratio):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval_module(*network.example_inputs)
         counted = counter.get_total_flops() - _attention_flops(counter)
@@ -95,9 +95,11 @@ def test_macs_are_not_yet_what_the_table_predicts(name):
     test_macs_are_what_the_table_predicts(name, 0.5)
 
 
-def _whole_and_pruned(name: str, ratio: float) -> list[tuple[Network, GroupTable, dict[str, int]]]:
+def _full_and_pruned(name: str, ratio: float) -> list[tuple[Network, GroupTable, dict[str, int]]]:
     network, groups = traced(name)
-    table = group_table(network, groups, importance(network, groups, Importance(method="l2", normalization="mean")))
+    table = build_group_table(
+        network, groups, score_channels(network, groups, Importance(method="l2", normalization="mean"))
+    )
     keep = random_keep(groups, ratio, seed=5)
     widths = {group: len(channels) for group, channels in keep.items()}
     return [(network, table, {}), (prune(network, groups, keep), table, widths)]
@@ -109,14 +111,14 @@ def _attention_flops(counter: FlopCounterMode) -> int:
 
 
 @pytest.mark.parametrize("name", MINIATURES)
-def test_a_saved_network_comes_back_with_bitwise_equal_outputs(name, tmp_path):
+def test_a_loaded_network_has_bitwise_equal_outputs(name, tmp_path):
     network, groups = traced(name)
     pruned = prune(network, groups, random_keep(groups, 0.5, seed=6))
     pruned = prune(pruned, analyse(pruned), random_keep(analyse(pruned), 0.3, seed=7))
     path = tmp_path / "network.safetensors"
     pruned.save(path)
-    back = Network.load(path, network)
-    for one, other in zip(_outputs(pruned), _outputs(back), strict=True):
+    loaded = Network.load(path, network)
+    for one, other in zip(_outputs(pruned), _outputs(loaded), strict=True):
         assert torch.equal(one, other)
 
 

@@ -1,4 +1,4 @@
-"""A network that rounds as its int8 file does: every place is found, and it trains."""
+"""A network that rounds as its int8 file does: every site is found, and it trains."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from edgeopt.graph.apply import apply_steps, find_fake_quant_sites
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, evaluate
 from edgeopt.passes.network import Network
-from edgeopt.passes.quantization_aware import _noise, fake_quantized_module
+from edgeopt.passes.quantization_aware import _noise_ratio, fake_quantize
 from edgeopt.records.recipe import Distill, Quantize, Simplify
 from edgeopt.task import CheckedTask
 
@@ -23,15 +23,15 @@ LIMITS = {"max_opset": 17, "max_ir": 9}
 
 
 def a_case(module, x, folder):
-    """Return a traced network, what its int8 file rounds, and the values there."""
+    """Return a traced network, the fake-quantization sites of its int8 file, and the values there."""
     network = Network.trace(module.eval(), (x[:2],))
     names = {"input_names": ["x"], "output_names": ["y"]}
     export(network.eval_module, (x[:2],), folder / "float.onnx", exporter="torchscript", **names, **LIMITS)
     head = apply_steps((Simplify(),), folder / "float.onnx", folder / "head.onnx", calibration=None, **LIMITS)[-1].path
     write_batches(folder / "x.npz", [{"x": x.numpy()}])
-    found = find_fake_quant_sites(STEP, head, folder / "x.npz", folder / "x.npz", folder / "values.npz")
+    sites = find_fake_quant_sites(STEP, head, folder / "x.npz", folder / "x.npz", folder / "values.npz")
     with np.load(folder / "values.npz") as stored:
-        return network, found, dict(stored)
+        return network, sites, dict(stored)
 
 
 def a_zoo_network(name):
@@ -47,44 +47,48 @@ def a_zoo_network(name):
 
 
 @pytest.mark.parametrize("name", ["depthwise", "silu", "hard_swish", "residual"])
-def test_the_module_computes_what_the_int8_file_computes_and_trains_the_networks_own_tensors(name, tmp_path):
+def test_the_module_computes_the_same_as_the_int8_file_and_trains_the_networks_own_tensors(name, tmp_path):
     module, x = a_zoo_network(name)
-    network, found, values = a_case(module, x, tmp_path)
+    network, sites, values = a_case(module, x, tmp_path)
     before = {name: value.clone() for name, value in network.state().items()}
-    rounded, notes = fake_quantized_module(network, found, values)
+    fake_quantized, notes = fake_quantize(network, sites, values)
     assert notes == ()
     with torch.no_grad():
         inputs = torch.from_numpy(values["input/x"])
-        alike = _noise(rounded(inputs).numpy(), values["output/y"])
-        plain = _noise(network.eval_module(inputs).numpy(), values["output/y"])
-    assert alike < 0.3 * plain  # 0.15 at most: what a step more or less comes to in random weights
-    assert {id(value) for value in rounded.parameters()} == {id(value) for value in network.eval_module.parameters()}
-    rounded(x[:8]).square().mean().backward()
-    assert all(value.grad is not None and bool(value.grad.any()) for value in rounded.parameters())
+        unexplained = _noise_ratio(fake_quantized(inputs).numpy(), values["output/y"])
+        plain = _noise_ratio(network.eval_module(inputs).numpy(), values["output/y"])
+    assert unexplained < 0.3 * plain  # 0.15 at most: random weights amplify a value that is rounded to the next step
+    assert {id(value) for value in fake_quantized.parameters()} == {
+        id(value) for value in network.eval_module.parameters()
+    }
+    fake_quantized(x[:8]).square().mean().backward()
+    assert all(value.grad is not None and bool(value.grad.any()) for value in fake_quantized.parameters())
     assert all(torch.equal(value, network.state()[name]) for name, value in before.items())
 
 
-def test_a_file_that_rounds_elsewhere_is_refused(tmp_path):
-    network, found, values = a_case(*a_zoo_network("residual"), tmp_path)
-    for one in found.activations:
+def test_a_file_that_rounds_other_values_is_refused(tmp_path):
+    network, sites, values = a_case(*a_zoo_network("residual"), tmp_path)
+    for one in sites.activations:
         values[f"activation/{one.tensor}"] = values[f"activation/{one.tensor}"] + 1.0
-    with pytest.raises(StepError, match=r"cannot be imitated: output 0 is off by .* not rounded in training: "):
-        fake_quantized_module(network, found, values)
+    with pytest.raises(
+        StepError, match=r"cannot imitate the int8 file: output 0 is off by .* not rounded in training: "
+    ):
+        fake_quantize(network, sites, values)
 
 
-def test_training_gives_back_what_int8_took(tmp_path):
+def test_training_recovers_the_score_that_int8_lost(tmp_path):
     task = CheckedTask(tiny_spread.task(spread=4000.0), "tests/tiny_spread.py:task")
-    network, found, values = a_case(task.model, tiny_task.images(512, 5)[0], tmp_path)
-    rounded, _ = fake_quantized_module(network, found, values)
-    whole, lossy = evaluate(network.eval_module, task), evaluate(rounded, task)
+    network, sites, values = a_case(task.model, tiny_task.images(512, 5)[0], tmp_path)
+    fake_quantized, _ = fake_quantize(network, sites, values)
+    float_score, int8_score = evaluate(network.eval_module, task), evaluate(fake_quantized, task)
     step = Distill(
         epochs=3, optimizer="sgd", learning_rate=0.005, weight_decay=5e-4, warmup_ratio=0.1, temperature=4.0,
         kl_weight=0.9, mse_weight=0.0, hard_weight=0.1,
     )  # fmt: skip
-    lessons = TeacherOutputs(tmp_path / "teacher", task, task.model, epochs=3, seed=0)
+    stream = TeacherOutputs(tmp_path / "teacher", task, task.model, epochs=3, seed=0)
     Distillation(
-        rounded, rounded, task, step, lessons,
+        fake_quantized, fake_quantized, task, step, stream,
         sparsity=None, checkpoint=tmp_path / "checkpoint", progress=lambda *_: None,
     ).run()  # fmt: skip
-    assert lossy < whole - 0.2  # measured: 0.924 in float, 0.600 in int8, 0.898 trained
-    assert evaluate(rounded, task) > lossy + 0.2
+    assert int8_score < float_score - 0.2  # measured: 0.924 in float, 0.600 in int8, 0.898 trained
+    assert evaluate(fake_quantized, task) > int8_score + 0.2

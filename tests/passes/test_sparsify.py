@@ -3,13 +3,13 @@ import tiny_task
 import torch
 from torch import nn
 
-from edgeopt.passes.sparsify import CURVE_RATIOS, Sparsity, loss_curve, saliency
+from edgeopt.passes.sparsify import CURVE_RATIOS, SparsitySchedule, measure_loss_curve, score_weights
 from edgeopt.records.recipe import Sparsify
 
 
 def sparsify(module, batches, loss, **step):
-    """Zero weights at once, without a training."""
-    Sparsity(Sparsify(**{"schedule": "once"} | step), batches, loss, epochs=0).masks(module, 0)
+    """Zero weights immediately, without a training."""
+    SparsitySchedule(Sparsify(**{"schedule": "once"} | step), batches, loss, epochs=0).begin_epoch(module, 0)
 
 
 def zeros(module):
@@ -18,14 +18,14 @@ def zeros(module):
 
 @pytest.mark.parametrize("method", ["magnitude", "gradient", "taylor"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
-def test_the_asked_share_becomes_zero(method, scope):
+def test_the_requested_share_becomes_zero(method, scope):
     torch.manual_seed(0)
     net = tiny_task.TinyNet(8)
     total = sum(value.numel() for value in net.parameters() if value.dim() > 1)
     batches = [((x,), labels) for x, labels in tiny_task.batches(64, 0)]
     sparsify(net, batches, nn.CrossEntropyLoss(), method=method, ratio=0.6, scope=scope)
-    gone = sum(int((value == 0).sum()) for value in net.parameters() if value.dim() > 1)
-    assert gone == pytest.approx(0.6 * total, abs=3)
+    zero_count = sum(int((value == 0).sum()) for value in net.parameters() if value.dim() > 1)
+    assert zero_count == pytest.approx(0.6 * total, abs=3)
     if scope == "layer":
         assert all(share == pytest.approx(0.6, abs=0.02) for share in zeros(net).values())
     assert all(
@@ -33,7 +33,7 @@ def test_the_asked_share_becomes_zero(method, scope):
     )
 
 
-def test_magnitude_takes_the_smallest():
+def test_magnitude_zeroes_the_smallest_weights():
     net = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.1, -3.0, 0.2, -0.05]]))
@@ -41,25 +41,25 @@ def test_magnitude_takes_the_smallest():
     assert net.weight.tolist() == [[0.0, -3.0, pytest.approx(0.2), 0.0]]
 
 
-def test_gradient_saliency_is_what_a_weight_contributes():
+def test_the_gradient_score_is_a_weight_times_its_gradient():
     net = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0]]))
     batch = ((torch.tensor([[0.0, 2.0]]),), torch.tensor([[0.0]]))
-    scores = saliency(net, "gradient", [batch], nn.MSELoss())
+    scores = score_weights(net, "gradient", [batch], nn.MSELoss())
     assert scores["weight"].tolist() == [[0.0, 8.0]]  # d/dw (2w)^2 = 8w
 
 
-def test_taylor_tells_apart_what_cancels_over_batches():
+def test_taylor_ranks_weights_whose_gradients_cancel_over_batches():
     net = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[1.0, 1.0]]))
     batches = [((torch.tensor([[2.0, 1.0]]),), torch.tensor([[target]])) for target in (2.0, 4.0)]  # errors 1 and -1
-    assert saliency(net, "gradient", batches, nn.MSELoss())["weight"].tolist() == [[0.0, 0.0]]
-    assert saliency(net, "taylor", batches, nn.MSELoss())["weight"].tolist() == [[8.0, 4.0]]
+    assert score_weights(net, "gradient", batches, nn.MSELoss())["weight"].tolist() == [[0.0, 0.0]]
+    assert score_weights(net, "taylor", batches, nn.MSELoss())["weight"].tolist() == [[8.0, 4.0]]
 
 
-def test_blocks_of_four_keep_their_two_largest_and_a_rest_stays():
+def test_blocks_of_four_keep_their_two_largest_and_an_incomplete_block_is_kept():
     net = nn.Linear(10, 3, bias=False)
     before = net.weight.detach().clone()
     sparsify(net, [], nn.MSELoss(), method="magnitude", ratio=0.5, scope="block", block=4)
@@ -72,7 +72,7 @@ def test_blocks_of_four_keep_their_two_largest_and_a_rest_stays():
 
 def test_the_cubic_schedule_rises_quickly_and_ends_at_its_ratio():
     step = Sparsify(method="magnitude", ratio=0.8, scope="global", schedule="cubic")
-    sparsity = Sparsity(step, [], nn.MSELoss(), epochs=10)
+    sparsity = SparsitySchedule(step, [], nn.MSELoss(), epochs=10)
     ratios = [sparsity.ratio(epoch) for epoch in range(10)]
     assert ratios[0] == pytest.approx(0.8 * (1 - (5 / 6) ** 3))
     assert ratios == sorted(ratios)
@@ -81,13 +81,13 @@ def test_the_cubic_schedule_rises_quickly_and_ends_at_its_ratio():
 
 
 @pytest.mark.parametrize("method", ["magnitude", "taylor"])
-def test_the_curve_of_zeros_starts_at_the_networks_own_loss_and_leaves_the_network(method):
+def test_the_loss_curve_starts_at_the_networks_own_loss_and_does_not_change_the_network(method):
     net = tiny_task.trained()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     batches = [((x,), labels) for x, labels in tiny_task.batches(128, 0)]
     held_back = [((x,), labels) for x, labels in tiny_task.batches(128, 1000)]
     loss = nn.CrossEntropyLoss()
-    points = loss_curve(net, method, batches, held_back, loss)
+    points = measure_loss_curve(net, method, batches, held_back, loss)
     with torch.no_grad():
         own = sum(float(loss(net(*inputs), labels)) for inputs, labels in held_back) / len(held_back)
     assert [point.nonzero_ratio for point in points] == [1 - ratio for ratio in CURVE_RATIOS]

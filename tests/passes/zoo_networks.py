@@ -1,4 +1,4 @@
-"""The zoo, traced and analysed once for each session of tests."""
+"""The zoo, traced and analysed once per test session."""
 
 from functools import cache
 
@@ -29,7 +29,7 @@ def random_keep(groups: Groups, ratio: float, seed: int) -> dict[str, list[int]]
 
 
 def with_batch(example: Tensor, batch: int, random: torch.Generator) -> Tensor:
-    """Random inputs like an example: numbers, or indices that it has too."""
+    """Return random inputs like an example: numbers, or indices no larger than its own."""
     shape = (batch, *example.shape[1:])
     if example.is_floating_point():
         return torch.randn(shape, generator=random)

@@ -4,13 +4,13 @@ from edgeopt.errors import DeviceError, DeviceLostError, DivergedError, StepErro
 from edgeopt.pipeline.boundary import as_failed, run_step, run_user_code
 
 
-def test_what_a_step_raises_without_meaning_to_names_its_stage_and_keeps_its_trace():
+def test_an_unexpected_exception_of_a_step_names_the_stage_and_keeps_the_trace():
     with pytest.raises(StepError, match="export: ZeroDivisionError: division by zero") as caught:
         run_step("export", lambda: 1 / 0)
     assert "run_step" in caught.value.trace
 
 
-def test_errors_of_edgeopt_pass_as_they_are():
+def test_errors_of_edgeopt_pass_through_unchanged():
     def diverge():
         raise DivergedError("distill", "nan")
 
@@ -18,8 +18,8 @@ def test_errors_of_edgeopt_pass_as_they_are():
         run_step("train", diverge)
 
 
-def test_user_code_that_fails_is_named_with_its_place():
-    with pytest.raises(TaskError, match=r"task 'mine': score\(\) failed with ZeroDivisionError.*test_run_step\.py"):
+def test_an_error_in_user_code_names_the_part_and_the_line():
+    with pytest.raises(TaskError, match=r"task 'mine': score\(\) failed with ZeroDivisionError.*test_boundary\.py"):
         run_user_code("mine", "score()", lambda: 1 / 0)
 
 
@@ -30,7 +30,7 @@ def test_a_failed_step_becomes_a_failed_trial_but_a_full_disk_ends_the_build():
         as_failed(WorkspaceError("disk full"))
 
 
-def test_a_worker_that_died_on_the_device_is_a_failed_trial_but_a_lost_device_ends_the_build():
+def test_a_dead_worker_on_the_device_is_a_failed_trial_but_a_lost_device_ends_the_build():
     assert as_failed(DeviceError("killed")).stage == "device"
     with pytest.raises(DeviceLostError):
         as_failed(DeviceLostError("gone"))

@@ -1,14 +1,22 @@
 import os
 import subprocess
 import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from builders import a_recipe
 from spoilt_python import a_spoilt_python
+from stub_builds import a_stub_build
 from tiny_models import a_network, write_quick_target
 
+from edgeopt.device.local import LocalDevice
 from edgeopt.errors import ParityError
-from edgeopt.pipeline.artifacts.device_parity import compare_outputs
+from edgeopt.pipeline.artifacts.device_parity import compare_outputs, device_parity
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
 
 HERE = {"logits": np.array([[1.0, -4.0]], np.float32), "label": np.array([1])}
 
@@ -56,3 +64,49 @@ def test_a_build_on_a_device_that_computes_something_else_says_so(tmp_path):
     assert done.returncode == 1
     assert "output 'y' is off by" in done.stderr
     assert "on the device against this machine" in done.stderr
+
+
+class RecordingDevice(LocalDevice):
+    """This machine under another name; writes down the models that run there."""
+
+    uri = "ssh://elsewhere"
+
+    def __init__(self):
+        super().__init__()
+        self.ran = []
+
+    def run(self, request, timeout_seconds, variables):
+        self.ran.append(Path(request.model).name)
+        return super().run(request, timeout_seconds, variables)
+
+
+@pytest.fixture
+def check_on_device(tmp_path):
+    """Return a function that checks one file on a device for a task, and what ran there."""
+    model = tmp_path / "artifacts" / "m.onnx"
+    for name in ("artifacts", "stages"):
+        (tmp_path / name).mkdir()
+    a_network(model)
+    ledger, device = Ledger(tmp_path / "ledger.sqlite"), RecordingDevice()
+
+    def check(task, golden, **facts):
+        device.ran.clear()
+        build = a_stub_build(
+            device=device, ledger=ledger, workspace=Workspace(tmp_path), data=SimpleNamespace(golden_inputs=golden),
+            facts={"task": task, **facts},
+        )  # fmt: skip
+        parity = device_parity(build, "m", a_recipe())
+        assert parity.max_abs_error == 0.0
+        return bool(device.ran)
+
+    yield check
+    ledger.close()
+
+
+def test_a_file_is_compared_again_if_the_golden_inputs_or_the_runtime_here_are_others(check_on_device):
+    """Tasks with other golden inputs can give the same file: an old comparison says nothing about them."""
+    ones, zeros = ({"x": value(np.float32)} for value in (partial(np.ones, (8, 32)), partial(np.zeros, (8, 32))))
+    assert check_on_device("task", ones)
+    assert not check_on_device("task", ones)
+    assert check_on_device("the same model with other data", zeros)
+    assert check_on_device("task", ones, makers={"onnxruntime": "1.99"})

@@ -3,16 +3,20 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
+from builders import a_profile
+from stub_builds import a_stub_build
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
+from edgeopt.records.measurement import DeviceInfo
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 
 
-class CountingScale(Evaluator):
+class CountingEvaluator(Evaluator):
     """Its device gives one number for every file; what ran there is noted."""
 
     ran: tuple[str, ...] = ()
@@ -26,7 +30,7 @@ class CountingScale(Evaluator):
 
 @pytest.fixture
 def on(tmp_path):
-    """Return what weighs files on a named device, in the workspace that all of them share."""
+    """Return an evaluator for a named device; all share one workspace."""
     ledger = Ledger(tmp_path / "ledger.sqlite")
     workspace = Workspace(tmp_path)
     workspace.folder("arrays").mkdir(parents=True)
@@ -39,20 +43,11 @@ def on(tmp_path):
         sample_scores=lambda pairs: None,
     )
 
-    def on(device: str, computes: float = 0.0, *, onnxruntime: str = "1.2", providers: tuple[str, ...] = ("CPU",)):
-        return CountingScale(
-            SimpleNamespace(
-                data=data,
-                ledger=ledger,
-                workspace=workspace,
-                fingerprint="task",
-                device=SimpleNamespace(id=device),
-                environment=SimpleNamespace(onnxruntime=onnxruntime),
-                profile=SimpleNamespace(providers=providers),
-                computes=computes,
-            ),
-            "baseline",
-        )
+    def on(device: str, computes: float = 0.0, **facts):
+        info = DeviceInfo(uri="local:", kind="measured", id=device)
+        build = a_stub_build(data=data, ledger=ledger, workspace=workspace, facts={"device": info, **facts})
+        build.computes = computes
+        return CountingEvaluator(build, "baseline")
 
     yield on
     ledger.close()
@@ -68,8 +63,11 @@ def test_the_scores_of_two_devices_are_not_mixed(on):
         assert again.ran == ()
 
 
-@pytest.mark.parametrize("other", [{"onnxruntime": "1.3"}, {"providers": ("GPU", "CPU")}])
-def test_another_runtime_or_provider_scores_anew(on, other):
+ON_GPU = msgspec.structs.replace(a_profile().runtime, providers=("GPU", "CPU"))
+
+
+@pytest.mark.parametrize("other", [{"device_onnxruntime": "1.3"}, {"runtime": ON_GPU}, {"task": "other data"}])
+def test_with_another_runtime_provider_or_task_scores_are_computed_again(on, other):
     on("here", 0.75).score("file")
     again = on("here", 0.5, **other)
     assert again.score("file").value == 0.5

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+from stub_builds import a_stub_build
 
 from edgeopt.bench.nodes import FileTime, NodeTime
 from edgeopt.config.profiles import load_profile
@@ -39,7 +40,7 @@ def a_table(sizes):
 
 
 @pytest.mark.parametrize("sizes", [(16, 16, 16), (32,) * 12, (8,) * 20, (64, 384) * 25])
-def test_the_teaching_files_tell_every_group_from_every_other(sizes):
+def test_the_teaching_files_distinguish_every_group_from_every_other(sizes):
     table = a_table(sizes)
     widths = teaching_widths(table, moving_dimensions(table))
     assert are_distinguishable(moving_dimensions(table), widths)
@@ -47,7 +48,7 @@ def test_the_teaching_files_tell_every_group_from_every_other(sizes):
     assert all(1 <= one[group.name] <= group.channels for one in widths for group in table.groups)
 
 
-def test_groups_that_cannot_shrink_need_not_be_told_apart():
+def test_groups_that_cannot_shrink_need_not_be_distinguishable():
     table = a_table((16, 10, 10))
     frozen = [msgspec.structs.replace(group, frozen_by="the model's output") for group in table.groups[1:]]
     table = msgspec.structs.replace(table, groups=(table.groups[0], *frozen))
@@ -57,7 +58,7 @@ def test_groups_that_cannot_shrink_need_not_be_told_apart():
     assert are_distinguishable(dimensions, teaching_widths(table, dimensions))
 
 
-def test_groups_too_small_to_tell_apart_are_refused():
+def test_groups_too_small_to_distinguish_are_refused():
     table = a_table((1, 1, 1))
     with pytest.raises(StepError, match="too few channels"):
         teaching_widths(table, moving_dimensions(table))
@@ -88,8 +89,8 @@ def test_two_runs_are_joined_at_the_speed_of_the_first():
     assert found[-1].nodes[0].ns == pytest.approx(40.0)
 
 
-class TrainersWithoutSpace:
-    """Torch workers that meet a full disk, or something else."""
+class FailingPool:
+    """Torch processes that fail every job for this reason."""
 
     def __init__(self, reason):
         self.reason = reason
@@ -101,20 +102,11 @@ class TrainersWithoutSpace:
 def a_build(folder, reason):
     """What ``latency_table`` asks of a build before anything runs on a device."""
     workspace = Workspace(folder)
-    profile = load_profile("phone")
     for name in ("stages", "latency", "artifacts"):
         workspace.folder(name).mkdir(parents=True, exist_ok=True)
-    return SimpleNamespace(
-        workspace=workspace,
-        ledger=Ledger(workspace.ledger_file),
-        trainers=TrainersWithoutSpace(reason),
-        profile=profile,
-        budget=profile.limits,
-        device=SimpleNamespace(id="here"),
-        environment=SimpleNamespace(onnxruntime="1"),
-        allow_fallback=(),
-        fingerprint="task",
-        versions="1",
+    ledger = Ledger(workspace.ledger_file)
+    return a_stub_build(
+        workspace=workspace, ledger=ledger, torch_pool=FailingPool(reason), profile=load_profile("phone")
     )
 
 
@@ -124,9 +116,9 @@ def test_a_network_without_a_table_is_remembered_but_a_full_disk_ends_the_build_
     try:
         with pytest.raises(DiskFullError):
             latency_table(build, table, exported, "int8")
-        build.trainers = TrainersWithoutSpace("it has a loop")
+        build.torch_pool = FailingPool("it has a loop")
         assert latency_table(build, table, exported, "int8") == NoLatencyTable(reason="it has a loop")
-        build.trainers = TrainersWithoutSpace("never asked again")
+        build.torch_pool = FailingPool("never asked again")
         assert latency_table(build, table, exported, "int8").reason == "it has a loop"
         assert not list(build.workspace.folder("stages").iterdir())
     finally:

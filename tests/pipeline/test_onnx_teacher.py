@@ -1,4 +1,4 @@
-"""A teacher given as ``.onnx``: it teaches what its module would, what is wrong with it is said before any training."""
+"""A teacher given as ``.onnx``: it teaches as its module would, and errors in it are reported before any training."""
 
 import itertools
 import shutil
@@ -18,7 +18,6 @@ import edgeopt
 from edgeopt.errors import TaskError
 from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.teacher import TeacherOutputs, checksum
-from edgeopt.pipeline import onnx_teacher as teacher_file
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher, check_teacher
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process import protocol
@@ -31,7 +30,7 @@ TESTS = Path(__file__).parent.parent
 
 
 def a_file(path, module=None, **names):
-    """Export a teacher: a network that is none of the task's."""
+    """Export a teacher: a network that is not the task's."""
     if module is None:
         torch.manual_seed(7)
         module = tiny_task.TinyNet(24)
@@ -50,7 +49,7 @@ def a_task(teacher, train=lambda seed: tiny_task.batches(128, seed), **members):
 
 
 def set_up(task, folder):
-    """Do with the task what a build does before anything else; return its fingerprint."""
+    """Prepare the task as a build does, and return its fingerprint."""
     with Workspace(folder / "workspace").open() as workspace:
         data = TaskData(task, workspace)
         check_teacher(task, workspace.folder("teacher"))
@@ -64,46 +63,46 @@ def made(tmp_path_factory):
     return path, a_file(path)
 
 
-@pytest.mark.parametrize("chunk_bytes", [20_000, teacher_file.CHUNK_BYTES])
-def test_a_file_teaches_what_its_module_would_in_any_chunks(made, tmp_path, monkeypatch, chunk_bytes):
+@pytest.mark.parametrize("chunk_bytes", [20_000, OnnxTeacher.chunk_bytes])
+def test_a_file_teaches_the_same_as_its_module_in_chunks_of_any_size(made, tmp_path, monkeypatch, chunk_bytes):
     path, module = made
     monkeypatch.setattr(OnnxTeacher, "chunk_bytes", chunk_bytes)
     task = a_task(path)
     check_teacher(task, tmp_path)
-    kept = TeacherOutputs(tmp_path / "file", task, OnnxTeacher(task, tmp_path / "file"), epochs=1, seed=0)
-    wanted = TeacherOutputs(tmp_path / "module", task, module, epochs=1, seed=0)
-    pairs = list(zip(kept.lessons(0), wanted.lessons(0), strict=True))
+    from_file = TeacherOutputs(tmp_path / "file", task, OnnxTeacher(task, tmp_path / "file"), epochs=1, seed=0)
+    from_module = TeacherOutputs(tmp_path / "module", task, module, epochs=1, seed=0)
+    pairs = list(zip(from_file.batches(0), from_module.batches(0), strict=True))
     for found, right in pairs:
         assert torch.equal(found.inputs[0], right.inputs[0])
         assert torch.equal(found.targets, right.targets)
         torch.testing.assert_close(found.teacher_outputs, right.teacher_outputs, rtol=1e-4, atol=1e-5)
-    assert len(pairs) == kept.prepare(0) == 4
+    assert len(pairs) == from_file.prepare(0) == 4
     assert not list(tmp_path.rglob("chunk-*"))
 
 
-def test_the_file_runs_once_an_epoch_for_all_students(made, tmp_path, monkeypatch):
+def test_the_file_runs_once_per_epoch_for_all_students(made, tmp_path, monkeypatch):
     runs = []
     run = OnnxTeacher.run
     monkeypatch.setattr(OnnxTeacher, "run", lambda self, batches: runs.append(len(batches)) or run(self, batches))
     for _ in range(2):
         task = a_task(made[0])
-        list(TeacherOutputs(tmp_path, task, OnnxTeacher(task, tmp_path), epochs=1, seed=0).lessons(0))
+        list(TeacherOutputs(tmp_path, task, OnnxTeacher(task, tmp_path), epochs=1, seed=0).batches(0))
     assert runs == [4]
 
 
-def test_a_loader_that_ignores_its_seed_gets_right_lessons_from_a_file_too(made, tmp_path):
+def test_a_loader_that_ignores_its_seed_gets_the_right_outputs_from_a_file_too(made, tmp_path):
     path, module = made
     state = itertools.count()
     task = a_task(path, lambda seed: tiny_task.batches(64, next(state)))
-    lessons = list(TeacherOutputs(tmp_path, task, OnnxTeacher(task, tmp_path), epochs=1, seed=0).lessons(0))
-    assert len(lessons) == 2
-    for inputs, _, outputs in lessons:
+    batches = list(TeacherOutputs(tmp_path, task, OnnxTeacher(task, tmp_path), epochs=1, seed=0).batches(0))
+    assert len(batches) == 2
+    for inputs, _, outputs in batches:
         with torch.no_grad():
             torch.testing.assert_close(outputs[0], module(*inputs), rtol=1e-4, atol=1e-5)
 
 
 class Difference(nn.Module):
-    """Two inputs and two outputs that cannot be taken for each other."""
+    """A module whose two inputs and two outputs are not interchangeable."""
 
     def forward(self, first, second):
         return first - 2 * second, first + 1
@@ -123,18 +122,18 @@ def test_inputs_and_outputs_of_the_same_names_are_matched_by_name(tmp_path):
     torch.testing.assert_close(found, Difference()(*pair))
 
 
-def broken(path):
+def not_a_model(path):
     path.write_bytes(b"no model")
 
 
-def fixed(path):
+def with_a_fixed_batch(path):
     a_file(path)
     model = onnx.load(path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
     onnx.save(model, path)
 
 
-def from_the_future(path):
+def with_a_future_operator_set(path):
     a_file(path)
     model = onnx.load(path)
     model.opset_import[0].version = 99
@@ -160,24 +159,24 @@ def of_other_images(path):
 
 WRONG = {
     "missing": (lambda path: None, r"teacher .*t\.onnx does not exist"),
-    "no model": (broken, r"t\.onnx cannot be read as an ONNX model"),
-    "weights that are gone": (without_weights, r"keeps weights in .*weights\.bin, which does not exist"),
-    "a fixed batch": (fixed, r"fixed batch of 1 \(input 'image'\)"),
+    "not a model": (not_a_model, r"t\.onnx cannot be read as an ONNX model"),
+    "missing weights": (without_weights, r"keeps weights in .*weights\.bin, which does not exist"),
+    "a fixed batch": (with_a_fixed_batch, r"fixed batch of 1 \(input 'image'\)"),
     "another number of outputs": (
         lambda path: a_file(path, Difference(), input_names=("a", "b"), output_names=("c", "d")),
-        r"has 2 inputs \(a, b\) where the model has 1 \(input\)",
+        r"has 2 inputs \(a, b\), but the model has 1 \(input\)",
     ),
     "other classes": (
         lambda path: a_file(path, nn.Sequential(nn.Flatten(), nn.Linear(64, 5))),
-        r"outputs of shape \(8, 5\) \(float32\) where the model gives shape \(8, 4\) \(float32\)",
+        r"outputs of shape \(8, 5\) \(float32\), but the model returns shape \(8, 4\) \(float32\)",
     ),
     "another input size": (of_other_images, r"does not run on example_inputs\(\) of shape \(8, 1, 8, 8\).*16"),
-    "an operator set of tomorrow": (from_the_future, r"does not run .*pset 99.*onnxruntime knows"),
+    "an unsupported operator set": (with_a_future_operator_set, r"does not run .*pset 99.*onnxruntime supports"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_teacher_that_cannot_teach_is_said_in_words(case, tmp_path):
+def test_an_unusable_teacher_is_reported_with_the_reason(case, tmp_path):
     make, words = WRONG[case]
     path = tmp_path / "t.onnx"
     make(path)
@@ -187,12 +186,12 @@ def test_a_teacher_that_cannot_teach_is_said_in_words(case, tmp_path):
 
 
 @pytest.mark.parametrize("teacher", ["teacher.pt", nn.Identity()])
-def test_a_teacher_that_is_no_path_of_an_onnx_file_is_refused(teacher):
+def test_a_teacher_that_is_not_the_path_of_an_onnx_file_is_refused(teacher):
     with pytest.raises(TaskError, match=r"teacher has to be the path of an \.onnx file, not .*Export"):
         a_task(teacher)
 
 
-def test_the_fingerprint_depends_on_the_teachers_bytes_and_on_weights_beside_it(tmp_path):
+def test_the_fingerprint_depends_on_the_bytes_of_the_teacher_and_of_its_external_weights(tmp_path):
     path, weights = tmp_path / "t.onnx", tmp_path / "weights.bin"
 
     def fingerprint(teacher):
@@ -226,18 +225,18 @@ def project(made, tmp_path, monkeypatch):
     return tmp_path
 
 
-def assert_taught_by(module, kept, folder):
-    """The outputs that a build kept are those of ``module``, for the very batches of the stream."""
-    stored = load_file(kept)
+def assert_taught_by(module, outputs_file, folder):
+    """Check that a file of teacher outputs holds those of ``module``, for the same batches of the stream."""
+    stored = load_file(outputs_file)
     task = a_task(None)
-    lessons = list(TeacherOutputs(folder / "again", task, module, epochs=1, seed=0).lessons(0))
-    assert len(lessons) == 4
-    for index, (inputs, _, outputs) in enumerate(lessons):
+    batches = list(TeacherOutputs(folder / "again", task, module, epochs=1, seed=0).batches(0))
+    assert len(batches) == 4
+    for index, (inputs, _, outputs) in enumerate(batches):
         assert torch.equal(stored[f"{index}/check"], checksum(inputs))
         torch.testing.assert_close(stored[f"{index}/0"], outputs[0], rtol=1e-4, atol=1e-5)
 
 
-def test_a_torch_worker_trains_by_the_outputs_of_the_file(made, project):
+def test_a_torch_worker_trains_with_the_outputs_of_the_file(made, project):
     step = Distill(epochs=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, warmup_ratio=0.1, temperature=4.0,
                    kl_weight=0.9, mse_weight=0.0, hard_weight=0.1)  # fmt: skip
     job = protocol.TrainJob(
@@ -262,6 +261,6 @@ def test_a_build_learns_from_a_file_and_still_compresses_the_model(made, project
         capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (kept,) = (project / ".edgeopt" / "teacher").glob("*/seed0-epoch0.safetensors")
-    assert_taught_by(made[1], kept, project)
+    (outputs_file,) = (project / ".edgeopt" / "teacher").glob("*/seed0-epoch0.safetensors")
+    assert_taught_by(made[1], outputs_file, project)
     assert (project / "edgeopt-out" / "model.onnx").stat().st_size < made[0].stat().st_size

@@ -1,4 +1,4 @@
-"""The torch workers, real processes: they answer, they fail in words, they die without taking the build along."""
+"""The torch workers, as real processes: they answer, report errors, and may die without ending the build."""
 
 import os
 import signal
@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from edgeopt.errors import StepError, TaskError
+from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.torch_process import protocol
-from edgeopt.pipeline.torch_process.pool import WORTH_A_WORKER, TorchPool, available_cores
+from edgeopt.pipeline.torch_process.pool import MIN_SPEEDUP_RATIO, TorchPool, available_cores
 from edgeopt.planning.low_rank_rule import choose_layers
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
@@ -31,7 +34,7 @@ A_DISTILLATION = Distill(
 
 
 @pytest.fixture
-def trainers():
+def pool():
     pool = TorchPool(TASK, 1)
     yield pool
     pool.close()
@@ -49,51 +52,51 @@ def a_training(folder, steps, out, table=None):
     )  # fmt: skip
 
 
-def test_a_worker_does_job_after_job_and_says_what_is_wrong_with_one(trainers, tmp_path):
-    trainers.do(a_table_job(tmp_path), protocol.TableDone)
+def test_a_worker_does_job_after_job_and_reports_the_error_of_a_failed_one(pool, tmp_path):
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
     table = from_json((tmp_path / "table.json").read_bytes(), GroupTable)
     assert table.free
     assert table.parameters({}) > 0
     with pytest.raises(TaskError, match=r"there is no student 'nobody'; there are \['narrow'\]"):
-        trainers.do(a_table_job(tmp_path, "nobody"), protocol.TableDone)
+        pool.do(a_table_job(tmp_path, "nobody"), protocol.TableDone)
     missing = protocol.NetworkRef(source="original", file=str(tmp_path / "gone.safetensors"))
     with pytest.raises(TaskError, match=r"gone\.safetensors cannot be read"):
-        trainers.do(protocol.TableJob(network=missing, importance=Importance(method="l1"), out="x"), protocol.TableDone)
-    trainers.do(a_table_job(tmp_path, "narrow"), protocol.TableDone)
+        pool.do(protocol.TableJob(network=missing, importance=Importance(method="l1"), out="x"), protocol.TableDone)
+    pool.do(a_table_job(tmp_path, "narrow"), protocol.TableDone)
 
 
-def test_a_short_trial_tells_how_many_trainings_pay_side_by_side():
+def test_a_short_trial_finds_how_many_parallel_trainings_are_worthwhile():
     pool = TorchPool(TASK, 2)
     try:
-        gain = pool.settle(seconds=0.1)
+        gain = pool.tune_worker_count(seconds=0.1)
         assert pool.count in (1, 2)
-        assert (gain >= WORTH_A_WORKER) == (pool.count == 2)
+        assert (gain >= MIN_SPEEDUP_RATIO) == (pool.count == 2)
         assert pool.speed(1, 0.05) > 0
     finally:
         pool.close()
 
 
-def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(trainers, tmp_path):
-    with trainers.worker() as worker:
+def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(pool, tmp_path):
+    with pool.worker() as worker:
         process = worker.process
     threading.Timer(0.2, process.send_signal, (signal.SIGKILL,)).start()
     with pytest.raises(StepError, match=r"SIGKILL.*--workers 1"):
-        trainers.do(a_table_job(tmp_path), protocol.TableDone)
-    trainers.do(a_table_job(tmp_path), protocol.TableDone)
+        pool.do(a_table_job(tmp_path), protocol.TableDone)
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
 
 
-def test_a_task_that_cannot_be_loaded_is_the_users_to_mend(tmp_path):
+def test_a_task_that_cannot_be_loaded_is_an_error_of_the_user(tmp_path):
     pool = TorchPool("no_such_module:task", 1)
     with pytest.raises(TaskError, match="no module 'no_such_module'"):
         pool.do(a_table_job(tmp_path), protocol.TableDone)
     pool.close()
 
 
-def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
+def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     script = (
         "import time\n"
-        "from edgeopt.pipeline.torch_process.pool import Trainers\n"
-        f"pool = Trainers({TASK!r}, 1)\n"
+        "from edgeopt.pipeline.torch_process.pool import TorchPool\n"
+        f"pool = TorchPool({TASK!r}, 1)\n"
         "with pool.worker() as worker:\n"
         "    print(worker.process.pid, flush=True)\n"
         "    time.sleep(60)\n"
@@ -103,61 +106,78 @@ def test_a_worker_leaves_when_its_parent_is_killed(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    deadline = time.monotonic() + 90  # it notices once PyTorch is imported, which a busy machine takes its time for
+    deadline = time.monotonic() + 90  # it notices only after importing PyTorch, which is slow on a busy machine
     while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the worker outlived its parent"
         time.sleep(0.1)
+
+
+def test_a_pool_can_be_closed_twice_as_an_interrupted_round_does(pool, tmp_path):
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
+    pool.close()
+    pool.close()
+
+
+def test_an_interrupt_in_a_round_reaches_the_caller_as_what_it_is(pool):
+    """A round closes the pool, so that no thread waits for it, and the build closes it again."""
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    search = Search(SimpleNamespace(torch_pool=pool), runner=None)
+    with pytest.raises(KeyboardInterrupt), closing(pool):
+        search.in_parallel(interrupted, [1, 2])
 
 
 def test_cores_are_counted_by_affinity():
     assert 1 <= available_cores() <= len(os.sched_getaffinity(0))
 
 
-def test_a_worker_factors_layers_trains_them_and_loads_them_again(tmp_path):
+def test_a_worker_factorizes_layers_trains_them_and_loads_them_again(tmp_path):
     pool = TorchPool(f"{Path(TASK.partition(':')[0]).parent / 'tiny_mlp.py'}:task", 1)
     out = tmp_path / "network.safetensors"
     try:
-        job = protocol.LowRankJob(network=ORIGINAL, losses=(0.02, 0.1), step=8, out=str(tmp_path / "factors.json"))
+        job = protocol.LowRankJob(network=ORIGINAL, losses=(0.02, 0.1), step=8, out=str(tmp_path / "low_rank.json"))
         pool.do(job, protocol.LowRankDone)
-        table = from_json((tmp_path / "factors.json").read_bytes(), LowRankTable)
+        table = from_json((tmp_path / "low_rank.json").read_bytes(), LowRankTable)
         layers = choose_layers(table, 1, None).layers
         assert set(layers) == {f"layers.{index}.weight" for index in range(3)}
         done = pool.do(a_training(tmp_path, (LowRank(layers=layers), A_DISTILLATION), out), protocol.TrainDone)
         assert done.parameters < 0.1 * table.parameters
         assert done.proof_error < 1e-9
         assert done.best_score > 0.9
-        again = protocol.LowRankJob(network=protocol.NetworkRef(source="original", file=str(out)), losses=(0.1,), step=8,
-                                out=str(tmp_path / "again.json"))  # fmt: skip
+        rebuilt = protocol.NetworkRef(source="original", file=str(out))
+        again = protocol.LowRankJob(network=rebuilt, losses=(0.1,), step=8, out=str(tmp_path / "again.json"))
         pool.do(again, protocol.LowRankDone)
-        rebuilt = from_json((tmp_path / "again.json").read_bytes(), LowRankTable)
-        assert rebuilt.parameters == done.parameters
+        rebuilt_table = from_json((tmp_path / "again.json").read_bytes(), LowRankTable)
+        assert rebuilt_table.parameters == done.parameters
     finally:
         pool.close()
 
 
-def test_a_cut_after_a_training_scores_its_channels_anew_and_so_does_a_childs_table(trainers, tmp_path):
-    trainers.do(a_table_job(tmp_path), protocol.TableDone)
+def test_pruning_after_a_training_scores_the_channels_again_and_so_does_the_table_of_a_trained_network(pool, tmp_path):
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
     table = from_json((tmp_path / "table.json").read_bytes(), GroupTable)
     group = max(table.free, key=lambda one: one.channels)
     rule = Importance(method="l2")
     first, second = (Prune(importance=rule, widths={group.name: width}) for width in (32, 16))
     steps = (first, msgspec.structs.replace(A_DISTILLATION, group_lasso=0.01), second, A_DISTILLATION)
     out = tmp_path / "network.safetensors"
-    done = trainers.do(a_training(tmp_path, steps, out, str(tmp_path / "table.json")), protocol.TrainDone)
+    done = pool.do(a_training(tmp_path, steps, out, str(tmp_path / "table.json")), protocol.TrainDone)
     assert done.proof_error < 1e-9
     assert not list(tmp_path.glob("checkpoint*"))
-    child = protocol.NetworkRef(source="original", file=str(out))
-    trainers.do(protocol.TableJob(network=child, importance=rule, out=str(tmp_path / "child.json")), protocol.TableDone)
-    anew = from_json((tmp_path / "child.json").read_bytes(), GroupTable)
-    scores = next(one.importance for one in anew.free if one.name == group.name)
+    trained = protocol.NetworkRef(source="original", file=str(out))
+    pool.do(protocol.TableJob(network=trained, importance=rule, out=str(tmp_path / "trained.json")), protocol.TableDone)
+    rescored = from_json((tmp_path / "trained.json").read_bytes(), GroupTable)
+    scores = next(one.importance for one in rescored.free if one.name == group.name)
     assert len(scores) == 16
-    assert not set(scores) & set(group.importance)  # of the trained weights, not of those that were inherited
+    assert not set(scores) & set(group.importance)  # of the trained weights, not of the inherited ones
 
 
-def test_a_profile_and_a_curve_of_zeros_come_from_a_worker(trainers):
-    profile = trainers.do(protocol.ProfileJob(network=ORIGINAL), protocol.ProfileDone)
+def test_a_profile_and_a_curve_of_zeros_come_from_a_worker(pool):
+    profile = pool.do(protocol.ProfileJob(network=ORIGINAL), protocol.ProfileDone)
     assert {"stem.0.weight", "body.0.weight", "head.weight"} <= set(profile.ns)
     assert 0 < sum(profile.ns.values()) <= profile.total_ns
-    curve = trainers.do(protocol.CurveJob(network=ORIGINAL), protocol.CurveDone).curve
+    curve = pool.do(protocol.CurveJob(network=ORIGINAL), protocol.CurveDone).curve
     assert set(curve.points) == {"magnitude", "taylor"}
     assert curve.samples == 128

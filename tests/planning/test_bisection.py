@@ -7,24 +7,24 @@ def test_the_first_round_reaches_down_evenly_on_a_logarithmic_scale():
     assert next_ratios([Point(1.0, True)], 3) == pytest.approx((1 / 2, 1 / 4, 1 / 8))
 
 
-def test_between_good_and_bad_the_bracket_is_parted():
+def test_the_range_between_good_and_bad_is_divided():
     points = [Point(1.0, True), Point(0.4, True), Point(0.1, False)]
     assert next_ratios(points, 1) == pytest.approx((0.2,))
 
 
-def test_a_closed_bracket_and_a_bad_original_end_the_search():
+def test_a_closed_range_or_a_bad_original_ends_the_search():
     assert next_ratios([Point(1.0, True), Point(0.2, True), Point(0.2 / 1.1, False)], 2) == ()
     assert next_ratios([Point(1.0, False)], 2) == ()
 
 
-def test_a_bad_size_above_a_good_one_is_noise_and_does_not_stop_the_way_down():
+def test_a_bad_size_above_a_good_one_is_noise_and_does_not_stop_the_search():
     points = [Point(1.0, True), Point(0.5, False), Point(0.25, True)]
     assert max(next_ratios(points, 2)) < 0.25
 
 
 @pytest.mark.parametrize("limit", [0.03, 0.11, 0.3, 0.77])
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_the_search_closes_in_on_any_limit_and_ends(limit, count):
+def test_the_search_converges_to_any_limit_and_ends(limit, count):
     points = [Point(1.0, True)]
     for _ in range(20):
         ratios = next_ratios(points, count)

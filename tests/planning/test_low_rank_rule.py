@@ -1,4 +1,4 @@
-"""The rule by which low rank enters a search."""
+"""The rule by which low-rank factorization enters a search."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from edgeopt.records.low_rank import Factorization, LowRankChoice, LowRankLayer,
 
 
 def a_layer(name, *, shape=(100, 100), saves=None):
-    """A layer whose pair has ``saves`` fewer numbers; None has no smaller pair."""
+    """A layer whose pair has ``saves`` fewer parameters; None for a layer without a smaller pair."""
     choice = (
         LowRankChoice(factor=Factorization(rank=8, form="pointwise"), output_loss_ratio=0.01, parameters=10_000 - saves)
         if saves
@@ -22,19 +22,19 @@ def a_table(*layers, parameters=40_000):
     return LowRankTable(parameters=parameters, losses=(0.02,), layers=layers)
 
 
-def test_what_counting_says_decides_whether_anything_is_timed():
+def test_counting_parameters_decides_whether_anything_is_timed():
     table = a_table(a_layer("a", saves=8_000), a_layer("b", saves=2_000), a_layer("c"))
     found = choose_layers(table, 0, None)
     assert set(found.layers) == {"a", "b"}
     assert found.saved_ratio == pytest.approx(MIN_SAVED_RATIO)
-    assert found.worth_it
-    assert not choose_layers(a_table(a_layer("a", saves=9_999)), 0, None).worth_it
+    assert found.is_worth_training
+    assert not choose_layers(a_table(a_layer("a", saves=9_999)), 0, None).is_worth_training
     assert not choose_layers(a_table(a_layer("c")), 0, None).layers
 
 
-def test_a_pair_that_is_slower_or_was_not_timed_keeps_its_form():
+def test_a_layer_whose_pair_is_slower_or_was_not_timed_stays_as_it_is():
     table = a_table(a_layer("fast", saves=8_000), a_layer("slow", saves=8_000), a_layer("unknown", saves=8_000))
     found = choose_layers(table, 0, {"fast": (100.0, 50.0), "slow": (100.0, 101 * MAX_PAIR_TIME_RATIO)})
     assert set(found.layers) == {"fast"}
-    assert found.kept == 2
-    assert not found.worth_it
+    assert found.slower_count == 2
+    assert not found.is_worth_training

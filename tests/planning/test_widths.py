@@ -3,8 +3,8 @@ import pytest
 from width_tables import a_group_table, a_latency_table
 
 from edgeopt.latency.predictor import Predictor
-from edgeopt.planning.width_program import GAP_RATIO, losses
-from edgeopt.planning.widths import ESTIMATE_ERROR_RATIO, allocate, by_work, uniform_ratio, uniform_widths
+from edgeopt.planning.width_program import GAP_RATIO, importance_losses
+from edgeopt.planning.widths import ESTIMATE_ERROR_RATIO, allocate, allocate_by_work, uniform_ratio, uniform_widths
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
 
@@ -33,21 +33,21 @@ FULL = 16 * 3 + 32 * 16 + 10 * 32
 
 @pytest.mark.parametrize("ratio", [0.9, 0.5, 0.3])
 @pytest.mark.parametrize("step", [1, 4, 8])
-def test_the_target_is_kept_at_multiples_of_the_step(ratio, step):
+def test_the_parameter_limit_is_kept_at_multiples_of_the_step(ratio, step):
     table = a_table()
-    widths = by_work(table, FULL * ratio, step)
+    widths = allocate_by_work(table, FULL * ratio, step)
     assert table.parameters(widths) <= FULL * ratio
     assert set(widths) <= {"a", "b"}
     assert all(width % step == 0 and width > 0 for width in widths.values())
 
 
-def test_nothing_goes_where_the_target_is_met():
-    assert by_work(a_table(), FULL, 1) == {}
+def test_nothing_is_removed_if_the_limit_is_already_kept():
+    assert allocate_by_work(a_table(), FULL, 1) == {}
 
 
-def test_the_less_important_group_loses_more():
-    spare_a = by_work(a_table(importance_a=100.0), FULL * 0.5, 1)
-    spare_b = by_work(a_table(importance_b=100.0), FULL * 0.5, 1)
+def test_the_less_important_group_loses_more_channels():
+    spare_a = allocate_by_work(a_table(importance_a=100.0), FULL * 0.5, 1)
+    spare_b = allocate_by_work(a_table(importance_b=100.0), FULL * 0.5, 1)
     assert spare_a.get("a", 16) > spare_b.get("a", 16)
     assert spare_a.get("b", 32) < spare_b.get("b", 32)
 
@@ -55,100 +55,102 @@ def test_the_less_important_group_loses_more():
 def test_no_group_goes_below_half_of_its_uniform_width():
     table = a_table(importance_a=1000.0, importance_b=1e-6)
     ratio = uniform_ratio(table, lambda widths: table.parameters(widths) <= FULL * 0.4)
-    assert by_work(table, FULL * 0.4, 1)["b"] >= 0.5 * 32 * ratio
+    assert allocate_by_work(table, FULL * 0.4, 1)["b"] >= 0.5 * 32 * ratio
 
 
-def test_the_uniform_ratio_reaches_the_target():
+def test_the_uniform_ratio_reaches_the_limit():
     table = a_table()
     ratio = uniform_ratio(table, lambda widths: table.parameters(widths) <= FULL * 0.5)
     assert 0.9 * FULL * 0.5 <= table.parameters(uniform_widths(table, ratio, 1)) <= FULL * 0.5
 
 
-def test_a_target_that_cannot_be_reached_ends_at_the_floors():
-    widths = by_work(a_table(), 1, 8)
+def test_a_limit_that_cannot_be_reached_ends_at_the_smallest_widths():
+    widths = allocate_by_work(a_table(), 1, 8)
     assert widths == {"a": 8, "b": 8}
 
 
 def lost(table, widths):
-    return sum(losses(g)[g.channels - widths.get(g.name, g.channels)] for g in table.free)
+    return sum(importance_losses(g)[g.channels - widths.get(g.name, g.channels)] for g in table.free)
 
 
-WHOLE = a_group_table().parameters({})
+PARAMETERS = a_group_table().parameters({})
 CHOICES = [{"a": a, "b": b} for a in range(8, 65, 8) for b in range(8, 65, 8)]
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.5, 0.25])
-def test_of_all_widths_that_lose_about_the_least_the_quickest_are_found(ratio):
+def test_the_quickest_of_the_widths_that_lose_about_the_least_importance_are_found(ratio):
     table, predictor = a_group_table(), Predictor(a_latency_table())
-    found = allocate(table, 8, predictor, max_parameters=ratio * WHOLE, max_latency_ratio=None)
-    fits = [widths for widths in CHOICES if table.parameters(widths) <= ratio * WHOLE]
+    found = allocate(table, 8, predictor, max_parameters=ratio * PARAMETERS, max_latency_ratio=None)
+    fits = [widths for widths in CHOICES if table.parameters(widths) <= ratio * PARAMETERS]
     least = min(lost(table, widths) for widths in fits)
     good = [widths for widths in fits if lost(table, widths) <= (1 + ESTIMATE_ERROR_RATIO) * least]
-    assert table.parameters(found.widths) <= ratio * WHOLE
+    assert table.parameters(found.widths) <= ratio * PARAMETERS
     assert lost(table, found.widths) <= (1 + ESTIMATE_ERROR_RATIO) * (1 + GAP_RATIO) * least
     assert found.latency_ratio <= 1.01 * min(predictor.ratio(table.widths(widths)) for widths in good)
     assert found.latency_ratio == predictor.ratio(table.widths(found.widths))
     assert found.gap_ratio < 0.01
 
 
-def test_what_is_lost_grows_without_bound_as_a_group_goes():
+def test_the_loss_grows_without_bound_as_a_group_is_removed():
     group = ChannelGroup(name="a", channels=4, importance=(4.0, 1.0, 3.0, 2.0), frozen_by=None)
-    assert losses(group).tolist() == pytest.approx([0, 1 / 0.9, 3 / 0.7, 6 / 0.4])
+    assert importance_losses(group).tolist() == pytest.approx([0, 1 / 0.9, 3 / 0.7, 6 / 0.4])
     nothing = ChannelGroup(name="a", channels=3, importance=(0.0, 0.0, 0.0), frozen_by=None)
-    assert losses(nothing).tolist() == [0, 0, 0]
+    assert importance_losses(nothing).tolist() == [0, 0, 0]
 
 
-def test_widths_lie_where_the_device_has_its_blocks():
+def test_widths_are_multiples_of_the_device_s_blocks():
     found = allocate(
         a_group_table(importance_a=0.1),
         8,
         Predictor(a_latency_table()),
-        max_parameters=0.5 * WHOLE,
+        max_parameters=0.5 * PARAMETERS,
         max_latency_ratio=None,
     )
     assert found.widths.get("b", 64) % 16 == 0
 
 
-def test_a_latency_limit_is_kept_even_where_the_size_does_not_bind():
+def test_a_latency_limit_is_kept_even_if_the_parameter_limit_is_easy_to_keep():
     table, predictor = a_group_table(), Predictor(a_latency_table())
-    free = allocate(table, 8, predictor, max_parameters=0.9 * WHOLE, max_latency_ratio=None)
-    bound = allocate(table, 8, predictor, max_parameters=0.9 * WHOLE, max_latency_ratio=0.6)
+    free = allocate(table, 8, predictor, max_parameters=0.9 * PARAMETERS, max_latency_ratio=None)
+    bound = allocate(table, 8, predictor, max_parameters=0.9 * PARAMETERS, max_latency_ratio=0.6)
     assert free.latency_ratio > 0.6
     assert bound.latency_ratio <= 0.6
     assert lost(table, bound.widths) > lost(table, free.widths)
 
 
-def test_where_no_widths_keep_the_latency_the_quickest_of_that_size_are_taken():
+def test_if_no_widths_keep_the_latency_limit_the_quickest_within_the_parameter_limit_are_used():
     table, predictor = a_group_table(), Predictor(a_latency_table())
-    found = allocate(table, 8, predictor, max_parameters=0.5 * WHOLE, max_latency_ratio=0.01)
-    assert table.parameters(found.widths) <= 0.5 * WHOLE
+    found = allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=0.01)
+    assert table.parameters(found.widths) <= 0.5 * PARAMETERS
     assert (
         found.latency_ratio
-        < allocate(table, 8, predictor, max_parameters=0.5 * WHOLE, max_latency_ratio=None).latency_ratio
+        < allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=None).latency_ratio
     )
 
 
-def test_without_a_table_or_with_another_network_s_work_is_counted():
+def test_work_is_counted_without_a_latency_table_or_with_another_network_s_table():
     table = a_group_table()
-    assert allocate(table, 8, None, max_parameters=0.5 * WHOLE, max_latency_ratio=None).widths == by_work(
-        table, 0.5 * WHOLE, 8
+    assert allocate(table, 8, None, max_parameters=0.5 * PARAMETERS, max_latency_ratio=None).widths == allocate_by_work(
+        table, 0.5 * PARAMETERS, 8
     )
     other = msgspec.structs.replace(a_latency_table(), wholes=(msgspec.structs.replace(
         a_latency_table().wholes[0], widths={"x": 3}),))  # fmt: skip
-    found = allocate(table, 8, Predictor(other), max_parameters=0.5 * WHOLE, max_latency_ratio=None)
-    assert found.widths == by_work(table, 0.5 * WHOLE, 8)
+    found = allocate(table, 8, Predictor(other), max_parameters=0.5 * PARAMETERS, max_latency_ratio=None)
+    assert found.widths == allocate_by_work(table, 0.5 * PARAMETERS, 8)
     assert "other groups" in found.notes[0]
 
 
 def test_the_same_table_gives_the_same_widths():
     one, two = (
-        allocate(a_group_table(), 8, Predictor(a_latency_table()), max_parameters=0.4 * WHOLE, max_latency_ratio=None)
+        allocate(
+            a_group_table(), 8, Predictor(a_latency_table()), max_parameters=0.4 * PARAMETERS, max_latency_ratio=None
+        )
         for _ in range(2)
     )
     assert one == two
 
 
-def test_a_latency_limit_alone_is_used_up_for_the_most_importance():
+def test_with_only_a_latency_limit_as_much_importance_as_possible_is_kept():
     table, predictor = a_group_table(), Predictor(a_latency_table())
     found = allocate(table, 8, predictor, max_parameters=None, max_latency_ratio=0.6)
     assert found.latency_ratio <= 0.6
@@ -156,6 +158,6 @@ def test_a_latency_limit_alone_is_used_up_for_the_most_importance():
     assert lost(table, found.widths) <= min(lost(table, widths) for widths in kept) * 1.01
 
 
-def test_without_a_limit_nothing_goes():
+def test_without_a_limit_nothing_is_removed():
     found = allocate(a_group_table(), 8, Predictor(a_latency_table()), max_parameters=None, max_latency_ratio=None)
     assert found.widths == {}

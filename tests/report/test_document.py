@@ -1,4 +1,4 @@
-"""``choice.json``: its format is held by a golden file; what is in it follows from the raw samples."""
+"""``choice.json``: a golden file fixes its format; its values follow from the raw samples."""
 
 import json
 import math
@@ -17,13 +17,14 @@ from builders import (
     a_trial,
 )
 
+import edgeopt
 from edgeopt.errors import DataError
 from edgeopt.report.document import build_document, encode, read_document
 
 GOLDEN = Path(__file__).parent / "golden" / "choice.json"
 FIELDS = {
-    "schema", "task", "target", "device", "proven_on_target", "budget", "baseline", "winner", "trials", "front",
-    "infeasible", "test", "seconds",
+    "schema", "task", "target", "device", "proven_on_target", "budget", "baseline", "winner", "trials",
+    "pareto_front", "infeasible", "test", "seconds",
 }  # fmt: skip
 TRIAL_FIELDS = {
     "number", "recipe", "status", "stage", "reason", "onnx", "sha256", "size_bytes", "download_bytes", "parameters",
@@ -45,7 +46,7 @@ def test_the_format_is_that_of_the_golden_file():
 
 
 def same(found, expected):
-    """Equal but for the last digits of floats, which numpy's version may move."""
+    """Equal except for the last digits of floats, which may differ between versions of numpy."""
     match found, expected:
         case dict(), dict():
             return list(found) == list(expected) and all(same(found[key], expected[key]) for key in expected)
@@ -60,7 +61,7 @@ def same(found, expected):
 def test_every_field_that_others_rely_on_is_there():
     document = json.loads(encode(document_of()))
     assert set(document) >= FIELDS
-    assert document["schema"] == "edgeopt/choice-1"
+    assert document["schema"] == "edgeopt/choice-2"
     for trial in document["trials"]:
         assert set(trial) >= TRIAL_FIELDS
     assert {"uri", "kind"} <= set(document["device"])
@@ -91,7 +92,7 @@ def test_statistics_come_from_the_raw_samples():
     assert trial.runs == 100
 
 
-def test_an_int8_trial_is_compared_with_its_float_twin_and_tells_which_layers_lost():
+def test_an_int8_trial_is_compared_with_its_float_counterpart_and_names_the_slower_layers():
     trial = document_of(a_baseline(), a_slower_int8_trial()).trial(1)
     assert trial.against_float.verdict == "slower"
     assert trial.against_float.latency_ratio == pytest.approx(1.2, rel=0.02)
@@ -100,14 +101,14 @@ def test_an_int8_trial_is_compared_with_its_float_twin_and_tells_which_layers_lo
     assert (first.float_ms, first.ms) == pytest.approx((0.108, 0.132))
 
 
-def test_a_mixed_trial_has_its_ranking_and_what_of_it_stays_float():
+def test_a_mixed_precision_trial_has_its_ranking_and_the_nodes_that_stay_float():
     trial = document_of(a_baseline(), a_mixed_trial()).trial(1)
-    assert [(one.node, one.snr_db, one.stays_float) for one in trial.sensitivity] == [
+    assert [(node.node, node.snr_db, node.stays_float) for node in trial.sensitivity] == [
         ("stem", 8.25, True), ("head", 14.0, True), ("body", 31.5, False),
     ]  # fmt: skip
 
 
-def test_what_is_not_a_number_is_null():
+def test_nan_becomes_null():
     trial = json.loads(encode(document_of(a_baseline(), a_trial(1, score=math.nan))))["trials"][1]
     assert (trial["score"], trial["score_drop"]) == (None, None)
     assert trial["misses"] == [{"limit": "score", "found": None, "allowed": 0.01, "within_noise": False}]
@@ -120,7 +121,7 @@ def test_a_failed_trial_has_its_stage_and_reason_and_no_numbers():
     assert trial["misses"] is None
 
 
-def test_without_a_winner_it_says_what_binds_and_what_is_nearest():
+def test_without_a_winner_it_has_the_binding_limits_and_the_nearest_trial():
     document = json.loads(encode(document_of(max_size_bytes=100)))
     assert document["winner"] is None
     assert document["infeasible"]["binding"] == ["size", "score"]
@@ -131,12 +132,25 @@ def test_without_a_winner_it_says_what_binds_and_what_is_nearest():
     ("content", "reason"),
     [
         (None, "cannot be read"),
-        (b"{", "is no edgeopt/choice-1 document"),
-        (b'{"schema": "edgeopt/choice-2"}', "is no edgeopt/choice-1 document"),
+        (b"{", "is not an edgeopt/choice-2 document"),
+        (b'{"schema": "edgeopt/choice-2"}', "is not an edgeopt/choice-2 document"),
+        (b'{"schema": "edgeopt/manifest-2"}', "is not an edgeopt/choice-2 document"),
     ],
 )
-def test_a_file_that_is_no_document_is_an_error_in_words(tmp_path, content, reason):
+def test_a_file_that_is_not_a_document_is_a_readable_error(tmp_path, content, reason):
     if content is not None:
         (tmp_path / "choice.json").write_bytes(content)
     with pytest.raises(DataError, match=reason):
         read_document(tmp_path / "choice.json")
+
+
+@pytest.mark.parametrize("found", ["edgeopt/choice-1", "edgeopt/choice-3"])
+def test_a_document_of_another_schema_is_refused_with_the_way_out(tmp_path, found):
+    other = json.loads(encode(document_of())) | {"schema": found}
+    (tmp_path / "choice.json").write_text(json.dumps(other))
+    with pytest.raises(DataError) as caught:
+        read_document(tmp_path / "choice.json")
+    assert str(caught.value) == (
+        f"{tmp_path / 'choice.json'} has the format {found}, but edgeopt {edgeopt.__version__} reads edgeopt/choice-2: "
+        "build again, or use the edgeopt version that wrote it."
+    )

@@ -38,11 +38,11 @@ def test_it_loads_nothing_from_anywhere():
 def test_every_trial_is_there_once_with_its_recipe_or_its_reason():
     page = page_of()
     assert sorted(re.findall(r'id="trial-(\d+)"', page)) == ["0", "1", "2", "3", "4"]
-    assert "distilled 8 epochs, int8" in page
+    assert "distilled for 8 epochs, int8" in page
     assert "the loss is not finite" in page
 
 
-def test_what_the_user_named_is_escaped():
+def test_names_that_the_user_chose_are_escaped():
     hostile = "<script>alert(1)</script>"
     trials = (a_baseline(), a_trial(1, notes=(hostile,)), a_failed_trial(2, stage=hostile, reason=hostile))
     choice = msgspec.structs.replace(a_choice(trials, task=hostile, target=hostile), seconds={hostile: 1.0})
@@ -51,7 +51,7 @@ def test_what_the_user_named_is_escaped():
     assert "&lt;script&gt;" in page
 
 
-def test_every_section_has_its_template_and_is_shown_when_it_has_something_to_say():
+def test_every_section_has_its_template_and_is_shown_if_it_has_something_to_say():
     trials = (a_baseline(), a_trial(1, notes=("TorchScript exporter used",)), a_failed_trial(2))
     trials = (*trials, a_slower_int8_trial(3), a_mixed_trial(4))
     full = page_of(msgspec.structs.replace(a_choice(trials), test=a_test_result(drop_ci95=None)))
@@ -63,14 +63,14 @@ def test_every_section_has_its_template_and_is_shown_when_it_has_something_to_sa
         assert f'<section id="{key}">' not in empty
 
 
-def test_layers_that_ate_the_gain_and_layers_that_suffer_have_their_tables():
+def test_slower_layers_and_sensitive_layers_have_their_tables():
     text = re.sub(r"<[^>]+>|\s+", " ", page_of(a_choice((a_baseline(), a_slower_int8_trial(1), a_mixed_trial(2)))))
     assert re.search(r"Conv → QLinearConv\s+\(2\)\s+1×96×28×28\s+0\.108 ms\s+0\.132 ms\s+0\.0240 ms", text)
     assert re.search(r"1\s+stem\s+8\.2 dB\s+1\.0.%\s+float", text)
     assert re.search(r"3\s+body\s+31\.5 dB\s+94.%\s+int8", text)
 
 
-def test_the_proof_says_found_interval_allowed_and_kept_for_each_limit():
+def test_the_proof_has_the_value_the_interval_the_limit_and_the_verdict_for_each_limit():
     page = page_of(a_choice((a_baseline(), a_trial(1, latency_ms=1.5)), a_budget(max_peak_memory_bytes=None)))
     proof = page[page.index('id="proof"') : page.index('id="charts"')]
     text = re.sub(r"<[^>]+>|\s+", " ", proof)
@@ -78,19 +78,21 @@ def test_the_proof_says_found_interval_allowed_and_kept_for_each_limit():
     assert re.search(r"Peak memory\s+8\.00 MB\s+—\s+waived\s+waived", text)
 
 
-def test_no_winner_gives_the_nearest_and_the_advice():
+def test_without_a_winner_the_nearest_trial_and_advice_are_shown():
     page = page_of(a_choice((a_baseline(), a_trial(1)), a_budget(max_size_bytes=800)))
-    assert "Nothing keeps the limits." in page
-    assert "Trial 1, the nearest trial, against each limit." in page
-    assert "Enough would be a size of" in page
+    assert "No trial keeps every limit." in page
+    assert "Trial 1, the nearest trial, compared with each limit." in page
+    assert "A size limit of" in page
+    assert "would be enough for trial 1." in page
 
 
-def test_a_stand_in_is_said_on_top():
-    assert "Not proven on the target" in page_of(a_choice(proven_on_target=False))
-    assert "Not proven on the target" not in page_of()
+def test_a_stand_in_is_reported_at_the_top():
+    caution = "Not measured on the target itself: this machine stood in for it."
+    assert caution in page_of(a_choice(proven_on_target=False))
+    assert caution not in page_of()
 
 
-def test_equal_notes_are_said_once():
+def test_equal_notes_are_reported_once():
     trials = (a_baseline(), *(a_trial(number, notes=("TorchScript exporter used",)) for number in (1, 2, 3)))
     page = page_of(a_choice(trials))
     assert page.count("TorchScript exporter used") == 1
@@ -154,46 +156,46 @@ def test_zeros_against_loss_are_a_chart_with_a_curve_for_each_method():
 
 
 def an_estimated_choice():
-    """A baseline and a winner whose latencies were foretold, with an error of a tenth at the median."""
+    """A baseline and a winner whose latencies were predicted, with a median error of 10 %."""
 
-    def foretold(trial):
+    def estimated(trial):
         measurement = msgspec.structs.replace(
             trial.outcome.measurement, estimate=an_estimate(), runtime=a_profile().runtime
         )
         return msgspec.structs.replace(trial, outcome=msgspec.structs.replace(trial.outcome, measurement=measurement))
 
-    return a_choice((foretold(a_baseline()), foretold(a_trial(1))), proven_on_target=False)
+    return a_choice((estimated(a_baseline()), estimated(a_trial(1))), proven_on_target=False)
 
 
-def test_the_page_says_that_latencies_are_estimated_and_how_far_off_that_was():
+def test_the_page_says_that_latencies_are_estimated_and_how_accurate_that_was():
     page = page_of(an_estimated_choice())
     assert (
-        "Not proven on the target: its latency is estimated, by a calibration that was off by 10\u00a0% at the median."
+        "Not measured on the target itself: its latency is estimated, with a median error of 10\u00a0% in calibration."
     ) in page
-    for place in (
+    for text in (
         "Latency, p90, estimated</th>",  # the proof
         ">Latency p90, estimated</th>",  # all trials
         'data-label="latency p90, estimated"',
         "Latency p90, estimated, ms",  # the chart
-        "0.200 ms estimated, score",  # what the mouse finds there
+        "0.200 ms estimated, score",  # its tooltip
         "Latencies are estimated, not measured",
         "1 thread on any core, no spinning, arena, graph level all",
     ):
-        assert place in page, place
+        assert text in page, text
 
 
-def test_what_was_timed_on_this_machine_is_not_said_of_an_estimated_target():
+def test_timings_of_this_machine_are_labelled_if_the_target_is_estimated():
     page = page_of(an_estimated_choice())
     assert "10.0× smaller and on this machine 4.03× faster" in page
     assert "A/B on this machine, 95 %" in page
-    assert "on this machine: what the estimate is made of." in page
+    assert "on this machine, which the estimate is based on." in page
     assert "Interleaved A/B against the baseline, on this machine: " in page
     measured = page_of()
     assert "on this machine" not in measured
     assert "estimated" not in measured
 
 
-def test_a_device_without_a_profile_of_nodes_is_said_to_tell_none():
+def test_a_device_without_a_profile_of_nodes_is_reported_as_such():
     choice = a_choice()
     trials = tuple(
         msgspec.structs.replace(
@@ -205,6 +207,8 @@ def test_a_device_without_a_profile_of_nodes_is_said_to_tell_none():
         for trial in choice.trials[:3]
     )
     phone = msgspec.structs.replace(choice.device, uri="adb:SERIAL1?runner=r&library=l")
-    page = page_of(msgspec.structs.replace(choice, trials=trials, verdicts=choice.verdicts[:3], front=(), device=phone))
-    assert "Nodes run by</th><td>this device does not tell<" in page
+    page = page_of(
+        msgspec.structs.replace(choice, trials=trials, verdicts=choice.verdicts[:3], pareto_front=(), device=phone)
+    )
+    assert "Nodes run by</th><td>not reported by this device<" in page
     assert "Nodes run by</th><td>CPUExecutionProvider 31<" in page_of()

@@ -9,6 +9,7 @@ from builders import (
     a_baseline,
     a_budget,
     a_choice,
+    a_derived_trial,
     a_device,
     a_failed_trial,
     a_mixed_trial,
@@ -16,8 +17,7 @@ from builders import (
     a_slower_int8_trial,
     a_test_result,
     a_trial,
-    a_trial_with_a_front,
-    a_variant,
+    a_trial_with_a_float_prefix,
     an_estimate,
 )
 from rich.console import Console
@@ -31,7 +31,7 @@ from edgeopt.report.text import print_result
 
 
 def shown(choice=None, out=None):
-    """The text, with its lines joined and its runs of spaces made one."""
+    """The text, with its lines joined and each run of spaces made one."""
     file = io.StringIO()
     print_result(build_document(choice or a_choice()), Console(width=80, file=file), out=out)
     text = file.getvalue()
@@ -43,48 +43,52 @@ def of(*trials, proven_on_target=True, **limits):
     return shown(a_choice(trials, a_budget(**limits), proven_on_target=proven_on_target))
 
 
-def test_what_variants_bought_and_did_not_is_said_in_measured_numbers():
+def test_the_gains_of_sparse_and_low_rank_trials_are_reported_in_measured_numbers():
     low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
     trials = (
         a_baseline(),
         a_trial(1, size_bytes=1000, download_bytes=900),
-        a_variant(2, zeros, size_bytes=1000, download_bytes=600),
-        a_variant(3, low, time_ratio=0.5, size_bytes=500, download_bytes=400),
+        a_derived_trial(2, zeros, size_bytes=1000, download_bytes=600),
+        a_derived_trial(3, low, time_ratio=0.5, size_bytes=500, download_bytes=400),
     )
     choice = msgspec.structs.replace(a_choice(trials), notes=("Low rank was not tried: nothing large.",))
-    said = sentences.variants(build_document(choice))
-    assert said[0].startswith("Trial 2 is trial 1 with 50\u00a0% of its weights at zero: the download is 1.50× smaller")
+    said = sentences.variant_gains(build_document(choice))
+    assert said[0].startswith(
+        "Trial 2 is trial 1 with 50\u00a0% of its weights set to zero: the download is 1.50× smaller"
+    )
     assert "and it runs not measurably faster or slower" in said[0]
-    assert said[1].startswith("Trial 3 is trial 1 with 1 layer of low rank: the file is 2.00× smaller")
+    assert said[1].startswith("Trial 3 is trial 1 with 1 layer factorized (low rank): the file is 2.00× smaller")
     assert "and it runs 2.0" in said[1] or "and it runs 1.9" in said[1]
     assert "faster (95" in said[1]
     assert said[2] == "Low rank was not tried: nothing large."
 
 
-def test_what_a_float_front_bought_is_said_in_bytes_and_time():
-    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
-    trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=0.8, size_bytes=905))
+def test_the_gain_of_a_float_prefix_is_reported_in_bytes_and_time():
+    full_int8 = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+    trials = (a_baseline(), full_int8, a_trial_with_a_float_prefix(2, time_ratio=0.8, size_bytes=905))
     (said,) = sentences.float_prefix_notes(build_document(a_choice(trials)))
     assert said.startswith(
-        "Trial 2 is trial 1 with its first layers in float, where int8 saved no time: the file is 5 B"
+        "Trial 2 is trial 1 with its first layers in float, because int8 saved no time there: the file is 5 B"
     )
     assert "larger, and it runs 1.2" in said
     assert "Trial 2 is trial 1 with its first layers in float" in of(*trials)
 
 
-def test_a_float_front_that_is_no_faster_does_not_say_that_int8_saved_no_time():
-    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
-    trials = (a_baseline(), plain, a_trial_with_a_front(2, time_ratio=1.2, size_bytes=905))
+def test_a_float_prefix_that_is_not_faster_does_not_claim_that_int8_saved_no_time():
+    full_int8 = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+    trials = (a_baseline(), full_int8, a_trial_with_a_float_prefix(2, time_ratio=1.2, size_bytes=905))
     (said,) = sentences.float_prefix_notes(build_document(a_choice(trials)))
     assert said.startswith("Trial 2 is trial 1 with its first layers in float: the file is 5 B")
     assert "slower (95" in said
 
 
-def test_int8_that_makes_way_for_its_form_with_a_float_front_says_so_among_the_trials():
-    plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+def test_full_int8_that_a_float_prefix_replaced_says_so_in_the_table_of_trials():
+    full_int8 = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
     pages = [
-        render_page(build_document(a_choice((a_baseline(), plain, a_trial_with_a_front(2, time_ratio=ratio)))))
+        render_page(
+            build_document(a_choice((a_baseline(), full_int8, a_trial_with_a_float_prefix(2, time_ratio=ratio))))
+        )
         for ratio in (0.8, 1.0)
     ]
     said = "keeps every limit, but trial 2 is faster by more than it is larger"
@@ -98,7 +102,7 @@ def test_int8_that_makes_way_for_its_form_with_a_float_front_says_so_among_the_t
         ("nets/large.onnx", "The trained networks were taught by nets/large.onnx."),
     ],
 )
-def test_who_taught_is_said_where_something_was_trained(teacher, said):
+def test_the_teacher_is_named_if_something_was_trained(teacher, said):
     choice = msgspec.structs.replace(a_choice(), teacher=teacher)
     assert said in shown(choice)
     assert said in render_page(build_document(choice))
@@ -115,16 +119,16 @@ def test_a_winner_is_named_with_its_gains_and_every_limit():
     assert "Score drop 0.0000 0.0050 ≤ 0.01 kept" in text
     assert "Latency, p90 0.8" in text
     assert "Download (deflated) 8.10 kB 810 B" in text
-    assert "Trial 2: pruned to 10 % of the parameters (taylor), distilled 8 epochs, int8" in text
+    assert "Trial 2: pruned to 10 % of the parameters (taylor), distilled for 8 epochs, int8" in text
 
 
-def test_the_limit_that_binds_is_named_with_the_trial_it_stopped():
-    assert "What binds: score. Trial 3 would be smaller (400 B), but misses score drop 0.0350 (≤ 0.01)." in shown()
+def test_the_binding_limit_is_named_with_the_trial_it_stopped():
+    assert "Binding limit: score. Trial 3 would be smaller (400 B), but misses score drop 0.0350 (≤ 0.01)." in shown()
 
 
-def test_where_nothing_smaller_was_tried_the_limit_with_the_least_room_is_named():
+def test_if_nothing_smaller_was_tried_the_limit_with_the_least_room_is_named():
     text = of(a_baseline(), a_trial(1, drop=0.0), max_size_bytes=1000)
-    assert "What binds: size, which has the least room (90 % of 1 kB)" in text
+    assert "Binding limit: size, which has the least room (90 % of 1 kB)" in text
 
 
 def test_a_latency_shows_the_end_of_its_interval_that_decides():
@@ -137,15 +141,15 @@ def test_waived_limits_are_named():
     assert "Peak memory 8.00 MB — waived" in text
 
 
-def test_what_lies_inside_the_noise_is_said():
+def test_differences_within_the_noise_are_reported():
     nearly = a_trial(2, size_bytes=500, drop=0.008, drop_ci95=(0.004, 0.012))
     text = of(a_baseline(), a_trial(1, drop=0.001, drop_ci95=(-0.002, 0.004), contended=True), nearly)
-    assert "The drop of the score, −0.0020 to 0.0040 (95 %), cannot be told from none." in text
-    assert "Trial 2 is smaller and misses score drop 0.0120 (≤ 0.01, inside the noise)." in text
+    assert "The score drop, −0.0020 to 0.0040 (95 %), is not distinguishable from zero." in text
+    assert "Trial 2 is smaller and misses score drop 0.0120 (≤ 0.01, within the noise)." in text
     assert "Other load disturbed the timing of trial 1" in text
 
 
-def test_a_timing_that_drifted_is_said_with_its_trial():
+def test_a_timing_that_drifted_is_reported_with_its_trial():
     assert "Timing of trial 1: the runs of one process changed speed by 16 %" in of(
         a_baseline(), a_trial(1, spread=0.1)
     )
@@ -153,20 +157,20 @@ def test_a_timing_that_drifted_is_said_with_its_trial():
 
 def test_a_smaller_trial_that_is_slower_than_the_baseline_is_explained():
     text = of(a_baseline(), a_trial(1, time_ratio=1.4))
-    assert "The baseline itself is the smallest file that keeps the limits: 9.00 kB." in text
-    assert "Trial 1 is smaller and within the limits, but slower than the baseline" in text
+    assert "The baseline itself is the smallest file that keeps every limit: 9.00 kB." in text
+    assert "Trial 1 is smaller and within the limits, but was left out: it is slower than the baseline" in text
 
 
-def test_an_int8_file_slower_than_its_float_form_is_explained_by_its_layers():
+def test_an_int8_file_slower_than_its_float_counterpart_is_explained_by_its_layers():
     text = of(a_baseline(), a_trial(2, size_bytes=2000, drop=0.0), a_slower_int8_trial(1))
     assert "Trial 1 in int8 is 1." in text
     assert "slower (95 %" in text
     assert "than the same network in float32" in text
-    assert "What ate the gain: Conv → QLinearConv 1×96×28×28 (2 of them, 0.108 → 0.132 ms)." in text
+    assert "Layers that became slower: Conv → QLinearConv 1×96×28×28 (2 of them, 0.108 → 0.132 ms)." in text
     assert "slower than the baseline" not in text
 
 
-def test_the_float_nodes_of_a_mixed_form_are_named_with_their_noise():
+def test_the_float_nodes_of_a_mixed_precision_trial_are_named_with_their_noise():
     text = of(a_baseline(), a_mixed_trial())
     assert "Trial 1 keeps 2 of 3 nodes in float" in text
     assert "stem (8.2 dB, 1.0 %) and head (14.0 dB, 5.0 %)" in text.replace("\u00a0", " ")
@@ -183,21 +187,22 @@ def test_a_stand_in_proves_nothing_on_the_target():
     assert "Measured on the target itself, Test Processor 3000, 1 thread (local:)." in of(a_baseline())
 
 
-def test_scores_on_the_test_batches_and_the_time_are_given():
+def test_scores_on_the_test_set_and_the_time_are_reported():
     text = shown(msgspec.structs.replace(a_choice(), test=a_test_result()))
-    assert "On 10,000 test samples, looked at once: baseline 0.9140, winner 0.9090 (drop 0.0050, 95 %" in text
+    assert "On 10,000 test samples, used once at the end: baseline 0.9140, winner 0.9090 (drop 0.0050, 95 %" in text
     assert "Where the time went (1 min 10 s): measure 40 s, train 24 s, export 6.0 s." in text
 
 
-def test_nothing_feasible_names_the_nearest_and_what_would_be_enough():
+def test_without_a_winner_the_nearest_trial_and_sufficient_limits_are_named():
     text = of(a_baseline(), a_trial(1), max_size_bytes=800)
-    assert text.startswith("Nothing keeps the limits.")
+    assert text.startswith("No trial keeps every limit.")
     assert "nearest, #1" in text
     assert "File size 9.00 kB 900 B ≤ 800 B missed" in text
-    assert "Trial 1 is nearest and misses size. Enough would be a size of" in text
+    assert "Trial 1 is the nearest and misses size. A size limit of" in text
+    assert "would be enough for trial 1." in text
 
 
-def test_the_files_are_named_and_the_model_only_where_there_is_one():
+def test_the_files_are_named_and_the_model_only_if_there_is_one():
     out = Path("somewhere/out")
     assert "somewhere/out/model.onnx somewhere/out/report.html somewhere/out/choice.json" in shown(out=out)
     assert "model.onnx" not in shown(a_choice(budget=a_budget(max_size_bytes=10)), out=out)
@@ -205,7 +210,7 @@ def test_the_files_are_named_and_the_model_only_where_there_is_one():
 
 def test_a_failed_baseline_leaves_dashes():
     text = shown(a_choice((a_failed_trial(0), a_failed_trial(1))))
-    assert "Nothing keeps the limits." in text
+    assert "No trial keeps every limit." in text
     assert "File size — ≤ 2 MB missed" in text
 
 
@@ -214,7 +219,7 @@ def test_names_that_look_like_markup_are_printed_as_they_are():
 
 
 def an_estimated_choice(latency_ms):
-    """One trial on a target that was not there; the host's own times keep every limit."""
+    """A baseline and a trial for a target that was not there to measure; the host's times keep every limit."""
     trials = []
     for trial in (a_baseline(), a_trial(1)):
         measurement = msgspec.structs.replace(
@@ -226,7 +231,7 @@ def an_estimated_choice(latency_ms):
     return msgspec.structs.replace(choice, device=a_device(kind="estimated"), notes=("A remark of the request.",))
 
 
-def test_an_estimate_is_labelled_judged_by_its_upper_end_and_says_what_it_rests_on():
+def test_an_estimate_is_labelled_judged_by_its_upper_end_and_names_its_calibration():
     choice = an_estimated_choice(0.7)
     document = build_document(choice)
     assert document.winner.number == 1
@@ -237,7 +242,7 @@ def test_an_estimate_is_labelled_judged_by_its_upper_end_and_says_what_it_rests_
     text = shown(choice)
     assert "Latency, p90, estimated 0.700 ms 0.700 ms (≤ 0.910) ≤ 1 ms kept" in text
     assert "Latencies are estimated, not measured: by the calibration of 2026-11-24" in text
-    assert "the phone was ssh://pi (onnxruntime 1.31.0); on 8 networks that it had not seen, it was off by 10 %" in text
+    assert "the phone was ssh://pi (onnxruntime 1.31.0). Its median error on 8 held-out networks was 10 %." in text
     assert "5.0 % of the time is in operators that it lacks" in text
     assert "nothing is proven on the target" in text
     assert "A remark of the request." in text

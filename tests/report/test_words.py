@@ -31,7 +31,7 @@ def test_scores_have_four_decimals_up_to_ten_and_two_above():
     assert words.score(37.251) == "37.25"
 
 
-def test_a_number_beside_its_limit_gets_the_digits_that_tell_them_apart():
+def test_a_number_next_to_its_limit_gets_the_digits_that_distinguish_them():
     assert words.distinguishable(1.0004, 1.0, "ms") == "1.0004 ms"
     assert words.distinguishable(2_000_001, 2_000_000, "bytes") == "2.000001 MB"
     assert words.distinguishable(0.5, 1.0, "ms") == "0.500 ms"
@@ -70,10 +70,10 @@ def test_lists():
 
 
 def test_recipes():
-    assert words.recipe(a_recipe(), 1.0) == "as trained, float32"
-    assert words.recipe(a_recipe(int8=True), 1.0) == "as trained, int8 (7-bit weights)"
-    assert words.recipe(a_recipe(pruned=True), 0.1) == (
-        "pruned to 10\u00a0% of the parameters (taylor), distilled 8 epochs, float32"
+    assert words.recipe_text(a_recipe(), 2000, 2000) == "as trained, float32"
+    assert words.recipe_text(a_recipe(int8=True), 2000, 2000) == "as trained, int8 (7-bit weights)"
+    assert words.recipe_text(a_recipe(pruned=True), 200, 2000) == (
+        "pruned to 10\u00a0% of the parameters (taylor), distilled for 8 epochs, float32"
     )
     other = Recipe(
         torch_steps=(Student(name="tiny"), Sparsify(method="magnitude", ratio=0.8, scope="global", schedule="once")),
@@ -81,24 +81,34 @@ def test_recipes():
         seed=0,
         parent=None,
     )
-    assert words.recipe(other, None) == "student “tiny”, 80\u00a0% of the weights zero (magnitude), float16"
+    assert (
+        words.recipe_text(other, None, 2000)
+        == "student “tiny”, 80\u00a0% of the weights set to zero (magnitude), float16"
+    )
+
+
+def test_a_pruned_network_whose_parameters_are_unknown_is_described_by_its_channels():
+    pruned = a_recipe(pruned=True)
+    assert words.steps_text(pruned.torch_steps[:1], None) == "pruned to 16 channels in 1 group (taylor)"
+    assert words.recipe_text(pruned, None, 2000).startswith("pruned to 16 channels in 1 group (taylor), distilled")
+    assert words.recipe_text(pruned, 200, None).startswith("pruned to 16 channels in 1 group (taylor), distilled")
 
 
 @pytest.mark.parametrize("kind", get_args(NoiseKind))
 def test_every_kind_of_noise_has_its_words_and_its_size(kind):
-    amount, said = (71.4, f"71{words.NBSP}°C") if kind == "heat" else (-0.13, f"13{words.NBSP}%")
-    assert said in words.noise_text(kind, amount)
+    amount, text = (71.4, f"71{words.NBSP}°C") if kind == "heat" else (-0.13, f"13{words.NBSP}%")
+    assert text in words.noise_text(kind, amount)
 
 
 @pytest.mark.parametrize(
-    ("providers", "uri", "said"),
+    ("providers", "uri", "text"),
     [
         ({"CPUExecutionProvider": 31}, "local:", "CPUExecutionProvider 31"),
         ({"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}, "ssh://pi", "CUDAExecutionProvider 9, CPUExec"),
         ({}, "local:?python=/usr/bin/python3", "none left after optimization"),
-        ({}, "adb:SERIAL1?runner=r&library=l", "this device does not tell"),
-        ({}, "browser:?runtime=folder", "this device does not tell"),
+        ({}, "adb:SERIAL1?runner=r&library=l", "not reported by this device"),
+        ({}, "browser:?runtime=folder", "not reported by this device"),
     ],
 )
-def test_who_runs_the_nodes_is_said_where_the_device_tells_it(providers, uri, said):
-    assert words.nodes(providers, uri).startswith(said)
+def test_the_nodes_of_each_provider_are_reported_if_the_device_reports_them(providers, uri, text):
+    assert words.nodes(providers, uri).startswith(text)

@@ -1,4 +1,4 @@
-"""The decision: smallest within budget, what binds, the front, and the A/B's veto."""
+"""The decision: smallest within budget, the limits that bind, the Pareto front, and the A/B's veto."""
 
 import math
 import random
@@ -10,19 +10,19 @@ from builders import (
     a_budget,
     a_choice,
     a_comparison,
+    a_derived_trial,
     a_failed_trial,
     a_recipe,
     a_trial,
-    a_trial_with_a_front,
-    a_variant,
+    a_trial_with_a_float_prefix,
 )
 
 from edgeopt.records.low_rank import Factorization
 from edgeopt.records.recipe import LowRank, Sparsify
 from edgeopt.records.trial import Measured
-from edgeopt.select.decision import to_compare
+from edgeopt.select.decision import contenders
 
-A_RANDOM_BUILD = 8  # trials; brute force over them is instant, and every limit is met and missed by some
+A_RANDOM_BUILD = 8  # trials; brute force over them is instant, and each limit is kept by some and missed by others
 
 
 def binding(*trials, **limits):
@@ -35,7 +35,7 @@ def test_the_smallest_trial_that_keeps_every_limit_wins():
     assert choice.infeasible is None
 
 
-def test_the_baseline_wins_where_nothing_smaller_keeps_the_limits():
+def test_the_baseline_wins_if_nothing_smaller_keeps_the_limits():
     assert a_choice((a_baseline(), a_trial(1, score=0.5))).winner == 0
 
 
@@ -49,7 +49,7 @@ def test_equal_sizes_are_decided_by_latency_and_then_by_score():
     assert a_choice((a_baseline(), slow, fast, better)).winner == 3
 
 
-def test_the_download_decides_where_the_budget_says_so():
+def test_the_download_decides_if_the_budget_says_so():
     trials = (
         a_baseline(),
         a_trial(1, size_bytes=800, download_bytes=700),
@@ -59,17 +59,17 @@ def test_the_download_decides_where_the_budget_says_so():
     assert a_choice(trials, a_budget(size_metric="download")).winner == 2
 
 
-def test_low_rank_that_is_slower_than_what_it_was_made_of_makes_way_and_zeros_need_not_be_faster():
+def test_a_low_rank_trial_slower_than_its_parent_loses_to_it_and_a_sparse_one_need_not_be_faster():
     low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
     for step, time_ratio, winner in ((low, 1.2, 1), (low, 0.8, 2), (zeros, 1.2, 2)):
-        variant = a_variant(2, step, time_ratio=time_ratio, size_bytes=700)
+        variant = a_derived_trial(2, step, time_ratio=time_ratio, size_bytes=700)
         assert a_choice((a_baseline(), a_trial(1, size_bytes=900), variant)).winner == winner
-    lost = a_variant(2, low, time_ratio=1.2, size_bytes=700)  # better than nothing, where its parent misses a limit
+    lost = a_derived_trial(2, low, time_ratio=1.2, size_bytes=700)  # better than nothing if its parent misses a limit
     assert a_choice((a_baseline(), a_trial(1, size_bytes=900), lost), a_budget(max_size_bytes=800)).winner == 2
 
 
-def test_a_failed_trial_is_no_candidate_and_is_kept_in_the_choice():
+def test_a_failed_trial_cannot_win_and_is_kept_in_the_choice():
     choice = a_choice((a_baseline(), a_failed_trial(1)))
     assert choice.winner == 0
     assert [verdict.trial for verdict in choice.verdicts] == [0]
@@ -116,23 +116,23 @@ class TestTheComparisonWithTheBaseline:
         assert not choice.verdicts[1].pays
         assert choice.verdicts[1].misses == ()
 
-    def test_it_can_win_where_the_baseline_does_not_keep_them(self):
+    def test_it_can_win_if_the_baseline_does_not_keep_them(self):
         choice = a_choice((a_baseline(size_bytes=3_000_000), self.slow_and_small(int8=False)))
         assert choice.winner == 1
 
     @pytest.mark.parametrize(("proven", "winner"), [(True, 2), (False, 1)])
-    def test_int8_slower_than_its_float_twin_makes_way_for_it_on_the_device_that_counts(self, proven, winner):
-        int8, twin = (a_trial(number, size_bytes=size, recipe=a_recipe(pruned=True, int8=number == 1))
+    def test_int8_slower_than_its_float_counterpart_loses_to_it_on_the_target_itself(self, proven, winner):
+        int8, counterpart = (a_trial(number, size_bytes=size, recipe=a_recipe(pruned=True, int8=number == 1))
                       for number, size in ((1, 400), (2, 900)))  # fmt: skip
         slower = msgspec.structs.replace(int8.outcome, against_float=a_comparison(time_ratio=1.3))
         int8 = msgspec.structs.replace(int8, outcome=slower)
-        assert a_choice((a_baseline(), int8, twin), proven_on_target=proven).winner == winner
+        assert a_choice((a_baseline(), int8, counterpart), proven_on_target=proven).winner == winner
 
-    def test_int8_slower_than_its_float_twin_ships_where_the_twin_is_too_large(self):
+    def test_int8_slower_than_its_float_counterpart_wins_if_the_counterpart_is_too_large(self):
         int8 = a_trial(1, size_bytes=400, recipe=a_recipe(pruned=True, int8=True))
-        twin = a_trial(2, size_bytes=900, recipe=a_recipe(pruned=True))
+        counterpart = a_trial(2, size_bytes=900, recipe=a_recipe(pruned=True))
         slower = msgspec.structs.replace(int8.outcome, against_float=a_comparison(time_ratio=1.3))
-        trials = (a_baseline(), msgspec.structs.replace(int8, outcome=slower), twin)
+        trials = (a_baseline(), msgspec.structs.replace(int8, outcome=slower), counterpart)
         assert a_choice(trials, a_budget(max_size_bytes=500)).winner == 1
 
     @pytest.mark.parametrize(
@@ -146,23 +146,23 @@ class TestTheComparisonWithTheBaseline:
         ],
         ids=["faster by more than larger", "larger by more", "smaller", "no faster", "too large"],
     )
-    def test_int8_makes_way_for_its_form_with_a_float_front_that_is_faster_by_more_than_it_is_larger(
+    def test_a_float_prefix_replaces_full_int8_if_it_is_faster_by_more_than_it_is_larger(
         self, time_ratio, size_bytes, limits, winner
     ):
-        plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
-        front = a_trial_with_a_front(2, time_ratio=time_ratio, size_bytes=size_bytes)
-        assert a_choice((a_baseline(), plain, front), a_budget(**limits)).winner == winner
+        full_int8 = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+        prefixed = a_trial_with_a_float_prefix(2, time_ratio=time_ratio, size_bytes=size_bytes)
+        assert a_choice((a_baseline(), full_int8, prefixed), a_budget(**limits)).winner == winner
 
-    def test_int8_stays_where_its_form_with_a_float_front_is_slower_than_the_baseline(self):
-        plain = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
-        front = a_trial_with_a_front(2)
-        slower = msgspec.structs.replace(front.outcome, against_baseline=a_comparison(time_ratio=1.2))
-        assert a_choice((a_baseline(), plain, msgspec.structs.replace(front, outcome=slower))).winner == 1
+    def test_full_int8_is_not_replaced_by_a_float_prefix_that_is_slower_than_the_baseline(self):
+        full_int8 = a_trial(1, size_bytes=900, recipe=a_recipe(int8=True), drop=0.0)
+        prefixed = a_trial_with_a_float_prefix(2)
+        slower = msgspec.structs.replace(prefixed.outcome, against_baseline=a_comparison(time_ratio=1.2))
+        assert a_choice((a_baseline(), full_int8, msgspec.structs.replace(prefixed, outcome=slower))).winner == 1
 
-    def test_on_the_target_itself_slower_int8_does_not_pay_either(self):
+    def test_on_the_target_itself_slower_int8_cannot_win_either(self):
         assert a_choice((a_baseline(), self.slow_and_small(int8=True))).winner == 0
 
-    def test_on_a_stand_in_int8_stays_but_float_does_not(self):
+    def test_on_a_stand_in_slower_int8_may_win_but_slower_float_may_not(self):
         def winner(*, int8):
             return a_choice((a_baseline(), self.slow_and_small(int8=int8)), proven_on_target=False).winner
 
@@ -173,17 +173,17 @@ class TestTheComparisonWithTheBaseline:
         assert a_choice((a_baseline(), a_trial(1, time_ratio=1.001))).winner == 1
 
 
-class TestWhatBinds:
-    def test_latency_when_a_smaller_trial_misses_it_alone(self):
+class TestBindingLimits:
+    def test_latency_if_a_smaller_trial_misses_only_latency(self):
         assert binding(a_baseline(), a_trial(1, latency_ms=1.2)) == ("latency",)
 
-    def test_memory_when_a_smaller_trial_misses_it_alone(self):
+    def test_memory_if_a_smaller_trial_misses_only_memory(self):
         assert binding(a_baseline(), a_trial(1, memory_bytes=20_000_000)) == ("memory",)
 
-    def test_score_when_a_smaller_trial_misses_it_alone(self):
+    def test_score_if_a_smaller_trial_misses_only_the_score(self):
         assert binding(a_baseline(), a_trial(1, score=0.8)) == ("score",)
 
-    def test_size_when_nothing_smaller_exists_and_it_has_the_least_room(self):
+    def test_size_if_nothing_smaller_exists_and_it_has_the_least_room(self):
         trials = (a_baseline(), a_trial(1, size_bytes=900, drop=0.0))
         assert binding(*trials, max_size_bytes=950) == ("size",)
 
@@ -196,39 +196,39 @@ class TestWhatBinds:
         )
         assert binding(*trials) == ("latency", "score")
 
-    def test_what_the_next_smaller_trial_misses_together_where_no_limit_is_missed_alone(self):
+    def test_all_limits_that_the_next_smaller_trial_misses_if_no_trial_misses_only_one(self):
         both = a_trial(1, size_bytes=500, score=0.8, latency_ms=1.2)
         worse = a_trial(2, size_bytes=300, score=0.8, latency_ms=1.2, memory_bytes=20_000_000)
         assert binding(a_baseline(), both, worse) == ("latency", "score")
 
-    def test_nothing_when_every_limit_is_waived(self):
+    def test_none_if_every_limit_is_waived(self):
         waived = {"max_latency_ms": None, "max_peak_memory_bytes": None, "max_size_bytes": None, "max_score_drop": None}
         assert binding(a_baseline(), **waived) == ()
 
 
-class TestTheFront:
-    def test_it_leaves_out_what_another_trial_beats_in_everything(self):
+class TestTheParetoFront:
+    def test_it_leaves_out_trials_that_another_beats_in_every_metric(self):
         good = a_trial(1, size_bytes=500, latency_ms=0.2)
         beaten = a_trial(2, size_bytes=600, latency_ms=0.3)
         smaller_but_slower = a_trial(3, size_bytes=400, latency_ms=0.4)
-        assert a_choice((good, beaten, smaller_but_slower)).front == (1, 3)
+        assert a_choice((good, beaten, smaller_but_slower)).pareto_front == (1, 3)
 
     def test_a_trial_without_memory_or_score_is_beaten_by_an_equal_one_that_has_them(self):
         trials = (a_trial(1), a_trial(2, memory_bytes=None), a_trial(3, score=math.nan))
-        assert a_choice(trials).front == (1,)
+        assert a_choice(trials).pareto_front == (1,)
 
     def test_equal_trials_are_both_on_it(self):
-        assert a_choice((a_trial(1), a_trial(2))).front == (1, 2)
+        assert a_choice((a_trial(1), a_trial(2))).pareto_front == (1, 2)
 
 
-def test_a_smaller_trial_that_does_not_pay_is_compared_with_its_twin_beside_the_winner():
+def test_contenders_are_the_winner_and_smaller_trials_that_lost_an_ab():
     slower, larger = a_trial(1, size_bytes=400, time_ratio=1.3), a_trial(2, size_bytes=950, time_ratio=1.3)
-    choice = a_choice((a_baseline(), slower, larger, a_trial(3, size_bytes=900), a_trial(4, size_bytes=300, score=0.5)))
-    assert choice.winner == 3
-    assert to_compare(choice) == [3, 1]
+    trials = (a_baseline(), slower, larger, a_trial(3, size_bytes=900), a_trial(4, size_bytes=300, score=0.5))
+    assert a_choice(trials).winner == 3
+    assert contenders(trials, a_budget(), proven_on_target=True) == [3, 1]
 
 
-def test_nothing_is_compared_where_nothing_keeps_the_limits():
-    choice = a_choice((a_baseline(), a_trial(1)), a_budget(max_size_bytes=1))
-    assert choice.winner is None
-    assert to_compare(choice) == []
+def test_there_are_no_contenders_if_nothing_keeps_the_limits():
+    trials, budget = (a_baseline(), a_trial(1)), a_budget(max_size_bytes=1)
+    assert a_choice(trials, budget).winner is None
+    assert contenders(trials, budget, proven_on_target=True) == []

@@ -1,11 +1,11 @@
-"""One trial against the budget: intervals decide, missing metrics are missed, waived limits are not judged."""
+"""One trial judged by the budget: intervals decide, missing metrics are misses, waived limits are not judged."""
 
 import math
 
 import pytest
 from builders import a_baseline, a_budget, a_choice, a_trial
 
-from edgeopt.select.limits import findings
+from edgeopt.select.limits import judge_limits
 from edgeopt.statistics import latency_interval_ms
 
 
@@ -28,12 +28,12 @@ def test_latency_is_judged_by_the_upper_end_of_its_interval():
     assert misses(trial, max_latency_ms=interval.high) == ()
 
 
-def test_a_latency_whose_estimate_is_over_the_limit_is_no_matter_of_noise():
+def test_a_latency_whose_point_estimate_is_over_the_limit_is_not_within_the_noise():
     [miss] = misses(a_trial(1, latency_ms=2.0))
     assert not miss.within_noise
 
 
-def test_the_percentile_is_the_budgets():
+def test_the_percentile_is_that_of_the_budget():
     trial = a_trial(1, latency_ms=0.2, spread=0.2)
     assert names(trial, max_latency_ms=0.22, latency_percentile=50) == []
     assert names(trial, max_latency_ms=0.22, latency_percentile=95) == ["latency"]
@@ -44,7 +44,7 @@ def test_throughput_is_batch_size_over_the_median_and_judged_by_its_worse_end():
     median = latency_interval_ms(trial.outcome.measurement, 50)
     [finding] = [
         finding
-        for finding in findings(trial.outcome, a_budget(batch_size=8, min_throughput_per_s=1.0))
+        for finding in judge_limits(trial.outcome, a_budget(batch_size=8, min_throughput_per_s=1.0))
         if finding.limit == "throughput"
     ]
     assert finding.point == pytest.approx(8000 / median.value)
@@ -82,19 +82,19 @@ def test_a_drop_is_judged_by_the_upper_end_of_its_paired_interval():
     assert misses(a_trial(1, drop=0.008)) == ()
 
 
-def test_both_ways_to_ask_for_a_score_hold_together():
+def test_a_minimum_score_and_a_maximum_drop_both_hold():
     trial = a_trial(1, score=0.88, baseline_score=0.915)
     assert [(miss.limit, miss.allowed) for miss in misses(trial, min_score=0.9)] == [("score", 0.9), ("score", 0.01)]
 
 
-def test_a_limit_is_kept_when_it_is_met_exactly():
+def test_a_limit_is_kept_if_it_is_met_exactly():
     assert (
         misses(a_trial(1, size_bytes=900, memory_bytes=4_000_000), max_size_bytes=900, max_peak_memory_bytes=4_000_000)
         == ()
     )
 
 
-def test_the_size_limit_is_about_the_download_where_the_budget_says_so():
+def test_the_size_limit_is_about_the_download_if_the_budget_says_so():
     trial = a_trial(1, size_bytes=900, download_bytes=500)
     assert names(trial, max_size_bytes=600) == ["size"]
     assert names(trial, max_size_bytes=600, size_metric="download") == []

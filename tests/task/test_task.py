@@ -11,10 +11,10 @@ from edgeopt.errors import TaskError
 from edgeopt.task import CheckedTask, load_task
 
 
-class Broken:
-    """A task whose parts a test replaces one at a time."""
+class PlainTask:
+    """A complete task; each test replaces one of its parts."""
 
-    name = "broken"
+    name = "plain"
 
     def build_model(self):
         return nn.Linear(4, 2)
@@ -35,10 +35,10 @@ class Broken:
 
 
 def checked(**parts):
-    return CheckedTask(type("Task", (Broken,), parts)(), "tests")
+    return CheckedTask(type("Task", (PlainTask,), parts)(), "tests")
 
 
-def test_a_complete_task_gives_its_parts():
+def test_a_complete_task_returns_its_parts():
     task = checked()
     assert task.model.training is False
     assert task.input_names == ("input",)
@@ -48,7 +48,7 @@ def test_a_complete_task_gives_its_parts():
 
 
 def test_a_missing_method_is_named_with_the_nearest_one():
-    class Task(Broken):
+    class Task(PlainTask):
         train_batches = None
 
         def training_batches(self, seed):
@@ -58,7 +58,7 @@ def test_a_missing_method_is_named_with_the_nearest_one():
         CheckedTask(Task(), "tests")
 
 
-def test_a_model_that_does_not_run_on_the_example_inputs_is_said():
+def test_a_model_that_does_not_run_on_the_example_inputs_is_refused():
     with pytest.raises(TaskError, match=r"does not run on example_inputs\(\) of shape \(2, 5\)"):
         _ = checked(example_inputs=lambda self: (torch.zeros(2, 5),)).model
 
@@ -73,19 +73,19 @@ def test_a_model_that_returns_nan_is_refused():
         _ = checked(build_model=nan_model).model
 
 
-def test_a_score_that_is_not_finite_is_refused():
+def test_a_score_of_nan_is_refused():
     with pytest.raises(TaskError, match=r"score\(\) returned nan"):
         checked(score=lambda self, pairs: float("nan")).score([])
 
 
 def test_batches_of_another_shape_are_refused():
     wrong = [(torch.zeros(2, 3), torch.zeros(2))]
-    with pytest.raises(TaskError, match=r"eval_batches\(\) yields inputs of shape \[\(2, 3\)\]"):
+    with pytest.raises(TaskError, match=r"eval_batches\(\) yields inputs of shape \[\(2, 3\)\], but example_inputs"):
         list(checked(eval_batches=lambda self: wrong).eval_batches())
 
 
 def test_no_batches_at_all_are_refused():
-    with pytest.raises(TaskError, match=r"eval_batches\(\) yields nothing"):
+    with pytest.raises(TaskError, match=r"eval_batches\(\) yields no batches"):
         list(checked(eval_batches=lambda self: []).eval_batches())
 
 
@@ -98,7 +98,7 @@ def test_no_batches_at_all_are_refused():
         ("missing.py:task", "missing.py does not exist"),
     ],
 )
-def test_a_wrong_spec_says_what_was_meant(spec, message):
+def test_a_wrong_spec_suggests_the_nearest_name(spec, message):
     with pytest.raises(TaskError, match=message):
         load_task(spec)
 
@@ -108,7 +108,7 @@ def test_a_file_is_loaded_by_its_path(tmp_path):
     assert load_task(f"{tmp_path}/mine.py:make").name == "tiny"
 
 
-def test_an_epoch_repeats_whatever_is_drawn_between_its_batches():
+def test_an_epoch_is_repeatable_whatever_is_drawn_between_its_batches():
     def train_batches(self, seed):
         for _ in range(3):
             yield torch.randn(2, 4) + np.random.rand() + random.random(), torch.zeros(2, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Records what every timing worker answers, or gives recorded answers in its place; ``tools/compare_builds.py`` uses it.
+"""Records what every timing worker answers, or gives recorded answers instead; for ``tools/compare_builds.py``.
 
 Python imports this file at start-up where its folder is on ``PYTHONPATH``. In any process but the worker
 (``edgeopt/bench/worker.py``) it does nothing. A worker that was asked to time something becomes a proxy: the real
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any, BinaryIO, TextIO
 
 FOLDER = "EDGEOPT_REPLAY_FOLDER"
 MODE = "EDGEOPT_REPLAY_MODE"  # record or replay
@@ -25,7 +26,7 @@ SETTINGS = ("providers", "threads", "graph_level", "prepacking", "memory_arena",
 SENTINEL = b"edgeopt-worker "
 
 
-def name_of(request):
+def name_of(request: dict[str, Any]) -> str:
     """Return what names a request: its mode, what the model files hold, and how the session runs."""
     files = request["models"] or [request["model"]]
     content = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
@@ -34,18 +35,16 @@ def name_of(request):
     return f"{request['mode']}-{hashlib.sha256(text.encode()).hexdigest()[:24]}"
 
 
-def numbered(folder, name, exclusive):
-    """Claim the next number of a name, in the order in which its processes start; return the file of that number."""
-    for number in itertools.count():
-        claim = folder / f"{name}-{number}{exclusive}"
-        try:
-            claim.open("x").close()
-        except FileExistsError:
-            continue
-        return folder / f"{name}-{number}.jsonl"
+def numbered(folder: Path, name: str, suffix: str) -> Path:
+    """Claim the next number of a name, in the order in which its processes start (one at a time); return its file."""
+    number = 0
+    while (claim := folder / f"{name}-{number}{suffix}").exists():
+        number += 1
+    claim.touch()
+    return folder / f"{name}-{number}.jsonl"
 
 
-def start_worker(first):
+def start_worker(first: bytes) -> subprocess.Popen[bytes]:
     """Start the real worker with its first line; this file does nothing there."""
     environment = {key: value for key, value in os.environ.items() if key != MODE}
     worker = subprocess.Popen(
@@ -56,7 +55,7 @@ def start_worker(first):
     return worker
 
 
-def forward(worker, source, target, log=None):
+def forward(worker: subprocess.Popen[bytes], source: BinaryIO, target: BinaryIO, log: TextIO | None = None) -> int:
     """Hand lines of stdin to the worker and its answers to ``target``, until either ends."""
     while True:
         begin = time.monotonic()
@@ -80,7 +79,7 @@ def forward(worker, source, target, log=None):
     return worker.wait()
 
 
-def give_recorded(rows, source, target):
+def give_recorded(rows: list[dict[str, Any]], source: BinaryIO, target: BinaryIO) -> int:
     """Give recorded answers; a server that is asked for more blocks than were recorded begins again with the first."""
     blocks = rows[1:] or rows
     for row in itertools.chain(rows, itertools.cycle(blocks)):
@@ -92,7 +91,7 @@ def give_recorded(rows, source, target):
     return 0
 
 
-def proxy():
+def proxy() -> int:
     """Stand between edgeopt and its worker."""
     folder, mode = Path(os.environ[FOLDER]), os.environ[MODE]
     source, target = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")

@@ -1,4 +1,4 @@
-"""Tiny networks, each with something that pruning by labels has to get right, for tests that try every tensor."""
+"""Tiny networks for tests that try every tensor; each has a feature that pruning by labels must handle."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ MINIATURES: dict[str, Builder] = {
     "two_heads": plain.two_heads,
     "transformer": attention.transformer,
 }
-"""Name to a function that returns a model (random weights) and its example inputs, with a batch of 1 or more."""
+"""Name to a function that returns a model with random weights and its example inputs, with a batch of 1 or more."""

@@ -1,4 +1,4 @@
-"""Attention, whose fused operator has no rule: it freezes what reaches it, the rest is pruned."""
+"""Attention: one of torch's own encoder layers."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ Built = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 def resnet() -> Built:
-    """Residual sums, strided skips."""
+    """Residual sums and strided skips."""
     return SmallResNet(stem=8, widths=(8, 16), blocks=2), (torch.randn(1, 1, 12, 12),)
 
 
@@ -74,7 +74,7 @@ def shufflenet() -> Built:
 
 
 class DenseNet(nn.Module):
-    """Every layer sees all that came before (Huang et al., 2017)."""
+    """Every layer reads the outputs of all layers before it (Huang et al., 2017)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ def densenet() -> Built:
 
 
 class SqueezeExcite(nn.Module):
-    """A gate for each channel (Hu et al., 2018), and an input that is concatenated again."""
+    """A gate for each channel (Hu et al., 2018), and a concatenation with the input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,12 +119,12 @@ class SqueezeExcite(nn.Module):
 
 
 def squeeze_excite() -> Built:
-    """Gates, group norm, PReLU, the input in a concatenation."""
+    """Gates, group norm, PReLU, a concatenation with the input."""
     return SqueezeExcite(), (torch.randn(1, 3, 8, 8),)
 
 
 def grouped() -> Built:
-    """Groups of several channels, a depthwise convolution with a multiplier, transposed ones of each kind."""
+    """Groups of several channels, depthwise with a multiplier, and transposed convolutions of both kinds."""
     body = nn.Sequential(
         nn.Conv2d(3, 12, 3, padding=1), nn.ReLU(),
         nn.Conv2d(12, 24, 3, padding=1, groups=3), nn.BatchNorm2d(24), nn.ReLU(),
@@ -137,7 +137,7 @@ def grouped() -> Built:
 
 
 class UNet(nn.Module):
-    """Down, up, and concatenations across (Ronneberger et al., 2015); pixel shuffle at the end."""
+    """Down, up, and skip concatenations (Ronneberger et al., 2015); pixel shuffle at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ def unet() -> Built:
 
 
 def conv1d() -> Built:
-    """Sound: one dimension of positions."""
+    """Audio: one dimension of positions."""
     body = nn.Sequential(
         nn.Conv1d(2, 10, 5, 2), nn.BatchNorm1d(10), nn.ReLU(), nn.Conv1d(10, 10, 3, groups=10), nn.Conv1d(10, 8, 1),
         nn.MaxPool1d(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3),

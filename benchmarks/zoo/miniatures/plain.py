@@ -1,4 +1,4 @@
-"""Small networks around linear layers, views and shared weights."""
+"""Small networks with linear layers, views and shared weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Built = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 def mlp() -> Built:
-    """Linear layers alone."""
+    """Linear layers and a batch norm."""
     body = nn.Sequential(
         nn.Linear(10, 16),
         nn.ReLU(),
@@ -61,7 +61,7 @@ def tied() -> Built:
 
 
 class TwoHeads(nn.Module):
-    """Two inputs, outputs in a dict, one of them read in the middle: its channels cannot go."""
+    """Two inputs and a dict of outputs; one output is an inner value, so its channels cannot go."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-// edgeopt's worker in a browser: the messages and answers of edgeopt/bench/worker.py, with onnxruntime-web.
+// edgeopt's worker in a browser: it uses onnxruntime-web, and has the messages and answers of edgeopt/bench/worker.py.
 
 import * as ort from "./ort.wasm.min.mjs";
 
-// onnxruntime-web falls back to one thread in silence; the threads that it starts are counted instead.
-let threads = 1;
+// onnxruntime-web falls back to one thread without a word, so the threads that it starts are counted here.
+let threadCount = 1;
 self.Worker = class extends Worker {
-  constructor(...words) {
-    super(...words);
-    threads++;
+  constructor(...options) {
+    super(...options);
+    threadCount++;
   }
 };
 
@@ -24,10 +24,10 @@ class Refusal extends Error {
   }
 }
 
-let names = { session: "", serving: null };
+let state = { session: "", serving: null };
 
 async function download(name) {
-  const response = await fetch(`file/${name}?${names.session}`);
+  const response = await fetch(`file/${name}?${state.session}`);
   if (!response.ok) throw new Refusal("model", `${name} does not exist`);
   return response.arrayBuffer();
 }
@@ -36,16 +36,16 @@ async function download(name) {
 function unpack(buffer) {
   const bytes = new Uint8Array(buffer);
   const batches = [];
-  for (let at = 0; at < bytes.length; ) {
-    const end = bytes.indexOf(10, at);
-    const words = new TextDecoder().decode(bytes.subarray(at, end)).split(" ");
+  for (let offset = 0; offset < bytes.length; ) {
+    const end = bytes.indexOf(10, offset);
+    const words = new TextDecoder().decode(bytes.subarray(offset, end)).split(" ");
     const [batch, dtype, ndim] = [Number(words[0]), words[1], Number(words[2])];
     const dims = words.slice(3, 3 + ndim).map(Number);
     const size = Number(words[3 + ndim]);
     const name = words.slice(4 + ndim).join(" ");
     const data = new TYPES[dtype](buffer.slice(end + 1, end + 1 + size));
     (batches[batch] ??= {})[name] = new ort.Tensor(dtype, data, dims);
-    at = end + 1 + size;
+    offset = end + 1 + size;
   }
   return batches;
 }
@@ -62,37 +62,39 @@ function pack(batches) {
   return new Blob(parts);
 }
 
-function first(tensor, rows) {
+function firstRows(tensor, rows) {
   const { type, data, dims } = tensor;
   if (!dims.length || dims[0] === rows) return tensor;
-  if (dims[0] < rows) throw new Refusal("input", `an array has ${dims[0]} rows; the batch needs ${rows}`);
+  if (dims[0] < rows)
+    throw new Refusal("input", `an array of the inputs file has ${dims[0]} rows; the batch needs ${rows}`);
   return new ort.Tensor(type, data.slice(0, (data.length / dims[0]) * rows), [rows, ...dims.slice(1)]);
 }
 
-function random({ name, type, shape }, batch) {
-  const dims = shape.map((size, at) => (typeof size === "number" && size >= 0 ? size : at === 0 ? batch : NaN));
-  if (dims.some(Number.isNaN)) throw new Refusal("input", `input '${name}' leaves a size open: give an inputs file`);
+function randomTensor({ name, type, shape }, batch) {
+  const dims = shape.map((size, axis) => (typeof size === "number" && size >= 0 ? size : axis === 0 ? batch : NaN));
+  if (dims.some(Number.isNaN))
+    throw new Refusal("input", `input '${name}' has dynamic dimensions besides the batch: pass --inputs FILE.npz`);
   const count = dims.reduce((product, size) => product * size, 1);
   const data = new TYPES[type](count);
-  const wide = type.includes("64") && type !== "float64";
-  for (let at = 0; at < count; at++) {
-    if (wide) data[at] = BigInt(Math.random() < 0.5);
-    else if (type === "float16") data[at] = 0x3800 | (Math.random() * 0x3ff);
-    else if (type.startsWith("float")) data[at] = Math.random() + Math.random() + Math.random() - 1.5;
-    else if (type === "int8" || type === "uint8") data[at] = Math.random() * 256;
-    else data[at] = Math.random() < 0.5;
+  const isWideInteger = type.includes("64") && type !== "float64";
+  for (let index = 0; index < count; index++) {
+    if (isWideInteger) data[index] = BigInt(Math.random() < 0.5);
+    else if (type === "float16") data[index] = 0x3800 | (Math.random() * 0x3ff);
+    else if (type.startsWith("float")) data[index] = Math.random() + Math.random() + Math.random() - 1.5;
+    else if (type === "int8" || type === "uint8") data[index] = Math.random() * 256;
+    else data[index] = Math.random() < 0.5;
   }
   return new ort.Tensor(type, data, dims);
 }
 
-async function open(request) {
+async function openSession(request) {
   if (!request.providers.concat(request.allow_fallback).includes("CPUExecutionProvider"))
-    throw new Refusal("provider", `a browser has CPUExecutionProvider (WebAssembly) alone, not ${request.providers[0]}`);
+    throw new Refusal("provider", `a browser only has CPUExecutionProvider (WebAssembly), not ${request.providers[0]}`);
   if (request.threads > 1 && !crossOriginIsolated)
-    throw new Refusal("provider", "this page is not cross-origin isolated and runs on 1 thread; asked for were "
-      + `${request.threads}. Set threads = 1 in the target, or serve the page by HTTPS or to this machine's localhost`);
+    throw new Refusal("provider", "this page is not cross-origin isolated and runs on 1 thread instead of "
+      + `${request.threads}. Set threads = 1 in the target, or serve the page over HTTPS or on localhost`);
   if (request.affinity.length)
-    throw new Refusal("profile", "a browser binds no thread to a core: leave the target's affinity empty");
+    throw new Refusal("profile", "a browser can't bind threads to cores: leave the target's affinity empty");
   ort.env.wasm.numThreads = request.threads;
   const model = new Uint8Array(await download(request.model));
   const begin = performance.now();
@@ -100,20 +102,21 @@ async function open(request) {
     executionProviders: ["wasm"], graphOptimizationLevel: request.graph_level, enableCpuMemArena: request.memory_arena,
   });
   const load_ns = Math.round((performance.now() - begin) * 1e6);
-  if (threads !== request.threads)
-    throw new Refusal("provider", `this browser started ${threads} thread(s); asked for were ${request.threads}`);
+  if (threadCount !== request.threads)
+    throw new Refusal("provider", `this browser started ${threadCount} thread(s) instead of ${request.threads}`);
   return { session, load_ns };
 }
 
-async function feed(session, request) {
+async function makeFeed(session, request) {
   const given = request.inputs ? unpack(await download(request.inputs))[0] : null;
   return Object.fromEntries(session.inputMetadata.map((entry) => {
     if (given && !given[entry.name]) throw new Refusal("input", `the inputs file has no array '${entry.name}'`);
-    return [entry.name, given ? first(given[entry.name], request.batch_size) : random(entry, request.batch_size)];
+    const rows = request.batch_size;
+    return [entry.name, given ? firstRows(given[entry.name], rows) : randomTensor(entry, rows)];
   }));
 }
 
-async function repeat(session, inputs, runs, seconds, most) {
+async function repeat(session, inputs, minRuns, minSeconds, maxSeconds) {
   const times = [];
   const begin = performance.now();
   for (;;) {
@@ -122,7 +125,7 @@ async function repeat(session, inputs, runs, seconds, most) {
     const end = performance.now();
     times.push(Math.round((end - start) * 1e6));
     const elapsed = (end - begin) / 1000;
-    if ((elapsed >= seconds && times.length >= runs) || elapsed >= most) return times;
+    if ((elapsed >= minSeconds && times.length >= minRuns) || elapsed >= maxSeconds) return times;
   }
 }
 
@@ -131,7 +134,7 @@ function median(times) {
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 }
 
-// As worker.py does, with its numbers: block after block until one is no quicker than the one before.
+// Like worker.py, with its numbers: block after block, until one is no faster than the block before.
 async function warmUp(session, inputs, { warmup_runs, warmup_seconds, max_seconds }) {
   const end = performance.now() + 1000 * max_seconds;
   let times = await repeat(session, inputs, warmup_runs, warmup_seconds, max_seconds);
@@ -158,8 +161,8 @@ const MODES = {
     return { supported: false };
   },
   async time(request) {
-    const { session, load_ns } = await open(request);
-    const inputs = await feed(session, request);
+    const { session, load_ns } = await openSession(request);
+    const inputs = await makeFeed(session, request);
     const [warmup_runs, steady] = await warmUp(session, inputs, request);
     const times = await repeat(session, inputs, request.min_runs, request.min_seconds, request.max_seconds);
     return {
@@ -168,32 +171,32 @@ const MODES = {
     };
   },
   async outputs(request) {
-    const { session } = await open(request);
-    const found = [];
-    for (const batch of unpack(await download(request.inputs))) found.push(await session.run(batch));
-    postMessage({ outputs: pack(found) });
-    return { batches: found.length };
+    const { session } = await openSession(request);
+    const results = [];
+    for (const batch of unpack(await download(request.inputs))) results.push(await session.run(batch));
+    postMessage({ outputs: pack(results) });
+    return { batches: results.length };
   },
   async serve(request) {
-    const { session } = await open(request);
-    const inputs = await feed(session, request);
+    const { session } = await openSession(request);
+    const inputs = await makeFeed(session, request);
     await repeat(session, inputs, request.warmup_runs, request.warmup_seconds, request.max_seconds);
-    names.serving = { session, inputs };
+    state.serving = { session, inputs };
     return { nodes: {}, precise_cpu_clock: false };
   },
 };
 
-async function block({ session, inputs }, { warmup_runs, min_runs, min_seconds, max_seconds }) {
+async function runBlock({ session, inputs }, { warmup_runs, min_runs, min_seconds, max_seconds }) {
   await repeat(session, inputs, warmup_runs, 0, max_seconds);
   const times = await repeat(session, inputs, min_runs, min_seconds, max_seconds);
   return { wall_ns: times, cpu_ns: times };
 }
 
 onmessage = async ({ data: { message, session } }) => {
-  names.session = session;
+  state.session = session;
   try {
-    const found = names.serving ? await block(names.serving, message) : await MODES[message.mode](message);
-    postMessage({ ok: true, ...found });
+    const fields = state.serving ? await runBlock(state.serving, message) : await MODES[message.mode](message);
+    postMessage({ ok: true, ...fields });
   } catch (error) {
     postMessage({ ok: false, kind: error.kind ?? "model", reason: String(error.message ?? error) });
   }

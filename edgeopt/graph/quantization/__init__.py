@@ -1,1 +1,1 @@
-"""Integer forms of a float graph: how they are made, what they cost, and what is kept in float."""
+"""Integer variants of a float graph: how they are made, how much noise they add, and which nodes stay in float."""

@@ -1,4 +1,4 @@
-"""What values inside a float graph are on calibration batches; opens an ONNX Runtime session in this process."""
+"""Reads inner values of a float graph on calibration batches; opens an ONNX Runtime session in this process."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 ArrayBatch = dict[str, NDArray[Any]]
 ArrayBatches = Callable[[], Iterator[ArrayBatch]]
-"""Yields the calibration batches anew at each call."""
-SAMPLES = 16
-"""At most so many samples at once: every watched value of a batch is in memory."""
+"""Yields the calibration batches again at each call."""
+_MAX_RUN_SAMPLES = 16
+"""Samples in one run: every value that is read is in memory."""
 
 
-def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
-    """Open a model on one thread of the processor."""
+def open_cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    """Open a model on one CPU thread."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
@@ -28,43 +28,43 @@ def session_of(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def read_activations(
     model: onnx.ModelProto, names: Iterable[str], batches: Iterable[ArrayBatch]
 ) -> Iterator[ArrayBatch]:
-    """Yield what the named values are, in batches of at most ``SAMPLES`` where the graph allows it.
+    """Yield the named values, in batches of at most ``_MAX_RUN_SAMPLES`` if the graph allows it.
 
     Args:
         model: A float model; it is not changed.
-        names: Of values of the top graph: float tensors, or the graph's own inputs.
-        batches: What goes in.
+        names: Values of the top graph: float tensors, or the graph's own inputs.
+        batches: Inputs of the graph.
     """
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     inputs = {value.name for value in copy.graph.input}
-    known = {value.name for value in copy.graph.output}
+    outputs = {value.name for value in copy.graph.output}
     wanted = list(dict.fromkeys(names))
     copy.graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
         for name in wanted
-        if name not in inputs | known
+        if name not in inputs | outputs
     )
-    made = [name for name in wanted if name not in inputs]
-    session = session_of(copy)
+    computed = [name for name in wanted if name not in inputs]
+    session = open_cpu_session(copy)
     for batch in batches:
-        for part in _parts(batch, model):
-            found = dict(zip(made, session.run(made, part), strict=True)) if made else {}
-            yield {name: found[name] if name in found else part[name] for name in wanted}
+        for part in _split(batch, model):
+            values = dict(zip(computed, session.run(computed, part), strict=True)) if computed else {}
+            yield {name: values[name] if name in values else part[name] for name in wanted}
 
 
-def channel_peaks(
+def measure_channel_peaks(
     model: onnx.ModelProto, names: Sequence[str], batches: ArrayBatches
 ) -> dict[str, NDArray[np.float64]]:
     """Return the largest magnitude of each channel (axis 1) of the named values."""
     peaks: dict[str, NDArray[np.float64]] = {}
     for values in read_activations(model, names, batches()):
         for name, value in values.items():
-            found = np.abs(value).max(axis=(0, *range(2, value.ndim))).astype(np.float64)
-            peaks[name] = np.maximum(peaks.get(name, found), found)
+            peak = np.abs(value).max(axis=(0, *range(2, value.ndim))).astype(np.float64)
+            peaks[name] = np.maximum(peaks.get(name, peak), peak)
     return peaks
 
 
-def channel_means(
+def measure_channel_means(
     model: onnx.ModelProto, names: Sequence[str], batches: ArrayBatches
 ) -> dict[str, NDArray[np.float64]]:
     """Return the mean of each channel (axis 1) of the named values."""
@@ -77,10 +77,10 @@ def channel_means(
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _parts(batch: ArrayBatch, model: onnx.ModelProto) -> Iterator[ArrayBatch]:
-    """Cut a batch into small ones where the graph allows it."""
+def _split(batch: ArrayBatch, model: onnx.ModelProto) -> Iterator[ArrayBatch]:
+    """Split a batch into small ones if the graph's batch size is dynamic."""
     first = model.graph.input[0].type.tensor_type.shape.dim
     count = len(next(iter(batch.values())))
-    step = count if first and first[0].HasField("dim_value") else SAMPLES
+    step = count if first and first[0].HasField("dim_value") else _MAX_RUN_SAMPLES
     for start in range(0, count, step):
         yield {name: values[start : start + step] for name, values in batch.items()}

@@ -1,8 +1,8 @@
 """Dynamic int8: weights are stored in int8, the range of each activation is found when the network runs.
 
-It is for recurrent networks and transformers: their matrix products gain, their activations have outliers that a fixed
-range serves badly, and what lies between the products stays float. Convolutions stay float. Runs in a process of its
-own (``edgeopt.graph.subprocess_worker``).
+It is for recurrent networks and transformers: their matrix products become faster, and their activations have outliers
+that a fixed range handles badly. Everything else stays float, convolutions too. Runs in a subprocess
+(``edgeopt.graph.subprocess_worker``).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edgeopt.errors import StepError
-from edgeopt.graph.facts import CELLS, PRODUCTS
-from edgeopt.graph.model import arrays, load, save
+from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
+from edgeopt.graph.model import load, read_initializers, save
 from edgeopt.records.recipe import QuantizeDynamic
 
 _STAGE = "quantize"
@@ -25,12 +25,16 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
     """Return the model with its matrix products and LSTM cells in dynamic int8.
 
     Raises:
-        StepError: it has none with constant weights.
+        StepError: no product or cell has constant weights.
     """
-    weights = arrays(model.graph)
-    found = [node for node in model.graph.node if node.op_type in (*PRODUCTS, *CELLS) and node.input[1] in weights]
-    if not found:
-        raise StepError(_STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
+    weights = read_initializers(model.graph)
+    quantizable = [
+        node
+        for node in model.graph.node
+        if node.op_type in (*MATRIX_PRODUCTS, *RECURRENT_CELLS) and node.input[1] in weights
+    ]
+    if not quantizable:
+        raise StepError(_STAGE, "no matrix product of this graph has constant weights: this variant is skipped.")
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
@@ -39,7 +43,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
         quantize_dynamic(
             plain,
             result,
-            op_types_to_quantize=[*PRODUCTS, *CELLS],
+            op_types_to_quantize=[*MATRIX_PRODUCTS, *RECURRENT_CELLS],
             per_channel=True,
             reduce_range=step.reduce_range,
             weight_type=QuantType.QInt8,

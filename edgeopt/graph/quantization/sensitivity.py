@@ -1,7 +1,7 @@
-"""Which calibration serves a network best, and which of its nodes suffer most from int8.
+"""Finds the best calibration method for a network, and ranks its nodes by the noise that int8 adds.
 
-The measure is the signal to quantization noise at the network's outputs, on samples that did not calibrate: it needs no
-labels, and it moves before the score does. Runs in a process of its own (``edgeopt.graph.subprocess_worker``).
+The measure is the signal-to-quantization-noise ratio at the network's outputs, on samples that did not calibrate. It
+needs no labels, and it changes before the score does. Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import msgspec
 import numpy as np
 import onnx
 
-from edgeopt.graph.facts import macs_of_nodes
-from edgeopt.graph.model import arrays
-from edgeopt.graph.quantization.activations import ArrayBatch, session_of
-from edgeopt.graph.quantization.calibration import METHODS
-from edgeopt.graph.quantization.cross_layer_equalization import find_pairs
+from edgeopt.graph.facts import count_macs_by_node
+from edgeopt.graph.model import read_initializers
+from edgeopt.graph.quantization.activations import ArrayBatch, open_cpu_session
+from edgeopt.graph.quantization.calibration import CALIBRATION_METHODS
+from edgeopt.graph.quantization.cross_layer_equalization import find_convolution_pairs
 from edgeopt.graph.quantization.static import (
     OPERATORS,
-    Prepared,
-    calibration_batches,
-    equalized,
+    PreparedModel,
+    equalize_prepared,
     prepare,
     quantize_prepared,
+    read_calibration_batches,
 )
 from edgeopt.records.quantization import NodeNoise, Preparation, SensitivityStudy
 from edgeopt.records.recipe import CalibrationMethod, Quantize
@@ -46,105 +46,114 @@ MOVEMENT_OPERATORS = (
     "Split",
     "Gather",
 )
-"""Operators that follow their input's form and so cost no accuracy of their own."""
-CLEARLY_BETTER_DB = 0.5
-NODE_COST_RATIO = 0.005
-"""What a node in float costs beside its bytes and work: its quantize and dequantize nodes."""
-JUDGING_RATIO = 1 / 3
-"""Share of the samples that judges where there are few."""
-CEILING_DB = 120.0
-"""Of equal outputs."""
+"""Operators that keep their input's quantization and so add no noise."""
+_MIN_SNR_GAIN_DB = 0.5
+"""A method or preparation replaces the default only if it is better by this much."""
+_NODE_COST_RATIO = 0.005
+"""Cost of a node in float besides its bytes and work: its quantize and dequantize nodes."""
+_HELD_BACK_RATIO = 1 / 3
+"""Share of the samples that is held back if there are too few."""
+_MAX_SNR_DB = 120.0
+"""The ratio of equal outputs."""
 
 
 def study_sensitivity(
     model: onnx.ModelProto, step: Quantize, calibration: Path, held_back: int, *, rank: bool
 ) -> SensitivityStudy:
-    """Compare calibration methods, then what can be done before, and rank the nodes under the best of them.
+    """Compare calibration methods, then preparations, and rank the nodes with the best method.
 
     Args:
         model: A float model; it is changed.
-        step: Types and number of samples; all else in it is not looked at.
-        calibration: As in ``quantize.quantize``; the ``held_back`` samples after the first ``step.samples`` are what
-            noise is measured on. Where the file has fewer than both, its last third is; a single batch does both.
-        held_back: How many samples.
-        rank: Whether to rank the nodes, which takes a session a node.
+        step: Types and number of samples; the rest of it is ignored.
+        calibration: As in ``edgeopt.graph.quantization.static.quantize``. Noise is measured on the ``held_back``
+            samples after the first ``step.samples``. If the file has fewer samples, it is measured on the last third;
+            a single batch both calibrates and measures.
+        held_back: Number of samples.
+        rank: Whether to rank the nodes, which takes one session per node.
     """
     names = [value.name for value in model.graph.input]
-    samples, batches = _parts(calibration, names, step.samples, held_back)
+    samples, batches = _split(calibration, names, step.samples, held_back)
     plain = msgspec.structs.replace(step, float_nodes=(), equalize=False, correct_bias=False)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         prepared = prepare(model, calibration, samples, Path(folder))
-        expected = _outputs(prepared.model, batches)
+        expected = _run(prepared.model, batches)
 
-        def snr_db(of: Prepared, step: Quantize, method: CalibrationMethod, only: tuple[str, ...] = ()) -> float:
-            quantized = quantize_prepared(of, step, of.ranges.find(method), only)
-            return signal_to_noise_db(expected, _outputs(quantized, batches))
+        def measure(
+            candidate: PreparedModel, step: Quantize, method: CalibrationMethod, only: tuple[str, ...] = ()
+        ) -> float:
+            quantized = quantize_prepared(candidate, step, candidate.ranges.find(method), only)
+            return measure_snr_db(expected, _run(quantized, batches))
 
-        by_method = {method: snr_db(prepared, plain, method) for method in METHODS}
-        best = max(METHODS, key=lambda method: by_method[method])
-        method = best if by_method[best] > by_method["minmax"] + CLEARLY_BETTER_DB else "minmax"
+        by_method = {method: measure(prepared, plain, method) for method in CALIBRATION_METHODS}
+        best_method = max(CALIBRATION_METHODS, key=lambda method: by_method[method])
+        method = best_method if by_method[best_method] > by_method["minmax"] + _MIN_SNR_GAIN_DB else "minmax"
 
         corrected = msgspec.structs.replace(plain, correct_bias=True)
-        prepared_as: dict[Preparation, tuple[Prepared, Quantize]] = {"bias correction": (prepared, corrected)}
-        if find_pairs(prepared.model.graph, arrays(prepared.model.graph)):
-            scaled = equalized(prepared, Path(folder))
-            prepared_as |= {"equalization": (scaled, plain), "equalization and bias correction": (scaled, corrected)}
-        by_preparation = {name: snr_db(*how, method) for name, how in prepared_as.items()}
-        first = max(by_preparation, key=lambda name: by_preparation[name])
-        preparation = first if by_preparation[first] > by_method[method] + CLEARLY_BETTER_DB else None
-        ranked = prepared if preparation is None else prepared_as[preparation][0]
+        preparations: dict[Preparation, tuple[PreparedModel, Quantize]] = {"bias correction": (prepared, corrected)}
+        if find_convolution_pairs(prepared.model.graph, read_initializers(prepared.model.graph)):
+            equalized = equalize_prepared(prepared, Path(folder))
+            preparations |= {
+                "equalization": (equalized, plain),
+                "equalization and bias correction": (equalized, corrected),
+            }
+        by_preparation = {name: measure(*candidate, method) for name, candidate in preparations.items()}
+        best_preparation = max(by_preparation, key=lambda name: by_preparation[name])
+        preparation = (
+            best_preparation if by_preparation[best_preparation] > by_method[method] + _MIN_SNR_GAIN_DB else None
+        )
+        ranked = prepared if preparation is None else preparations[preparation][0]
 
-        nodes = _nodes(prepared) if rank else ()
-        noises = [(node, snr_db(ranked, plain, method, (node.name,))) for node in nodes]
+        nodes = _list_node_costs(prepared) if rank else ()
+        noises = [(node, measure(ranked, plain, method, (node.name,))) for node in nodes]
     return SensitivityStudy(
         method_snr_db=by_method,
         method=method,
         preparation_snr_db=by_preparation,
         preparation=preparation,
-        ranking=_ranking(noises),
+        ranking=_rank(noises),
     )
 
 
-def signal_to_noise_db(expected: Sequence[ArrayBatch], found: Sequence[ArrayBatch]) -> float:
-    """Return ten times the logarithm of signal power over noise power; each output's noise is relative to its own."""
-    relative = 0.0
+def measure_snr_db(expected: Sequence[ArrayBatch], quantized: Sequence[ArrayBatch]) -> float:
+    """Return signal power over noise power in decibels: each output's noise is relative to its own signal."""
+    relative_noise = 0.0
     for name in expected[0]:
-        wanted = np.concatenate([batch[name].ravel() for batch in expected]).astype(np.float64)
-        got = np.concatenate([batch[name].ravel() for batch in found]).astype(np.float64)
-        relative += float(((got - wanted) ** 2).sum() / max((wanted**2).sum(), 1e-30))
-    ratio = relative / len(expected[0])
-    return CEILING_DB if ratio <= 10 ** (-CEILING_DB / 10) else float(-10 * np.log10(ratio))
+        signal = np.concatenate([batch[name].ravel() for batch in expected]).astype(np.float64)
+        noisy = np.concatenate([batch[name].ravel() for batch in quantized]).astype(np.float64)
+        relative_noise += float(((noisy - signal) ** 2).sum() / max((signal**2).sum(), 1e-30))
+    ratio = relative_noise / len(expected[0])
+    return _MAX_SNR_DB if ratio <= 10 ** (-_MAX_SNR_DB / 10) else float(-10 * np.log10(ratio))
 
 
-def _parts(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[ArrayBatch]]:
-    """Return how many samples calibrate, and the batches after them: whole ones, for graphs of a fixed batch size."""
-    batches = list(calibration_batches(calibration, names, samples + held_back))
+def _split(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[ArrayBatch]]:
+    """Return how many samples calibrate, and the batches after them; a graph may need whole batches."""
+    batches = list(read_calibration_batches(calibration, names, samples + held_back))
     counts = list(itertools.accumulate(len(batch[names[0]]) for batch in batches))
     if len(batches) == 1:
         return min(samples, counts[0]), batches
-    wanted = min(samples, math.ceil(counts[-1] * (1 - JUDGING_RATIO)))
+    wanted = min(samples, math.ceil(counts[-1] * (1 - _HELD_BACK_RATIO)))
     cut = next((index for index, count in enumerate(counts[:-1], 1) if count >= wanted), len(batches) - 1)
     return counts[cut - 1], batches[cut:]
 
 
-def _outputs(model: onnx.ModelProto, batches: Sequence[ArrayBatch]) -> list[ArrayBatch]:
-    session = session_of(model)
+def _run(model: onnx.ModelProto, batches: Sequence[ArrayBatch]) -> list[ArrayBatch]:
+    session = open_cpu_session(model)
     names = [value.name for value in session.get_outputs()]
     return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
 
 
 class _NodeCost(NamedTuple):
-    """A node that int8 takes in, and what float would cost there."""
+    """A node that int8 covers, and its cost in float."""
 
     name: str
     weight_bytes: int
-    """Of its constant inputs, in float32."""
+    """Its constant inputs, in float32."""
     macs: int
 
 
-def _nodes(prepared: Prepared) -> tuple[_NodeCost, ...]:
-    weights = arrays(prepared.model.graph)
-    macs = {node.name: count for node, count in macs_of_nodes(prepared.model)}
+def _list_node_costs(prepared: PreparedModel) -> tuple[_NodeCost, ...]:
+    weights = read_initializers(prepared.model.graph)
+    macs = {node.name: count for node, count in count_macs_by_node(prepared.model)}
     return tuple(
         _NodeCost(
             name=node.name,
@@ -152,12 +161,14 @@ def _nodes(prepared: Prepared) -> tuple[_NodeCost, ...]:
             macs=macs.get(node.name, 0),
         )
         for node in prepared.model.graph.node
-        if node.op_type in OPERATORS and node.op_type not in MOVEMENT_OPERATORS and node.name not in prepared.floats
+        if node.op_type in OPERATORS
+        and node.op_type not in MOVEMENT_OPERATORS
+        and node.name not in prepared.float_nodes
     )
 
 
-def _ranking(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:
-    """Order nodes by the noise that float takes away, over what float costs there."""
+def _rank(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:
+    """Order nodes by the noise that float removes, over its cost."""
     all_bytes = sum(node.weight_bytes for node, _ in noises) or 1
     all_macs = sum(node.macs for node, _ in noises) or 1
     ranked = [
@@ -168,4 +179,6 @@ def _ranking(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:
         )
         for node, snr_db in noises
     ]
-    return tuple(sorted(ranked, key=lambda noise: -(10 ** (-noise.snr_db / 10)) / (noise.cost_ratio + NODE_COST_RATIO)))
+    return tuple(
+        sorted(ranked, key=lambda noise: -(10 ** (-noise.snr_db / 10)) / (noise.cost_ratio + _NODE_COST_RATIO))
+    )

@@ -1,6 +1,7 @@
-"""Quantize: static int8 with quantize and dequantize nodes (QDQ). Runs in its own process (``edgeopt.graph.subprocess_worker``).
+"""Quantize: static int8 with quantize and dequantize nodes (QDQ).
 
-``onnxruntime.quantization`` does the work; what is decided here is which nodes take part and what the ranges come from.
+``onnxruntime.quantization`` writes the nodes. This module chooses the nodes to quantize and the source of the ranges.
+Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import arrays, consumers, load, opset_of, save
+from edgeopt.graph.model import find_consumers, load, read_initializers, read_opset, save
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
-from edgeopt.graph.quantization.calibration import ActivationRanges, tensors_data
+from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_data
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
 from edgeopt.graph.quantization.hard_sigmoid import write_hard_sigmoids
 from edgeopt.graph.quantization.hard_swish import write_hard_swishes
@@ -37,35 +38,37 @@ from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Quantize
 
 _STAGE = "quantize"
-MIN_OPSET = 13  # the first with a scale for each channel
-FEW_CHANNELS = 4  # int8 convolutions gather their input first: with fewer channels that costs more than it saves
+_MIN_OPSET = 13
+"""The first with a scale for each channel."""
+_MIN_INT8_INPUT_CHANNELS = 4
+"""An int8 convolution gathers its input first; with fewer channels, that costs more time than int8 saves."""
 _PRODUCTS = ("Gemm", "MatMul")
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
-"""What ``onnxruntime.quantization`` quantizes by default."""
+"""Operators that ``onnxruntime.quantization`` quantizes by default."""
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
 _PRE_PROCESSING_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A float model ready to be quantized any number of times: every node has a name, every value a known shape."""
+class PreparedModel:
+    """A float model ready to be quantized any number of times: every node has a name, and shapes are inferred."""
 
     model: onnx.ModelProto
     ranges: ActivationRanges
     batches: ArrayBatches
-    floats: tuple[str, ...]
-    """Nodes that stay float whatever the recipe says, because int8 does not pay there."""
+    float_nodes: tuple[str, ...]
+    """Nodes that stay float whatever the recipe says, because int8 is slower there."""
     notes: tuple[str, ...]
 
 
 def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple[onnx.ModelProto, tuple[str, ...]]:
-    """Return the model in int8 QDQ form, and notes.
+    """Return the model in int8 with QDQ nodes, and notes.
 
     Args:
         model: A float model; its convolutions' batch norms are folded.
-        step: Types, ranges, the calibration's method, and which nodes stay float.
-        calibration: An uncompressed ``.npz`` with keys ``B/NAME``: batch index, name of the graph's input. For trained
-            ranges the JSON of ``FakeQuantSites``.
+        step: Types, ranges, calibration method, and the nodes that stay float.
+        calibration: An uncompressed ``.npz`` with keys ``B/NAME`` (batch index, name of the graph's input). For
+            trained ranges, the JSON of ``FakeQuantSites``.
 
     Raises:
         StepError: the operator set is too old, or the calibration file lacks what the graph needs.
@@ -74,26 +77,26 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
         prepared = prepare(model, calibration, step.samples, Path(folder))
         unknown = sorted(set(step.float_nodes) - {node.name for node in prepared.model.graph.node})
         if unknown:
-            raise StepError(_STAGE, f"the recipe leaves '{unknown[0]}' in float, and the graph has no such node.")
+            raise StepError(_STAGE, f"the recipe leaves '{unknown[0]}' in float, but the graph has no such node.")
         if step.equalize:
-            prepared = equalized(prepared, Path(folder))
-        quantized = quantize_prepared(prepared, step, ranges_of(prepared, step, calibration))
+            prepared = equalize_prepared(prepared, Path(folder))
+        quantized = quantize_prepared(prepared, step, find_ranges(prepared, step, calibration))
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise StepError(_STAGE, "no operator of this graph has an int8 form. Leave this step out.")
+        raise StepError(_STAGE, "no operator of this graph was quantized: this variant is skipped.")
     return quantized, prepared.notes
 
 
-def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Path) -> Prepared:
-    """Infer shapes, name the nodes, and find what stays float in any case.
+def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Path) -> PreparedModel:
+    """Infer shapes, name the nodes, and find those that stay float in any case.
 
     Args:
         model: A float model; it is changed.
         calibration: As in ``quantize``.
-        samples: How many of its samples are used.
-        folder: Holds the prepared file as long as the result is used.
+        samples: Number of its samples to use.
+        folder: For the prepared file, which must exist as long as the result is used.
     """
-    if opset_of(model) < MIN_OPSET:
-        raise StepError(_STAGE, f"int8 per channel needs operator set {MIN_OPSET}, the file has {opset_of(model)}.")
+    if read_opset(model) < _MIN_OPSET:
+        raise StepError(_STAGE, f"int8 per channel needs operator set {_MIN_OPSET}, the file has {read_opset(model)}.")
     notes: list[str] = []
     write_global_average_pools(model)
     _name_nodes(model.graph)
@@ -103,25 +106,28 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     try:
         quant_pre_process(str(plain), str(path))
     except _PRE_PROCESSING_FAILURES:
-        notes.append("quantize: prepared without symbolic shapes, which failed on this graph")
+        notes.append("quantize: prepared without symbolic shape inference, which failed on this graph")
         quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
     prepared = load(path, _STAGE)
     _name_nodes(prepared.graph)
-    floats = _better_in_float(prepared)
-    notes += [f"quantize: '{name}' stays float, it reads fewer than {FEW_CHANNELS} channels" for name in floats]
+    float_nodes = _find_faster_in_float(prepared)
+    notes += [
+        f"quantize: '{name}' stays float: it reads fewer than {_MIN_INT8_INPUT_CHANNELS} channels"
+        for name in float_nodes
+    ]
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
-        return calibration_batches(calibration, names, samples)
+        return read_calibration_batches(calibration, names, samples)
 
-    return Prepared(prepared, ActivationRanges(prepared, path, batches), batches, tuple(floats), tuple(notes))
+    return PreparedModel(prepared, ActivationRanges(prepared, path, batches), batches, tuple(float_nodes), tuple(notes))
 
 
-def equalized(prepared: Prepared, folder: Path) -> Prepared:
-    """Return the same network with channels that share their tensors' ranges better; see ``edgeopt.graph.quantization.cross_layer_equalization``.
+def equalize_prepared(prepared: PreparedModel, folder: Path) -> PreparedModel:
+    """Return the same network with equalized channels; see ``edgeopt.graph.quantization.cross_layer_equalization``.
 
     Args:
         prepared: The float model; it is not changed.
-        folder: Holds the new file as long as the result is used.
+        folder: For the new file, which must exist as long as the result is used.
     """
     model, path = onnx.ModelProto.FromString(prepared.model.SerializeToString()), folder / "equalized.onnx"
     count = equalize(model, prepared.batches)
@@ -131,50 +137,50 @@ def equalized(prepared: Prepared, folder: Path) -> Prepared:
     return dataclasses.replace(prepared, model=model, ranges=ranges, notes=(*prepared.notes, note))
 
 
-def ranges_of(prepared: Prepared, step: Quantize, calibration: Path) -> TensorsData:
-    """Return the ranges of a step: calibrated, or those that the network was trained with.
+def find_ranges(prepared: PreparedModel, step: Quantize, calibration: Path) -> TensorsData:
+    """Return the ranges for a step: calibrated, or those that the network was trained with.
 
     Raises:
-        StepError: the training was another graph's.
+        StepError: the network was trained with the ranges of another graph.
     """
     if step.calibration != "trained":
         return prepared.ranges.find(step.calibration)
-    found = from_json(calibration.read_bytes(), FakeQuantSites).ranges
+    trained = from_json(calibration.read_bytes(), FakeQuantSites).ranges
     graph = prepared.model.graph
     known = {value.name for value in graph.input} | {name for node in graph.node for name in node.output}
-    unknown = sorted(found.keys() - known)
+    unknown = sorted(trained.keys() - known)
     if unknown:
         raise StepError(_STAGE, f"the network was trained with a range for '{unknown[0]}', which this graph lacks.")
-    return tensors_data(found)
+    return to_tensors_data(trained)
 
 
 def quantize_prepared(
-    prepared: Prepared, step: Quantize, ranges: TensorsData, only: tuple[str, ...] = ()
+    prepared: PreparedModel, step: Quantize, ranges: TensorsData, only: tuple[str, ...] = ()
 ) -> onnx.ModelProto:
     """Return the quantized model.
 
     Args:
         prepared: The float model; it is not changed.
         step: Types, and the nodes that stay float.
-        ranges: Of its activations.
-        only: The only nodes to quantize; none means all that can be.
+        ranges: Ranges of its activations.
+        only: The only nodes to quantize; empty for all that can be.
     """
     model = onnx.ModelProto.FromString(prepared.model.SerializeToString())
     if step.correct_bias:
-        rounded = _with_pairs(onnx.ModelProto.FromString(model.SerializeToString()), prepared, step, ranges, only)
+        rounded = _insert_pairs(onnx.ModelProto.FromString(model.SerializeToString()), prepared, step, ranges, only)
         correct_biases(model, rounded, prepared.batches)
-    quantized = _with_pairs(model, prepared, step, ranges, only)
+    quantized = _insert_pairs(model, prepared, step, ranges, only)
     if step.activations == "uint8":
         write_hard_swishes(quantized)
         write_hard_sigmoids(quantized)
-    _leave_products_in_float(quantized)
+    _remove_output_rounding(quantized)
     return quantized
 
 
-def _with_pairs(
-    model: onnx.ModelProto, prepared: Prepared, step: Quantize, ranges: TensorsData, only: tuple[str, ...]
+def _insert_pairs(
+    model: onnx.ModelProto, prepared: PreparedModel, step: Quantize, ranges: TensorsData, only: tuple[str, ...]
 ) -> onnx.ModelProto:
-    """Put quantize and dequantize nodes into a float model, in place."""
+    """Insert quantize and dequantize nodes into a float model, in place."""
     quantizer = QDQQuantizer(
         model,
         step.per_channel,
@@ -183,18 +189,18 @@ def _with_pairs(
         _TYPES[step.activations],
         ranges,
         list(only),
-        [*prepared.floats, *step.float_nodes],
+        [*prepared.float_nodes, *step.float_nodes],
         OPERATORS,
         {},
     )
     quantizer.quantize_model()
-    quantizer.model.topological_sort()  # its new nodes come last
+    quantizer.model.topological_sort()  # the new nodes come last
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a name of its own: recipes name the nodes that stay float."""
+    """Give every node a unique name: recipes name the nodes that stay float."""
     used: set[str] = set()
     for index, node in enumerate(graph.node):
         if not node.name or node.name in used:
@@ -202,14 +208,14 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         used.add(node.name)
 
 
-def _leave_products_in_float(model: onnx.ModelProto) -> None:
-    """Remove the last quantize and dequantize where a matrix product makes a graph's output.
+def _remove_output_rounding(model: onnx.ModelProto) -> None:
+    """Remove the last quantize and dequantize nodes if a matrix product makes a graph's output.
 
-    Its kernel sums in int32 and can give floats: rounding them to 8 bits would cost nodes and accuracy for nothing.
+    Its kernel sums in int32 and can output floats: rounding them to 8 bits would cost nodes and accuracy for nothing.
     """
     graph = model.graph
     producers = {name: node for node in graph.node for name in node.output}
-    readers = consumers(graph)
+    readers = find_consumers(graph)
     for value in graph.output:
         last = producers.get(value.name)
         quantizer = producers.get(last.input[0]) if last is not None and last.op_type == "DequantizeLinear" else None
@@ -222,32 +228,32 @@ def _leave_products_in_float(model: onnx.ModelProto) -> None:
             product.output[0] = value.name
 
 
-def _better_in_float(model: onnx.ModelProto) -> list[str]:
-    """Return the names of convolutions that read the image itself, with few channels."""
+def _find_faster_in_float(model: onnx.ModelProto) -> list[str]:
+    """Return the names of convolutions that read an input of the graph with few channels."""
     inputs = {value.name for value in model.graph.input}
-    weights = arrays(model.graph)
+    weights = read_initializers(model.graph)
     return [
         node.name
         for node in model.graph.node
         if node.op_type == "Conv"
         and node.input[0] in inputs
         and node.input[1] in weights
-        and weights[node.input[1]].shape[1] < FEW_CHANNELS
+        and weights[node.input[1]].shape[1] < _MIN_INT8_INPUT_CHANNELS
     ]
 
 
-def calibration_batches(path: Path, names: list[str], samples: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield batches from a calibration file until ``samples`` are used."""
-    left = samples
+def read_calibration_batches(path: Path, names: list[str], samples: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield batches from a calibration file, up to ``samples`` samples."""
+    remaining = samples
     try:
         with np.load(path, allow_pickle=False) as file:
             for index in itertools.count():
-                if left <= 0 or f"{index}/{names[0]}" not in file:
+                if remaining <= 0 or f"{index}/{names[0]}" not in file:
                     break
-                batch = {name: file[f"{index}/{name}"][:left] for name in names}
-                left -= len(batch[names[0]])
+                batch = {name: file[f"{index}/{name}"][:remaining] for name in names}
+                remaining -= len(batch[names[0]])
                 yield batch
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StepError(_STAGE, f"{path} lacks calibration batches for inputs {names} ({error}).") from error
-    if left == samples:
-        raise StepError(_STAGE, f"{path} has no batch '0/{names[0]}'. Calibrate with the graph's input names.")
+    if remaining == samples:
+        raise StepError(_STAGE, f"{path} has no batch '0/{names[0]}'. Write it with the graph's input names.")

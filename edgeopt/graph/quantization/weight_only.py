@@ -1,8 +1,8 @@
-"""Weight-only integers: matrix products keep float activations, their weights have 4 or 8 bits.
+"""Weight-only integers: the weights of matrix products get 4 or 8 bits, activations stay float.
 
 ONNX Runtime's ``MatMulNBits`` (domain ``com.microsoft``) takes the weights of ``A (m, k) x B (k, n)`` in blocks
-along k, each with a scale and a zero point of its own. A block's range is the one with the least square error among
-narrower ones: with 15 steps, a rare large weight costs the others too much (Nagel et al., 2021, section 2.2).
+along k, each with its own scale and zero point. A block's range is narrowed to the one with the smallest square error:
+with only 15 steps, a rare large weight costs the others too much (Nagel et al., 2021, section 2.2).
 """
 
 from __future__ import annotations
@@ -16,42 +16,42 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from edgeopt.errors import StepError
-from edgeopt.graph.facts import PRODUCTS
+from edgeopt.graph.facts import MATRIX_PRODUCTS
 from edgeopt.graph.matmul_nbits import pack_bits
-from edgeopt.graph.model import MICROSOFT, Arrays, arrays, drop_unused_initializers, replace_nodes
+from edgeopt.graph.model import MICROSOFT_DOMAIN, Arrays, drop_unused_initializers, read_initializers, replace_nodes
 from edgeopt.records.recipe import QuantizeWeights
 
 _STAGE = "quantize"
-INTEGER_PRODUCTS = 4
-"""``accuracy_level``: activations are rounded to int8 block by block inside the kernel, which is the quick way."""
-_KEPT = np.linspace(1.0, 0.6, 9, dtype=np.float32)
-"""Shares of a block's range that are tried."""
+_INT8_ACCURACY_LEVEL = 4
+"""``accuracy_level``: the kernel rounds activations to int8 block by block, which is fastest."""
+_KEPT_RATIOS = np.linspace(1.0, 0.6, 9, dtype=np.float32)
+"""Parts of a block's range to try."""
 _Floats = NDArray[np.float32]
 
 
 def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.ModelProto:
-    """Return the model with the weights of its matrix products in few bits.
+    """Return the model with the weights of its matrix products in 4 or 8 bits.
 
     Raises:
         StepError: no product has constant weights.
     """
     graph = model.graph
-    constants = arrays(graph)
+    constants = read_initializers(graph)
     nodes: list[onnx.NodeProto] = []
     stored: set[str] = set()
     for index, node in enumerate(graph.node):
-        weights = _weights(node, constants)
+        weights = _read_weights(node, constants)
         if weights is None:
             nodes.append(node)
             continue
         name = node.name or f"{node.op_type}_{index}"
-        nodes += _product(graph, node, name, weights, step, constants, stored)
+        nodes += _make_product(graph, node, name, weights, step, constants, stored)
     if not stored:
-        raise StepError(_STAGE, "no matrix product of this graph has constant weights. Leave this step out.")
+        raise StepError(_STAGE, "no matrix product of this graph has constant weights: this variant is skipped.")
     replace_nodes(graph, nodes)
     drop_unused_initializers(graph)
-    if all(entry.domain != MICROSOFT for entry in model.opset_import):
-        model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
+    if all(entry.domain != MICROSOFT_DOMAIN for entry in model.opset_import):
+        model.opset_import.append(helper.make_opsetid(MICROSOFT_DOMAIN, 1))
     return model
 
 
@@ -60,11 +60,11 @@ def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.ui
 
     Args:
         weights: ``(k, n)``.
-        bits: Of each.
-        block: Weights that share a scale, along k.
+        bits: Bits per weight.
+        block: Number of weights along k that share a scale.
 
     Returns:
-        Values ``(n, blocks, block)``, scales ``(n, blocks)`` and zero points ``(n, blocks)``; the last block is filled
+        Values ``(n, blocks, block)``, scales ``(n, blocks)`` and zero points ``(n, blocks)``; the last block is padded
         with zeros.
     """
     depth, columns = weights.shape
@@ -73,37 +73,37 @@ def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.ui
     padded[:, :depth] = weights.T
     blocks = padded.reshape(columns, count, block)
     low, high = np.minimum(blocks.min(2), 0), np.maximum(blocks.max(2), 0)
-    most = 2**bits - 1
+    max_value = 2**bits - 1
     best: list[NDArray[Any]] = []
-    for kept in _KEPT:
-        scale = (high - low) * kept / most
+    for kept in _KEPT_RATIOS:
+        scale = (high - low) * kept / max_value
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        zero = np.clip(np.rint(-low * kept / scale), 0, most)
-        values = np.clip(np.rint(blocks / scale[..., None]) + zero[..., None], 0, most)
+        zero = np.clip(np.rint(-low * kept / scale), 0, max_value)
+        values = np.clip(np.rint(blocks / scale[..., None]) + zero[..., None], 0, max_value)
         error = (((values - zero[..., None]) * scale[..., None] - blocks) ** 2).sum(2)
         if not best:
             best = [error, values, scale, zero]
             continue
         better = error < best[0]
-        for place, found in enumerate((error, values, scale, zero)):
-            best[place] = np.where(better[..., None] if found.ndim == 3 else better, found, best[place])
+        for index, tried in enumerate((error, values, scale, zero)):
+            best[index] = np.where(better[..., None] if tried.ndim == 3 else better, tried, best[index])
     return best[1].astype(np.uint8), best[2].astype(np.float32), best[3].astype(np.uint8)
 
 
-def _weights(node: onnx.NodeProto, constants: Arrays) -> _Floats | None:
-    """Return the weights ``(k, n)`` of a product that can be rewritten, None for any other node."""
-    if node.op_type not in PRODUCTS or node.input[1] not in constants:
+def _read_weights(node: onnx.NodeProto, constants: Arrays) -> _Floats | None:
+    """Return the weights ``(k, n)`` of a product that can be replaced; None for any other node."""
+    if node.op_type not in MATRIX_PRODUCTS or node.input[1] not in constants:
         return None
     weights = constants[node.input[1]]
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    if weights.ndim != 2 or weights.dtype != np.float32 or given.get("transA", 0):
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if weights.ndim != 2 or weights.dtype != np.float32 or attributes.get("transA", 0):
         return None
-    if given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+    if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
         return None
-    return weights.T if given.get("transB", 0) else weights
+    return weights.T if attributes.get("transB", 0) else weights
 
 
-def _product(
+def _make_product(
     graph: onnx.GraphProto,
     node: onnx.NodeProto,
     name: str,
@@ -112,7 +112,7 @@ def _product(
     constants: Arrays,
     stored: set[str],
 ) -> list[onnx.NodeProto]:
-    """Return what takes a product's place, with its weights stored in the graph: tied ones once."""
+    """Return the nodes that replace a product, and store its weights in the graph; tied weights are stored once."""
     key = f"{node.input[1]}_{'t' if weights is not constants[node.input[1]] else 'n'}_{step.bits}bits"
     names = [f"{key}_{part}" for part in ("values", "scales", "zeros")]
     if key not in stored:
@@ -122,7 +122,7 @@ def _product(
             scales.ravel(),
             pack_bits(zeros, step.bits).ravel(),
         )
-        graph.initializer.extend(numpy_helper.from_array(part, one) for part, one in zip(parts, names, strict=True))
+        graph.initializer.extend(numpy_helper.from_array(part, label) for part, label in zip(parts, names, strict=True))
         stored.add(key)
     bias = node.input[2] if len(node.input) > 2 and node.input[2] else None
     product = helper.make_node(
@@ -130,12 +130,12 @@ def _product(
         [node.input[0], *names],
         [f"{name}_product" if bias else node.output[0]],
         name,
-        domain=MICROSOFT,
+        domain=MICROSOFT_DOMAIN,
         K=weights.shape[0],
         N=weights.shape[1],
         bits=step.bits,
         block_size=step.block,
-        accuracy_level=INTEGER_PRODUCTS,
+        accuracy_level=_INT8_ACCURACY_LEVEL,
     )
     if not bias:
         return [product]

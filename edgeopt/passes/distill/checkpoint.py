@@ -1,9 +1,8 @@
-"""A training's state in one safetensors file, replaced whole after each epoch."""
+"""A training's state in one safetensors file, which is replaced as a whole after each epoch."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +11,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgeopt.store.files import write_whole
+
 
 def save_checkpoint(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
-    """Write groups of tensors (``network``, ``optimizer``, ``best``) and JSON facts; a kill leaves the old file."""
+    """Write groups of tensors (``network``, ``optimizer``, ``best``) and JSON facts; if killed, the old file stays."""
     tensors = {
         f"{group}/{name}": value.detach().contiguous().clone()
         for group, members in groups.items()
         for name, value in members.items()
     }
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"facts": json.dumps(facts)})
-    with partial.open("rb") as handle:
-        os.fsync(handle.fileno())
-    partial.replace(path)
+    metadata = {"facts": json.dumps(facts)}
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata=metadata), durable=True)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Read a checkpoint, or return None where there is none that can be read: the training then starts anew."""
+    """Read a checkpoint. Return None if it is missing or broken: the training then starts from scratch."""
     if not path.exists():
         return None
     groups: dict[str, dict[str, Tensor]] = {}
@@ -54,7 +52,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` returned."""
+    """Restore the state that ``optimizer_tensors`` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition("/")

@@ -1,4 +1,4 @@
-"""What a student is trained on: its teacher's outputs and the targets, weighted."""
+"""The loss of a student: a weighted sum over its teacher's outputs and the targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeopt.task import CheckedTask, flat_outputs
 
 
 def is_classification(output: Tensor, targets: Any) -> bool:
-    """Tell whether dimension 1 of ``output`` are logits over classes that integer ``targets`` index."""
+    """Tell whether dimension 1 of ``output`` holds logits of classes, with integer class indices as ``targets``."""
     return (
         isinstance(targets, Tensor)
         and not targets.is_floating_point()
@@ -37,12 +37,12 @@ def distill_loss(
 ) -> Tensor:
     """Return the weighted sum of the teacher's part and the task's own loss.
 
-    Where outputs are logits of integer targets the teacher's part is KL divergence and MSE on logits; elsewhere it is
-    the mean squared error alone, with both weights, each output scaled by its teacher's mean square.
+    If the outputs are logits and the targets integers, the teacher's part is KL divergence plus MSE on the logits.
+    Otherwise it is only the mean squared error, with both weights, each output scaled by its teacher's mean square.
     """
-    own = task.distill_loss(outputs, teacher_outputs[0] if len(teacher_outputs) == 1 else teacher_outputs, targets)
-    if own is not None:
-        return own
+    custom = task.distill_loss(outputs, teacher_outputs[0] if len(teacher_outputs) == 1 else teacher_outputs, targets)
+    if custom is not None:
+        return custom
     total = torch.zeros(())
     for output, teacher in zip(flat_outputs(outputs), teacher_outputs, strict=True):
         if not output.is_floating_point():

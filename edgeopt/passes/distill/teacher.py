@@ -1,7 +1,7 @@
 """The teacher's outputs for a stream of training batches: computed once, kept in files, shared by all candidates.
 
-One safetensors file an epoch. Trainings side by side divide the work: who comes to an epoch that somebody else is
-computing takes the next one that is missing.
+There is one safetensors file per epoch. Parallel trainings share the work: if another process is computing an epoch,
+a training computes the next missing one.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask, flat_outputs
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 Outputs: TypeAlias = tuple[Tensor, ...]
 
-CACHE_LIMIT_BYTES = 256_000_000
-"""Of one epoch's outputs; beyond it the teacher runs beside the student."""
+_CACHE_LIMIT_BYTES = 256_000_000
+"""Limit for the outputs of one epoch; above it, nothing is cached and the teacher runs during the training."""
 _POLL_SECONDS = 0.2
 
 
-class Lesson(NamedTuple):
-    """One training step's material."""
+class TaughtBatch(NamedTuple):
+    """One batch of a training, with the teacher's outputs."""
 
     inputs: Inputs
     targets: Any
@@ -38,10 +39,10 @@ class Lesson(NamedTuple):
 
 
 class Teacher(ABC):
-    """What teaches: it gives the outputs for batches of inputs."""
+    """Base class of teachers: returns outputs for batches of inputs."""
 
     chunk_bytes = 0
-    """Batches come together until their inputs have so many bytes; 0 is one at a time."""
+    """Batches are passed together until their inputs have this many bytes; 0 passes one at a time."""
 
     @abstractmethod
     def run(self, batches: Sequence[Inputs]) -> list[Outputs]:
@@ -57,7 +58,7 @@ class ModuleTeacher(Teacher):
     def run(self, batches: Sequence[Inputs]) -> list[Outputs]:
         """Run the module on each batch."""
         with torch.no_grad():
-            return [flat_outputs(self.module(*channels_last(inputs))) for inputs in batches]
+            return [flat_outputs(self.module(*to_channels_last(inputs))) for inputs in batches]
 
 
 def stream_seed(seed: int, epoch: int) -> int:
@@ -66,19 +67,19 @@ def stream_seed(seed: int, epoch: int) -> int:
 
 
 def checksum(inputs: Inputs) -> Tensor:
-    """Return a float64 fingerprint of a batch, to see that a stream repeats."""
+    """Return a float64 fingerprint of a batch, to check that a stream repeats."""
     return torch.stack([value.detach().double().sum() + value.numel() for value in inputs])
 
 
 class TeacherOutputs:
-    """Gives the lessons of an epoch.
+    """The training stream: batches with the teacher's outputs, epoch by epoch.
 
     Args:
-        folder: Where the files are kept; its name carries what they depend on (task and teacher).
-        task: Gives the batches.
-        teacher: What teaches; a module or a function of inputs is taken as ``ModuleTeacher``.
-        epochs: How many epochs will be asked for.
-        seed: Of the stream.
+        folder: Where the files are kept; its name includes what they depend on (task and teacher).
+        task: Source of the batches.
+        teacher: The teacher; a module or a function of inputs is wrapped in a ``ModuleTeacher``.
+        epochs: Number of epochs that will be requested.
+        seed: Seed of the stream.
     """
 
     def __init__(
@@ -91,94 +92,93 @@ class TeacherOutputs:
         self.seed = seed
         folder.mkdir(parents=True, exist_ok=True)
 
-    def file(self, epoch: int) -> Path:
-        """Return where an epoch's outputs are kept."""
+    def path(self, epoch: int) -> Path:
+        """Return the path of an epoch's outputs."""
         return self.folder / f"seed{self.seed}-epoch{epoch}.safetensors"
 
     def chunks(self, epoch: int) -> Iterator[list[tuple[int, Batch]]]:
-        """Yield an epoch's inputs and targets with their numbers, as many together as the teacher takes."""
-        return in_chunks(self.task.train_epoch(stream_seed(self.seed, epoch)), self.teacher.chunk_bytes)
+        """Yield an epoch's numbered batches, in chunks of the teacher's size."""
+        return split_into_chunks(self.task.train_epoch(stream_seed(self.seed, epoch)), self.teacher.chunk_bytes)
 
     def prepare(self, epoch: int) -> int:
-        """Make sure that an epoch's outputs exist; return its number of batches."""
-        while not self.file(epoch).exists():
-            for wanted in (epoch, *range(epoch + 1, self.epochs)):
-                if not self.file(wanted).exists() and self.compute(wanted):
+        """Make sure that an epoch's outputs exist; return the number of batches."""
+        while not self.path(epoch).exists():
+            for missing in (epoch, *range(epoch + 1, self.epochs)):
+                if not self.path(missing).exists() and self.compute(missing):
                     break
             else:
                 time.sleep(_POLL_SECONDS)
-        with safe_open(self.file(epoch), "pt") as stored:
+        with safe_open(self.path(epoch), "pt") as stored:
             return int(stored.metadata()["batches"])
 
     def compute(self, epoch: int) -> bool:
-        """Compute one epoch's outputs; False where another process is at it."""
-        with exclusive(self.file(epoch).with_suffix(".lock")) as mine:
-            if not mine or self.file(epoch).exists():
-                return mine
+        """Compute one epoch's outputs; return False if another process is computing them."""
+        with try_lock(self.path(epoch).with_suffix(".lock")) as acquired:
+            if not acquired or self.path(epoch).exists():
+                return acquired
             tensors: dict[str, Tensor] = {}
-            size = count = width = 0
+            size = count = output_count = 0
             for chunk in self.chunks(epoch):
                 count += len(chunk)
-                if size > CACHE_LIMIT_BYTES:
+                if size > _CACHE_LIMIT_BYTES:
                     continue
-                found = self.teacher.run([inputs for _, (inputs, _) in chunk])
-                for (index, (inputs, _)), outputs in zip(chunk, found, strict=True):
-                    width = len(outputs)
+                results = self.teacher.run([inputs for _, (inputs, _) in chunk])
+                for (index, (inputs, _)), outputs in zip(chunk, results, strict=True):
+                    output_count = len(outputs)
                     size += sum(value.nbytes for value in outputs)
                     tensors[f"{index}/check"] = checksum(inputs)
-                    tensors |= {f"{index}/{place}": value.contiguous() for place, value in enumerate(outputs)}
-            kept = tensors if size <= CACHE_LIMIT_BYTES else {}
-            partial = self.file(epoch).with_suffix(".partial")
-            save_file(kept, partial, metadata={"batches": str(count), "outputs": str(width)})
-            partial.replace(self.file(epoch))
+                    tensors |= {f"{index}/{position}": value.contiguous() for position, value in enumerate(outputs)}
+            kept = tensors if size <= _CACHE_LIMIT_BYTES else {}
+            metadata = {"batches": str(count), "outputs": str(output_count)}
+            write_whole(self.path(epoch), lambda partial: save_file(kept, partial, metadata=metadata))
             return True
 
-    def lessons(self, epoch: int) -> Iterator[Lesson]:
-        """Yield an epoch's lessons.
+    def batches(self, epoch: int) -> Iterator[TaughtBatch]:
+        """Yield an epoch's batches with the teacher's outputs.
 
-        A batch that is not what the file was made from (a loader that ignores its seed) is shown to the teacher again.
+        A batch that differs from the one in the file (a loader may ignore its seed) goes through the teacher again.
         """
         self.prepare(epoch)
-        with safe_open(self.file(epoch), "pt") as stored:
+        with safe_open(self.path(epoch), "pt") as stored:
             names = set(stored.keys())
-            width = int(stored.metadata()["outputs"])
+            output_count = int(stored.metadata()["outputs"])
             for chunk in self.chunks(epoch):
-                known = [
+                unchanged = [
                     f"{index}/check" in names and torch.equal(stored.get_tensor(f"{index}/check"), checksum(inputs))
                     for index, (inputs, _) in chunk
                 ]
-                unknown = [inputs for (_, (inputs, _)), same in zip(chunk, known, strict=True) if not same]
-                anew = iter(self.teacher.run(unknown) if unknown else [])
-                for (index, (inputs, targets)), same in zip(chunk, known, strict=True):
+                changed = [inputs for (_, (inputs, _)), same in zip(chunk, unchanged, strict=True) if not same]
+                recomputed = iter(self.teacher.run(changed) if changed else [])
+                for (index, (inputs, targets)), same in zip(chunk, unchanged, strict=True):
                     if same:
-                        outputs = tuple(stored.get_tensor(f"{index}/{place}") for place in range(width))
+                        outputs = tuple(stored.get_tensor(f"{index}/{position}") for position in range(output_count))
                     else:
-                        outputs = next(anew)
-                    yield Lesson(inputs, targets, outputs)
+                        outputs = next(recomputed)
+                    yield TaughtBatch(inputs, targets, outputs)
 
 
-def in_chunks(batches: Iterable[Batch], most_bytes: int) -> Iterator[list[tuple[int, Batch]]]:
-    """Yield numbered batches in lists, each ended by the batch whose inputs bring it to ``most_bytes``."""
+def split_into_chunks(batches: Iterable[Batch], chunk_bytes: int) -> Iterator[list[tuple[int, Batch]]]:
+    """Yield numbered batches in lists; a list ends when its inputs reach ``chunk_bytes``."""
     chunk: list[tuple[int, Batch]] = []
     size = 0
     for index, batch in enumerate(batches):
         chunk.append((index, batch))
         size += sum(value.nbytes for value in batch[0])
-        if size >= most_bytes:
+        if size >= chunk_bytes:
             yield chunk
             chunk, size = [], 0
     if chunk:
         yield chunk
 
 
-def channels_last(inputs: Inputs) -> Inputs:
-    """Return images in the memory format in which convolutions train fastest on CPUs."""
+def to_channels_last(inputs: Inputs) -> Inputs:
+    """Return images in the memory format that trains convolutions fastest on CPUs."""
     return tuple(value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value for value in inputs)
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[bool]:
-    """Hold a file lock for a block, or yield False at once where somebody else holds it. A kill releases it."""
+def try_lock(path: Path) -> Iterator[bool]:
+    """Hold a file lock and yield True; yield False if another process holds it. A killed process releases its lock."""
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

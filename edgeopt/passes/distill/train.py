@@ -1,7 +1,7 @@
-"""Train a network under its teacher's eyes: warm-up, cosine, the best epoch kept, a checkpoint each epoch.
+"""Train a network on its teacher's outputs: warm-up, cosine, best epoch kept, a checkpoint after each epoch.
 
-In: a train and an eval module that share parameters, the lessons, a ``Distill`` step. Out: the modules hold the best
-epoch's weights. The same seed on one thread gives the same weights, with or without interruptions.
+In: a train and an eval module that share parameters, the training stream and a ``Distill`` step. Out: the modules hold
+the best epoch's weights. The same seed on one thread gives the same weights, with or without interruptions.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch import Tensor, nn
 from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.losses import distill_loss
-from edgeopt.passes.distill.teacher import TeacherOutputs, channels_last
+from edgeopt.passes.distill.teacher import TeacherOutputs, to_channels_last
 from edgeopt.passes.prune.lasso import GroupLasso
-from edgeopt.passes.sparsify import Sparsity, apply_masks
+from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask, as_outputs, flat_outputs, to_numpy
 
-MOMENTUM = 0.9
-GRADIENT_NORM_LIMIT = 5.0
-"""A freshly pruned network starts with large gradients; clipping keeps the first steps from undoing the rest."""
+_MOMENTUM = 0.9
+_GRADIENT_NORM_LIMIT = 5.0
+"""A network that was just pruned starts with large gradients; without clipping, the first steps could ruin it."""
 
 
 class Epoch(Record, frozen=True, kw_only=True):
-    """What one epoch came to."""
+    """The result of one epoch."""
 
     loss: float
     score: float
 
 
 class TrainingResult(Record, frozen=True, kw_only=True):
-    """What a training came to; ``best_epoch`` counts from 0."""
+    """The result of a training; ``best_epoch`` counts from 0."""
 
     best_epoch: int
     best_score: float
@@ -45,7 +45,7 @@ class TrainingResult(Record, frozen=True, kw_only=True):
 
 
 def learning_rate(step: Distill, progress: float) -> float:
-    """Return the rate at ``progress`` (0..1) of a training: linear warm-up, then a cosine to zero (SGDR, 2017)."""
+    """Return the rate at ``progress`` (0..1): linear warm-up, then a cosine to zero (Loshchilov and Hutter, 2017)."""
     if progress < step.warmup_ratio:
         return step.learning_rate * progress / step.warmup_ratio
     done = (progress - step.warmup_ratio) / (1 - step.warmup_ratio)
@@ -57,15 +57,18 @@ def make_optimizer(step: Distill, parameters: list[nn.Parameter]) -> torch.optim
     if step.optimizer == "adamw":
         return torch.optim.AdamW(parameters, step.learning_rate, weight_decay=step.weight_decay)
     return torch.optim.SGD(
-        parameters, step.learning_rate, momentum=MOMENTUM, weight_decay=step.weight_decay, nesterov=True
+        parameters, step.learning_rate, momentum=_MOMENTUM, weight_decay=step.weight_decay, nesterov=True
     )
 
 
 def evaluate(module: Callable[..., Any], task: CheckedTask) -> float:
-    """Return the task's score of a torch module on the evaluation batches: to pick an epoch, never to judge a file."""
+    """Return a torch module's score on the selection set. It picks the best epoch; it never judges a file."""
     with torch.no_grad():
         pairs = [
-            (as_outputs([to_numpy(value) for value in flat_outputs(module(*channels_last(inputs)))]), to_numpy(targets))
+            (
+                as_outputs([to_numpy(value) for value in flat_outputs(module(*to_channels_last(inputs)))]),
+                to_numpy(targets),
+            )
             for inputs, targets in task.eval_batches()
         ]
     return task.score(pairs)
@@ -75,15 +78,15 @@ class Distillation:
     """One training.
 
     Args:
-        train_module: Batch norm and dropout as in training.
-        eval_module: The same parameters, as in use.
-        task: Gives losses and scores.
+        train_module: Batch norm and dropout in training mode.
+        eval_module: The same parameters, in evaluation mode.
+        task: Computes losses and scores.
         step: Epochs, rates, weights.
-        lessons: The stream of batches with the teacher's outputs.
-        sparsity: Which weights are zero; None where none has to be.
-        lasso: What shrinks channels; None where nothing does.
-        checkpoint: File of the state after each epoch.
-        progress: Called with each finished epoch: ``(index, epochs, score)``.
+        stream: Batches with the teacher's outputs.
+        sparsity: Which weights are zero in which epoch; None for a dense training.
+        lasso: The penalty that shrinks channels, if any.
+        checkpoint: File for the state after each epoch.
+        progress: Called after each epoch with ``(index, epochs, score)``.
     """
 
     def __init__(
@@ -92,9 +95,9 @@ class Distillation:
         eval_module: nn.Module,
         task: CheckedTask,
         step: Distill,
-        lessons: TeacherOutputs,
+        stream: TeacherOutputs,
         *,
-        sparsity: Sparsity | None,
+        sparsity: SparsitySchedule | None,
         lasso: GroupLasso | None = None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
@@ -103,7 +106,7 @@ class Distillation:
         self.eval_module = eval_module
         self.task = task
         self.step = step
-        self.lessons = lessons
+        self.stream = stream
         self.sparsity = sparsity
         self.lasso = lasso
         self.checkpoint = checkpoint
@@ -115,7 +118,7 @@ class Distillation:
         self.best_epoch = -1
 
     def run(self) -> TrainingResult:
-        """Train from the checkpoint, or from the start, and leave the best epoch's weights in the modules.
+        """Train from the checkpoint, if there is one, and leave the best epoch's weights in the modules.
 
         Raises:
             DivergedError: a loss or a score is not finite.
@@ -128,9 +131,10 @@ class Distillation:
             loss = self.train_epoch(epoch)
             score = evaluate(self.eval_module, self.task)
             self.history.append(Epoch(loss=loss, score=score))
-            counts = self.sparsity is None or self.sparsity.is_full(epoch)
-            counts = counts and (self.lasso is None or epoch == self.step.epochs - 1)  # the last shrank most
-            if counts and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
+            is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
+            if self.lasso is not None:
+                is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
+            if is_eligible and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
                 self.best_epoch = epoch
                 self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
             self.save()
@@ -144,17 +148,17 @@ class Distillation:
 
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch and return its mean loss."""
-        count = self.lessons.prepare(epoch)
+        count = self.stream.prepare(epoch)
         torch.manual_seed(epoch)
-        masks = self.sparsity.masks(self.eval_module, epoch) if self.sparsity else {}
+        masks = self.sparsity.begin_epoch(self.eval_module, epoch) if self.sparsity else {}
         if self.lasso:
             self.lasso.begin_epoch(self.train_module)
         total = 0.0
-        for index, (inputs, targets, teacher_outputs) in enumerate(self.lessons.lessons(epoch)):
+        for index, (inputs, targets, teacher_outputs) in enumerate(self.stream.batches(epoch)):
             progress = (epoch + index / count) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)
-            outputs = self.train_module(*channels_last(inputs))
+            outputs = self.train_module(*to_channels_last(inputs))
             loss = distill_loss(self.task, self.step, outputs, teacher_outputs, targets)
             if self.lasso:
                 loss = loss + self.lasso.penalty(self.train_module, progress)
@@ -166,7 +170,7 @@ class Distillation:
                 )
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM_LIMIT)
+            nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM_LIMIT)
             self.optimizer.step()
             if masks:
                 apply_masks(self.train_module, masks)
@@ -184,15 +188,15 @@ class Distillation:
         save_checkpoint(self.checkpoint, groups, {"epochs": epochs, "best_epoch": self.best_epoch})
 
     def resume(self) -> None:
-        """Take up a checkpoint, where there is one."""
-        found = load_checkpoint(self.checkpoint)
-        if found is None:
+        """Continue from the checkpoint, if there is one."""
+        stored = load_checkpoint(self.checkpoint)
+        if stored is None:
             return
-        groups, facts = found
+        groups, facts = stored
         with torch.no_grad():
             for name, value in self.train_module.state_dict().items():
                 value.copy_(groups["network"][name])
         restore_optimizer(self.optimizer, groups["optimizer"])
-        self.best = groups.get("best", {})  # none before a sparse training is sparse enough
+        self.best = groups.get("best", {})  # empty until a sparse training reaches its ratio
         self.best_epoch = int(facts["best_epoch"])
         self.history = [Epoch(loss=loss, score=score) for loss, score in facts["epochs"]]

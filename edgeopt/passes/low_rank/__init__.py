@@ -1,1 +1,1 @@
-"""Low rank: a large layer becomes two small ones in a row, whose product is nearly its weight."""
+"""Low-rank factorization: a large layer becomes two small ones in a row, whose product is close to its weight."""

@@ -1,4 +1,4 @@
-"""The proof of a factored network: at full rank each node computes what the same node of the original computes."""
+"""The proof of a factorized network: at full rank, each node computes the same as in the original."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ _STAGE = "low-rank"
 
 
 def verify_factorization(
-    original: Network, factors: Mapping[str, Factorization], result: Network, inputs: Sequence[Tensor], seed: int = 0
+    original: Network,
+    factorizations: Mapping[str, Factorization],
+    result: Network,
+    inputs: Sequence[Tensor],
+    seed: int = 0,
 ) -> float:
-    """Compare every node of the original with the same node of the network whose pairs have full rank, in float64.
+    """Compare every node of the original with the same node after a factorization at full rank, in float64.
 
-    The pairs go through random directions, so nothing is owed to a basis in which an error would not show; and the
-    graph that was proven is, node by node, the one of ``result``, whose pairs are narrower.
+    The pairs use random directions, so no error can hide behind a special basis. The graph of ``result`` must equal
+    the proven graph node by node; only its pairs are narrower.
 
     Args:
-        original: The network that was factored, with the weights that it had.
-        factors: What was asked for.
-        result: What came out.
+        original: The network before the factorization, with its weights.
+        factorizations: Rank and form for each layer, by the name of its weight.
+        result: The factorized network.
         inputs: One batch.
-        seed: Of the random directions.
+        seed: Seed of the random directions.
 
     Returns:
         The largest error of a node, relative to the largest value in it.
@@ -43,37 +47,37 @@ def verify_factorization(
     generator = torch.Generator().manual_seed(seed)
     pairs, full = {}, {}
     for name, layer in factorizable_layers(doubled.eval_module).items():
-        if name in factors:
-            form = factors[name].form
+        if name in factorizations:
+            form = factorizations[name].form
             matrix = as_matrix(doubled.parameters()[name].detach(), form)
             random = torch.randn(matrix.shape[1], matrix.shape[1], generator=generator, dtype=torch.float64)
-            across = torch.linalg.qr(random).Q
-            pairs[name] = as_pair(matrix @ across, across.T, layer, form)
+            directions = torch.linalg.qr(random).Q
+            pairs[name] = as_pair(matrix @ directions, directions.T, layer, form)
             full[name] = Factorization(rank=matrix.shape[1], form=form)
-    proven = doubled.factorized(full, pairs)
-    if _text(proven) != _text(result):
-        raise ParityError(_STAGE, "the factored graph is not the one that was proven.")
+    proven = doubled.factorize(full, pairs)
+    if _describe_graph(proven) != _describe_graph(result):
+        raise ParityError(_STAGE, "the factorized graph differs from the graph that was proven.")
     for name, value in result.state().items():
         before = original.state().get(name)
         if before is not None and not torch.equal(before, value):
-            raise ParityError(_STAGE, f"tensor '{name}' changed, though its layer was not factored.")
-    given = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in inputs]
-    ours = execute(proven.eval_module, given)
+            raise ParityError(_STAGE, f"tensor '{name}' changed, but its layer was not factorized.")
+    doubled_inputs = [tensor.double() if tensor.is_floating_point() else tensor.clone() for tensor in inputs]
+    proven_values = execute(proven.eval_module, doubled_inputs)
     worst = 0.0
-    for node, expected in execute(doubled.eval_module, given):
+    for node, expected in execute(doubled.eval_module, doubled_inputs):
         if node.op == "get_attr":
             continue
-        found = next(value for other, value in ours if other.name == node.name)
-        for one, other in zip(_tensors(expected), _tensors(found), strict=True):
-            if one.is_floating_point() and one.numel():
-                error = float((one - other).abs().max() / one.abs().max().clamp_min(1e-30))
+        found = next(value for other, value in proven_values if other.name == node.name)
+        for old, new in zip(_tensors(expected), _tensors(found), strict=True):
+            if old.is_floating_point() and old.numel():
+                error = float((old - new).abs().max() / old.abs().max().clamp_min(1e-30))
                 worst = max(worst, error)
                 if not error <= PROOF_TOLERANCE:
                     raise ParityError(_STAGE, f"node '{node.name}' differs by {error:.2g} at full rank.")
     return worst
 
 
-def _text(network: Network) -> str:
+def _describe_graph(network: Network) -> str:
     """Return every node with its arguments."""
     return "\n".join(f"{node.name} {node.target} {node.args} {node.kwargs}" for node in network.eval_module.graph.nodes)
 

@@ -1,4 +1,4 @@
-"""Groups of channels: what goes together, read off a network that was run on labels."""
+"""Groups of channels: a ``Network`` goes in, the channels that go together come out."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from edgeopt.passes.prune.labels import KERNEL, NO_RULE, Integers, Reason, Slot
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that live on the same dimensions of the same tensors, so that any of them is like any other.
+    """Channels in the same dimensions of the same tensors, so that all of them have the same shape.
 
-    Example: the first convolution of a residual block. Its 32 channels are rows of its weight, entries of its batch
-    norm, and columns of the second convolution: five or more slots, each of shape (32, 1).
+    Example: the 32 channels of the first convolution of a residual block are rows of its weight, entries of its batch
+    norm and columns of the second convolution: five or more slots, each of shape (32, 1).
     """
 
     name: str
     channels: int
     slots: Mapping[Slot, Integers]
-    """(tensor, dimension) to the indices that each channel owns there, of shape (channels, indices a channel)."""
+    """(tensor, dimension) to the indices of each channel there, of shape (channels, indices per channel)."""
     frozen_by: Reason | None
-    """What keeps all of them, or None where they can go."""
+    """The reason why they must stay; None if they can go."""
 
 
 @dataclass(frozen=True)
 class Groups:
-    """All groups of a network, by name, those that can go and those that are frozen."""
+    """All groups of a network by name, both free and frozen ones."""
 
     groups: Mapping[str, Group]
     marks: Marks
 
     @property
     def free(self) -> dict[str, Group]:
-        """Groups with channels that can go."""
+        """Groups whose channels can go."""
         return {name: group for name, group in self.groups.items() if group.frozen_by is None}
 
     @property
@@ -50,19 +50,19 @@ class Groups:
         return tuple(sorted({reason.operator for reason in reasons if reason.why == NO_RULE}))
 
     def kept(self, keep: Mapping[str, Sequence[int]]) -> dict[Slot, Integers]:
-        """Turn channels kept of some groups into indices kept of tensors.
+        """Turn the channels to keep of some groups into the indices to keep of tensors.
 
         Raises:
-            InputError: a group that does not exist or is frozen, no channel, or a channel that does not exist.
+            InputError: a group or a channel does not exist, a group is frozen, or no channel of a group is kept.
         """
         gone: dict[Slot, list[Integers]] = {}
         for name, channels in keep.items():
             group = self.groups.get(name)
             if group is None:
-                raise InputError(f"There is no group '{name}' in this network{did_you_mean(name, self.groups)}.")
+                raise InputError(f"The network has no group '{name}'{did_you_mean(name, self.groups)}.")
             chosen = np.unique(np.asarray(channels, dtype=np.int64))
             if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= group.channels:
-                raise InputError(f"Group '{name}' has channels 0 to {group.channels - 1}; keep at least one of these.")
+                raise InputError(f"Group '{name}' has channels 0 to {group.channels - 1}; keep at least one of them.")
             if len(chosen) == group.channels:
                 continue
             if group.frozen_by is not None:
@@ -73,16 +73,16 @@ class Groups:
         return {slot: np.setdiff1d(np.arange(len(sizes[slot])), np.concatenate(gone[slot])) for slot in gone}
 
     def alive(self, keep: Mapping[str, Sequence[int]]) -> Tensor:
-        """Tell for each label whether it is left."""
+        """Return, for each label, whether it is left."""
         return self.marks.labels.alive(self.kept(keep))
 
 
 def analyse(network: Network, heads: Heads = "most") -> Groups:
-    """Find which channels of a network go together, and which cannot go and why.
+    """Find the channels of a network that go together, and those that cannot go and why.
 
     Args:
         network: The network.
-        heads: What goes from an attention: whole heads, the same depth of all heads, or what gives more channels.
+        heads: How attention shrinks: by whole heads, by the same depth of all heads, or by what gives more channels.
     """
     marks = network.mark()
     classes, reasons = resolve_couplings(marks.labels, heads)
@@ -100,18 +100,18 @@ def analyse(network: Network, heads: Heads = "most") -> Groups:
     groups: dict[str, Group] = {}
     for (reason, counts), channels in alike.items():
         stacked = {slot: np.array([channel[slot] for channel in channels]) for slot, _ in counts}
-        name = _unused(_title(counts[0][0]), groups)
+        name = _make_unique(_slot_title(counts[0][0]), groups)
         groups[name] = Group(name, len(channels), stacked, reason)
     return Groups(groups, marks)
 
 
-def _title(slot: Slot) -> str:
-    """Name a group by where it starts: ``conv1`` for rows of ``conv1.weight``, ``conv1:1`` for its columns."""
+def _slot_title(slot: Slot) -> str:
+    """Name a group after its first slot: ``conv1`` for rows of ``conv1.weight``, ``conv1:1`` for its columns."""
     name, dim = slot
     return name.removesuffix(".weight") + (f":{dim}" if dim else "")
 
 
-def _unused(title: str, taken: Mapping[str, Group]) -> str:
+def _make_unique(title: str, taken: Mapping[str, Group]) -> str:
     if title not in taken:
         return title
     return next(name for number in range(2, len(taken) + 3) if (name := f"{title}#{number}") not in taken)

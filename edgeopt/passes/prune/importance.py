@@ -1,7 +1,8 @@
-"""Importance: one score for each channel of each group that can go; higher means keep.
+"""Importance: one score for each channel of each free group; channels with high scores are kept.
 
-A method scores each *slot* of a channel (its rows of one tensor), a reduction makes one score of these, a normalization
-makes groups comparable:
+In: a ``Network``, its groups and, for most methods, training batches. Out: scores by group. A method scores each *slot*
+of a channel (its rows of one tensor), a reduction combines these into one score, and a normalization makes groups
+comparable:
 
     conv1.weight rows ── 0.8 ─┐
     bn1.weight entries ─ 0.1 ─┼─ sum ── 1.2 ── divided by the group's mean ── 1.7
@@ -32,8 +33,8 @@ _Batch = tuple[Any, Any]
 """Inputs (a tensor or a tuple of them) and targets."""
 _Loss = Callable[[Any, Any], Tensor]
 SlotScore = Callable[[Slot, Integers], _Floats | None]
-"""Scores the channels of one slot, ``(channels, indices a channel)`` to ``(channels,)``; None where the method says
-nothing about that tensor."""
+"""Scores the channels of one slot: ``(channels, indices per channel)`` to ``(channels,)``. None if the method does not
+score that tensor."""
 
 NEEDS_BATCHES: tuple[ImportanceMethod, ...] = ("taylor", "gradient", "hessian", "activation")
 _REDUCTIONS: dict[str, Callable[[_Floats], _Floats]] = {
@@ -48,110 +49,113 @@ _NORMALIZATIONS: dict[str, Callable[[_Floats], float]] = {
 }
 
 
-def importance(
+def score_channels(
     network: Network,
     groups: Groups,
     rule: Importance,
     batches: Iterable[_Batch] | None = None,
     loss: _Loss | None = None,
 ) -> Scores:
-    """Score every channel of the groups that can go.
+    """Score every channel of the free groups.
 
-    A slot's score, with ``w`` its weights and ``g`` their gradients on one batch:
+    The score of a slot, with ``w`` its weights and ``g`` their gradients on one batch:
 
     ``l1``, ``l2``: the norm of ``w`` (Li et al., 2017).
-    ``batch-norm``: ``|w|`` of batch norms alone (Liu et al., 2017, network slimming); groups without one by ``l2``.
+    ``batch-norm``: ``|w|`` of batch norms only (Liu et al., 2017, network slimming); groups without one use ``l2``.
     ``gradient``: the mean over batches of the sum of ``|g|``.
-    ``taylor``: the mean over batches of ``|sum of g * w|`` (Molchanov et al., 2019, equation 8), the loss's first-order
-    change. The absolute value is taken for each batch: at the end of a training gradients of all batches cancel.
-    ``hessian``: half the sum of ``w² * h`` (LeCun et al., 1990, OBD), with the diagonal of the empirical Fisher
-    information, the mean over batches of ``g²``, for the Hessian's.
+    ``taylor``: the mean over batches of ``|sum of g * w|`` (Molchanov et al., 2019, equation 8), the first-order change
+    of the loss. The absolute value is taken per batch, because at the end of a training the gradients of all batches
+    cancel out.
+    ``hessian``: half the sum of ``w² * h`` (LeCun et al., 1990, OBD). ``h`` is the diagonal of the empirical Fisher
+    information (the mean over batches of ``g²``), in place of the Hessian's.
     ``activation``: for weights that read the channel, their L2 norm times that of the channel's activation (Sun et
-    al., 2023); other slots say nothing.
-    ``random``: the control.
+    al., 2023); other slots have no score.
+    ``random``: a control.
 
     Args:
-        network: The network that ``groups`` was made from; its tensors are left as they are.
-        groups: What ``analyse`` gave.
+        network: The network that ``groups`` was made from; its tensors are not changed.
+        groups: The result of ``analyse``.
         rule: Method, reduction and normalization.
-        batches: For the methods in ``NEEDS_BATCHES``: pairs of inputs and targets.
-        loss: For those with gradients: the loss of outputs and targets.
+        batches: Pairs of inputs and targets, for the methods in ``NEEDS_BATCHES``.
+        loss: Function of outputs and targets, for the same methods.
 
     Returns:
-        Group name to one score a channel.
+        Group name to one score per channel.
 
     Raises:
-        InputError: a method without the batches or the loss that it needs.
+        InputError: the method needs batches or a loss and there are none.
         DivergedError: the loss or its gradient is not finite.
     """
     if rule.method in NEEDS_BATCHES and (batches is None or loss is None):
-        raise InputError(f"Importance '{rule.method}' needs training batches and a loss; give both, or use 'l2'.")
-    score = _slot_score(network, groups, rule.method, batches or (), loss)
-    norms = _norms(network, 2)
-    found: Scores = {}
+        raise InputError(f"Importance '{rule.method}' needs training batches and a loss; pass both, or use 'l2'.")
+    score = _make_slot_score(network, groups, rule.method, batches or (), loss)
+    norms = _norm_score(network, 2)
+    scores: Scores = {}
     for name, group in groups.free.items():
         if rule.method == "random":
-            found[name] = np.random.RandomState(zlib.crc32(name.encode())).rand(group.channels)
+            scores[name] = np.random.RandomState(zlib.crc32(name.encode())).rand(group.channels)
             continue
-        slots = _scored(group, score) or _scored(group, norms)
+        slots = _score_slots(group, score) or _score_slots(group, norms)
         reduced = _REDUCTIONS[rule.reduction](np.stack(slots)) if slots else np.zeros(group.channels)
         scale = _NORMALIZATIONS[rule.normalization](reduced)
-        found[name] = reduced / scale if scale > 0 else reduced
-    if not all(np.isfinite(values).all() for values in found.values()):
+        scores[name] = reduced / scale if scale > 0 else reduced
+    if not all(np.isfinite(values).all() for values in scores.values()):
         raise DivergedError("prune", "the loss or its gradient is not finite on the training batches; check the model.")
-    return found
+    return scores
 
 
-def strongest(scores: Mapping[str, Sequence[float] | _Floats], widths: Mapping[str, int]) -> dict[str, list[int]]:
-    """Choose the channels to keep: in each group the ``widths[group]`` ones that score highest, in their old order."""
+def choose_strongest(
+    scores: Mapping[str, Sequence[float] | _Floats], widths: Mapping[str, int]
+) -> dict[str, list[int]]:
+    """Choose the ``widths[group]`` channels with the highest scores in each group, in their old order."""
     order = {name: np.argsort(-np.asarray(scores[name]), kind="stable") for name in widths}
     return {name: sorted(order[name][:width].tolist()) for name, width in widths.items()}
 
 
-def _scored(group: Group, score: SlotScore) -> list[_Floats]:
-    """Return the scores of the slots that a method says something about."""
+def _score_slots(group: Group, score: SlotScore) -> list[_Floats]:
+    """Return the scores of the slots that a method scores."""
     return [part for slot, indices in group.slots.items() if (part := score(slot, indices)) is not None]
 
 
-def _slot_score(
+def _make_slot_score(
     network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[_Batch], loss: _Loss | None
 ) -> SlotScore:
     match method:
         case "l1":
-            return _norms(network, 1)
+            return _norm_score(network, 1)
         case "l2":
-            return _norms(network, 2)
+            return _norm_score(network, 2)
         case "batch-norm":
-            return _batch_norms(network)
+            return _batch_norm_score(network)
         case "activation":
-            return _activations(network, batches)
+            return _activation_score(network, batches)
         case "random":
             return lambda slot, indices: None
         case _:
             assert loss is not None
-            return _gradients(network, groups, method, batches, loss)
+            return _gradient_score(network, groups, method, batches, loss)
 
 
-def _rows(values: Tensor, dim: int) -> _Floats:
+def _sum_rows(values: Tensor, dim: int) -> _Floats:
     """Sum a tensor over all dimensions but ``dim``."""
     rows = values.movedim(dim, 0).reshape(values.shape[dim], -1)
     return np.asarray(rows.sum(1, dtype=torch.float64).numpy())
 
 
-def _norms(network: Network, power: int) -> SlotScore:
+def _norm_score(network: Network, power: int) -> SlotScore:
     weights = {name: parameter.detach().abs().pow(power) for name, parameter in network.parameters().items()}
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
         if name not in weights:
             return None
-        sums: _Floats = _rows(weights[name], dim)[indices].sum(1) ** (1 / power)
+        sums: _Floats = _sum_rows(weights[name], dim)[indices].sum(1) ** (1 / power)
         return sums
 
     return score
 
 
-def _nodes(network: Network, operator: str) -> list[Any]:
+def _find_nodes(network: Network, operator: str) -> list[Any]:
     return [
         node
         for node in network.eval_module.graph.nodes
@@ -159,14 +163,14 @@ def _nodes(network: Network, operator: str) -> list[Any]:
     ]
 
 
-def _batch_norms(network: Network) -> SlotScore:
+def _batch_norm_score(network: Network) -> SlotScore:
     names = tensor_names(network.eval_module)
-    scales = {names[node.args[1].target] for node in _nodes(network, "batch_norm") if node.args[1] is not None}
-    norms = _norms(network, 1)
+    scales = {names[node.args[1].target] for node in _find_nodes(network, "batch_norm") if node.args[1] is not None}
+    norms = _norm_score(network, 1)
     return lambda slot, indices: norms(slot, indices) if slot[0] in scales else None
 
 
-def _gradients(
+def _gradient_score(
     network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[_Batch], loss: _Loss
 ) -> SlotScore:
     trained = {name: parameter for name, parameter in network.parameters().items() if parameter.requires_grad}
@@ -178,12 +182,12 @@ def _gradients(
         for (name, weight), gradient in zip(trained.items(), gradients, strict=True):
             if gradient is None:
                 continue
-            values = _change(method, gradient, weight.detach())
+            values = _weight_terms(method, gradient, weight.detach())
             for dim in range(weight.dim()):
                 if (name, dim) in rows:
-                    rows[name, dim].append(_rows(values, dim))
+                    rows[name, dim].append(_sum_rows(values, dim))
     if rows and not any(rows.values()):
-        raise InputError(f"Importance '{method}' got no batch; give at least one.")
+        raise InputError(f"Importance '{method}' got no batches; pass at least one.")
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
         if not rows.get(slot):
@@ -194,8 +198,8 @@ def _gradients(
     return score
 
 
-def _change(method: ImportanceMethod, gradient: Tensor, weight: Tensor) -> Tensor:
-    """Return what each weight stands for in the method's sum over a slot."""
+def _weight_terms(method: ImportanceMethod, gradient: Tensor, weight: Tensor) -> Tensor:
+    """Return the term of each weight in the method's sum over a slot."""
     match method:
         case "gradient":
             return gradient.abs()
@@ -205,35 +209,36 @@ def _change(method: ImportanceMethod, gradient: Tensor, weight: Tensor) -> Tenso
             return gradient.square() * weight.square() / 2
 
 
-READERS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": -1}
-"""Operators whose weight's dimension 1 reads the input's channels, and where the input has these."""
+_READERS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": -1}
+"""Operators whose weight reads the input's channels along dimension 1, and the channel dimension of the input."""
 
 
-def _activations(network: Network, batches: Iterable[_Batch]) -> SlotScore:
+def _activation_score(network: Network, batches: Iterable[_Batch]) -> SlotScore:
     names = tensor_names(network.eval_module)
-    read: dict[Any, list[tuple[str, int]]] = {}
-    for operator, dim in READERS.items():
-        for node in _nodes(network, operator):
+    readers: dict[Any, list[tuple[str, int]]] = {}
+    for operator, dim in _READERS.items():
+        for node in _find_nodes(network, operator):
             if getattr(node.args[1], "op", "") == "get_attr":
-                read.setdefault(node.args[0], []).append((names[node.args[1].target], dim))
-    powers: dict[str, _Floats] = {}
+                readers.setdefault(node.args[0], []).append((names[node.args[1].target], dim))
+    squares: dict[str, _Floats] = {}
     for inputs, _ in batches:
         for node, value in execute(network.eval_module, as_inputs(inputs)):
-            for name, dim in read.get(node, ()):
-                powers[name] = powers.get(name, 0.0) + _rows(value.square(), dim % value.dim())
-    if not powers:
-        raise InputError("Importance 'activation' got no batch, or the network has no convolution and no linear layer.")
-    norms = _norms(network, 2)
+            for name, dim in readers.get(node, ()):
+                squares[name] = squares.get(name, 0.0) + _sum_rows(value.square(), dim % value.dim())
+    if not squares:
+        raise InputError("Importance 'activation' got no batches, or the network has no convolution or linear layer.")
+    norm = _norm_score(network, 2)
     shapes = {name: parameter.shape for name, parameter in network.parameters().items()}
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
-        weight = norms(slot, indices)
-        if dim != 1 or name not in powers or weight is None:
+        weight = norm(slot, indices)
+        if dim != 1 or name not in squares or weight is None:
             return None
-        by_group = powers[name].reshape(-1, shapes[name][1]).sum(0)  # a grouped convolution reads several channels
-        found: _Floats = weight * np.sqrt(by_group[indices].sum(1))
-        return found
+        # an index of a grouped convolution reads one channel of every group
+        by_group = squares[name].reshape(-1, shapes[name][1]).sum(0)
+        product: _Floats = weight * np.sqrt(by_group[indices].sum(1))
+        return product
 
     return score
 

@@ -1,16 +1,16 @@
-"""Labels: who goes with whom.
+"""Labels: which channels go together.
 
 Every index of every dimension of every parameter and buffer has a label, a positive integer. An activation carries
-*layers* of labels instead of numbers; rules unite labels that can only go together and freeze those that must stay.
-After the run a class of united labels is one channel.
+*layers* of labels instead of numbers. Rules unite labels that can only go together and freeze labels that must stay.
+After the run, each class of united labels is one channel.
 
-A layer is an integer tensor with as many dimensions as the activation and size 1 along each dimension on which it does
-not depend. Label 0 stands for "always there". An element of an activation is gone when the label that any of its layers
-has there is gone.
+A layer is an integer tensor with as many dimensions as the activation, and size 1 along each dimension on which it does
+not depend. Label 0 means "always there". An element of an activation is gone if any of its layers has a label there
+that is gone.
 
 Example: ``nn.Conv2d(3, 2, 1)`` has the labels 1, 2 (rows of the weight), 3, 4, 5 (its columns) and 6, 7 (its bias). Its
-output of shape (batch, 2, h, w) carries one layer of shape (1, 2, 1, 1) with the labels 1 and 2; adding the bias unites
-1 with 6 and 2 with 7; the input image carries no layer, so 3, 4 and 5 freeze.
+output of shape (batch, 2, h, w) carries one layer of shape (1, 2, 1, 1) with the labels 1 and 2. Adding the bias unites
+1 with 6 and 2 with 7. The input image carries no layer, so 3, 4 and 5 freeze.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Slot = tuple[str, int]
 Integers = npt.NDArray[np.int64]
 
 ALWAYS = 0
-"""The label of what can never go."""
+"""The label of elements that can never go."""
 
 
 @dataclass(frozen=True)
 class Marked:
-    """What stands in for a tensor: its shape and its layers."""
+    """Stands for a tensor during the run: its shape and its layers."""
 
     shape: tuple[int, ...]
     layers: tuple[Tensor, ...] = ()
@@ -55,18 +55,18 @@ class Reason:
 NO_RULE = "no rule for this operator"
 KERNEL = "the positions of a kernel"
 SPLIT = "a view splits it, and its other part goes"
-LAST = "all that one dimension of a tensor has"
+LAST = "the only channel of a dimension"
 FIXED_SIZE = "meets values of a fixed size"
-NOWHERE = Reason("", "", "")
+_NOWHERE = Reason("", "", "")
 
 
-def varying(layer: Tensor) -> tuple[int, ...]:
+def varying_dims(layer: Tensor) -> tuple[int, ...]:
     """Return the dimensions that a layer depends on."""
     return tuple(dim for dim, size in enumerate(layer.shape) if size > 1)
 
 
-def compressed(layer: Tensor) -> Tensor:
-    """Shrink to size 1 each dimension along which the labels are constant."""
+def compress(layer: Tensor) -> Tensor:
+    """Reduce each dimension along which the labels are constant to size 1."""
     for dim in range(layer.ndim):
         if layer.shape[dim] > 1:
             first = layer.narrow(dim, 0, 1)
@@ -77,7 +77,7 @@ def compressed(layer: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Follower:
-    """Labels that belong to no parameter: one is there while, along ``dims``, any place has all of ``sources``."""
+    """Labels that belong to no parameter: one is there as long as any position along ``dims`` has all ``sources``."""
 
     layer: Tensor
     sources: tuple[Tensor, ...]
@@ -86,10 +86,10 @@ class Follower:
 
 @dataclass(frozen=True)
 class CouplingChoice:
-    """What is left of ``layer`` must be a product of what is left along each dimension; ``settle`` decides how.
+    """The rest of ``layer`` must be a product of indices along each dimension; ``resolve_couplings`` decides which.
 
-    With a ``line``, which depends on some of the layer's dimensions only, either both go together along the line, or
-    the line stays and the layer goes across it. Example: a line of heads, a layer of (heads, depth).
+    A ``line`` depends on only some of the layer's dimensions. Either both go together along the line, or the line
+    stays and the layer shrinks across it. Example: a line of heads and a layer of (heads, depth).
     """
 
     layer: Tensor
@@ -98,72 +98,73 @@ class CouplingChoice:
 
 
 class Labels:
-    """The labels of one network: what is united, what is frozen and why.
+    """The labels of one network: which are united, which are frozen and why.
 
     ``reason`` names the operator that is being interpreted; the interpreter sets it before each rule.
     """
 
     def __init__(self) -> None:
         self.slots: dict[Slot, range] = {}
-        self.reason = NOWHERE
+        self.reason = _NOWHERE
         self.frozen: list[tuple[Integers, Reason]] = []
         self.choices: list[CouplingChoice] = []
         self._count = 1
         self._pairs: list[Integers] = []
         self._seen: set[bytes] = set()
         self._followers: list[Follower] = []
-        self._made: list[range] = []
+        self._created: list[range] = []
         self._classes: Integers | None = None
 
     @property
     def count(self) -> int:
-        """How many labels there are, with label 0."""
+        """Number of labels, including label 0."""
         return self._count
 
     @property
     def classes(self) -> Integers:
-        """The class of each label by what was united, before any choice."""
+        """The class of each label after uniting, before any choice is resolved."""
         if self._classes is None:
             self._classes = connect(np.arange(self._count), np.concatenate([np.empty((0, 2), np.int64), *self._pairs]))
         return self._classes
 
-    def of_parameter(self, name: str, shape: Sequence[int]) -> Marked:
-        """Give labels to a parameter (the same ones each time): one layer for each dimension above size 1."""
+    def label_parameter(self, name: str, shape: Sequence[int]) -> Marked:
+        """Label a parameter (with the same labels each time): one layer for each dimension larger than 1."""
         layers = []
         for dim, size in enumerate(shape):
             if size == 1:
                 continue
             if (name, dim) not in self.slots:
-                self.slots[name, dim] = self._more(size)
+                self.slots[name, dim] = self._new_labels(size)
             layers.append(_line(self.slots[name, dim], dim, len(shape)))
         return Marked(tuple(shape), tuple(layers))
 
-    def made(self, shape: Sequence[int], dims: Sequence[int]) -> tuple[Tensor, ...]:
-        """Give labels to dimensions of a tensor that the graph itself makes: they go with whatever they meet."""
+    def label_created(self, shape: Sequence[int], dims: Sequence[int]) -> tuple[Tensor, ...]:
+        """Label dimensions of a tensor that the graph itself creates: they go with whatever they meet."""
         layers = []
         for dim in dims:
             if shape[dim] > 1:
-                self._made.append(self._more(shape[dim]))
-                layers.append(_line(self._made[-1], dim, len(shape)))
+                self._created.append(self._new_labels(shape[dim]))
+                layers.append(_line(self._created[-1], dim, len(shape)))
         return tuple(layers)
 
-    def is_made(self, layer: Tensor) -> bool:
-        """Tell whether a layer has labels of a tensor that the graph itself makes."""
-        return any(int(layer.reshape(-1)[0]) in made for made in self._made)
+    def is_created(self, layer: Tensor) -> bool:
+        """Tell whether a layer has labels of a tensor that the graph itself creates."""
+        return any(int(layer.reshape(-1)[0]) in created for created in self._created)
 
     def follow(self, sources: Sequence[Tensor], dims: Iterable[int]) -> Tensor:
-        """Return a layer of new labels, constant along ``dims``: gone where, all along ``dims``, one of ``sources`` is.
+        """Return a layer of new labels, constant along ``dims``, that follow ``sources``.
 
-        Example: of a layer (heads, depth), along depth: one label a head, which goes when all of the head is gone.
+        A label goes when, at every position along ``dims``, at least one source is gone. Example: following a layer
+        (heads, depth) along depth gives one label per head, which goes when the whole head is gone.
         """
         dims = tuple(dims)
         shape = [max(source.shape[dim] for source in sources) for dim in range(sources[0].ndim)]
         kept = [1 if dim in dims else size for dim, size in enumerate(shape)]
-        numbers = self._more(math.prod(kept))
-        layer = torch.arange(numbers.start, numbers.stop).reshape(kept)
+        labels = self._new_labels(math.prod(kept))
+        layer = torch.arange(labels.start, labels.stop).reshape(kept)
         self._followers.append(Follower(layer, tuple(sources), dims))
         for source in sources:
-            if varying(layer) == varying(source):
+            if varying_dims(layer) == varying_dims(source):
                 self.unite(layer, source)
             elif dims:
                 self.choose(layer, source)
@@ -171,30 +172,30 @@ class Labels:
                 self.choose(source, layer)
         return layer
 
-    def _more(self, size: int) -> range:
+    def _new_labels(self, size: int) -> range:
         self._count += size
         return range(self._count - size, self._count)
 
     def unite(self, one: Tensor, other: Tensor) -> None:
-        """Let the labels of two layers, broadcast together, go together. Those that meet label 0 freeze."""
+        """Broadcast two layers and let the labels that meet go together. Labels that meet label 0 freeze."""
         left, right = (side.reshape(-1).numpy() for side in torch.broadcast_tensors(one, other))  # type: ignore[no-untyped-call]
         differs = left != right
         pairs = np.stack([left[differs], right[differs]], axis=1)
-        fixed = (pairs == ALWAYS).any(axis=1)
-        if fixed.any():
-            self._freeze(pairs[fixed].max(axis=1))
-            pairs = pairs[~fixed]
+        meets_always = (pairs == ALWAYS).any(axis=1)
+        if meets_always.any():
+            self._freeze(pairs[meets_always].max(axis=1))
+            pairs = pairs[~meets_always]
         if len(pairs):
-            self._pairs.append(distinct(pairs))
+            self._pairs.append(drop_duplicates(pairs))
 
     def tie(self, layer: Tensor, dim: int) -> Tensor:
-        """Let all labels along one dimension go together; return the layer without it."""
+        """Let all labels along one dimension go together; return the layer reduced along it."""
         first = layer.narrow(dim, 0, 1)
         self.unite(layer, first)
         return first
 
     def choose(self, line: Tensor | None, layer: Tensor) -> None:
-        """Leave it to ``settle`` which dimensions of ``layer`` stay free, and whether ``line`` goes with it."""
+        """Let ``resolve_couplings`` choose which dimensions of ``layer`` stay free, and whether ``line`` shrinks."""
         parts = [layer] if line is None else [layer, line]
         key = b"".join(repr(tuple(part.shape)).encode() + part.numpy().tobytes() for part in parts)
         if key not in self._seen:
@@ -202,7 +203,7 @@ class Labels:
             self.choices.append(CouplingChoice(layer, line, self.reason))
 
     def freeze(self, layers: Sequence[Tensor] | Tensor, why: str = FIXED_SIZE) -> None:
-        """Keep the labels of these layers for good."""
+        """Keep the labels of these layers: they can no longer go."""
         for layer in [layers] if isinstance(layers, Tensor) else layers:
             self._freeze(np.unique(layer.numpy()), why)
 
@@ -210,7 +211,7 @@ class Labels:
         self.frozen.append((labels, Reason(self.reason.operator, self.reason.node, why)))
 
     def alive(self, kept: Mapping[Slot, Integers]) -> Tensor:
-        """Tell for each label whether it is left, from the indices kept of slots; those not named keep all."""
+        """Return, for each label, whether it is left if slots keep these indices; slots not named keep all."""
         alive = torch.ones(self._count, dtype=torch.bool)
         for slot, indices in kept.items():
             owned = self.slots[slot]
@@ -218,11 +219,11 @@ class Labels:
             alive[owned.start + torch.from_numpy(indices)] = True
         gone = np.zeros(self._count, dtype=bool)
         gone[self.classes[~alive.numpy()]] = True
-        for made in self._made:
-            alive[made.start : made.stop] = torch.from_numpy(~gone[self.classes[made.start : made.stop]])
+        for created in self._created:
+            alive[created.start : created.stop] = torch.from_numpy(~gone[self.classes[created.start : created.stop]])
         for follower in self._followers:
-            there = torch.stack([alive[part] for part in torch.broadcast_tensors(*follower.sources)]).all(0)  # type: ignore[no-untyped-call]
-            alive[follower.layer] = there.amax(follower.dims, keepdim=True) if follower.dims else there
+            has_sources = torch.stack([alive[part] for part in torch.broadcast_tensors(*follower.sources)]).all(0)  # type: ignore[no-untyped-call]
+            alive[follower.layer] = has_sources.amax(follower.dims, keepdim=True) if follower.dims else has_sources
         return alive
 
 
@@ -247,7 +248,7 @@ def connect(classes: Integers, pairs: Integers) -> Integers:
             classes = shorter
 
 
-def distinct(pairs: Integers) -> Integers:
-    """Drop pairs that occur again."""
+def drop_duplicates(pairs: Integers) -> Integers:
+    """Drop duplicate pairs."""
     keys = np.unique(pairs[:, 0] << 32 | pairs[:, 1])
     return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1)

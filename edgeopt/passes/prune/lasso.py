@@ -1,9 +1,10 @@
-"""Group lasso: a training before a cut shrinks whole channels, so that what the cut removes was nearly nothing.
+"""Group lasso: a penalty that shrinks whole channels during a training, so that the cut after it removes little.
 
-The penalty is the sum over all channels that can go of the norm of everything that goes with a channel: its rows and
-columns of every tensor. A channel weighs up to ``2**4`` times as much as the strongest of its group, by how weak it
-was when the epoch began (Fang et al., 2023, DepGraph, section 3.3), and the whole grows from nothing over the training
-(Wang et al., 2021, GReg), so that the network moves what it knows elsewhere while it can.
+In: a ``Network`` and a strength. Out: a term of the loss. The penalty sums the norms of all channels that can go; a
+channel's norm covers all of its rows and columns in all tensors. Each channel has a weight, from 1 for the strongest of
+its group to ``2**4`` for the weakest at the start of the epoch (Fang et al., 2023, DepGraph, section 3.3). The penalty
+grows from zero over the training (Wang et al., 2021, GReg), so that the network has time to move its knowledge to other
+channels.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ from torch import Tensor, nn
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 
-MOST = 4.0
-"""Binary logarithm of how much more the weakest channel of a group is penalized than the strongest."""
-SMALLEST = 1e-12
+_MAX_WEIGHT_LOG2 = 4.0
+"""Binary logarithm of the weight of a group's weakest channel; its strongest has weight 1."""
+_EPSILON = 1e-12
 
 
 class GroupLasso:
     """The penalty on one network's channels.
 
     Args:
-        network: Whose train and eval module share the parameters.
-        strength: Of the penalty at the end of the training.
+        network: The network; its train and eval modules share the parameters.
+        strength: Strength of the penalty at the end of the training.
     """
 
     def __init__(self, network: Network, strength: float) -> None:
@@ -39,7 +40,7 @@ class GroupLasso:
     def norms(self, module: nn.Module) -> list[Tensor]:
         """Return the norm of each channel of each group."""
         tensors = dict(module.named_parameters())
-        found = []
+        norms = []
         for slots in self.groups:
             squares = [
                 tensors[name].square().transpose(0, dim).flatten(1).sum(1)[indices].sum(1)
@@ -47,18 +48,18 @@ class GroupLasso:
                 else tensors[name].square()[indices].sum(1)
                 for name, dim, indices in slots
             ]
-            found.append(torch.stack(squares).sum(0).clamp_min(SMALLEST).sqrt())
-        return found
+            norms.append(torch.stack(squares).sum(0).clamp_min(_EPSILON).sqrt())
+        return norms
 
     def begin_epoch(self, module: nn.Module) -> None:
-        """Weigh the channels by how strong they are now."""
+        """Set the channels' weights from their current norms."""
         with torch.no_grad():
             self.weights = []
             for norm in self.norms(module):
-                span = (norm.max() - norm.min()).clamp_min(SMALLEST)
-                self.weights.append(2.0 ** (MOST * (norm.max() - norm) / span))
+                span = (norm.max() - norm.min()).clamp_min(_EPSILON)
+                self.weights.append(2.0 ** (_MAX_WEIGHT_LOG2 * (norm.max() - norm) / span))
 
     def penalty(self, module: nn.Module, progress: float) -> Tensor:
-        """Return what is added to the loss at ``progress`` (0..1) of the training."""
-        parts = [(weight * norm).sum() for weight, norm in zip(self.weights, self.norms(module), strict=True)]
-        return self.strength * progress * torch.stack(parts).sum() if parts else torch.zeros(())
+        """Return the term to add to the loss at ``progress`` (0..1) of the training."""
+        terms = [(weight * norm).sum() for weight, norm in zip(self.weights, self.norms(module), strict=True)]
+        return self.strength * progress * torch.stack(terms).sum() if terms else torch.zeros(())

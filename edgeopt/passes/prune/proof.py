@@ -1,4 +1,4 @@
-"""The proof of a pruned network: each node computes what the original computes with the lost channels at zero."""
+"""The proof of a pruned network: each node computes the same as in the original with the lost channels at zero."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Marked, Slot
 from edgeopt.passes.prune.masked import Masked, Sharpened
-from edgeopt.passes.prune.resize import CREATORS, kept_of, kept_part
+from edgeopt.passes.prune.resize import CREATORS, kept_indices, take_indices
 
 PROOF_TOLERANCE = 1e-9
-"""In float64: rounding over some ten thousand additions stays below 1e-11; a wrong index is an error of order 1."""
+"""In float64, rounding over some ten thousand additions stays below 1e-11; a wrong index gives an error near 1."""
 
 
-def verify(
+def verify_pruning(
     original: Network,
     groups: Groups,
     keep: Mapping[str, Sequence[int]],
@@ -31,28 +31,28 @@ def verify(
     inputs: Sequence[Tensor],
     seed: int = 0,
 ) -> float:
-    """Compare every node of a network just pruned with the kept part of the same node in the zero-masked original.
+    """Compare every node of a network that was just pruned with the kept part of the same node in the masked original.
 
-    Outputs alone would hide errors in channels of little weight; every node at once hides nearly none. All runs in
-    float64. Tensors that hold one value only (norms and heads as they are initialised) cannot show a swapped index, so
-    they are replaced by random values in both networks.
+    Comparing only the outputs would hide errors in channels of little weight; comparing every node hides hardly any.
+    Everything runs in float64. Tensors with a single value (newly initialized norms and heads) cannot show a swapped
+    index, so they get random values in both networks.
 
     Args:
-        original: The network that was pruned, with the weights that it had.
-        groups: What ``analyse`` said of it.
-        keep: The channels kept, by group.
+        original: The network before pruning, with its weights.
+        groups: The result of ``analyse``.
+        keep: The kept channels, by group.
         pruned: The result of ``prune``, not trained since.
-        inputs: One batch; random numbers will do. Sixteen samples leave hardly a channel at zero behind every ReLU.
-        seed: Of the random values.
+        inputs: One batch; random numbers are fine. With 16 samples, hardly any channel is zero after a ReLU for all.
+        seed: Seed of the random values.
 
     Returns:
         The largest error of a node, relative to the largest value in it.
 
     Raises:
-        ParityError: a node differs by more than ``PROOF_TOLERANCE``, or cannot run; the message names it.
+        ParityError: a node differs by more than ``PROOF_TOLERANCE`` or cannot run; the message names it.
     """
     alive = groups.alive(keep)
-    full, small = _double(original), _double(pruned)
+    full, small = _to_float64(original), _to_float64(pruned)
     _fill_constants(full, small, original, pruned, seed)
     for (name, dim), indices in groups.kept(keep).items():
         tensor = operator.attrgetter(name)(full).data
@@ -60,55 +60,55 @@ def verify(
         tensor.index_fill_(dim, torch.from_numpy(lost), 0.0)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
-    expectations = execute(full, [tensor.clone() for tensor in doubled], reference)
-    candidates = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.factors))
+    expected_values = execute(full, [tensor.clone() for tensor in doubled], reference)
+    pruned_values = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.multipliers))
     worst = 0.0
-    for node, expected in expectations:
-        found = _of(candidates, node)
-        error = _error(groups.marks.values.get(node.name), expected, found, alive)
+    for node, expected in expected_values:
+        found = _value_at(pruned_values, node)
+        error = _relative_error(groups.marks.values.get(node.name), expected, found, alive)
         if not error <= PROOF_TOLERANCE:
             raise ParityError(
                 "prune",
                 f"the pruned network differs from the original at node '{node.name}' ({node.target}): relative error "
-                f"{error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong for it; "
-                "please report the architecture.",
+                f"{error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong for this "
+                "node; please report the architecture.",
             )
         worst = max(worst, error)
     return worst
 
 
-def _of(candidates: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> Any:
-    """Run the pruned network up to a node of the original's and return that node's value."""
+def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> Any:
+    """Run the pruned network up to a node of the original and return that node's value."""
     try:
-        return next((value for other, value in candidates if other.name == node.name), None)
+        return next((value for other, value in pruned_values if other.name == node.name), None)
     except RuntimeError as error:
         raise ParityError(
             "prune",
             f"the pruned network cannot run at node '{node.name}' ({node.target}): {error}. A rule in "
-            "edgeopt/passes/prune/rules is wrong for it; please report the architecture.",
+            "edgeopt/passes/prune/rules is wrong for this node; please report the architecture.",
         ) from error
 
 
-def _double(network: Network) -> fx.GraphModule:
-    """Copy a network's graph in float64, with casts to float32 and new tensors of it turned into float64."""
+def _to_float64(network: Network) -> fx.GraphModule:
+    """Copy a network's graph in float64; casts to float32 and new float32 tensors become float64 too."""
     module = copy.deepcopy(network.eval_module).double()
     for node in module.graph.nodes:
-        node.args = fx.node.map_aggregate(node.args, _wider)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, _wider)
+        node.args = fx.node.map_aggregate(node.args, _widen_dtype)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
         if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
             node.update_kwarg("dtype", torch.float64)
     return module
 
 
-def _wider(argument: Any) -> Any:
+def _widen_dtype(argument: Any) -> Any:
     return torch.float64 if argument is torch.float32 else argument
 
 
 def _fill_constants(full: fx.GraphModule, small: fx.GraphModule, original: Network, pruned: Network, seed: int) -> None:
-    """Give random values, the same to both networks, to every tensor that holds one value only.
+    """Give every tensor with a single value random values, the same in both networks.
 
-    Zeros (biases, running means) get small values: large ones would leave channels at zero behind a ReLU, where no
-    error shows.
+    Zeros (biases, running means) get small values: large ones would leave channels at zero after a ReLU, and hide
+    errors.
     """
     random = torch.Generator().manual_seed(seed)
     for name in dict.fromkeys(tensor_names(full).values()):
@@ -117,13 +117,13 @@ def _fill_constants(full: fx.GraphModule, small: fx.GraphModule, original: Netwo
             continue
         spread = 1.0 if bool(tensor.any()) else 0.1
         tensor += spread * (torch.rand(tensor.shape, generator=random, dtype=tensor.dtype) + 0.1)
-        kept = {dim: _relative(original, pruned, (name, dim)) for dim in range(tensor.ndim)}
-        cut = kept_part(tensor, {dim: indices for dim, indices in kept.items() if indices is not None})
+        kept = {dim: _kept_of_original(original, pruned, (name, dim)) for dim in range(tensor.ndim)}
+        cut = take_indices(tensor, {dim: indices for dim, indices in kept.items() if indices is not None})
         operator.attrgetter(name)(small).data.copy_(cut)
 
 
-def _relative(original: Network, pruned: Network, slot: Slot) -> Integers | None:
-    """Indices that ``pruned`` kept of ``original``; both know theirs relative to the same first network."""
+def _kept_of_original(original: Network, pruned: Network, slot: Slot) -> Integers | None:
+    """Return the indices of ``original`` that ``pruned`` kept; both store theirs relative to the same first network."""
     if slot not in pruned.kept:
         return None
     if slot not in original.kept:
@@ -131,20 +131,21 @@ def _relative(original: Network, pruned: Network, slot: Slot) -> Integers | None
     return np.searchsorted(original.kept[slot], pruned.kept[slot])
 
 
-def _error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:
-    """Largest difference over the largest value; infinite where shapes differ; 0 for what is no tensor of numbers."""
+def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:
+    """Return the largest difference over the largest value: infinite if shapes differ, 0 if it is not a tensor."""
     if isinstance(expected, (tuple, list)) and isinstance(marked, list):
         if not isinstance(found, (tuple, list)) or len(found) != len(expected):
             return float("inf")
-        return max((_error(*item, alive) for item in zip(marked, expected, found, strict=True)), default=0.0)
+        return max((_relative_error(*item, alive) for item in zip(marked, expected, found, strict=True)), default=0.0)
     if not isinstance(marked, Marked) or not isinstance(expected, Tensor):
         return 0.0
-    part = expected.detach()[np.ix_(*kept_of(marked, alive))] if expected.ndim else expected.detach()
+    part = expected.detach()[np.ix_(*kept_indices(marked, alive))] if expected.ndim else expected.detach()
     if not isinstance(found, Tensor) or part.shape != found.shape:
         return float("inf")
     if part.numel() == 0:
         return 0.0
-    expected, got = part.double(), found.detach().double()
-    difference = float(torch.where(expected == got, 0.0, expected - got).abs().max())  # infinities may be equal too
+    expected, actual = part.double(), found.detach().double()
+    # equal infinities count as no difference
+    difference = float(torch.where(expected == actual, 0.0, expected - actual).abs().max())
     scale = float(torch.where(expected.isinf(), 0.0, expected).abs().max())
     return difference / scale if scale > 0 else difference

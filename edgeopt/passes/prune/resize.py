@@ -1,4 +1,4 @@
-"""Rewrites the literal sizes of a graph for the channels that are left."""
+"""``resize``: rewrite the literal sizes of a graph for the channels that are left."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 
 CREATORS = (aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand)
-"""Operators that make a tensor of a literal size out of nothing, in the default type where none is given."""
+"""Operators that create a tensor of a literal size, in the default dtype if none is given."""
 
 
-def kept_of(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
+def kept_indices(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
     """Return the indices of a marked tensor that are left, for each dimension.
 
     Args:
         value: The tensor's layers.
-        alive: For each label whether it is left.
+        alive: For each label, whether it is left.
 
     Raises:
-        StepError: what is left is no product of indices, or nothing is left.
+        StepError: the rest is not a product of indices, or nothing is left.
     """
     keeps = [torch.ones(size, dtype=torch.bool) for size in value.shape]
     for layer in value.layers:
@@ -45,37 +45,37 @@ def kept_of(value: Marked, alive: Tensor) -> tuple[Integers, ...]:
                 keeps[dim] &= line
         if product != int(mask.sum()):
             raise StepError(
-                "prune", f"what is left of a tensor of shape {value.shape} is no rectangle: keep whole rows"
+                "prune", f"the rest of a tensor of shape {value.shape} is not a rectangle: keep whole rows."
             )
     kept = tuple(keep.nonzero().reshape(-1).numpy() for keep in keeps)
     if any(not len(indices) and size for indices, size in zip(kept, value.shape, strict=True)):
-        raise StepError("prune", f"nothing is left of a tensor of shape {value.shape}: keep a channel in every group")
+        raise StepError("prune", f"nothing is left of a tensor of shape {value.shape}: keep a channel in every group.")
     return kept
 
 
 @dataclass(frozen=True)
 class KeptSizes:
-    """What is left of every node of a graph."""
+    """The sizes and indices left of every node of a graph."""
 
     marks: Marks
     alive: Tensor
 
-    def kept(self, node: fx.Node) -> tuple[Integers, ...]:
-        """Indices left of a node's tensor, for each dimension."""
-        return kept_of(self.marks.values[node.name], self.alive)
+    def kept_indices(self, node: fx.Node) -> tuple[Integers, ...]:
+        """Return the indices left of a node's tensor, for each dimension."""
+        return kept_indices(self.marks.values[node.name], self.alive)
 
-    def old(self, node: fx.Node) -> tuple[int, ...]:
-        """The shape before."""
+    def old_shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape before the cut."""
         shape: tuple[int, ...] = self.marks.values[node.name].shape
         return shape
 
-    def new(self, node: fx.Node) -> tuple[int, ...]:
-        """The shape after."""
-        return tuple(len(indices) for indices in self.kept(node))
+    def new_shape(self, node: fx.Node) -> tuple[int, ...]:
+        """Return the shape after the cut."""
+        return tuple(len(indices) for indices in self.kept_indices(node))
 
 
 def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
-    """Rewrite every literal size of ``graph`` in place; ``marks`` are those of the graph as it is."""
+    """Rewrite every literal size of ``graph`` in place; ``marks`` belong to the graph before the cut."""
     sizes = KeptSizes(marks, alive)
     for node in list(graph.nodes):
         if node.op != "call_function":
@@ -86,7 +86,7 @@ def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
 
 
 def _argument(node: fx.Node, name: str) -> Any:
-    """Read an argument by its name in the schema, or its default."""
+    """Return an argument by its name in the schema, or its default."""
     for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
         if argument.name == name:
             return node.args[index] if index < len(node.args) else node.kwargs.get(name, argument.default_value)
@@ -108,8 +108,8 @@ def _source(node: fx.Node) -> fx.Node:
     return source
 
 
-def _scaled(node: fx.Node, entry: Any, old: int, new: int) -> Any:
-    """Turn one entry of a list of sizes from ``old`` to ``new``; a number known at run time is scaled at run time."""
+def _rescale(node: fx.Node, entry: Any, old: int, new: int) -> Any:
+    """Change one entry of a list of sizes from ``old`` to ``new``; a size known only at run time is scaled then."""
     if old == new or entry == -1:
         return entry
     if not isinstance(entry, fx.Node):
@@ -121,31 +121,31 @@ def _scaled(node: fx.Node, entry: Any, old: int, new: int) -> Any:
 
 
 def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, KeptSizes], None]:
-    """Rewrite a list of sizes that describes the result's dimensions (from that in ``first_dim`` on)."""
+    """Make the rewrite of a list of sizes of the result's dimensions, starting at the dimension in ``first_dim``."""
 
     def rewrite(node: fx.Node, sizes: KeptSizes) -> None:
-        start = _argument(node, first_dim) % len(sizes.old(_source(node))) if first_dim else 0
+        start = _argument(node, first_dim) % len(sizes.old_shape(_source(node))) if first_dim else 0
         entries = _argument(node, name)
-        pairs = list(zip(sizes.old(node), sizes.new(node), strict=True))[start : start + len(entries)]
-        changed = [_scaled(node, entry, *pair) for entry, pair in zip(entries, pairs, strict=True)]
+        pairs = list(zip(sizes.old_shape(node), sizes.new_shape(node), strict=True))[start : start + len(entries)]
+        changed = [_rescale(node, entry, *pair) for entry, pair in zip(entries, pairs, strict=True)]
         _set_argument(node, name, changed)
 
     return rewrite
 
 
 def _squeeze(node: fx.Node, sizes: KeptSizes) -> None:
-    """Without a dimension it would also drop channels of which one is left, so it gets those that are 1 now."""
+    """Name the dimensions of size 1; without names, a channel dimension with one channel left would be dropped too."""
     if len(node.args) == 1 and not node.kwargs:
         source = _source(node)
         node.target = aten.squeeze.dims
-        node.args = (source, [dim for dim, size in enumerate(sizes.old(source)) if size == 1])
+        node.args = (source, [dim for dim, size in enumerate(sizes.old_shape(source)) if size == 1])
 
 
 def _slice(node: fx.Node, sizes: KeptSizes) -> None:
-    """``start`` and ``end`` count what is left before them."""
+    """Set ``start`` and ``end`` to the number of indices left before them."""
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old(source))
-    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) == size:
         return
     start, end, _ = slice(_argument(node, "start"), _argument(node, "end")).indices(size)
@@ -155,52 +155,52 @@ def _slice(node: fx.Node, sizes: KeptSizes) -> None:
 
 def _select(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old(source))
-    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) < size:
         _set_argument(node, "index", int((kept < _argument(node, "index") % size).sum()))
 
 
 def _narrow(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old(source))
-    size, kept = sizes.old(source)[dim], sizes.kept(source)[dim]
+    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) < size:
         _set_argument(node, "start", int((kept < _argument(node, "start") % size).sum()))
-        _set_argument(node, "length", sizes.new(node)[dim])
+        _set_argument(node, "length", sizes.new_shape(node)[dim])
 
 
 def _split(node: fx.Node, sizes: KeptSizes) -> None:
-    """Parts may keep different numbers, so every split becomes one with a list of sizes."""
+    """Turn every split into one with a list of sizes, because the parts may keep different numbers."""
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old(source))
-    if sizes.new(source)[dim] < sizes.old(source)[dim]:
-        parts = [len(kept_of(part, sizes.alive)[dim]) for part in sizes.marks.values[node.name]]
+    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    if sizes.new_shape(source)[dim] < sizes.old_shape(source)[dim]:
+        parts = [len(kept_indices(part, sizes.alive)[dim]) for part in sizes.marks.values[node.name]]
         node.target = aten.split_with_sizes.default
         node.args, node.kwargs = (source, parts, dim), {}
 
 
 def _groups(node: fx.Node, sizes: KeptSizes) -> None:
-    """A convolution's groups are those that have channels left."""
+    """Reduce a convolution's groups to those that have channels left."""
     groups, source = _argument(node, "groups"), _source(node)
-    left = len(np.unique(sizes.kept(source)[1] // (sizes.old(source)[1] // groups)))
+    left = len(np.unique(sizes.kept_indices(source)[1] // (sizes.old_shape(source)[1] // groups)))
     if left < groups:
         _set_argument(node, "groups", left)
 
 
 def _norm_groups(node: fx.Node, sizes: KeptSizes) -> None:
-    """A group norm keeps the number of its groups, but where they have one channel."""
+    """Keep the number of groups of a group norm, except if each group has one channel."""
     source = _source(node)
-    if _argument(node, "num_groups") == sizes.old(source)[1] > sizes.new(source)[1]:
-        _set_argument(node, "num_groups", sizes.new(source)[1])
+    if _argument(node, "num_groups") == sizes.old_shape(source)[1] > sizes.new_shape(source)[1]:
+        _set_argument(node, "num_groups", sizes.new_shape(source)[1])
 
 
 def _pad(node: fx.Node, sizes: KeptSizes) -> None:
-    """Of padded zeros along channels, those are left that go with channels left."""
+    """Reduce the zeros padded along channels to those that go with channels left."""
     pad = list(_argument(node, "pad"))
     for index in range(0, len(pad), 2):
-        dim = len(sizes.old(node)) - 1 - index // 2
-        kept, size = sizes.kept(node)[dim], sizes.old(node)[dim]
+        dim = len(sizes.old_shape(node)) - 1 - index // 2
+        kept, size = sizes.kept_indices(node)[dim], sizes.old_shape(node)[dim]
         if len(kept) < size:
             pad[index] = int((kept < pad[index]).sum())
             pad[index + 1] = int((kept >= size - pad[index + 1]).sum())
@@ -208,15 +208,15 @@ def _pad(node: fx.Node, sizes: KeptSizes) -> None:
 
 
 def _scale(node: fx.Node, sizes: KeptSizes) -> None:
-    """An attention's scale is that of the depth before, which its weights were trained with."""
+    """Keep an attention's scale: the weights were trained with the scale of the old depth."""
     query = _source(node)
-    if sizes.new(query)[-1] < sizes.old(query)[-1] and _argument(node, "scale") is None:
-        node.update_kwarg("scale", sizes.old(query)[-1] ** -0.5)
+    if sizes.new_shape(query)[-1] < sizes.old_shape(query)[-1] and _argument(node, "scale") is None:
+        node.update_kwarg("scale", sizes.old_shape(query)[-1] ** -0.5)
 
 
 def _normalized_shape(node: fx.Node, sizes: KeptSizes) -> None:
     count = len(_argument(node, "normalized_shape"))
-    _set_argument(node, "normalized_shape", list(sizes.new(node)[-count:]))
+    _set_argument(node, "normalized_shape", list(sizes.new_shape(node)[-count:]))
 
 
 RESIZE: dict[Any, Callable[[fx.Node, KeptSizes], None]] = {
@@ -239,11 +239,11 @@ RESIZE: dict[Any, Callable[[fx.Node, KeptSizes], None]] = {
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _groups),
     aten.layer_norm: _normalized_shape,
 }
-"""Operators that hold a size as a literal number, and how it is rewritten."""
+"""Operators that hold a size as a literal number, and the function that rewrites it."""
 
 
-def kept_part(tensor: Tensor, kept: dict[int, Integers]) -> Tensor:
-    """Cut a tensor to the indices kept along some dimensions, contiguous."""
+def take_indices(tensor: Tensor, kept: dict[int, Integers]) -> Tensor:
+    """Cut a tensor to the given indices along some dimensions; the result is contiguous."""
     for dim, indices in kept.items():
         tensor = tensor.index_select(dim, torch.from_numpy(np.ascontiguousarray(indices)).to(tensor.device))
     return tensor.contiguous()

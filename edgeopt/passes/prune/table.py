@@ -1,4 +1,4 @@
-"""``group_table``: a network's groups and tensors as the record that the search reads."""
+"""``build_group_table``: a network, its groups and their scores go in, the record that the search reads comes out."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from edgeopt.passes.prune.interpret import Shapes, shapes_of, tensor_names
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
 
-def group_table(
+def build_group_table(
     network: Network,
     groups: Groups,
     scores: Mapping[str, npt.NDArray[np.float64]],
     example_inputs: Sequence[Tensor] | None = None,
 ) -> GroupTable:
-    """Say what the search has to know.
+    """Build the table from which the search decides widths.
 
     Args:
         network: The network.
-        groups: What ``analyse`` said of it.
-        scores: What ``importance`` said of its groups.
-        example_inputs: Inputs that decide the positions a weight is used at; those of the trace where None.
+        groups: The result of ``analyse``.
+        scores: The result of ``score_channels``.
+        example_inputs: Inputs whose sizes set how often a weight is used; None for the inputs of the trace.
     """
     inputs = network.example_inputs if example_inputs is None else tuple(example_inputs)
     shapes = network.shapes() if example_inputs is None else shapes_of(network.eval_module, inputs)
-    uses = _uses(network.eval_module, shapes, inputs[0].shape[0])
-    scaled = _scaled(network.eval_module, shapes, inputs[0].shape[0])
+    uses = _count_uses(network.eval_module, shapes, inputs[0].shape[0])
+    scaled = _count_scaled_values(network.eval_module, shapes, inputs[0].shape[0])
     owned: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups.groups.values():
         for slot, indices in group.slots.items():
@@ -64,8 +64,8 @@ def group_table(
     )
 
 
-def _uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
-    """Count for each weight how often one sample multiplies each of its numbers."""
+def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
+    """Count, for each weight, how often one sample multiplies each of its numbers."""
     names = tensor_names(module)
     uses: Counter[str] = Counter()
     for node in module.graph.nodes:
@@ -73,12 +73,12 @@ def _uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
         shape = shapes[node.name]
         if packet in _CONVOLUTIONS:
             weight, count = node.args[1], math.prod(shape) // shape[1]
-        elif packet in TRANSPOSED:
+        elif packet in _TRANSPOSED_CONVOLUTIONS:
             shape = shapes[node.args[0].name]
             weight, count = node.args[1], math.prod(shape) // shape[1]
         elif packet is aten.linear:
             weight, count = node.args[1], math.prod(shape[:-1])
-        elif packet in _PRODUCTS:
+        elif packet in _MATRIX_PRODUCTS:
             left, right = node.args[-2:]
             weight = left if left.op == "get_attr" else right
             count = math.prod(shape) * shapes[left.name][-1] // math.prod(shapes[weight.name])
@@ -89,8 +89,8 @@ def _uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
     return uses
 
 
-def _scaled(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
-    """Count for each batch norm's weight how many values of one sample each of its numbers scales."""
+def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
+    """Count, for each weight of a batch norm, the values of one sample that each of its numbers scales."""
     names = tensor_names(module)
     scaled: Counter[str] = Counter()
     for node in module.graph.nodes:
@@ -101,5 +101,5 @@ def _scaled(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
 
 
 _CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
-TRANSPOSED: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
-_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)
+_TRANSPOSED_CONVOLUTIONS: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
+_MATRIX_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)

@@ -1,20 +1,19 @@
-"""Whether a file computes on the device what it computes here: golden inputs run in both places."""
+"""Whether a file computes the same on the device as on this machine: golden inputs are run in both places."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import run_arrays
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.golden import Array, largest_difference, output_tolerance, tolerance_ratio
-from edgeopt.device.base import Device
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import ParityError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.records.codec import digest
-from edgeopt.records.profile import Profile
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
 
@@ -23,21 +22,21 @@ HOST_PROVIDERS = ("CPUExecutionProvider",)
 
 
 def runs_here(build: Build) -> bool:
-    """Tell whether the device is this machine's processor with this very runtime: nothing to compare then."""
-    return build.connection.uri == "local:" and build.profile.providers == HOST_PROVIDERS
+    """Tell whether the device is this machine's processor with this very runtime, so there is nothing to compare."""
+    return build.device.uri == "local:" and build.profile.providers == HOST_PROVIDERS
 
 
 def golden_outputs(build: Build, model: Path) -> dict[str, Array]:
     """Return a file's outputs on the golden inputs, from this machine's processor."""
     profile = msgspec.structs.replace(build.profile, providers=HOST_PROVIDERS)
-    return _outputs(build, model, LocalDevice(), profile, "golden")
+    return _outputs(build, model, replace(build.run_target, device=LocalDevice(), profile=profile), "golden")
 
 
 def device_parity(build: Build, sha256: str, recipe: Recipe) -> Parity | None:
-    """Compare a file's golden outputs on the device with those on this machine, as a bundle's manifest would.
+    """Compare a file's golden outputs on the device with those on this machine, with the bundle's own tolerance.
 
     Returns:
-        How far they are apart; None where the device is this machine.
+        How far they are apart; None if the device is this machine.
 
     Raises:
         ParityError: an output is further off than the bundle's tolerance allows.
@@ -45,16 +44,14 @@ def device_parity(build: Build, sha256: str, recipe: Recipe) -> Parity | None:
     if runs_here(build):
         return None
     ratio = tolerance_ratio(recipe)
-    key = digest((_STAGE, sha256, build.device, build.environment.onnxruntime, build.profile.providers, ratio))
-    known = build.ledger.get("agreement", key, Parity)
-    if known is not None:
-        return known
-    model = build.workspace.artifact(sha256)
-    here = golden_outputs(build, model)
-    there = _outputs(build, model, build.connection, build.profile, _STAGE)
-    found = compare_outputs(here, there, ratio)
-    build.ledger.put("agreement", key, found)
-    return found
+
+    def make() -> Parity:
+        model = build.workspace.artifact(sha256)
+        here = golden_outputs(build, model)
+        there = _outputs(build, model, build.run_target, _STAGE)
+        return compare_outputs(here, there, ratio)
+
+    return build.ledger.remember(build.keys.of("device-parity", file=sha256, tolerance=ratio), Parity, make)
 
 
 def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: float) -> Parity:
@@ -78,11 +75,6 @@ def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: floa
     return Parity(stage=_STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
 
 
-def _outputs(build: Build, model: Path, device: Device, profile: Profile, stage: str) -> dict[str, Array]:
-    folder = build.workspace.folder("stages")
-    inputs, outputs = folder / "golden-inputs.npz", folder / f"{stage}-outputs.npz"
-    write_batches(inputs, [build.data.golden_inputs])
-    run_step(
-        stage, run_model, model, inputs, outputs, device, profile, allow_fallback=build.allow_fallback, stage=stage
-    )
-    return dict(read_batches(outputs)[0])
+def _outputs(build: Build, model: Path, target: RunTarget, stage: str) -> dict[str, Array]:
+    (found,) = run_step(stage, run_arrays, model, [build.data.golden_inputs], target, stage)
+    return found

@@ -1,4 +1,4 @@
-"""Measurement, score and comparison of one artifact, each looked up in the ledger first."""
+"""Measurement, score and comparison of a build's files, each looked up in the ledger first."""
 
 from __future__ import annotations
 
@@ -10,23 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.bench.changes import layer_changes
+from edgeopt.bench.changes import match_layers
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
-from edgeopt.bench.nodes import DEFAULT_PROFILING_TURNS, LONG_PROFILING_TURNS, FileTime, ProfilingTurns, profile_nodes
+from edgeopt.bench.nodes import (
+    DEFAULT_PROFILING_TURNS,
+    LONG_PROFILING_TURNS,
+    FileTime,
+    ProfilingTurns,
+    profile_nodes,
+)
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
-from edgeopt.records.codec import digest, measurement_key
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import Score
 from edgeopt.statistics import is_complete, paired_drop_interval
+from edgeopt.store.files import write_whole
 
 
 class Evaluator:
-    """Weighs the artifacts of one build. Nothing here may run while a training does, but ``outputs`` and ``score``.
+    """Measures and scores the files of one build.
+
+    Nothing here may run while a training does, except ``outputs`` and ``score``.
 
     Args:
         build: The build.
@@ -37,89 +45,79 @@ class Evaluator:
         self.build = build
         self.baseline = baseline
 
-    def _measurement_key(self, sha256: str) -> str:
-        build = self.build
-        runtime = build.environment.onnxruntime
-        key = measurement_key(sha256, build.device, runtime, build.profile, build.budget.batch_size)
-        key = digest((key, build.calibration)) if build.calibration else key
-        return digest((key, build.allow_fallback)) if build.allow_fallback else key
-
-    @property
-    def _computed_by(self) -> tuple[str, str, tuple[str, ...]]:
-        """What outputs hang on beside the file: a score is the device's own (int8 differs between processors)."""
-        return self.build.device.id, self.build.environment.onnxruntime, self.build.profile.providers
-
     def measurement(self, sha256: str) -> Measurement:
-        """Return the file's measurement on the build's device; one that ended early for another limit is made anew."""
+        """Return a file's measurement on the build's device.
+
+        One that ended early because another limit was already decided is made again.
+        """
         build, budget = self.build, self.build.budget
-        key = digest((self._measurement_key(sha256), budget.latency_percentile))
-        found = build.ledger.get("measurement", key, Measurement)
-        if found is None or not is_complete(found, budget.latency_percentile, budget.max_latency_ms):
-            found = run_step(
-                "measure",
-                measure,
-                build.workspace.artifact(sha256),
-                build.connection,
-                build.profile,
-                batch_size=build.budget.batch_size,
-                allow_fallback=build.allow_fallback,
-                inputs=build.data.timing_inputs(build.budget.batch_size),
-                kind=build.device.kind,
-                percentile=budget.latency_percentile,
-                max_latency_ms=budget.max_latency_ms,
-                progress=lambda _: None,
-            )
-            if build.calibration is not None:
-                found = run_step("estimate", add_estimate, found, build.workspace.artifact(sha256), build.profile,
-                                 build.calibration, budget.latency_percentile,
-                                 build.data.timing_inputs(budget.batch_size))  # fmt: skip
-            build.ledger.put("measurement", key, found)
-        return found
+        return build.ledger.remember(
+            build.keys.of("measurement", file=sha256, percentile=budget.latency_percentile),
+            Measurement,
+            lambda: self._measure(sha256),
+            is_usable=lambda found: is_complete(found, budget.latency_percentile, budget.max_latency_ms),
+        )
+
+    def _measure(self, sha256: str) -> Measurement:
+        build, budget = self.build, self.build.budget
+        model, percentile = build.workspace.artifact(sha256), budget.latency_percentile
+        found = run_step(
+            "measure",
+            measure,
+            model,
+            build.run_target,
+            percentile=percentile,
+            max_latency_ms=budget.max_latency_ms,
+            progress=lambda _: None,
+        )
+        if build.calibration is None:
+            return found
+        return run_step(
+            "estimate",
+            add_estimate,
+            found,
+            model,
+            build.profile,
+            build.calibration,
+            percentile,
+            build.run_target.inputs,
+        )
 
     def comparison(self, sha256: str, against: str | None = None) -> Comparison:
-        """Return the interleaved A/B of a file against another, by default the baseline."""
-        build = self.build
-        against = against or self.baseline
-        key = digest((self._measurement_key(sha256), self._measurement_key(against)))
-        found = build.ledger.get("comparison", key, Comparison)
-        if found is None:
-            found = run_step(
+        """Return the interleaved A/B of a file against another one, by default the baseline."""
+        build, other = self.build, against or self.baseline
+        return build.ledger.remember(
+            build.keys.of("comparison", file=sha256, against=other),
+            Comparison,
+            lambda: run_step(
                 "compare",
                 compare,
                 build.workspace.artifact(sha256),
-                build.workspace.artifact(against),
-                build.connection,
-                build.profile,
-                batch_size=build.budget.batch_size,
-                allow_fallback=build.allow_fallback,
-                inputs=build.data.timing_inputs(build.budget.batch_size),
+                build.workspace.artifact(other),
+                build.run_target,
                 seed=build.seed,
-            )
-            build.ledger.put("comparison", key, found)
-        return found
+            ),
+        )
 
     def changes(self, sha256: str, against: str) -> tuple[NodeChange, ...]:
-        """Return what the layers of an integer file lost and gained against its float form, largest loss first.
+        """Return how much time the layers of an int8 file lost and gained against its float counterpart.
 
-        Empty on a device that cannot tell the times of single nodes.
+        The largest loss comes first. Empty if the device cannot time single nodes.
         """
-        profiles = self._profiles(
-            [self.build.workspace.artifact(name) for name in (against, sha256)], LONG_PROFILING_TURNS
-        )
-        return tuple(layer_changes(profiles[0].nodes, profiles[1].nodes)) if profiles else ()
+        files = [self.build.workspace.artifact(name) for name in (against, sha256)]
+        profiles = self._profiles(files, LONG_PROFILING_TURNS)
+        return tuple(match_layers(profiles[0].nodes, profiles[1].nodes)) if profiles else ()
 
     def times(self, files: Sequence[Path]) -> tuple[float, ...]:
-        """Return the time of each of several files that took turns, in ns; fewer where they took too long.
+        """Return the time of each of several files that took turns, in ns; fewer if they took too long.
 
-        Empty on a device that cannot tell the times of single nodes.
+        Empty if the device cannot time single nodes.
         """
         return tuple(one.ns for one in self._profiles(files, DEFAULT_PROFILING_TURNS))
 
     def _profiles(self, files: Sequence[Path], turns: ProfilingTurns) -> list[FileTime]:
-        build, batch = self.build, self.build.budget.batch_size
         try:
-            return run_step("profile", profile_nodes, files, build.connection, build.profile, batch,
-                            build.allow_fallback, build.data.timing_inputs(batch), turns)  # fmt: skip
+            return run_step("profile", profile_nodes, files, self.build.run_target, turns)
         except CannotProfileError:
             return []
 
@@ -127,60 +125,45 @@ class Evaluator:
         """Run a file on stored inputs and return the file of its outputs, which the caller removes."""
         build = self.build
         target = build.workspace.folder("arrays") / f"outputs-{sha256[:16]}-{inputs.stem}.npz"
-        run_step(
-            "evaluate",
-            run_model,
-            build.workspace.artifact(sha256),
-            inputs,
-            target,
-            build.connection,
-            build.profile,
-            allow_fallback=build.allow_fallback,
-        )
+        run_step("evaluate", run_model, build.workspace.artifact(sha256), inputs, target, build.run_target)
         return target
 
     def score(self, sha256: str) -> Score:
-        """Return the file's score on the selection batches, and its drop against the baseline over the same samples."""
-        key = digest(("score", sha256, self.baseline, self.build.fingerprint, *self._computed_by))
-        found = self.build.ledger.get("score", key, Score)
-        if found is None:
-            value, samples = self.evaluate(sha256, self.build.data.eval_file, self.build.data.targets)
-            base_value, base_samples = (
-                (value, samples)
-                if sha256 == self.baseline
-                else self.evaluate(self.baseline, self.build.data.eval_file, self.build.data.targets)
-            )
-            found = Score(
-                value=value,
-                drop=base_value - value,
-                drop_ci95=drop_interval(base_samples, samples),
-                samples=self.build.data.samples,
-            )
-            self.build.ledger.put("score", key, found)
-        return found
+        """Return a file's score on the selection set, and its drop against the baseline over the same samples."""
+        build = self.build
+        key = build.keys.of("score", file=sha256, baseline=self.baseline)
+        return build.ledger.remember(key, Score, lambda: self._score(sha256))
+
+    def _score(self, sha256: str) -> Score:
+        data = self.build.data
+        value, samples = self.evaluate(sha256, data.eval_file, data.targets)
+        base_value, base_samples = self.evaluate(self.baseline, data.eval_file, data.targets)
+        return Score(
+            value=value,
+            drop=base_value - value,
+            drop_ci95=drop_interval(base_samples, samples),
+            samples=data.samples,
+        )
 
     def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> tuple[float, NDArray[np.float64] | None]:
         """Return a file's score and its scores of single samples; the latter are kept in the workspace."""
         build = self.build
-        key = digest(("samples", sha256, inputs.name, *self._computed_by, self.baseline if not targets else ""))
-        kept = build.workspace.folder("arrays") / f"samples-{key}.npz"
-        if kept.exists():
-            with np.load(kept, allow_pickle=False) as stored:
+        reference = self.baseline if not targets else None
+        key = build.keys.of("sample-scores", file=sha256, inputs=inputs.name, reference=reference)
+        path = build.workspace.folder("arrays") / f"samples-{key.digest}.npz"
+        if path.exists():
+            with np.load(path, allow_pickle=False) as stored:
                 return float(stored["score"]), stored["samples"] if "samples" in stored.files else None
         outputs = self.outputs(sha256, inputs)
         pairs = build.data.pairs(read_batches(outputs), targets or self.reference(inputs))
         value, samples = build.data.score(pairs), build.data.sample_scores(pairs)
-        partial = kept.with_suffix(".partial.npz")
-        if samples is None:
-            np.savez(partial, score=np.float64(value))
-        else:
-            np.savez(partial, score=np.float64(value), samples=samples)
-        partial.replace(kept)
+        arrays = {"score": np.float64(value)} if samples is None else {"score": np.float64(value), "samples": samples}
+        write_whole(path, lambda partial: np.savez(partial, **arrays))
         outputs.unlink(missing_ok=True)
         return value, samples
 
     def reference(self, inputs: Path) -> list[Any]:
-        """Return the baseline's own outputs, where a given file without labels is judged by agreement."""
+        """Return the baseline's own outputs, which files are compared with if there are no labels."""
         outputs = read_batches(self.outputs(self.baseline, inputs))
         return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
 
@@ -188,7 +171,7 @@ class Evaluator:
 def drop_interval(
     baseline: NDArray[np.float64] | None, samples: NDArray[np.float64] | None
 ) -> tuple[float, float] | None:
-    """Return the paired 95 % interval of the drop, or None where there are no scores of single samples."""
+    """Return the paired 95 % interval of the score drop, or None if there are no scores of single samples."""
     if baseline is None or samples is None:
         return None
     interval = paired_drop_interval(baseline, samples)

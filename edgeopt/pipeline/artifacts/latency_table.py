@@ -1,54 +1,54 @@
-"""The latency table of a task's network on the build's device: made once, before any training, and kept.
+"""The latency table of a network on the build's device, made once before any training, and the latency limit.
 
-The original's file and the file of a probe at other widths teach a ``Template``, which gives files at any widths
-without another export. A handful of them run under ONNX Runtime's profiler. Times of layers are shared with other tasks
-of the workspace, by the layer's shape.
+The original's file and the files of a few other widths teach a ``WidthTemplate``, which gives files at any widths
+without another export. A handful of them run under ONNX Runtime's profiler. Times of layers are shared with other
+tasks in the workspace, by the layer's shape.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import onnx
 from scipy.stats import qmc
 
-from edgeopt.bench.nodes import FileTime, ProfilingTurns, node_shapes, profile_nodes
-from edgeopt.device.base import Device as DeviceConnection
+from edgeopt.bench.nodes import FileTime, ProfilingTurns, collect_node_shapes, profile_nodes
 from edgeopt.errors import DeviceError, StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.model import save
 from edgeopt.latency.fused_layers import FusedLayers
-from edgeopt.latency.width_template import Sizes, Template, are_distinguishable
+from edgeopt.latency.width_template import SizeResolver, WidthTemplate, are_distinguishable
 from edgeopt.pipeline.artifacts.networks import ExportedFile
-from edgeopt.pipeline.artifacts.onnx_files import graph_steps
+from edgeopt.pipeline.artifacts.onnx_files import TIMED_CALIBRATION_SAMPLES, timing_steps
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import digest, from_json, to_json
 from edgeopt.records.groups import Dimension, GroupTable
-from edgeopt.records.latency import LatencyTable, Layer, LayerTime, NoLatencyTable, WholeTime
-from edgeopt.records.profile import Precision, Profile
-from edgeopt.records.recipe import Compact, Quantize
+from edgeopt.records.latency import LatencyTable, Layer, LayerTime, NetworkTime, NoLatencyTable
+from edgeopt.records.profile import Precision
+from edgeopt.records.trial import Measured, Trial
+from edgeopt.statistics import latency_interval_ms
+from edgeopt.store.files import write_whole
 
 _STAGE = "latency table"
 BUDGET_SECONDS = 30.0
 """No further turn of timing begins after this."""
 PROBES = 16
-"""Choices of widths that are timed, the original among them: twice as many as a layer's time has parts."""
+"""Choices of widths that are timed, including the original: twice as many as a layer's time has terms."""
 KNOWN_PROBES = 5
-"""As many are timed where every layer is known from another task: the whole still has to be measured."""
+"""Choices that are timed if every layer is known from another task: the whole network still has to be measured."""
 KNOWN_TIMES = 10
-"""A layer with so many times from another task is known."""
-LEAST_RATIO = 0.1
-_CALIBRATION_SAMPLES = 8
-"""Ranges decide no latency."""
-MOST_TEACHERS = 3
+"""A layer with this many times from another task is known."""
+MIN_PROBE_RATIO = 0.1
+"""Of a group's channels: no choice goes below it."""
+MAX_TEACHING_FILES = 3
 ATTEMPTS = 200
 
 _Widths = dict[str, int]
@@ -60,6 +60,35 @@ class SharedTimes(Record, frozen=True, kw_only=True):
     layers: dict[str, tuple[LayerTime, ...]]
 
 
+class LatencyLimit(NamedTuple):
+    """What is known about latency when widths are chosen: the times of layers, and the limit."""
+
+    table: LatencyTable | NoLatencyTable
+    max_ratio: float | None
+    """Of the original's latency in the table's precision; None if the original keeps the limit."""
+
+
+def latency_limit(
+    build: Build, groups: GroupTable, exported: ExportedFile, precision: Precision, original: Trial | None
+) -> LatencyLimit:
+    """Return the table and the limit; nothing may train meanwhile.
+
+    Args:
+        build: The build.
+        groups: Of the original network.
+        exported: The original's file.
+        precision: The one that would ship.
+        original: The trial of the original in that precision.
+    """
+    build.progress("latency table", f"timing layers in {precision}")
+    table = latency_table(build, groups, exported, precision)
+    limit = build.budget.max_latency_ms
+    if limit is None or original is None or not isinstance(original.outcome, Measured):
+        return LatencyLimit(table, None)
+    now = latency_interval_ms(original.outcome.measurement, build.budget.latency_percentile).high
+    return LatencyLimit(table, limit / now if limit < now else None)
+
+
 def latency_table(
     build: Build, groups: GroupTable, exported: ExportedFile, precision: Precision
 ) -> LatencyTable | NoLatencyTable:
@@ -69,31 +98,27 @@ def latency_table(
         build: The build.
         groups: Of the original network.
         exported: The original's file.
-        precision: In which files are timed.
+        precision: Of the files that are timed.
 
     Raises:
-        DeviceLostError, WorkspaceError: the connection broke, or the disk is full; the next build begins the table
+        DeviceLostError, WorkspaceError: the connection broke, or the disk is full; the next build starts the table
             again.
     """
-    settings = (build.device.id, build.environment.onnxruntime, precision, build.profile.runtime,
-                build.budget.batch_size, build.allow_fallback)  # fmt: skip
-    key = digest(("latency", build.fingerprint, build.versions, settings))
-    found = build.ledger.get("latency", key, LatencyTable) or build.ledger.get("no-latency", key, NoLatencyTable)
+    steps = timing_steps(precision, build.profile)
+    details = {"file": exported.sha256, "steps": steps, "channel_step": build.profile.channel_step}
+    key, missing_key = build.keys.of("latency-table", **details), build.keys.of("no-latency-table", **details)
+    found = build.ledger.get(key, LatencyTable) or build.ledger.get(missing_key, NoLatencyTable)
     if found is not None:
         return found
-    folder = build.workspace.folder("stages") / f"latency-{key}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shared = build.workspace.folder("latency") / f"{digest(settings)}.json"
+    shared = build.workspace.folder("latency") / f"{build.keys.of('shared-layer-times', steps=steps).digest}.json"
     try:
-        table = run_step(_STAGE, _measure, build, groups, exported, precision, folder, shared)
+        with build.workspace.scratch(f"latency-{key.digest}") as folder:
+            table = run_step(_STAGE, _measure, build, groups, exported, precision, folder, shared)
     except (StepError, DeviceError) as error:
         missing = NoLatencyTable(reason=as_failed(error).reason)
-        build.ledger.put("no-latency", key, missing)
+        build.ledger.put(missing_key, missing)
         return missing
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    build.ledger.put("latency", key, table)
+    build.ledger.put(key, table)
     _share(shared, table.layers)
     return table
 
@@ -103,53 +128,48 @@ def _measure(
 ) -> LatencyTable:
     begin = time.perf_counter()
     dimensions = moving_dimensions(groups)
-    teachers = teaching_widths(groups, dimensions)
-    sizes = Sizes(dimensions, teachers)
-    template = Template(_teach(build, exported, precision, teachers[1:], folder), sizes)
-    chain = FusedLayers(template.original, sizes, node_shapes(_write(template, teachers, folder), *_place(build)))
+    teaching = teaching_widths(groups, dimensions)
+    sizes = SizeResolver(dimensions, teaching)
+    template = WidthTemplate(_teach(build, exported, precision, teaching[1:], folder), sizes)
+    shapes = collect_node_shapes(_write(template, teaching, folder), build.run_target)
+    network = FusedLayers(template.original, sizes, shapes)
     probes = probing_widths(groups, build.profile.channel_step)
     files = _write(template, probes, folder)
     times = _time(build, files[:KNOWN_PROBES])
-    layers = chain.layers(probes, times)
+    layers = network.layers(probes, times)
     known = _known(shared)
     if any(len(known.get(layer.shape, ())) < KNOWN_TIMES for layer in layers):
-        left = build_seconds_left(begin)
+        left = seconds_left(begin)
         times = join_timings(times, _time(build, [files[0], *files[KNOWN_PROBES:]], left), KNOWN_PROBES)
-        layers = chain.layers(probes, times)
+        layers = network.layers(probes, times)
     return LatencyTable(
-        device=build.device.id,
+        device=build.device_info.id,
         runtime=build.environment.onnxruntime,
         precision=precision,
         threads=build.profile.threads,
         batch_size=build.budget.batch_size,
         layers=tuple(_with(layer, known.get(layer.shape, ())) for layer in layers),
-        wholes=tuple(WholeTime(widths=probes[one.file], ns=one.ns) for one in times),
+        wholes=tuple(NetworkTime(widths=probes[one.file], ns=one.ns) for one in times),
         seconds=time.perf_counter() - begin,
     )
 
 
-def build_seconds_left(begin: float) -> float:
-    """Return for how many seconds more files may be timed."""
+def seconds_left(begin: float) -> float:
+    """Return for how many more seconds files may be timed."""
     return max(1.0, BUDGET_SECONDS - (time.perf_counter() - begin))
 
 
-def _place(build: Build) -> tuple[DeviceConnection, Profile, int, tuple[str, ...], Path]:
-    """Return where and how files run."""
-    batch = build.budget.batch_size
-    return build.connection, build.profile, batch, build.allow_fallback, build.data.timing_inputs(batch)
-
-
 def _time(build: Build, files: Sequence[Path], seconds: float = BUDGET_SECONDS / 2) -> list[FileTime]:
-    return profile_nodes(files, *_place(build), ProfilingTurns(budget_seconds=seconds))
+    return profile_nodes(files, build.run_target, ProfilingTurns(budget_seconds=seconds))
 
 
 def join_timings(first: Sequence[FileTime], second: Sequence[FileTime], offset: int) -> list[FileTime]:
-    """Join times of two runs that both began with the original: the second is brought to the speed of the first.
+    """Join the times of two runs that both began with the original; the second is scaled to the speed of the first.
 
     Args:
-        first: With the original as file 0.
-        second: With the original as file 0, and file ``offset`` of the whole as file 1.
-        offset: See ``second``.
+        first: The original is file 0.
+        second: The original is file 0, and the others follow from ``offset`` on in the whole list.
+        offset: Place of the second run's file 1 in the whole list.
     """
     pace = first[0].ns / second[0].ns
     rest = [
@@ -167,14 +187,14 @@ def moving_dimensions(groups: GroupTable) -> list[Dimension]:
 
 
 def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[_Widths]:
-    """Return widths whose files show which size follows which group: those of the original, and one choice or more.
+    """Return widths whose files show which size follows which group: the original's, and one or more other choices.
 
     Raises:
-        StepError: no few choices do.
+        StepError: a few choices are not enough.
     """
     full, free = groups.widths(), groups.free
     rng = np.random.default_rng(0)
-    for count in range(1, MOST_TEACHERS + 1):
+    for count in range(1, MAX_TEACHING_FILES + 1):
         for _ in range(ATTEMPTS):
             ratios = rng.uniform(0.3, 0.95, (count, len(free)))
             others = [
@@ -184,22 +204,23 @@ def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list
             ]
             if are_distinguishable(dimensions, [full, *others]):
                 return [full, *others]
-    raise StepError(_STAGE, "too many groups of channels have too few channels to tell their sizes apart.")
+    raise StepError(_STAGE, "too many groups of channels have too few channels to distinguish their sizes.")
 
 
 def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
-    """Return the widths that are timed: the original's, then such that spread each group's over its range.
+    """Return the widths that are timed: the original's, then choices that spread each group over its range.
 
-    A Latin hypercube gives each group every part of its range once, in an order of its own, so that each layer is seen
-    at as many pairs of widths. They are multiples of ``step``, as the candidates' are: the device's coarser steps show.
+    A Latin hypercube visits every part of each group's range once, in a different order for each group, so each layer
+    is seen at that many pairs of widths. Like candidates' widths they are multiples of ``step``, which still shows
+    coarser steps of the device.
     """
     full, free = groups.widths(), groups.free
     rows = qmc.LatinHypercube(max(1, len(free)), rng=0).random(PROBES - 1)
     found = [full]
     for row in rows:
         widths = {}
-        for group, share in zip(free, row, strict=True):
-            wanted = group.channels * (LEAST_RATIO + (1 - LEAST_RATIO) * float(share))
+        for group, position in zip(free, row, strict=True):
+            wanted = group.channels * (MIN_PROBE_RATIO + (1 - MIN_PROBE_RATIO) * float(position))
             widths[group.name] = min(group.channels, max(1, int(np.ceil(wanted / step)) * step))
         found.append(full | widths)
     return found
@@ -210,7 +231,7 @@ def _teach(
 ) -> list[onnx.ModelProto]:
     """Return the files that a template learns from, in the precision asked for: the original's first."""
     sources = [build.workspace.artifact(exported.sha256)]
-    sources += [folder / f"teacher{number}.onnx" for number in range(len(others))]
+    sources += [folder / f"teaching{number}.onnx" for number in range(len(others))]
     job = protocol.ProbeJob(
         exporter=exported.exporter,
         widths=tuple(others),
@@ -218,22 +239,18 @@ def _teach(
         max_opset=build.profile.max_opset,
         max_ir=build.profile.max_ir,
     )
-    build.trainers.do(job, protocol.ProbeDone)
-    steps = tuple(
-        msgspec.structs.replace(step, samples=_CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
-        for step in graph_steps(precision, build.profile)
-        if not isinstance(step, Compact)
-    )
+    build.torch_pool.do(job, protocol.ProbeDone)
+    steps = timing_steps(precision, build.profile)
     models = []
     for number, source in enumerate(sources):
         target = folder / f"made{number}.onnx"
-        apply_steps(steps, source, target, calibration=build.data.calibration_file(_CALIBRATION_SAMPLES),
+        apply_steps(steps, source, target, calibration=build.data.calibration_file(TIMED_CALIBRATION_SAMPLES),
                     max_opset=build.profile.max_opset, max_ir=build.profile.max_ir)  # fmt: skip
         models.append(onnx.load_model(target))
     return models
 
 
-def _write(template: Template, widths: Sequence[_Widths], folder: Path) -> list[Path]:
+def _write(template: WidthTemplate, widths: Sequence[_Widths], folder: Path) -> list[Path]:
     paths = []
     for number, one in enumerate(widths):
         paths.append(folder / f"at-{len(widths)}-{number}.onnx")
@@ -242,7 +259,7 @@ def _write(template: Template, widths: Sequence[_Widths], folder: Path) -> list[
 
 
 def _known(path: Path) -> dict[str, tuple[LayerTime, ...]]:
-    """Return the times of layers that other tasks have left; none where there are none, or of another version."""
+    """Return the times of layers that other tasks left; none if there are none or they are of another version."""
     try:
         return from_json(path.read_bytes(), SharedTimes).layers
     except (OSError, msgspec.DecodeError):
@@ -250,7 +267,7 @@ def _known(path: Path) -> dict[str, tuple[LayerTime, ...]]:
 
 
 def _with(layer: Layer, others: Sequence[LayerTime]) -> Layer:
-    """Return a layer with the times of others like it, at sizes where it was not timed itself."""
+    """Return a layer with the times of equal layers at sizes at which it was not timed itself."""
     mine = {time.sizes for time in layer.times}
     return msgspec.structs.replace(layer, times=(*layer.times, *(time for time in others if time.sizes not in mine)))
 
@@ -261,6 +278,4 @@ def _share(path: Path, layers: Sequence[Layer]) -> None:
     for layer in layers:
         known.setdefault(layer.shape, {}).update({time.sizes: time for time in layer.times})
     times = {shape: tuple(found.values()) for shape, found in known.items()}
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(to_json(SharedTimes(layers=_known(path) | times)))
-    partial.replace(path)
+    write_whole(path, to_json(SharedTimes(layers=_known(path) | times)))

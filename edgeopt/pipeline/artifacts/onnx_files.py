@@ -1,16 +1,19 @@
-"""The ONNX half of a candidate: graph steps with parity after each, and the facts of the finished file."""
+"""From an exported file to a finished one: graph steps with a parity check after each, and the facts of the result."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.compatibility import check_ceiling
-from edgeopt.graph.facts import facts
+from edgeopt.graph.compatibility import check_compatibility
+from edgeopt.graph.facts import read_facts
 from edgeopt.graph.model import load
-from edgeopt.graph.quantization.saturation import saturating_nodes
+from edgeopt.graph.quantization.saturation import find_saturating_nodes
 from edgeopt.pipeline.artifacts.networks import (
     PARITY_TOLERANCE,
     ExportedFile,
@@ -20,7 +23,6 @@ from edgeopt.pipeline.artifacts.networks import (
 )
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.records.codec import artifact_key, digest
 from edgeopt.records.profile import Precision, Profile
 from edgeopt.records.recipe import (
     Compact,
@@ -37,54 +39,65 @@ from edgeopt.records.recipe import (
 )
 from edgeopt.records.trial import Artifact, Parity
 
-_CALIBRATION_SAMPLES = 256
+CALIBRATION_SAMPLES = 256
 """Enough for the ranges of activations to settle: on the default network 64 and 1,024 gave the same score."""
 
+TIMED_CALIBRATION_SAMPLES = 8
+"""Of files that are made only to be timed: their ranges do not change the latency."""
 
-UNEXPLAINED_SHARE = 0.2
-"""Of what int8 changes, by which a file may differ from the network that was trained to compute as it does. Integer
+MAX_UNEXPLAINED_RATIO = 0.2
+"""Of what int8 changes, by which a file may differ from the network that was trained to compute like it. Integer
 kernels round some values to the next of 255 steps where training does not: 0.05 to 0.07 on four trained networks of
 0.1 to 0.4 M parameters, 0.005 to 0.04 on small ones that int8 harms."""
 
-HEAD: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
-"""The first steps of every form."""
+FIRST_STEPS: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
+"""Every variant begins with these."""
 
 
 def graph_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]:
     """Return the steps that bring an exported file to ``precision``."""
     match precision:
         case "fp32":
-            return (*HEAD, Compact())
+            return (*FIRST_STEPS, Compact())
         case "fp16":
-            return (*HEAD, Float16(), Compact())
+            return (*FIRST_STEPS, Float16(), Compact())
         case "int8":
-            return in_int8(static_int8(profile), profile)
+            return int8_steps(static_int8(profile), profile)
+
+
+def timing_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]:
+    """Return the steps to a file that is made only to be timed: few calibration samples, and names are kept."""
+    return tuple(
+        msgspec.structs.replace(step, samples=TIMED_CALIBRATION_SAMPLES) if isinstance(step, Quantize) else step
+        for step in graph_steps(precision, profile)
+        if not isinstance(step, Compact)
+    )
 
 
 def static_int8(profile: Profile) -> Quantize:
-    """Return the first int8 form that every network is tried in.
+    """Return the first int8 step that every network is tried with.
 
-    Weights next to uint8 activations have 7 bits: with 8, sums overflow on x86 processors without VNNI, and the same
-    file would score less there than here.
+    Weights multiplied by uint8 activations have 7 bits: with 8, sums overflow on x86 processors without VNNI, and the
+    same file would score less there than here.
     """
     return Quantize(
         activations=profile.activation_type,
         per_channel=True,
         reduce_range=profile.activation_type == "uint8",
         calibration="minmax",
-        samples=_CALIBRATION_SAMPLES,
+        samples=CALIBRATION_SAMPLES,
     )
 
 
-def on_cpu_alone(profile: Profile) -> bool:
-    """Tell whether ONNX Runtime's own operators will do: no other provider runs the file."""
+def runs_only_on_cpu(profile: Profile) -> bool:
+    """Tell whether only the CPU provider runs the file, so that it may contain ONNX Runtime's own operators."""
     return profile.providers == ("CPUExecutionProvider",)
 
 
-def in_int8(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
-    """Return all steps of an int8 form; where the CPU alone runs the file, its integer operators are written out."""
-    fuse = (FuseQLinear(),) if on_cpu_alone(profile) and isinstance(step, Quantize) else ()
-    return (*HEAD, step, *fuse, Compact())
+def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
+    """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
+    fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
+    return (*FIRST_STEPS, step, *fuse, Compact())
 
 
 def make_artifact(
@@ -92,11 +105,11 @@ def make_artifact(
 ) -> Artifact:
     """Return the finished file of a recipe: from the ledger, or made now.
 
-    Where onnxsim fails or changes what is computed, the graph goes on without it.
+    If onnxsim fails or changes the outputs, the graph goes on without it.
 
     Args:
         build: The build.
-        network: What was exported.
+        network: The network that was exported.
         exported: The exported file.
         recipe: The steps.
         reasons: Why these steps were chosen; kept with the notes.
@@ -104,29 +117,30 @@ def make_artifact(
     Raises:
         StepError: a step fails, or a graph computes something else.
     """
-    key = artifact_key(build.fingerprint, recipe, f"{build.versions} {build.profile.max_opset} {build.profile.max_ir}")
-    found = build.ledger.get("artifact", key, Artifact)
-    if found is not None and build.workspace.artifact(found.sha256).exists():
-        return found
-    folder = build.workspace.folder("stages") / digest((key, "steps"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        notes: tuple[str, ...] = ()
-        steps = recipe.graph_steps
-        try:
-            path, parities, made = _run_steps(build, network, exported, steps, folder / "model.onnx")
-        except StepError as error:
-            if not any(isinstance(step, Simplify) for step in steps) or error.stage not in ("simplify", "simplified"):
-                raise
-            notes = (f"the plain graph was kept, not the simplified one: {error.reason}",)
-            steps = tuple(step for step in steps if not isinstance(step, Simplify))
-            path, parities, made = _run_steps(build, network, exported, steps, folder / "plain.onnx")
-        found = keep_file(build, key, path, exported, parities, (*exported.notes, *reasons, *notes, *made))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    build.ledger.put("artifact", key, found)
-    return found
+    key = build.keys.of("artifact", recipe=recipe)
+
+    def make() -> Artifact:
+        with build.workspace.scratch(f"steps-{key.digest}") as folder:
+            notes: tuple[str, ...] = ()
+            steps = recipe.graph_steps
+            try:
+                path, parities, made = _run_steps(build, network, exported, steps, folder / "model.onnx")
+            except StepError as error:
+                if not any(isinstance(step, Simplify) for step in steps) or error.stage not in _SIMPLIFY_STAGES:
+                    raise
+                notes = (f"the graph was not simplified: {error.reason}",)
+                steps = tuple(step for step in steps if not isinstance(step, Simplify))
+                path, parities, made = _run_steps(build, network, exported, steps, folder / "plain.onnx")
+            notes = (*exported.notes, *reasons, *notes, *made)
+            return _keep(build, key.digest, path, exported, parities, notes)
+
+    return build.ledger.remember(
+        key, Artifact, make, is_usable=lambda found: build.workspace.artifact(found.sha256).exists()
+    )
+
+
+_SIMPLIFY_STAGES = ("simplify", "simplified")
+"""The step itself, and the parity check after it."""
 
 
 def _run_steps(
@@ -152,47 +166,59 @@ def _run_steps(
     parities = []
     exact = True
     for result in results:
-        exact = exact and not isinstance(result.step, QuantizeStep | Float16)
-        if isinstance(result.step, Simplify | QuantizeStep | FuseQLinear | Float16 | Compact):
+        stage = stage_of(result.step)
+        exact = exact and stage.exact
+        if stage.checked:
             tolerance = PARITY_TOLERANCE if exact else None
-            parities.append(check_parity(build, network, result.path, stage_name(result.step), tolerance))
+            parities.append(check_parity(build, network, result.path, stage.name, tolerance))
     if quantize is not None and quantize.calibration == "trained" and network.key is not None:
-        parities.append(check_imitation(build, network, target, UNEXPLAINED_SHARE))
+        parities.append(check_imitation(build, network, target, MAX_UNEXPLAINED_RATIO))
     return target, tuple(parities), tuple(note for result in results for note in result.notes)
 
 
 def _calibration(build: Build, network: StoredNetwork, step: Quantize) -> Path:
     """Return the file that a step's ranges come from."""
     if step.calibration == "trained":
-        assert network.roundings is not None
-        return build.workspace.folder("tables") / network.roundings
+        assert network.fake_quant_sites is not None
+        return build.workspace.folder("tables") / network.fake_quant_sites
     return build.data.calibration_file(step.samples)
 
 
-def stage_name(step: GraphStep) -> str:
-    """Return the name of the stage that a step leads to."""
+class Stage(NamedTuple):
+    """What a graph step means for parity."""
+
+    name: str
+    """Of the stage that the step leads to."""
+    exact: bool = True
+    """Whether the outputs have to stay the same within ``PARITY_TOLERANCE``; otherwise the score decides."""
+    checked: bool = True
+    """Whether the outputs are compared with the network's own."""
+
+
+def stage_of(step: GraphStep) -> Stage:
+    """Return the stage that a step leads to."""
     match step:
         case Simplify():
-            return "simplified"
-        case Quantize() | QuantizeDynamic() | QuantizeWeights():
-            return "quantized"
-        case FuseQLinear():
-            return "fused"
-        case Float16():
-            return "half"
+            return Stage("simplified")
         case FlushDenormals():
-            return "flushed"
+            return Stage("flushed", checked=False)  # the next stage is checked
+        case Quantize() | QuantizeDynamic() | QuantizeWeights():
+            return Stage("quantized", exact=False)
+        case FuseQLinear():
+            return Stage("fused")
+        case Float16():
+            return Stage("float16", exact=False)
         case Compact():
-            return "final"
+            return Stage("final")
 
 
-def keep_file(
+def _keep(
     build: Build, key: str, path: Path, exported: ExportedFile, parities: tuple[Parity, ...], notes: tuple[str, ...]
 ) -> Artifact:
-    """Check a finished file against the profile's ceiling, keep it, and return its facts."""
-    check_ceiling(path, build.profile.max_opset, build.profile.max_ir)
-    found = run_step("facts", facts, path)
-    risky = saturating_nodes(load(path, "facts"))
+    """Check a finished file against the profile's ceilings, move it into the workspace, and return its facts."""
+    check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
+    found = run_step("facts", read_facts, path)
+    risky = find_saturating_nodes(load(path, "facts"))
     if risky:
         notes = (
             *notes,

@@ -1,4 +1,7 @@
-"""What can be made of a network: pruned, sparse and student candidates, each with the training that follows."""
+"""What the search passes around: candidates, the variants that are made of them, and what came of both.
+
+Also here: the candidates that single rules make (pruned, sparse, low-rank, student), each with the training after it.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,39 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.latency.predictor import Predictor
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
+from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.goal import LatencyGoal
 from edgeopt.planning.widths import allocate
 from edgeopt.records.base import Record
-from edgeopt.records.codec import digest
+from edgeopt.records.budget import Budget
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
 from edgeopt.records.low_rank import Factorization
-from edgeopt.records.profile import Precision
+from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import (
     Distill,
-    Float16,
+    GraphStep,
     Importance,
     LowRank,
     Prune,
-    QuantizeAware,
-    QuantizeStep,
     Recipe,
     Sparsify,
     Student,
     TorchStep,
 )
 from edgeopt.records.sparsity import SparsityCurve
+from edgeopt.records.trial import Artifact, Failed, Score, Trial
+from edgeopt.report import words
+from edgeopt.select.limits import judge_score_limits
 from edgeopt.task import CheckedTask
 
 WARMUP_RATIO = 0.1
-LASSO_SHARE = 0.25
-"""Of the epochs: where a lasso comes before the cut, what it takes from the training after it."""
+LASSO_EPOCHS_RATIO = 0.25
+"""Of the epochs: if a lasso comes before the cut, what it takes from the training after it."""
 
 
 class Candidate(Record, frozen=True, kw_only=True):
-    """What to make of which network."""
+    """A network to make: the steps, and the network they start from."""
 
     steps: tuple[TorchStep, ...]
     parent: str | None
@@ -46,9 +50,17 @@ class Candidate(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
     """How its widths were found, for the report."""
 
+    def recipe(self, graph_steps: tuple[GraphStep, ...], seed: int) -> Recipe:
+        """Return the recipe of one of its variants; without graph steps the file stays as it was exported."""
+        return Recipe(torch_steps=self.steps, graph_steps=graph_steps, seed=seed, parent=self.parent)
+
+
+ORIGINAL = Candidate(steps=(), parent=None)
+"""The trained model itself."""
+
 
 class FinishedSearch(Record, frozen=True, kw_only=True):
-    """A search that went through all its rounds: its candidates, in order."""
+    """A search that completed all its rounds: its candidates, in order."""
 
     candidates: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
@@ -57,45 +69,75 @@ class FinishedSearch(Record, frozen=True, kw_only=True):
 
 
 class SizeTarget(NamedTuple):
-    """A size to try, before its widths are decided."""
+    """A size to try, before its widths are chosen."""
 
     ratio: float
+    """Parameters over the original's."""
     parent: StoredNetwork
 
 
-def precision_of(recipe: Recipe) -> Precision:
-    """Return the precision that a recipe's graph steps lead to."""
-    if any(isinstance(step, QuantizeStep) for step in recipe.graph_steps):
-        return "int8"
-    return "fp16" if any(isinstance(step, Float16) for step in recipe.graph_steps) else "fp32"
+class ScoredArtifact(NamedTuple):
+    """A file that was made and scored, but not measured yet."""
+
+    artifact: Artifact
+    score: Score
 
 
-def is_original(recipe: Recipe) -> bool:
-    """Tell whether a recipe's network has the trained model's own structure and starts from its weights."""
-    aware = any(isinstance(step, QuantizeAware) for step in recipe.torch_steps)
-    return recipe.parent is None and (aware or not recipe.torch_steps)
+class Variant(NamedTuple):
+    """A candidate in one precision or form: its file, or why there is none."""
+
+    recipe: Recipe
+    made: ScoredArtifact | Failed
+    seconds: dict[str, float]
+    ranking: tuple[NodeNoise, ...] = ()
+    """The ranking from which a mixed-precision variant's float nodes were taken."""
+
+    def keeps_score(self, budget: Budget) -> bool:
+        """Tell whether its file keeps the budget's score limit."""
+        return not isinstance(self.made, Failed) and keeps_score(self.made.score, budget)
 
 
-def pruned(build: Build, wish: SizeTarget, original: StoredNetwork, goal: LatencyGoal) -> Candidate:
-    """Return the candidate with (about) so many of the original's parameters."""
+class CandidateResult(NamedTuple):
+    """A candidate's network and variants; no network and no file if the training or the export failed."""
+
+    network: StoredNetwork | None
+    exported: ExportedFile | None
+    variants: list[Variant]
+
+
+class CandidateTrials(NamedTuple):
+    """A candidate's network and trials."""
+
+    network: StoredNetwork | None
+    trials: list[Trial]
+
+
+def keeps_score(score: Score, budget: Budget) -> bool:
+    """Tell whether a score keeps the budget's limit."""
+    return all(finding.kept for finding in judge_score_limits(score, budget))
+
+
+def pruned(build: Build, size: SizeTarget, original: StoredNetwork, limit: LatencyLimit) -> Candidate:
+    """Return the candidate with about that share of the original's parameters."""
     importance = importance_of(build)
-    groups, _ = group_table_of(build, wish.parent, importance)
-    target, step = wish.ratio * original.parameters, build.profile.channel_step
-    key = digest(("allocation", groups, target, step, goal.table, goal.max_ratio, build.versions))
-    found = build.ledger.get("allocation", key, Allocation)
-    if found is None:
-        predictor = Predictor(goal.table) if isinstance(goal.table, LatencyTable) else None
-        found = allocate(groups, step, predictor, max_parameters=target, max_latency_ratio=goal.max_ratio)
-        build.ledger.put("allocation", key, found)
+    groups, _ = group_table_of(build, size.parent, importance)
+    target, step = size.ratio * original.parameters, build.profile.channel_step
+    predictor = Predictor(limit.table) if isinstance(limit.table, LatencyTable) else None
+    found = build.ledger.remember(
+        build.keys.of("allocation", groups=groups, target=target, step=step, table=limit.table, limit=limit.max_ratio),
+        Allocation,
+        lambda: allocate(groups, step, predictor, max_parameters=target, max_latency_ratio=limit.max_ratio),
+    )
     prune = Prune(importance=importance, widths=found.widths)
-    return Candidate(steps=cut_steps(build, prune), parent=wish.parent.key, notes=allocation_notes(found, goal.table))
+    notes = allocation_notes(found, limit.table)
+    return Candidate(steps=cut_steps(build, prune), parent=size.parent.key, notes=notes)
 
 
 def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:
-    """Return a cut with its training, of which a quarter comes before, under a lasso, where the task asks for it."""
+    """Return a cut and its training; if the task asks for a lasso, a quarter of the training comes before the cut."""
     assert isinstance(build.data.task, CheckedTask)
     whole, strength = distillation(build), build.data.task.training.group_lasso
-    before = round(LASSO_SHARE * whole.epochs)
+    before = round(LASSO_EPOCHS_RATIO * whole.epochs)
     if strength <= 0 or not 0 < before < whole.epochs:
         return (prune, whole)
     shrinking = msgspec.structs.replace(whole, epochs=before, group_lasso=strength)
@@ -105,12 +147,12 @@ def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:
 def allocation_notes(found: Allocation, table: LatencyTable | NoLatencyTable) -> tuple[str, ...]:
     """Say how widths were found."""
     if isinstance(table, NoLatencyTable):
-        return (f"widths by counted work, there is no latency table: {table.reason}", *found.notes)
+        return (f"widths chosen by counted work, because there is no latency table: {table.reason}", *found.notes)
     if found.latency_ratio is None or found.gap_ratio is None:
         return found.notes
     return (
-        f"widths by measured latency: {found.latency_ratio:.2f} of the original's in {table.precision} is predicted; "
-        f"the search for the least importance lost ended within {found.gap_ratio:.1%} of the proven bound",
+        f"widths chosen by measured latency: predicted to take {found.latency_ratio:.2f} of the original's time in "
+        f"{table.precision}; the importance lost is within {found.gap_ratio:.1%} of the proven minimum",
         *found.notes,
     )
 
@@ -126,10 +168,10 @@ def sparse(build: Build, network: StoredNetwork, ratio: float) -> Candidate:
     return Candidate(steps=(step, distillation(build)), parent=network.key)
 
 
-def low_rank(
+def factorized(
     build: Build, network: StoredNetwork, layers: dict[str, Factorization], notes: tuple[str, ...]
 ) -> Candidate:
-    """Return a network's candidate with these layers as two."""
+    """Return a network's candidate with these layers factorized."""
     return Candidate(steps=(LowRank(layers=layers), distillation(build)), parent=network.key, notes=notes)
 
 
@@ -158,25 +200,11 @@ def distillation(build: Build) -> Distill:
 
 
 def changes_nothing(candidate: Candidate) -> bool:
-    """Tell whether a candidate's cut removes nothing, because every group is at its floor."""
+    """Tell whether a candidate's cut removes nothing, because every group is at its minimum width."""
     return any(isinstance(step, Prune) and not step.widths for step in candidate.steps)
 
 
 def summary_of(candidate: Candidate) -> str:
     """Return a candidate in words, for the progress display."""
-    words = []
-    for step in candidate.steps:
-        match step:
-            case Prune(widths=widths):
-                words.append(f"pruned to {sum(widths.values())} channels")
-            case Student(name=name):
-                words.append(f"student {name}")
-            case Sparsify(ratio=ratio):
-                words.append(f"{ratio:.0%} zeros")
-            case LowRank(layers=layers):
-                words.append(f"{len(layers)} layers of low rank")
-            case QuantizeAware():
-                words.append("int8-aware")
-            case Distill():
-                pass
-    return ", ".join(words) or "original"
+    steps = [step for step in candidate.steps if not isinstance(step, Distill)]
+    return words.steps_text(steps, None) or "original"

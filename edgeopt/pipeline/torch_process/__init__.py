@@ -1,1 +1,1 @@
-"""The processes that hold PyTorch: what the parent asks (``protocol``), who asks (``pool``), who answers (``worker``)."""
+"""The processes that hold PyTorch: their jobs (``protocol``), the parent's side (``pool``) and theirs (``worker``)."""

@@ -1,7 +1,8 @@
-"""The parent's side of the torch workers: as many processes as candidates are made side by side, one thread each."""
+"""The parent's side of the torch processes: one for each candidate that is made in parallel, one thread each."""
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -32,13 +34,15 @@ T = TypeVar(
     protocol.SpeedDone,
 )
 
+_logger = logging.getLogger(__name__)
+
 TRIAL_SECONDS = 0.5
-WORTH_A_WORKER = 1.1
-"""One more training side by side has to raise the steps of all of them together by this factor."""
+MIN_SPEEDUP_RATIO = 1.1
+"""One more parallel training has to raise the steps of all of them together by this factor."""
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use: its affinity, and its control group's quota where there is one."""
+    """Return how many cores this process may use by its affinity and, if it has one, its control group's quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         with open("/sys/fs/cgroup/cpu.max") as file:  # noqa: PTH123 - not a file of ours
@@ -52,8 +56,8 @@ _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
-    # glibc keeps freed memory: else each step gives activations back to the system and takes up to a third of the time
-    # to have the same pages zeroed again
+    # glibc keeps freed memory: otherwise each step returns activations to the system and spends up to a third of its
+    # time having the same pages zeroed again
     "MALLOC_MMAP_THRESHOLD_": "1073741824",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
@@ -61,7 +65,7 @@ _VARIABLES = {
 
 
 class TorchProcess:
-    """One worker process."""
+    """One process that holds PyTorch."""
 
     def __init__(self, task: str) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
@@ -71,18 +75,21 @@ class TorchProcess:
             stdout=subprocess.PIPE,
             stderr=self.log,
             env=os.environ | _VARIABLES,
-            start_new_session=True,  # so that Ctrl-C reaches the parent alone, which then closes stdin
+            start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
+        _logger.debug("torch process %d started for task %s", self.process.pid, task)
 
     def do(self, job: protocol.TorchJob, progress: Callable[[protocol.EpochProgress], None]) -> protocol.TorchAnswer:
         """Run one job to its end.
 
         Raises:
-            StepError: the process died; the end of what it printed is in ``trace``.
+            StepError: the process died; the end of its output is in ``trace``.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
+        begin, name = time.monotonic(), type(job).__name__
+        _logger.debug("torch process %d: %s %s", self.process.pid, name, job)
         try:
             self.process.stdin.write(to_json(job) + b"\n")
             self.process.stdin.flush()
@@ -91,25 +98,34 @@ class TorchProcess:
         while line := self.process.stdout.readline():
             answer: protocol.TorchAnswer = self.decoder.decode(line)
             if not isinstance(answer, protocol.EpochProgress):
+                seconds = time.monotonic() - begin
+                _logger.debug("torch process %d: %s took %.1f s: %s", self.process.pid, name, seconds, answer)
                 return answer
             progress(answer)
         raise self.died()
 
     def died(self) -> StepError:
-        """Return the error of a process that ended by itself."""
+        """Return the error for a process that ended unexpectedly."""
         code = self.process.wait()
-        self.log.seek(0)
-        trace = self.log.read().decode(errors="replace")[-4000:]
+        trace = self.stderr()[-4000:]
+        _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
         if code < 0:
-            how = f"was ended by {signal.Signals(-code).name}"
-            hint = " Often this is the system out of memory: try --workers 1." if -code == signal.SIGKILL else ""
+            how = f"was killed by {signal.Signals(-code).name}"
+            hint = " The system was probably out of memory: try --workers 1." if -code == signal.SIGKILL else ""
         else:
             last = trace.strip().splitlines()
-            how, hint = f"ended with code {code}", f": {last[-1]}" if last else ""
+            how, hint = f"ended with exit code {code}", f": {last[-1]}" if last else ""
         return StepError("train", f"the training process {how}.{hint}", trace)
 
+    def stderr(self) -> str:
+        """Return what the process and the user's code have printed."""
+        self.log.seek(0)
+        return self.log.read().decode(errors="replace")
+
     def close(self) -> None:
-        """End the process: it leaves when its stdin ends."""
+        """End the process by closing its stdin; a second call does nothing."""
+        if self.log.closed:
+            return
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
@@ -120,46 +136,53 @@ class TorchProcess:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
+        for line in self.stderr().splitlines():
+            _logger.debug("torch process %d printed: %s", self.process.pid, line)
         self.log.close()
 
 
 class TorchPool:
-    """A pool of torch workers, started when first needed and used by as many threads."""
+    """A pool of torch processes, started when first needed; as many threads may use it.
+
+    Args:
+        task: As the user named it; each process loads it.
+        count: How many processes.
+    """
 
     def __init__(self, task: str, count: int) -> None:
         self.task = task
         self.count = count
-        self.workers: list[TorchProcess] = []
-        self.places: queue.Queue[TorchProcess] = queue.Queue()
+        self.processes: list[TorchProcess] = []
+        self.free: queue.Queue[TorchProcess] = queue.Queue()
         self.starting = threading.Lock()
 
     def start(self) -> TorchProcess:
-        """Start a worker."""
+        """Start a process."""
         worker = TorchProcess(self.task)
-        self.workers.append(worker)
+        self.processes.append(worker)
         return worker
 
     @contextmanager
     def worker(self) -> Iterator[TorchProcess]:
-        """Take a free worker for a block. The first call starts all of them, so that they load side by side."""
+        """Take a free process for a block. The first call starts all of them, so that they load in parallel."""
         with self.starting:
-            while len(self.workers) < self.count:
-                self.places.put(self.start())
-        worker = self.places.get()
+            while len(self.processes) < self.count:
+                self.free.put(self.start())
+        worker = self.free.get()
         if worker.process.poll() is not None:
             worker = self.start()
         try:
             yield worker
         finally:
-            self.places.put(worker)
+            self.free.put(worker)
 
     def do(
         self, job: protocol.TorchJob, kind: type[T], progress: Callable[[protocol.EpochProgress], None] = lambda _: None
     ) -> T:
-        """Run one job on a free worker.
+        """Run one job on a free process.
 
         Raises:
-            StepError: the job failed; ``DivergedError`` where a training did.
+            StepError: the job failed; ``DivergedError`` if a training diverged.
             TaskError: the user's task is at fault.
         """
         with self.worker() as worker:
@@ -173,31 +196,31 @@ class TorchPool:
         assert isinstance(answer, kind)
         return answer
 
-    def settle(self, seconds: float = TRIAL_SECONDS) -> float:
-        """Use as many workers as a short trial finds worth having: cores may be shared, or be threads of one core.
+    def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
+        """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.
 
-        What is trained stays the same, since every training has one thread.
+        The trained networks stay the same, because every training has one thread.
 
         Returns:
-            The training steps of those workers together, as a multiple of one worker's alone.
+            The training steps of those processes together, as a multiple of a single one's.
         """
         self.speed(self.count, 0)  # so that all are loaded
-        alone = best = self.speed(1, seconds)
+        single = best = self.speed(1, seconds)
         for workers in range(2, self.count + 1):
             together = self.speed(workers, seconds)
-            if together < WORTH_A_WORKER * best:
+            if together < MIN_SPEEDUP_RATIO * best:
                 self.count = workers - 1
                 break
             best = together
-        return best / alone
+        return best / single
 
     def speed(self, workers: int, seconds: float) -> float:
-        """Return the training steps a second of so many workers together."""
+        """Return the training steps per second of that many processes together."""
         with ThreadPoolExecutor(workers) as pool:
             done = pool.map(lambda _: self.do(protocol.SpeedJob(seconds=seconds), protocol.SpeedDone), range(workers))
             return sum(answer.steps_per_second for answer in done)
 
     def close(self) -> None:
-        """End all workers."""
-        for worker in self.workers:
+        """End all processes."""
+        for worker in self.processes:
             worker.close()

@@ -1,4 +1,4 @@
-"""What the parent asks of a torch worker, and what it answers: one JSON line each."""
+"""What the parent asks a torch process to do, and what it answers: one JSON line each."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class TableJob(Record, frozen=True, kw_only=True, tag_field="job", tag="table"):
     """File for the ``GroupTable``."""
 
 
-class LowRankJob(Record, frozen=True, kw_only=True, tag_field="job", tag="factors"):
-    """Find what each large layer of a network would become as two."""
+class LowRankJob(Record, frozen=True, kw_only=True, tag_field="job", tag="low-rank"):
+    """Find the factorization of each large layer of a network."""
 
     network: NetworkRef
     losses: tuple[float, ...]
-    """What of a layer's output may be lost, 0..1."""
+    """Shares of a layer's output that may be lost, 0..1."""
     step: int
     """Ranks are multiples of it."""
     out: str
-    """File for the ``FactorTable``."""
+    """File for the ``LowRankTable``."""
 
 
 class CurveJob(Record, frozen=True, kw_only=True, tag_field="job", tag="curve"):
@@ -51,13 +51,13 @@ class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profil
 class Int8Reference(Record, frozen=True, kw_only=True):
     """The int8 file that a quantization-aware training imitates."""
 
-    roundings: str
-    """File of the ``Roundings``."""
+    sites: str
+    """File of the ``FakeQuantSites``."""
     values: str
-    """File of the values at each place, see ``graph.roundings``."""
+    """File of the values at each site, see ``edgeopt.graph.quantization.fake_quant``."""
     inputs: str
     expected: str
-    """File for the trained network's outputs on ``inputs``, computed as in int8."""
+    """File for the trained network's outputs on ``inputs``, rounded like the int8 file's."""
 
 
 class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
@@ -65,7 +65,7 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
 
     parent: NetworkRef
     table: str | None
-    """File of the parent's ``GroupTable``, whose importance picks the channels that stay."""
+    """File of the parent's ``GroupTable``, whose importance selects the channels that stay."""
     steps: tuple[TorchStep, ...]
     seed: int
     checkpoint: str
@@ -73,7 +73,7 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Folder of the teacher's outputs."""
     out: str
     int8: Int8Reference | None = None
-    """What a ``QuantizeAware`` step needs."""
+    """Needed by a ``QuantizeAware`` step."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -120,7 +120,7 @@ class TableDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="tabl
     seconds: float
 
 
-class LowRankDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="factors"):
+class LowRankDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="low-rank"):
     """The table is in its file."""
 
     seconds: float
@@ -175,7 +175,7 @@ class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="prob
 
 
 class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
-    """The job failed; the worker goes on."""
+    """The job failed; the process goes on."""
 
     stage: str
     reason: str

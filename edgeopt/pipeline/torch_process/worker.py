@@ -1,7 +1,8 @@
-"""A process that does the torch half of candidates: ``python -m edgeopt.pipeline.torch_process.worker TASK``.
+"""A process that does the PyTorch part of candidates: ``python -m edgeopt.pipeline.torch_process.worker TASK``.
 
-Jobs come as JSON lines on stdin, answers go as JSON lines to what was stdout; whatever user code prints goes to stderr.
-One torch thread. It leaves when stdin ends, so it never outlives its parent.
+In: jobs, as JSON lines on stdin (``edgeopt.pipeline.torch_process.protocol``). Out: answers, as JSON lines on stdout;
+everything that user code prints goes to stderr. PyTorch has one thread. The process ends when stdin ends, so it never
+outlives its parent.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -27,18 +28,18 @@ from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
 from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
-from edgeopt.passes.low_rank.factor import factorize, low_rank_table
+from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
-from edgeopt.passes.profile import weight_times
+from edgeopt.passes.profile import time_weights
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.passes.prune.importance import NEEDS_BATCHES, importance, strongest
+from edgeopt.passes.prune.importance import NEEDS_BATCHES, choose_strongest, score_channels
 from edgeopt.passes.prune.lasso import GroupLasso
-from edgeopt.passes.prune.proof import verify
+from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.passes.prune.table import group_table
-from edgeopt.passes.quantization_aware import fake_quantized_module
-from edgeopt.passes.sparsify import Sparsity, loss_curve
+from edgeopt.passes.prune.table import build_group_table
+from edgeopt.passes.quantization_aware import fake_quantize
+from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.pipeline.boundary import run_step, run_user_code
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
@@ -47,19 +48,25 @@ from edgeopt.records.groups import GroupTable
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
+from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
 
-SALIENCY_BATCHES = 16
-"""How many training batches a gradient-based importance looks at."""
-CURVE_BATCHES = 4
-"""Evaluation batches on which a network with zeros is looked at."""
-WARMUP_STEPS = 2
+_SALIENCY_BATCHES = 16
+"""Training batches for gradient-based importance."""
+_CURVE_BATCHES = 4
+"""Selection batches on which a network with zeros is evaluated."""
+_WARMUP_STEPS = 2
 
 
 class TorchJobs:
-    """The task and its networks, made on first use and kept for the next job."""
+    """Does jobs; the task's networks are made on first use and kept for the next jobs.
 
-    def __init__(self, task: CheckedTask, answer: Any) -> None:
+    Args:
+        task: The user's task.
+        answer: Sends an answer to the parent; called for the progress of trainings.
+    """
+
+    def __init__(self, task: CheckedTask, answer: Callable[[protocol.TorchAnswer], None]) -> None:
         self.task = task
         self.answer = answer
         self.sources: dict[str, Network] = {}
@@ -85,57 +92,58 @@ class TorchJobs:
         return student
 
     def network(self, ref: protocol.NetworkRef) -> Network:
-        """Return a network with weights of its own."""
+        """Return a network whose weights are not shared with any other."""
         original = self.source(ref.source)
         return original.copy() if ref.file is None else Network.load(Path(ref.file), original)
 
     @cached_property
     def saliency_batches(self) -> list[Batch]:
-        """The first training batches of a stream of their own."""
+        """The first batches of a training stream that no training uses."""
         batches = self.task.train_epoch(0)
-        return [batch for _, batch in zip(range(SALIENCY_BATCHES), batches, strict=False)]
+        return [batch for _, batch in zip(range(_SALIENCY_BATCHES), batches, strict=False)]
 
-    def table(self, job: protocol.TableJob) -> protocol.TableDone:
+    def write_group_table(self, job: protocol.TableJob) -> protocol.TableDone:
         """Write a network's group table."""
         start = time.perf_counter()
         network = self.network(job.network)
         groups = analyse(network)
         batches = self.saliency_batches if job.importance.method in NEEDS_BATCHES else None
-        scores = importance(network, groups, job.importance, batches, self.task.loss)
-        table = group_table(network, groups, scores, self.task.example_inputs)
+        scores = score_channels(network, groups, job.importance, batches, self.task.loss)
+        table = build_group_table(network, groups, scores, self.task.example_inputs)
         write_whole(Path(job.out), to_json(table))
         return protocol.TableDone(seconds=time.perf_counter() - start)
 
     def profile(self, job: protocol.ProfileJob) -> protocol.ProfileDone:
         """Time a network's operators."""
-        ns, total = weight_times(self.network(job.network), self.task.example_inputs)
+        ns, total = time_weights(self.network(job.network), self.task.example_inputs)
         return protocol.ProfileDone(ns=ns, total_ns=total)
 
-    def factors(self, job: protocol.LowRankJob) -> protocol.LowRankDone:
-        """Write what a network's layers would become as two."""
+    def write_low_rank_table(self, job: protocol.LowRankJob) -> protocol.LowRankDone:
+        """Write the table of the factorizations of a network's large layers."""
         start = time.perf_counter()
-        table = low_rank_table(self.network(job.network), self.saliency_batches, job.losses, job.step)
+        table = build_low_rank_table(self.network(job.network), self.saliency_batches, job.losses, job.step)
         write_whole(Path(job.out), to_json(table))
         return protocol.LowRankDone(seconds=time.perf_counter() - start)
 
-    def curve(self, job: protocol.CurveJob) -> protocol.CurveDone:
-        """Find a network's loss at several shares of zeros, chosen by magnitude and by first-order change."""
+    def measure_curve(self, job: protocol.CurveJob) -> protocol.CurveDone:
+        """Measure the loss at several shares of zeros, chosen by magnitude and by first-order change of the loss."""
         start = time.perf_counter()
         module = self.network(job.network).eval_module
-        held_back = [batch for _, batch in zip(range(CURVE_BATCHES), self.task.eval_batches(), strict=False)]
+        selection = [batch for _, batch in zip(range(_CURVE_BATCHES), self.task.eval_batches(), strict=False)]
         methods = ("magnitude", "taylor")
         points = {
-            method: loss_curve(module, method, self.saliency_batches, held_back, self.task.loss) for method in methods
+            method: measure_loss_curve(module, method, self.saliency_batches, selection, self.task.loss)
+            for method in methods
         }
-        curve = SparsityCurve(points=points, samples=sum(len(inputs[0]) for inputs, _ in held_back))
+        curve = SparsityCurve(points=points, samples=sum(len(inputs[0]) for inputs, _ in selection))
         return protocol.CurveDone(curve=curve, seconds=time.perf_counter() - start)
 
     def train(self, job: protocol.TrainJob) -> protocol.TrainDone:
         """Apply the steps and write the network."""
         start = time.perf_counter()
         source, network = job.parent.source, self.network(job.parent)
-        sparsity: Sparsity | None = None
-        rounded: fx.GraphModule | None = None
+        sparsity: SparsitySchedule | None = None
+        fake_quantized: fx.GraphModule | None = None
         notes: tuple[str, ...] = ()
         proofs: list[float] = []
         result: TrainingResult | None = None
@@ -144,27 +152,25 @@ class TorchJobs:
                 case Student(name=name):
                     source, network = name, self.source(name).copy()
                 case Prune():
-                    network, proof = self.prune(network, step, self.table_file(job) if index == 0 else None)
+                    network, proof = self.prune(network, step, self.read_importance(job) if index == 0 else None)
                     proofs.append(proof)
                 case LowRank(layers=layers):
                     before, network = network, factorize(network, layers, self.saliency_batches)
                     proofs.append(verify_factorization(before, layers, network, self.task.example_inputs))
                 case Sparsify():
                     epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
-                    sparsity = Sparsity(step, self.saliency_batches, self.task.loss, epochs)
+                    sparsity = SparsitySchedule(step, self.saliency_batches, self.task.loss, epochs)
                     if epochs == 0:
-                        sparsity.masks(network.eval_module, 0)
+                        sparsity.begin_epoch(network.eval_module, 0)
                 case QuantizeAware():
-                    rounded, notes = self.rounded(network, job.int8)
+                    fake_quantized, notes = self.fake_quantize(network, job.int8)
                 case Distill():
-                    result = self.distill(network, rounded, step, job, index, sparsity)
-        if rounded is not None and job.int8 is not None:
-            self.write_outputs(rounded, Path(job.int8.inputs), Path(job.int8.expected))
-        partial = Path(job.out).with_suffix(".partial")
-        network.save(partial)
-        partial.replace(job.out)
+                    result = self.distill(network, fake_quantized, step, job, index, sparsity)
+        if fake_quantized is not None and job.int8 is not None:
+            self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
+        write_whole(Path(job.out), network.save)
         for index in range(len(job.steps)):
-            checkpoint_of(job, index).unlink(missing_ok=True)
+            checkpoint_path(job, index).unlink(missing_ok=True)
         return protocol.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
@@ -175,8 +181,8 @@ class TorchJobs:
             seconds=time.perf_counter() - start,
         )
 
-    def table_file(self, job: protocol.TrainJob) -> dict[str, tuple[float, ...]]:
-        """Return the importance of the parent's channels, as its table has it."""
+    def read_importance(self, job: protocol.TrainJob) -> dict[str, tuple[float, ...]]:
+        """Return the importance of the parent's channels, from its group table."""
         assert job.table is not None
         table = from_json(Path(job.table).read_bytes(), GroupTable)
         return {group.name: group.importance for group in table.free}
@@ -184,68 +190,77 @@ class TorchJobs:
     def prune(
         self, network: Network, step: Prune, scores: Mapping[str, Sequence[float]] | None
     ) -> tuple[Network, float]:
-        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and prove the cut.
+        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and verify the cut.
 
-        A network that an earlier step of the recipe has changed has no table: its channels are scored now.
+        Args:
+            network: The network.
+            step: The widths and the kind of importance.
+            scores: Importance of its channels, by group; None if an earlier step changed the network, so that its
+                channels have to be scored now.
+
+        Returns:
+            The smaller network, and the largest relative error of ``verify_pruning``.
         """
         groups = analyse(network)
         if scores is None:
             batches = self.saliency_batches if step.importance.method in NEEDS_BATCHES else None
-            found = importance(network, groups, step.importance, batches, self.task.loss)
-            scores = {name: values.tolist() for name, values in found.items()}
-        keep = strongest(scores, {name: width for name, width in step.widths.items() if name in scores})
+            arrays = score_channels(network, groups, step.importance, batches, self.task.loss)
+            scores = {name: values.tolist() for name, values in arrays.items()}
+        keep = choose_strongest(scores, {name: width for name, width in step.widths.items() if name in scores})
         pruned = prune(network, groups, keep)
-        return pruned, verify(network, groups, keep, pruned, self.task.example_inputs)
+        return pruned, verify_pruning(network, groups, keep, pruned, self.task.example_inputs)
 
-    def rounded(self, network: Network, int8: protocol.Int8Reference | None) -> tuple[fx.GraphModule, tuple[str, ...]]:
-        """Return a network as its int8 file computes, over the same tensors, and notes."""
+    def fake_quantize(
+        self, network: Network, int8: protocol.Int8Reference | None
+    ) -> tuple[fx.GraphModule, tuple[str, ...]]:
+        """Return a module that rounds as the network's int8 file does, over the network's tensors, and notes."""
         assert int8 is not None
-        roundings = from_json(Path(int8.roundings).read_bytes(), FakeQuantSites)
+        sites = from_json(Path(int8.sites).read_bytes(), FakeQuantSites)
         with np.load(int8.values, allow_pickle=False) as stored:
-            return fake_quantized_module(network, roundings, {name: stored[name] for name in stored.files})
+            return fake_quantize(network, sites, {name: stored[name] for name in stored.files})
 
     def distill(
         self,
         network: Network,
-        rounded: fx.GraphModule | None,
+        fake_quantized: fx.GraphModule | None,
         step: Distill,
         job: protocol.TrainJob,
         index: int,
-        sparsity: Sparsity | None,
+        sparsity: SparsitySchedule | None,
     ) -> TrainingResult:
         """Train ``network`` in place, taught by the original or by the task's teacher.
 
-        ``rounded`` is what runs over its tensors, if given.
+        ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
         """
         folder = Path(job.teacher)
         teacher = OnnxTeacher(self.task, folder) if self.task.teacher else self.source("original").eval_module
-        lessons = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
+        stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
         return Distillation(
-            rounded or network.train_module,
-            rounded or network.eval_module,
+            fake_quantized or network.train_module,
+            fake_quantized or network.eval_module,
             self.task,
             step,
-            lessons,
+            stream,
             sparsity=sparsity,
             lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
-            checkpoint=checkpoint_of(job, index),
+            checkpoint=checkpoint_path(job, index),
             progress=lambda epoch, epochs, score: self.answer(
                 protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
             ),
         ).run()
 
-    def speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:
-        """Train a copy of the original on one batch, again and again."""
+    def measure_speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:
+        """Measure how fast a copy of the original trains, on the same batch in every step."""
         inputs, targets = self.saliency_batches[0]
         module = self.source("original").copy().train_module
         steps = 0
         begin = time.perf_counter()
-        while steps <= WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
-            if steps == WARMUP_STEPS:
+        while steps <= _WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
+            if steps == _WARMUP_STEPS:
                 begin = time.perf_counter()
             self.task.loss(module(*inputs), targets).backward()  # type: ignore[no-untyped-call]
             steps += 1
-        return protocol.SpeedDone(steps_per_second=(steps - WARMUP_STEPS) / (time.perf_counter() - begin))
+        return protocol.SpeedDone(steps_per_second=(steps - _WARMUP_STEPS) / (time.perf_counter() - begin))
 
     def export(self, job: protocol.ExportJob) -> protocol.ExportDone:
         """Export a network, and run it on the parity inputs."""
@@ -269,16 +284,16 @@ class TorchJobs:
         )
 
     def write_outputs(self, module: nn.Module, inputs: Path, out: Path) -> None:
-        """Write a module's outputs on a file of inputs."""
-        found = []
+        """Write a module's outputs for a file of inputs."""
+        results = []
         for batch in read_batches(inputs):
             with torch.no_grad():
                 outputs = flat_outputs(module(*(torch.from_numpy(batch[name]) for name in self.task.input_names)))
-            found.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
-        write_batches(out, found)
+            results.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
+        write_batches(out, results)
 
-    def probe(self, job: protocol.ProbeJob) -> protocol.ProbeDone:
-        """Export the original at other widths, for its sizes alone."""
+    def export_probes(self, job: protocol.ProbeJob) -> protocol.ProbeDone:
+        """Export the original at other widths; only the sizes of these files matter, not their weights."""
         start = time.perf_counter()
         network = self.source("original")
         groups = analyse(network)
@@ -301,26 +316,26 @@ class TorchJobs:
         try:
             match job:
                 case protocol.TableJob():
-                    return run_step("analyse", self.table, job)
+                    return run_step("analyse", self.write_group_table, job)
                 case protocol.ProfileJob():
                     return run_step("profile", self.profile, job)
                 case protocol.LowRankJob():
-                    return run_step("low-rank", self.factors, job)
+                    return run_step("low-rank", self.write_low_rank_table, job)
                 case protocol.CurveJob():
-                    return run_step("sparsify", self.curve, job)
+                    return run_step("sparsify", self.measure_curve, job)
                 case protocol.TrainJob():
                     return run_step("train", self.train, job)
                 case protocol.SpeedJob():
-                    return run_step("train", self.speed, job)
+                    return run_step("train", self.measure_speed, job)
                 case protocol.ExportJob():
                     return run_step("export", self.export, job)
                 case protocol.ProbeJob():
-                    return run_step("latency table", self.probe, job)
+                    return run_step("latency table", self.export_probes, job)
         except EdgeoptError as error:
-            return job_failed(error)
+            return as_job_failed(error)
 
 
-def job_failed(error: EdgeoptError) -> protocol.JobFailed:
+def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
     """Return an error as an answer."""
     step = error if isinstance(error, StepError) else None
     return protocol.JobFailed(
@@ -332,21 +347,14 @@ def job_failed(error: EdgeoptError) -> protocol.JobFailed:
     )
 
 
-def checkpoint_of(job: protocol.TrainJob, index: int) -> Path:
-    """Return the checkpoint of one step of a recipe: a finished one is taken up whole when the job begins again."""
+def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:
+    """Return the path of the checkpoint of one of the job's steps; a restarted job reuses finished trainings."""
     path = Path(job.checkpoint)
     return path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    partial = path.with_suffix(f".partial-{os.getpid()}")
-    partial.write_bytes(data)
-    partial.replace(path)
-
-
 def read_lines(lines: queue.Queue[bytes]) -> None:
-    """Feed stdin's lines to a queue; leave at once when it ends, whatever else is under way."""
+    """Put stdin's lines into a queue; end the process immediately when stdin ends, even during a job."""
     for line in sys.stdin.buffer:
         lines.put(line)
     os._exit(0)
@@ -366,15 +374,15 @@ def main() -> None:
     lines: queue.Queue[bytes] = queue.Queue()
     threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
-    half: TorchJobs | None = None
+    jobs: TorchJobs | None = None
     while True:
         job = decoder.decode(lines.get())
         try:
-            half = half or TorchJobs(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
+            jobs = jobs or TorchJobs(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
         except EdgeoptError as error:
-            answer(job_failed(error))
+            answer(as_job_failed(error))
             continue
-        answer(half.run(job))
+        answer(jobs.run(job))
 
 
 if __name__ == "__main__":

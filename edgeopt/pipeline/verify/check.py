@@ -1,6 +1,6 @@
-"""A shipped bundle verified again: hashes of its files, golden outputs on a device, limits measured anew.
+"""Verify a shipped bundle again: hashes of its files, golden outputs on a device, and its limits.
 
-In: a bundle, a device, a profile, and a task where the score is asked for. Out: findings, one a thing looked at.
+In: a bundle, a run target, and an evaluation set to measure the score on, if any. Out: one finding per check.
 """
 
 from __future__ import annotations
@@ -8,67 +8,65 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgeopt.bench.measure import measure
-from edgeopt.bench.outputs import write_batches
+from edgeopt.bench.outputs import run_arrays, write_batches
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.golden import Array, GoldenEntry, largest_difference, read_golden
-from edgeopt.bundle.manifest import Manifest, changed_files, read_manifest
+from edgeopt.bundle.manifest import Manifest, find_changed_files, read_manifest
 from edgeopt.errors import StepError
-from edgeopt.graph.facts import facts
-from edgeopt.pipeline.verify.device_score import DeviceScore, check_fits, device_score
+from edgeopt.graph.facts import read_facts
+from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_set, score_on_device
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
 from edgeopt.report import words
-from edgeopt.report.document import read_document
+from edgeopt.report.document import Document, read_document
 from edgeopt.report.words import Unit
-from edgeopt.select.limits import LimitFinding as LimitFinding
-from edgeopt.select.limits import device_findings, score_findings
+from edgeopt.select.limits import LimitFinding, judge_device_limits, judge_score_limits
 
 if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet
 
-UNITS: dict[str, Unit] = {
+_UNITS: dict[str, Unit] = {
     "latency": "ms",
     "throughput": "per_s",
     "memory": "bytes",
     "size": "bytes",
     "score": "score",
 }
-
-
-NOTES: dict[DeviceKind, str] = {
-    "stand-in": "this machine only stands in for {target}: name the real one with --device",
-    "emulated": "an emulated processor has no times and no memory to measure: those limits are not judged",
+_DEVICE_NOTES: dict[DeviceKind, str] = {
+    "stand-in": "this machine only stands in for {target}: give the device itself with --device",
+    "emulated": "an emulated processor has no real times or memory to measure: those limits are not checked",
 }
 
 
 class CheckFinding(Record, frozen=True, kw_only=True):
-    """One thing that was looked at."""
+    """The result of one check."""
 
     kind: Literal["file", "golden", "score", "limit"]
     name: str
     """Of the file, the output, the task or the limit."""
     status: Literal["passed", "missed", "bad", "note"]
-    """``bad`` is a bundle that is not what was built; ``note`` decides nothing."""
+    """``bad``: the bundle is not the one that was built. ``note``: does not affect the result."""
     text: str
-    """For people: what was found."""
+    """The result, in words."""
     found: float | None = None
-    """The number that decides, unrounded; null where there is none, or where it is not finite."""
+    """The number that decides, unrounded; null if there is none or it is not finite."""
     allowed: float | None = None
 
 
 class CheckResult(Record, frozen=True, kw_only=True):
-    """All findings, and the measurement that the limits were judged by; ``edgeopt check --json`` prints it."""
+    """All findings, and the measurement that the limits were judged by; ``edgeopt check --json`` prints this."""
 
     schema: Literal["edgeopt/check-1"] = "edgeopt/check-1"
     bundle: str
-    """The folder, as it was given."""
+    """The folder, as the user gave it."""
     target: str
     device: str
     """URI."""
@@ -76,182 +74,192 @@ class CheckResult(Record, frozen=True, kw_only=True):
     findings: tuple[CheckFinding, ...]
     measurement: Measurement | None
     score: DeviceScore | None
-    """null where no task was named."""
+    """null if no task was named."""
 
 
 def check_files(bundle: Path, manifest: Manifest) -> list[CheckFinding]:
-    """Compare every file with its hash, and see that the golden arrays are among them."""
-    changed = changed_files(bundle, manifest)
+    """Compare every file with its hash, and check that the manifest lists the files of the golden arrays."""
+    changed = find_changed_files(bundle, manifest)
     texts = dict.fromkeys(changed, "was changed")
     texts |= {name: "is missing" for name in changed if not (bundle / name).is_file()}
     texts |= {name: "was added" for name in changed if name not in manifest.files}
     texts |= {entry.file: "is not in the manifest" for entry in manifest.golden if entry.file not in manifest.files}
     bad = [CheckFinding(kind="file", name=name, status="bad", text=text) for name, text in sorted(texts.items())]
-    whole = f"{len(manifest.files)} files have the hashes of the manifest"
-    return bad or [CheckFinding(kind="file", name="all", status="passed", text=whole)]
+    text = f"{len(manifest.files)} files match their hashes in the manifest"
+    return bad or [CheckFinding(kind="file", name="all", status="passed", text=text)]
 
 
 def check_bundle(
-    bundle: Path, place: RunTarget, *, progress: Callable[[str], None], evaluation: EvaluationSet | None = None
+    bundle: Path, run_target: RunTarget, *, progress: Callable[[str], None], evaluation: EvaluationSet | None = None
 ) -> CheckResult:
-    """Verify a bundle. A bundle whose files are not what was built is not run.
+    """Verify a bundle. If its files were changed, nothing is run.
 
     Args:
         bundle: A folder that ``edgeopt build`` wrote.
-        place: Where the model runs.
-        progress: Is told in a few words what happens now.
-        evaluation: What the score is measured on; None leaves it to the golden outputs.
+        run_target: Where the model runs.
+        progress: Called with a few words on the current step.
+        evaluation: The set to measure the score on; None to compare only the golden outputs.
 
     Raises:
-        DataError: there is no manifest, or it is none of this schema.
-        TaskError: the bundle's model cannot be judged on that evaluation set.
+        DataError: the manifest is missing or has another schema.
+        TaskError: the evaluation set does not fit the bundle's model.
         ProviderError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     manifest = read_manifest(bundle)
-    found = check_files(bundle, manifest)
+    findings = check_files(bundle, manifest)
     measurement, score = None, None
-    if all(finding.status == "passed" for finding in found):
+    if all(finding.status == "passed" for finding in findings):
         document = read_document(bundle / "choice.json")
         if document.winner is None:
-            text = "the bundle has none: nothing kept the limits when it was built"
-            found.append(CheckFinding(kind="file", name="model.onnx", status="missed", text=text))
+            text = "is not in the bundle: nothing kept the limits when it was built"
+            findings.append(CheckFinding(kind="file", name="model.onnx", status="missed", text=text))
         else:
             if evaluation is not None:
-                check_fits(evaluation, manifest, document)
-            try:
-                progress("golden inputs")
-                found += check_golden(bundle, manifest, place)
-                if evaluation is not None:
-                    progress(f"score on {evaluation.samples:,} samples")
-                    score = device_score(bundle, manifest, document.winner, evaluation, place)
-                    found.append(_told(score, document.device.uri))
-                if place.kind != "emulated":
-                    measurement = _measure(bundle, manifest, document.budget, place, progress)
-                found += check_limits(bundle, document.budget, measurement, score)
-                if place.kind in NOTES:
-                    text = NOTES[place.kind].format(target=place.profile.title)
-                    found.append(CheckFinding(kind="limit", name="device", status="note", text=text))
-            except StepError as error:
-                found.append(CheckFinding(kind="golden", name="model.onnx", status="missed", text=error.reason))
-    statuses = {finding.status for finding in found}
+                check_evaluation_set(evaluation, manifest, document)
+            measurement, score = _check_model(bundle, manifest, document, run_target, progress, evaluation, findings)
+    statuses = {finding.status for finding in findings}
     return CheckResult(
         bundle=str(bundle),
         target=manifest.target,
-        device=place.device.uri,
+        device=run_target.device.uri,
         status="bad" if "bad" in statuses else "missed" if "missed" in statuses else "passed",
-        findings=tuple(found),
+        findings=tuple(findings),
         measurement=measurement,
         score=score,
     )
 
 
-def check_golden(bundle: Path, manifest: Manifest, place: RunTarget) -> list[CheckFinding]:
+def _check_model(
+    bundle: Path,
+    manifest: Manifest,
+    document: Document,
+    run_target: RunTarget,
+    progress: Callable[[str], None],
+    evaluation: EvaluationSet | None,
+    findings: list[CheckFinding],
+) -> tuple[Measurement | None, DeviceScore | None]:
+    """Run a bundle's model and add what is found; if it does not run, that is a finding too."""
+    assert document.winner is not None
+    measurement, score = None, None
+    try:
+        progress("golden inputs")
+        findings += check_golden(bundle, manifest, run_target)
+        if evaluation is not None:
+            progress(f"score on {evaluation.samples:,} samples")
+            score = score_on_device(bundle, manifest, document.winner, evaluation, run_target)
+            findings.append(_score_finding(score, document.device.uri))
+        if run_target.kind != "emulated":
+            measurement = _measure(bundle, manifest, document.budget, run_target, progress)
+        findings += check_limits(bundle, document.budget, measurement, score)
+        if run_target.kind in _DEVICE_NOTES:
+            text = _DEVICE_NOTES[run_target.kind].format(target=run_target.profile.title)
+            findings.append(CheckFinding(kind="limit", name="device", status="note", text=text))
+    except StepError as error:
+        findings.append(CheckFinding(kind="golden", name="model.onnx", status="missed", text=error.reason))
+    return measurement, score
+
+
+def check_golden(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
     """Run the golden inputs on the device and compare each output with the bundle's, within its tolerance."""
-    (found,) = place.outputs(bundle / "model.onnx", [_golden(bundle, manifest, "input")], "golden")
+    (outputs,) = run_arrays(bundle / "model.onnx", [_read_inputs(bundle, manifest)], run_target, "golden")
     return [
-        _compare(entry, read_golden(bundle, entry), found.get(entry.name))
+        _compare(entry, read_golden(bundle, entry), outputs.get(entry.name))
         for entry in manifest.golden
         if entry.role == "output"
     ]
 
 
-def _golden(bundle: Path, manifest: Manifest, role: Literal["input", "output"]) -> dict[str, Array]:
-    return {entry.name: read_golden(bundle, entry) for entry in manifest.golden if entry.role == role}
+def _read_inputs(bundle: Path, manifest: Manifest) -> dict[str, Array]:
+    return {entry.name: read_golden(bundle, entry) for entry in manifest.golden if entry.role == "input"}
 
 
 def _compare(entry: GoldenEntry, expected: Array, found: Array | None) -> CheckFinding:
     tolerance = entry.tolerance or 0.0
     difference = math.inf if found is None else largest_difference(expected, found)
-    kept = difference <= tolerance
     text = (
-        f"is off by {difference:.3g} at most; {tolerance:.3g} {'is' if kept else 'would be'} allowed"
+        f"is off by up to {difference:.3g}; {tolerance:.3g} is allowed"
         if math.isfinite(difference)
-        else "is missing, has another shape, or holds values that are not numbers"
+        else "is missing, has another shape, or has values that are not finite"
     )
     return CheckFinding(
         kind="golden",
         name=entry.name,
-        status="passed" if kept else "missed",
+        status="passed" if difference <= tolerance else "missed",
         text=text,
         found=difference if math.isfinite(difference) else None,
         allowed=tolerance,
     )
 
 
-def _told(score: DeviceScore, built_on: str) -> CheckFinding:
-    """Say what the model scores on the device, and what it scored when it was built."""
-    found = score.score
-    ends = "" if score.ci95 is None else " (95 %: {} to {})".format(*map(words.score, score.ci95))
+def _score_finding(score: DeviceScore, built_on: str) -> CheckFinding:
+    """Report the model's score on the device, and its score when it was built."""
+    value, samples = score.score.value, score.score.samples
+    interval = "" if score.ci95 is None else " (95 %: {} to {})".format(*map(words.score, score.ci95))
     text = (
-        f"scores {words.score(found.value)}{ends} on {found.samples:,} samples there; "
+        f"scores {words.score(value)}{interval} on {samples:,} samples; "
         f"{words.score(score.built)} on {built_on} when it was built"
     )
-    return CheckFinding(kind="score", name=score.task, status="note", text=text, found=found.value)
+    return CheckFinding(kind="score", name=score.task, status="note", text=text, found=value)
 
 
 def _measure(
-    bundle: Path, manifest: Manifest, budget: Budget, place: RunTarget, progress: Callable[[str], None]
+    bundle: Path, manifest: Manifest, budget: Budget, run_target: RunTarget, progress: Callable[[str], None]
 ) -> Measurement:
-    """Time and weigh the model on its golden inputs, repeated where the batch is larger."""
-    batch = {name: _rows(array, budget.batch_size) for name, array in _golden(bundle, manifest, "input").items()}
+    """Measure time and memory of the model on its golden inputs, repeated if the batch is larger."""
+    batch = {name: _repeat(array, budget.batch_size) for name, array in _read_inputs(bundle, manifest).items()}
     with tempfile.TemporaryDirectory(prefix="edgeopt-check-") as folder:
         inputs = Path(folder) / "inputs.npz"
         write_batches(inputs, [batch])
         return measure(
             bundle / "model.onnx",
-            place.device,
-            place.profile,
-            batch_size=budget.batch_size,
-            allow_fallback=place.allow_fallback,
-            inputs=inputs,
-            kind=place.kind,
+            replace(run_target, batch_size=budget.batch_size, inputs=inputs),
             percentile=budget.latency_percentile,
             max_latency_ms=budget.max_latency_ms,
             progress=progress,
         )
 
 
-def _rows(array: Array, count: int) -> Array:
+def _repeat(array: Array, count: int) -> Array:
     return array if not array.ndim or len(array) >= count else np.resize(array, (count, *array.shape[1:]))
 
 
 def check_limits(
     bundle: Path, budget: Budget, measurement: Measurement | None, score: DeviceScore | None
 ) -> Iterator[CheckFinding]:
-    """Hold what was found on the device against the bundle's own limits.
+    """Compare the measurement, the size and the score with the bundle's own limits.
 
-    Without a measurement, on a device that has none to give, size and score are judged alone.
+    Without a measurement (on an emulated device), only size and score are compared.
     """
-    known = facts(bundle / "model.onnx")
-    size_bytes = known.download_bytes if budget.size_metric == "download" else known.size_bytes
-    for found in device_findings(measurement, size_bytes, budget):
-        yield _limit(found)
+    facts = read_facts(bundle / "model.onnx")
+    size_bytes = facts.download_bytes if budget.size_metric == "download" else facts.size_bytes
+    for limit in judge_device_limits(measurement, size_bytes, budget):
+        yield _limit_finding(limit)
     if score is not None:
-        for found in score_findings(score.score, budget):
-            yield _limit(found)
+        for limit in judge_score_limits(score.score, budget):
+            yield _limit_finding(limit)
     elif budget.min_score is not None or budget.max_score_drop is not None:
-        text = "is not measured again: the golden outputs stand for it. --score TASK runs the whole evaluation set"
+        text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
 
 
-def _limit(found: LimitFinding) -> CheckFinding:
-    unit = UNITS[found.limit]
-    sign = "at least" if found.floor else "at most"
-    allowed = f"{sign} {words.limit(found.allowed, unit)}"
-    if found.missing:
-        text = f"could not be measured there; {allowed} is asked for"
+def _limit_finding(limit: LimitFinding) -> CheckFinding:
+    unit = _UNITS[limit.limit]
+    allowed = f"{'at least' if limit.floor else 'at most'} {words.limit(limit.allowed, unit)}"
+    if limit.missing:
+        text = f"could not be measured; limit: {allowed}"
     else:
+        direction = "down" if limit.floor else "up"
         interval = (
-            "" if found.judged == found.point else f" (by its 95 % interval {words.quantity(found.judged, unit)})"
+            "" if limit.judged == limit.point else f" (95 %: {direction} to {words.quantity(limit.judged, unit)})"
         )
-        noise = "" if found.kept or found.miss().within_noise is False else ", inside the noise"
-        drop = "a drop of " if found.limit == "score" and not found.floor else ""
-        text = f"{drop}{words.distinguishable(found.point, found.allowed, unit)}{interval}, {allowed}{noise}"
+        noise = "" if limit.kept or not limit.to_miss().within_noise else ", within the noise"
+        drop = "a drop of " if limit.limit == "score" and not limit.floor else ""
+        text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{interval}, {allowed}{noise}"
     return CheckFinding(
         kind="limit",
-        name=found.limit,
-        status="passed" if found.kept else "missed",
+        name=limit.limit,
+        status="passed" if limit.kept else "missed",
         text=text,
-        found=None if found.missing else found.judged,
-        allowed=found.allowed,
+        found=None if limit.missing else limit.judged,
+        allowed=limit.allowed,
     )

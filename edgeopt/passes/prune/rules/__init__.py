@@ -1,13 +1,13 @@
-"""One rule for each operator: what it does to labels.
+"""One rule per operator: the operator's effect on labels.
 
 A rule is a function ``(labels, call) -> layers`` (or a list of layers for an operator with several results). It may
 unite or freeze labels; it never changes them. To add an operator:
 
 1. Say what it means for channels. Example, ``aten.glu(x, dim)``: the two halves of ``x`` along ``dim`` are multiplied,
    so channel ``j`` of the result needs channels ``j`` and ``j + n`` of the input, which go together.
-2. Write the rule in the file of its family, from the words there are: ``match`` (operands meet element by element),
-   ``contract`` (multiply and sum over named dimensions), ``summed`` (labels end along dimensions), ``independent_of``
-   (labels freeze along dimensions), or the operator itself, executed on labels::
+2. Write the rule in the file of its family. It can use ``match`` (operands meet element by element), ``contract``
+   (multiply and sum over named dimensions), ``sum_over`` (labels end along dimensions), ``make_independent`` (labels
+   freeze along dimensions), or the operator itself, executed on labels::
 
        def glu(labels: Labels, call: Call) -> Layers:
            dim = call.dim()
@@ -15,14 +15,14 @@ unite or freeze labels; it never changes them. To add an operator:
            halves = [Marked(call.shape, half) for half in zip(*layers, strict=True)]
            return match(labels, halves, call.shape)
 
-3. Enter it in that file's table: ``aten.glu: glu``.
-4. Only where the operator holds a size as a literal number: enter it in ``resize.RESIZE``. Only where it computes
-   something over channels (as a norm does): enter it in the tables of ``masked.py``.
+3. Add it to that file's table: ``aten.glu: glu``.
+4. If the operator holds a size as a literal number, add it to ``resize.RESIZE``. If it computes over channels (as a
+   norm does), add it to the tables of ``masked.py``.
 5. Add the smallest network that has it to ``tests/passes/rule_networks.py``, and an architecture to
-   ``benchmarks/zoo``: the tests prove both at 30 % and 50 %.
+   ``benchmarks/zoo``. The tests prune both by 30 % and 50 % and prove the results.
 
-Which dimension of a view shrinks (heads or their depth, groups or their channels) is no rule's business: ``settle``
-decides it at the end.
+A rule does not decide which dimension of a view shrinks (heads or their depth, groups or their channels):
+``resolve_couplings`` does, at the end.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from typing import Any
 
 import torch
 
-from edgeopt.passes.prune.rules import contraction, elementwise, movement, normalisation, recurrent, reductions
+from edgeopt.passes.prune.rules import contraction, elementwise, movement, normalization, recurrent, reductions
 from edgeopt.passes.prune.rules.call import Rule
 
 RULES: dict[Any, Rule] = {
     **movement.RULES,
     **elementwise.RULES,
     **contraction.RULES,
-    **normalisation.RULES,
+    **normalization.RULES,
     **reductions.RULES,
     **recurrent.RULES,
 }
 
 
 def rule_for(target: Any) -> Rule | None:
-    """Find an operator's rule: in the table, else the common one for what torch tags as element-wise."""
+    """Return an operator's rule: the one in the table, or the common one if torch tags the operator as element-wise."""
     if not isinstance(target, torch._ops.OpOverload):
         return None
     rule = RULES.get(target.overloadpacket)

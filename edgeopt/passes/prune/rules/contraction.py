@@ -1,7 +1,7 @@
 """Operators that mix channels: convolutions, linear layers, matrix products, attention.
 
-All are one thing: broadcast operands to a common shape, multiply, and sum over some dimensions. Labels of the operands
-along those go together and end there; the others pass.
+All of them broadcast their operands to a common shape, multiply, and sum over some dimensions. Along the summed
+dimensions, labels of the operands go together and end; the other labels pass to the result.
 """
 
 from __future__ import annotations
@@ -12,67 +12,70 @@ from typing import Any
 from torch import Tensor
 
 from edgeopt.passes.aten import aten
-from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compressed
+from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compress
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match, split, summed
+from edgeopt.passes.prune.rules.elementwise import make_independent, match, split, sum_over
 
 
 def contract(
     labels: Labels, operands: Sequence[Marked], terms: Sequence[Sequence[Hashable]], result: Sequence[Hashable]
 ) -> Layers:
-    """Multiply operands whose dimensions have names, and sum over the names that the result does not have.
+    """Multiply operands with named dimensions, and sum over the names that the result does not have.
 
     Example: a linear layer is ``contract(labels, [x, weight], ["bk", "nk"], "bn")``.
     """
     names = [*result, *dict.fromkeys(name for term in terms for name in term if name not in result)]
-    lifted = [_arranged(operand, list(term), names) for operand, term in zip(operands, terms, strict=True)]
-    shape = [max(operand.shape[dim] for operand in lifted) for dim in range(len(names))]
-    ended = range(len(result), len(names))
-    layers = summed(labels, match(labels, lifted, shape), set(ended))
+    arranged = [_arrange(operand, list(term), names) for operand, term in zip(operands, terms, strict=True)]
+    shape = [max(operand.shape[dim] for operand in arranged) for dim in range(len(names))]
+    summed_dims = range(len(result), len(names))
+    layers = sum_over(labels, match(labels, arranged, shape), set(summed_dims))
     return tuple(layer.reshape(layer.shape[: len(result)]) for layer in layers)
 
 
-def _arranged(value: Marked, term: list[Hashable], names: list[Hashable]) -> Marked:
-    """Put dimensions in the order of ``names``, with size 1 for those that the value does not have."""
+def _arrange(value: Marked, term: list[Hashable], names: list[Hashable]) -> Marked:
+    """Put dimensions in the order of ``names``, with size 1 for names that the value does not have."""
     order = [term.index(name) for name in names if name in term]
-    missing = [at for at, name in enumerate(names) if name not in term]
+    missing = [position for position, name in enumerate(names) if name not in term]
 
-    def turned(layer: Tensor) -> Tensor:
+    def arrange_layer(layer: Tensor) -> Tensor:
         layer = layer.permute(order)
-        for at in missing:
-            layer = layer.unsqueeze(at)
+        for position in missing:
+            layer = layer.unsqueeze(position)
         return layer
 
     shape = tuple(value.shape[term.index(name)] if name in term else 1 for name in names)
-    return Marked(shape, tuple(map(turned, value.layers)))
+    return Marked(shape, tuple(map(arrange_layer, value.layers)))
 
 
 def linear(labels: Labels, call: Call) -> Layers:
     """``x[..., k] weight[n, k] + bias[n]``."""
     x = call["input"]
-    outer = list(range(len(x.shape) - 1))
-    return _plus(
-        labels, call, contract(labels, [x, call["weight"]], [[*outer, "k"], "nk"], [*outer, "n"]), call["bias"]
+    outer_dims = list(range(len(x.shape) - 1))
+    return _add_bias(
+        labels,
+        call,
+        contract(labels, [x, call["weight"]], [[*outer_dims, "k"], "nk"], [*outer_dims, "n"]),
+        call["bias"],
     )
 
 
 def matmul(labels: Labels, call: Call) -> Layers:
-    """``one[..., m, k] other[..., k, n]``; a vector has no m, or no n."""
+    """``one[..., m, k] other[..., k, n]``; a vector lacks m or n."""
     one, other = call.operands[-2:]
     row, column = ["m"] * (len(one.shape) > 1), ["n"] * (len(other.shape) > 1)
-    terms = [[*_outer(one, 2), *row, "k"], [*_outer(other, 2), "k", *column]]
-    places = max(_outer(one, 2), _outer(other, 2), key=len)
-    return contract(labels, [one, other], terms, [*places, *row, *column])
+    terms = [[*_outer_dims(one, 2), *row, "k"], [*_outer_dims(other, 2), "k", *column]]
+    outer_dims = max(_outer_dims(one, 2), _outer_dims(other, 2), key=len)
+    return contract(labels, [one, other], terms, [*outer_dims, *row, *column])
 
 
-def _outer(value: Marked, inner: int) -> list[Hashable]:
-    """Name all dimensions but the last ``inner`` from the back, as they are broadcast."""
+def _outer_dims(value: Marked, inner: int) -> list[Hashable]:
+    """Name all dimensions but the last ``inner``, counted from the back as in broadcasting."""
     return list(range(-max(len(value.shape) - inner, 0), 0))
 
 
 def addmm(labels: Labels, call: Call) -> Layers:
     """``bias + one[m, k] other[k, n]``."""
-    return _plus(labels, call, matmul(labels, call), call["self"])
+    return _add_bias(labels, call, matmul(labels, call), call["self"])
 
 
 def outer(labels: Labels, call: Call) -> Layers:
@@ -83,26 +86,26 @@ def outer(labels: Labels, call: Call) -> Layers:
 def bilinear(labels: Labels, call: Call) -> Layers:
     """``one[..., i] weight[n, i, j] other[..., j] + bias[n]``."""
     one, other, weight = (call[name] for name in ("input1", "input2", "weight"))
-    places = _outer(one, 1)
-    terms = [[*places, "i"], [*places, "j"], "nij"]
-    return _plus(labels, call, contract(labels, [one, other, weight], terms, [*places, "n"]), call["bias"])
+    outer_dims = _outer_dims(one, 1)
+    terms = [[*outer_dims, "i"], [*outer_dims, "j"], "nij"]
+    return _add_bias(labels, call, contract(labels, [one, other, weight], terms, [*outer_dims, "n"]), call["bias"])
 
 
 def einsum(labels: Labels, call: Call) -> Layers:
-    """Any equation but one that takes a diagonal."""
+    """Handle any equation, except one that takes a diagonal."""
     operands = call["tensors"]
     inputs, _, output = call["equation"].replace(" ", "").partition("->")
-    terms = [_names(term, operand) for term, operand in zip(inputs.split(","), operands, strict=True)]
+    terms = [_parse_term(term, operand) for term, operand in zip(inputs.split(","), operands, strict=True)]
     if any(len(set(term)) < len(term) for term in terms):
         labels.freeze([layer for operand in operands for layer in operand.layers], "a diagonal")
         return ()
     if "->" not in call["equation"]:
         letters = [letter for letter in inputs if letter.isalpha()]
         output = "..." * ("..." in inputs) + "".join(sorted(name for name in letters if letters.count(name) == 1))
-    return contract(labels, operands, terms, _names(output, Marked(call.shape)))
+    return contract(labels, operands, terms, _parse_term(output, Marked(call.shape)))
 
 
-def _names(term: str, value: Marked) -> list[Hashable]:
+def _parse_term(term: str, value: Marked) -> list[Hashable]:
     before, dots, after = term.partition("...")
     hidden = len(value.shape) - len(before) - len(after) if dots else 0
     return [*before, *range(-hidden, 0), *after]
@@ -112,67 +115,67 @@ def attention(labels: Labels, call: Call) -> Layers:
     """``softmax(query[..., l, e] key[..., s, e] + mask[..., l, s]) value[..., s, v]``; heads may share keys."""
     query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
     if call.get("enable_gqa"):
-        key, value = (_repeated(shared, query.shape[-3]) for shared in (key, value))
-    outer = _outer(query, 2)
-    scores = contract(labels, [query, key], [[*outer, "l", "e"], [*outer, "s", "e"]], [*outer, "l", "s"])
+        key, value = (_repeat_heads(shared, query.shape[-3]) for shared in (key, value))
+    outer_dims = _outer_dims(query, 2)
+    scores = contract(labels, [query, key], [[*outer_dims, "l", "e"], [*outer_dims, "s", "e"]], [*outer_dims, "l", "s"])
     marked = Marked((*query.shape[:-1], key.shape[-2]), scores)
     if mask is not None:
         marked = Marked(marked.shape, match(labels, [marked, mask], marked.shape))
-    weights = independent_of(labels, marked.layers, {len(marked.shape) - 1}, "softmax over these")
-    terms = [[*outer, "l", "s"], [*outer, "s", "v"]]
-    return contract(labels, [Marked(marked.shape, weights), value], terms, [*outer, "l", "v"])
+    weights = make_independent(labels, marked.layers, {len(marked.shape) - 1}, "softmax over these")
+    terms = [[*outer_dims, "l", "s"], [*outer_dims, "s", "v"]]
+    return contract(labels, [Marked(marked.shape, weights), value], terms, [*outer_dims, "l", "v"])
 
 
-def _repeated(value: Marked, heads: int) -> Marked:
-    """Give each head of a query the head of keys or values that it shares."""
+def _repeat_heads(value: Marked, heads: int) -> Marked:
+    """Repeat the heads of keys or values for all the query heads that share them."""
     times = heads // value.shape[-3]
     layers = tuple(layer.repeat_interleave(times, -3) if layer.shape[-3] > 1 else layer for layer in value.layers)
     return Marked((*value.shape[:-3], heads, *value.shape[-2:]), layers)
 
 
-def _plus(labels: Labels, call: Call, layers: Layers, bias: Marked | None) -> Layers:
+def _add_bias(labels: Labels, call: Call, layers: Layers, bias: Marked | None) -> Layers:
     return match(labels, [Marked(call.shape, layers)] + ([bias] if bias is not None else []), call.shape)
 
 
 def convolution(labels: Labels, call: Call) -> Layers:
-    """A convolution of any rank, ``weight[out, in / groups, *kernel]``."""
+    """Handle a convolution of any rank, ``weight[out, in / groups, *kernel]``."""
     return _convolve(labels, call, transposed=False)
 
 
 def transposed_convolution(labels: Labels, call: Call) -> Layers:
-    """A transposed convolution, ``weight[in, out / groups, *kernel]``."""
+    """Handle a transposed convolution, ``weight[in, out / groups, *kernel]``."""
     return _convolve(labels, call, transposed=True)
 
 
 def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
-    """Channels are (groups, channels of a group): the j-th goes from every group, or whole groups go."""
+    """Treat channels as (groups, channels of a group): the j-th goes from every group, or whole groups go."""
     x, bias, groups = call["input"], call["bias"], int(call["groups"])
     if len(x.shape) != len(call["weight"].shape):
-        labels.freeze([layer for value in call.operands for layer in value.layers], "a convolution without batch")
+        labels.freeze([layer for value in call.operands for layer in value.layers], "a convolution without a batch")
         return ()
     kernel = len(x.shape) - 2
     weight = _channels_only(labels, call["weight"], KERNEL)
-    x = _in_groups(_channels_only(labels, x, FIXED_SIZE), 1, groups)
-    weight = _in_groups(weight, 0, groups)
+    x = _split_groups(_channels_only(labels, x, FIXED_SIZE), 1, groups)
+    weight = _split_groups(weight, 0, groups)
     layers = contract(labels, [x, weight], ["bgk", "gkn" if transposed else "gnk"], "bgn")
     if len([layer for layer in layers if layer.shape[0] == 1]) > 1:
         layers = (labels.follow(layers, ()),)
     shape = (x.shape[0], call.shape[1])
     merged = [layer.expand(-1, groups, shape[1] // groups).reshape(layer.shape[0], -1) for layer in layers]
-    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in map(compressed, merged))
+    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in map(compress, merged))
     if bias is not None:
         bias = Marked((*bias.shape, *[1] * kernel), tuple(layer.reshape(-1, *[1] * kernel) for layer in bias.layers))
-    return _plus(labels, call, layers, bias)
+    return _add_bias(labels, call, layers, bias)
 
 
 def _channels_only(labels: Labels, value: Marked, why: str) -> Marked:
-    """Let nothing depend on the positions, and drop them."""
+    """Make the layers independent of positions, and drop these dimensions."""
     positions = set(range(2, len(value.shape)))
-    kept = tuple(layer.reshape(layer.shape[:2]) for layer in independent_of(labels, value.layers, positions, why))
+    kept = tuple(layer.reshape(layer.shape[:2]) for layer in make_independent(labels, value.layers, positions, why))
     return Marked(value.shape[:2], kept)
 
 
-def _in_groups(value: Marked, dim: int, groups: int) -> Marked:
+def _split_groups(value: Marked, dim: int, groups: int) -> Marked:
     """Split a dimension of a matrix into groups."""
     sizes = (groups, value.shape[dim] // groups)
     shape = (*value.shape[:dim], *sizes, *value.shape[dim + 1 :])

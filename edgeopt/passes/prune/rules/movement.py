@@ -1,4 +1,4 @@
-"""Operators that move data: they are simply executed, on labels."""
+"""Operators that move data: they are executed on labels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match, split
+from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
-LOOKED_UP = "places named by numbers"
+_LOOKED_UP = "looked up by index"
 
 
-def moved(labels: Labels, call: Call) -> Layers | list[Layers]:
+def execute_on_labels(labels: Labels, call: Call) -> Layers | list[Layers]:
     """Execute the operator on each layer, expanded without copies to the full shape."""
     call.freeze_others(labels)
     rest = dict(list(call.arguments.items())[1:])
@@ -25,11 +25,11 @@ def moved(labels: Labels, call: Call) -> Layers | list[Layers]:
     return tuple(results)
 
 
-def sliced(labels: Labels, call: Call) -> Layers | list[Layers]:
-    """A slice; one with a step keeps its step, so along labels whole steps go."""
+def take_slice(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """Handle a slice. Its step is not rewritten, so labels along it go only in whole steps."""
     dim, step = call.dim(), int(call["step"])
     if step == 1:
-        return moved(labels, call)
+        return execute_on_labels(labels, call)
     size = call.input.shape[dim]
     start, stop, _ = slice(call["start"], call["end"]).indices(size)
     for layer in call.input.layers:
@@ -38,11 +38,11 @@ def sliced(labels: Labels, call: Call) -> Layers | list[Layers]:
                 labels.tie(split(layer, dim, (-1, step)), dim + 1)
             else:
                 labels.freeze(layer, "a slice with a step")
-    return moved(labels, call)
+    return execute_on_labels(labels, call)
 
 
-def expanded(labels: Labels, call: Call) -> Layers | list[Layers]:
-    """A literal size that is new along a dimension is rewritten for whatever it meets."""
+def expand(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """Expand to literal sizes; a size that is new in a dimension is rewritten to fit whatever it meets."""
     sizes = list(call["size"])
     offset = len(sizes) - len(call.input.shape)
     new = [
@@ -50,88 +50,88 @@ def expanded(labels: Labels, call: Call) -> Layers | list[Layers]:
         for dim, size in enumerate(sizes)
         if size != -1 and dim in call.literal and (dim < offset or call.input.shape[dim - offset] == 1)
     ]
-    return (*moved(labels, call), *labels.made(call.shape, new))
+    return (*execute_on_labels(labels, call), *labels.label_created(call.shape, new))
 
 
-def made(labels: Labels, call: Call) -> Layers:
-    """A new tensor of literal sizes: they are rewritten for whatever it meets."""
-    return labels.made(call.shape, sorted(call.literal))
+def create(labels: Labels, call: Call) -> Layers:
+    """Create a tensor of literal sizes, which are rewritten to fit whatever it meets."""
+    return labels.label_created(call.shape, sorted(call.literal))
 
 
-def at_indices(labels: Labels, call: Call) -> Layers:
-    """``x[indices]``: dimensions that are looked up keep their size, the others pass."""
+def index_at(labels: Labels, call: Call) -> Layers:
+    """``x[indices]``: indexed dimensions keep their size, the others pass."""
     x, indices = call["self"], list(call["indices"])
-    labels.freeze([layer for index in indices if index is not None for layer in index.layers], LOOKED_UP)
-    where = {dim for dim, index in enumerate(indices) if index is not None}
-    together = sorted(where) == list(range(min(where), max(where) + 1))
-    at = min(where) if together else 0
-    new = len(call.shape) - (len(x.shape) - len(where))
+    labels.freeze([layer for index in indices if index is not None for layer in index.layers], _LOOKED_UP)
+    indexed_dims = {dim for dim, index in enumerate(indices) if index is not None}
+    is_contiguous = sorted(indexed_dims) == list(range(min(indexed_dims), max(indexed_dims) + 1))
+    position = min(indexed_dims) if is_contiguous else 0
+    index_ndim = len(call.shape) - (len(x.shape) - len(indexed_dims))
     result = []
-    for layer in independent_of(labels, x.layers, where, LOOKED_UP):
-        sizes = [size for dim, size in enumerate(layer.shape) if dim not in where]
-        result.append(layer.reshape([*sizes[:at], *[1] * new, *sizes[at:]]))
+    for layer in make_independent(labels, x.layers, indexed_dims, _LOOKED_UP):
+        sizes = [size for dim, size in enumerate(layer.shape) if dim not in indexed_dims]
+        result.append(layer.reshape([*sizes[:position], *[1] * index_ndim, *sizes[position:]]))
     return tuple(result)
 
 
-def along_indices(labels: Labels, call: Call) -> Layers:
-    """``x.index_select(dim, indices)``: labels along ``dim`` keep their places."""
+def index_select(labels: Labels, call: Call) -> Layers:
+    """``x.index_select(dim, indices)``: labels along ``dim`` must stay."""
     call.freeze_others(labels)
-    return independent_of(labels, call.input.layers, {call.dim()}, LOOKED_UP)
+    return make_independent(labels, call.input.layers, {call.dim()}, _LOOKED_UP)
 
 
-def gathered(labels: Labels, call: Call) -> Layers:
-    """``x[..., index, ...]`` of the index's shape: across ``dim`` both go together."""
+def gather(labels: Labels, call: Call) -> Layers:
+    """``x[..., index, ...]`` with the index's shape: across ``dim``, both go together."""
     x, index, dim = call["self"], call["index"], call.dim()
     across = Marked(
         tuple(1 if d == dim else size for d, size in enumerate(x.shape)),
-        independent_of(labels, x.layers, {dim}, LOOKED_UP),
+        make_independent(labels, x.layers, {dim}, _LOOKED_UP),
     )
     return match(labels, [across, index], call.shape)
 
 
-def rolled(labels: Labels, call: Call) -> Layers:
-    """A roll by literal places: labels along it keep their places."""
+def roll(labels: Labels, call: Call) -> Layers:
+    """Roll by a literal number of positions: labels along it must stay."""
     ndim = len(call.input.shape)
     dims = {int(dim) % ndim for dim in call["dims"]} or set(range(ndim))
-    return independent_of(labels, call.input.layers, dims, "rolled by a literal number of places")
+    return make_independent(labels, call.input.layers, dims, "rolled by a literal number of positions")
 
 
-def unfolded(labels: Labels, call: Call) -> Layers:
-    """Each channel becomes as many as a window has positions, which go together."""
+def unfold(labels: Labels, call: Call) -> Layers:
+    """Turn each channel into one per window position (im2col); these go together."""
     area = math.prod(call["kernel_size"])
     ndim = len(call.input.shape)
-    layers = independent_of(labels, call.input.layers, {ndim - 2, ndim - 1}, FIXED_SIZE)
+    layers = make_independent(labels, call.input.layers, {ndim - 2, ndim - 1}, FIXED_SIZE)
     return tuple((layer.repeat_interleave(area, -3) if layer.shape[-3] > 1 else layer).squeeze(-1) for layer in layers)
 
 
-def folded(labels: Labels, call: Call) -> Layers:
-    """All positions of a window go together, and become one channel."""
+def fold(labels: Labels, call: Call) -> Layers:
+    """Merge the positions of a window, which go together, into one channel (col2im)."""
     area = math.prod(call["kernel_size"])
     result = []
-    for layer in independent_of(labels, call.input.layers, {len(call.input.shape) - 1}, FIXED_SIZE):
+    for layer in make_independent(labels, call.input.layers, {len(call.input.shape) - 1}, FIXED_SIZE):
         parts = split(layer, -2, (-1, area)) if layer.shape[-2] > 1 else layer.unsqueeze(-2)
         result.append(labels.tie(parts, parts.ndim - 2))
     return tuple(result)
 
 
 def cat(labels: Labels, call: Call) -> Layers:
-    """Layers along the concatenated dimension are concatenated; across it they go together."""
-    return joined_labels(labels, call.operands, int(call["dim"]) % len(call.shape), call.shape)
+    """Concatenate: layers along ``dim`` are concatenated, layers across it go together."""
+    return concatenate_labels(labels, call.operands, int(call["dim"]) % len(call.shape), call.shape)
 
 
 def stack(labels: Labels, call: Call) -> Layers:
-    """Concatenation along a new dimension."""
+    """Concatenate along a new dimension."""
     dim = int(call["dim"]) % len(call.shape)
     parts = [
         Marked((*part.shape[:dim], 1, *part.shape[dim:]), tuple(layer.unsqueeze(dim) for layer in part.layers))
         for part in call.operands
     ]
-    return joined_labels(labels, parts, dim, call.shape)
+    return concatenate_labels(labels, parts, dim, call.shape)
 
 
-def joined_labels(labels: Labels, parts: list[Marked], dim: int, shape: tuple[int, ...]) -> Layers:
-    """Concatenate marked values along ``dim``. A part without labels there gets label 0: always there."""
-    parts = [part for part in parts if len(part.shape) == len(shape)]  # torch allows an empty tensor of one dimension
+def concatenate_labels(labels: Labels, parts: list[Marked], dim: int, shape: tuple[int, ...]) -> Layers:
+    """Concatenate marked values along ``dim``. A part without labels there gets label 0 (always there)."""
+    parts = [part for part in parts if len(part.shape) == len(shape)]  # torch allows empty 1-D tensors
     across = [
         Marked(
             tuple(1 if d == dim else size for d, size in enumerate(part.shape)),
@@ -155,8 +155,8 @@ def joined_labels(labels: Labels, parts: list[Marked], dim: int, shape: tuple[in
     return tuple(result)
 
 
-def padded(labels: Labels, call: Call) -> Layers:
-    """Zeros along channels go with what they meet; a padding that copies channels cannot be cut."""
+def pad_channels(labels: Labels, call: Call) -> Layers:
+    """Pad: zeros along channels go with the channels that they meet; padding that copies channels cannot be cut."""
     pad, ndim = list(call["pad"]), len(call.shape)
     x = call.input
     for index in range(0, len(pad), 2):
@@ -164,24 +164,24 @@ def padded(labels: Labels, call: Call) -> Layers:
         if not any(pad[index : index + 2]) or not any(layer.shape[dim] > 1 for layer in x.layers):
             continue
         if call.get("mode", "constant") != "constant" or min(pad[index : index + 2]) < 0:
-            x = Marked(x.shape, independent_of(labels, x.layers, {dim}, "padding along channels"))
+            x = Marked(x.shape, make_independent(labels, x.layers, {dim}, "padding along channels"))
             continue
         sizes = [(*x.shape[:dim], count, *x.shape[dim + 1 :]) for count in pad[index : index + 2]]
-        ends = [Marked(size, labels.made(size, [dim]) or _always(size, dim)) for size in sizes]
+        ends = [Marked(size, labels.label_created(size, [dim]) or _always_layers(size, dim)) for size in sizes]
         shape = tuple(size + sum(pad[index : index + 2]) if d == dim else size for d, size in enumerate(x.shape))
         across = tuple(layer for layer in x.layers if layer.shape[dim] == 1)
         along = Marked(x.shape, tuple(layer for layer in x.layers if layer.shape[dim] > 1))
         parts = [part for part in (ends[0], along, ends[1]) if part.shape[dim]]
-        x = Marked(shape, (*across, *joined_labels(labels, parts, dim, shape)))
+        x = Marked(shape, (*across, *concatenate_labels(labels, parts, dim, shape)))
     return x.layers
 
 
-def _always(shape: tuple[int, ...], dim: int) -> Layers:
+def _always_layers(shape: tuple[int, ...], dim: int) -> Layers:
     return (torch.full([size if d == dim else 1 for d, size in enumerate(shape)], ALWAYS),)
 
 
 def glu(labels: Labels, call: Call) -> Layers:
-    """The two halves along ``dim`` are multiplied: channel j needs channels j and j + n, which go together."""
+    """Multiply the two halves along ``dim``: channel j needs channels j and j + n, which go together."""
     dim = call.dim()
     layers = [layer.chunk(2, dim) if layer.shape[dim] > 1 else (layer, layer) for layer in call.input.layers]
     halves = [Marked(call.shape, half) for half in zip(*layers, strict=True)]
@@ -189,7 +189,7 @@ def glu(labels: Labels, call: Call) -> Layers:
 
 
 def channel_shuffle(labels: Labels, call: Call) -> Layers:
-    """(groups, n) transposed along dimension 1. The number of groups stays: the j-th channel goes from every group."""
+    """Transpose (groups, n) in dimension 1. The number of groups stays: the j-th channel goes from every group."""
     groups, result = int(call["groups"]), []
     for layer in call.input.layers:
         if layer.shape[1] == 1:
@@ -202,9 +202,9 @@ def channel_shuffle(labels: Labels, call: Call) -> Layers:
 
 
 def pixel_shuffle(labels: Labels, call: Call) -> Layers:
-    """Channels (n, factor * factor) become positions; all of one of the n go together, since the factor stays."""
+    """Turn channels (n, factor * factor) into positions. The factor stays, so all channels of one n go together."""
     area, result = int(call["upscale_factor"]) ** 2, []
-    for layer in independent_of(labels, call.input.layers, _positions(call)):
+    for layer in make_independent(labels, call.input.layers, _positions(call)):
         parts = layer.reshape(*layer.shape[:-3], -1, area)
         labels.tie(parts, parts.ndim - 1)
         result.append(parts[..., :1, None])
@@ -212,9 +212,9 @@ def pixel_shuffle(labels: Labels, call: Call) -> Layers:
 
 
 def pixel_unshuffle(labels: Labels, call: Call) -> Layers:
-    """Each channel becomes factor * factor channels, which go together."""
+    """Turn each channel into factor * factor channels, which go together."""
     area = int(call["downscale_factor"]) ** 2
-    layers = independent_of(labels, call.input.layers, _positions(call))
+    layers = make_independent(labels, call.input.layers, _positions(call))
     return tuple(layer.repeat_interleave(area, -3) if layer.shape[-3] > 1 else layer for layer in layers)
 
 
@@ -223,14 +223,14 @@ def _positions(call: Call) -> set[int]:
     return {ndim - 2, ndim - 1}
 
 
-def size_of_labels(labels: Labels, call: Call) -> Layers:
-    """A size that is read at run time is not rewritten: its labels freeze."""
+def read_size(labels: Labels, call: Call) -> Layers:
+    """Freeze the labels along a size that is read at run time, because it is not rewritten."""
     dim = call.dim()
     labels.freeze([layer for layer in call.input.layers if layer.shape[dim] > 1], "its size is read")
     return ()
 
 
-EXECUTED: tuple[Any, ...] = (
+_EXECUTED: tuple[Any, ...] = (
     aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT,
     aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.chunk, aten.split, aten.split_with_sizes,
     aten.unbind, aten.select, aten.narrow, aten.flip, aten.repeat, aten.tile, aten.repeat_interleave, aten.unsafe_chunk,
@@ -238,25 +238,25 @@ EXECUTED: tuple[Any, ...] = (
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {
-    **dict.fromkeys(EXECUTED, moved),
-    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), made),
-    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), made),
-    aten.expand: expanded,
-    aten.roll: rolled,
-    aten.index: at_indices,
-    aten.index_select: along_indices,
-    aten.gather: gathered,
-    aten.im2col: unfolded,
-    aten.col2im: folded,
-    aten.slice: sliced,
+    **dict.fromkeys(_EXECUTED, execute_on_labels),
+    **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
+    **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
+    aten.expand: expand,
+    aten.roll: roll,
+    aten.index: index_at,
+    aten.index_select: index_select,
+    aten.gather: gather,
+    aten.im2col: unfold,
+    aten.col2im: fold,
+    aten.slice: take_slice,
     aten.cat: cat,
     aten.concat: cat,
     aten.stack: stack,
-    aten.pad: padded,
-    aten.constant_pad_nd: padded,
+    aten.pad: pad_channels,
+    aten.constant_pad_nd: pad_channels,
     aten.glu: glu,
     aten.channel_shuffle: channel_shuffle,
     aten.pixel_shuffle: pixel_shuffle,
     aten.pixel_unshuffle: pixel_unshuffle,
-    aten.sym_size: size_of_labels,
+    aten.sym_size: read_size,
 }

@@ -1,4 +1,4 @@
-"""Norms, and what else has one parameter a channel; and look-up tables."""
+"""Norms, other operators with one parameter per channel, and look-up tables."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from typing import Any
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import independent_of, match, split
+from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
 
 def per_channel(labels: Labels, call: Call) -> Layers:
-    """Every parameter is a vector along dimension 1 of the input: batch norm, PReLU."""
+    """Match parameters that are vectors along dimension 1 of the input: batch norm, PReLU."""
     x, *parameters = call.operands
     return match(labels, [x, *(_along_channels(parameter, len(x.shape)) for parameter in parameters)], call.shape)
 
 
 def instance_norm(labels: Labels, call: Call) -> Layers:
-    """Statistics over positions, so labels on positions freeze."""
+    """Freeze labels along positions, over which the statistics are computed."""
     labels.freeze([layer for layer in call.input.layers if any(size > 1 for size in layer.shape[2:])])
     return per_channel(labels, call)
 
 
 def layer_norm(labels: Labels, call: Call) -> Layers:
-    """Statistics over the last dimensions: the norm of the channels kept is a smaller norm of the same kind."""
+    """Match input and parameters: the norm over the kept channels is a smaller norm of the same kind."""
     return match(labels, call.operands, call.shape)
 
 
 def group_norm(labels: Labels, call: Call) -> Layers:
-    """The number of groups stays: the j-th channel goes from every group at once. Groups of one channel go."""
+    """Keep the number of groups: the j-th channel goes from all groups together. Groups of one channel may go."""
     groups = int(call["num_groups"])
-    layers = independent_of(labels, call.input.layers, set(range(2, len(call.shape))))
+    layers = make_independent(labels, call.input.layers, set(range(2, len(call.shape))))
     for layer in layers:
         if layer.shape[1] > 1 and groups < call.shape[1]:
             labels.tie(split(layer, 1, (groups, -1)), 1)
@@ -38,12 +38,12 @@ def group_norm(labels: Labels, call: Call) -> Layers:
 
 
 def weight_norm(labels: Labels, call: Call) -> Layers:
-    """``v * g / norm(v)``, the norm over all dimensions but ``dim``: zeros in it count nothing."""
+    """``v * g / norm(v)``, with the norm over all dimensions but ``dim``: zeros do not change it."""
     return match(labels, [call["v"], call["g"]], call.shape)
 
 
 def embedding(labels: Labels, call: Call) -> Layers:
-    """``weight[indices]``: rows are named by the user's numbers and stay, columns are channels."""
+    """``weight[indices]``: rows stay, because the inputs refer to them by number; columns are channels."""
     weight, indices = call["weight"], call["indices"]
     labels.freeze(indices.layers)
     columns = []

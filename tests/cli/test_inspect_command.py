@@ -1,20 +1,16 @@
+"""`edgeopt inspect` as people run it, on a file and on a task."""
+
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from tiny_models import a_network
-
-from edgeopt.cli.inspect import latency_of, shares_of_table
-from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable
-from edgeopt.records.latency import LatencyTable, Layer, LayerTime, WholeTime
-from edgeopt.store.ledger import Ledger
 
 TESTS = Path(__file__).parents[1]
 
@@ -53,7 +49,7 @@ def test_a_files_facts_are_counted(of_model):
     assert of_model["inputs"] == [{"name": "x", "shape": ["N", 128], "dtype": "float32"}]
 
 
-def test_nodes_come_slowest_first_with_who_ran_them_and_shares_that_add_up(of_model):
+def test_nodes_come_slowest_first_with_their_provider_and_ratios_that_add_up(of_model):
     nodes = of_model["nodes"]
     assert [node["ns"] for node in nodes] == sorted((node["ns"] for node in nodes), reverse=True)
     assert sum(node["time_ratio"] for node in nodes) == pytest.approx(1)
@@ -62,7 +58,7 @@ def test_nodes_come_slowest_first_with_who_ran_them_and_shares_that_add_up(of_mo
     assert of_model["run_ms"] > 0
 
 
-def test_tensors_come_largest_first_with_their_share_of_the_file(of_model, model):
+def test_tensors_come_largest_first_with_their_ratio_of_the_file(of_model, model):
     first, second, third = of_model["tensors"]
     assert {first["name"], second["name"]} == {"w1", "w2"}
     assert (third["name"], third["shape"], third["dtype"]) == ("w0", [128, 256], "FLOAT")
@@ -70,7 +66,7 @@ def test_tensors_come_largest_first_with_their_share_of_the_file(of_model, model
     assert first["size_ratio"] == pytest.approx(first["stored_bytes"] / model.stat().st_size)
 
 
-def test_the_values_of_constant_nodes_are_tensors_of_the_file(tmp_path):
+def test_the_values_of_constant_nodes_count_as_tensors_of_the_file(tmp_path):
     value = numpy_helper.from_array(np.ones((64, 64), np.float32))
     graph = helper.make_graph(
         [helper.make_node("Constant", [], ["c"], value=value), helper.make_node("MatMul", ["x", "c"], ["y"])],
@@ -87,25 +83,31 @@ def test_the_values_of_constant_nodes_are_tensors_of_the_file(tmp_path):
 def test_people_get_tables_on_stdout(model):
     done = inspect(model)
     assert done.returncode == 0, done.stderr
-    for part in ("MACs of one sample", "slowest nodes", "largest tensors", "run by CPUExecutionProvider", "MatMul 3"):
+    for part in ("MACs per sample", "slowest nodes", "largest tensors", "run by CPUExecutionProvider", "MatMul 3"):
         assert part in done.stdout
     assert "inspect: reading the file" in done.stderr
 
 
-def test_a_tasks_groups_have_channels_importance_and_what_froze_them(of_task):
+def test_debug_messages_are_on_stderr_with_verbose(model):
+    done = inspect(model, "--json", "--verbose")
+    assert json.loads(done.stdout)["schema"] == "edgeopt/inspect-model-1"
+    assert "edgeopt.pipeline.inspect: profiling " in done.stderr
+
+
+def test_a_tasks_groups_have_channels_importance_and_the_reason_why_they_are_frozen(of_task):
     groups = {group["name"]: group for group in of_task["groups"]}
     assert of_task["schema"] == "edgeopt/inspect-task-1"
     frozen = [group for group in groups.values() if group["frozen_by"]]
     assert [(group["channels"], group["importance"]) for group in frozen] == [(4, [])]
     assert "output" in frozen[0]["frozen_by"]
     free = [group for group in groups.values() if not group["frozen_by"]]
-    assert of_task["latency_source"].startswith("a quick look in PyTorch")
+    assert of_task["latency_source"].startswith("a quick profile in PyTorch")
     assert all(0 < group["latency_ratio"] <= 1 for group in free)
     assert of_task["free_channels"] == sum(group["channels"] for group in free)
     assert all(len(group["importance"]) == group["channels"] for group in free)
 
 
-def test_parameters_a_channel_are_what_its_slots_hold(of_task):
+def test_the_parameters_of_a_channel_are_all_numbers_that_go_with_it(of_task):
     (group,) = [group for group in of_task["groups"] if not group["frozen_by"]]
     # a row of the stem's convolution, of both batch norms (weight, bias); a row and a column of the body's
     # convolution, whose corner belongs to both; 4 columns of the head
@@ -120,7 +122,7 @@ def test_the_table_of_a_task_names_its_groups():
 
 
 @pytest.mark.parametrize(
-    ("subject", "code", "said"),
+    ("subject", "code", "text"),
     [
         ("none.onnx", 2, "there is no file none.onnx"),
         ("broken.onnx", 1, "broken.onnx"),
@@ -128,33 +130,10 @@ def test_the_table_of_a_task_names_its_groups():
         ("fashon", 2, "fashion"),
     ],
 )
-def test_what_cannot_be_inspected_is_one_paragraph_and_an_exit_code(tmp_path, subject, code, said):
+def test_a_subject_that_cannot_be_inspected_gives_one_paragraph_and_an_exit_code(tmp_path, subject, code, text):
     (tmp_path / "broken.onnx").write_bytes(b"this is no protobuf")
     done = inspect(subject, cwd=tmp_path)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
-
-
-def test_the_share_of_time_comes_from_a_latency_table_of_the_same_network(tmp_path):
-    group = ChannelGroup(name="conv", channels=8, importance=(1.0,) * 8, frozen_by=None)
-    table = GroupTable(groups=(group,), tensors=())
-    follows = Dimension(fixed=0, per_channel={"conv": 1})
-    layers = tuple(
-        Layer(name=name, operator="Conv", shape=name, dimensions=dims, times=(LayerTime(sizes=sizes, ns=ns),))
-        for name, dims, sizes, ns in (("a", (follows,), (8,), 30.0), ("b", (), (), 10.0))
-    )
-    known = LatencyTable(
-        device="d", runtime="1.0", precision="int8", threads=1, batch_size=1, layers=layers,
-        wholes=(WholeTime(widths={"conv": 8}, ns=40.0),), seconds=1.0,
-    )  # fmt: skip
-    other = msgspec.structs.replace(known, wholes=(WholeTime(widths={"conv": 9}, ns=40.0),))
-    assert latency_of(tmp_path, table) is None
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.put("latency", "mine", known)
-    ledger.put("latency", "anothers", other)
-    ledger.close()
-    found = latency_of(tmp_path, table)
-    assert found == known
-    assert shares_of_table(found) == {"conv": pytest.approx(0.75)}

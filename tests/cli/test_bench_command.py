@@ -1,3 +1,5 @@
+"""`edgeopt bench` as people run it, and its text."""
+
 import json
 import re
 import subprocess
@@ -58,11 +60,12 @@ def bench(tmp_path):
     return run
 
 
-def test_json_alone_is_on_stdout_with_statistics_and_raw_samples(bench, tmp_path):
+def test_only_json_is_on_stdout_with_statistics_and_raw_samples(bench, tmp_path):
     a_network(tmp_path / "m.onnx")
     a_network(tmp_path / "o.onnx", layers=6, width=256)
-    done = bench("m.onnx", "--target", "./quick.toml", "--against", "o.onnx", "--json")
+    done = bench("m.onnx", "--target", "./quick.toml", "--against", "o.onnx", "--json", "--verbose")
     assert done.returncode == 0, done.stderr
+    assert "edgeopt.pipeline.bench_file: bench m.onnx for quick on local:" in done.stderr
     document = json.loads(done.stdout)
     assert document["schema"] == "edgeopt/bench-1"
     assert document["latency_ms"]["limit_ci95"][0] <= document["latency_ms"]["limit"]
@@ -79,43 +82,44 @@ def test_the_table_names_what_was_measured(bench, tmp_path):
     for part in (
         "p90, with its",
         "limit 1000 ms kept",
-        "at batch 1",
+        "at batch size 1",
         "CPUExecutionProvider 4",
-        "stands in",
+        "stood in",
         "onnxruntime",
     ):
         assert part in done.stdout
     assert "timing" in done.stderr
+    assert "edgeopt.pipeline" not in done.stderr  # no debug messages without --verbose
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "text"),
     [
         (("none.onnx", "--target", "./quick.toml"), 2, "none.onnx"),
-        (("m.onnx", "--target", "./quick.toml", "--device", "gopher://host"), 2, "no kind of device 'gopher'"),
+        (("m.onnx", "--target", "./quick.toml", "--device", "gopher://host"), 2, "unknown kind of device 'gopher'"),
         (("broken.onnx", "--target", "./quick.toml"), 1, "Protobuf"),
         (("m.onnx", "--target", "server-cuda"), 2, "onnxruntime-gpu"),
     ],
 )
-def test_what_cannot_be_measured_is_one_paragraph_and_an_exit_code(bench, tmp_path, arguments, code, said):
+def test_a_file_that_cannot_be_measured_gives_one_paragraph_and_an_exit_code(bench, tmp_path, arguments, code, text):
     a_network(tmp_path / "m.onnx")
     (tmp_path / "broken.onnx").write_bytes(b"this is no protobuf")
     done = bench(*arguments)
     assert done.returncode == code, done.stderr
-    assert said in done.stderr
+    assert text in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_the_nodes_that_changed_most_stand_below_the_verdict(bench, tmp_path):
+def test_the_largest_changes_are_below_the_verdict(bench, tmp_path):
     a_network(tmp_path / "m.onnx", width=256)
     a_network(tmp_path / "o.onnx", layers=6, width=256)
     done = bench("m.onnx", "--target", "./quick.toml", "--against", "o.onnx")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.index("faster:") < done.stdout.index("what changed most") < done.stdout.index("all nodes")
+    assert done.stdout.index("faster:") < done.stdout.index("largest changes") < done.stdout.index("all nodes")
 
 
-def test_a_sustained_run_and_the_modes_of_memory_stand_beside_the_times(bench, tmp_path):
+def test_a_sustained_run_and_the_memory_modes_are_next_to_the_times(bench, tmp_path):
     a_network(tmp_path / "m.onnx", width=256)
     done = bench("m.onnx", "--target", "./quick.toml", "--sustained", "10", "--memory-modes", "--json")
     assert done.returncode == 0, done.stderr
@@ -131,8 +135,8 @@ def test_a_sustained_run_and_the_modes_of_memory_stand_beside_the_times(bench, t
     }
 
 
-def test_what_was_asked_for_is_in_the_table(capsys, monkeypatch):
-    """The numbers are made up: what is tested is that each of them is said."""
+def test_everything_that_was_asked_for_is_in_the_table(capsys, monkeypatch):
+    """The numbers are made up: the test is that each of them is printed."""
     monkeypatch.setenv("COLUMNS", "200")
     mode = MemoryMode(
         memory_arena=False, prepacking=True, weights="mapped", load_peak_bytes=1_100_000, run_peak_bytes=2_200_000,
@@ -151,14 +155,14 @@ def test_what_was_asked_for_is_in_the_table(capsys, monkeypatch):
         "noise": {"few runs": 0.5},
     }  # fmt: skip
     print_summary(summary, a_quick_profile(affinity=(3,)), a_measurement())
-    said = re.sub(r"[\s│┃]+", " ", capsys.readouterr().out)
+    text = re.sub(r"[\s│┃]+", " ", capsys.readouterr().out)
     for part in (
-        "it slows down outside the noise: the last tenth takes 1.230",
-        "41 °C, then 66 °C",
+        "it slows down beyond the noise: the last tenth takes 1.230 times as long as the first",
+        "41 °C, 66 °C",
         "CUDAExecutionProvider 9 (25.0% of the time)",
         "1 thread on core 3",
         "off yes .ort, mapped 1.0 MB 1.9 MB 0.3 MB 4.40 ms",
         "the calibration is old",
-        "50 % of the runs that bound the percentile",
+        "50 % of the runs that the percentile needs",
     ):
-        assert part in said, said
+        assert part in text, text

@@ -1,0 +1,158 @@
+"""Everything that ``edgeopt bench`` measures of one file on one device.
+
+In: a ``BenchRequest`` and a device. Out: a ``BenchResult`` with raw samples, and a summary of its statistics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeopt import statistics
+from edgeopt.bench.changes import match_nodes
+from edgeopt.bench.compare import compare
+from edgeopt.bench.measure import measure
+from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, profile_nodes, provider_time_ratios
+from edgeopt.bench.run_target import RunTarget
+from edgeopt.bench.sustained import run_sustained, sustained_ratio, sustained_verdict
+from edgeopt.device.base import Device
+from edgeopt.device.open import device_role
+from edgeopt.errors import CannotProfileError
+from edgeopt.pipeline.device_calibration import add_estimate
+from edgeopt.records.calibration import Calibration
+from edgeopt.records.measurement import Comparison, Measurement, NodeChange, Sustained
+from edgeopt.records.profile import Profile
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """A file, and what to measure of it."""
+
+    model: Path
+    profile: Profile
+    """The target's."""
+    calibration: Calibration | None
+    """To estimate the target's latency from; None if the device itself is measured, or there is no calibration."""
+    calibration_refused: str | None
+    """Why a calibration that exists is not used."""
+    against: Path | None
+    """Another file, for an A/B comparison."""
+    sustained_seconds: float | None
+    memory_modes: bool
+    batch_size: int
+    inputs: Path | None
+    allow_fallback: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """The raw samples; None for everything that was not asked for."""
+
+    measurement: Measurement
+    comparison: Comparison | None
+    changes: list[NodeChange] | None
+    """None also if the device cannot profile nodes."""
+    provider_time_ratios: dict[str, float]
+    """Ratio of the nodes' time by execution provider; empty if the device does not report providers."""
+    sustained: Sustained | None
+    memory_modes: tuple[MemoryMode, ...] | None
+
+
+def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], None]) -> BenchResult:
+    """Measure everything that was asked for, one after the other.
+
+    Raises:
+        ConfigError: the device has no times.
+        ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
+    """
+    kind, profile = device_role(device.uri, request.profile, estimated=request.calibration is not None)
+    target = RunTarget(
+        device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback,
+        batch_size=request.batch_size, inputs=request.inputs,
+    )  # fmt: skip
+    _logger.debug("bench %s for %s on %s (%s)", request.model, profile.name, device.uri, target.kind)
+    sustained = None
+    if request.sustained_seconds is not None:  # first, while the device is as cool as the user left it
+        sustained = run_sustained(request.model, target, seconds=request.sustained_seconds, progress=progress)
+    percentile = profile.limits.latency_percentile
+    measurement = measure(
+        request.model,
+        target,
+        percentile=percentile,
+        max_latency_ms=profile.limits.max_latency_ms,
+        progress=progress,
+    )
+    if request.calibration is not None:
+        progress("estimating the target's latency")
+        measurement = add_estimate(measurement, request.model, profile, request.calibration, percentile, request.inputs)
+    comparison = compare(request.model, request.against, target, progress=progress) if request.against else None
+    changes, ratios = None, None
+    if request.against or len(measurement.providers) > 1:
+        progress("profiling nodes")
+        files = [request.against, request.model] if request.against else [request.model]
+        with contextlib.suppress(CannotProfileError):
+            profiles = profile_nodes(files, target, LONG_PROFILING_TURNS)
+            changes = match_nodes(profiles[0].nodes, profiles[1].nodes) if request.against else None
+            ratios = provider_time_ratios(profiles[-1].nodes)
+    modes = measure_memory_modes(request.model, target, progress=progress) if request.memory_modes else None
+    return BenchResult(
+        measurement, comparison, changes, ratios or dict.fromkeys(measurement.providers, 1.0), sustained, modes
+    )
+
+
+def summarize_bench(request: BenchRequest, result: BenchResult) -> dict[str, Any]:
+    """Return the statistics of a result, unrounded, under the names of ``choice.json``."""
+    profile, measurement, comparison = request.profile, result.measurement, result.comparison
+    percentile = profile.limits.latency_percentile
+    limit = statistics.latency_interval_ms(measurement, percentile)
+    memory = measurement.memory
+    summary: dict[str, Any] = {
+        "schema": "edgeopt/bench-1",
+        "model": str(request.model),
+        "target": profile.name,
+        "size_bytes": request.model.stat().st_size,
+        "batch_size": measurement.batch_size,
+        "latency_ms": {f"p{p}": statistics.latency_interval_ms(measurement, p).value for p in (50, 90, 99)}
+        | {"limit": limit.value, "limit_percentile": percentile, "limit_ci95": limit[1:]},
+        "estimate": measurement.estimate,
+        "calibration_refused": request.calibration_refused,
+        "throughput_per_s": statistics.throughput_per_s(measurement),
+        "load_ms": statistics.load_ms(measurement),
+        "peak_memory_bytes": memory.peak_bytes if memory else None,
+        "providers": measurement.providers,
+        "provider_time_ratios": result.provider_time_ratios,
+        "contended_processes": sum(timing.contended for timing in measurement.timings),
+        "noise": statistics.find_noise(measurement, percentile),
+        "sustained": _sustained_summary(result.sustained) if result.sustained else None,
+        "memory_modes": result.memory_modes,
+        "against": None,
+    }
+    if comparison is not None:
+        ratio = statistics.comparison_ratio(comparison)
+        summary["against"] = {
+            "model": str(request.against),
+            "latency_ratio": ratio.value,
+            "ci95": ratio[1:],
+            "verdict": statistics.verdict(comparison),
+            "clock": comparison.clock,
+        } | ({} if result.changes is None else {"nodes": result.changes})
+    return summary
+
+
+def _sustained_summary(sustained: Sustained) -> dict[str, Any]:
+    ratio, temperatures = sustained_ratio(sustained), sustained.temperatures_c
+    return {
+        "seconds": sustained.seconds,
+        "last_over_first": ratio.value,
+        "ci95": ratio[1:],
+        "verdict": sustained_verdict(sustained),
+        "clock": sustained.clock,
+        "temperatures_c": (temperatures[0], temperatures[-1]),
+    }

@@ -1,0 +1,328 @@
+"""A look inside: the nodes of a file with their times, or the channel groups of a task's network.
+
+In: a ``.onnx`` file and a device, or a task. Out: a ``ModelInspection`` or a ``TaskInspection``.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, NodeTime, profile_nodes, provider_time_ratios
+from edgeopt.bench.run_target import RunTarget
+from edgeopt.errors import InputError, WorkspaceError
+from edgeopt.graph.facts import ValueInfo, read_facts
+from edgeopt.graph.initializers import list_stored_tensors
+from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.pool import TorchPool
+from edgeopt.records.base import Record
+from edgeopt.records.codec import from_json
+from edgeopt.records.groups import GroupTable
+from edgeopt.records.latency import LatencyTable
+from edgeopt.records.recipe import Importance
+from edgeopt.store.ledger import Ledger
+from edgeopt.store.workspace import Workspace
+
+_logger = logging.getLogger(__name__)
+
+PROFILE_SOURCE = "a quick profile in PyTorch, on one thread of this machine"
+TABLE_SOURCE = "ONNX Runtime's latency table"
+
+
+class InspectedValue(Record, frozen=True, kw_only=True):
+    """An input or an output of a file."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    """A string is a dynamic dimension."""
+    dtype: str
+
+
+class InspectedTensor(Record, frozen=True, kw_only=True):
+    """A tensor that is stored in a file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    stored_bytes: int
+    size_ratio: float
+    """Of the file's size."""
+
+
+class InspectedNode(Record, frozen=True, kw_only=True):
+    """A node as ONNX Runtime runs it, after its optimizations."""
+
+    name: str
+    operator: str
+    provider: str
+    ns: float
+    time_ratio: float
+    """Of the time of all nodes."""
+
+
+class ProviderUse(Record, frozen=True, kw_only=True):
+    """The part of a file that one execution provider runs."""
+
+    nodes: int
+    time_ratio: float
+
+
+class ModelInspection(Record, frozen=True, kw_only=True):
+    """One ``.onnx`` file; ``edgeopt inspect MODEL.onnx --json`` prints it."""
+
+    schema: Literal["edgeopt/inspect-model-1"] = "edgeopt/inspect-model-1"
+    model: str
+    target: str
+    device: str
+    """URI."""
+    batch_size: int
+    size_bytes: int
+    download_bytes: int
+    """After deflate."""
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+    """For one sample."""
+    opset: int
+    ir_version: int
+    operators: dict[str, int]
+    """In the file, before ONNX Runtime's optimizations."""
+    inputs: tuple[InspectedValue, ...]
+    outputs: tuple[InspectedValue, ...]
+    tensors: tuple[InspectedTensor, ...]
+    """Largest first."""
+    run_ms: float
+    """Of one batch, without the profiler."""
+    providers: dict[str, ProviderUse]
+    time_by_operator: dict[str, float]
+    """Ratio of the time of all nodes, largest first."""
+    nodes: tuple[InspectedNode, ...]
+    """Slowest first."""
+
+
+class InspectedGroup(Record, frozen=True, kw_only=True):
+    """Channels that are pruned together."""
+
+    name: str
+    channels: int
+    frozen_by: str | None
+    """Why all channels have to stay; null if they can go."""
+    importance: tuple[float, ...]
+    latency_ratio: float
+    """Of the network's time, in layers whose sizes follow these channels; a layer may count for several groups."""
+    parameters_a_channel: int
+
+
+class TaskInspection(Record, frozen=True, kw_only=True):
+    """The network of a task; ``edgeopt inspect TASK --json`` prints it."""
+
+    schema: Literal["edgeopt/inspect-task-1"] = "edgeopt/inspect-task-1"
+    task: str
+    importance: Importance
+    latency_source: str
+    """Where the times come from."""
+    parameters: int
+    macs: int
+    """For one sample."""
+    free_channels: int
+    channels: int
+    groups: tuple[InspectedGroup, ...]
+
+
+def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None]) -> ModelInspection:
+    """Read a file and time its nodes on a device.
+
+    Args:
+        model: An ``.onnx`` file.
+        target: Where and how it runs.
+        progress: Called with a few words about the current step.
+
+    Raises:
+        InputError: the file does not exist, or its inputs cannot be made up.
+        ProviderError, StepError, DeviceError: see ``edgeopt.bench.measure.measure``.
+    """
+    if not model.is_file():
+        raise InputError(f"there is no file {model}. A task is a ready task's name, `module:name` or `file.py:name`.")
+    progress("reading the file")
+    file_facts = read_facts(model)
+    tensors = tuple(
+        InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / file_facts.size_bytes)
+        for tensor in list_stored_tensors(model)
+    )
+    progress("profiling nodes")
+    _logger.debug(
+        "profiling %s (%d tensors) on %s, batch size %d", model, len(tensors), target.device.uri, target.batch_size
+    )
+    (timed,) = profile_nodes([model], target, LONG_PROFILING_TURNS)
+    total_ns = sum(node.ns for node in timed.nodes) or 1.0
+    return ModelInspection(
+        model=str(model),
+        target=target.profile.name,
+        device=target.device.uri,
+        batch_size=target.batch_size,
+        size_bytes=file_facts.size_bytes,
+        download_bytes=file_facts.download_bytes,
+        parameters=file_facts.parameters,
+        nonzero_parameters=file_facts.nonzero_parameters,
+        macs=file_facts.macs,
+        opset=file_facts.opset,
+        ir_version=file_facts.ir_version,
+        operators=file_facts.operators,
+        inputs=_values(file_facts.inputs),
+        outputs=_values(file_facts.outputs),
+        tensors=tensors,
+        run_ms=timed.ns / 1e6,
+        providers=_provider_use(timed.nodes),
+        time_by_operator=_time_by_operator(timed.nodes, total_ns),
+        nodes=_nodes(timed.nodes, total_ns),
+    )
+
+
+def _values(values: Iterable[ValueInfo]) -> tuple[InspectedValue, ...]:
+    return tuple(InspectedValue(**value._asdict()) for value in values)
+
+
+def _provider_use(nodes: Sequence[NodeTime]) -> dict[str, ProviderUse]:
+    counts = Counter(node.provider for node in nodes)
+    ratios = provider_time_ratios(nodes)
+    return {name: ProviderUse(nodes=counts[name], time_ratio=ratio) for name, ratio in ratios.items()}
+
+
+def _time_by_operator(nodes: Sequence[NodeTime], total_ns: float) -> dict[str, float]:
+    times: Counter[str] = Counter()
+    for node in nodes:
+        times[node.operator] += node.ns  # type: ignore[assignment]
+    return {name: ns / total_ns for name, ns in times.most_common()}
+
+
+def _nodes(nodes: Sequence[NodeTime], total_ns: float) -> tuple[InspectedNode, ...]:
+    return tuple(
+        InspectedNode(
+            name=node.name, operator=node.operator, provider=node.provider, ns=node.ns, time_ratio=node.ns / total_ns
+        )
+        for node in sorted(nodes, key=lambda node: -node.ns)
+    )
+
+
+def inspect_task(spec: str, workspace: Path, *, progress: Callable[[str], None]) -> TaskInspection:
+    """Find the channel groups of a task's network, how important each channel is, and how much time each group takes.
+
+    PyTorch runs in a process of its own.
+
+    Args:
+        spec: The task, as ``edgeopt.task.load_task`` takes it.
+        workspace: A build's workspace: its latency table of this network is used if it has one.
+        progress: Called with a few words about the current step.
+
+    Raises:
+        TaskError: the task cannot be loaded or is at fault.
+        StepError: the network cannot be traced or analysed.
+    """
+    progress("loading the task and following its channels")
+    importance = Importance()
+    pool = TorchPool(spec, 1)
+    try:
+        groups = _read_groups(pool, importance)
+        ratios, source = _time_ratios(pool, groups, workspace, progress)
+    finally:
+        pool.close()
+    widths = groups.widths()
+    parameters = groups.parameters(widths)
+    return TaskInspection(
+        task=spec,
+        importance=importance,
+        latency_source=source,
+        parameters=parameters,
+        macs=groups.macs(widths),
+        free_channels=sum(group.channels for group in groups.free),
+        channels=sum(group.channels for group in groups.groups),
+        groups=tuple(
+            InspectedGroup(
+                name=group.name,
+                channels=group.channels,
+                frozen_by=group.frozen_by,
+                importance=group.importance,
+                latency_ratio=ratios.get(group.name, 0.0),
+                parameters_a_channel=parameters - groups.parameters({group.name: group.channels - 1}),
+            )
+            for group in groups.groups
+        ),
+    )
+
+
+_ORIGINAL = protocol.NetworkRef(source="original", file=None)
+
+
+def _read_groups(pool: TorchPool, importance: Importance) -> GroupTable:
+    """Return the group table of the task's network."""
+    with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-") as folder:
+        out = Path(folder) / "groups.json"
+        pool.do(protocol.TableJob(network=_ORIGINAL, importance=importance, out=str(out)), protocol.TableDone)
+        return from_json(out.read_bytes(), GroupTable)
+
+
+def _time_ratios(
+    pool: TorchPool, groups: GroupTable, workspace: Path, progress: Callable[[str], None]
+) -> tuple[dict[str, float], str]:
+    """Return each group's share of the time, and where the times come from."""
+    table = find_latency_table(workspace, groups)
+    _logger.debug("%d groups; latency table in %s: %s", len(groups.groups), workspace, "yes" if table else "no")
+    if table is not None:
+        return attribute_table_time(table), f"{TABLE_SOURCE} in {table.precision}, from {workspace}"
+    progress("timing operators")
+    profile = pool.do(protocol.ProfileJob(network=_ORIGINAL), protocol.ProfileDone)
+    return attribute_profile_time(groups, profile.ns, profile.total_ns), PROFILE_SOURCE
+
+
+def find_latency_table(workspace: Path, groups: GroupTable) -> LatencyTable | None:
+    """Return the newest latency table of this network that a build left in the workspace, or None."""
+    file = Workspace(workspace).ledger_file
+    if not file.is_file():
+        return None
+    try:
+        ledger = Ledger(file)
+    except WorkspaceError as error:  # such as one of another version: the times then come from PyTorch
+        _logger.debug("no latency table: %s", error)
+        return None
+    try:
+        tables = ledger.newest_first("latency-table", LatencyTable)
+        return next((table for table in tables if table.wholes and table.wholes[0].widths == groups.widths()), None)
+    finally:
+        ledger.close()
+
+
+def attribute_table_time(table: LatencyTable) -> dict[str, float]:
+    """Return for each group the ratio of the original's time in layers whose sizes follow its channels."""
+    total_ns = sum(layer.times[0].ns for layer in table.layers) or 1.0
+    return _add_by_group(
+        ({group for dimension in layer.dimensions for group in dimension.per_channel}, layer.times[0].ns / total_ns)
+        for layer in table.layers
+    )
+
+
+def attribute_profile_time(groups: GroupTable, ns: dict[str, float], total_ns: float) -> dict[str, float]:
+    """Return for each group the ratio of the time in operators whose weights follow its channels.
+
+    Args:
+        groups: The groups and the trainable tensors.
+        ns: Time of the operator that each trainable tensor belongs to, by the tensor's name.
+        total_ns: Time of the whole network.
+    """
+    return _add_by_group(
+        ({group for dimension in tensor.dims for group in dimension.per_channel},
+         ns.get(tensor.name, 0.0) / (total_ns or 1.0))
+        for tensor in groups.tensors
+    )  # fmt: skip
+
+
+def _add_by_group(layers: Iterable[tuple[set[str], float]]) -> dict[str, float]:
+    """Add up; a layer between two groups counts for both, so the ratios add up to more than one."""
+    ratios: Counter[str] = Counter()
+    for names, ratio in layers:
+        for name in names:
+            ratios[name] += ratio  # type: ignore[assignment]
+    return dict(ratios)

@@ -1,0 +1,282 @@
+"""``TrialRunner``: from a candidate to its network, its variants and their trials.
+
+Making (``make``) may run in several threads at once; measuring (``measure``, ``compare``) runs alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from edgeopt.errors import DivergedError, EdgeoptError
+from edgeopt.pipeline.artifacts.device_parity import device_parity
+from edgeopt.pipeline.artifacts.evaluator import Evaluator, timed
+from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, variant_steps
+from edgeopt.pipeline.artifacts.networks import (
+    ExportedFile,
+    StoredNetwork,
+    export_network,
+    group_table_of,
+    train_network,
+)
+from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, make_artifact
+from edgeopt.pipeline.boundary import as_failed
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.search.candidate import (
+    Candidate,
+    CandidateResult,
+    ScoredArtifact,
+    Variant,
+    importance_of,
+    summary_of,
+)
+from edgeopt.pipeline.search.comparisons import (
+    measured_counterpart,
+    needs_comparison,
+    with_baseline,
+    with_float_counterpart,
+    with_parent,
+)
+from edgeopt.pipeline.torch_process import protocol
+from edgeopt.records.budget import Limit
+from edgeopt.records.profile import Precision
+from edgeopt.records.recipe import GraphStep, Prune, Quantize, QuantizeAware, Recipe
+from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.select.limits import judge_limits, measured_size
+
+SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+
+
+class TrialRunner:
+    """Makes, scores, measures and compares the variants of candidates, and writes each trial to the ledger.
+
+    Args:
+        build: The build.
+        original: The trained model's network.
+        exported: Its file, the baseline.
+        evaluator: Measures and scores files.
+        build_number: The build's number in the ledger.
+    """
+
+    def __init__(
+        self, build: Build, original: StoredNetwork, exported: ExportedFile, evaluator: Evaluator, build_number: int
+    ) -> None:
+        self.build = build
+        self.original = original
+        self.exported = exported
+        self.evaluator = evaluator
+        self.build_number = build_number
+        self.trials: list[Trial] = []
+        self.networks: dict[str | None, StoredNetwork] = {None: original}
+        """Networks of measured candidates, by key."""
+        self.smallest_bytes = math.inf
+        """Size of the smallest file so far that keeps every limit."""
+
+    # -- making ------------------------------------------------------------------------------------------------------
+
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """The precisions that the target allows, those of the smallest files first."""
+        return tuple(name for name in SMALLEST_FIRST if name in self.build.profile.precisions)
+
+    def make(
+        self, candidate: Candidate, parent: StoredNetwork | None = None, label: str | None = None
+    ) -> CandidateResult:
+        """Make a candidate's network and its files in every allowed precision, and score them; nothing is measured.
+
+        Args:
+            candidate: The candidate.
+            parent: The network it starts from; looked up by its key if it is not given.
+            label: What progress calls it.
+        """
+        build, seconds = self.build, dict[str, float]()
+        diverged = build.keys.of("diverged-training", candidate=candidate)
+        failed = build.ledger.get(diverged, Failed)
+        if failed is not None:
+            return self._without_network(candidate, failed, seconds)
+        try:
+            network = timed(seconds, "train", lambda: self._network(candidate, parent, label or summary_of(candidate)))
+            exported = self.exported
+            if candidate.steps:
+                exported = timed(seconds, "export", lambda: export_network(build, network))
+        except EdgeoptError as error:
+            failed = as_failed(error)
+            if isinstance(error, DivergedError):
+                build.ledger.put(diverged, failed)
+            return self._without_network(candidate, failed, seconds)
+        variants: list[Variant] = []
+        for precision, all_steps in self._steps(candidate, exported):
+            if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
+                continue  # float16 is for networks whose int8 variant loses too much
+            variants += [self.make_variant(candidate, network, exported, steps, seconds) for steps in all_steps]
+        return CandidateResult(network, exported, variants)
+
+    def _without_network(self, candidate: Candidate, failed: Failed, seconds: dict[str, float]) -> CandidateResult:
+        return CandidateResult(None, None, [Variant(candidate.recipe((), self.build.seed), failed, seconds)])
+
+    def _steps(
+        self, candidate: Candidate, exported: ExportedFile
+    ) -> Iterator[tuple[Precision, Iterator[tuple[GraphStep, ...]]]]:
+        """Yield the graph steps of each variant, by precision; one trained for int8 has the ranges of its training."""
+        aware = next((step for step in candidate.steps if isinstance(step, QuantizeAware)), None)
+        for precision in self.precisions:
+            if aware is None:
+                yield precision, variant_steps(self.build, exported, precision)
+            elif precision == "int8":
+                trained = msgspec.structs.replace(quantize_step(aware), calibration="trained")
+                yield precision, iter([int8_steps(trained, self.build.profile)])
+            elif precision == "fp32":
+                yield precision, iter([graph_steps(precision, self.build.profile)])
+
+    def make_variant(
+        self,
+        candidate: Candidate,
+        network: StoredNetwork,
+        exported: ExportedFile,
+        steps: tuple[GraphStep, ...],
+        spent: dict[str, float],
+        reasons: tuple[str, ...] = (),
+    ) -> Variant:
+        """Make and score one file.
+
+        Args:
+            candidate: The candidate.
+            network: Its network.
+            exported: Its exported file.
+            steps: The graph steps; none leave the file as it was exported.
+            spent: Seconds by stage that were spent on the network already.
+            reasons: Why these steps were chosen.
+        """
+        recipe, seconds = candidate.recipe(steps, self.build.seed), dict(spent)
+        try:
+            artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe, reasons))
+            artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes))
+            score = timed(seconds, "score", lambda: self.evaluator.score(artifact.sha256))
+        except EdgeoptError as error:
+            return Variant(recipe, as_failed(error), seconds)
+        return Variant(recipe, ScoredArtifact(artifact, score), seconds)
+
+    def _network(self, candidate: Candidate, parent: StoredNetwork | None, label: str) -> StoredNetwork:
+        """Return a candidate's network, trained now if necessary."""
+        if not candidate.steps:
+            return self.original
+        build, start = self.build, parent or self.networks[candidate.parent]
+        aware = next((step for step in candidate.steps if isinstance(step, QuantizeAware)), None)
+
+        def table_file() -> Path:
+            return group_table_of(build, start, importance_of(build))[1]
+
+        def quantized_parent() -> tuple[Path, Path]:
+            assert aware is not None
+            return fake_quant_files(build, export_network(build, start), quantize_step(aware))
+
+        def report(done: protocol.EpochProgress) -> None:
+            build.progress("train", f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}")
+
+        network = train_network(
+            build,
+            start,
+            candidate.steps,
+            table_file if any(isinstance(step, Prune) for step in candidate.steps) else None,
+            self.original.parameters,
+            report,
+            quantized_parent if aware is not None else None,
+        )
+        if aware is not None:
+            _, values = fake_quant_paths(build, export_network(build, start), quantize_step(aware))
+            values.unlink(missing_ok=True)
+        return network
+
+    # -- measuring ---------------------------------------------------------------------------------------------------
+
+    def measure(self, variant: Variant) -> Trial:
+        """Measure a variant, compare it with the baseline if it keeps every limit, and write the trial."""
+        number = len(self.trials)
+        outcome: Measured | Failed
+        seconds = dict(variant.seconds)
+        if isinstance(variant.made, Failed):
+            outcome = variant.made
+            self.build.progress("failed", f"trial {number}: {outcome.stage}: {outcome.reason}")
+        else:
+            try:
+                outcome = timed(seconds, "measure", lambda: self._measured(number, variant))
+            except EdgeoptError as error:
+                if number == 0:
+                    raise
+                outcome = as_failed(error)
+        trial = Trial(number=number, recipe=variant.recipe, outcome=outcome, seconds=seconds)
+        self.trials.append(trial)
+        self.build.ledger.add_trial(self.build_number, trial)
+        return trial
+
+    def _measured(self, number: int, variant: Variant) -> Measured:
+        """Return a variant's measurement with its A/Bs: against the baseline, if it may win, and against its parent.
+
+        An A/B against the baseline that fails is tried again when the winner is chosen.
+        """
+        assert isinstance(variant.made, ScoredArtifact)
+        artifact, score = variant.made
+        self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
+        parity = device_parity(self.build, artifact.sha256, variant.recipe)
+        if parity is not None:
+            artifact = msgspec.structs.replace(artifact, parities=(*artifact.parities, parity))
+        outcome = Measured(
+            artifact=artifact,
+            measurement=self.evaluator.measurement(artifact.sha256),
+            score=score,
+            against_baseline=None,
+            ranking=variant.ranking,
+        )
+        size_bytes = measured_size(artifact, self.build.budget)
+        if number > 0 and not self.missed_limits(outcome) and size_bytes < self.smallest_bytes:
+            self.smallest_bytes = size_bytes
+            try:
+                outcome = with_baseline(self.evaluator, outcome)
+            except EdgeoptError as error:
+                self.build.progress("compare", f"trial {number} was not compared: {as_failed(error).reason}")
+        return with_parent(self.evaluator, variant.recipe, outcome, self.trials)
+
+    def needs_comparison(self, number: int) -> bool:
+        """Tell whether a trial still has to be compared with the baseline or with its float counterpart."""
+        return needs_comparison(self.build, self.trials[number], self.trials)
+
+    def compare(self, number: int) -> Trial:
+        """Compare a trial with the baseline and with its float counterpart, and write it again."""
+        trial = self.trials[number]
+        assert isinstance(trial.outcome, Measured)
+        outcome = trial.outcome
+        if outcome.against_baseline is None:
+            outcome = with_baseline(self.evaluator, outcome)
+        counterpart = measured_counterpart(self.build, trial, self.trials)
+        if counterpart is not None:
+            outcome = with_float_counterpart(self.evaluator, number, outcome, counterpart)
+        return self.rewrite(trial, outcome)
+
+    def rewrite(self, trial: Trial, outcome: Measured) -> Trial:
+        """Replace a trial's outcome, and return the trial."""
+        changed = msgspec.structs.replace(trial, outcome=outcome)
+        self.trials[trial.number] = changed
+        self.build.ledger.add_trial(self.build_number, changed)
+        return changed
+
+    def has_tried(self, recipe: Recipe) -> bool:
+        """Tell whether there is a trial of a recipe."""
+        return any(trial.recipe == recipe for trial in self.trials)
+
+    def missed_limits(self, outcome: Measured) -> set[Limit]:
+        """Return the limits that a measured file misses."""
+        return {finding.limit for finding in judge_limits(outcome, self.build.budget) if not finding.kept}
+
+
+def quantize_step(aware: QuantizeAware) -> Quantize:
+    """Return the quantization that a training for int8 imitates."""
+    return Quantize(
+        activations=aware.activations,
+        per_channel=aware.per_channel,
+        reduce_range=aware.reduce_range,
+        calibration=aware.calibration,
+        samples=aware.samples,
+    )

@@ -1,4 +1,4 @@
-"""What the README says is what happens."""
+"""The README's commands, files, code and tables are true."""
 
 import re
 import subprocess
@@ -30,7 +30,7 @@ def test_the_five_lines_for_a_classifier_are_a_task(tmp_path):
     assert len([line for line in code.splitlines() if line and not line.startswith("#")]) <= 5
 
 
-def test_every_command_that_is_named_exists_and_takes_the_options_shown():
+def test_every_command_in_the_readme_exists_and_has_the_options_shown():
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
     for line in re.findall(r"\bedgeopt (\w+)(.*)$", shell, re.MULTILINE):
         assert line[0] in COMMANDS, line
@@ -41,19 +41,28 @@ def test_every_command_that_is_named_exists_and_takes_the_options_shown():
             assert option in help_text, (line, option)
 
 
-def test_files_that_are_named_exist():
+def test_every_file_named_in_the_readme_exists():
     for name in re.findall(r"`((?:edgeopt|tools|tests|benchmarks|targets)/[\w./-]+)`", README):
         assert (ROOT / name).exists(), name
 
 
-def test_the_gate_installs_and_tests_as_the_readme_says():
+def test_every_picture_and_link_in_the_readme_exists():
+    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_readme_stays_short():
+    assert len(README.split()) <= 900
+
+
+def test_continuous_integration_installs_and_tests_as_the_readme_says():
     gate = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     for command in ("-c constraints.txt .", "-c constraints.txt '.[test]'", "tools/check"):
         assert command in README
         assert command in gate
 
 
-def test_the_tables_are_those_of_the_results():
+def test_the_tables_match_the_results():
     done = subprocess.run(
         [sys.executable, ROOT / "tools" / "readme_figures.py", "--check"], capture_output=True, text=True, check=False
     )

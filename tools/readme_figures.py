@@ -1,4 +1,4 @@
-"""Write the README's tables from the results of the benchmarks.
+"""Write the benchmark results into the tables of README.md and benchmarks/README.md.
 
 python tools/readme_figures.py [--check]
 """
@@ -15,60 +15,64 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def load(name: str) -> dict[str, Any] | None:
-    """Return a benchmark's results, or None where it was not run."""
+def load_result(name: str) -> dict[str, Any] | None:
+    """Return a benchmark's result, or None if it was not run."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def ratio(value: float | None) -> str:
-    """Return a ratio in words."""
+def format_ratio(value: float | None) -> str:
+    """Return a ratio as text, or a dash for None."""
     return "–" if value is None else f"{value:.1f}×"
 
 
-def default_build(result: dict[str, Any]) -> str:
-    """Return the table of the default build."""
-    figures = result["figures"]
+def format_default_table(result: dict[str, Any]) -> str:
+    """Return the table of the default build, and its command."""
     lines = [
-        "Against the exported fp32 file; speed by interleaved A/B on one thread; the drop is in points of 0.01.",
+        "Compared with the exported fp32 file; score drop in points of 0.01, with its 95 % interval.",
         "",
-        "| | file | smaller | faster | drop on the selection images |",
+        "| | file | smaller | faster | score drop on the selection images |",
         "|---|---|---|---|---|",
     ]
     for row in result["rows"]:
         if row["size_ratio"] is None:
-            lines.append(f"| {row['name']} | nothing keeps the limits | | | |")
+            lines.append(f"| {row['name']} | no trial keeps the limits | | | |")
             continue
         low, high = row["selection_drop_ci95"]
         lines.append(
-            f"| {row['name']} | {row['size_bytes'] / 1e3:.0f} kB | {ratio(row['size_ratio'])} | "
-            f"{ratio(row['speed_ratio'])} | {row['selection_drop'] * 100:.2f} ({low * 100:.2f} to {high * 100:.2f}) |"
+            f"| {row['name']} | {row['size_bytes'] / 1e3:.0f} kB | {format_ratio(row['size_ratio'])} | "
+            f"{format_ratio(row['speed_ratio'])} | "
+            f"{row['selection_drop'] * 100:.2f} ({low * 100:.2f} to {high * 100:.2f}) |"
         )
-    environment = result["samples"]["default"]["trials"][0]
+    figures = result["figures"]
+    low, high = (100 * end for end in figures["test_drop_ci95"])
+    drop = f"On {figures['test_images']:,} test images: {100 * figures['test_drop']:.2f} ({low:.2f} to {high:.2f})."
+    return "\n".join([*lines, "", f"{drop} `{result['command']}`"])
+
+
+def format_default_build(result: dict[str, Any]) -> str:
+    """Return the table of the default build, with its scores on the test images."""
+    figures, baseline = result["figures"], result["samples"]["default"]["trials"][0]
     drop_low, drop_high = figures["test_drop_ci95"]
     processor = result["samples"]["default"].get("environment", {}).get("processor", "")
-    lines += [
-        "",
-        f"On the {figures['test_images']:,} test images, looked at once: "
-        f"baseline {figures['baseline_test_score']:.4f}, "
-        f"winner {figures['baseline_test_score'] - figures['test_drop']:.4f} "
+    scores = (
+        f"Baseline {baseline['size_bytes'] / 1e6:.2f} MB. On the {figures['test_images']:,} test images: baseline "
+        f"{figures['baseline_test_score']:.4f}, winner "
+        f"{figures['baseline_test_score'] - figures['test_drop']:.4f} "
         f"({figures['test_drop'] * 100:.2f} points lower; 95 %: {drop_low * 100:.2f} to {drop_high * 100:.2f}). "
-        f"The build took {figures['seconds'] / 60:.1f} minutes on two cores"
-        + (f" of {processor}" if processor else "")
-        + f" (baseline {environment['size_bytes'] / 1e6:.2f} MB).",
-        "",
-        f"`{result['command']}` measures it again; raw results in `benchmarks/results/default_build.json`.",
-    ]
-    return "\n".join(lines)
+        f"{figures['seconds'] / 60:.1f} minutes on two cores"
+    )
+    return f"{format_default_table(result)}\n\n{scores}" + (f" ({processor})." if processor else ".")
 
 
 CLAIMS = {
     "coverage": "{architectures} architectures pruned by 30 and 50 %: {pass_ratio:.0%} pass (exact at every node, "
     "trained, exported with parity); torch-pruning {torch_pruning_pass_ratio:.0%}; {silent_no_ops} silently unpruned",
-    "predictor": "{networks} held-out pruned networks: predicted latency is off by {median_error_ratio:.1%} at the "
-    "median and {p90_error_ratio:.1%} at the 90th percentile",
-    "quantization": "{architectures} networks on 10,000 test images: at most {worst_score_drop:.4f} lost, "
-    "{int8_shipped_ratio:.0%} ship int8, {int8_faster_ratio:.0%} faster, {shipped_slower_than_float} slower than float "
+    "predictor": "{networks} held-out pruned networks: the error of the predicted latency is "
+    "{median_error_ratio:.1%} at the median and {p90_error_ratio:.1%} at the 90th percentile",
+    "quantization": "{architectures} networks on 10,000 test images: a score drop of at most "
+    "{worst_score_drop:.4f}; {int8_shipped_ratio:.0%} ship int8, {int8_faster_ratio:.0%} are faster, "
+    "{shipped_slower_than_float} slower than float "
     "(onnxruntime.quantization's defaults: {onnxruntime-static_worst_score_drop:.4f}, "
     "{onnxruntime-static_int8_faster_ratio:.0%} faster, {onnxruntime-static_shipped_slower_than_float} slower; NNCF: "
     "{nncf_worst_score_drop:.4f}, {nncf_int8_faster_ratio:.0%}, {nncf_shipped_slower_than_float})",
@@ -82,35 +86,54 @@ CLAIMS = {
     "ranking cut at counted MACs: {residual_gain_over_macs_at_60[0]:.4f} and {residual_gain_over_macs_at_30[0]:.2f}, "
     "{depthwise_gain_over_macs_at_60[0]:.2f} and {depthwise_gain_over_macs_at_30[0]:.2f}; of {pruned_candidates} "
     "pruned files of ten architectures {pruned_shipped_ratio:.0%} were faster than their parent and would ship, "
-    "{shipped_slower_than_parent} of these slower in a second A/B",
-    "verdicts": "{equal_files_compared} A/B comparisons of a file with its copy: {false_verdict_ratio:.1%} called "
-    "different; 5 % more work found in {found_5_percent_ratio:.0%} of {planted_compared}",
-    "memory": "peak memory against known weights and activations: off by {worst_error_ratio:.1%} at worst "
+    "{shipped_slower_than_parent} of them slower in a second A/B",
+    "verdicts": "{equal_files_compared} A/B comparisons of a file with its copy: {false_verdict_ratio:.1%} judged "
+    "different; 5 % more work was detected in {found_5_percent_ratio:.0%} of {planted_compared}",
+    "memory": "peak memory compared with known weights and activations: an error of at most {worst_error_ratio:.1%} "
     "({networks} networks)",
-    "importance": "first-order Taylor keeps {gain_over_random:.3f} more of the score than random channels; best of its "
-    "comparison: {best_method}",
+    "importance": "first-order Taylor keeps {gain_over_random:.3f} more of the score than random channels; best in "
+    "this comparison: {best_method}",
 }
-"""Benchmark to its claim, with the names of its figures."""
+"""The claim that each benchmark supports, with the names of its figures."""
 
 
-def claims() -> str:
-    """Return the list of what the other benchmarks found."""
+def format_claims() -> str:
+    """Return the list of the other benchmarks' claims."""
     lines = []
     for name, text in CLAIMS.items():
-        result = load(name)
+        result = load_result(name)
         if result is not None:
             claim = text.format(**result["figures"])
             lines.append(f"- `benchmarks/{name}.py`: {claim}.")
     return "\n".join(lines)
 
 
-def replaced(text: str) -> str:
-    """Return the README with every table written anew."""
-    build = load("default_build")
-    tables = {"claims": claims()} | ({"default-build": default_build(build)} if build else {})
-    for marker, table in tables.items():
-        begin = f"<!-- {marker}:begin (written by tools/readme_figures.py) -->"
-        end = f"<!-- {marker}:end -->"
+TABLES = {
+    "README.md": ("default-table",),
+    "benchmarks/README.md": ("claims", "default-build"),
+}
+"""Which tables each file has."""
+
+
+def format_tables() -> dict[str, str]:
+    """Return every table by the name of its markers; those without results are missing."""
+    build = load_result("default_build")
+    claims = {"claims": format_claims()}
+    if build is None:
+        return claims
+    return claims | {"default-table": format_default_table(build), "default-build": format_default_build(build)}
+
+
+def replace_tables(text: str, tables: dict[str, str]) -> str:
+    """Return a text with what is between the markers of each table replaced.
+
+    Raises:
+        click.ClickException: a marker is missing.
+    """
+    for name, table in tables.items():
+        begin, end = f"<!-- {name}:begin (written by tools/readme_figures.py) -->", f"<!-- {name}:end -->"
+        if begin not in text or end not in text:
+            raise click.ClickException(f"the markers of the table '{name}' are missing: {begin} and {end}.")
         before, _, rest = text.partition(begin)
         _, _, after = rest.partition(end)
         text = f"{before}{begin}\n{table}\n{end}{after}"
@@ -118,16 +141,18 @@ def replaced(text: str) -> str:
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Fail where the README differs; write nothing.")
+@click.option("--check", is_flag=True, help="Fail if a file differs; write nothing.")
 def main(check: bool) -> None:
-    """Write the tables, or check them."""
-    path = ROOT / "README.md"
-    old = path.read_text(encoding="utf-8")
-    new = replaced(old)
-    if check and new != old:
-        raise click.ClickException("the README's tables differ from benchmarks/results: run tools/readme_figures.py.")
-    if not check:
-        path.write_text(new, encoding="utf-8")
+    """Write the tables into README.md and benchmarks/README.md, or check them."""
+    found = format_tables()
+    for name, wanted in TABLES.items():
+        path = ROOT / name
+        old = path.read_text(encoding="utf-8")
+        new = replace_tables(old, {table: found[table] for table in wanted if table in found})
+        if check and new != old:
+            raise click.ClickException(f"tables in {name} differ from benchmarks/results: run tools/readme_figures.py.")
+        if not check:
+            path.write_text(new, encoding="utf-8")
 
 
 if __name__ == "__main__":

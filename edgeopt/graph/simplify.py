@@ -28,5 +28,5 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
         return model, ("simplify: kept the graph unchanged, onnxsim made it larger",)
     notes = [f"simplify: {before} to {after} nodes"] if after < before else []
     if pools:
-        notes.append(f"simplify: {pools} ReduceMean nodes replaced with GlobalAveragePool")
+        notes.append(f"simplify: {pools} ReduceMean replaced with GlobalAveragePool")
     return simple, tuple(notes)

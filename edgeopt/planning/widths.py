@@ -102,8 +102,8 @@ def allocate(
         return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
     limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
     solution = _solve(table, predictor, step, parameter_limit, limit_ns)
-    if solution is None:
-        note = "no allowed widths keep the limit on parameters: work was counted instead of latency"
+    if isinstance(solution, str):
+        note = f"{solution}: work was counted instead of latency"
         return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
     full = table.widths()
     return Allocation(
@@ -120,10 +120,11 @@ def _without_proof(widths: dict[str, int], notes: tuple[str, ...]) -> Allocation
 
 def _solve(
     table: GroupTable, predictor: Predictor, step: int, parameter_limit: float, limit_ns: float
-) -> Solution | None:
+) -> Solution | str:
     """Return the choice that loses the least importance, or a quicker one that loses about as little.
 
-    If none keeps the latency limit, return the quickest one within the limit on parameters.
+    If none keeps the latency limit, return the quickest one within the limit on parameters; if there is no choice at
+    all, the reason.
     """
     floors = min_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step)
     if math.isinf(parameter_limit):
@@ -132,12 +133,13 @@ def _solve(
     parameters, latency = weight_costs(table, options), latency_costs(predictor, options)
     lost = importance_costs(table, options)
     if parameters is None:
-        return None
+        return "a tensor has more than two dimensions whose channels can go"
     program = WidthProgram(options, sorted({*parameters.pairs, *latency.pairs}))
     limits = [limit for limit in ((parameters, parameter_limit), (latency, limit_ns)) if not math.isinf(limit[1])]
     best = program.solve(lost, limits)
     if best is None:
-        return program.solve(latency, [limit for limit in limits if limit[0] is not latency])
+        quickest = program.solve(latency, [limit for limit in limits if limit[0] is not latency])
+        return "no allowed widths keep the limit on parameters" if quickest is None else quickest
     if math.isinf(parameter_limit):
         return best
     least = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)

@@ -97,7 +97,7 @@ def low_rank_candidates(build: Build, network: StoredNetwork, precision: Precisi
 
 def _note(decision: LowRankDecision, times: LayerTimes, loss: float, precision: Precision) -> str:
     whole, pair = (sum(times[name][place] for name in decision.layers) for place in (0, 1))
-    kept = f"; {decision.slower_count} were kept, because they would be slower" if decision.slower_count else ""
+    kept = f"; {decision.slower_count} were kept, being slower or not timed" if decision.slower_count else ""
     return (
         f"low rank: each layer lost at most {loss:.0%} of its output before training; {len(decision.layers)} "
         f"factorized layers take {pair / whole:.2f} of their time in {precision}, timed one by one{kept}"

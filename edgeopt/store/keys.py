@@ -60,7 +60,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "layer-times": ("makers", "hardware", "session"),
     "float-prefix": ("task", "makers", "device", "session"),
 }
-"""Which facts the key of each kind contains, besides the details that the caller gives."""
+"""Which facts the key of each kind contains, besides the details that the caller gives: for an artifact its recipe."""
 
 
 class Key(NamedTuple):

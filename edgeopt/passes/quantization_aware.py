@@ -25,7 +25,7 @@ from edgeopt.errors import StepError
 from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.records.quantization import FakeQuantSites, FakeQuantWeight
-from edgeopt.task import flat_outputs
+from edgeopt.task.values import flat_outputs
 
 _STAGE = "quantize-aware"
 _MATCH_TOLERANCE = 1e-3

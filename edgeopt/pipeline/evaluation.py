@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
-from edgeopt.task import Batch, CheckedTask, as_outputs, load_task, to_numpy
+from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task.values import as_outputs, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
 NamedArrays = dict[str, NDArray[Any]]

@@ -23,7 +23,8 @@ from edgeopt.device.local import LocalDevice
 from edgeopt.errors import StepError, TaskError
 from edgeopt.graph.model import walk_graphs
 from edgeopt.passes.distill.teacher import Inputs, Outputs, Teacher
-from edgeopt.task import CheckedTask, to_numpy
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import to_numpy
 
 TEACHER_STAGE = "teacher"
 _CHUNK_BYTES = 32_000_000

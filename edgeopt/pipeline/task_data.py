@@ -22,7 +22,8 @@ from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
-from edgeopt.task import CheckedTask, to_numpy
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
 _PARITY_SAMPLES = 32

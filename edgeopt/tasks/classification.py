@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TaskError
 from edgeopt.records.budget import Budget
-from edgeopt.task import Training, as_tuple
+from edgeopt.task import Training
+from edgeopt.task.values import as_tuple
 
 _Batches = Iterable[tuple[Any, Any]]
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from edgeopt.records.recipe import Distill
-from edgeopt.task import CheckedTask, flat_outputs
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import flat_outputs
 
 
 def is_classification(output: Tensor, targets: Any) -> bool:

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask, flat_outputs
+from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.values import flat_outputs
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 Outputs: TypeAlias = tuple[Tensor, ...]

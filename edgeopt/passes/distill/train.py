@@ -22,7 +22,8 @@ from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
-from edgeopt.task import CheckedTask, as_outputs, flat_outputs, to_numpy
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import as_outputs, flat_outputs, to_numpy
 
 _MOMENTUM = 0.9
 _GRADIENT_NORM_LIMIT = 5.0

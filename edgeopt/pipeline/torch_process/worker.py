@@ -49,7 +49,8 @@ from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask, flat_outputs, load_task
+from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task.values import flat_outputs
 
 _SALIENCY_BATCHES = 16
 """Training batches for gradient-based importance."""

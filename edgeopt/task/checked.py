@@ -1,21 +1,15 @@
-"""The boundary to the user's code: the members of a task, how it is loaded, and how each part is checked.
+"""``CheckedTask``: a user's task with its optional members filled in and every returned value checked.
 
-In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, which checks every value before the rest
-of edgeopt sees it. Exceptions from the user's own code pass through; ``pipeline`` turns them into messages.
+Exceptions from the user's own code pass through; ``pipeline`` turns them into messages.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -23,110 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import TaskError, did_you_mean
-from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
-from edgeopt.records.recipe import Importance, Optimizer
+from edgeopt.task.protocol import Training
+from edgeopt.task.random_states import RandomStates, use_random_states
+from edgeopt.task.values import as_tuple, flat_outputs
 
-_Arrays: TypeAlias = tuple[NDArray[Any], ...]
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
 """Inputs and targets of one batch."""
 
-_READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
 _REQUIRED_METHODS = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
-
-
-class Training(Record, frozen=True, kw_only=True):
-    """How the candidates of a task are trained, and how their channels are scored for pruning."""
-
-    epochs: int = 10
-    optimizer: Optimizer = "sgd"
-    learning_rate: float = 0.05
-    weight_decay: float = 5e-4
-    temperature: float = 4.0
-    kl_weight: float = 0.9
-    mse_weight: float = 0.0
-    hard_weight: float = 0.1
-    importance: Importance = Importance()
-    """How channels are scored before some are removed."""
-    group_lasso: float = 0.0
-    """If above 0, a quarter of the epochs comes before pruning and shrinks channels with a penalty of this strength."""
-
-
-class Task(Protocol):
-    """A user's task: these methods, and optional members that ``CheckedTask`` lists."""
-
-    name: str
-
-    def build_model(self) -> nn.Module:
-        """Return the trained model."""
-
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """Return one batch of inputs; it also becomes the golden inputs of the bundle."""
-
-    def train_batches(self, seed: int) -> Iterable[tuple[Any, Any]]:
-        """Return one epoch of ``(inputs, targets)``."""
-
-    def eval_batches(self) -> Iterable[tuple[Any, Any]]:
-        """Return the selection set, which decides: batches of ``(inputs, targets)``."""
-
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
-        """Return the training loss, a scalar."""
-
-    def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
-        """Return the score of ``(outputs, targets)`` pairs of arrays over the whole set; higher is better."""
-
-
-def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
-    """Return model inputs as a tuple: a single tensor becomes a tuple of one."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-
-
-def as_outputs(arrays: Sequence[NDArray[Any]]) -> Any:
-    """Return arrays as ``score`` expects them: a single array as it is, several as a tuple."""
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)
-
-
-def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
-    """Return a model's outputs as a flat tuple of tensors, in the exporter's order."""
-    return tuple(torch.utils._pytree.tree_leaves(outputs))
-
-
-def to_numpy(value: Any) -> Any:
-    """Return tensors as arrays, through tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if isinstance(value, Mapping):
-        return {key: to_numpy(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(to_numpy(item) for item in value)
-    return np.asarray(value)
-
-
-class RandomStates:
-    """The states of torch's, numpy's and Python's global generators after seeding with ``seed``."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator()
-        generator.manual_seed(seed)
-        self.torch = generator.get_state()
-        self.numpy = np.random.RandomState(seed % 2**32).get_state()
-        self.python = random.Random(seed).getstate()  # noqa: S311 - data augmentation, not secrets
-
-
-@contextmanager
-def use_random_states(states: RandomStates) -> Iterator[None]:
-    """Run a block with the global generators in ``states``, then save their new states there and restore the old."""
-    before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
-    torch.set_rng_state(states.torch)
-    np.random.set_state(states.numpy)
-    random.setstate(states.python)
-    try:
-        yield
-    finally:
-        states.torch, states.numpy, states.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])
-        random.setstate(before[2])
 
 
 class CheckedTask:
@@ -318,58 +217,3 @@ class CheckedTask:
         module = sys.modules.get(getattr(self.task, "source_module", None) or type(self.task).__module__)
         file = getattr(module, "__file__", None)
         return Path(file) if file else None
-
-
-def import_file(path: Path) -> ModuleType:
-    """Import a Python file by its path, with its folder on ``sys.path`` as for a script."""
-    if not path.is_file():
-        others = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise TaskError(f"task file {path} does not exist{did_you_mean(path.name, others)}.")
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    name = path.stem
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def import_module(name: str, spec: str) -> ModuleType:
-    """Import a module by name, also from the current folder."""
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise TaskError(
-            f"task '{spec}': there is no module '{error.name}'. Give module:name, file.py:name, model.onnx, or a ready "
-            f"task: {', '.join(sorted(_READY_TASKS))}{did_you_mean(spec, _READY_TASKS)}."
-        ) from error
-
-
-def load_task(spec: str) -> CheckedTask:
-    """Load a task by ``fashion``, ``module:name`` or ``file.py:name``.
-
-    ``name`` is a task, or a function or class that returns one when called without arguments.
-
-    Raises:
-        TaskError: the file, the module or the name does not exist, or a method of the task is missing.
-    """
-    source, _, attribute = _READY_TASKS.get(spec, spec).rpartition(":")
-    if not source:
-        raise TaskError(
-            f"there is no ready task '{spec}'{did_you_mean(spec, _READY_TASKS)}. "
-            f"Ready: {', '.join(sorted(_READY_TASKS))}. Your own: module:name or file.py:name."
-        )
-    module = import_file(Path(source)) if source.endswith(".py") else import_module(source, spec)
-    if not hasattr(module, attribute):
-        others = [name for name in vars(module) if not name.startswith("_")]
-        raise TaskError(f"task '{spec}': {source} has no '{attribute}'{did_you_mean(attribute, others)}.")
-    task = getattr(module, attribute)
-    if isinstance(task, type) or (callable(task) and not hasattr(task, "build_model")):
-        task = task()
-    return CheckedTask(task, spec)

@@ -1,0 +1,37 @@
+"""The global random generators, swapped so that the user's loader and the training do not disturb each other."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+class RandomStates:
+    """The states of torch's, numpy's and Python's global generators after seeding with ``seed``."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        self.torch = generator.get_state()
+        self.numpy = np.random.RandomState(seed % 2**32).get_state()
+        self.python = random.Random(seed).getstate()  # noqa: S311 - data augmentation, not secrets
+
+
+@contextmanager
+def use_random_states(states: RandomStates) -> Iterator[None]:
+    """Run a block with the global generators in ``states``, then save their new states there and restore the old."""
+    before = (torch.get_rng_state(), np.random.get_state(), random.getstate())
+    torch.set_rng_state(states.torch)
+    np.random.set_state(states.numpy)
+    random.setstate(states.python)
+    try:
+        yield
+    finally:
+        states.torch, states.numpy, states.python = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])

@@ -23,6 +23,7 @@ from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
+from edgeopt.task.nesting import tensors_of, words_of
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -47,7 +48,11 @@ class TaskData(EvaluationSet):
         self.parity_file = self._store("parity", [self._first_samples(_PARITY_SAMPLES)])
 
     def _first_samples(self, count: int) -> NamedArrays:
-        return {name: values[:count] for name, values in self.inputs[0].items()}
+        return self._take(self.inputs[0], range(min(count, self.task.axes.count(self.inputs[0]))))
+
+    def _take(self, batch: NamedArrays, index: Sequence[int] | NDArray[np.int64]) -> NamedArrays:
+        """Return some samples of a batch."""
+        return dict(zip(batch, self.task.axes.take(list(batch.values()), index), strict=True))
 
     def _store(self, name: str, batches: Sequence[NamedArrays]) -> Path:
         path = self.folder / f"{name}-{self.fingerprint}.npz"
@@ -60,7 +65,8 @@ class TaskData(EvaluationSet):
         digest = hashlib.sha256()
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
             _update_digest(digest, batch.values())
-            _update_digest(digest, [np.asarray(value) for value in _leaves(target)])
+            _update_digest(digest, tensors_of(target))
+            digest.update(repr(words_of(target)).encode())
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.path.read_bytes())
             _update_digest(digest, self.task.calibration_arrays.values())
@@ -90,8 +96,8 @@ class TaskData(EvaluationSet):
 
     def timing_inputs(self, batch_size: int) -> Path:
         """Return the file of one batch of real inputs; samples repeat if the first batch has too few."""
-        index = np.arange(batch_size) % len(next(iter(self.inputs[0].values())))
-        return self._store(f"timing{batch_size}", [{name: values[index] for name, values in self.inputs[0].items()}])
+        index = np.arange(batch_size) % self.task.axes.count(self.inputs[0])
+        return self._store(f"timing{batch_size}", [self._take(self.inputs[0], index)])
 
     def calibration_file(self, samples: int) -> Path:
         """Return the file of inputs that calibrate int8."""
@@ -100,7 +106,7 @@ class TaskData(EvaluationSet):
             return path
         if isinstance(self.task, OnnxTask):
             given = self.task.calibration_batches()
-            return self._store(f"calibration{samples}", given[: max(1, samples // len(given[0]))])
+            return self._store(f"calibration{samples}", given[: max(1, samples // self.task.axes.count(given[0]))])
         pairs = self._call_user("calibration_batches()", self._to_arrays, self.task.calibration_batches, samples)
         return self._store(f"calibration{samples}", [inputs for inputs, _ in pairs])
 
@@ -120,14 +126,6 @@ def _update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if isinstance(value, tuple | list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [] if value is None else [value]
 
 
 def _source_code(module_type: type) -> str:

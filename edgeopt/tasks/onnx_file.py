@@ -19,6 +19,8 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
+from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.task.values import as_outputs
 
 _RANDOM_SAMPLES = 160
 _CALIBRATION_RATIO = 0.2
@@ -81,6 +83,16 @@ class OnnxTask:
         arrays = self._draw_random() if data is None else self._load(data)
         self.calibration_arrays, self.arrays = self._split(arrays)
         self.targets = self.arrays.pop(_LABELS_KEY, None)
+
+    @property
+    def axes(self) -> BatchAxes:
+        """The batch of each input and output: dimension 0."""
+        return BatchAxes((0,) * len(self.input_names), (0,) * len(self.output_names))
+
+    @staticmethod
+    def nest_outputs(values: Sequence[Any]) -> Any:
+        """Return outputs as the score takes them: a single array as it is, several as a tuple."""
+        return as_outputs(values)
 
     @property
     def scored_by(self) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,8 +78,12 @@ class OnnxFacts(NamedTuple):
     operators: dict[str, int]
 
 
-def read_facts(path: Path) -> OnnxFacts:
+def read_facts(path: Path, sizes: Mapping[str, int] | None = None) -> OnnxFacts:
     """Read the facts of one file.
+
+    Args:
+        path: The file.
+        sizes: Sizes of dynamic dimensions, by name, for which multiply-accumulates are counted; others count as 1.
 
     Raises:
         StepError: it cannot be read.
@@ -92,7 +96,7 @@ def read_facts(path: Path) -> OnnxFacts:
     return OnnxFacts(
         parameters=parameters,
         nonzero_parameters=nonzero,
-        macs=sum(macs for _, macs in count_macs_by_node(model)),
+        macs=sum(macs for _, macs in count_macs_by_node(model, sizes)),
         opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=len(data),
@@ -149,20 +153,25 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
     return total, nonzero
 
 
-def count_macs_by_node(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+def count_macs_by_node(
+    model: onnx.ModelProto, sizes: Mapping[str, int] | None = None
+) -> list[tuple[onnx.NodeProto, int]]:
     """Return the multiply-accumulates for one sample of each node of the top graph that has any.
 
-    They are 0 if the shapes of the node cannot be inferred.
+    Dynamic dimensions have the given sizes, or else 1. The result is 0 if the shapes of the node cannot be inferred.
     """
-    shapes = _infer_shapes_of_one_sample(model)
+    shapes = _infer_shapes_of_one_sample(model, sizes or {})
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
-def is_mostly_products(model: onnx.ModelProto) -> bool:
-    """Tell whether recurrent cells and products of activations with weights are most of a network's work."""
+def is_mostly_products(model: onnx.ModelProto, sizes: Mapping[str, int] | None = None) -> bool:
+    """Tell whether recurrent cells and products of activations with weights are most of a network's work.
+
+    Dynamic dimensions have the given sizes, or else 1.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     work = {True: 0, False: 0}
-    for node, macs in count_macs_by_node(model):
+    for node, macs in count_macs_by_node(model, sizes):
         work[node.op_type in RECURRENT_CELLS or (node.op_type in MATRIX_PRODUCTS and node.input[1] in weights)] += macs
     return work[True] > work[False]
 
@@ -177,13 +186,13 @@ def measure_product_bytes_ratio(model: onnx.ModelProto) -> float:
     return sum(stored[name].nbytes for name in products) / total if total else 0.0
 
 
-def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shapes that can be inferred if every dynamic dimension of the inputs is 1."""
+def _infer_shapes_of_one_sample(model: onnx.ModelProto, sizes: Mapping[str, int]) -> dict[str, Shape]:
+    """Return the shapes that can be inferred if dynamic dimensions of the inputs have these sizes, or else 1."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*copy.graph.input, *copy.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if not dim.HasField("dim_value") and value in copy.graph.input:
-                dim.dim_value = 1
+                dim.dim_value = sizes.get(dim.dim_param, 1)
             elif not dim.HasField("dim_value"):
                 dim.Clear()
     del copy.graph.value_info[:]

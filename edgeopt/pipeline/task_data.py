@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
+from edgeopt.pipeline.judged_sizes import Sizes, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
@@ -45,7 +46,9 @@ class TaskData(EvaluationSet):
         self.folder = workspace.folder("arrays")
         self.fingerprint = self._fingerprint()
         self.eval_file = self._store("eval", self.inputs)
-        self.parity_file = self._store("parity", [self._first_samples(_PARITY_SAMPLES)])
+        first = self._first_samples(_PARITY_SAMPLES)
+        sizes = parity_sizes(task, self.inputs)
+        self.parity_file = self._store("parity", [resize_arrays(task, first, one) for one in sizes])
 
     def _first_samples(self, count: int) -> NamedArrays:
         return self._take(self.inputs[0], range(min(count, self.task.axes.count(self.inputs[0]))))
@@ -94,10 +97,17 @@ class TaskData(EvaluationSet):
             return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
 
-    def timing_inputs(self, batch_size: int) -> Path:
-        """Return the file of one batch of real inputs; samples repeat if the first batch has too few."""
+    def timing_inputs(self, batch_size: int, sizes: Sizes) -> Path:
+        """Return the file of one batch of real inputs; samples repeat if the first batch has too few.
+
+        Args:
+            batch_size: Samples.
+            sizes: Of the dynamic dimensions besides the batch.
+        """
         index = np.arange(batch_size) % self.task.axes.count(self.inputs[0])
-        return self._store(f"timing{batch_size}", [self._take(self.inputs[0], index)])
+        batch = resize_arrays(self.task, self._take(self.inputs[0], index), sizes)
+        name = "-".join([f"timing{batch_size}", *(f"{key}{size}" for key, size in sorted(sizes.items()))])
+        return self._store(name, [batch])
 
     def calibration_file(self, samples: int) -> Path:
         """Return the file of inputs that calibrate int8."""

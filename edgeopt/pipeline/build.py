@@ -280,7 +280,7 @@ def task_notes(build: Build) -> tuple[str, ...]:
         cases = " and ".join(", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in build.sizes)
         worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
         notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
-    return tuple(dict.fromkeys(notes))
+    return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
 
 
 def measured(choice: Choice, number: int) -> Measured:

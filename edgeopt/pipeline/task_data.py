@@ -29,6 +29,8 @@ from edgeopt.tasks.onnx_file import OnnxTask
 _PARITY_SAMPLES = 32
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
 _GOLDEN_SAMPLES = 8
+_BATCH_FILE_FORMAT = b"batch files with names.json"
+"""Part of the fingerprint: a workspace may hold files of an older format under names that would be taken for new."""
 
 
 class TaskData(EvaluationSet):
@@ -57,7 +59,7 @@ class TaskData(EvaluationSet):
 
     def _fingerprint(self) -> str:
         """Return a hash of the task's model (weights and source), teacher, data and score function."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_BATCH_FILE_FORMAT)
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
             _update_digest(digest, batch.values())
             _update_digest(digest, [np.asarray(value) for value in _leaves(target)])

@@ -64,7 +64,7 @@ class TaskData(EvaluationSet):
             _update_digest(digest, batch.values())
             _update_digest(digest, [np.asarray(value) for value in _leaves(target)])
         if isinstance(self.task, OnnxTask):
-            digest.update(self.task.path.read_bytes())
+            digest.update(self.task.sha256.encode())
             _update_digest(digest, self.task.calibration_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task

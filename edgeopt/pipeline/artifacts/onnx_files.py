@@ -232,6 +232,7 @@ def _keep(
         download_bytes=found.download_bytes,
         parameters=found.parameters,
         nonzero_parameters=found.nonzero_parameters,
+        weight_types=found.weight_types,
         macs=found.macs,
         opset=found.opset,
         ir_version=found.ir_version,

@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from edgeopt.bench.nodes import LONG_PROFILING_TURNS, NodeTime, profile_nodes, provider_time_ratios
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.errors import InputError, WorkspaceError
 from edgeopt.graph.compatibility import find_foreign_operators
 from edgeopt.graph.facts import ValueInfo, read_facts
 from edgeopt.graph.initializers import list_stored_tensors
 from edgeopt.graph.model import load
-from edgeopt.pipeline.given_model import open_given_model
+from edgeopt.pipeline.given_model import ReadyModel, open_given_model
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
@@ -160,16 +160,12 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
     progress("reading the file")
     with open_given_model(model, target.inputs, target.batch_size) as ready:
         file_facts = read_facts(ready.path)
-        foreign = find_foreign_operators(load(ready.path, _STAGE))
         tensors = tuple(
             InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / ready.size_bytes)
             for tensor in list_stored_tensors(ready.path)
         )
-        timed = None
-        if not foreign:
-            progress("profiling nodes")
-            _logger.debug("profiling %s on %s, batch size %d", model, target.device.uri, target.batch_size)
-            (timed,) = profile_nodes([ready.path], replace(target, inputs=ready.inputs), LONG_PROFILING_TURNS)
+        foreign = find_foreign_operators(load(ready.path, _STAGE))
+        timed = None if foreign else _time_nodes(ready, target, progress)
     nodes = [] if timed is None else timed.nodes
     total_ns = sum(node.ns for node in nodes) or 1.0
     return ModelInspection(
@@ -195,6 +191,13 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
         time_by_operator=_time_by_operator(nodes, total_ns),
         nodes=_nodes(nodes, total_ns),
     )
+
+
+def _time_nodes(ready: ReadyModel, target: RunTarget, progress: Callable[[str], None]) -> FileTime:
+    progress("profiling nodes")
+    _logger.debug("profiling %s on %s, batch size %d", ready.path, target.device.uri, target.batch_size)
+    (timed,) = profile_nodes([ready.path], replace(target, inputs=ready.inputs), LONG_PROFILING_TURNS)
+    return timed
 
 
 def _values(values: Iterable[ValueInfo]) -> tuple[InspectedValue, ...]:

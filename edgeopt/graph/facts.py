@@ -6,7 +6,7 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,8 +83,12 @@ class OnnxFacts(NamedTuple):
     operators: dict[str, int]
 
 
-def read_facts(path: Path) -> OnnxFacts:
+def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> OnnxFacts:
     """Read the facts of one file.
+
+    Args:
+        path: The file.
+        sample_shapes: Of inputs, for one sample; dynamic dimensions of others count as 1.
 
     Raises:
         StepError: it cannot be read.
@@ -97,7 +101,7 @@ def read_facts(path: Path) -> OnnxFacts:
         parameters=parameters,
         nonzero_parameters=nonzero,
         weight_types=_main_types(types),
-        macs=sum(macs for _, macs in count_macs_by_node(model)),
+        macs=sum(macs for _, macs in count_macs_by_node(model, sample_shapes)),
         opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=len(data),
@@ -174,12 +178,14 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
     return total, nonzero, types
 
 
-def count_macs_by_node(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+def count_macs_by_node(
+    model: onnx.ModelProto, sample_shapes: Mapping[str, Shape] | None = None
+) -> list[tuple[onnx.NodeProto, int]]:
     """Return the multiply-accumulates for one sample of each node of the top graph that has any.
 
-    They are 0 if the shapes of the node cannot be inferred.
+    They are 0 if the shapes of the node cannot be inferred, or a dynamic dimension of 1 is too small for it.
     """
-    shapes = _infer_shapes_of_one_sample(model)
+    shapes = _infer_shapes_of_one_sample(model, sample_shapes or {})
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
@@ -202,13 +208,14 @@ def measure_product_bytes_ratio(model: onnx.ModelProto) -> float:
     return sum(stored[name].nbytes for name in products) / total if total else 0.0
 
 
-def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shapes that can be inferred if every dynamic dimension of the inputs is 1."""
+def _infer_shapes_of_one_sample(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shapes that can be inferred if every dynamic dimension of the inputs is that of a sample, or 1."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*copy.graph.input, *copy.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
+        sizes = sample_shapes.get(value.name, ())
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") and value in copy.graph.input:
-                dim.dim_value = 1
+                dim.dim_value = sizes[axis] if axis < len(sizes) else 1
             elif not dim.HasField("dim_value"):
                 dim.Clear()
     del copy.graph.value_info[:]
@@ -224,7 +231,8 @@ def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        is_known = all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims)
+        if value.type.tensor_type.HasField("shape") and is_known:
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes
 

@@ -80,10 +80,10 @@ def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], 
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     with ExitStack() as stack:
-        ready = stack.enter_context(open_given_model(request.model, request.inputs, request.batch_size))
+        ready = stack.enter_context(open_given_model(request.model, request.inputs, request.batch_size, is_run=True))
         other = None
         if request.against is not None:
-            other = stack.enter_context(open_given_model(request.against, None, request.batch_size)).path
+            other = stack.enter_context(open_given_model(request.against, None, request.batch_size, is_run=True)).path
         opened = replace(request, model=ready.path, against=other, inputs=ready.inputs)
         return _measure_all(opened, ready, device, progress)
 

@@ -158,8 +158,8 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
     if not model.exists():
         raise InputError(f"there is no file {model}. A task is a ready task's name, `module:name` or `file.py:name`.")
     progress("reading the file")
-    with open_given_model(model, target.inputs, target.batch_size) as ready:
-        file_facts = read_facts(ready.path)
+    with open_given_model(model, target.inputs, target.batch_size, is_run=False) as ready:
+        file_facts = read_facts(ready.path, ready.sample_shapes)
         tensors = tuple(
             InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / ready.size_bytes)
             for tensor in list_stored_tensors(ready.path)

@@ -26,7 +26,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Inputs, and labels if any (.npz), for a TASK that is an .onnx file.",
+    help="Inputs, and labels if any (.npz, or .npy for a single input), for a TASK that is an .onnx file.",
 )
 @click.option(
     "--out",

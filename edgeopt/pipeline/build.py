@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,13 +22,11 @@ from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import StepError
-from edgeopt.graph.compatibility import check_compatibility
-from edgeopt.graph.facts import read_facts
 from edgeopt.logs import log_to_file
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, export_network
-from edgeopt.pipeline.boundary import run_step
+from edgeopt.pipeline.artifacts.given_file import take_given_file
+from edgeopt.pipeline.artifacts.networks import export_network, original_network
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
@@ -233,26 +230,6 @@ def start(build: Build) -> Search:
             exported = export_network(build, original)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
-
-
-def original_network(source: str, parameters: int) -> StoredNetwork:
-    """Return the network that every candidate is compared with."""
-    return StoredNetwork(
-        key=None, source=source, parameters=parameters, ratio=1.0, torch_score=None, proof_error=None, notes=(),
-        seconds=0.0,
-    )  # fmt: skip
-
-
-def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, ExportedFile]:
-    """Copy a given ``.onnx`` into the workspace as the baseline, and keep its outputs, which parity compares with."""
-    check_compatibility(task.path, build.profile.max_opset, build.profile.max_ir)
-    copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
-    shutil.copyfile(task.path, copy)
-    original = original_network("given", run_step("facts", read_facts, copy).parameters)
-    run_step("evaluate", run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
-    sha256 = build.workspace.keep_artifact(copy)
-    notes = (f"scored by {task.scored_by}", task.calibrated_by)
-    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
 
 
 def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:

@@ -124,6 +124,11 @@ class Build:
         )
 
     @cached_property
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of one sample of the inputs, at the largest size."""
+        return self.data.sample_shapes(self.sizes[0])
+
+    @cached_property
     def keys(self) -> Keys:
         """Makes the keys of everything that this build keeps."""
         return Keys(

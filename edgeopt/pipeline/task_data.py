@@ -31,6 +31,8 @@ from edgeopt.tasks.onnx_file import OnnxTask
 _PARITY_SAMPLES = 32
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
 _GOLDEN_SAMPLES = 8
+_BATCH_FILE_FORMAT = b"batch files with names.json"
+"""Part of the fingerprint: a workspace may hold files of an older format under names that would be taken for new."""
 
 
 class TaskData(EvaluationSet):
@@ -65,13 +67,13 @@ class TaskData(EvaluationSet):
 
     def _fingerprint(self) -> str:
         """Return a hash of the task's model (weights and source), teacher, data and score function."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_BATCH_FILE_FORMAT)
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
             _update_digest(digest, batch.values())
             _update_digest(digest, tensors_of(target))
             digest.update(repr(words_of(target)).encode())
         if isinstance(self.task, OnnxTask):
-            digest.update(self.task.path.read_bytes())
+            digest.update(self.task.sha256.encode())
             _update_digest(digest, self.task.calibration_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task
@@ -96,6 +98,11 @@ class TaskData(EvaluationSet):
         if isinstance(self.task, OnnxTask):
             return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
+
+    def sample_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one sample of the inputs, at the given sizes of dynamic dimensions."""
+        sample = resize_arrays(self.task, self._take(self.inputs[0], [0]), sizes)
+        return {name: values.shape for name, values in sample.items()}
 
     def timing_inputs(self, batch_size: int, sizes: Sizes) -> Path:
         """Return the file of one batch of real inputs; samples repeat if the first batch has too few.

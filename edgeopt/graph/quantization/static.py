@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
     Args:
         model: A float model; its convolutions' batch norms are folded.
         step: Types, ranges, calibration method, and the nodes that stay float.
-        calibration: An uncompressed ``.npz`` with keys ``B/NAME`` (batch index, name of the graph's input). For
+        calibration: A batch file (``edgeopt.bench.worker.write_batches``) with the names of the graph's inputs. For
             trained ranges, the JSON of ``FakeQuantSites``.
 
     Raises:
@@ -247,13 +248,18 @@ def read_calibration_batches(path: Path, names: list[str], samples: int) -> Iter
     remaining = samples
     try:
         with np.load(path, allow_pickle=False) as file:
+            stored = json.loads(file["names.json"])
+            missing = [name for name in names if name not in stored]
+            if missing:
+                raise StepError(_STAGE, f"{path} has no arrays for input '{missing[0]}', only {', '.join(stored)}.")
+            keys = {name: stored.index(name) for name in names}
             for index in itertools.count():
-                if remaining <= 0 or f"{index}/{names[0]}" not in file:
+                if remaining <= 0 or f"{index}/{keys[names[0]]}" not in file:
                     break
-                batch = {name: file[f"{index}/{name}"][:remaining] for name in names}
+                batch = {name: file[f"{index}/{keys[name]}"][:remaining] for name in names}
                 remaining -= len(batch[names[0]])
                 yield batch
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StepError(_STAGE, f"{path} lacks calibration batches for inputs {names} ({error}).") from error
     if remaining == samples:
-        raise StepError(_STAGE, f"{path} has no batch '0/{names[0]}'. Write it with the graph's input names.")
+        raise StepError(_STAGE, f"{path} has no batches.")

@@ -141,7 +141,7 @@ class ModelInterface:
             with torch.no_grad():
                 return tuple(tensors_of(layout.call(module, [value.clone() for value in leaves])))
 
-        found = find_batch_axes(run, self.layout.example, self._given_axes())
+        found = find_batch_axes(run, self.layout.example, self.input_names, self._given_axes())
         if found.note:
             self.notes.append(found.note)
         return found

@@ -1,0 +1,84 @@
+"""``ScoreKind``: which outputs are judged, how they become answers, and which number says how good the answers are."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from edgeopt.records.base import Record
+
+ScoreDirection = Literal["higher", "lower"]
+"""Whether a higher score is better, as for an accuracy, or a lower one, as for an error."""
+
+Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity"]
+"""The number that the answers are judged by.
+
+- ``accuracy``: share of right answers. A sample with several answers (positions, labels) counts with their mean.
+- ``f1``: F1 over the whole set, the mean over classes or labels; of the positive class if there is only one output.
+- ``miou``: intersection over union, over the whole set, the mean over the classes that occur.
+- ``mae``, ``mse``, ``rmse``: mean absolute, mean squared and root mean squared error, in the unit of the labels (of
+  ``mse``: its square); lower is better.
+- ``similarity``: one less the relative error of a sample (2-norm), at least 0.
+"""
+
+ScoreName = Literal["accuracy", "multilabel", "f1", "miou", "mae", "mse", "rmse", "similarity"]
+"""What a user may ask for: a metric, or ``multilabel``, the accuracy of outputs that each answer yes or no."""
+
+SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
+ERROR_METRICS: frozenset[Metric] = frozenset({"mae", "mse", "rmse"})
+SUMMED_METRICS: frozenset[Metric] = frozenset({"f1", "miou", "rmse"})
+"""Those that are no mean over samples, but a function of sums over samples."""
+
+Layout = Literal["classes", "yes or no", "class numbers", "values"]
+"""How an output answers.
+
+- ``classes``: the largest along ``class_axis`` is the answer.
+- ``yes or no``: each number above ``threshold`` is a yes: one logit or sigmoid a sample, or one for each label.
+- ``class numbers``: the numbers are the answers, as ArgMax gives them.
+- ``values``: the numbers are compared as they are.
+"""
+
+LabelForm = Literal["numbers", "one-hot", "signs", "values", "outputs"]
+"""``numbers`` of classes (or 0 and 1), ``one-hot`` along the class axis, ``signs`` -1 and 1, ``values``, or ``outputs``
+of the baseline, which are read like the output that is judged."""
+
+
+class OutputScore(Record, frozen=True, kw_only=True):
+    """How one output is judged."""
+
+    output: str
+    """Its name."""
+    index: int
+    """Its place among the outputs."""
+    metric: Metric
+    layout: Layout
+    labels: LabelForm
+    class_axis: int = 1
+    """Of the output with its batch axis; for ``classes`` only."""
+    classes: int = 1
+    """For ``f1`` and ``miou``: number of classes, or of labels if the layout is ``yes or no``."""
+    threshold: float = 0.0
+    ignored: int | None = None
+    """A label that does not count."""
+    scale: float = 0.0
+    """For ``similarity``: the smallest size that an error is relative to; the root mean square of the baseline's values
+    if a sample has only one."""
+
+
+class ScoreKind(Record, frozen=True, kw_only=True):
+    """What a score is. Several outputs are judged only without labels; then the score is the mean of theirs."""
+
+    parts: tuple[OutputScore, ...]
+    by_agreement: bool
+    """True if the labels are the baseline's own outputs."""
+    notes: tuple[str, ...] = ()
+    """What was taken for granted, for the report."""
+
+    @property
+    def direction(self) -> ScoreDirection:
+        """Whether higher or lower is better."""
+        return "lower" if self.parts[0].metric in ERROR_METRICS else "higher"
+
+    @property
+    def is_summed(self) -> bool:
+        """Whether the score is a function of sums over samples instead of a mean over samples."""
+        return any(part.metric in SUMMED_METRICS for part in self.parts)

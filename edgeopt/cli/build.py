@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgeopt.cli.console import ProgressDisplay
-from edgeopt.cli.options import estimate_option, fallback_option, limit_options, verbose_option
+from edgeopt.cli.options import estimate_option, fallback_option, limit_options, score_options, verbose_option
 from edgeopt.config.limits import LimitOptions
+from edgeopt.records.scoring import ScoreWish
+
+if TYPE_CHECKING:
+    from edgeopt.config.project import Project
 
 NOTHING_KEEPS_THE_LIMITS = 3
 """Exit code."""
@@ -49,6 +54,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     metavar="URI",
     help="Device to measure on: local:, ssh://[user@]host, adb:[serial], browser: (default: the target's).",
 )
+@score_options
 @estimate_option
 @limit_options
 @fallback_option
@@ -66,6 +72,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     is_flag=True,
     help="For a first look: one short round of trainings, no low-rank factorization, shorter timings.",
 )
+@click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @click.option("--more", is_flag=True, help="Train further candidates after a finished search in this workspace.")
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
 @verbose_option
@@ -77,12 +84,14 @@ def command(
     out: Path,
     workspace: Path,
     device_uri: str | None,
+    score_wish: ScoreWish,
     estimate: bool,
     limits: LimitOptions,
     allow_fallback: tuple[str, ...],
     workers: int | None,
     time_limit: float | None,
     quick: bool,
+    yes: bool,
     more: bool,
     quiet: bool,
     as_json: bool,
@@ -95,13 +104,9 @@ def command(
     from edgeopt.config.limits import resolve_budget
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
-    from edgeopt.errors import ConfigError
 
     project = load_project()
-    target = target or project.target
-    if target is None:
-        raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
-    profile = load_profile(target)
+    profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
@@ -114,6 +119,8 @@ def command(
         request = BuildRequest(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
+            score_wish=score_wish,
+            yes=yes,
             profile=profile,
             device="local:" if search.calibration else device_uri or profile.device,
             calibration=search.calibration,
@@ -130,6 +137,20 @@ def command(
         choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
     print_choice(out, as_json)
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
+
+
+def _choose_target(target: str | None, project: Project) -> str:
+    """Return the target of the command line, or that of ``edgeopt.toml``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from edgeopt.errors import ConfigError
+
+    found = target or project.target
+    if found is None:
+        raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
+    return found
 
 
 def print_choice(out: Path, as_json: bool) -> None:

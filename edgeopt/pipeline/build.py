@@ -25,12 +25,13 @@ from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import read_facts
 from edgeopt.logs import log_to_file
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
-from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
+from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, export_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.onnx_teacher import check_teacher
+from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.task_data import TaskData
@@ -41,6 +42,7 @@ from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import choose
 from edgeopt.store.ledger import Ledger
@@ -60,6 +62,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     task: str
     data: str | None
     """Inputs for a bare ``.onnx``."""
+    score_wish: ScoreWish = ScoreWish()
+    """How a bare ``.onnx`` is to be scored."""
+    yes: bool = False
+    """Build even if the trained network scores like a constant answer."""
     profile: Profile
     device: str
     """URI."""
@@ -103,8 +109,10 @@ def build(
         open_build(request, workspace, resolve, progress) as opened,
     ):
         search = start(opened)
+        remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
-        choice = score_on_test_set(opened, search.runner.evaluator, decide(opened, search, request.notes))
+        choice = decide(opened, search, remarks, request.notes)
+        choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice
 
@@ -142,7 +150,7 @@ def open_build(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = open_task(request.task, Path(request.data) if request.data else None)
+        task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
         budget = resolve(task.budgets.get(profile.name))
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
@@ -231,11 +239,12 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     original = original_network("given", run_step("facts", read_facts, copy).parameters)
     run_step("evaluate", run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
     sha256 = build.workspace.keep_artifact(copy)
+    settle_score(build, Evaluator(build, sha256))
     notes = (f"scored by {task.scored_by}", task.calibrated_by)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
 
 
-def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
+def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
     """Choose among the trials of a finished search."""
     task = build.data.task
     choice = choose(
@@ -246,11 +255,11 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *search.notes),
+        notes=(*notes, *remarks.notes, *search.notes),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(choice, teacher=teacher)
+    return msgspec.structs.replace(choice, teacher=teacher, warnings=remarks.warnings, score_kind=remarks.kind)
 
 
 def measured(choice: Choice, number: int) -> Measured:
@@ -268,13 +277,13 @@ def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Cho
         if choice.winner is None or test is None:
             return choice
         inputs, targets = test
-        baseline, base_samples = evaluator.evaluate(measured(choice, 0).artifact.sha256, inputs, targets)
-        winner, samples = evaluator.evaluate(measured(choice, choice.winner).artifact.sha256, inputs, targets)
+        winner = evaluator.compare_scores(measured(choice, choice.winner).artifact.sha256, inputs, targets)
         scores = TestScores(
-            baseline_score=baseline,
-            winner_score=winner,
-            drop_ci95=drop_interval(base_samples, samples),
-            samples=sum(len(np.atleast_1d(target)) for target in targets),
+            baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
+            winner_score=winner.value,
+            drop_ci95=winner.drop_ci95,
+            samples=winner.samples,
+            direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)
 

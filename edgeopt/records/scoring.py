@@ -42,6 +42,15 @@ LabelForm = Literal["numbers", "one-hot", "signs", "values", "outputs"]
 of the baseline, which are read like the output that is judged."""
 
 
+class ScoreWish(Record, frozen=True):
+    """What the user said about the score; None leaves it to the data."""
+
+    score: ScoreName | None = None
+    output: str | None = None
+    how: str = "--score KIND and --score-output NAME"
+    """How to say it, for errors."""
+
+
 class OutputScore(Record, frozen=True, kw_only=True):
     """How one output is judged."""
 
@@ -79,6 +88,51 @@ class ScoreKind(Record, frozen=True, kw_only=True):
         return "lower" if self.parts[0].metric in ERROR_METRICS else "higher"
 
     @property
+    def text(self) -> str:
+        """The score in words: ``accuracy (the largest of 10 values of 'logits')``."""
+        parts = [f"{_PART_WORDS[part.layout]} of '{part.output}'".format(part) for part in self.parts]
+        if self.by_agreement:
+            measures = [f"{words}: {_METRIC_WORDS[part.metric]}" for part, words in zip(self.parts, parts, strict=True)]
+            return f"agreement with the given file's outputs ({'; '.join(measures)})"
+        return f"{_METRIC_WORDS[self.parts[0].metric]} ({parts[0]})"
+
+    @property
     def is_summed(self) -> bool:
         """Whether the score is a function of sums over samples instead of a mean over samples."""
         return any(part.metric in SUMMED_METRICS for part in self.parts)
+
+
+class BaselineCheck(Record, frozen=True, kw_only=True):
+    """The baseline's score next to scores that need no network: if it is no better, something was misread."""
+
+    kind: ScoreKind | None
+    """None if the task scores itself."""
+    score: float
+    samples: int
+    constant: float | None = None
+    """Score of the best constant answer; None without labels, and for a task that scores itself."""
+    is_above_noise: bool = True
+    """Whether the score is better than that by more than the noise of the samples."""
+    is_like_constant: bool = False
+    """Whether it is hardly better at all."""
+    answers: int = 0
+    """Different answers that the network gives; 0 if they are no decisions."""
+    shuffled: tuple[float, ...] = ()
+    """Of a task that scores itself: scores with the targets of other samples."""
+
+
+_PART_WORDS: dict[Layout, str] = {
+    "classes": "the largest value",
+    "yes or no": "above {0.threshold:g} is a yes, values",
+    "class numbers": "class numbers",
+    "values": "values",
+}
+_METRIC_WORDS: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "f1": "F1",
+    "miou": "mean intersection over union",
+    "mae": "mean absolute error",
+    "mse": "mean squared error",
+    "rmse": "root mean squared error",
+    "similarity": "one less the relative error",
+}

@@ -13,8 +13,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.records.scoring import Metric, OutputScore, ScoreKind
-from edgeopt.scoring.choose import ScoreWish, check_wish, threshold_of
+from edgeopt.records.scoring import Metric, OutputScore, ScoreKind, ScoreWish
+from edgeopt.scoring.choose import check_wish, threshold_of
 from edgeopt.scoring.facts import ArrayFacts, collect_facts, squeezed
 from edgeopt.scoring.fit import Fit, class_axes
 

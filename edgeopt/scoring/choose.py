@@ -13,23 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
-from edgeopt.records.scoring import SCORE_NAMES, Metric, OutputScore, ScoreKind, ScoreName
+from edgeopt.records.scoring import SCORE_NAMES, Metric, OutputScore, ScoreKind, ScoreWish
 from edgeopt.scoring.compute import part_values
 from edgeopt.scoring.facts import ArrayFacts, check_labels, collect_facts
 from edgeopt.scoring.fit import Fit, class_axes, find_fits, same_size, without_axis
 
 _CLEAR_LEAD = 4.0
 """Standard errors by which one reading of the outputs has to score higher than the others to be taken."""
-
-
-@dataclass(frozen=True)
-class ScoreWish:
-    """What the user said about the score; None leaves it to the data."""
-
-    score: ScoreName | None = None
-    output: str | None = None
-    how: str = "--score KIND and --score-output NAME"
-    """How to say it, for errors."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +60,9 @@ def choose_score(
     """Return what the score of outputs against labels is.
 
     Args:
-        outputs: Of the trained network over the whole set: for each batch, its outputs.
+        outputs: Of the trained network over the set, or its first batches: for each batch, its outputs.
         names: Of the outputs.
-        labels: In the same batches.
+        labels: Of the whole set, in the same batches.
         wish: What the user said.
         source: Where the labels come from, for errors.
 
@@ -99,14 +89,15 @@ def choose_score(
     if not readings:
         raise DataError(_nothing_fits([fact for _, fact in judged], label_facts, wish, source))
     columns = [[batch[at] for batch in outputs] for at in range(len(names))]
-    chosen, note = _decide(readings, columns, arrays, label_facts, wish, source)
+    chosen, note = _decide(readings, columns, arrays[: len(outputs)], label_facts, wish, source)
     notes = [chosen.fit.note, note, _threshold_note(chosen)]
     return ScoreKind(parts=(chosen.part,), by_agreement=False, notes=tuple(text for text in notes if text))
 
 
 def _check_counts(outputs: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]], source: str) -> None:
     rows, wanted = sum(map(len, labels)), sum(map(len, outputs))
-    if len(labels) != len(outputs) or any(len(a) != len(b) for a, b in zip(outputs, labels, strict=True)):
+    given = list(zip(outputs, labels, strict=False))
+    if len(labels) < len(outputs) or any(len(output) != len(label) for output, label in given):
         raise DataError(
             f"{source}: {rows:,} labels for {wanted:,} outputs. Every sample needs one row of labels, in the order and "
             "the batches of the inputs; the samples are on the first axis of both."
@@ -244,7 +235,7 @@ def _advice(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: ScoreWish) 
         if labels.whole and find_fits(output, labels, "mae"):
             return (
                 f"One number a sample can't name more than two classes. If '{output.name}' estimates a number, ask for "
-                f"its error (mae, mse or rmse) with {wish.how}; if it is a logit or a probability, the labels are 0 and 1."
+                f"its error (mae, mse or rmse) with {wish.how}; if it is a logit or a probability, give labels 0 and 1."
             )
     return (
         "Labels are class numbers (N,) or (N, 1) or one-hot rows for outputs (N, classes), 0 and 1 for one logit or "

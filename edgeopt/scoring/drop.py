@@ -80,6 +80,16 @@ def sums_drop_interval(
     return _interval(worsening(score(baseline.sum(0)), score(samples.sum(0)), direction), drops)
 
 
+def sums_interval(samples: _Floats, score: Callable[[_Floats], float], seed: int = 0) -> Interval:
+    """Return a score that is computed from sums over samples, with its 95 % interval; see ``sums_drop_interval``."""
+    rng, count = np.random.default_rng(seed), len(samples)
+    found = np.empty(SUM_REPEATS)
+    for index in range(SUM_REPEATS):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+        found[index] = score(weights @ samples)
+    return _interval(score(samples.sum(0)), found)
+
+
 def resampled_drop_interval(
     baseline: Sequence[Pair],
     pairs: Sequence[Pair],

@@ -18,9 +18,9 @@ def expected_margin(samples: NDArray[np.float64], allowed: float) -> float:
     """Return the expected distance from the drop to the upper end of its 95 % paired interval.
 
     The interval of a mean over N samples reaches 1.96 sd / sqrt(N) above the drop, with sd the standard deviation of
-    the paired differences. That is not known before a candidate exists, so its square is taken as half of the variance of
-    the baseline's scores. A candidate that loses the whole allowed drop D answers at least a share D of the samples
-    differently, so for scores of 0 and 1 the square is at least D.
+    the paired differences. That is not known before a candidate exists, so its square is taken as half of the
+    variance of the baseline's scores. A candidate that loses the whole allowed drop D answers at least a share D
+    of the samples differently, so for scores of 0 and 1 the square is at least D.
 
     Args:
         samples: The baseline's score of each sample.

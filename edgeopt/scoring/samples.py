@@ -83,3 +83,30 @@ def _take_rows(value: Any, rows: Any) -> Any:
         items = [_take_rows(item, rows) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return np.asarray(value)[rows]
+
+
+def shift_targets(pairs: Sequence[Pair], counts: Sequence[int], shift: int) -> list[Pair] | None:
+    """Return the outputs with the targets of other samples of the same set; None if there are no others to give.
+
+    Batches of the same size exchange their targets, as far away as possible because a set may be sorted; within a batch
+    targets move by ``shift`` samples.
+
+    Args:
+        pairs: Outputs and targets of each batch.
+        counts: Samples in each batch.
+        shift: How many samples.
+    """
+    lists = _are_lists([targets for _, targets in pairs], counts)
+    rows_known = lists or all(_has_rows(targets, count) for (_, targets), count in zip(pairs, counts, strict=True))
+    moved: list[Pair] = []
+    for index, ((outputs, _), count) in enumerate(zip(pairs, counts, strict=True)):
+        others = [at for at, other in enumerate(counts) if other == count]
+        place = others.index(index)
+        targets = pairs[others[(place + len(others) // 2) % len(others)]][1]
+        if rows_known and count > 1:
+            order = np.roll(np.arange(count), shift)
+            targets = type(targets)(targets[row] for row in order) if lists else _take_rows(targets, order)
+        elif len(others) < 2:
+            return None
+        moved.append((outputs, targets))
+    return moved

@@ -1,7 +1,8 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
 Inputs come from an ``.npz`` file whose keys are the graph's input names, with one row per sample; with a key
-``labels``, the score is the accuracy. Without labels the score is the agreement with the given file's own outputs.
+``labels``, the outputs are judged by these (``edgeopt.scoring`` says how). Without labels the score is the agreement
+with the given file's own outputs.
 Without an ``.npz``, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the
 others select.
 """
@@ -19,6 +20,9 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
+from edgeopt.records.scoring import ScoreKind, ScoreWish
+from edgeopt.scoring.facts import check_labels
+from edgeopt.tasks.known_score import KnownScore
 
 _RANDOM_SAMPLES = 160
 _CALIBRATION_RATIO = 0.2
@@ -33,35 +37,18 @@ _CALIBRATION_BATCH_SIZE = 16
 _LABELS_KEY = "labels"
 
 
-def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
-    """Return how far each sample's outputs agree with the reference, 0..1; the mean over several outputs.
-
-    For logits ``(batch, classes)``: 1.0 if the largest is the same, else 0.0. For anything else: one less the relative
-    error of the sample's values (2-norm), at least 0.
-    """
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    reference = reference if isinstance(reference, tuple) else (reference,)
-    scores = []
-    for output, expected in zip(outputs, reference, strict=True):
-        if output.ndim == 2 and output.shape[1] > 1:
-            scores.append((output.argmax(1) == expected.argmax(1)).astype(np.float64))
-        else:
-            flat = expected.reshape(len(expected), -1).astype(np.float64)
-            error = np.linalg.norm(output.reshape(len(output), -1) - flat, axis=1)
-            scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
-    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
-
-
 _Arrays = dict[str, NDArray[Any]]
 
 
-class OnnxTask:
+class OnnxTask(KnownScore):
     """A given ``.onnx`` file and the inputs that it is judged on."""
 
     kind = "onnx"
 
-    def __init__(self, path: Path, data: Path | None) -> None:
+    def __init__(self, path: Path, data: Path | None, score_wish: ScoreWish | None = None) -> None:
         self.path = path
+        self.score_wish = score_wish or ScoreWish()
+        self.labels_source = str(path) if data is None else f"{data}: '{_LABELS_KEY}'"
         self.spec = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
@@ -86,6 +73,7 @@ class OnnxTask:
     def scored_by(self) -> str:
         """The score in words."""
         words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
+        words = words if self.score_kind is None else self.score_kind.text
         return f"{words} on random inputs" if self.random_inputs else words
 
     @property
@@ -140,15 +128,8 @@ class OnnxTask:
         sizes = [len(next(iter(batch.values()))) for batch in self.batches()]
         return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
 
-    def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-        """Return one score per sample: accuracy with labels, agreement without."""
-        if self.targets is None:
-            return np.concatenate([sample_agreement(outputs, reference) for outputs, reference in pairs])
-        return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
-
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
-        """Return the mean of ``sample_scores``."""
-        return float(self.sample_scores(pairs).mean())
+    def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
+        return super()._kind_of(pairs, by_agreement=by_agreement or self.targets is None)
 
     def _dimensions(self, value: onnx.ValueInfoProto) -> list[int | None]:
         return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
@@ -189,6 +170,8 @@ class OnnxTask:
             if not fits:
                 raise DataError(f"{data}: '{value.name}' has shape {found}, but the model takes {expected}.")
         arrays = {name: values for name, values in arrays.items() if name in (*self.input_names, _LABELS_KEY)}
+        if _LABELS_KEY in arrays:
+            check_labels(arrays[_LABELS_KEY], f"{data}: '{_LABELS_KEY}'")
         lengths = {name: len(values) for name, values in arrays.items()}
         if len(set(lengths.values())) != 1 or not min(lengths.values()):
             raise DataError(f"{data}: every array needs the same number of rows, at least one; found {lengths}.")

@@ -59,12 +59,23 @@ PIPELINE: dict[str, set[str]] = {
     "task_data": {"evaluation", "onnx_teacher"},
     "torch_process": {"boundary", "onnx_teacher"},
     "context": {"task_data", "torch_process"},
-    "artifacts": {"boundary", "context", "device_calibration", "torch_process"},
+    "artifacts": {"boundary", "context", "device_calibration", "evaluation", "torch_process"},
+    "score_checks": {"artifacts", "context"},
     "search": {"artifacts", "boundary", "context", "torch_process"},
     "verify": {"evaluation"},
     "bench_file": {"device_calibration"},
     "inspect": {"evaluation", "torch_process"},
-    "build": {"artifacts", "boundary", "context", "evaluation", "onnx_teacher", "search", "task_data", "torch_process"},
+    "build": {
+        "artifacts",
+        "boundary",
+        "context",
+        "evaluation",
+        "onnx_teacher",
+        "score_checks",
+        "search",
+        "task_data",
+        "torch_process",
+    },
 }
 
 READ_VERSION = {"cli", "bundle", "pipeline", "report"}

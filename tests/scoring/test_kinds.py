@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import DataError, EdgeoptError, StepError, TaskError
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.scoring.agreement import choose_agreement
-from edgeopt.scoring.choose import ScoreWish, choose_score
+from edgeopt.scoring.choose import choose_score
 from edgeopt.scoring.compute import sample_values, score_of
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,8 @@ import time
 import numpy as np
 import pytest
 
-from edgeopt.records.scoring import OutputScore, ScoreKind
-from edgeopt.scoring.choose import ScoreWish, choose_score
+from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreWish
+from edgeopt.scoring.choose import choose_score
 from edgeopt.scoring.compute import sample_sums, score_from_sums, score_of
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from edgeopt.records.scoring import ScoreWish
 
 if TYPE_CHECKING:
     from edgeopt.config.project import Project
+    from edgeopt.records.budget import Budget
+    from edgeopt.records.profile import Profile
 
 NOTHING_KEEPS_THE_LIMITS = 3
 """Exit code."""
@@ -101,7 +104,6 @@ def command(
     TASK is a ready task's name, module:name, file.py:name or model.onnx (default: the task in edgeopt.toml, else
     `fashion`).
     """
-    from edgeopt.config.limits import resolve_budget
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
 
@@ -134,7 +136,7 @@ def command(
             more=more,
             command=("edgeopt", *sys.argv[1:]),
         )
-        choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
+        choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress)
     print_choice(out, as_json)
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
@@ -151,6 +153,15 @@ def _choose_target(target: str | None, project: Project) -> str:
     if found is None:
         raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
     return found
+
+
+def _budget_resolver(
+    profile: Profile, project: Project, limits: LimitOptions, wish: ScoreWish
+) -> Callable[[Budget | None], Budget]:
+    """Return the function from a task's own budget to the limits that apply."""
+    from edgeopt.config.limits import resolve_budget
+
+    return lambda budget: resolve_budget(profile, budget, project.limits, limits, any_unit=wish.is_error)
 
 
 def print_choice(out: Path, as_json: bool) -> None:

@@ -98,7 +98,8 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
         DataError: see ``settle_score``.
     """
     check = settle_score(build, evaluator)
-    notes = [*(check.kind.notes if check.kind else ()), *_small_set_note(build, evaluator, check)]
+    notes = [*(check.kind.notes if check.kind else ()), *_unit_note(build, check)]
+    notes += _small_set_note(build, evaluator, check)
     warnings = _chance_warning(check, build.data.score_direction)
     if check.is_like_constant and not go_on:
         raise TaskError(f"{build.task}: {warnings[0]} Check these, or build anyway with --yes.")
@@ -131,6 +132,17 @@ def _chance_warning(check: BaselineCheck, direction: ScoreDirection) -> list[str
     return []
 
 
+def _unit_note(build: Build, check: BaselineCheck) -> list[str]:
+    """Return a sentence on what the allowed drop means if the score is an error."""
+    allowed = build.budget.max_score_drop
+    if allowed is None or build.data.score_direction == "higher":
+        return []
+    return [
+        f"Lower is better: the trained network's error is {check.score:.4g}, and it may become {allowed:g} larger, "
+        "in the same unit (--max-drop)."
+    ]
+
+
 def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) -> list[str]:
     """Return a sentence if the selection set is too small to show the allowed drop."""
     allowed = build.budget.max_score_drop
@@ -145,8 +157,8 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
         return []
     margin = expected_margin(scores, allowed)
     return [
-        f"{len(scores):,} samples cannot show a score drop of {allowed:g} at 95 %; about {needed:,} can. The interval "
-        f"of a file that loses nothing is expected to reach {margin:.2g}, which counts as a miss."
+        f"{len(scores):,} samples cannot show a score drop of {allowed:g} at 95 %; about {needed:,} can. The end of "
+        f"the interval that decides is expected to be {margin:.2g} above the drop that is found."
     ]
 
 

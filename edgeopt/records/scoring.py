@@ -50,6 +50,11 @@ class ScoreWish(Record, frozen=True):
     how: str = "--score KIND and --score-output NAME"
     """How to say it, for errors."""
 
+    @property
+    def is_error(self) -> bool:
+        """Whether the user asked for an error in the unit of the labels."""
+        return self.score in ERROR_METRICS
+
 
 class OutputScore(Record, frozen=True, kw_only=True):
     """How one output is judged."""

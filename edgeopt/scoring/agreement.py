@@ -63,14 +63,14 @@ def _recognized(output: ArrayFacts, index: int, wish: ScoreWish) -> tuple[Output
             return Fit("yes or no", "outputs").judge(output, index, "accuracy", threshold=0.5), ""
         note = (
             f"'{output.name}' looks like a probability, but it is on one side of 0.5 for every input, so its values "
-            "are compared instead of its decisions"
+            "are compared instead of its decisions."
         )
         return Fit("values", "outputs").judge(output, index, "similarity"), note
     note = ""
     if axes and not output.nans:
         note = (
             f"'{output.name}' may be logits or an embedding, so it is compared by the relative error of its values; if "
-            f"its largest value is the answer, ask for accuracy with {wish.how}"
+            f"its largest value is the answer, ask for accuracy with {wish.how}."
         )
     return Fit("values", "outputs").judge(output, index, "similarity"), note
 

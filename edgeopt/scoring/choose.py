@@ -125,7 +125,7 @@ def _threshold_note(reading: _Reading) -> str:
     what = "probabilities" if reading.part.threshold else "logits"
     return (
         f"'{output.name}' has values {output.low:.3g} to {output.high:.3g}: taken for {what}, above "
-        f"{reading.part.threshold:g} is a yes"
+        f"{reading.part.threshold:g} is a yes."
     )
 
 
@@ -171,10 +171,10 @@ def _decide(
     if all(name == best.output.name for name in others):
         return (
             best,
-            f"axis {best.part.class_axis} of '{best.output.name}' holds the classes: the labels agree with it most",
+            f"axis {best.part.class_axis} of '{best.output.name}' holds the classes: the labels agree with it most.",
         )
     named = ", ".join(map(repr, others))
-    return best, f"judged by output '{best.output.name}'; {named} would fit the labels too, but scores no higher"
+    return best, f"judged by output '{best.output.name}'; {named} would fit the labels too, but scores no higher."
 
 
 def _is_unlikely(

@@ -115,9 +115,17 @@ def _decision_fits(output: ArrayFacts, labels: ArrayFacts, wish: ScoreName | Non
     if not same_size(output.shape, labels.shape) or labels.nans or not labels.whole:
         return []
     if wish != "multilabel" and (output.is_integer or (output.whole and not output.only(0, 1))):
-        note = "" if output.is_integer else f"every value of '{output.name}' is a whole number: taken for class numbers"
+        note = f"every value of '{output.name}' is a whole number: taken for class numbers."
         classes = int(max(output.high, labels.high)) + 1
-        return [Fit("class numbers", "numbers", classes=classes, ignored=_ignored_number(output, labels), note=note)]
+        return [
+            Fit(
+                "class numbers",
+                "numbers",
+                classes=classes,
+                ignored=_ignored_number(output, labels),
+                note="" if output.is_integer else note,
+            )
+        ]
     count = (output.shape[0] or 1) if len(squeezed(output.shape)) == 1 and output.shape else 1
     if labels.only(-1, 1):
         return [Fit("yes or no", "signs", classes=count)]
@@ -138,5 +146,5 @@ def _value_fits(output: ArrayFacts, labels: ArrayFacts) -> list[Fit]:
     """Return the fit of real numbers; whole labels of an integer type may be anything, so they have to be asked for."""
     if labels.is_integer or output.is_integer or not same_size(output.shape, labels.shape):
         return []
-    note = "labels are real numbers: judged by the mean absolute error, lower is better"
+    note = "labels are real numbers: judged by the mean absolute error, lower is better."
     return [Fit("values", "values", note=note)]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from edgeopt.bench.outputs import read_batches
 from edgeopt.errors import TaskError
 from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
@@ -114,6 +116,8 @@ def _chance_warning(check: BaselineCheck, direction: ScoreDirection) -> list[str
     """Return a sentence if the baseline is no better than answers that need no network."""
     start = f"The trained network scores {check.score:.4f} on {check.samples:,} samples"
     if check.kind is not None and check.constant is not None and not check.is_above_noise:
+        if not check.is_like_constant and check.constant == (0.0 if direction == "lower" else 1.0):
+            return [f"{start}, but every label is the same: these scores cannot show what an answer is worth."]
         single = " It gives the same answer everywhere." if check.answers == 1 else ""
         if check.is_like_constant:
             return [
@@ -152,10 +156,11 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
     scores = found.mean_of
     if scores is None:
         return []
-    needed = samples_needed(scores, allowed)
+    single = check.kind is None or all(np.size(target) == len(target) for target in build.data.targets)
+    needed = samples_needed(scores, allowed, single_answers=single)
     if len(scores) >= needed:
         return []
-    margin = expected_margin(scores, allowed)
+    margin = expected_margin(scores, allowed, single_answers=single)
     return [
         f"{len(scores):,} samples cannot show a score drop of {allowed:g} at 95 %; about {needed:,} can. The end of "
         f"the interval that decides is expected to be {margin:.2g} above the drop that is found."

@@ -10,13 +10,20 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.records.scoring import Metric, OutputScore, ScoreKind, ScoreWish
 from edgeopt.scoring.choose import check_wish, threshold_of
+from edgeopt.scoring.compute import decisions
 from edgeopt.scoring.facts import ArrayFacts, collect_facts, squeezed
 from edgeopt.scoring.fit import Fit, class_axes
+
+_ONE_ANSWER = (
+    "'{}' looks like a probability or a logit, but {} for every input, so its values are compared instead of its "
+    "answers."
+)
 
 
 def choose_agreement(
@@ -42,11 +49,20 @@ def choose_agreement(
     parts, notes = [], []
     for index, name in enumerate(names):
         if wish.output in (None, name):
-            facts = collect_facts(name, [batch[index] for batch in outputs])
+            arrays = [batch[index] for batch in outputs]
+            facts = collect_facts(name, arrays)
             part, note = _asked(facts, index, wish, source) if wish.score else _recognized(facts, index, wish)
+            if not wish.score and part.layout == "classes" and _is_always_the_same(part, arrays):
+                part = Fit("values", "outputs").judge(facts, index, "similarity")
+                note = _ONE_ANSWER.format(name, "it names the same class")
             parts.append(part)
             notes.append(note)
     return ScoreKind(parts=tuple(parts), by_agreement=True, notes=tuple(note for note in notes if note))
+
+
+def _is_always_the_same(part: OutputScore, arrays: Sequence[NDArray[Any]]) -> bool:
+    """Tell whether an output gives one answer everywhere, with which any file that gives it too would agree."""
+    return len({int(value) for array in arrays for value in np.unique(decisions(part, array))}) == 1
 
 
 def _recognized(output: ArrayFacts, index: int, wish: ScoreWish) -> tuple[OutputScore, str]:
@@ -61,10 +77,7 @@ def _recognized(output: ArrayFacts, index: int, wish: ScoreWish) -> tuple[Output
     if not squeezed(output.shape) and output.low >= 0 and output.high <= 1:
         if output.low <= 0.5 < output.high:
             return Fit("yes or no", "outputs").judge(output, index, "accuracy", threshold=0.5), ""
-        note = (
-            f"'{output.name}' looks like a probability, but it is on one side of 0.5 for every input, so its values "
-            "are compared instead of its decisions."
-        )
+        note = _ONE_ANSWER.format(output.name, "it is on one side of 0.5")
         return Fit("values", "outputs").judge(output, index, "similarity"), note
     note = ""
     if axes and not output.nans:

@@ -40,7 +40,8 @@ class ConstantCheck:
     is_above_noise: bool
     """Whether the score is better by more than the noise of the samples (95 %, paired)."""
     is_like_constant: bool
-    """Whether it is not, and hardly better at all: something is wrong, not just few samples."""
+    """Whether it is not, and hardly better at all: something is wrong, not just few samples. False if the constant
+    answer is perfect, because every label is the same: such a set shows nothing."""
     answers: int
     """Different answers that the network gives; 0 if they are no decisions."""
 
@@ -77,7 +78,7 @@ def check_constant(kind: ScoreKind, pairs: Sequence[tuple[Any, Any]]) -> Constan
         constant=best,
         samples=len(mine),
         is_above_noise=is_above,
-        is_like_constant=not is_above and gain.value <= _SMALL_GAIN_RATIO * max(room, 0.0),
+        is_like_constant=room > 0 and not is_above and gain.value <= _SMALL_GAIN_RATIO * room,
         answers=0 if part.layout == "values" else _count_answers(part, outputs),
     )
 

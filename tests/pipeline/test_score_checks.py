@@ -51,8 +51,8 @@ def opened(tmp_path):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
         onnx.save(model, tmp_path / f"{name}.onnx")
 
-    def opened(labels, *, wish=None, **limits):
-        arrays = {"x": X} if labels is None else {"x": X, "labels": labels}
+    def opened(labels, *, wish=None, inputs=X, **limits):
+        arrays = {"x": inputs} if labels is None else {"x": inputs, "labels": labels}
         np.savez(tmp_path / "in.npz", **arrays)
         data = EvaluationSet(OnnxTask(tmp_path / "given.onnx", tmp_path / "in.npz", wish))
         data.eval_file = tmp_path / "eval.npz"
@@ -99,6 +99,13 @@ def test_labels_that_the_network_does_not_know_stop_the_build_unless_the_user_go
     [warning] = check(evaluator, go_on=True).warnings
     assert "were probably misread. The score is the accuracy (the largest value of 'y')" in warning
     assert ("warning", warning) in evaluator.shown
+
+
+def test_labels_that_are_all_the_same_are_a_warning(opened):
+    one_class = X.copy()
+    one_class[:, 2] += 100
+    [warning] = check(opened(np.full(COUNT, 2), inputs=one_class)).warnings
+    assert "but every label is the same" in warning
 
 
 def test_labels_that_fit_nothing_are_refused_by_name(opened):

@@ -260,6 +260,13 @@ def test_one_sigmoid_agrees_by_its_decision_unless_all_decisions_are_the_same():
     assert "one side of 0.5" in kind.notes[0]
 
 
+def test_probabilities_that_name_one_class_for_every_input_are_compared_by_their_values():
+    p = softmax(LOGITS + np.array([0, 99, 0, 0]))
+    score, kind = agreement({"p": p}, [np.tile([0.3, 0.4, 0.3, 0.0], (COUNT, 1))])
+    assert score < 0.5
+    assert "names the same class for every input" in kind.notes[0]
+
+
 def test_class_numbers_agree_if_they_are_equal_and_one_real_number_is_relative_to_the_set():
     numbers = LABELS[:, None]
     assert agreement({"answer": numbers}, [np.where(np.arange(COUNT)[:, None] < 6, numbers + 1, numbers)])[0] == 0.9

@@ -166,6 +166,12 @@ def test_a_network_that_always_gives_the_commonest_class_is_found_whatever_its_s
     assert check.is_like_constant
 
 
+def test_labels_that_are_all_the_same_show_nothing_but_are_no_misreading():
+    labels = np.full(50, 3)
+    check = check_constant(kind_of(logits(labels, 9.0), labels), [(logits(labels, 9.0), labels)])
+    assert (check.constant, check.is_above_noise, check.is_like_constant) == (1.0, False, False)
+
+
 @pytest.mark.parametrize("metric", [None, "mse", "rmse"])
 def test_real_numbers_are_compared_with_their_middle(metric):
     labels = RNG.standard_normal(400)
@@ -221,3 +227,7 @@ def test_a_baseline_without_errors_still_needs_enough_samples_to_show_one():
 def test_scores_between_0_and_1_need_as_many_as_their_spread_asks_for():
     tight, wide = RNG.normal(0.9, 0.01, 200), RNG.normal(0.9, 0.2, 200)
     assert samples_needed(tight, 0.01) < 10 < samples_needed(wide, 0.01)
+
+
+def test_means_over_positions_need_no_more_than_their_spread_asks_for():
+    assert samples_needed(np.ones(100), 0.01, single_answers=False) <= 1

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, StepError
 from edgeopt.records.scoring import OutputScore, ScoreKind
+from edgeopt.scoring.facts import flat_arrays, unwrapped
 
 _Floats = NDArray[np.float64]
 Pairs = Iterable[tuple[Any, Any]]
@@ -118,12 +119,13 @@ def part_counts(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats
     return np.concatenate(counts, axis=1).astype(np.float64)
 
 
-def _outputs(outputs: Any, part: OutputScore) -> NDArray[Any]:
-    return np.asarray(outputs[part.index] if isinstance(outputs, tuple | list) else outputs)
+def output_of(outputs: Any, part: OutputScore) -> NDArray[Any]:
+    """Return the output that is judged, of outputs of any nesting."""
+    return flat_arrays(outputs)[part.index]
 
 
 def _labels(labels: Any, part: OutputScore) -> Any:
-    return labels[part.index] if part.labels == "outputs" and isinstance(labels, tuple | list) else labels
+    return flat_arrays(labels)[part.index] if part.labels == "outputs" else unwrapped(labels)
 
 
 def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
@@ -134,7 +136,7 @@ def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
     """
     scores = []
     for outputs, labels in pairs:
-        parts = [part_values(part, _outputs(outputs, part), _labels(labels, part)) for part in kind.parts]
+        parts = [part_values(part, output_of(outputs, part), _labels(labels, part)) for part in kind.parts]
         scores.append(np.mean(parts, axis=0))
     return np.concatenate(scores)
 
@@ -149,7 +151,7 @@ def sample_sums(kind: ScoreKind, pairs: Pairs) -> _Floats:
     for outputs, labels in pairs:
         columns = []
         for part in kind.parts:
-            output, truth = _outputs(outputs, part), _labels(labels, part)
+            output, truth = output_of(outputs, part), _labels(labels, part)
             if part.metric in ("f1", "miou"):
                 columns.append(part_counts(part, output, truth))
             else:

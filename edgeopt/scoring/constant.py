@@ -20,11 +20,13 @@ from edgeopt.scoring.compute import (
     Pairs,
     decisions,
     label_numbers,
+    output_of,
     sample_sums,
     sample_values,
     score_from_sums,
 )
 from edgeopt.scoring.drop import mean_drop_interval, sums_drop_interval
+from edgeopt.scoring.facts import unwrapped
 
 _SMALL_GAIN_RATIO = 0.1
 """Of what there is to gain over the constant answer: less than this, and not significant, is no better than it."""
@@ -54,8 +56,8 @@ def check_constant(kind: ScoreKind, pairs: Sequence[tuple[Any, Any]]) -> Constan
         pairs: Outputs of the network and labels.
     """
     (part,) = kind.parts
-    outputs = [_output(output, part) for output, _ in pairs]
-    labels = [np.asarray(target) for _, target in pairs]
+    outputs = [output_of(output, part) for output, _ in pairs]
+    labels = [np.asarray(unwrapped(target)) for _, target in pairs]
     constant = _constant_outputs(part, outputs, labels)
     given = list(zip(outputs, labels, strict=True))
     single = ScoreKind(parts=(_alone(part),), by_agreement=False)
@@ -85,10 +87,6 @@ def check_constant(kind: ScoreKind, pairs: Sequence[tuple[Any, Any]]) -> Constan
 
 def _alone(part: OutputScore) -> OutputScore:
     return msgspec.structs.replace(part, index=0)
-
-
-def _output(outputs: Any, part: OutputScore) -> NDArray[Any]:
-    return np.asarray(outputs[part.index] if isinstance(outputs, tuple | list) else outputs)
 
 
 def _count_answers(part: OutputScore, outputs: Sequence[NDArray[Any]]) -> int:

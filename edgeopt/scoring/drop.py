@@ -27,7 +27,7 @@ MAX_REPEATS, MIN_REPEATS = 1000, 200
 from the end in most runs."""
 MIN_BATCHES = 20
 """To resample whole batches."""
-MAX_DRAW_SECONDS = 20.0
+MAX_DRAW_SECONDS = 10.0
 """For these draws, of both files together."""
 MEAN_TOLERANCE = 1e-4
 """How far the mean of scores of single samples may be from the score, relative to the larger of it and 1: single

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,7 @@ def check_labels(labels: Any, source: str) -> NDArray[Any]:
     Raises:
         DataError: they are no array, one number for the whole set, or neither numbers nor bools.
     """
+    labels = unwrapped(labels)
     wanted = "class numbers 0, 1, 2 ... or real numbers, with one row per sample"
     if isinstance(labels, dict | tuple | list) and not all(isinstance(item, int | float) for item in labels):
         raise DataError(
@@ -80,6 +82,24 @@ def check_labels(labels: Any, source: str) -> NDArray[Any]:
     if array.ndim == 0:
         raise DataError(f"{source}: the labels are a single number (shape ()). Give {wanted}.")
     return array
+
+
+def unwrapped(labels: Any) -> Any:
+    """Return the only entry of a tuple, a list or a mapping, such as ``{"labels": array}``; anything else as it is."""
+    while isinstance(labels, Mapping | tuple | list) and len(labels) == 1:
+        (labels,) = labels.values() if isinstance(labels, Mapping) else labels
+    return labels
+
+
+def flat_arrays(outputs: Any) -> list[NDArray[Any]]:
+    """Return the arrays of outputs of any nesting (mappings, tuples, lists, data classes), in their order."""
+    if dataclasses.is_dataclass(outputs) and not isinstance(outputs, type | Mapping):
+        outputs = {field.name: getattr(outputs, field.name) for field in dataclasses.fields(outputs)}
+    if isinstance(outputs, Mapping):
+        return [array for item in outputs.values() for array in flat_arrays(item)]
+    if isinstance(outputs, tuple | list):
+        return [array for item in outputs for array in flat_arrays(item)]
+    return [] if outputs is None else [np.asarray(outputs)]
 
 
 def collect_facts(name: str, batches: Sequence[NDArray[Any]]) -> ArrayFacts:

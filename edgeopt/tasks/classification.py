@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgeopt.errors import DataError, TaskError
 from edgeopt.records.budget import Budget
 from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName, ScoreWish
+from edgeopt.scoring.facts import unwrapped
 from edgeopt.task import Training
 from edgeopt.task.values import as_tuple, flat_outputs, to_numpy
 from edgeopt.tasks.known_score import KnownScore
@@ -130,7 +131,7 @@ class Classification(KnownScore):
         """
         tensors = flat_outputs(outputs)
         part = self._part_of(tensors, targets)
-        return training_loss(part, tensors[part.index], torch.as_tensor(targets))
+        return training_loss(part, tensors[part.index], torch.as_tensor(unwrapped(targets)))
 
     def _part_of(self, outputs: Sequence[Tensor], targets: Any) -> OutputScore:
         if self.score_kind is not None:

@@ -12,6 +12,7 @@ from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
 from edgeopt.scoring.agreement import choose_agreement
 from edgeopt.scoring.choose import choose_score
 from edgeopt.scoring.compute import sample_sums, sample_values, score_from_sums, score_of
+from edgeopt.scoring.facts import flat_arrays
 
 _Floats = NDArray[np.float64]
 
@@ -53,7 +54,7 @@ class KnownScore:
         """Return the settled kind, or the one that these pairs show."""
         if self.score_kind is not None:
             return self.score_kind
-        outputs = [_as_list(pair[1] if by_agreement else pair[0]) for pair in pairs]
+        outputs = [flat_arrays(pair[1] if by_agreement else pair[0]) for pair in pairs]
         names = [f"output_{index}" for index in range(len(outputs[0]))] if len(outputs[0]) > 1 else ["output"]
         return self._choose(outputs, names, None if by_agreement else [labels for _, labels in pairs])
 
@@ -83,7 +84,3 @@ class KnownScore:
         """Return the score from the sums of ``sample_statistics``."""
         assert self.score_kind is not None
         return score_from_sums(self.score_kind, sums)
-
-
-def _as_list(outputs: Any) -> list[NDArray[Any]]:
-    return list(outputs) if isinstance(outputs, tuple | list) else [outputs]

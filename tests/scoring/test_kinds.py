@@ -215,7 +215,11 @@ def test_labels_that_fit_no_output_are_refused_with_what_was_found(labels, messa
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [([np.int64(3)], "single number"), ([LABELS[:-1]], "59 labels for 60 outputs"), ([{"a": LABELS}], "dict")],
+    [
+        ([np.int64(3)], "single number"),
+        ([LABELS[:-1]], "59 labels for 60 outputs"),
+        ([{"a": LABELS, "b": LABELS}], "dict"),
+    ],
 )
 def test_a_single_label_a_wrong_count_and_a_dictionary_are_refused(labels, message):
     with pytest.raises(DataError, match=message):
@@ -295,3 +299,11 @@ def test_every_refusal_is_a_wrong_input():
     with pytest.raises(EdgeoptError) as caught:
         chosen({"logits": LOGITS}, LABELS + 9)
     assert caught.value.exit_code == 2
+
+
+def test_outputs_and_labels_may_be_nested():
+    kind, score = chosen({"first": RNG.standard_normal((COUNT, 2, 2)), "logits": LOGITS}, LABELS)
+    first = np.zeros((COUNT, 2, 2))
+    for outputs in ((first, LOGITS), {"first": first, "logits": LOGITS}, [first, (LOGITS,)]):
+        assert score_of(kind, [(outputs, {"labels": LABELS})]) == pytest.approx(score)
+        assert score_of(kind, [(outputs, (LABELS,))]) == pytest.approx(score)

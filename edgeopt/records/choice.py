@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Trial
 
@@ -49,6 +50,7 @@ class TestScores(Record, frozen=True, kw_only=True):
     winner_score: float
     drop_ci95: tuple[float, float] | None
     samples: int
+    direction: ScoreDirection = "higher"
 
 
 class Choice(Record, frozen=True, kw_only=True):
@@ -75,6 +77,10 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the network that zeros were tried on, which is done only if the budget is about the download."""
     notes: tuple[str, ...] = ()
     """Things that the search did not try, and why."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why the scores may mean nothing, such as a baseline that scores like a constant answer."""
+    score_kind: ScoreKind | None = None
+    """What the score is; None if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; None if the original network did."""
 

@@ -135,7 +135,9 @@ class Distillation:
             is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
             if self.lasso is not None:
                 is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
-            if is_eligible and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
+            if is_eligible and (
+                self.best_epoch < 0 or self.task.is_as_good(score, self.history[self.best_epoch].score)
+            ):
                 self.best_epoch = epoch
                 self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
             self.save()

@@ -46,8 +46,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     notes = (*_run_once(build, task, copy), *task.notes)
     run_step(_STAGE, run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
     sha256 = build.workspace.keep_artifact(copy)
-    notes = (f"scored by {task.scored_by}", task.calibrated_by, *notes)
-    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
+    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=(task.calibrated_by, *notes))
 
 
 def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:

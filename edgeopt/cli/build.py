@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from edgeopt.cli.console import ProgressDisplay
+from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
 from edgeopt.cli.options import estimate_option, fallback_option, limit_options, verbose_option
 from edgeopt.config.limits import LimitOptions
 
@@ -103,7 +103,7 @@ def command(
         raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
     profile = load_profile(target)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    with ProgressDisplay(quiet=quiet) as progress:
+    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration

@@ -32,6 +32,10 @@ _MAX_SECONDS = 1800.0
 """How long one step may take."""
 
 
+_running: set[subprocess.Popen[bytes]] = set()
+"""Subprocesses at work, each awaited by a thread."""
+
+
 class StepResult(NamedTuple):
     """One stage: its step, its file, and its notes for the report."""
 
@@ -156,15 +160,7 @@ def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
     _logger.debug("%s: sending %s for %s", stage, type(job).__name__, job.source)
     started = time.perf_counter()
     try:
-        done = subprocess.run(
-            command,
-            input=to_json(job),
-            capture_output=True,
-            env=environment,
-            timeout=_MAX_SECONDS,
-            check=False,
-            start_new_session=True,  # so that Ctrl-C reaches only the parent
-        )
+        done = _run_to_end(command, to_json(job), environment)
     except subprocess.TimeoutExpired as error:
         _logger.debug("%s: killed after %.2f s", stage, time.perf_counter() - started)
         _log_stderr(stage, (error.stderr or b"").decode(errors="replace"))
@@ -181,6 +177,37 @@ def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
     if answer.reason is not None:
         raise StepError(stage, answer.reason, trace)
     return answer
+
+
+def _run_to_end(command: list[str], job: bytes, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a subprocess that ends when this process does: it watches a pipe, whose other end is open only here."""
+    watched, kept_open = os.pipe()
+    try:
+        with subprocess.Popen(
+            [*command, str(watched)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=(watched,),
+            start_new_session=True,  # so that Ctrl-C reaches only the parent
+        ) as process:
+            _running.add(process)
+            try:
+                stdout, stderr = process.communicate(job, timeout=_MAX_SECONDS)
+            finally:
+                process.kill()  # if it has not ended
+                _running.discard(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    finally:
+        os.close(watched)
+        os.close(kept_open)
+
+
+def kill_graph_processes() -> None:
+    """Kill the subprocesses that other threads are waiting for, because their results are no longer wanted."""
+    for process in tuple(_running):
+        process.kill()
 
 
 def _log_stderr(stage: str, printed: str) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
+from edgeopt.pipeline.processes import prepare_for_forks
 from edgeopt.task import Batch, CheckedTask, load_task
 from edgeopt.task.values import as_outputs, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
@@ -32,6 +33,7 @@ def open_task(spec: str, data: Path | None) -> CheckedTask | OnnxTask:
         return OnnxTask(Path(spec), data)
     if data:
         raise InputError(f"--data goes with a bare .onnx model; the task '{spec}' brings its own data.")
+    prepare_for_forks()
     return run_user_code(spec, "loading the task", load_task, spec)
 
 

@@ -19,6 +19,7 @@ from typing import IO, Any, TypeVar
 import msgspec
 
 from edgeopt.errors import DivergedError, StepError, TaskError
+from edgeopt.pipeline.processes import kill_group
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.codec import to_json
 
@@ -107,6 +108,7 @@ class TorchProcess:
     def died(self) -> StepError:
         """Return the error for a process that ended unexpectedly."""
         code = self.process.wait()
+        kill_group(self.process.pid)
         trace = self.stderr()[-4000:]
         _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
         if code < 0:
@@ -135,6 +137,7 @@ class TorchProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        kill_group(self.process.pid)
         self.process.stdout.close()
         for line in self.stderr().splitlines():
             _logger.debug("torch process %d printed: %s", self.process.pid, line)

@@ -1,8 +1,8 @@
 """A process that does the PyTorch part of candidates: ``python -m edgeopt.pipeline.torch_process.worker TASK``.
 
 In: jobs, as JSON lines on stdin (``edgeopt.pipeline.torch_process.protocol``). Out: answers, as JSON lines on stdout;
-everything that user code prints goes to stderr. PyTorch has one thread. The process ends when stdin ends, so it never
-outlives its parent.
+everything that user code prints goes to stderr. PyTorch has one thread. The process and its children end when stdin
+ends, so they never outlive its parent.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.pipeline.boundary import run_step, run_user_code
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
+from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
@@ -354,26 +355,22 @@ def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:
     return path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
-def read_lines(lines: queue.Queue[bytes]) -> None:
-    """Put stdin's lines into a queue; end the process immediately when stdin ends, even during a job."""
-    for line in sys.stdin.buffer:
-        lines.put(line)
-    os._exit(0)
-
-
 def main() -> None:
     """Serve jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+    requests, channel = take_stdin(), os.dup(1)
+    keep_from_children(channel)
+    answers: BinaryIO = os.fdopen(channel, "wb", buffering=0)
     os.dup2(2, 1)
 
     def answer(value: protocol.TorchAnswer) -> None:
-        answers.write(to_json(value) + b"\n")
-        answers.flush()
+        line = to_json(value) + b"\n"
+        while line:
+            line = line[answers.write(line) :]
 
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    threading.Thread(target=queue_lines, args=(requests, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
     jobs: TorchJobs | None = None
     while True:

@@ -40,10 +40,6 @@ def spawned():
     return a_task(num_workers=1, multiprocessing_context="spawn")
 
 
-def forkserver():
-    return a_task(num_workers=1, multiprocessing_context="forkserver")
-
-
 def doubled(values):
     return values * 2
 

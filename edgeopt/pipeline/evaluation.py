@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
 from edgeopt.pipeline.processes import prepare_for_forks
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.pipeline.user_code import load_guarded_task
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import as_outputs, to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -34,7 +35,7 @@ def open_task(spec: str, data: Path | None) -> CheckedTask | OnnxTask:
     if data:
         raise InputError(f"--data goes with a bare .onnx model; the task '{spec}' brings its own data.")
     prepare_for_forks()
-    return run_user_code(spec, "loading the task", load_task, spec)
+    return load_guarded_task(spec)
 
 
 class EvaluationSet:

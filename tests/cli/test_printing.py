@@ -46,7 +46,7 @@ def test_other_signals_stop_a_command_as_an_interrupt_does(tmp_path, number):
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
-    assert errors.startswith("stopped. Finished trials are kept")
+    assert errors.strip().startswith("stopped. Finished trials are kept")
 
 
 def test_a_signal_that_the_process_was_told_to_ignore_stays_ignored(tmp_path):

@@ -37,7 +37,7 @@ def plain(tmp_path_factory):
     return scored_by_gradients("plain", tmp_path_factory.mktemp("plain"))
 
 
-@pytest.mark.parametrize("name", ["forked", "persistent", "spawned", "forkserver"])
+@pytest.mark.parametrize("name", ["forked", "persistent", "spawned"])
 def test_loaders_with_workers_give_what_one_without_gives(name, plain, tmp_path):
     assert scored_by_gradients(name, tmp_path) == plain
 

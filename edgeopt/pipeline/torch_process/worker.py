@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
+from edgeopt.errors import EdgeoptError, InputError, StepError, TaskError
 from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
@@ -40,17 +40,18 @@ from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
-from edgeopt.pipeline.boundary import run_step, run_user_code
+from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import flat_outputs
 
 _SALIENCY_BATCHES = 16
@@ -334,7 +335,7 @@ class TorchJobs:
                 case protocol.ProbeJob():
                     return run_step("latency table", self.export_probes, job)
         except EdgeoptError as error:
-            return as_job_failed(error)
+            return as_job_failed(tell_apart(self.task.spec, error))
 
 
 def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
@@ -344,8 +345,7 @@ def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
         stage=step.stage if step else "task",
         reason=step.reason if step else str(error),
         trace=step.trace if step else None,
-        diverged=isinstance(error, DivergedError),
-        user_error=error.exit_code == TaskError.exit_code,
+        kind="user" if isinstance(error, InputError) else kind_of(error),
     )
 
 
@@ -376,7 +376,7 @@ def main() -> None:
     while True:
         job = decoder.decode(lines.get())
         try:
-            jobs = jobs or TorchJobs(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
+            jobs = jobs or TorchJobs(load_guarded_task(sys.argv[1]), answer)
         except EdgeoptError as error:
             answer(as_job_failed(error))
             continue

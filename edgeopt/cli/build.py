@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,11 @@ from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
 from edgeopt.cli.options import estimate_option, fallback_option, limit_options, verbose_option
 from edgeopt.config.limits import LimitOptions
 
+if TYPE_CHECKING:
+    from edgeopt.records.choice import Choice
+
+NO_TRAINING_SUCCEEDED = 1
+"""Exit code."""
 NOTHING_KEEPS_THE_LIMITS = 3
 """Exit code."""
 
@@ -129,6 +135,13 @@ def command(
         )
         choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
     print_choice(out, as_json)
+    return exit_code(choice)
+
+
+def exit_code(choice: Choice) -> int:
+    """Return 1 if no training succeeded for a technical reason, even with a winner; 3 if nothing keeps the limits."""
+    if choice.is_error:
+        return NO_TRAINING_SUCCEEDED
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
 

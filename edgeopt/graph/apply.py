@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeopt.errors import StepError
+from edgeopt.errors import CrashError, StepError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
@@ -164,16 +164,16 @@ def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
     except subprocess.TimeoutExpired as error:
         _logger.debug("%s: killed after %.2f s", stage, time.perf_counter() - started)
         _log_stderr(stage, (error.stderr or b"").decode(errors="replace"))
-        raise StepError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
+        raise CrashError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
     trace = done.stderr.decode(errors="replace")
     _logger.debug("%s: exit code %d after %.2f s", stage, done.returncode, time.perf_counter() - started)
     _log_stderr(stage, trace)
     if done.returncode != 0:
-        raise StepError(stage, _describe_exit(done.returncode, trace), trace)
+        raise CrashError(stage, _describe_exit(done.returncode, trace), trace)
     try:
         answer = from_json(done.stdout, GraphAnswer)
     except msgspec.DecodeError as error:
-        raise StepError(stage, f"its process gave no answer ({error}).", trace) from error
+        raise CrashError(stage, f"its process gave no answer ({error}).", trace) from error
     if answer.reason is not None:
         raise StepError(stage, answer.reason, trace)
     return answer

@@ -66,7 +66,7 @@ def run_user_code(spec: str, part: str, function: Callable[_P, _T], /, *args: _P
 
     Raises:
         TaskError: names the task, the part and the cause.
-        CrashError: the cause is no mistake of the user: memory ran out, or a process of a loader was killed.
+        CrashError: the user's code is not to blame: memory ran out, or a process of a loader was killed.
     """
     try:
         return run_step(part, function, *args, **kwargs)
@@ -114,7 +114,7 @@ def tell_apart(spec: str, error: EdgeoptError) -> EdgeoptError:
 def find_user_line(trace: str) -> str | None:
     """Return ``file my_task.py, line 12, in loss`` for the innermost frame of user code in a traceback's text.
 
-    User code is what is neither in edgeopt nor among the installed packages. The text may quote the traceback of another
+    User code is neither in edgeopt nor among the installed packages. The text may quote the traceback of another
     process, such as that of a loader's worker, which then holds the innermost frame.
     """
     frames = [match for match in _FRAME.finditer(trace) if not match["file"].startswith(("<", _OURS))]

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import StepError
+from edgeopt.errors import EdgeoptError, StepError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import read_facts
 from edgeopt.logs import log_to_file
@@ -38,7 +38,7 @@ from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.choice import Choice, TestScores
+from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.trial import Measured
@@ -250,7 +250,12 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(choice, teacher=teacher)
+    return msgspec.structs.replace(
+        choice,
+        teacher=teacher,
+        failed_trainings=count_failed_trainings(choice.trials),
+        ended_early=search.ended_early,
+    )
 
 
 def measured(choice: Choice, number: int) -> Measured:
@@ -261,7 +266,18 @@ def measured(choice: Choice, number: int) -> Measured:
 
 
 def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at."""
+    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at.
+
+    If that fails, whoever is to blame, a note says so: the file that won is good without it.
+    """
+    try:
+        return run_step("test", _add_test_scores, build, evaluator, choice)
+    except EdgeoptError as error:
+        build.progress("test", f"failed: {error}")
+        return msgspec.structs.replace(choice, notes=(*choice.notes, f"Not scored on the test set: {error}"))
+
+
+def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
     with build.clock.stage("test"):
         build.progress("test", "the winner and the baseline on the test set")
         test = build.data.test_set() if choice.winner is not None else None

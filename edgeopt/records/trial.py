@@ -9,7 +9,6 @@ from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 
-
 FailureKind = Literal["refused", "crashed", "diverged"]
 """Why something failed.
 

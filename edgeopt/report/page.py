@@ -15,6 +15,7 @@ import edgeopt
 from edgeopt.report import sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.failures import failure_notes
 from edgeopt.report.proof import build_proof
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -287,6 +288,7 @@ def render_page(document: Document) -> str:
         remarks=[
             text
             for text in (
+                *failure_notes(document),
                 sentences.barred(document),
                 *sentences.float_prefix_notes(document),
                 sentences.teacher(document),

@@ -10,6 +10,7 @@ from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Document, LatencyComparison, LayerChange, TrialPart
+from edgeopt.report.failures import share_of_failed
 from edgeopt.report.proof import ProofRow, build_proof
 
 _MAX_NAMED_LAYERS = 3
@@ -94,7 +95,9 @@ def binding(document: Document) -> str:
     if reasons:
         return f"{label}. {' '.join(reasons)}"
     room = _room(document, document.binding[0])
-    return f"{label}, which has the least room{room}; no smaller trial missed a limit."
+    failed = document.failed_trainings
+    but = f", but {share_of_failed(failed)}" if failed else ""
+    return f"{label}, which has the least room{room}; no smaller trial missed a limit{but}."
 
 
 def _stopped_by(document: Document, limit: Limit) -> str | None:
@@ -193,7 +196,8 @@ def layer_text(change: LayerChange) -> str:
 
 def teacher(document: Document) -> str | None:
     """Name the teacher of the trained networks: a file, or the original network."""
-    if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
+    trained = [trial for trial in document.trials if trial.status == "measured"]
+    if not any(isinstance(step, Distill) for trial in trained for step in trial.recipe.torch_steps):
         return None
     return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 

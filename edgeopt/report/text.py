@@ -12,6 +12,7 @@ from rich.text import Text
 
 from edgeopt.report import sentences, words
 from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.failures import failure_notes
 from edgeopt.report.proof import ProofRow
 
 _KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
@@ -91,6 +92,7 @@ def _lines(document: Document) -> Iterator[str]:
         recipe = words.recipe_text(trial.recipe, trial.parameters, document.baseline.parameters)
         yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
+    yield from failure_notes(document)
     optional = (
         sentences.float_nodes(document),
         sentences.barred(document),

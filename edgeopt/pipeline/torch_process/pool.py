@@ -90,6 +90,7 @@ class TorchProcess:
             start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
+        self.is_closing = False
         self.printed_bytes = 0
         """The size of ``log`` before the present job."""
         _logger.debug("torch process %d started for task %s", self.process.pid, task)
@@ -125,14 +126,14 @@ class TorchProcess:
         """Return the error for a process that ended unexpectedly: how, and its last line on stderr."""
         code = self.process.wait()
         kill_group(self.process.pid)
-        if self.log.closed:
+        if self.is_closing:
             return StoppedError("the torch process has been stopped.")
         trace = self.stderr(self.printed_bytes)[-4000:]
         _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
         how = f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
         advice = " The system was probably out of memory: try --workers 1." if code == -signal.SIGKILL else ""
         last = next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
-        quoted = f" Its last line on stderr: {last}" if last else ""
+        quoted = f' Its last line on stderr: "{last}".' if last else ""
         return CrashError("train", f"the training process {how}.{advice}{quoted}", trace)
 
     def stderr(self, begin: int = 0) -> str:
@@ -142,8 +143,9 @@ class TorchProcess:
 
     def close(self) -> None:
         """End the process by closing its stdin; a second call does nothing."""
-        if self.log.closed:
+        if self.is_closing:
             return
+        self.is_closing = True
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
@@ -202,13 +204,12 @@ class TorchPool:
         """Run one job on a free process.
 
         Raises:
-            StepError: the job failed; ``DivergedError`` if a training diverged, ``CrashError`` if a library failed or the
-                process died.
+            StepError: the job failed: ``DivergedError`` if a training diverged, ``CrashError`` if a library failed or
+                the process died.
             TaskError: the user's task is at fault.
             StoppedError: the pool is closed.
         """
-        if self.is_closed:
-            raise StoppedError("the torch processes have been stopped.")
+        self.check_open()
         with self.worker() as worker:
             answer: Any = worker.do(job, progress)
         if isinstance(answer, protocol.JobFailed):
@@ -217,6 +218,11 @@ class TorchPool:
             raise _ERRORS[answer.kind](answer.stage, answer.reason, answer.trace)
         assert isinstance(answer, kind)
         return answer
+
+    def check_open(self) -> None:
+        """Raise StoppedError if the pool is closed: then the build is stopping."""
+        if self.is_closed:
+            raise StoppedError("the torch processes have been stopped.")
 
     def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
         """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.

@@ -250,6 +250,7 @@ class TorchJobs:
             progress=lambda epoch, epochs, score: self.answer(
                 protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
             ),
+            careful=job.careful,
         ).run()
 
     def measure_speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:

@@ -76,7 +76,8 @@ def run_user_code(spec: str, part: str, function: Callable[_P, _T], /, *args: _P
         ) from error
     except CrashError as error:
         if is_technical(error.__cause__):
-            raise
+            reason = f"{_last_words(error)}. Use smaller batches, or fewer workers in a loader."
+            raise CrashError(part, reason, error.trace) from error.__cause__
         raise explain_user_error(spec, f"{part} failed with", error) from error
 
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import EdgeoptError, StepError
+from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import read_facts
 from edgeopt.logs import log_to_file
@@ -300,18 +300,23 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
         model = None
+        inputs: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         if choice.winner is not None:
             sha256 = measured(choice, choice.winner).artifact.sha256
             model = build.workspace.artifact(sha256)
             if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
-            outputs = golden_outputs(build, model)
+            try:
+                inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)
+            except (StepError, DeviceError) as error:
+                note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
+                choice, inputs = msgspec.structs.replace(choice, notes=(*choice.notes, note)), {}
         write_bundle(
             out,
             choice,
             model=model,
-            golden_inputs=build.data.golden_inputs if model else {},
+            golden_inputs=inputs,
             golden_outputs=outputs,
             labels=build.data.task.labels,
             preprocessing=build.data.task.preprocessing,

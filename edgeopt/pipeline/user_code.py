@@ -46,6 +46,8 @@ class GuardedTask:
         self._spec = spec
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("_task", "_spec"):  # not set yet, as in a copy that is being made
+            raise AttributeError(name)
         if name == "source_module":
             return getattr(self._task, name, None) or type(self._task).__module__
         value = getattr(self._task, name)

@@ -1,4 +1,4 @@
-"""Builds in which user code is wrong, or in which every training dies: what is said, what is kept, what is tried again."""
+"""Builds in which user code is wrong, or every training dies: what is said, what is kept, what is tried again."""
 
 import json
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import threading
 from types import SimpleNamespace
 
 import msgspec
@@ -119,6 +120,31 @@ def test_a_search_that_fails_ends_with_the_trials_there_are_but_not_for_a_mistak
     for error in (TaskError("wrong"), DeviceLostError("gone")):
         with pytest.raises(type(error)):
             search.go_on_if_it_fails(lambda error=error: (_ for _ in ()).throw(error))
+
+
+def test_the_first_exception_stops_all_that_runs_in_parallel():
+    stopped = threading.Event()
+    search = Search(SimpleNamespace(torch_pool=SimpleNamespace(count=2, close=stopped.set)), runner=None)
+
+    def work(fails):
+        if fails:
+            raise TaskError("wrong")
+        assert stopped.wait(60), "the other thread was not stopped"
+        raise StoppedError("stopped")
+
+    with pytest.raises(TaskError, match="wrong"):
+        search.in_parallel(work, [False, True])
+
+
+def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
+    def crash():
+        raise CrashError("train", "no memory")
+
+    pool = SimpleNamespace(count=2, tune_worker_count=crash)
+    search = a_search([], torch_pool=pool, fixed_workers=False)
+    search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
+    search.tune_worker_count()
+    assert pool.count == 1
 
 
 def test_a_size_whose_parent_cannot_be_analysed_is_left_out(monkeypatch):

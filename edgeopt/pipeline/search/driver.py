@@ -361,9 +361,12 @@ class Search:
                     self.try_fallbacks(trial)
 
     def try_fallbacks(self, trial: Trial) -> None:
-        """Measure the variants that may replace an int8 trial; float16 only if no int8 variant pays."""
+        """Measure the variants that may replace an int8 trial; float16 only if no int8 variant pays.
+
+        After an early end of the search nothing new is made.
+        """
         runner = self.runner
-        if not isinstance(trial.outcome, Measured) or not may_fall_back(runner, trial):
+        if self.ended_early or not isinstance(trial.outcome, Measured) or not may_fall_back(runner, trial):
             return
         variant = float_prefix_variant(runner, trial)
         if variant is not None:

@@ -212,6 +212,8 @@ class TorchPool:
         self.check_open()
         with self.worker() as worker:
             answer: Any = worker.do(job, progress)
+            if isinstance(answer, protocol.JobFailed) and answer.kind == "crashed":
+                worker.close()  # the next job gets a new process, with memory that nothing has damaged
         if isinstance(answer, protocol.JobFailed):
             if answer.kind == "user":
                 raise TaskError(answer.reason)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeopt.cli.console import ProgressDisplay
+from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
 from edgeopt.cli.options import estimate_option, fallback_option, limit_options, score_options, verbose_option
 from edgeopt.config.limits import LimitOptions
 from edgeopt.records.scoring import ScoreWish
@@ -18,8 +18,11 @@ from edgeopt.records.scoring import ScoreWish
 if TYPE_CHECKING:
     from edgeopt.config.project import Project
     from edgeopt.records.budget import Budget
+    from edgeopt.records.choice import Choice
     from edgeopt.records.profile import Profile
 
+NO_TRAINING_SUCCEEDED = 1
+"""Exit code."""
 NOTHING_KEEPS_THE_LIMITS = 3
 """Exit code."""
 
@@ -113,7 +116,7 @@ def command(
     project = load_project()
     profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    with ProgressDisplay(quiet=quiet) as progress:
+    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
@@ -137,6 +140,13 @@ def command(
         )
         choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress)
     print_choice(out, as_json)
+    return exit_code(choice)
+
+
+def exit_code(choice: Choice) -> int:
+    """Return 1 if no training succeeded for a technical reason, even with a winner; 3 if nothing keeps the limits."""
+    if choice.is_error:
+        return NO_TRAINING_SUCCEEDED
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
+import os
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -38,6 +41,26 @@ def show_error(message: str, label: str = "error: ") -> None:
             textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()
         )
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what user code prints in a block to stderr: from Python, from C, and from child processes.
+
+    Results are printed after the block, so that stdout holds nothing else.
+    """
+    sys.stdout.flush()
+    is_descriptor = sys.stdout is sys.__stdout__
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.nullcontext() if is_descriptor else contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # C keeps what it prints until its buffer is full
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class ProgressDisplay:

@@ -21,12 +21,13 @@ from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import StepError
+from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
@@ -39,7 +40,7 @@ from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.choice import Choice, TestScores
+from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
@@ -257,7 +258,14 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(choice, teacher=teacher, warnings=remarks.warnings, score_kind=remarks.kind)
+    return msgspec.structs.replace(
+        choice,
+        teacher=teacher,
+        warnings=remarks.warnings,
+        score_kind=remarks.kind,
+        failed_trainings=count_failed_trainings(choice.trials),
+        ended_early=search.ended_early,
+    )
 
 
 def task_notes(build: Build) -> tuple[str, ...]:
@@ -278,7 +286,18 @@ def measured(choice: Choice, number: int) -> Measured:
 
 
 def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at."""
+    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at.
+
+    If that fails, whoever is to blame, a note says so: the file that won is good without it.
+    """
+    try:
+        return run_step("test", _add_test_scores, build, evaluator, choice)
+    except EdgeoptError as error:
+        build.progress("test", f"failed: {error}")
+        return msgspec.structs.replace(choice, notes=(*choice.notes, f"Not scored on the test set: {error}"))
+
+
+def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
     with build.clock.stage("test"):
         build.progress("test", "the winner and the baseline on the test set")
         test = build.data.test_set() if choice.winner is not None else None
@@ -301,18 +320,23 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
         model = None
+        inputs: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         if choice.winner is not None:
             sha256 = measured(choice, choice.winner).artifact.sha256
             model = build.workspace.artifact(sha256)
             if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
-            outputs = golden_outputs(build, model)
+            try:
+                inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)
+            except (StepError, DeviceError) as error:
+                note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
+                choice, inputs = msgspec.structs.replace(choice, notes=(*choice.notes, note)), {}
         write_bundle(
             out,
             choice,
             model=model,
-            golden_inputs=build.data.golden_inputs if model else {},
+            golden_inputs=inputs,
             golden_outputs=outputs,
             labels=build.data.task.labels,
             preprocessing=build.data.task.preprocessing,

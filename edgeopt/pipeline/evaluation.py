@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
+from edgeopt.pipeline.processes import prepare_for_forks
+from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -43,7 +45,8 @@ def open_task(spec: str, data: Path | None, score_wish: ScoreWish | None = None)
             f"--score and --score-output go with a bare .onnx model. The task '{spec}' says itself how it is scored: "
             "by its score(), or by score=KIND and score_output=NAME of edgeopt.classification(...)."
         )
-    return run_user_code(spec, "loading the task", load_task, spec)
+    prepare_for_forks()
+    return load_guarded_task(spec)
 
 
 class EvaluationSet:

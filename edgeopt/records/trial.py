@@ -10,6 +10,14 @@ from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.scoring import ScoreDirection
 
+FailureKind = Literal["refused", "crashed", "diverged"]
+"""Why something failed.
+
+- ``refused``: a step's own check found its result wrong, or it cannot do what it was asked.
+- ``crashed``: for a technical reason, such as a process that died, which says nothing about the network.
+- ``diverged``: values are not finite.
+"""
+
 
 class Parity(Record, frozen=True, kw_only=True):
     """How far a file's outputs after one stage are from the outputs of the network itself, on the same inputs."""
@@ -92,6 +100,7 @@ class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"
     stage: str
     reason: str
     trace: str | None
+    kind: FailureKind = "refused"
 
 
 class Trial(Record, frozen=True, kw_only=True):

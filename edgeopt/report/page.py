@@ -12,9 +12,10 @@ from pathlib import Path
 import jinja2
 
 import edgeopt
-from edgeopt.report import sentences, words
+from edgeopt.report import noise, sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.failures import failure_notes
 from edgeopt.report.proof import build_proof, is_higher_better
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -284,7 +285,7 @@ def render_page(document: Document) -> str:
         "nodes": words.nodes,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
-    compared = sentences.compared_trials(document)
+    compared = noise.compared_trials(document)
     return environment.get_template("page.html").render(
         document=document,
         version=edgeopt.__version__,
@@ -296,6 +297,7 @@ def render_page(document: Document) -> str:
         remarks=[
             text
             for text in (
+                *failure_notes(document),
                 sentences.barred(document),
                 *sentences.float_prefix_notes(document),
                 sentences.score_meaning(document),
@@ -304,8 +306,8 @@ def render_page(document: Document) -> str:
             )
             if text
         ],
-        noise=[*sentences.noise_notes(document), *sentences.timing_notes(compared)],
-        other_noise=sentences.timing_notes(trial for trial in document.trials if trial not in compared),
+        noise=[*noise.noise_notes(document), *noise.timing_notes(compared)],
+        other_noise=noise.timing_notes(trial for trial in document.trials if trial not in compared),
         winner_recipe=_recipe(document.winner, document) if document.winner else None,
         cards=_cards(document),
         sections=[(section, view) for section, view in built if view is not None],

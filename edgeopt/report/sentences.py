@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Document, LatencyComparison, LayerChange, TrialPart
-from edgeopt.report.proof import ProofRow, build_proof, drop_name, is_higher_better
+from edgeopt.report.failures import share_of_failed
+from edgeopt.report.proof import ProofRow, build_proof, is_higher_better
 
 _MAX_NAMED_LAYERS = 3
 """In a sentence; the page has them all."""
@@ -102,7 +101,9 @@ def binding(document: Document) -> str:
     if reasons:
         return f"{label}. {' '.join(reasons)}"
     room = _room(document, document.binding[0])
-    return f"{label}, which has the least room{room}; no smaller trial missed a limit."
+    failed = document.failed_trainings
+    but = f", but {share_of_failed(failed)}" if failed else ""
+    return f"{label}, which has the least room{room}; no smaller trial missed a limit{but}."
 
 
 def _stopped_by(document: Document, limit: Limit) -> str | None:
@@ -207,7 +208,8 @@ def layer_text(change: LayerChange) -> str:
 
 def teacher(document: Document) -> str | None:
     """Name the teacher of the trained networks: a file, or the original network."""
-    if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
+    trained = [trial for trial in document.trials if trial.status == "measured"]
+    if not any(isinstance(step, Distill) for trial in trained for step in trial.recipe.torch_steps):
         return None
     return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 
@@ -263,52 +265,6 @@ def waived(document: Document) -> str | None:
     """Name the waived limits."""
     names = [_LIMIT_NAMES[row.limit] for row in build_proof(document.baseline, document.budget) if row.allowed is None]
     return f"Waived: {words.listed(names)}." if names else None
-
-
-def noise_notes(document: Document) -> list[str]:
-    """Say which differences may be chance, and which timings were disturbed."""
-    notes = []
-    winner = document.winner
-    if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is not None:
-        low, high = winner.score_drop_ci95
-        if low <= 0 <= high:
-            interval = f"{words.score(low)} to {words.score(high)} (95 %)"
-            notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")
-    if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is None:
-        notes.append(
-            f"The {drop_name(winner).lower()} has no interval, because the score cannot be computed for drawn samples: "
-            "the limit is compared with the drop itself, whatever its noise."
-        )
-    near = [t for t in smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
-    for trial in near:
-        missed = words.listed(
-            [miss_text(miss, document.budget, higher=is_higher_better(trial)) for miss in trial.misses or ()]
-        )
-        notes.append(f"Trial {trial.number} is smaller and misses {missed}.")
-    disturbed = [trial for trial in document.trials if trial.contended_processes]
-    if disturbed:
-        numbers = words.listed([str(trial.number) for trial in disturbed])
-        notes.append(
-            f"Other load disturbed the timing of {'trial' if len(disturbed) == 1 else 'trials'} {numbers}: "
-            "measure again on a quiet machine before you rely on milliseconds."
-        )
-    return notes
-
-
-def compared_trials(document: Document) -> list[TrialPart]:
-    """Return the baseline, and the winner if it is another trial."""
-    baseline, winner = document.baseline, document.winner
-    return [baseline] if winner is None or winner.number == baseline.number else [baseline, winner]
-
-
-def timing_notes(trials: Iterable[TrialPart]) -> list[str]:
-    """Say for each trial how its timing was noisy, apart from other load."""
-    notes = []
-    for trial in trials:
-        other = [words.noise_text(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
-        if other:
-            notes.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
-    return notes
 
 
 def device(document: Document) -> str:

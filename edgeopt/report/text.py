@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import sentences, words
+from edgeopt.report import noise, sentences, words
 from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.failures import failure_notes
 from edgeopt.report.proof import ProofRow, is_higher_better
 
 _KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
@@ -102,6 +103,7 @@ def _lines(document: Document) -> Iterator[str]:
         )
         yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
+    yield from failure_notes(document)
     optional = (
         sentences.float_nodes(document),
         sentences.barred(document),
@@ -110,8 +112,8 @@ def _lines(document: Document) -> Iterator[str]:
         sentences.teacher(document),
         sentences.waived(document),
         *sentences.int8_losses(document),
-        *sentences.noise_notes(document),
-        *sentences.timing_notes(sentences.compared_trials(document)),
+        *noise.noise_notes(document),
+        *noise.timing_notes(noise.compared_trials(document)),
     )
     yield from (line for line in optional if line)
     yield from sentences.variant_gains(document)

@@ -88,6 +88,7 @@ class Distillation:
         lasso: The penalty that shrinks channels, if any.
         checkpoint: File for the state after each epoch.
         progress: Called after each epoch with ``(index, epochs, score)``.
+        careful: Train in row-major memory, after a crash in another layout.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class Distillation:
         lasso: GroupLasso | None = None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
+        careful: bool = False,
     ) -> None:
+        self.careful = careful
         self.train_module = train_module
         self.eval_module = eval_module
         self.task = task
@@ -125,7 +128,7 @@ class Distillation:
             DivergedError: a loss or a score is not finite.
         """
         for parameter in self.parameters:
-            if parameter.dim() == 4:
+            if parameter.dim() == 4 and not self.careful:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.resume()
         for epoch in range(len(self.history), self.step.epochs):
@@ -161,7 +164,7 @@ class Distillation:
             progress = (epoch + index / count) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)
-            outputs = self.train_module(*to_channels_last(inputs))
+            outputs = self.train_module(*(inputs if self.careful else to_channels_last(inputs)))
             loss = distill_loss(self.task, self.step, outputs, teacher_outputs, targets)
             if self.lasso:
                 loss = loss + self.lasso.penalty(self.train_module, progress)

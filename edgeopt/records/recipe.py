@@ -11,6 +11,8 @@ from edgeopt.records.profile import Precision
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
 Optimizer = Literal["sgd", "adamw"]
+MultiplyPrecision = Literal["float32", "bfloat16", "float16"]
+"""The precision of a training's products; weights are kept in float32."""
 
 
 class Importance(Record, frozen=True, kw_only=True):
@@ -71,6 +73,10 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     hard_weight: float
     group_lasso: float = 0.0
     """Final strength of a penalty that shrinks whole channels, for a training that comes before pruning."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, which is evaluated and kept instead of the weights themselves; 0: none."""
+    precision: MultiplyPrecision | None = None
+    """None: what the device multiplies fast. The recipe leaves it open: either is as good."""
 
 
 class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware"):

@@ -76,6 +76,73 @@ def test_a_short_trial_finds_how_many_parallel_trainings_are_worthwhile():
         pool.close()
 
 
+def test_trainings_that_start_together_share_the_cores_as_far_as_they_use_them():
+    pool = TorchPool(TASK, 2, cores=8)
+    pool.share_cores(1)
+    assert pool.threads == 1, "nothing is known before the trial"
+    pool.useful_threads = 8
+    threads = {}
+    for trainings in (1, 2, 5):
+        pool.share_cores(trainings)
+        threads[trainings] = pool.threads
+    assert threads == {1: 8, 2: 4, 5: 4}
+    pool.useful_threads = 2
+    pool.share_cores(2)
+    assert pool.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "speeds", "useful"),
+    [
+        (1, {}, 1),
+        (2, {1: 10, 2: 18}, 2),
+        (2, {1: 10, 2: 11}, 1),
+        (6, {1: 10, 2: 19, 4: 33, 6: 45}, 6),
+        (6, {1: 10, 2: 19, 4: 33, 6: 34}, 4),
+        (64, {1: 10, 2: 19, 4: 33, 8: 34}, 4),
+    ],
+)
+def test_threads_are_doubled_while_a_training_gets_faster(cores, speeds, useful):
+    pool = TorchPool(TASK, 1, cores=cores)
+    pool.speed = lambda workers, seconds, threads=1: speeds[threads]
+    pool.tune_threads()
+    assert pool.useful_threads == useful
+
+
+THREAD_COUNTING_TASK = """
+import tiny_task, torch, os
+from pathlib import Path
+from edgeopt.tasks.classification import Classification
+
+class Counting(Classification):
+    def training_step(self, model, inputs, targets, teacher_outputs):
+        loss = self.loss(model(*inputs), targets)
+        running = len(list(Path("/proc/self/task").iterdir()))
+        Path(os.environ["COUNTS"]).write_text(f"{torch.get_num_threads()} {running}")
+        return loss
+
+def task():
+    made = tiny_task.task()
+    made.__class__ = Counting
+    return made
+"""
+
+
+def test_a_training_has_the_threads_that_its_job_says(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(THREAD_COUNTING_TASK)
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(TASK.partition(":")[0]).parent), prepend=os.pathsep)
+    with closing(TorchPool(f"{tmp_path / 'counting.py'}:task", 1)) as pool:
+        for threads in (4, 1):
+            job = msgspec.structs.replace(
+                a_training(tmp_path, (A_DISTILLATION,), tmp_path / "network.safetensors"), threads=threads
+            )
+            pool.do(job, protocol.TrainDone)
+            used, running = map(int, (tmp_path / "counts").read_text().split())
+            assert used == threads
+            assert running >= 4, "of the four-thread training, which came first"
+
+
 def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(pool, tmp_path):
     with pool.worker() as worker:
         process = worker.process

@@ -196,6 +196,8 @@ def distillation(build: Build) -> Distill:
         kl_weight=training.kl_weight,
         mse_weight=training.mse_weight,
         hard_weight=training.hard_weight,
+        ema=training.ema,
+        precision=None if training.precision == "auto" else training.precision,
     )
 
 

@@ -153,7 +153,8 @@ class TrialRunner:
         recipe, seconds = candidate.recipe(steps, self.build.seed), dict(spent)
         try:
             artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe, reasons))
-            artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes))
+            notes = dict.fromkeys((*artifact.notes, *candidate.notes, *network.notes))
+            artifact = msgspec.structs.replace(artifact, notes=tuple(notes))
             score = timed(seconds, "score", lambda: self.evaluator.score(artifact.sha256))
         except EdgeoptError as error:
             return Variant(recipe, as_failed(error), seconds)

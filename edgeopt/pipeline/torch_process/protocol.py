@@ -74,6 +74,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     out: str
     int8: Int8Reference | None = None
     """Needed by a ``QuantizeAware`` step."""
+    threads: int = 1
+    """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -93,6 +95,7 @@ class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
     """Train the original for a moment, to see how fast that goes; nothing is kept."""
 
     seconds: float
+    threads: int = 1
 
 
 class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):

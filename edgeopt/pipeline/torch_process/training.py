@@ -1,0 +1,134 @@
+"""The trainings of a torch process: where they run, who teaches, and how fast they go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import fx
+
+from edgeopt.passes.distill.compute import (
+    CPU,
+    ComputeDevice,
+    choose_device,
+    choose_precision,
+    move_tensors,
+    with_device,
+)
+from edgeopt.passes.distill.teacher import ModuleTeacher, Teacher, TeacherOutputs, to_channels_last
+from edgeopt.passes.distill.train import Distillation, TrainingResult
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.lasso import GroupLasso
+from edgeopt.passes.safe_gradients import take_stride_out
+from edgeopt.passes.sparsify import SparsitySchedule
+from edgeopt.pipeline.onnx_teacher import OnnxTeacher
+from edgeopt.pipeline.torch_process import protocol
+from edgeopt.records.recipe import Distill
+from edgeopt.task import Batch, CheckedTask
+
+WORKER_VARIABLE = "EDGEOPT_WORKER"
+"""Environment variable: the number of this process, from 0."""
+_WARMUP_STEPS = 2
+
+
+class Trainer:
+    """Trains networks of one task.
+
+    Args:
+        task: The user's task.
+        answer: Sends the progress of trainings to the parent.
+    """
+
+    def __init__(self, task: CheckedTask, answer: Callable[[protocol.TorchAnswer], None]) -> None:
+        self.task = task
+        self.answer = answer
+        self.teachers: dict[torch.device, ModuleTeacher] = {}
+
+    def distill(
+        self,
+        network: Network,
+        fake_quantized: fx.GraphModule | None,
+        step: Distill,
+        job: protocol.TrainJob,
+        index: int,
+        sparsity: SparsitySchedule | None,
+        original: Network,
+    ) -> TrainingResult:
+        """Train ``network`` in place, taught by the original or by the task's teacher.
+
+        ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
+        """
+        folder, compute = Path(job.teacher), self.compute_device(step)
+        teacher = self.teacher(folder, original)
+        stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
+        result = Distillation(
+            fake_quantized or network.train_module,
+            fake_quantized or network.eval_module,
+            self.task,
+            step,
+            stream,
+            sparsity=sparsity,
+            lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
+            checkpoint=checkpoint_path(job, index),
+            progress=lambda epoch, epochs, score: self.answer(
+                protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
+            ),
+            compute=compute,
+        ).run()
+        where = () if compute == CPU else (f"trained on {compute}",)
+        return msgspec.structs.replace(result, notes=(*where, *result.notes))
+
+    def compute_device(self, step: Distill | None = None) -> ComputeDevice:
+        """Return where this process trains; several processes share out the CUDA devices."""
+        training = self.task.training
+        device = choose_device(training.device, int(os.environ.get(WORKER_VARIABLE, "0")))
+        wanted = training.precision if step is None else step.precision or "auto"
+        return ComputeDevice(device, choose_precision(wanted, device))
+
+    def teacher(self, folder: Path, original: Network) -> Teacher:
+        """Return the task's teacher, or the original on the device that trains."""
+        if self.task.teacher:
+            return OnnxTeacher(self.task, folder)
+        device = self.compute_device().device
+        if device not in self.teachers:
+            module = original.copy().eval_module
+            move_tensors(module, device)
+            self.teachers[device] = ModuleTeacher(with_device(module, device), ComputeDevice(device))
+        return self.teachers[device]
+
+    def measure_speed(self, network: Network, batch: Batch, job: protocol.SpeedJob) -> protocol.SpeedDone:
+        """Measure how fast a network trains, on the same batch in every step; its weights stay as they are."""
+        inputs, targets = batch
+        for parameter in network.parameters().values():
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+        module = take_stride_out(network.train_module)
+        steps = 0
+        begin = time.perf_counter()
+        while steps <= _WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
+            if steps == _WARMUP_STEPS:
+                begin = time.perf_counter()
+            self.task.loss(module(*to_channels_last(inputs)), targets).backward()  # type: ignore[no-untyped-call]
+            steps += 1
+        return protocol.SpeedDone(steps_per_second=(steps - _WARMUP_STEPS) / (time.perf_counter() - begin))
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run a block with that many threads of PyTorch; everything else has one, so that its last bits stay the same."""
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(1)
+
+
+def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:
+    """Return the path of the checkpoint of one of the job's steps; a restarted job reuses finished trainings."""
+    path = Path(job.checkpoint)
+    return path.with_name(f"{path.stem}-{index}{path.suffix}")

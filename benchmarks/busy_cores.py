@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class Phases:
         self.running: dict[str, int] = {}
         """Process to the threads of its training."""
 
+    def read_all(self, lines: Iterable[str]) -> None:
+        """Take all lines of the log, as they come."""
+        for line in lines:
+            self.read(line)
+
     def read(self, line: str) -> None:
         """Take one line of the log."""
         if found := BEGIN.search(line):
@@ -104,8 +110,8 @@ def watch(command: list[str], folder: Path) -> list[dict[str, Any]]:
     """Run a build, and return the samples."""
     process = subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
-    lines, phases, tree = process.stderr, Phases(), ProcessTree(process.pid)
-    reader = threading.Thread(target=lambda: [phases.read(line) for line in lines], daemon=True)
+    phases, tree = Phases(), ProcessTree(process.pid)
+    reader = threading.Thread(target=phases.read_all, args=(process.stderr,), daemon=True)
     reader.start()
     begin, samples = time.perf_counter(), []
     while process.poll() is None:

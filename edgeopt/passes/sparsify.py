@@ -135,7 +135,11 @@ class SparsitySchedule:
         self.step = step
         self.batches = batches
         self.loss = loss
-        self.growth_epochs = max(1, math.ceil(_GROWTH_RATIO * epochs)) if step.schedule == "cubic" else 1
+        self.set_epochs(epochs)
+
+    def set_epochs(self, epochs: int) -> None:
+        """Set the epochs of the training that follows."""
+        self.growth_epochs = max(1, math.ceil(_GROWTH_RATIO * epochs)) if self.step.schedule == "cubic" else 1
 
     def ratio(self, epoch: int) -> float:
         """Return the share of zeros in an epoch: all at once, or rising along a cubic (Zhu and Gupta, 2017)."""

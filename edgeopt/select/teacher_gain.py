@@ -19,7 +19,8 @@ def undertrained_note(trials: Iterable[Trial]) -> str | None:
     """Return a sentence about the trial that gains most over the baseline's score, or None if none clearly does."""
     best: tuple[float, str] | None = None
     for trial in trials:
-        epochs = sum(step.epochs for step in trial.recipe.torch_steps if isinstance(step, Distill))
+        steps = [step for step in trial.recipe.torch_steps if isinstance(step, Distill)]
+        epochs = sum(step.epochs for step in steps)
         if not isinstance(trial.outcome, Measured) or epochs == 0:
             continue
         score = trial.outcome.score
@@ -27,10 +28,11 @@ def undertrained_note(trials: Iterable[Trial]) -> str | None:
             continue
         half_width = (score.drop_ci95[1] - score.drop_ci95[0]) / 2
         if score.drop + _CLEAR_INTERVALS * half_width < 0 and (best is None or score.drop < best[0]):
-            best = (
-                score.drop,
+            more = " or more" if any(step.min_steps for step in steps) else ""
+            sentence = (
                 f"The trained network is undertrained: trial {trial.number} scores {-score.drop:.4f} better than it "
-                f"after {epochs} more {'epoch' if epochs == 1 else 'epochs'} with it as the teacher. Train it longer "
-                "before you compress it: every candidate gains from a better teacher.",
+                f"after {epochs}{more} epochs with it as the teacher. Train it longer before you compress it: every "
+                "candidate gains from a better teacher."
             )
+            best = score.drop, sentence
     return best[1] if best else None

@@ -26,6 +26,9 @@ class Training(Record, frozen=True, kw_only=True):
     """How channels are scored before some are removed."""
     group_lasso: float = 0.0
     """If above 0, a quarter of the epochs comes before pruning and shrinks channels with a penalty of this strength."""
+    min_steps: int = 1000
+    """A small data set has few steps an epoch: there are more epochs then, up to three times as many, until a training
+    has this many steps. Not with ``--quick``."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto``: a CUDA device if there is one, else an Apple GPU, else the
     processor. ``auto`` and ``cuda`` use all CUDA devices, one for each candidate."""

@@ -143,6 +143,20 @@ def test_a_training_has_the_threads_that_its_job_says(tmp_path, monkeypatch):
             assert running >= 4, "of the four-thread training, which came first"
 
 
+def test_a_pool_is_idle_unless_a_process_does_a_job(pool, tmp_path):
+    assert pool.is_idle
+    with pool.worker():
+        assert not pool.is_idle
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
+    assert pool.is_idle
+
+
+def test_a_small_data_set_is_trained_for_more_epochs_within_limits():
+    step = msgspec.structs.replace(A_DISTILLATION, epochs=10, min_steps=1000)
+    assert [step.epochs_for(batches) for batches in (10, 46, 100, 5000)] == [30, 22, 10, 10]
+    assert A_DISTILLATION.epochs_for(1) == 1
+
+
 def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(pool, tmp_path):
     with pool.worker() as worker:
         process = worker.process

@@ -17,7 +17,7 @@ def trained(number, drop, half_width):
 
 def test_the_largest_clear_gain_over_the_trained_network_is_reported():
     note = undertrained_note([a_trial(0), trained(1, -0.04, 0.01), trained(2, -0.05, 0.01), trained(3, 0.0, 0.01)])
-    assert note.startswith("The trained network is undertrained: trial 2 scores 0.0500 better than it after 2 more")
+    assert note.startswith("The trained network is undertrained: trial 2 scores 0.0500 better than it after 2 epochs")
 
 
 def test_a_gain_within_noise_without_an_interval_or_without_training_says_nothing():

@@ -123,6 +123,7 @@ class Search:
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
         found = []
+        assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
             for candidate, result in zip(candidates, results, strict=True):
                 self.candidates.append(candidate)

@@ -190,6 +190,11 @@ class TorchPool:
             self.processes[number] = worker
         return worker
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no process does a job. Nothing is timed otherwise: the cores and GPUs may be the same."""
+        return self.free.qsize() == len(self.processes)
+
     @contextmanager
     def worker(self) -> Iterator[TorchProcess]:
         """Take a free process for a block. The first call starts all of them, so that they load in parallel."""

@@ -66,6 +66,10 @@ class Trainer:
         folder, compute = Path(job.teacher), self.compute_device(step)
         teacher = self.teacher(folder, original)
         stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
+        stream.epochs = step.epochs_for(stream.plan.batches)
+        step = msgspec.structs.replace(step, epochs=stream.epochs)
+        if sparsity is not None:
+            sparsity.set_epochs(step.epochs)
         result = Distillation(
             fake_quantized or network.train_module,
             fake_quantized or network.eval_module,
@@ -81,6 +85,8 @@ class Trainer:
             compute=compute,
         ).run()
         where = () if compute == CPU else (f"trained on {compute}",)
+        if compute.device.type == "cuda":
+            torch.cuda.empty_cache()  # what is measured next finds the memory free
         return msgspec.structs.replace(result, notes=(*where, *result.notes))
 
     def compute_device(self, step: Distill | None = None) -> ComputeDevice:

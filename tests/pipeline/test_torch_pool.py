@@ -109,6 +109,61 @@ def test_threads_are_doubled_while_a_training_gets_faster(cores, speeds, useful)
     assert pool.useful_threads == useful
 
 
+@pytest.mark.parametrize(
+    ("half", "precision"),
+    [
+        ({"steps_per_second": 15.0, "gradient_cosine": 0.999}, "bfloat16"),
+        ({"steps_per_second": 10.5, "gradient_cosine": 0.999}, "float32"),
+        ({"steps_per_second": 15.0, "gradient_cosine": 0.9}, "float32"),
+        (None, "float32"),
+    ],
+)
+def test_bfloat16_is_used_if_the_processor_multiplies_it_faster_with_the_same_gradients(half, precision):
+    pool = TorchPool(TASK, 1, cores=1)
+
+    def answer(job, kind):
+        if job.precision == "bfloat16":
+            return protocol.SpeedDone(**half)
+        return protocol.SpeedDone(steps_per_second=10.0, multiplies_bfloat16=half is not None)
+
+    pool.do = answer
+    pool.tune_precision()
+    assert pool.precision == precision
+
+
+def test_a_trial_in_bfloat16_compares_its_gradient_with_float32(pool):
+    done = pool.do(protocol.SpeedJob(seconds=0.05, precision="bfloat16"), protocol.SpeedDone)
+    assert 0.9 < done.gradient_cosine < 1.0
+    assert pool.do(protocol.SpeedJob(seconds=0.05), protocol.SpeedDone).gradient_cosine == 1.0
+
+
+FROZEN_TASK = """
+import tiny_task
+
+def task():
+    made = tiny_task.task()
+    build = made._model
+    made._model = lambda: build().requires_grad_(False)
+    return made
+"""
+
+
+def test_a_network_with_frozen_parameters_is_scored_cut_and_trained(tmp_path, monkeypatch):
+    (tmp_path / "frozen.py").write_text(FROZEN_TASK)
+    monkeypatch.setenv("PYTHONPATH", str(Path(TASK.partition(":")[0]).parent), prepend=os.pathsep)
+    out = tmp_path / "network.safetensors"
+    with closing(TorchPool(f"{tmp_path / 'frozen.py'}:task", 1)) as pool:
+        rule = Importance(method="taylor")
+        pool.do(protocol.TableJob(network=ORIGINAL, importance=rule, out=str(tmp_path / "table")), protocol.TableDone)
+        table = from_json((tmp_path / "table").read_bytes(), GroupTable)
+        group = max(table.free, key=lambda one: one.channels)
+        assert sum(group.importance) > 0
+        steps = (Prune(importance=rule, widths={group.name: 24}), A_DISTILLATION)
+        done = pool.do(a_training(tmp_path, steps, out, str(tmp_path / "table")), protocol.TrainDone)
+    assert done.best_score > 0.3  # chance is a quarter
+    assert any("All parameters of the trained network are frozen" in note for note in done.notes)
+
+
 THREAD_COUNTING_TASK = """
 import tiny_task, torch, os
 from pathlib import Path

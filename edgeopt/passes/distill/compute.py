@@ -156,6 +156,14 @@ def choose_precision(name: str, device: torch.device) -> MultiplyPrecision:
     raise TaskError(f"training.precision is {name!r}; write 'auto', 'float32', 'bfloat16' or 'float16'.")
 
 
+def processor_multiplies_bfloat16() -> bool:
+    """Tell whether this machine's processor has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
+    try:
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    except (AttributeError, RuntimeError):  # another version of PyTorch, or another kind of processor
+        return False
+
+
 def move_tensors(module: nn.Module, device: torch.device) -> None:
     """Move a module's tensors in place: modules that share them move too."""
     for value in (*module.parameters(), *module.buffers()):

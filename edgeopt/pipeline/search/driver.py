@@ -199,9 +199,12 @@ class Search:
         key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
         with build.clock.stage("train and make files"):
             found = build.ledger.remember(key, ParallelTraining, lambda: pool.tune(build.fixed_workers))
-        pool.count, pool.useful_threads = found.workers, found.useful_threads
+        pool.use(found)
         threads = words.plural(found.useful_threads, "thread")
-        build.progress("workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores")
+        half = "" if found.precision == "float32" else f", in {found.precision}"
+        build.progress(
+            "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
+        )
 
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""

@@ -25,6 +25,7 @@ from edgeopt.errors import DivergedError, StepError, TaskError
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
+from edgeopt.records.recipe import MultiplyPrecision
 
 T = TypeVar(
     "T",
@@ -45,6 +46,8 @@ MIN_SPEEDUP_RATIO = 1.1
 """One more parallel training has to raise the steps of all of them together by this factor."""
 MIN_THREADS_SPEEDUP_RATIO = 1.25
 """Twice the threads have to raise the steps of a training by this factor."""
+MIN_GRADIENT_COSINE = 0.99
+"""A precision in which gradients are further from those in float32 is not used unasked."""
 
 
 def available_cores() -> int:
@@ -79,6 +82,8 @@ class ParallelTraining(Record, frozen=True, kw_only=True):
     """The most threads that speed up one training."""
     speedup_ratio: float
     """Steps of all workers together, over those of one, each with one thread."""
+    precision: MultiplyPrecision = "float32"
+    """Of products on the processor."""
 
 
 class TorchProcess:
@@ -91,7 +96,7 @@ class TorchProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=os.environ | _VARIABLES | {"EDGEOPT_WORKER": str(number)},
+            env=os.environ | _VARIABLES | {protocol.WORKER_VARIABLE: str(number)},
             start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
@@ -175,20 +180,24 @@ class TorchPool:
         """The most threads that speed up one training."""
         self.threads = 1
         """Of each training that starts now."""
+        self.precision: MultiplyPrecision = "float32"
+        """Of products on the processor, if the task leaves it open."""
         self.processes: list[TorchProcess] = []
         self.free: queue.Queue[TorchProcess] = queue.Queue()
         self.starting = threading.Lock()
 
     def start(self) -> TorchProcess:
-        """Start a process. One that replaces another has its number."""
-        number = next((at for at, one in enumerate(self.processes) if one.process.poll() is not None), None)
-        worker = TorchProcess(self.task, len(self.processes) if number is None else number)
-        if number is None:
-            self.processes.append(worker)
-        else:
-            self.processes[number].close()
-            self.processes[number] = worker
+        """Start a process."""
+        worker = TorchProcess(self.task, len(self.processes))
+        self.processes.append(worker)
         return worker
+
+    def replace(self, dead: TorchProcess) -> TorchProcess:
+        """Start a process with the number of one that has ended."""
+        number = self.processes.index(dead)
+        dead.close()
+        self.processes[number] = TorchProcess(self.task, number)
+        return self.processes[number]
 
     @property
     def is_idle(self) -> bool:
@@ -203,7 +212,7 @@ class TorchPool:
                 self.free.put(self.start())
         worker = self.free.get()
         if worker.process.poll() is not None:
-            worker = self.start()
+            worker = self.replace(worker)
         try:
             yield worker
         finally:
@@ -246,7 +255,14 @@ class TorchPool:
         """
         speedup = 1.0 if fixed_workers or self.count == 1 else self.tune_worker_count(seconds)
         self.tune_threads(seconds)
-        return ParallelTraining(workers=self.count, useful_threads=self.useful_threads, speedup_ratio=speedup)
+        self.tune_precision(seconds)
+        return ParallelTraining(
+            workers=self.count, useful_threads=self.useful_threads, speedup_ratio=speedup, precision=self.precision
+        )
+
+    def use(self, found: ParallelTraining) -> None:
+        """Train as an earlier trial found best."""
+        self.count, self.useful_threads, self.precision = found.workers, found.useful_threads, found.precision
 
     def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
         """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.
@@ -274,6 +290,16 @@ class TorchPool:
             if faster < speed * MIN_THREADS_SPEEDUP_RATIO ** (more / self.useful_threads - 1):
                 break
             self.useful_threads, speed = more, faster
+
+    def tune_precision(self, seconds: float = TRIAL_SECONDS) -> None:
+        """Multiply in bfloat16 if the processor has instructions for it, gets faster, and gradients stay the same."""
+        plain = self.do(protocol.SpeedJob(seconds=seconds), protocol.SpeedDone)
+        self.precision = "float32"
+        if plain.multiplies_bfloat16:
+            half = self.do(protocol.SpeedJob(seconds=seconds, precision="bfloat16"), protocol.SpeedDone)
+            is_faster = half.steps_per_second >= MIN_SPEEDUP_RATIO * plain.steps_per_second
+            if is_faster and half.gradient_cosine >= MIN_GRADIENT_COSINE:
+                self.precision = "bfloat16"
 
     def speed(self, workers: int, seconds: float, threads: int = 1) -> float:
         """Return the training steps per second of that many processes together."""

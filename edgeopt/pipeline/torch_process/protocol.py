@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from edgeopt.records.base import Record
-from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
 from edgeopt.records.sparsity import SparsityCurve
+
+WORKER_VARIABLE = "EDGEOPT_WORKER"
+"""Environment variable of a torch process: its number, from 0."""
 
 
 class NetworkRef(Record, frozen=True, kw_only=True):
@@ -76,6 +79,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Needed by a ``QuantizeAware`` step."""
     threads: int = 1
     """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
+    precision: MultiplyPrecision | None = None
+    """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -96,6 +101,7 @@ class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
 
     seconds: float
     threads: int = 1
+    precision: MultiplyPrecision = "float32"
 
 
 class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
@@ -169,6 +175,10 @@ class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="spee
     """How fast training went."""
 
     steps_per_second: float
+    gradient_cosine: float = 1.0
+    """Between the gradient of one batch in the job's precision and that in float32."""
+    multiplies_bfloat16: bool = False
+    """Whether the processor has instructions for it."""
 
 
 class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="probe"):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from edgeopt.passes.distill.compute import (
     CPU,
@@ -18,6 +19,7 @@ from edgeopt.passes.distill.compute import (
     choose_device,
     choose_precision,
     move_tensors,
+    processor_multiplies_bfloat16,
     with_device,
 )
 from edgeopt.passes.distill.teacher import ModuleTeacher, Teacher, TeacherOutputs, to_channels_last
@@ -28,11 +30,10 @@ from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
-from edgeopt.records.recipe import Distill
+from edgeopt.records.recipe import Distill, MultiplyPrecision
 from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.modules import widen_inputs
 
-WORKER_VARIABLE = "EDGEOPT_WORKER"
-"""Environment variable: the number of this process, from 0."""
 _WARMUP_STEPS = 2
 
 
@@ -63,7 +64,7 @@ class Trainer:
 
         ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
         """
-        folder, compute = Path(job.teacher), self.compute_device(step)
+        folder, compute = Path(job.teacher), self.compute_device(step, job.precision)
         teacher = self.teacher(folder, original)
         stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
         stream.epochs = step.epochs_for(stream.plan.batches)
@@ -89,12 +90,16 @@ class Trainer:
             torch.cuda.empty_cache()  # what is measured next finds the memory free
         return msgspec.structs.replace(result, notes=(*where, *result.notes))
 
-    def compute_device(self, step: Distill | None = None) -> ComputeDevice:
-        """Return where this process trains; several processes share out the CUDA devices."""
-        training = self.task.training
-        device = choose_device(training.device, int(os.environ.get(WORKER_VARIABLE, "0")))
-        wanted = training.precision if step is None else step.precision or "auto"
-        return ComputeDevice(device, choose_precision(wanted, device))
+    def compute_device(self, step: Distill | None = None, tried: MultiplyPrecision | None = None) -> ComputeDevice:
+        """Return where this process trains; several processes share out the CUDA devices.
+
+        Args:
+            step: Its precision counts, if it has one.
+            tried: The precision that a trial on the processor found best.
+        """
+        device = choose_device(self.task.training.device, int(os.environ.get(protocol.WORKER_VARIABLE, "0")))
+        found = tried if tried and device.type == "cpu" else "auto"
+        return ComputeDevice(device, choose_precision(step.precision or found if step else "auto", device))
 
     def teacher(self, folder: Path, original: Network) -> Teacher:
         """Return the task's teacher, or the original on the device that trains."""
@@ -108,20 +113,36 @@ class Trainer:
         return self.teachers[device]
 
     def measure_speed(self, network: Network, batch: Batch, job: protocol.SpeedJob) -> protocol.SpeedDone:
-        """Measure how fast a network trains, on the same batch in every step; its weights stay as they are."""
-        inputs, targets = batch
+        """Measure how fast a network trains on the processor, on the same batch in every step, which changes nothing.
+
+        In another precision than float32, its gradient is compared too.
+        """
         for parameter in network.parameters().values():
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-        module = take_stride_out(network.train_module)
+        module, compute = take_stride_out(network.train_module), ComputeDevice(CPU.device, job.precision)
+        inputs, targets = to_channels_last(batch[0]), batch[1]
+
+        def gradient(compute: ComputeDevice) -> Tensor:
+            with compute.autocast():
+                outputs = module(*inputs)
+            loss = self.task.loss(pytree.tree_map_only(Tensor, widen_inputs, outputs), targets)
+            parameters = list(module.parameters())
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            return torch.cat([value.flatten() for value in gradients if value is not None])
+
         steps = 0
         begin = time.perf_counter()
         while steps <= _WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
             if steps == _WARMUP_STEPS:
                 begin = time.perf_counter()
-            self.task.loss(module(*to_channels_last(inputs)), targets).backward()  # type: ignore[no-untyped-call]
+            found = gradient(compute)
             steps += 1
-        return protocol.SpeedDone(steps_per_second=(steps - _WARMUP_STEPS) / (time.perf_counter() - begin))
+        speed = (steps - _WARMUP_STEPS) / (time.perf_counter() - begin)
+        cosine = 1.0 if compute == CPU else float(torch.cosine_similarity(found, gradient(CPU), 0))
+        return protocol.SpeedDone(
+            steps_per_second=speed, gradient_cosine=cosine, multiplies_bfloat16=processor_multiplies_bfloat16()
+        )
 
 
 @contextmanager

@@ -145,7 +145,7 @@ class Distillation:
             lambda outputs, teacher, targets: distill_loss(task, step, outputs, teacher, targets),
             task.training_step if task.has_training_step else None,
             axes=lambda: task.axes,
-            channels_last=not careful,
+            channels_last=not careful and compute.device.type != "mps",
             parts=2 if careful else 1,
         )
         self.history: list[Epoch] = []

@@ -72,7 +72,10 @@ NOTHING_KEEPS_THE_LIMITS = 3
     help="Shape of an input with dynamic dimensions at which the limits apply; repeat it, and the worst counts.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Number of parallel trainings (default: one per core)."
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of parallel trainings, which share the cores (default: as many as a short trial finds useful).",
 )
 @click.option(
     "--time-limit",

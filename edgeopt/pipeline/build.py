@@ -9,7 +9,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.passes.distill.compute import training_gpus
+from edgeopt.passes.trainable import FROZEN_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
@@ -46,6 +48,7 @@ from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import choose
+from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
@@ -176,9 +179,9 @@ def open_build(
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
-        workers = min(request.workers or available_cores(), effort.candidates)
-    torch_pool = TorchPool(request.task, workers)
-    try:
+        gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
+        workers = min(request.workers or len(gpus) or available_cores(), effort.candidates)
+    with closing(ledger), closing(TorchPool(request.task, workers)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,
@@ -193,17 +196,13 @@ def open_build(
             workspace=workspace,
             ledger=ledger,
             torch_pool=torch_pool,
+            gpus=", ".join(gpus),
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
             clock=clock,
         )
-    finally:
-        try:
-            torch_pool.close()
-        finally:
-            ledger.close()
 
 
 def check_runtime(build: Build) -> None:
@@ -254,7 +253,7 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes),
+        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *training_notes(search)),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
@@ -276,6 +275,13 @@ def task_notes(build: Build) -> tuple[str, ...]:
         worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
         notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
     return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
+
+
+def training_notes(search: Search) -> tuple[str, ...]:
+    """Return what the report has to say about how the candidates were trained."""
+    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
+    gain = undertrained_note(search.runner.trials)
+    return (*frozen, *((gain,) if gain else ()))
 
 
 def measured(choice: Choice, number: int) -> Measured:

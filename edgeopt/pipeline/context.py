@@ -88,6 +88,8 @@ class Build:
     workspace: Workspace
     ledger: Ledger
     torch_pool: TorchPool
+    gpus: str
+    """The GPUs that train, in words; empty if the processor trains."""
     fixed_workers: bool
     """Whether the user set the number of parallel trainings; otherwise a short trial sets it."""
     progress: Callable[[str, str], None]

@@ -39,9 +39,11 @@ class CheckedTask:
     ``sample_statistics(pairs)`` and ``score_statistics(sums)`` (numbers for each sample, and the score from their sums
     over samples: the fast way to the interval of a score that isn't a mean), ``students`` (name to a function that
     builds a smaller network), ``training`` (``Training``), ``calibration_batches()``,
-    ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``, ``labels``,
-    ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``), ``teacher`` (path of an ``.onnx``
-    file that teaches instead of the trained model, which is still what is compressed and compared with),
+    ``distill_loss(outputs, teacher_outputs, targets)``, ``training_step(model, inputs, targets, teacher_outputs)``
+    (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
+    ``output_names``, ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``),
+    ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
+    and compared with),
     ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by input name, dimensions
     besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
 
@@ -292,6 +294,43 @@ class CheckedTask:
         nested = self.nest_outputs(flat_outputs(outputs))
         value: Tensor = function(nested, self.nest_outputs(flat_outputs(teacher)), targets)
         return value
+
+    @property
+    def has_training_step(self) -> bool:
+        """Whether the task has its own ``training_step``."""
+        return callable(getattr(self.task, "training_step", None))
+
+    def training_step(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], targets: Any, teacher_outputs: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Return the loss of the task's own training step, which runs the model itself.
+
+        The user's function gets the model as a function of the flat inputs, which returns outputs in the nesting of the
+        trained model; the teacher's outputs have the same nesting.
+
+        Raises:
+            TaskError: it is not a tensor with one element that depends on the model.
+        """
+
+        def run(*leaves: Tensor) -> Any:
+            return self.nest_outputs(flat_outputs(model(*leaves)))
+
+        value = self.task.training_step(run, inputs, targets, self.nest_outputs(teacher_outputs))
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise TaskError(
+                f"{self.spec}: training_step() has to return the loss as a tensor with one element that depends on "
+                f"the model, not {value!r:.80}."
+            )
+        return value.reshape(())
+
+    def train_length(self, seed: int) -> int | None:
+        """Return the number of batches of an epoch if the user's loader knows it, or None."""
+        with use_random_states(RandomStates(seed)):
+            batches = self.task.train_batches(seed)
+        try:
+            return len(batches)
+        except TypeError:
+            return None
 
     @cached_property
     def source_file(self) -> Path | None:

@@ -274,11 +274,6 @@ def noise_notes(document: Document) -> list[str]:
         if low <= 0 <= high:
             interval = f"{words.score(low)} to {words.score(high)} (95 %)"
             notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")
-    if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is None:
-        notes.append(
-            f"The {drop_name(winner).lower()} has no interval, because the score cannot be computed for drawn samples: "
-            "the limit is compared with the drop itself, whatever its noise."
-        )
     near = [t for t in smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
     for trial in near:
         missed = words.listed(
@@ -368,15 +363,6 @@ def test_scores(document: Document) -> str | None:
         f"winner {words.score(test.winner_score)} ({'drop' if higher else 'increase'} "
         f"{words.score(drop)}{interval})."
     )
-
-
-def score_meaning(document: Document) -> str | None:
-    """Say what the score is, if edgeopt decided it."""
-    kind = document.score_kind
-    if kind is None:
-        return None
-    lower = "" if kind.direction == "higher" else "; lower is better"
-    return f"The score is the {kind.text}{lower}."
 
 
 def time_spent(document: Document) -> str | None:

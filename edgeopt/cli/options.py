@@ -73,12 +73,19 @@ def score_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for the score of a given file; they arrive as one argument, ``score_wish``."""
 
     @functools.wraps(function)
-    def wrapper(*args: Any, score: Any, score_output: str | None, **kwargs: Any) -> Any:
-        return function(*args, score_wish=ScoreWish(score=score, output=score_output), **kwargs)
+    def wrapper(*args: Any, score: Any, score_output: str | None, ignore_label: int | None, **kwargs: Any) -> Any:
+        wish = ScoreWish(score=score, output=score_output, ignored=ignore_label)
+        return function(*args, score_wish=wish, **kwargs)
 
+    ignoring = click.option(
+        "--ignore-label",
+        type=int,
+        metavar="N",
+        help="A label of --data that does not count, as of unlabelled positions.",
+    )(wrapper)
     named = click.option(
         "--score-output", metavar="NAME", help="The output that the labels of --data judge, if there are several."
-    )(wrapper)
+    )(ignoring)
     return click.option(
         "--score",
         type=click.Choice(SCORE_NAMES),

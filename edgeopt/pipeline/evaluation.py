@@ -42,8 +42,9 @@ def open_task(spec: str, data: Path | None, score_wish: ScoreWish | None = None)
         raise InputError(f"--data goes with a bare .onnx model; the task '{spec}' brings its own data.")
     if score_wish is not None and score_wish != ScoreWish():
         raise InputError(
-            f"--score and --score-output go with a bare .onnx model. The task '{spec}' says itself how it is scored: "
-            "by its score(), or by score=KIND and score_output=NAME of edgeopt.classification(...)."
+            f"--score, --score-output and --ignore-label go with a bare .onnx model. The task '{spec}' says itself how "
+            "it is scored: by its score(), or by score=KIND, score_output=NAME and ignore_label=N of "
+            "edgeopt.classification(...)."
         )
     prepare_for_forks()
     return load_guarded_task(spec)

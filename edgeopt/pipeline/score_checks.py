@@ -42,7 +42,7 @@ def settle_score(build: Build, evaluator: Evaluator) -> BaselineCheck:
     """
     data = build.data
     wish = data.score_wish
-    asked = None if wish is None else (wish.score, wish.output)
+    asked = None if wish is None else (wish.score, wish.output, wish.ignored)
     key = build.keys.of("score-check", file=evaluator.baseline, scoring=SCORING_VERSION, asked=asked)
     check = build.ledger.remember(key, BaselineCheck, lambda: _check(build, evaluator))
     if isinstance(data.task, OnnxTask):

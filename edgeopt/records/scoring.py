@@ -47,6 +47,8 @@ class ScoreWish(Record, frozen=True):
 
     score: ScoreName | None = None
     output: str | None = None
+    ignored: int | None = None
+    """A label that does not count."""
     how: str = "--score KIND and --score-output NAME"
     """How to say it, for errors."""
 

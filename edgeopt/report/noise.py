@@ -18,11 +18,6 @@ def noise_notes(document: Document) -> list[str]:
         if low <= 0 <= high:
             interval = f"{words.score(low)} to {words.score(high)} (95 %)"
             notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")
-    if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is None:
-        notes.append(
-            f"The {drop_name(winner).lower()} has no interval, because the score cannot be computed for drawn samples: "
-            "the limit is compared with the drop itself, whatever its noise."
-        )
     near = [t for t in sentences.smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
     for trial in near:
         missed = words.listed(

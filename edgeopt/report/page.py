@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 
 import edgeopt
-from edgeopt.report import noise, sentences, words
+from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import failure_notes
@@ -300,7 +300,8 @@ def render_page(document: Document) -> str:
                 *failure_notes(document),
                 sentences.barred(document),
                 *sentences.float_prefix_notes(document),
-                sentences.score_meaning(document),
+                score_sentences.score_meaning(document),
+                score_sentences.missing_interval(document),
                 sentences.teacher(document),
                 sentences.waived(document),
             )

@@ -326,15 +326,6 @@ def test_scores(document: Document) -> str | None:
     )
 
 
-def score_meaning(document: Document) -> str | None:
-    """Say what the score is, if edgeopt decided it."""
-    kind = document.score_kind
-    if kind is None:
-        return None
-    lower = "" if kind.direction == "higher" else "; lower is better"
-    return f"The score is the {kind.text}{lower}."
-
-
 def time_spent(document: Document) -> str | None:
     """Say where the time went, longest first."""
     if not document.seconds:

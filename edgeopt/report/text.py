@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import noise, sentences, words
+from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import failure_notes
 from edgeopt.report.proof import ProofRow, is_higher_better
@@ -108,7 +108,8 @@ def _lines(document: Document) -> Iterator[str]:
         sentences.float_nodes(document),
         sentences.barred(document),
         *sentences.float_prefix_notes(document),
-        sentences.score_meaning(document),
+        score_sentences.score_meaning(document),
+        score_sentences.missing_interval(document),
         sentences.teacher(document),
         sentences.waived(document),
         *sentences.int8_losses(document),

@@ -6,7 +6,7 @@ What the shapes leave open is decided by the values, if they are clear; otherwis
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,25 +73,39 @@ def choose_score(
     check_wish(wish, names, source)
     arrays = [check_labels(batch, source) for batch in labels]
     _check_counts([batch[0] for batch in outputs], arrays, source)
-    label_facts = collect_facts("labels", arrays)
+    label_facts = collect_facts("labels", _without_ignored(arrays, wish.ignored))
     facts = [collect_facts(name, [batch[at] for batch in outputs]) for at, name in enumerate(names)]
     judged = [(at, fact) for at, fact in enumerate(facts) if wish.output in (None, fact.name)]
-    if label_facts.nans:
+    if label_facts.nans or np.isinf((label_facts.low, label_facts.high)).any():
+        found = f"{label_facts.nans:,} of the labels are NaN" if label_facts.nans else "some labels are infinite"
         raise DataError(
-            f"{source}: {label_facts.nans:,} of the labels are NaN (shape {_shape(label_facts)}). Leave these samples "
-            "out, or label what does not count with 255 or -100."
+            f"{source}: {found} (shape {_shape(label_facts)}). Leave these samples out, or label what does not count "
+            "with 255 or -100."
         )
     readings = [
         _Reading(fact, fit, _part(fact, at, fit, label_facts, wish))
         for at, fact in judged
-        for fit in find_fits(fact, label_facts, wish.score)
+        for fit in _stated(find_fits(fact, label_facts, wish.score), wish.ignored)
     ]
     if not readings:
         raise DataError(_nothing_fits([fact for _, fact in judged], label_facts, wish, source))
     columns = [[batch[at] for batch in outputs] for at in range(len(names))]
     chosen, note = _decide(readings, columns, arrays[: len(outputs)], label_facts, wish, source)
-    notes = [chosen.fit.note, note, _threshold_note(chosen)]
+    ignored = "" if chosen.part.ignored is None else f"labels of {chosen.part.ignored} don't count."
+    notes = [chosen.fit.note, note, _threshold_note(chosen), ignored]
     return ScoreKind(parts=(chosen.part,), by_agreement=False, notes=tuple(text for text in notes if text))
+
+
+def _without_ignored(labels: Sequence[NDArray[Any]], ignored: int | None) -> Sequence[NDArray[Any]]:
+    """Return labels with another one of them in place of those that the user does not count."""
+    if ignored is None:
+        return labels
+    kept = next((batch[batch != ignored] for batch in labels if (batch != ignored).any()), None)
+    return labels if kept is None else [np.where(batch == ignored, kept[0], batch) for batch in labels]
+
+
+def _stated(fits: Sequence[Fit], ignored: int | None) -> list[Fit]:
+    return [fit if ignored is None else replace(fit, ignored=ignored) for fit in fits]
 
 
 def _check_counts(outputs: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]], source: str) -> None:
@@ -218,6 +232,17 @@ def _nothing_fits(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: Score
 
 
 def _advice(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: ScoreWish) -> str:
+    if wish.is_error or wish.score == "similarity":
+        return f"For {wish.score} the labels have the shape of the output: one number for each of its numbers."
+    if labels.distributions and labels.low >= 0 and any(labels.shape == output.shape for output in outputs):
+        return (
+            "Rows of labels add up to 1: if they are probabilities of classes, ask for accuracy (of the largest); if "
+            f"they are numbers to estimate, for mae; with {wish.how}."
+        )
+    if labels.only(0, 255):
+        return (
+            "The labels are 0 and 255: if 255 means yes, divide them by 255; if it doesn't count, name it as ignored."
+        )
     for output in outputs:
         for axis in class_axes(output):
             classes = output.shape[axis - 1] or 0

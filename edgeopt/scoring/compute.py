@@ -21,6 +21,8 @@ Pairs = Iterable[tuple[Any, Any]]
 
 NO_ANSWER = -1
 """The decision where an output is NaN: wrong whatever the label is."""
+IGNORED = -2
+"""The number of a label that does not count."""
 
 
 def decisions(part: OutputScore, output: NDArray[Any]) -> NDArray[np.int64]:
@@ -38,7 +40,7 @@ def decisions(part: OutputScore, output: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def label_numbers(part: OutputScore, labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Return labels as class numbers (or 1 and 0), in the shape of the decisions.
+    """Return labels as class numbers (or 1 and 0, or ``IGNORED``), in the shape of the decisions.
 
     Raises:
         DataError: their number of values does not fit.
@@ -51,6 +53,8 @@ def label_numbers(part: OutputScore, labels: NDArray[Any], shape: tuple[int, ...
         numbers = (labels > 0).astype(np.int64)
     else:
         numbers = np.rint(labels).astype(np.int64)
+    if part.ignored is not None and part.labels in ("numbers", "signs"):
+        numbers = np.where(labels == part.ignored, IGNORED, numbers)
     return _in_shape(part, numbers, shape)
 
 
@@ -78,7 +82,7 @@ def part_values(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats
     answers = decisions(part, output)
     truth = label_numbers(part, labels, answers.shape)
     right = (answers == truth).reshape(len(answers), -1)
-    counts = (truth != part.ignored).reshape(right.shape)
+    counts = (truth != IGNORED).reshape(right.shape)
     total = counts.sum(1)
     return np.asarray((right & counts).sum(1)[total > 0] / total[total > 0], dtype=np.float64)
 
@@ -105,12 +109,12 @@ def part_counts(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats
     samples = len(answers)
     if part.layout == "yes or no":
         mine, theirs = (array.reshape(samples, part.classes, -1) for array in (answers == 1, truth == 1))
-        counted = (truth != part.ignored).reshape(mine.shape)
+        counted = (truth != IGNORED).reshape(mine.shape)
         both = (mine & theirs & counted, mine & counted, theirs & counted)
         return np.concatenate([array.sum(2) for array in both], axis=1).astype(np.float64)
     mine, theirs = answers.reshape(samples, -1), truth.reshape(samples, -1)
     sample = np.broadcast_to(np.arange(samples)[:, None], theirs.shape)
-    counted = (theirs != part.ignored) & (theirs >= 0) & (theirs < part.classes)
+    counted = (theirs != IGNORED) & (theirs >= 0) & (theirs < part.classes)
     answered = counted & (mine >= 0) & (mine < part.classes)
     counts = []
     for which, numbers in ((counted & (mine == theirs), theirs), (answered, mine), (counted, theirs)):

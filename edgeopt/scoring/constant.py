@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from edgeopt.records.scoring import OutputScore, ScoreKind
 from edgeopt.scoring.compute import (
+    IGNORED,
     Pairs,
     decisions,
     label_numbers,
@@ -113,11 +114,10 @@ def _constant_outputs(
         return [(np.ones_like(a), a) for a in answers]  # a constant no has an F1 of 0
     if part.layout == "yes or no" and len({a.shape[1:] for a in answers}) == 1 and part.classes > 1:
         counted = np.concatenate(answers).reshape(sum(map(len, answers)), -1)
-        shares = ((counted == 1) & (counted != part.ignored)).sum(0) > 0.5 * (counted != part.ignored).sum(0)
+        shares = (counted == 1).sum(0) > 0.5 * (counted != IGNORED).sum(0)
         return [(np.broadcast_to(shares.reshape(a.shape[1:]), a.shape).astype(np.int64), a) for a in answers]
     flat = np.concatenate([a.reshape(-1) for a in answers])
-    flat = flat[flat != part.ignored] if part.ignored is not None else flat
-    values, counts = np.unique(flat, return_counts=True)
+    values, counts = np.unique(flat[flat != IGNORED], return_counts=True)
     best = values[counts.argmax()] if values.size else 0
     return [(np.full(a.shape, best, np.int64), a) for a in answers]
 
@@ -128,7 +128,7 @@ def _as_answers(kind: ScoreKind) -> ScoreKind:
     if part.layout == "values":
         return kind
     layout, threshold = ("yes or no", 0.5) if part.layout == "yes or no" else ("class numbers", 0.0)
-    changed = msgspec.structs.replace(part, layout=layout, labels="numbers", threshold=threshold)
+    changed = msgspec.structs.replace(part, layout=layout, labels="numbers", threshold=threshold, ignored=IGNORED)
     return msgspec.structs.replace(kind, parts=(changed,))
 
 

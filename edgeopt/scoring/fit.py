@@ -94,7 +94,7 @@ def _is_one_hot(labels: ArrayFacts, axis: int, *, soft: bool) -> bool:
 
 def ignored_label(labels: ArrayFacts, classes: int) -> int | None:
     """Return the value among the labels of positions that cannot be a class and is known to mean "do not count"."""
-    if not squeezed(labels.shape):
+    if not squeezed(labels.shape) or labels.only(0, 255):  # 0 and 255 may as well be no and yes
         return None
     for value in IGNORED_LABELS:
         if value < 0 and labels.low == value:
@@ -114,7 +114,7 @@ def _decision_fits(output: ArrayFacts, labels: ArrayFacts, wish: ScoreName | Non
     """Return the ways of outputs that each answer yes or no, and of class numbers that the graph gives itself."""
     if not same_size(output.shape, labels.shape) or labels.nans or not labels.whole:
         return []
-    if wish != "multilabel" and (output.is_integer or (output.whole and not output.only(0, 1))):
+    if wish != "multilabel" and (output.is_integer or (output.whole and output.low >= 0 and not output.only(0, 1))):
         note = f"every value of '{output.name}' is a whole number: taken for class numbers."
         classes = int(max(output.high, labels.high)) + 1
         return [
@@ -145,6 +145,8 @@ def _ignored_number(output: ArrayFacts, labels: ArrayFacts) -> int | None:
 def _value_fits(output: ArrayFacts, labels: ArrayFacts) -> list[Fit]:
     """Return the fit of real numbers; whole labels of an integer type may be anything, so they have to be asked for."""
     if labels.is_integer or output.is_integer or not same_size(output.shape, labels.shape):
+        return []
+    if labels.distributions and labels.low >= 0:  # perhaps probabilities of classes
         return []
     note = "labels are real numbers: judged by the mean absolute error, lower is better."
     return [Fit("values", "values", note=note)]

@@ -55,9 +55,12 @@ class Classification(KnownScore):
         teacher: str | Path | None = None,
         score: ScoreName | None = None,
         score_output: str | None = None,
+        ignore_label: int | None = None,
     ) -> None:
         self.name = name
-        self.score_wish = ScoreWish(score=score, output=score_output, how="score=KIND and score_output=NAME")
+        self.score_wish = ScoreWish(
+            score=score, output=score_output, ignored=ignore_label, how="score=KIND and score_output=NAME"
+        )
         self.labels = tuple(labels)
         self.training = training or Training()
         self.students = students or {}
@@ -218,9 +221,9 @@ def classification(
         eval: Batches that decide which trial wins (the selection set); iterated several times.
         options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``;
             ``score``: ``"accuracy"`` (the default), ``"multilabel"``, ``"f1"`` or ``"miou"``; ``score_output``: the
-            name of the output that the labels judge, if there are several; and
-            ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, whose outputs every
-            candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
+            name of the output that the labels judge, if there are several; ``ignore_label``: a label that doesn't
+            count; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, which
+            every candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
             candidates are compared with. Without a teacher file, ``model`` teaches.
     """
     return Classification(model, train, eval, **options)

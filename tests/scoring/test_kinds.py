@@ -143,6 +143,20 @@ def test_whole_numbers_for_one_output_are_a_regression_only_if_asked():
     assert chosen({"age": ages[:, None] + 0.5}, ages, score="mae")[1] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("ignored", [0, 7])
+def test_a_label_that_the_user_does_not_count_is_left_out_of_any_kind(ignored):
+    labels = np.where(RNG.random(COUNT) < 0.3, ignored, LABELS)
+    counted = labels != ignored
+    kind, score = chosen({"logits": LOGITS}, labels, ignored=ignored)
+    assert score == pytest.approx((LOGITS.argmax(1) == labels)[counted].mean())
+    assert f"labels of {ignored} don't count." in kind.notes
+    signs = np.where(RNG.random(COUNT) < 0.3, ignored, 2 * YES - 1)
+    _, score = chosen({"p": MARGIN}, signs, ignored=ignored)
+    assert score == pytest.approx(((MARGIN > 0) == (signs > 0))[signs != ignored].mean())
+    outputs = {"mask": MAPS}
+    assert chosen(outputs, MASKS, ignored=ignored, score="miou")[1] > 0.3
+
+
 def test_intersection_over_union_is_that_of_the_whole_set():
     kind, score = chosen({"mask": MAPS}, MASKS, score="miou")
     answers = MAPS.argmax(1)
@@ -199,14 +213,16 @@ NAN = np.where(np.arange(COUNT) == 3, np.nan, LABELS)
         (LABELS - 1, "labels go from 0 to 3, but they hold -1 to 2"),
         (LABELS + 0.5, "'logits' has 4 classes, so its labels are whole numbers from 0 to 3"),
         (NAN, r"1 of the labels are NaN \(shape \(N,\)\)"),
+        (np.where(np.isnan(NAN), np.inf, NAN), "some labels are infinite"),
         (np.array(["cat", "dog"] * 30), "labels have type str.*return_inverse"),
         (np.array([object()] * COUNT), "labels have type object"),
+        (softmax(LOGITS), "Rows of labels add up to 1.*ask for accuracy"),
         (
             RNG.integers(0, 9, (COUNT, 3)),
             r"'labels' of shape \(N, 3\).*can't judge the outputs 'logits' of shape \(N, 4\)",
         ),
     ],
-    ids=["from 1", "from -1", "halves", "NaN", "words", "objects", "another shape"],
+    ids=["from 1", "from -1", "halves", "NaN", "infinite", "words", "objects", "probabilities", "another shape"],
 )
 def test_labels_that_fit_no_output_are_refused_with_what_was_found(labels, message):
     with pytest.raises(DataError, match=message):
@@ -269,6 +285,19 @@ def test_probabilities_that_name_one_class_for_every_input_are_compared_by_their
     score, kind = agreement({"p": p}, [np.tile([0.3, 0.4, 0.3, 0.0], (COUNT, 1))])
     assert score < 0.5
     assert "names the same class for every input" in kind.notes[0]
+
+
+def test_0_and_255_may_be_no_and_yes_so_they_are_asked_for():
+    labels = np.where(RNG.random((COUNT, 4, 4)) < 0.5, 255, 0).astype(np.uint8)
+    output = np.where(labels > 0, 2.0, -2.0)[:, None]
+    with pytest.raises(DataError, match="if 255 means yes, divide them by 255"):
+        chosen({"mask": output}, labels)
+    assert chosen({"mask": output}, labels // 255)[1] == 1.0
+
+
+def test_an_error_of_labels_in_another_shape_is_refused():
+    with pytest.raises(DataError, match="For rmse the labels have the shape of the output"):
+        chosen({"logits": LOGITS}, LABELS, score="rmse")
 
 
 def test_class_numbers_agree_if_they_are_equal_and_one_real_number_is_relative_to_the_set():

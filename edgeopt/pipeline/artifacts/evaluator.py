@@ -186,7 +186,7 @@ class Evaluator:
     def _score_details(self) -> dict[str, object]:
         """What the key of a score contains besides the file."""
         wish = self.build.data.score_wish
-        asked = None if wish is None else (wish.score, wish.output)
+        asked = None if wish is None else (wish.score, wish.output, wish.ignored)
         return {"scoring": SCORING_VERSION, "asked": asked}
 
     def _drop_interval(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -53,6 +54,13 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @limit_options
 @fallback_option
 @click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1x3x480x640",
+    help="Shape of an input with dynamic dimensions at which the limits apply; repeat it, and the worst counts.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Number of parallel trainings (default: one per core)."
 )
 @click.option(
@@ -79,13 +87,10 @@ def command(
     device_uri: str | None,
     estimate: bool,
     limits: LimitOptions,
-    allow_fallback: tuple[str, ...],
-    workers: int | None,
     time_limit: float | None,
-    quick: bool,
-    more: bool,
     quiet: bool,
     as_json: bool,
+    **passed_on: Any,
 ) -> int:
     """Prune, distill, export, quantize and measure TASK, and pick the smallest file that keeps the limits.
 
@@ -120,12 +125,9 @@ def command(
             notes=(search.refused,) if search.refused else (),
             out=str(out),
             workspace=str(workspace),
-            allow_fallback=allow_fallback,
-            workers=workers,
             time_limit_seconds=None if time_limit is None else time_limit * 60,
-            quick=quick,
-            more=more,
             command=("edgeopt", *sys.argv[1:]),
+            **passed_on,
         )
         choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
     print_choice(out, as_json)

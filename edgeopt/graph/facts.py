@@ -189,11 +189,14 @@ def count_macs_by_node(
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
-def is_mostly_products(model: onnx.ModelProto) -> bool:
-    """Tell whether recurrent cells and products of activations with weights are most of a network's work."""
+def is_mostly_products(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape] | None = None) -> bool:
+    """Tell whether recurrent cells and products of activations with weights are most of a network's work.
+
+    Dynamic dimensions have the sizes of a sample, or else 1.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     work = {True: 0, False: 0}
-    for node, macs in count_macs_by_node(model):
+    for node, macs in count_macs_by_node(model, sample_shapes):
         work[node.op_type in RECURRENT_CELLS or (node.op_type in MATRIX_PRODUCTS and node.input[1] in weights)] += macs
     return work[True] > work[False]
 

@@ -6,6 +6,7 @@ In: a ``BuildRequest``. Out: a ``Choice``, and the folder an app takes.
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
+from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import StepError
 from edgeopt.logs import log_to_file
@@ -27,6 +29,7 @@ from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import export_network, original_network
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
+from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
@@ -70,6 +73,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     workers: int | None
     time_limit_seconds: float | None
     """After this long no further round of trainings begins."""
+    shapes: tuple[str, ...] = ()
+    """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     quick: bool
     more: bool
     command: tuple[str, ...]
@@ -126,6 +131,19 @@ def quick_profile(profile: Profile) -> Profile:
     return msgspec.structs.replace(profile, timing=shorter)
 
 
+def sizes_of(
+    request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
+) -> tuple[Sizes, ...]:
+    """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
+    if request.shapes:
+        shapes = parse_shapes(request.shapes, "--shape")
+    else:
+        shapes = parse_shapes(profile.shapes, f"shapes of the target {profile.name}:")
+    return tuple(
+        sorted(judged_sizes(task, shapes, batch_size), key=lambda sizes: math.prod(sizes.values()), reverse=True)
+    )
+
+
 @contextmanager
 def open_build(
     request: BuildRequest,
@@ -145,6 +163,7 @@ def open_build(
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
         data = TaskData(task, workspace)
+        sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
@@ -168,6 +187,7 @@ def open_build(
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
+            sizes=sizes,
             clock=clock,
         )
     finally:
@@ -223,11 +243,21 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *search.notes),
+        notes=(*notes, *task_notes(build), *search.notes),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
     return msgspec.structs.replace(choice, teacher=teacher)
+
+
+def task_notes(build: Build) -> tuple[str, ...]:
+    """Return what the report has to say about the task and the sizes of its inputs."""
+    notes = build.data.task.notes if isinstance(build.data.task, CheckedTask) else []
+    if any(build.sizes):
+        cases = " and ".join(", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in build.sizes)
+        worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
+        notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
+    return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
 
 
 def measured(choice: Choice, number: int) -> Measured:

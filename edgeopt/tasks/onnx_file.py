@@ -19,6 +19,8 @@ from edgeopt.errors import DataError, TaskError
 from edgeopt.graph.given.files import read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
+from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.task.values import as_outputs
 from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
 
 _RANDOM_SAMPLES = 160
@@ -91,6 +93,16 @@ class OnnxTask:
         named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
         self.calibration_arrays, self.arrays = self._split(named)
         self.targets = self.arrays.pop(_LABELS_KEY, None)
+
+    @property
+    def axes(self) -> BatchAxes:
+        """The batch of each input and output: dimension 0; shared inputs have none."""
+        return BatchAxes(self.input_axes, (0,) * len(self.output_names))
+
+    @staticmethod
+    def nest_outputs(values: Sequence[Any]) -> Any:
+        """Return outputs as the score takes them: a single array as it is, several as a tuple."""
+        return as_outputs(values)
 
     @property
     def scored_by(self) -> str:

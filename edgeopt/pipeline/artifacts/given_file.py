@@ -28,8 +28,10 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     """Copy a given ``.onnx`` into the workspace as the baseline, and keep its outputs, which parity compares with.
 
     Raises:
-        TaskError: the target cannot load the file, ONNX Runtime cannot run it, or no output has a row per sample.
+        TaskError: the target cannot load the file, ONNX Runtime cannot run it, it takes another batch size than the one
+            to measure, or no output has a row per sample.
     """
+    _check_batch_size(task, build.budget.batch_size)
     content = baseline_content(read_given(task.path), build.profile.max_ir)
     reason = run_step(
         "compatibility",
@@ -48,6 +50,15 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     sha256 = build.workspace.keep_artifact(copy)
     notes = (f"scored by {task.scored_by}", task.calibrated_by, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
+
+
+def _check_batch_size(task: OnnxTask, measured: int) -> None:
+    if task.fixed_batch not in (None, measured):
+        raise TaskError(
+            f"{task.path} takes {task.fixed_batch} samples at a time, but the target's latency is that of {measured}. "
+            f"Export it with a dynamic batch, or set batch_size = {task.fixed_batch} under [limits] in a target of "
+            "your own (`edgeopt targets new`)."
+        )
 
 
 def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run
     if foreign:
         raise TaskError(f"{path} uses operators that ONNX Runtime does not have: {', '.join(foreign)}.")
     with ExitStack() as stack:
-        model = stack.enter_context(one_file(path))
+        model = stack.enter_context(one_file(path, given))
         notes, file = _packed_notes(given), None
         shapes: dict[str, tuple[int, ...]] = {}
         if inputs is not None:

@@ -113,7 +113,8 @@ def score_on_device(
     names = task.output_names if isinstance(task, OnnxTask) else [info.name for info in manifest.outputs]
     targets = evaluation.targets
     if not targets:
-        with one_file(Path(task.spec)) as given:
+        path = Path(task.spec)
+        with one_file(path, read_given(path)) as given:
             reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
         targets = [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]
     pairs = evaluation.pairs(outputs, targets, names)

@@ -55,7 +55,9 @@ def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run
         InputError: the model has another fixed batch size, or the inputs have too few rows.
     """
     if path.suffix == _RUNTIME_FORMAT:
-        yield ReadyModel(path, inputs, path.stat().st_size, (), {})
+        if inputs is not None:
+            raise InputError(f"{path}: --inputs goes with an .onnx file, whose inputs can be checked.")
+        yield ReadyModel(path, None, path.stat().st_size, (), {})
         return
     given = read_given(path)
     check_inputs(path, given.model.graph)

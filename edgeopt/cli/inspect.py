@@ -46,14 +46,14 @@ def command(
 ) -> None:
     """Show the contents of MODEL.onnx and the time of each node, or the channel groups of TASK's network."""
     from edgeopt.bench.run_target import RunTarget
-    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import device_kind, open_device
     from edgeopt.pipeline.inspect import ModelInspection, inspect_model, inspect_task
     from edgeopt.records.codec import to_json
 
     inspection: ModelInspection | TaskInspection
-    with ProgressDisplay() as progress:
+    with stdout_to_stderr(), ProgressDisplay() as progress:
 
         def report(text: str) -> None:
             progress("inspect", text)

@@ -9,6 +9,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -56,8 +58,9 @@ def _export_graph(
     model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
-    program = _export(model, inputs, _dynamic_shapes(model, axes))
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
+    with dynamic_recurrent_layers() if others else nullcontext():
+        program = _export(model, inputs, _dynamic_shapes(model, axes))
     if isinstance(program, str) and others:
         raise StepError(
             "trace",
@@ -135,6 +138,7 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     assert nesting is not None, "an exported program has outputs"
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
+    restore_recurrent_layers(graph)
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(list(graph.nodes)):
         node.meta = {}

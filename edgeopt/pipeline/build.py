@@ -21,16 +21,18 @@ from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import StepError
+from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
-from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
+from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
+from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.task_data import TaskData
@@ -38,9 +40,10 @@ from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.choice import Choice, TestScores
+from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import choose
 from edgeopt.store.ledger import Ledger
@@ -60,6 +63,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     task: str
     data: str | None
     """Inputs for a bare ``.onnx``."""
+    score_wish: ScoreWish = ScoreWish()
+    """How a bare ``.onnx`` is to be scored."""
+    yes: bool = False
+    """Build even if the trained network scores like a constant answer."""
     profile: Profile
     device: str
     """URI."""
@@ -105,8 +112,10 @@ def build(
         open_build(request, workspace, resolve, progress) as opened,
     ):
         search = start(opened)
+        remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
-        choice = score_on_test_set(opened, search.runner.evaluator, decide(opened, search, request.notes))
+        choice = decide(opened, search, remarks, request.notes)
+        choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice
 
@@ -133,7 +142,7 @@ def quick_profile(profile: Profile) -> Profile:
 
 def sizes_of(
     request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
-) -> tuple[Sizes, ...]:
+) -> tuple[DimensionSizes, ...]:
     """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
     if request.shapes:
         shapes = parse_shapes(request.shapes, "--shape")
@@ -157,7 +166,7 @@ def open_build(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = open_task(request.task, Path(request.data) if request.data else None)
+        task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
         budget = resolve(task.budgets.get(profile.name))
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
@@ -224,6 +233,8 @@ def start(build: Build) -> Search:
     with build.clock.stage("baseline"):
         if isinstance(task, OnnxTask):
             original, exported = take_given_file(build, task)
+            settle_score(build, Evaluator(build, exported.sha256))
+            exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
         else:
             count = sum(value.numel() for value in task.model.parameters())
             original = original_network("original", count)
@@ -232,7 +243,7 @@ def start(build: Build) -> Search:
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
 
 
-def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
+def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
     """Choose among the trials of a finished search."""
     task = build.data.task
     choice = choose(
@@ -243,11 +254,18 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *search.notes),
+        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(choice, teacher=teacher)
+    return msgspec.structs.replace(
+        choice,
+        teacher=teacher,
+        warnings=remarks.warnings,
+        score_kind=remarks.kind,
+        failed_trainings=count_failed_trainings(choice.trials),
+        ended_early=search.ended_early,
+    )
 
 
 def task_notes(build: Build) -> tuple[str, ...]:
@@ -268,20 +286,31 @@ def measured(choice: Choice, number: int) -> Measured:
 
 
 def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at."""
+    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at.
+
+    If that fails, whoever is to blame, a note says so: the file that won is good without it.
+    """
+    try:
+        return run_step("test", _add_test_scores, build, evaluator, choice)
+    except EdgeoptError as error:
+        build.progress("test", f"failed: {error}")
+        return msgspec.structs.replace(choice, notes=(*choice.notes, f"Not scored on the test set: {error}"))
+
+
+def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
     with build.clock.stage("test"):
         build.progress("test", "the winner and the baseline on the test set")
         test = build.data.test_set() if choice.winner is not None else None
         if choice.winner is None or test is None:
             return choice
         inputs, targets = test
-        baseline, base_samples = evaluator.evaluate(measured(choice, 0).artifact.sha256, inputs, targets)
-        winner, samples = evaluator.evaluate(measured(choice, choice.winner).artifact.sha256, inputs, targets)
+        winner = evaluator.compare_scores(measured(choice, choice.winner).artifact.sha256, inputs, targets)
         scores = TestScores(
-            baseline_score=baseline,
-            winner_score=winner,
-            drop_ci95=drop_interval(base_samples, samples),
-            samples=sum(len(np.atleast_1d(target)) for target in targets),
+            baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
+            winner_score=winner.value,
+            drop_ci95=winner.drop_ci95,
+            samples=winner.samples,
+            direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)
 
@@ -291,18 +320,23 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
         model = None
+        inputs: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         if choice.winner is not None:
             sha256 = measured(choice, choice.winner).artifact.sha256
             model = build.workspace.artifact(sha256)
             if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
-            outputs = golden_outputs(build, model)
+            try:
+                inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)
+            except (StepError, DeviceError) as error:
+                note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
+                choice, inputs = msgspec.structs.replace(choice, notes=(*choice.notes, note)), {}
         write_bundle(
             out,
             choice,
             model=model,
-            golden_inputs=build.data.golden_inputs if model else {},
+            golden_inputs=inputs,
             golden_outputs=outputs,
             labels=build.data.task.labels,
             preprocessing=build.data.task.preprocessing,

@@ -69,12 +69,15 @@ def _take(value: Any, axis: int, index: Any) -> Any:
     return np.take(value, index, axis)
 
 
-def find_batch_axes(run: Run, inputs: tuple[Tensor, ...], given: Sequence[int | str | None]) -> BatchAxes:
+def find_batch_axes(
+    run: Run, inputs: tuple[Tensor, ...], names: Sequence[str], given: Sequence[int | str | None]
+) -> BatchAxes:
     """Find the batch of each input and output.
 
     Args:
         run: Runs the network in evaluation mode, and returns its outputs; it may raise if inputs do not fit.
         inputs: One batch, best of two samples or more: of a batch of one nothing can be learned.
+        names: Of the inputs, for the note.
         given: For each input, the dimension that the user named, None if all samples share it, or ``"?"``.
 
     Returns:
@@ -86,7 +89,7 @@ def find_batch_axes(run: Run, inputs: tuple[Tensor, ...], given: Sequence[int | 
     for axes in _choices(inputs, given):
         count = count_samples(inputs, axes)
         if usual is None and count < 2:
-            return BatchAxes(axes, _first_axes(whole, count), _describe_unusual(axes, inputs))
+            return BatchAxes(axes, _first_axes(whole, count), _describe_unusual(axes, inputs, names))
         if count < 2:
             continue
         answers = [_run_alone(run, inputs, axes, sample) for sample in (0, count - 1)]
@@ -97,7 +100,7 @@ def find_batch_axes(run: Run, inputs: tuple[Tensor, ...], given: Sequence[int | 
             answer is not None and _agrees(whole, answer, outputs, sample)
             for sample, answer in zip((0, count - 1), answers, strict=True)
         ):
-            return BatchAxes(axes, outputs, _describe_unusual(axes, inputs))
+            return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
     assert usual is not None, "there is an input with a dimension"
     repeated = run(inputs)
     if not all(_is_close(one, two) for one, two in zip(whole, repeated, strict=True)):
@@ -175,13 +178,13 @@ def _first_axes(whole: tuple[Tensor, ...], count: int) -> Axes:
     return tuple(0 if value.dim() and value.shape[0] == count else None for value in whole)
 
 
-def _describe_unusual(axes: Axes, inputs: tuple[Tensor, ...]) -> str:
+def _describe_unusual(axes: Axes, inputs: tuple[Tensor, ...], names: Sequence[str]) -> str:
     """Say which inputs have their batch elsewhere, or none; empty if all have it in dimension 0."""
     parts = [
-        f"input {index} has no batch: all samples share it"
+        f"input '{name}' has no batch: all samples share it"
         if axis is None
-        else f"the batch of input {index} is dimension {axis}"
-        for index, axis in enumerate(axes)
-        if axis != 0 and inputs[index].dim()
+        else f"the batch of input '{name}' is dimension {axis}"
+        for name, axis, value in zip(names, axes, inputs, strict=True)
+        if axis != 0 and value.dim()
     ]
     return "; ".join(parts)

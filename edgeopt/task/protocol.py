@@ -49,4 +49,7 @@ class Task(Protocol):
         """Return the training loss, a scalar."""
 
     def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
-        """Return the score of ``(outputs, targets)`` pairs of arrays over the whole set; higher is better."""
+        """Return the score of ``(outputs, targets)`` pairs of arrays over the whole set.
+
+        Higher is better, unless the task has ``score_direction = "lower"``.
+        """

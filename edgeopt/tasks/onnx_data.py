@@ -41,6 +41,8 @@ class GivenArrays(NamedTuple):
     """Inputs without a batch, of which every sample gets the same."""
     notes: tuple[str, ...]
     """For the report: casts, and arrays that are not used."""
+    labels_key: str = LABELS_KEY
+    """The key of the labels in the file, for messages."""
 
 
 class InputSpec(NamedTuple):
@@ -107,7 +109,7 @@ def load_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool = True)
     has_labels = judged and labels_key in stored and labels_key not in names
     labels = _read_labels(path, stored, labels_key) if has_labels else None
     _check_rows(path, {name: values for name, values in arrays.items() if name not in shared}, labels, labels_key)
-    return GivenArrays(arrays, labels, shared, tuple(notes))
+    return GivenArrays(arrays, labels, shared, tuple(notes), labels_key)
 
 
 class _Stored(dict[str, Any]):

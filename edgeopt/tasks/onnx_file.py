@@ -1,8 +1,8 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
-Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the score is the accuracy. Without labels the
-score is the agreement with the given file's own outputs. Without a file, inputs are random numbers. The report mentions
-both. Some of the inputs calibrate int8; only the others select.
+Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the outputs are judged by these
+(``edgeopt.scoring`` says how). Without labels the score is the agreement with the given file's own outputs. Without a
+file, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the others select.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from edgeopt.errors import DataError, TaskError
 from edgeopt.graph.given.files import read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
+from edgeopt.records.scoring import ScoreKind, ScoreWish
+from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.values import as_outputs
+from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
 
 _RANDOM_SAMPLES = 160
@@ -37,35 +40,18 @@ _LABELS_KEY = ""
 """Of the labels among the arrays; no input can have this name."""
 
 
-def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
-    """Return how far each sample's outputs agree with the reference, 0..1; the mean over several outputs.
-
-    For logits ``(batch, classes)``: 1.0 if the largest is the same, else 0.0. For anything else: one less the relative
-    error of the sample's values (2-norm), at least 0.
-    """
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    reference = reference if isinstance(reference, tuple) else (reference,)
-    scores = []
-    for output, expected in zip(outputs, reference, strict=True):
-        if output.ndim == 2 and output.shape[1] > 1:
-            scores.append((output.argmax(1) == expected.argmax(1)).astype(np.float64))
-        else:
-            flat = expected.reshape(len(expected), -1).astype(np.float64)
-            error = np.linalg.norm(output.reshape(len(output), -1) - flat, axis=1)
-            scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
-    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
-
-
 _Arrays = dict[str, NDArray[Any]]
 
 
-class OnnxTask:
+class OnnxTask(KnownScore):
     """A given ``.onnx`` file and the inputs that it is judged on."""
 
     kind = "onnx"
 
-    def __init__(self, path: Path, data: Path | None) -> None:
+    def __init__(self, path: Path, data: Path | None, score_wish: ScoreWish | None = None) -> None:
         self.path = path
+        self.score_wish = score_wish or ScoreWish()
+        self.labels_source = str(path)
         self.spec = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
@@ -90,6 +76,9 @@ class OnnxTask:
         self._check_fixed_batch(data, arrays)
         self.notes = (*self._packed_notes(given.other_files), *unjudged, *arrays.notes)
         """What the report has to say about the file and its data."""
+        if arrays.labels is not None:
+            self.labels_source = f"{data}: '{arrays.labels_key}'"
+            check_labels(arrays.labels, self.labels_source)
         named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
         self.calibration_arrays, self.arrays = self._split(named)
         self.targets = self.arrays.pop(_LABELS_KEY, None)
@@ -108,6 +97,7 @@ class OnnxTask:
     def scored_by(self) -> str:
         """The score in words."""
         words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
+        words = words if self.score_kind is None else self.score_kind.text
         return f"{words} on random inputs" if self.random_inputs else words
 
     @property
@@ -171,15 +161,8 @@ class OnnxTask:
         sizes = [self._count(batch) for batch in self.batches()]
         return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
 
-    def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-        """Return one score per sample: accuracy with labels, agreement without."""
-        if self.targets is None:
-            return np.concatenate([sample_agreement(outputs, reference) for outputs, reference in pairs])
-        return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
-
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
-        """Return the mean of ``sample_scores``."""
-        return float(self.sample_scores(pairs).mean())
+    def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
+        return super()._kind_of(pairs, by_agreement=by_agreement or self.targets is None)
 
     @property
     def fixed_batch(self) -> int | None:

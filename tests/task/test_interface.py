@@ -155,7 +155,7 @@ def test_a_time_major_batch_is_found():
     task = checked(TimeMajor(), torch.randn(40, 16, 8))
     assert task.axes.inputs == (1,)
     assert task.axes.outputs == (0,)
-    assert "the batch of input 0 is dimension 1" in task.notes[0]
+    assert "the batch of input 'input' is dimension 1" in task.notes[0]
 
 
 class Propagation(nn.Module):

@@ -5,7 +5,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.tasks.onnx_file import OnnxTask, sample_agreement
+from edgeopt.tasks.onnx_file import OnnxTask
 
 
 @pytest.fixture
@@ -89,14 +89,6 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path):
     (tmp_path / "broken.onnx").write_bytes(b"not a protobuf")
     with pytest.raises(TaskError, match="cannot be read as an ONNX model"):
         OnnxTask(tmp_path / "broken.onnx", None)
-
-
-def test_agreement_is_top_1_for_logits_and_a_relative_error_for_anything_else():
-    logits = np.array([[1.0, 2.0], [3.0, 1.0]])
-    assert sample_agreement(logits, logits[:, ::-1]).tolist() == [0.0, 0.0]
-    assert sample_agreement(logits, logits).tolist() == [1.0, 1.0]
-    values = np.array([[[1.0]], [[2.0]]])
-    assert sample_agreement(values * 1.1, values) == pytest.approx([0.9, 0.9])
 
 
 def a_graph_task(tmp_path, nodes, inputs, outputs, weights=(), **arrays):

@@ -88,6 +88,7 @@ class Distillation:
         lasso: The penalty that shrinks channels, if any.
         checkpoint: File for the state after each epoch.
         progress: Called after each epoch with ``(index, epochs, score)``.
+        careful: Train in row-major memory, after a crash in another layout.
     """
 
     def __init__(
@@ -102,7 +103,9 @@ class Distillation:
         lasso: GroupLasso | None = None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
+        careful: bool = False,
     ) -> None:
+        self.careful = careful
         self.train_module = train_module
         self.eval_module = eval_module
         self.task = task
@@ -125,7 +128,7 @@ class Distillation:
             DivergedError: a loss or a score is not finite.
         """
         for parameter in self.parameters:
-            if parameter.dim() == 4:
+            if parameter.dim() == 4 and not self.careful:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.resume()
         for epoch in range(len(self.history), self.step.epochs):
@@ -135,7 +138,9 @@ class Distillation:
             is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
             if self.lasso is not None:
                 is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
-            if is_eligible and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
+            if is_eligible and (
+                self.best_epoch < 0 or self.task.is_as_good(score, self.history[self.best_epoch].score)
+            ):
                 self.best_epoch = epoch
                 self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
             self.save()
@@ -159,7 +164,7 @@ class Distillation:
             progress = (epoch + index / count) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)
-            outputs = self.train_module(*to_channels_last(inputs))
+            outputs = self.train_module(*(inputs if self.careful else to_channels_last(inputs)))
             loss = distill_loss(self.task, self.step, outputs, teacher_outputs, targets)
             if self.lasso:
                 loss = loss + self.lasso.penalty(self.train_module, progress)

@@ -44,7 +44,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     run_step(_STAGE, run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
     sha256 = build.workspace.keep_artifact(copy)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
-    notes = (f"scored by {task.scored_by}", task.calibrated_by, *quantized, *notes)
+    notes = (task.calibrated_by, *quantized, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
 
 

@@ -18,9 +18,11 @@ from typing import IO, Any, TypeVar
 
 import msgspec
 
-from edgeopt.errors import DivergedError, StepError, TaskError
+from edgeopt.errors import CrashError, DivergedError, EdgeoptError, StepError, StoppedError, TaskError
+from edgeopt.pipeline.processes import kill_group
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.codec import to_json
+from edgeopt.records.trial import FailureKind
 
 T = TypeVar(
     "T",
@@ -52,6 +54,12 @@ def available_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
+_ERRORS: dict[FailureKind, type[StepError]] = {
+    "refused": StepError,
+    "crashed": CrashError,
+    "diverged": DivergedError,
+}
+
 _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -62,6 +70,10 @@ _VARIABLES = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 class TorchProcess:
@@ -78,22 +90,28 @@ class TorchProcess:
             start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
+        self.is_closing = False
+        self.printed_bytes = 0
+        """The size of ``log`` before the present job."""
         _logger.debug("torch process %d started for task %s", self.process.pid, task)
 
     def do(self, job: protocol.TorchJob, progress: Callable[[protocol.EpochProgress], None]) -> protocol.TorchAnswer:
         """Run one job to its end.
 
         Raises:
-            StepError: the process died; the end of its output is in ``trace``.
+            CrashError: the process died; the end of its output is in ``trace``.
+            StoppedError: the process was closed meanwhile.
         """
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         begin, name = time.monotonic(), type(job).__name__
+        line = to_json(job) + b"\n"
         _logger.debug("torch process %d: %s %s", self.process.pid, name, job)
         try:
-            self.process.stdin.write(to_json(job) + b"\n")
+            self.printed_bytes = os.fstat(self.log.fileno()).st_size
+            self.process.stdin.write(line)
             self.process.stdin.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, ValueError):  # ValueError: another thread has closed it
             raise self.died() from None
         while line := self.process.stdout.readline():
             answer: protocol.TorchAnswer = self.decoder.decode(line)
@@ -104,28 +122,30 @@ class TorchProcess:
             progress(answer)
         raise self.died()
 
-    def died(self) -> StepError:
-        """Return the error for a process that ended unexpectedly."""
+    def died(self) -> EdgeoptError:
+        """Return the error for a process that ended unexpectedly: how, and its last line on stderr."""
         code = self.process.wait()
-        trace = self.stderr()[-4000:]
+        kill_group(self.process.pid)
+        if self.is_closing:
+            return StoppedError("the torch process has been stopped.")
+        trace = self.stderr(self.printed_bytes)[-4000:]
         _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
-        if code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-            hint = " The system was probably out of memory: try --workers 1." if -code == signal.SIGKILL else ""
-        else:
-            last = trace.strip().splitlines()
-            how, hint = f"ended with exit code {code}", f": {last[-1]}" if last else ""
-        return StepError("train", f"the training process {how}.{hint}", trace)
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+        advice = " The system was probably out of memory: try --workers 1." if code == -signal.SIGKILL else ""
+        last = next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
+        quoted = f' Its last line on stderr: "{last}".' if last else ""
+        return CrashError("train", f"the training process {how}.{advice}{quoted}", trace)
 
-    def stderr(self) -> str:
-        """Return what the process and the user's code have printed."""
-        self.log.seek(0)
+    def stderr(self, begin: int = 0) -> str:
+        """Return what the process and the user's code have printed, from a byte on."""
+        self.log.seek(begin)
         return self.log.read().decode(errors="replace")
 
     def close(self) -> None:
         """End the process by closing its stdin; a second call does nothing."""
-        if self.log.closed:
+        if self.is_closing:
             return
+        self.is_closing = True
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with suppress(BrokenPipeError):
@@ -135,6 +155,7 @@ class TorchProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        kill_group(self.process.pid)
         self.process.stdout.close()
         for line in self.stderr().splitlines():
             _logger.debug("torch process %d printed: %s", self.process.pid, line)
@@ -155,6 +176,7 @@ class TorchPool:
         self.processes: list[TorchProcess] = []
         self.free: queue.Queue[TorchProcess] = queue.Queue()
         self.starting = threading.Lock()
+        self.is_closed = False
 
     def start(self) -> TorchProcess:
         """Start a process."""
@@ -182,19 +204,27 @@ class TorchPool:
         """Run one job on a free process.
 
         Raises:
-            StepError: the job failed; ``DivergedError`` if a training diverged.
+            StepError: the job failed: ``DivergedError`` if a training diverged, ``CrashError`` if a library failed or
+                the process died.
             TaskError: the user's task is at fault.
+            StoppedError: the pool is closed.
         """
+        self.check_open()
         with self.worker() as worker:
             answer: Any = worker.do(job, progress)
+            if isinstance(answer, protocol.JobFailed) and answer.kind == "crashed":
+                worker.close()  # the next job gets a new process, with memory that nothing has damaged
         if isinstance(answer, protocol.JobFailed):
-            if answer.diverged:
-                raise DivergedError(answer.stage, answer.reason, answer.trace)
-            if answer.user_error:
+            if answer.kind == "user":
                 raise TaskError(answer.reason)
-            raise StepError(answer.stage, answer.reason, answer.trace)
+            raise _ERRORS[answer.kind](answer.stage, answer.reason, answer.trace)
         assert isinstance(answer, kind)
         return answer
+
+    def check_open(self) -> None:
+        """Raise StoppedError if the pool is closed: then the build is stopping."""
+        if self.is_closed:
+            raise StoppedError("the torch processes have been stopped.")
 
     def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
         """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.
@@ -221,6 +251,7 @@ class TorchPool:
             return sum(answer.steps_per_second for answer in done)
 
     def close(self) -> None:
-        """End all processes."""
+        """End all processes; a job that is at work then ends with ``StoppedError``."""
+        self.is_closed = True
         for worker in self.processes:
             worker.close()

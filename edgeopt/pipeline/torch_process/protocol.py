@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, TorchStep
 from edgeopt.records.sparsity import SparsityCurve
+from edgeopt.records.trial import FailureKind
 
 
 class NetworkRef(Record, frozen=True, kw_only=True):
@@ -74,6 +77,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     out: str
     int8: Int8Reference | None = None
     """Needed by a ``QuantizeAware`` step."""
+    careful: bool = False
+    """Train in row-major memory and with half of each batch at a time: the same training has crashed before."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -180,8 +185,8 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     stage: str
     reason: str
     trace: str | None
-    diverged: bool
-    user_error: bool
+    kind: FailureKind | Literal["user"]
+    """``user``: the user's task is at fault."""
 
 
 TorchJob = TableJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob

@@ -1,8 +1,8 @@
 """A process that does the PyTorch part of candidates: ``python -m edgeopt.pipeline.torch_process.worker TASK``.
 
 In: jobs, as JSON lines on stdin (``edgeopt.pipeline.torch_process.protocol``). Out: answers, as JSON lines on stdout;
-everything that user code prints goes to stderr. PyTorch has one thread. The process ends when stdin ends, so it never
-outlives its parent.
+everything that user code prints goes to stderr. PyTorch has one thread. The process and its children end when stdin
+ends, so they never outlive its parent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
+from edgeopt.errors import EdgeoptError, InputError, StepError, TaskError
 from edgeopt.export.to_onnx import ExportResult, export
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
@@ -40,16 +40,18 @@ from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
-from edgeopt.pipeline.boundary import run_step, run_user_code
+from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
+from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
 from edgeopt.task.values import flat_outputs
 
@@ -249,6 +251,7 @@ class TorchJobs:
             progress=lambda epoch, epochs, score: self.answer(
                 protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
             ),
+            careful=job.careful,
         ).run()
 
     def measure_speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:
@@ -332,7 +335,7 @@ class TorchJobs:
                 case protocol.ProbeJob():
                     return run_step("latency table", self.export_probes, job)
         except EdgeoptError as error:
-            return as_job_failed(error)
+            return as_job_failed(tell_apart(self.task.spec, error))
 
 
 def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
@@ -342,8 +345,7 @@ def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
         stage=step.stage if step else "task",
         reason=step.reason if step else str(error),
         trace=step.trace if step else None,
-        diverged=isinstance(error, DivergedError),
-        user_error=error.exit_code == TaskError.exit_code,
+        kind="user" if isinstance(error, InputError) else kind_of(error),
     )
 
 
@@ -353,32 +355,28 @@ def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:
     return path.with_name(f"{path.stem}-{index}{path.suffix}")
 
 
-def read_lines(lines: queue.Queue[bytes]) -> None:
-    """Put stdin's lines into a queue; end the process immediately when stdin ends, even during a job."""
-    for line in sys.stdin.buffer:
-        lines.put(line)
-    os._exit(0)
-
-
 def main() -> None:
     """Serve jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+    requests, channel = take_stdin(), os.dup(1)
+    keep_from_children(channel)
+    answers: BinaryIO = os.fdopen(channel, "wb", buffering=0)
     os.dup2(2, 1)
 
     def answer(value: protocol.TorchAnswer) -> None:
-        answers.write(to_json(value) + b"\n")
-        answers.flush()
+        line = to_json(value) + b"\n"
+        while line:
+            line = line[answers.write(line) :]
 
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    threading.Thread(target=queue_lines, args=(requests, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
     jobs: TorchJobs | None = None
     while True:
         job = decoder.decode(lines.get())
         try:
-            jobs = jobs or TorchJobs(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
+            jobs = jobs or TorchJobs(load_guarded_task(sys.argv[1]), answer)
         except EdgeoptError as error:
             answer(as_job_failed(error))
             continue

@@ -25,6 +25,7 @@ from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_s
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
+from edgeopt.records.scoring import ScoreDirection
 from edgeopt.report import words
 from edgeopt.report.document import Document, read_document
 from edgeopt.report.words import Unit
@@ -148,7 +149,7 @@ def _check_model(
         findings += check_golden(bundle, manifest, run_target)
         if evaluation is not None:
             progress(f"score on {evaluation.samples:,} samples")
-            score = score_on_device(bundle, manifest, document.winner, evaluation, run_target)
+            score = score_on_device(bundle, manifest, document.winner, evaluation, run_target, document.score_kind)
             findings.append(_score_finding(score, document.device.uri))
         if run_target.kind != "emulated":
             measurement = _measure(bundle, manifest, document.budget, run_target, progress)
@@ -251,24 +252,22 @@ def check_limits(
         yield _limit_finding(limit)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
-            yield _limit_finding(limit)
+            yield _limit_finding(limit, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
 
 
-def _limit_finding(limit: LimitFinding) -> CheckFinding:
+def _limit_finding(limit: LimitFinding, direction: ScoreDirection = "higher") -> CheckFinding:
     unit = _UNITS[limit.limit]
     allowed = f"{'at least' if limit.floor else 'at most'} {words.limit(limit.allowed, unit)}"
     if limit.missing:
         text = f"could not be measured; limit: {allowed}"
     else:
-        direction = "down" if limit.floor else "up"
-        interval = (
-            "" if limit.judged == limit.point else f" (95 %: {direction} to {words.quantity(limit.judged, unit)})"
-        )
+        end = "down" if limit.floor else "up"
+        interval = "" if limit.judged == limit.point else f" (95 %: {end} to {words.quantity(limit.judged, unit)})"
         noise = "" if limit.kept or not limit.to_miss().within_noise else ", within the noise"
-        drop = "a drop of " if limit.limit == "score" and not limit.floor else ""
+        drop = ("a drop of " if direction == "higher" else "an increase of ") if limit.is_drop else ""
         text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{interval}, {allowed}{noise}"
     return CheckFinding(
         kind="limit",

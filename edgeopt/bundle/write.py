@@ -110,7 +110,8 @@ def _fill(
     golden: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         shutil.copyfile(model, new / "model.onnx")
-        golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
+        ratio = tolerance_ratio(document.winner.recipe, document.winner.weight_types)
+        golden = write_golden(new, golden_inputs, golden_outputs, ratio)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
     (new / MANIFEST_NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))

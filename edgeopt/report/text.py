@@ -103,6 +103,8 @@ def _lines(document: Document) -> Iterator[str]:
         )
         yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
+    if document.baseline.exporter == "given" and document.baseline.notes:
+        yield f"The given file: {'; '.join(document.baseline.notes)}."
     yield from failure_notes(document)
     optional = (
         sentences.float_nodes(document),

@@ -51,7 +51,7 @@ class OnnxTask(KnownScore):
     def __init__(self, path: Path, data: Path | None, score_wish: ScoreWish | None = None) -> None:
         self.path = path
         self.score_wish = score_wish or ScoreWish()
-        self.labels_source = str(path) if data is None else f"{data}: 'labels'"
+        self.labels_source = str(path)
         self.spec = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
@@ -77,6 +77,7 @@ class OnnxTask(KnownScore):
         self.notes = (*self._packed_notes(given.other_files), *unjudged, *arrays.notes)
         """What the report has to say about the file and its data."""
         if arrays.labels is not None:
+            self.labels_source = f"{data}: '{arrays.labels_key}'"
             check_labels(arrays.labels, self.labels_source)
         named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
         self.calibration_arrays, self.arrays = self._split(named)
@@ -126,8 +127,8 @@ class OnnxTask(KnownScore):
     def _in_batches(self, arrays: _Arrays, size: int) -> list[_Arrays]:
         """Return batches of the graph's fixed batch size, or of ``size`` if it has none."""
         count = self._count(arrays)
-        step = self._fixed_batch() or size
-        usable = count - count % step if self._fixed_batch() else count
+        step = self.fixed_batch or size
+        usable = count - count % step if self.fixed_batch else count
         return [self._take(arrays, slice(start, start + step)) for start in range(0, usable, step)]
 
     def _count(self, arrays: _Arrays) -> int:
@@ -143,7 +144,7 @@ class OnnxTask(KnownScore):
 
         Those that calibrate are taken evenly from the whole file, which may be sorted by class.
         """
-        count, batch = self._count(arrays), self._fixed_batch() or 1
+        count, batch = self._count(arrays), self.fixed_batch or 1
         wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
         if wanted > count - max(_MIN_SAMPLES, batch):
@@ -163,7 +164,9 @@ class OnnxTask(KnownScore):
     def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
         return super()._kind_of(pairs, by_agreement=by_agreement or self.targets is None)
 
-    def _fixed_batch(self) -> int | None:
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of samples that the graph takes at a time; None if it takes any."""
         return next((spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch), None)
 
     def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
@@ -202,7 +205,7 @@ class OnnxTask(KnownScore):
     def row_check_batches(self) -> list[_Arrays]:
         """Return batches of different sizes (of the first ones, if the size is fixed) on which rows are counted."""
         first, *others = self.batches()
-        if self._fixed_batch():
+        if self.fixed_batch:
             return [first, *others[:3]]
         sizes = sorted({1, self._count(first) // 2 or 1, self._count(first)}, reverse=True)
         return [self._take(first, slice(size)) for size in sizes]
@@ -225,7 +228,7 @@ class OnnxTask(KnownScore):
                 f"{self.path} has inputs of several fixed batch sizes ({sizes}). Export it with a dynamic batch, or "
                 "write a task in Python."
             )
-        count, batch = self._count(arrays.inputs), self._fixed_batch() or 1
+        count, batch = self._count(arrays.inputs), self.fixed_batch or 1
         if count < batch:
             raise DataError(
                 f"{data}: the model takes batches of exactly {batch}, but there are {count} rows. Give {batch} or "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -41,6 +41,8 @@ _UNITS: dict[str, Unit] = {
     "size": "bytes",
     "score": "score",
 }
+_BATCH = "batch"
+"""Name of the batch's dimension in the files that edgeopt exports."""
 _DEVICE_NOTES: dict[DeviceKind, str] = {
     "stand-in": "this machine only stands in for {target}: give the device itself with --device",
     "emulated": "an emulated processor has no real times or memory to measure: those limits are not checked",
@@ -207,7 +209,11 @@ def _measure(
     bundle: Path, manifest: Manifest, budget: Budget, run_target: RunTarget, progress: Callable[[str], None]
 ) -> Measurement:
     """Measure time and memory of the model on its golden inputs, repeated if the batch is larger."""
-    batch = {name: _repeat(array, budget.batch_size) for name, array in _read_inputs(bundle, manifest).items()}
+    shapes = {info.name: info.shape for info in manifest.inputs}
+    batch = {
+        name: take_samples_of(array, shapes[name], budget.batch_size)
+        for name, array in _read_inputs(bundle, manifest).items()
+    }
     with tempfile.TemporaryDirectory(prefix="edgeopt-check-") as folder:
         inputs = Path(folder) / "inputs.npz"
         write_batches(inputs, [batch])
@@ -220,8 +226,17 @@ def _measure(
         )
 
 
-def _repeat(array: Array, count: int) -> Array:
-    return array if not array.ndim or len(array) >= count else np.resize(array, (count, *array.shape[1:]))
+def take_samples_of(array: Array, shape: Sequence[int | str], count: int) -> Array:
+    """Return an input with ``count`` samples: the first ones, repeated if there are too few.
+
+    Args:
+        array: One batch of the input.
+        shape: As the manifest has it. The batch is the dimension called ``batch``, or else the first one if it is
+            dynamic. An input without either is the same for all samples, or the graph has a fixed batch: it stays.
+        count: Samples.
+    """
+    axis = shape.index(_BATCH) if _BATCH in shape else 0 if shape and isinstance(shape[0], str) else None
+    return array if axis is None else np.take(array, np.arange(count) % array.shape[axis], axis)
 
 
 def check_limits(

@@ -155,7 +155,8 @@ def _targets(
     task.score_kind = kind
     if kind is not None and targets:
         return targets
-    with one_file(Path(task.spec)) as given:
+    path = Path(task.spec)
+    with one_file(path, read_given(path)) as given:
         reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
     evaluation.settle_score(reference)
     return targets or [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]

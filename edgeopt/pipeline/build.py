@@ -18,6 +18,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
+from edgeopt.bundle.manifest import DynamicDimension
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
@@ -350,4 +351,22 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
             versions=maker_versions(),
             seed=build.seed,
             command=shlex.join(command),
+            dynamic=dynamic_dimensions(build),
         )
+
+
+def dynamic_dimensions(build: Build) -> tuple[DynamicDimension, ...]:
+    """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
+    task = build.data.task
+    if not isinstance(task, CheckedTask):
+        return ()
+    axes = dict.fromkeys(axis for dims in task.interface.dynamic_dims for axis in dims.values())
+    return tuple(
+        DynamicDimension(
+            name=axis.name,
+            min_size=axis.min_size,
+            max_size=axis.max_size,
+            judged_at=tuple(dict.fromkeys(sizes[axis.name] for sizes in build.sizes)),
+        )
+        for axis in axes
+    )

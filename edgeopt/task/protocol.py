@@ -47,14 +47,17 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """Return the trained model."""
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """Return one batch of inputs; it also becomes the golden inputs of the bundle."""
+    def example_inputs(self) -> Any:
+        """Return one batch of inputs: a tensor, a tuple, or a dict by the parameters of ``forward``.
 
-    def train_batches(self, seed: int) -> Iterable[tuple[Any, Any]]:
-        """Return one epoch of ``(inputs, targets)``."""
+        It also becomes the golden inputs of the bundle. Two samples or more show which dimension is the batch.
+        """
 
-    def eval_batches(self) -> Iterable[tuple[Any, Any]]:
-        """Return the selection set, which decides: batches of ``(inputs, targets)``."""
+    def train_batches(self, seed: int) -> Iterable[Any]:
+        """Return one epoch: batches of ``(inputs, targets)``, or dicts with both (``edgeopt.task.batches``)."""
+
+    def eval_batches(self) -> Iterable[Any]:
+        """Return the selection set, which decides, in batches of the same form."""
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the training loss, a scalar."""

@@ -291,3 +291,13 @@ def test_a_warning_about_the_scores_is_above_the_table_and_on_top_of_the_page():
     text = shown(choice)
     assert text.index("Warning: The network answers <nothing>.") < text.index("fashion on phone")
     assert "Warning: The network answers &lt;nothing&gt;." in render_page(build_document(choice))
+
+
+def test_notes_on_a_given_file_are_shown_and_those_on_an_exported_one_are_not():
+    baseline = a_baseline()
+    artifact = msgspec.structs.replace(
+        baseline.outcome.artifact, exporter="given", notes=("64 inputs calibrate", "'x' cast")
+    )
+    given = msgspec.structs.replace(baseline, outcome=msgspec.structs.replace(baseline.outcome, artifact=artifact))
+    assert "The given file: 64 inputs calibrate; 'x' cast." in of(given, a_trial(1, size_bytes=900))
+    assert "The given file" not in of(baseline, a_trial(1, size_bytes=900))

@@ -169,11 +169,13 @@ def _choose_target(target: str | None, project: Project) -> str:
 
 def _budget_resolver(
     profile: Profile, project: Project, limits: LimitOptions, wish: ScoreWish
-) -> Callable[[Budget | None], Budget]:
-    """Return the function from a task's own budget to the limits that apply."""
+) -> Callable[[Budget | None, bool], Budget]:
+    """Return the function from a task's own budget, and whether its score is an error, to the limits that apply."""
     from edgeopt.config.limits import resolve_budget
 
-    return lambda budget: resolve_budget(profile, budget, project.limits, limits, any_unit=wish.is_error)
+    return lambda budget, is_error: resolve_budget(
+        profile, budget, project.limits, limits, any_unit=is_error or wish.is_error
+    )
 
 
 def print_choice(out: Path, as_json: bool) -> None:

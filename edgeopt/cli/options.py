@@ -52,14 +52,14 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
 def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options for limits; they arrive as one argument, ``limits: LimitOptions``.
 
-    With ``score_options`` above it, limits on an error may be above 1.
+    With ``score_options`` above it, it is checked later whether limits on the score look like percentages: an error may
+    be above 1.
     """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         limits = LimitOptions(**{name: kwargs.pop(name) for name in LimitOptions.__struct_fields__})
-        wish = kwargs.get("score_wish")
-        check_options(limits, "--", any_unit=wish is not None and wish.is_error)
+        check_options(limits, "--", any_unit="score_wish" in kwargs)
         return function(*args, limits=limits, **kwargs)
 
     wrapped: Callable[..., Any] = wrapper

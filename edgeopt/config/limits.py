@@ -51,7 +51,7 @@ def resolve_budget(
         task_budget: The task's ``budgets[target]``, in the task's own unit of score.
         project_limits: ``[limits]`` of ``edgeopt.toml``.
         cli_limits: Options of the command line.
-        any_unit: Whether those are about an error in the unit of the labels, which may be above 1.
+        any_unit: Whether the score is an error in the unit of the labels, so that limits on it may be above 1.
 
     Raises:
         ConfigError: a limit is not finite, not positive, or looks like a percentage.
@@ -61,7 +61,7 @@ def resolve_budget(
         check_budget(task_budget, f"the task's own budget for '{profile.name}'")
         budget = task_budget
     if project_limits is not None:
-        budget = _replace(budget, project_limits, "edgeopt.toml, [limits]: ")
+        budget = _replace(budget, project_limits, "edgeopt.toml, [limits]: ", any_unit=any_unit)
     if cli_limits is not None:
         budget = _replace(budget, cli_limits, "--", any_unit=any_unit)
     return budget
@@ -122,8 +122,9 @@ def _check_score_limit(name: str, value: float | Waived | None, prefix: str, any
     if value >= 1 and not any_unit and not (name == "min_score" and value == 1):
         raise ConfigError(
             f"{option} {value:g} looks like a percentage: scores go from 0 to 1 and one point is 0.01, so write "
-            f"{value / 100:g}. (A task that scores in another unit sets its limits in its own 'budgets'; for the error "
-            "of an .onnx model, name it with --score mae, mse or rmse.)"
+            f"{value / 100:g}. (A task whose score is an error says so with score_direction = 'lower'; one that scores "
+            "in another unit sets limits in its own 'budgets'; for the error of an .onnx model, name it with --score "
+            "mae, mse or rmse.)"
         )
 
 

@@ -93,14 +93,15 @@ class BuildRequest(Record, frozen=True, kw_only=True):
 
 def build(
     request: BuildRequest,
-    resolve: Callable[[Budget | None], Budget],
+    resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
 ) -> Choice:
     """Run a build and write its bundle.
 
     Args:
         request: What the user asked for.
-        resolve: From the task's own limits for this target (or None) to the limits that apply.
+        resolve: From the task's own limits for this target (or None), and whether its score is an error, to the limits
+            that apply.
         progress: Called with a stage and a detail.
 
     Raises:
@@ -161,7 +162,7 @@ def sizes_of(
 def open_build(
     request: BuildRequest,
     workspace: Workspace,
-    resolve: Callable[[Budget | None], Budget],
+    resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
 ) -> Iterator[Build]:
     """Open ledger, device, task and torch processes for the length of a block."""
@@ -171,7 +172,8 @@ def open_build(
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
         task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
-        budget = resolve(task.budgets.get(profile.name))
+        is_error = isinstance(task, CheckedTask) and task.score_direction == "lower"
+        budget = resolve(task.budgets.get(profile.name), is_error)
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()

@@ -170,7 +170,7 @@ class FileEvaluator:
         with np.load(folder / "test.npz") as data:
             self.labels = data["labels"]
             write_batches(folder / "test-batches.npz", [{"x": part} for part in np.split(data["x"], 20)])
-            np.savez(folder / "one.npz", **{"0/x": data["x"][:1]})
+            np.savez(folder / "one.npz", x=data["x"][:1])
 
     def score(self, model: Path) -> float:
         """Return the accuracy on the test images."""

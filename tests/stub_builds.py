@@ -22,6 +22,7 @@ def build_facts(**changes):
         "runtime": profile.runtime,
         "allow_fallback": (),
         "batch_size": 1,
+        "sizes": ({},),
         "timing": profile.timing,
         "calibration": None,
     }
@@ -39,6 +40,7 @@ def a_stub_build(*, facts=None, **attributes):
         "environment": an_environment(),
         "allow_fallback": (),
         "seed": 0,
+        "sizes": ({},),
         "fingerprint": "task",
         "progress": lambda stage, detail: None,
         "is_out_of_time": False,
@@ -46,4 +48,5 @@ def a_stub_build(*, facts=None, **attributes):
     keys = Keys(build_facts(profile=profile, **(facts or {})))
     build = SimpleNamespace(**(known | {"keys": keys} | attributes))
     build.run_target = RunTarget(device=build.device, profile=build.profile, kind=build.device_info.kind)
+    build.run_targets = (build.run_target,)
     return build

@@ -34,7 +34,7 @@ def run_model(
 
     Args:
         model: An ``.onnx`` file.
-        inputs: A file of ``write_batches``: keys ``INDEX/NAME`` for the graph's inputs.
+        inputs: A file of ``write_batches``, with the names of the graph's inputs.
         outputs: The file to write, in the same format; written completely or not at all.
         target: Where and how it runs.
         stage: Named in errors.
@@ -69,5 +69,5 @@ def read_batches(path: Path) -> list[dict[str, np.ndarray[Any, Any]]]:
     """
     try:
         return list(iterate_batches(path))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"cannot read batches from {path}: {error}") from error

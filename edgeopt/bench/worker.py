@@ -27,6 +27,8 @@ from typing import Any
 import numpy as np
 
 SENTINEL = "edgeopt-worker "
+NAMES_ENTRY = "names.json"
+"""The entry of a batch file that holds the names of its arrays; an ``.npz`` that numpy wrote has none."""
 CPU_PROVIDER = "CPUExecutionProvider"
 NVIDIA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
@@ -210,24 +212,23 @@ def random_array(shape: list[int], kind: str, rng: np.random.Generator) -> np.nd
 
 
 def make_feed(session: Any, request: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    """Return one batch for every graph input, from the inputs file or random."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    if request["inputs"]:
-        with np.load(request["inputs"], allow_pickle=False) as archive:
-            arrays = {
-                name.removeprefix("0/"): archive[name] for name in archive.files if name.count("/") == name.count("0/")
-            }
+    """Return one batch for every graph input, from the inputs file or random.
+
+    The first batch of a batch file is used as it is. Of the arrays of another ``.npz``, an input with a dynamic batch
+    gets the first rows, and an input with a fixed first dimension gets as many rows as that.
+    """
+    arrays, is_batch = read_inputs(Path(request["inputs"])) if request["inputs"] else ({}, False)
     rng, batch, feed = np.random.default_rng(0), request["batch_size"], {}
     for entry in session.get_inputs():
         shape = list(entry.shape)
-        if shape and not isinstance(shape[0], int):
+        if shape and is_dynamic(shape[0]):
             shape[0] = batch
         elif shape and not arrays and shape[0] != batch:
             raise WorkerError("input", f"input '{entry.name}' has a fixed batch size of {shape[0]}, not {batch}")
         if arrays:
-            feed[entry.name] = take_batch(arrays, entry.name, batch)
+            feed[entry.name] = take_rows(arrays, entry.name, None if is_batch or not shape else shape[0])
             continue
-        dynamic = [str(size) for size in shape if not isinstance(size, int)]
+        dynamic = [str(size) for size in shape if is_dynamic(size)]
         if dynamic:
             raise WorkerError(
                 "input",
@@ -238,16 +239,23 @@ def make_feed(session: Any, request: dict[str, Any]) -> dict[str, np.ndarray[Any
     return feed
 
 
-def take_batch(arrays: dict[str, np.ndarray[Any, Any]], name: str, batch: int) -> np.ndarray[Any, Any]:
-    """Return the first ``batch`` rows of an input's array."""
+def is_dynamic(size: Any) -> bool:
+    """Tell whether a dimension of a graph input is open: it has a name or none, or exporters wrote -1 or 0."""
+    return not isinstance(size, int) or size <= 0
+
+
+def take_rows(arrays: dict[str, np.ndarray[Any, Any]], name: str, rows: int | None) -> np.ndarray[Any, Any]:
+    """Return the first ``rows`` rows of an input's array, or all of it if ``rows`` is None."""
     if name not in arrays:
         raise WorkerError("input", f"the inputs file has no array '{name}', only {', '.join(sorted(arrays))}")
     array = arrays[name]
-    if array.ndim and array.shape[0] < batch:
+    if rows is None or not array.ndim:
+        return np.ascontiguousarray(array) if array.ndim else array
+    if array.shape[0] < rows:
         raise WorkerError(
-            "input", f"array '{name}' of the inputs file has {array.shape[0]} rows; the batch needs {batch}"
+            "input", f"array '{name}' of the inputs file has {array.shape[0]} rows; the batch needs {rows}"
         )
-    return np.ascontiguousarray(array[:batch] if array.ndim else array)
+    return np.ascontiguousarray(array[:rows])
 
 
 def make_run(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> Callable[[], object]:
@@ -547,25 +555,57 @@ def read_device_memory(library: str = "libnvidia-ml.so.1") -> int | None:
 
 
 def write_batches(path: Path, batches: Iterable[dict[str, np.ndarray[Any, Any]]]) -> int:
-    """Write batches one at a time to an uncompressed ``.npz`` with keys ``INDEX/NAME``; return how many there were."""
+    """Write batches one at a time to a batch file; return how many there were.
+
+    A batch file is an uncompressed zip of arrays ``BATCH/NUMBER.npy``; ``names.json`` lists the names that the numbers
+    stand for. So an input may have any name: with slashes, or equal to another one but for its case.
+    """
     partial, count = path.with_name(path.name + ".part"), 0
+    numbers: dict[str, int] = {}
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
         for count, batch in enumerate(batches, start=1):
             for name, array in batch.items():
-                with archive.open(f"{count - 1}/{name}.npy", "w", force_zip64=True) as stream:
+                number = numbers.setdefault(name, len(numbers))
+                with archive.open(f"{count - 1}/{number}.npy", "w", force_zip64=True) as stream:
                     np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+        with archive.open(NAMES_ENTRY, "w") as stream:
+            stream.write(json.dumps(list(numbers)).encode())
     partial.replace(path)
     return count
 
 
 def iterate_batches(path: Path) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
-    """Yield the batches of a file that ``write_batches`` wrote, in order."""
-    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-        names: dict[int, list[str]] = {}
-        for key in archive.files:
-            names.setdefault(int(key.partition("/")[0]), []).append(key)
-        for index in sorted(names):
-            yield {key.partition("/")[2]: archive[key] for key in names[index]}
+    """Yield the batches of a file that ``write_batches`` wrote, in order.
+
+    Raises ``ValueError`` if it is another kind of file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if NAMES_ENTRY not in archive.namelist():
+            raise ValueError(f"it has no entry {NAMES_ENTRY}, so it is not a batch file")
+        names = json.loads(archive.read(NAMES_ENTRY))
+        batches: dict[int, list[str]] = {}
+        for entry in archive.namelist():
+            if entry != NAMES_ENTRY:
+                batches.setdefault(int(entry.partition("/")[0]), []).append(entry)
+        for index in sorted(batches):
+            numbers = [int(entry.partition("/")[2].removesuffix(".npy")) for entry in batches[index]]
+            yield {names[number]: read_entry(archive, f"{index}/{number}.npy") for number in numbers}
+
+
+def read_entry(archive: zipfile.ZipFile, entry: str) -> np.ndarray[Any, Any]:
+    """Return one array of a zip."""
+    with archive.open(entry) as stream:
+        array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
+def read_inputs(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], bool]:
+    """Return the first batch of a batch file and True, or the arrays of an ``.npz`` that numpy wrote and False."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.namelist()
+        if NAMES_ENTRY not in entries:
+            return {entry.removesuffix(".npy"): read_entry(archive, entry) for entry in entries}, False
+    return next(iter(iterate_batches(path)), {}), True
 
 
 def run_batches(request: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measur
         console.print(_changes(summary["against"]["nodes"]))
     if summary["memory_modes"]:
         console.print(_memory_modes(summary["memory_modes"]))
+    for note in summary["notes"]:
+        console.print(escape(f"Note: {note}."))
     disturbed = [words.noise_text(kind, ratio) for kind, ratio in summary["noise"].items()]
     if disturbed:
         console.print(

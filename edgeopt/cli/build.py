@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,7 +31,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--data",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Inputs, and labels if any (.npz), for a TASK that is an .onnx file.",
+    help="Inputs, and labels if any (.npz, or .npy for a single input), for a TASK that is an .onnx file.",
 )
 @click.option(
     "--out",
@@ -59,6 +59,13 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @limit_options
 @fallback_option
 @click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME=1x3x480x640",
+    help="Shape of an input with dynamic dimensions at which the limits apply; repeat it, and the worst counts.",
+)
+@click.option(
     "--workers", type=click.IntRange(1), metavar="N", help="Number of parallel trainings (default: one per core)."
 )
 @click.option(
@@ -85,13 +92,10 @@ def command(
     device_uri: str | None,
     estimate: bool,
     limits: LimitOptions,
-    allow_fallback: tuple[str, ...],
-    workers: int | None,
     time_limit: float | None,
-    quick: bool,
-    more: bool,
     quiet: bool,
     as_json: bool,
+    **passed_on: Any,
 ) -> int:
     """Prune, distill, export, quantize and measure TASK, and pick the smallest file that keeps the limits.
 
@@ -126,12 +130,9 @@ def command(
             notes=(search.refused,) if search.refused else (),
             out=str(out),
             workspace=str(workspace),
-            allow_fallback=allow_fallback,
-            workers=workers,
             time_limit_seconds=None if time_limit is None else time_limit * 60,
-            quick=quick,
-            more=more,
             command=("edgeopt", *sys.argv[1:]),
+            **passed_on,
         )
         choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
     print_choice(out, as_json)

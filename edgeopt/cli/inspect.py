@@ -101,11 +101,15 @@ def _facts_table(inspection: ModelInspection) -> Table:
     table.add_row("parameters", f"{inspection.parameters:,} ({inspection.nonzero_parameters:,} not zero)")
     table.add_row("MACs per sample", f"{inspection.macs:,}")
     table.add_row("operators", ", ".join(f"{name} {count}" for name, count in inspection.operators.items()))
-    table.add_row(
-        "one run", f"{inspection.run_ms:.3f} ms at batch size {inspection.batch_size} on {escape(inspection.device)}"
-    )
+    if inspection.run_ms is None:
+        table.add_row("not run", escape(inspection.not_run or ""))
+    else:
+        run = f"{inspection.run_ms:.3f} ms at batch size {inspection.batch_size} on {escape(inspection.device)}"
+        table.add_row("one run", run)
     for name, use in inspection.providers.items():
         table.add_row(f"run by {name}", f"{use.nodes} nodes after optimization, {use.time_ratio:.1%} of the time")
+    for note in inspection.notes:
+        table.add_row("note", escape(note))
     return table
 
 

@@ -79,7 +79,10 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
     for option in (
         fallback_option,
         click.option(
-            "--inputs", type=FILE, metavar="FILE", help="A .npz with one array per input (default: random values)."
+            "--inputs",
+            type=FILE,
+            metavar="FILE",
+            help="A .npz with one array per input, or a .npy for a single input (default: random values).",
         ),
         click.option(
             "--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples per run (default: the target's)."

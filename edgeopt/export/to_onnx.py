@@ -1,6 +1,6 @@
 """Export a torch module to one ``.onnx`` file.
 
-The file has no external data, no metadata and a dynamic batch axis, and stays within the opset and IR limits.
+The file has no external data, no metadata and dynamic dimensions as asked, and stays within the opset and IR limits.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import logging
 import tempfile
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import onnx
 import torch
@@ -40,6 +40,25 @@ _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeErr
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 
+_AxisNames: TypeAlias = Sequence[Mapping[int, str]]
+"""For each input, its dynamic dimensions and their names."""
+_BATCH = "batch"
+
+
+class _Interface(NamedTuple):
+    """Inputs and outputs of a file."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    axes: tuple[Mapping[int, str], ...]
+    output_batch: tuple[int | None, ...]
+
+    @property
+    def dynamic_names(self) -> set[str]:
+        """Names of the dynamic dimensions."""
+        return {name for dims in self.axes for name in dims.values()}
+
+
 class ExportResult(NamedTuple):
     """An exported file."""
 
@@ -60,33 +79,40 @@ def export(
     max_opset: int,
     max_ir: int,
     exporter: Exporter = "dynamo",
-    dynamic_batch: bool = True,
+    axes: _AxisNames | None = None,
+    output_batch: Sequence[int | None] | None = None,
 ) -> ExportResult:
     """Write ``module`` in evaluation mode to ``path``.
 
     Args:
         module: A network, or a ``torch.fx.GraphModule`` of ``torch.export`` (such as a pruned network). Its
             ``training`` flags are restored afterwards.
-        example_inputs: Positional inputs; dimension 0 is the batch.
+        example_inputs: Positional inputs.
         path: Path of the file; the folder must exist.
         input_names: One name for each example input.
         output_names: One name for each output.
         max_opset: The newest operator set that the target supports.
         max_ir: The newest file format (``ir_version``) that the target supports.
         exporter: One of torch's two exporters.
-        dynamic_batch: Whether the batch is dynamic; False fixes it at the batch of ``example_inputs``.
+        axes: For each input, its dynamic dimensions and their names, of which ``batch`` is the batch. None: the first
+            dimension of every input is the batch. Everything else is fixed at the size of ``example_inputs``.
+        output_batch: For each output, the dimension that is the batch; None in it for an output without one.
 
     Raises:
-        StepError: the exporter fails, or its file exceeds a limit or has a fixed batch that should be dynamic.
+        StepError: the exporter fails, or its file exceeds a limit or has a fixed dimension that should be dynamic.
     """
-    inputs = _with_example_batch(example_inputs) if dynamic_batch else example_inputs
-    inputs = tuple(tensor.contiguous() for tensor in inputs)
+    axes = [{0: _BATCH} for _ in example_inputs] if axes is None else axes
+    output_batch = (0,) * len(output_names) if output_batch is None else output_batch
+    interface = _Interface(tuple(input_names), tuple(output_names), tuple(axes), tuple(output_batch))
+    inputs = tuple(
+        _with_example_batch(value, dims).contiguous() for value, dims in zip(example_inputs, axes, strict=True)
+    )
     notes: list[str] = []
     try:
         with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
             traceable = _make_traceable(module)
             write = _by_dynamo if exporter == "dynamo" else _by_torchscript
-            model = write(traceable, inputs, list(input_names), list(output_names), max_opset, dynamic_batch)
+            model = write(traceable, inputs, interface, max_opset)
     except _EXPORT_ERRORS as error:
         trace = traceback.format_exc()
         raise StepError(
@@ -94,7 +120,7 @@ def export(
         ) from error
     strip_metadata(model)
     _lower_ir(model)
-    _check(model, exporter, output_names, max_opset, max_ir, dynamic_batch)
+    _check(model, exporter, interface, max_opset, max_ir)
     path.write_bytes(model.SerializeToString(deterministic=True))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return ExportResult(path, exporter, opset, model.ir_version, tuple(dict.fromkeys(notes)))
@@ -110,14 +136,7 @@ def strip_metadata(model: onnx.ModelProto) -> None:
         del proto.metadata_props[:]
 
 
-def _by_dynamo(
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    input_names: list[str],
-    output_names: list[str],
-    max_opset: int,
-    dynamic_batch: bool,
-) -> onnx.ModelProto:
+def _by_dynamo(module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int) -> onnx.ModelProto:
     """Export through ``torch.export``."""
     if max_opset < _DYNAMO_OPSET:
         raise StepError(
@@ -125,14 +144,15 @@ def _by_dynamo(
             f"the dynamo exporter writes operator set {_DYNAMO_OPSET}, but the target allows {max_opset} at most. "
             "Use the TorchScript exporter.",
         )
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
+    dims = {name: torch.export.Dim(name) for name in interface.dynamic_names}
+    shapes = tuple({dim: dims[name] for dim, name in one.items()} for one in interface.axes)
     program = torch.onnx.export(
         module,
         inputs,
         dynamo=True,
-        dynamic_shapes=shapes,
-        input_names=input_names,
-        output_names=output_names,
+        dynamic_shapes=shapes if dims else None,
+        input_names=list(interface.input_names),
+        output_names=list(interface.output_names),
         opset_version=_PREFERRED_OPSET,
         external_data=False,
         verbose=False,
@@ -144,15 +164,14 @@ def _by_dynamo(
 
 
 def _by_torchscript(
-    module: nn.Module,
-    inputs: tuple[Tensor, ...],
-    input_names: list[str],
-    output_names: list[str],
-    max_opset: int,
-    dynamic_batch: bool,
+    module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int
 ) -> onnx.ModelProto:
     """Export by tracing with TorchScript."""
-    axes = {name: {0: "batch"} for name in (*input_names, *output_names)} if dynamic_batch else None
+    axes = dict(zip(interface.input_names, map(dict, interface.axes), strict=True))
+    axes |= {
+        name: {} if dim is None else {dim: _BATCH}
+        for name, dim in zip(interface.output_names, interface.output_batch, strict=True)
+    }
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         file = Path(folder) / "traced.onnx"
         torch.onnx.export(
@@ -160,22 +179,37 @@ def _by_torchscript(
             inputs,
             file,
             dynamo=False,
-            dynamic_axes=axes,
-            input_names=input_names,
-            output_names=output_names,
+            dynamic_axes={name: dims for name, dims in axes.items() if dims} or None,
+            input_names=list(interface.input_names),
+            output_names=list(interface.output_names),
             opset_version=min(max_opset, _PREFERRED_OPSET),
         )
-        return onnx.load_model(file)
+        model = onnx.load_model(file)
+    return _with_inferred_outputs(model) if interface.dynamic_names - {_BATCH} else model
 
 
-def _with_example_batch(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Return the inputs with a batch of 2; a single sample is repeated."""
-    return tuple(
-        tensor[:_EXAMPLE_BATCH_SIZE]
-        if len(tensor) >= _EXAMPLE_BATCH_SIZE
-        else torch.cat([tensor] * _EXAMPLE_BATCH_SIZE)
-        for tensor in inputs
-    )
+def _with_inferred_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a traced model whose outputs have inferred shapes: a trace writes those of the example."""
+    for value in model.graph.output:
+        for dim in value.type.tensor_type.shape.dim:
+            dim.Clear()
+    del model.graph.value_info[:]
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    for value in inferred.graph.output:
+        for number, dim in enumerate(value.type.tensor_type.shape.dim):
+            if not dim.HasField("dim_value") and not dim.dim_param:
+                dim.dim_param = f"{value.name}_{number}"
+    return inferred
+
+
+def _with_example_batch(value: Tensor, dims: Mapping[int, str]) -> Tensor:
+    """Return an input with a batch of 2; a single sample is repeated."""
+    axis = next((dim for dim, name in dims.items() if name == _BATCH), None)
+    if axis is None:
+        return value
+    if value.shape[axis] < _EXAMPLE_BATCH_SIZE:
+        return torch.cat([value] * _EXAMPLE_BATCH_SIZE, axis)
+    return value.narrow(axis, 0, _EXAMPLE_BATCH_SIZE)
 
 
 def _make_traceable(module: nn.Module) -> nn.Module:
@@ -264,15 +298,8 @@ def _lower_ir(model: onnx.ModelProto) -> None:
     model.ir_version = min(model.ir_version, onnx.helper.find_min_ir_version_for(kept, ignore_unknown=True))
 
 
-def _check(
-    model: onnx.ModelProto,
-    exporter: Exporter,
-    output_names: Sequence[str],
-    max_opset: int,
-    max_ir: int,
-    dynamic_batch: bool,
-) -> None:
-    """Raise StepError if the file is invalid, exceeds a limit, or has other outputs or a fixed batch."""
+def _check(model: onnx.ModelProto, exporter: Exporter, interface: _Interface, max_opset: int, max_ir: int) -> None:
+    """Raise StepError if the file is invalid, exceeds a limit, or has other outputs or a fixed dimension."""
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset > max_opset or model.ir_version > max_ir:
         raise StepError(
@@ -285,13 +312,25 @@ def _check(
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StepError(_STAGE, f"the {exporter} exporter wrote an invalid file: {_first_lines(error)}") from error
     found = [value.name for value in model.graph.output]
-    if found != list(output_names):
-        raise StepError(_STAGE, f"the module has outputs {found}, but the names given are {list(output_names)}.")
-    if not dynamic_batch:
+    if found != list(interface.output_names):
+        raise StepError(
+            _STAGE, f"the module has outputs {found}, but the names given are {list(interface.output_names)}."
+        )
+    inputs = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    for input_name, dims in zip(interface.input_names, interface.axes, strict=True):
+        for dim, name in dims.items():
+            if input_name in inputs and inputs[input_name][dim].HasField("dim_value"):
+                size = inputs[input_name][dim].dim_value
+                raise StepError(
+                    _STAGE, f"the {exporter} exporter fixed dimension {name} of input '{input_name}' at {size}."
+                )
+    if not any(_BATCH in dims.values() for dims in interface.axes):
         return
-    for value in onnx.shape_inference.infer_shapes(model).graph.output:
-        dims = value.type.tensor_type.shape.dim
-        if dims and dims[0].HasField("dim_value"):
+    outputs = onnx.shape_inference.infer_shapes(model).graph.output
+    for value, batch in zip(outputs, interface.output_batch, strict=True):
+        shape = value.type.tensor_type.shape.dim
+        if batch is not None and batch < len(shape) and shape[batch].HasField("dim_value"):
             raise StepError(
-                _STAGE, f"the {exporter} exporter fixed the batch of output '{value.name}' at {dims[0].dim_value}."
+                _STAGE,
+                f"the {exporter} exporter fixed the batch of output '{value.name}' at {shape[batch].dim_value}.",
             )

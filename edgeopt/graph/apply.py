@@ -59,7 +59,7 @@ def apply_steps(
         steps: In order; without any, the file is copied.
         source: The file to start from; it is not changed.
         target: Path of the last stage's file. Earlier ones are next to it, as ``STEM.0-simplify.onnx`` and so on.
-        calibration: An uncompressed ``.npz`` with keys ``B/NAME`` (batch index, input name), for ``Quantize``.
+        calibration: A batch file (``edgeopt.bench.worker.write_batches``), for ``Quantize``.
         max_opset: The newest operator set that the target loads.
         max_ir: The newest file format that the target loads.
 

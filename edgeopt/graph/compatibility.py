@@ -19,19 +19,40 @@ def check_compatibility(path: Path, max_opset: int, max_ir: int, *, stage: str =
     Raises:
         StepError: it needs other files, is invalid, or the target's runtime would not load it.
     """
-    model = load(path, stage)
+    reason = find_incompatibility(load(path, stage), max_opset, max_ir)
+    if reason is not None:
+        raise StepError(stage, f"{path.name} {reason}")
+
+
+def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) -> str | None:
+    """Return why the target's runtime would not load a model, in words that follow its name; None if it would."""
     if read_opset(model) > max_opset or model.ir_version > max_ir:
-        raise StepError(
-            stage,
-            f"{path.name} has operator set {read_opset(model)} and IR {model.ir_version}; the target loads at most "
-            f"{max_opset} and {max_ir}. Raise min_onnxruntime in the profile.",
+        return (
+            f"has operator set {read_opset(model)} and IR {model.ir_version}; the target loads at most {max_opset} and "
+            f"{max_ir}. Raise min_onnxruntime in the profile."
         )
-    foreign = sorted(
-        {node.domain for graph in walk_graphs(model.graph) for node in graph.node if node.domain not in _KNOWN_DOMAINS}
-    )
+    foreign = find_foreign_operators(model)
     if foreign:
-        raise StepError(stage, f"{path.name} uses operators of {', '.join(foreign)}, which ONNX Runtime does not have.")
+        return f"uses operators that ONNX Runtime does not have: {', '.join(foreign)}."
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise StepError(stage, f"{path.name} is not valid: {str(error).splitlines()[0]}") from error
+        return f"is not valid: {str(error).splitlines()[0]}"
+    return None
+
+
+def find_foreign_operators(model: onnx.ModelProto) -> list[str]:
+    """Return the operators of domains that released builds of ONNX Runtime lack, as ``DOMAIN.OPERATOR``.
+
+    Functions that the model itself defines are not among them.
+    """
+    defined = {(function.domain, function.name) for function in model.functions}
+    nodes = [node for graph in walk_graphs(model.graph) for node in graph.node]
+    nodes += [node for function in model.functions for node in function.node]
+    return sorted(
+        {
+            f"{node.domain}.{node.op_type}"
+            for node in nodes
+            if node.domain not in _KNOWN_DOMAINS and (node.domain, node.op_type) not in defined
+        }
+    )

@@ -6,7 +6,7 @@ import hashlib
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.graph.given.values import describe_type, model_inputs, name_element
 from edgeopt.graph.matmul_nbits import count_packed_weights
 from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
 
 _STAGE = "facts"
 _DEFLATE_LEVEL = 9
+_MAIN_TYPE_RATIO = 0.01
+"""Share of the parameters from which on a type is named."""
 _WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _QUANTIZED = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32)
 # inputs that hold scales and zero points, which are not parameters of the network
@@ -65,6 +68,8 @@ class OnnxFacts(NamedTuple):
 
     parameters: int
     nonzero_parameters: int
+    weight_types: tuple[str, ...]
+    """Of at least 1 % of the parameters each, the most frequent first; a bias in int32 is only named without others."""
     macs: int
     """Multiply-accumulates of convolutions, matrix products and recurrent cells, for one sample."""
     opset: int
@@ -78,27 +83,31 @@ class OnnxFacts(NamedTuple):
     operators: dict[str, int]
 
 
-def read_facts(path: Path) -> OnnxFacts:
+def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> OnnxFacts:
     """Read the facts of one file.
+
+    Args:
+        path: The file.
+        sample_shapes: Of inputs, for one sample; dynamic dimensions of others count as 1.
 
     Raises:
         StepError: it cannot be read.
     """
     model = load(path, _STAGE)
     data = path.read_bytes()
-    parameters, nonzero = _count_parameters(model.graph)
-    initializers = {tensor.name for tensor in model.graph.initializer}
+    parameters, nonzero, types = _count_parameters(model.graph)
     operators = Counter(node.op_type for graph in walk_graphs(model.graph) for node in graph.node)
     return OnnxFacts(
         parameters=parameters,
         nonzero_parameters=nonzero,
-        macs=sum(macs for _, macs in count_macs_by_node(model)),
+        weight_types=_main_types(types),
+        macs=sum(macs for _, macs in count_macs_by_node(model, sample_shapes)),
         opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=len(data),
         download_bytes=len(zlib.compress(data, _DEFLATE_LEVEL)),
         sha256=hashlib.sha256(data).hexdigest(),
-        inputs=tuple(_read_value(value) for value in model.graph.input if value.name not in initializers),
+        inputs=tuple(_read_value(value) for value in model_inputs(model.graph)),
         outputs=tuple(_read_value(value) for value in model.graph.output),
         operators=dict(operators.most_common()),
     )
@@ -108,12 +117,29 @@ def _read_value(value: onnx.ValueInfoProto) -> ValueInfo:
     """Return the name, shape and type of an input or output."""
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if tensor.elem_type else "unknown"
-    return ValueInfo(value.name, shape, dtype)
+    return ValueInfo(value.name, shape, describe_type(value.type))
 
 
-def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
-    """Return the number of weights, and of those that are not zero (for int8: not equal to their zero point)."""
+def _main_types(types: Counter[str]) -> tuple[str, ...]:
+    """Return the types of most weights."""
+    counted = Counter({name: count for name, count in types.items() if name != "int32"}) or types
+    least = _MAIN_TYPE_RATIO * counted.total()
+    return tuple(name for name, count in counted.most_common() if count >= least)
+
+
+def _stored_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """Return the initializers, and the values of ``Constant`` nodes with more than one element, by name."""
+    tensors = {tensor.name: tensor for inner in walk_graphs(graph) for tensor in inner.initializer}
+    for inner in walk_graphs(graph):
+        for node in inner.node:
+            for attribute in node.attribute if node.op_type == "Constant" else ():
+                if attribute.name == "value" and math.prod(attribute.t.dims) > 1:
+                    tensors[node.output[0]] = attribute.t
+    return tensors
+
+
+def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
+    """Return the number of weights, of those not zero (for int8: not equal to their zero point), and of each type."""
     scales: set[str] = set()
     quantized: set[str] = set()
     zero_points: dict[str, str] = {}
@@ -125,8 +151,9 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
                 quantized |= {name for index, name in enumerate(node.input) if index not in indices}
             if node.op_type == "DequantizeLinear" and len(node.input) > 2:
                 zero_points[node.input[0]] = node.input[2]
-    tensors = {tensor.name: tensor for inner in walk_graphs(graph) for tensor in inner.initializer}
+    tensors = _stored_tensors(graph)
     total = nonzero = 0
+    types: Counter[str] = Counter()
     packed = {
         node.input[1]: node for inner in walk_graphs(graph) for node in inner.node if node.op_type == "MatMulNBits"
     }
@@ -135,34 +162,41 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int]:
             node, {name: numpy_helper.to_array(tensors[name]) for name in node.input[1:]}
         )
         total, nonzero = total + count, nonzero + used
+        types[f"int{next((one.i for one in node.attribute if one.name == 'bits'), 4)}"] += count
         scales |= set(node.input[1:])
     for name, tensor in tensors.items():
         if name in scales or tensor.data_type not in (*_WEIGHTS, *(_QUANTIZED if name in quantized else ())):
             continue
         values = numpy_helper.to_array(tensor)
         total += values.size
+        types[name_element(tensor.data_type)] += values.size
         zero = tensors.get(zero_points.get(name, ""))
         point = np.zeros(()) if zero is None else numpy_helper.to_array(zero)
         if point.ndim == 1:  # one for each slice along axis 0
             point = np.reshape(point, (-1, *[1] * (values.ndim - 1))) if len(point) == values.shape[0] else 0 * point[0]
         nonzero += int(np.count_nonzero(values != point))
-    return total, nonzero
+    return total, nonzero, types
 
 
-def count_macs_by_node(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, int]]:
+def count_macs_by_node(
+    model: onnx.ModelProto, sample_shapes: Mapping[str, Shape] | None = None
+) -> list[tuple[onnx.NodeProto, int]]:
     """Return the multiply-accumulates for one sample of each node of the top graph that has any.
 
-    They are 0 if the shapes of the node cannot be inferred.
+    They are 0 if the shapes of the node cannot be inferred, or a dynamic dimension of 1 is too small for it.
     """
-    shapes = _infer_shapes_of_one_sample(model)
+    shapes = _infer_shapes_of_one_sample(model, sample_shapes or {})
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
-def is_mostly_products(model: onnx.ModelProto) -> bool:
-    """Tell whether recurrent cells and products of activations with weights are most of a network's work."""
+def is_mostly_products(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape] | None = None) -> bool:
+    """Tell whether recurrent cells and products of activations with weights are most of a network's work.
+
+    Dynamic dimensions have the sizes of a sample, or else 1.
+    """
     weights = {tensor.name for tensor in model.graph.initializer}
     work = {True: 0, False: 0}
-    for node, macs in count_macs_by_node(model):
+    for node, macs in count_macs_by_node(model, sample_shapes):
         work[node.op_type in RECURRENT_CELLS or (node.op_type in MATRIX_PRODUCTS and node.input[1] in weights)] += macs
     return work[True] > work[False]
 
@@ -177,13 +211,14 @@ def measure_product_bytes_ratio(model: onnx.ModelProto) -> float:
     return sum(stored[name].nbytes for name in products) / total if total else 0.0
 
 
-def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
-    """Return the shapes that can be inferred if every dynamic dimension of the inputs is 1."""
+def _infer_shapes_of_one_sample(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """Return the shapes that can be inferred if every dynamic dimension of the inputs is that of a sample, or 1."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for value in (*copy.graph.input, *copy.graph.output):
-        for dim in value.type.tensor_type.shape.dim:
+        sizes = sample_shapes.get(value.name, ())
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") and value in copy.graph.input:
-                dim.dim_value = 1
+                dim.dim_value = sizes[axis] if axis < len(sizes) else 1
             elif not dim.HasField("dim_value"):
                 dim.Clear()
     del copy.graph.value_info[:]
@@ -199,7 +234,8 @@ def _infer_shapes_of_one_sample(model: onnx.ModelProto) -> dict[str, Shape]:
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+        is_known = all(dim.HasField("dim_value") and dim.dim_value >= 0 for dim in dims)
+        if value.type.tensor_type.HasField("shape") and is_known:
             shapes[value.name] = tuple(dim.dim_value for dim in dims)
     return shapes
 

@@ -64,6 +64,24 @@ def read_initializers(graph: onnx.GraphProto) -> Arrays:
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
 
 
+def read_batch_axes(graph: onnx.GraphProto) -> dict[str, int | None]:
+    """Return the dimension of each input that is the batch; None for an input that all samples share.
+
+    It is the one called ``batch``, as in exported files. In other files it is the first dimension; if that is dynamic
+    in some inputs, those with a fixed first dimension have no batch.
+    """
+    weights = {tensor.name for tensor in graph.initializer}  # old files list weights among the inputs
+    dims = {value.name: value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights}
+    named = {
+        name: next((axis for axis, dim in enumerate(shape) if dim.dim_param == "batch"), None)
+        for name, shape in dims.items()
+    }
+    if any(axis is not None for axis in named.values()):
+        return named
+    dynamic = {name for name, shape in dims.items() if shape and shape[0].dim_value <= 0}
+    return {name: 0 if shape and (name in dynamic or not dynamic) else None for name, shape in dims.items()}
+
+
 def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
     """Return by value the nodes of the top graph that read it, each with the index of the input."""
     consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}

@@ -21,6 +21,7 @@ from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import resize, take_indices
 from edgeopt.passes.trace import trace
 from edgeopt.records.low_rank import Factorization
+from edgeopt.task.dynamic_axes import AxisNames
 
 _FORMAT = "edgeopt/network-1"
 
@@ -57,19 +58,21 @@ class Network:
         self._shapes: Shapes | None = None
 
     @classmethod
-    def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...]) -> Network:
+    def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None) -> Network:
         """Export a model with ``torch.export`` in evaluation mode; the model itself is not changed.
 
-        The first dimension of every input is dynamic if the model allows it; if not, ``notes`` says so.
+        The batch is dynamic if the model allows it; if not, ``notes`` says so.
 
         Args:
             model: Any module that ``torch.export`` can export.
-            example_inputs: Its inputs, batch first. A batch of 1 is repeated, because 1 would be taken for a constant.
+            example_inputs: Its inputs. A batch of 1 is repeated, because 1 would be taken for a constant.
+            axes: For each input, its dynamic dimensions and their names, of which ``batch`` is the batch. None: the
+                first dimension of every input is the batch.
 
         Raises:
             StepError: ``torch.export`` cannot export the model.
         """
-        inputs, module, notes = trace(model, example_inputs)
+        inputs, module, notes = trace(model, example_inputs, axes)
         return cls(module, inputs, None, notes)
 
     def shapes(self) -> Shapes:

@@ -9,6 +9,7 @@ import operator
 import traceback
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
@@ -24,31 +27,51 @@ arguments follow it."""
 
 
 def trace(
-    model: nn.Module, example_inputs: tuple[Tensor, ...]
+    model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None
 ) -> tuple[tuple[Tensor, ...], fx.GraphModule, tuple[str, ...]]:
     """Export a model in evaluation mode; the model itself is not changed.
+
+    Args:
+        model: Any module that ``torch.export`` can export.
+        example_inputs: Its inputs.
+        axes: Their dynamic dimensions; None if that is the first of each, the batch.
 
     Returns:
         The inputs used for tracing, a graph with its own copies of the tensors, and notes on fall-backs.
 
     Raises:
-        StepError: ``torch.export`` cannot export the model.
+        StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
     """
-    inputs = tuple(_repeat_single(example) for example in example_inputs)
+    if axes is None:
+        axes = [{0: BATCH} if example.dim() else {} for example in example_inputs]
+    inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        return inputs, *_export_graph(model, inputs)
+        return inputs, *_export_graph(model, inputs, axes)
     finally:
         for module in training:
             module.training = True
 
 
-def _export_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.GraphModule, tuple[str, ...]]:
+def _export_graph(
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames
+) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
-    program = _export(model, inputs, _dynamic_shapes(model, len(inputs)))
+    others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
+    with dynamic_recurrent_layers() if others else nullcontext():
+        program = _export(model, inputs, _dynamic_shapes(model, axes))
+    if isinstance(program, str) and others:
+        raise StepError(
+            "trace",
+            f"torch.export cannot export {type(model).__name__} with dynamic dimensions ({', '.join(others)}): "
+            f"{program.splitlines()[0]} Rewrite the part of forward() that depends on that size, or leave the "
+            "dimension out of dynamic_axes and give training batches of the evaluation's size.",
+            program,
+        )
     if isinstance(program, str):
-        notes = (f"traced with a fixed batch of {inputs[0].shape[0]}: {program.splitlines()[0]}",)
+        batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
+        notes = (f"traced with a fixed batch of {batch}: {program.splitlines()[0]}",)
         program = _export(model, inputs, None)
     if isinstance(program, str):
         raise StepError(
@@ -60,9 +83,12 @@ def _export_graph(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Grap
     return _plain_graph(program), notes
 
 
-def _repeat_single(example: Tensor) -> Tensor:
+def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
     """Repeat a batch of 1, which ``torch.export`` would take for a constant."""
-    return example.repeat(2, *[1] * (example.ndim - 1)) if example.ndim and example.shape[0] == 1 else example
+    axis = next((dim for dim, name in dims.items() if name == BATCH), None)
+    if axis is None or example.shape[axis] != 1:
+        return example
+    return torch.cat([example, example], axis)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram | str:
@@ -88,15 +114,15 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _dynamic_shapes(model: nn.Module, count: int) -> tuple[Any, ...]:
-    """Make the first dimension of every input dynamic; the shapes of ``*args`` of ``forward`` are nested in a tuple."""
-    batch = {0: torch.export.Dim.DYNAMIC}
+def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
+    """Return dynamic dimensions as ``torch.export`` takes them: those of ``*args`` of ``forward`` are in a tuple."""
+    shapes = tuple(dict.fromkeys(dims, torch.export.Dim.DYNAMIC) for dims in axes)
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [parameter for parameter in parameters if parameter.kind is not parameter.VAR_POSITIONAL]
-    if len(named) == len(parameters) or len(named) >= count:
-        return (batch,) * count
+    if len(named) == len(parameters) or len(named) >= len(shapes):
+        return shapes
     position = next(at for at, parameter in enumerate(parameters) if parameter.kind is parameter.VAR_POSITIONAL)
-    return (*(batch,) * position, (batch,) * (count - position))
+    return (*shapes[:position], shapes[position:])
 
 
 def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
@@ -112,6 +138,7 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     assert nesting is not None, "an exported program has outputs"
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
+    restore_recurrent_layers(graph)
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(list(graph.nodes)):
         node.meta = {}

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from edgeopt.device.base import Device
 from edgeopt.device.open import device_role
 from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.device_calibration import add_estimate
+from edgeopt.pipeline.given_model import ReadyModel, open_given_model
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange, Sustained
 from edgeopt.records.profile import Profile
@@ -63,6 +65,10 @@ class BenchResult:
     """Ratio of the nodes' time by execution provider; empty if the device does not report providers."""
     sustained: Sustained | None
     memory_modes: tuple[MemoryMode, ...] | None
+    size_bytes: int
+    """Of the model's files."""
+    notes: tuple[str, ...]
+    """On the model's files and inputs."""
 
 
 def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], None]) -> BenchResult:
@@ -70,8 +76,21 @@ def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], 
 
     Raises:
         ConfigError: the device has no times.
+        TaskError, DataError: see ``edgeopt.pipeline.given_model.open_given_model``.
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
+    with ExitStack() as stack:
+        ready = stack.enter_context(open_given_model(request.model, request.inputs, request.batch_size, is_run=True))
+        other = None
+        if request.against is not None:
+            other = stack.enter_context(open_given_model(request.against, None, request.batch_size, is_run=True)).path
+        opened = replace(request, model=ready.path, against=other, inputs=ready.inputs)
+        return _measure_all(opened, ready, device, progress)
+
+
+def _measure_all(
+    request: BenchRequest, ready: ReadyModel, device: Device, progress: Callable[[str], None]
+) -> BenchResult:
     kind, profile = device_role(device.uri, request.profile, estimated=request.calibration is not None)
     target = RunTarget(
         device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback,
@@ -102,9 +121,8 @@ def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], 
             changes = match_nodes(profiles[0].nodes, profiles[1].nodes) if request.against else None
             ratios = provider_time_ratios(profiles[-1].nodes)
     modes = measure_memory_modes(request.model, target, progress=progress) if request.memory_modes else None
-    return BenchResult(
-        measurement, comparison, changes, ratios or dict.fromkeys(measurement.providers, 1.0), sustained, modes
-    )
+    ratios = ratios or dict.fromkeys(measurement.providers, 1.0)
+    return BenchResult(measurement, comparison, changes, ratios, sustained, modes, ready.size_bytes, ready.notes)
 
 
 def summarize_bench(request: BenchRequest, result: BenchResult) -> dict[str, Any]:
@@ -117,7 +135,8 @@ def summarize_bench(request: BenchRequest, result: BenchResult) -> dict[str, Any
         "schema": "edgeopt/bench-1",
         "model": str(request.model),
         "target": profile.name,
-        "size_bytes": request.model.stat().st_size,
+        "size_bytes": result.size_bytes,
+        "notes": result.notes,
         "batch_size": measurement.batch_size,
         "latency_ms": {f"p{p}": statistics.latency_interval_ms(measurement, p).value for p in (50, 90, 99)}
         | {"limit": limit.value, "limit_percentile": percentile, "limit_ci95": limit[1:]},

@@ -6,8 +6,8 @@ In: a ``BuildRequest``. Out: a ``Choice``, and the folder an app takes.
 from __future__ import annotations
 
 import hashlib
+import math
 import shlex
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,17 +19,18 @@ from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.write import check_out, write_bundle
+from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
-from edgeopt.graph.compatibility import check_compatibility
-from edgeopt.graph.facts import read_facts
 from edgeopt.logs import log_to_file
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, export_network
+from edgeopt.pipeline.artifacts.given_file import take_given_file
+from edgeopt.pipeline.artifacts.networks import export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
+from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
@@ -73,6 +74,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     workers: int | None
     time_limit_seconds: float | None
     """After this long no further round of trainings begins."""
+    shapes: tuple[str, ...] = ()
+    """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     quick: bool
     more: bool
     command: tuple[str, ...]
@@ -129,6 +132,19 @@ def quick_profile(profile: Profile) -> Profile:
     return msgspec.structs.replace(profile, timing=shorter)
 
 
+def sizes_of(
+    request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
+) -> tuple[Sizes, ...]:
+    """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
+    if request.shapes:
+        shapes = parse_shapes(request.shapes, "--shape")
+    else:
+        shapes = parse_shapes(profile.shapes, f"shapes of the target {profile.name}:")
+    return tuple(
+        sorted(judged_sizes(task, shapes, batch_size), key=lambda sizes: math.prod(sizes.values()), reverse=True)
+    )
+
+
 @contextmanager
 def open_build(
     request: BuildRequest,
@@ -148,6 +164,7 @@ def open_build(
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
         data = TaskData(task, workspace)
+        sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
@@ -171,6 +188,7 @@ def open_build(
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
+            sizes=sizes,
             clock=clock,
         )
     finally:
@@ -215,26 +233,6 @@ def start(build: Build) -> Search:
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
 
 
-def original_network(source: str, parameters: int) -> StoredNetwork:
-    """Return the network that every candidate is compared with."""
-    return StoredNetwork(
-        key=None, source=source, parameters=parameters, ratio=1.0, torch_score=None, proof_error=None, notes=(),
-        seconds=0.0,
-    )  # fmt: skip
-
-
-def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, ExportedFile]:
-    """Copy a given ``.onnx`` into the workspace as the baseline, and keep its outputs, which parity compares with."""
-    check_compatibility(task.path, build.profile.max_opset, build.profile.max_ir)
-    copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
-    shutil.copyfile(task.path, copy)
-    original = original_network("given", run_step("facts", read_facts, copy).parameters)
-    run_step("evaluate", run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
-    sha256 = build.workspace.keep_artifact(copy)
-    notes = (f"scored by {task.scored_by}", task.calibrated_by)
-    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
-
-
 def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
     """Choose among the trials of a finished search."""
     task = build.data.task
@@ -246,7 +244,7 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *search.notes),
+        notes=(*notes, *task_notes(build), *search.notes),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
@@ -256,6 +254,16 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         failed_trainings=count_failed_trainings(choice.trials),
         ended_early=search.ended_early,
     )
+
+
+def task_notes(build: Build) -> tuple[str, ...]:
+    """Return what the report has to say about the task and the sizes of its inputs."""
+    notes = build.data.task.notes if isinstance(build.data.task, CheckedTask) else []
+    if any(build.sizes):
+        cases = " and ".join(", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in build.sizes)
+        worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
+        notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
+    return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
 
 
 def measured(choice: Choice, number: int) -> Measured:

@@ -11,6 +11,7 @@ from importlib.metadata import version
 
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device
+from edgeopt.pipeline.judged_sizes import Sizes
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
@@ -91,6 +92,8 @@ class Build:
     """Whether the user set the number of parallel trainings; otherwise a short trial sets it."""
     progress: Callable[[str, str], None]
     time_limit_seconds: float | None
+    sizes: tuple[Sizes, ...] = ({},)
+    """Sizes of the dynamic dimensions besides the batch at which limits have to be kept; the largest case is first."""
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 
@@ -101,16 +104,29 @@ class Build:
 
     @cached_property
     def run_target(self) -> RunTarget:
-        """Where and how this build's files run, on one batch of real inputs."""
+        """Where and how this build's files run, on one batch of real inputs of the largest size."""
+        return self.run_targets[0]
+
+    @cached_property
+    def run_targets(self) -> tuple[RunTarget, ...]:
+        """The same for each size at which limits have to be kept."""
         batch_size = self.budget.batch_size
-        return RunTarget(
-            device=self.device,
-            profile=self.profile,
-            kind=self.device_info.kind,
-            allow_fallback=self.allow_fallback,
-            batch_size=batch_size,
-            inputs=self.data.timing_inputs(batch_size),
+        return tuple(
+            RunTarget(
+                device=self.device,
+                profile=self.profile,
+                kind=self.device_info.kind,
+                allow_fallback=self.allow_fallback,
+                batch_size=batch_size,
+                inputs=self.data.timing_inputs(batch_size, sizes),
+            )
+            for sizes in self.sizes
         )
+
+    @cached_property
+    def sample_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of one sample of the inputs, at the largest size."""
+        return self.data.sample_shapes(self.sizes[0])
 
     @cached_property
     def keys(self) -> Keys:
@@ -127,6 +143,7 @@ class Build:
                 runtime=self.profile.runtime,
                 allow_fallback=self.allow_fallback,
                 batch_size=self.budget.batch_size,
+                sizes=self.sizes,
                 timing=self.profile.timing,
                 calibration=self.calibration,
             )

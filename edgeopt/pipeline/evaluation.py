@@ -17,7 +17,7 @@ from edgeopt.pipeline.boundary import run_user_code
 from edgeopt.pipeline.processes import prepare_for_forks
 from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.task import Batch, CheckedTask
-from edgeopt.task.values import as_outputs, to_numpy
+from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
 NamedArrays = dict[str, NDArray[Any]]
@@ -55,7 +55,7 @@ class EvaluationSet:
     @property
     def samples(self) -> int:
         """The number of samples."""
-        return sum(len(next(iter(batch.values()))) for batch in self.inputs)
+        return sum(map(self.task.axes.count, self.inputs))
 
     def _call_user(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
         return run_user_code(self.task.spec, part, function, *args)
@@ -77,7 +77,7 @@ class EvaluationSet:
         for inputs, targets in source():
             arrays = dict(zip(self.task.input_names, (to_numpy(value) for value in inputs), strict=True))
             batches.append((arrays, to_numpy(targets)))
-            count += len(next(iter(arrays.values())))
+            count += self.task.axes.count(arrays)
             if min_samples is not None and count >= min_samples:
                 break
         return batches
@@ -93,7 +93,9 @@ class EvaluationSet:
             names: Of the outputs, in the task's order; empty for the task's own names.
         """
         names = names or self.task.output_names
-        return list(zip((as_outputs([batch[name] for name in names]) for batch in outputs), targets, strict=True))
+        return list(
+            zip((self.task.nest_outputs([batch[name] for name in names]) for batch in outputs), targets, strict=True)
+        )
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
         """Return the task's score."""

@@ -9,14 +9,18 @@ import logging
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from edgeopt.bench.nodes import LONG_PROFILING_TURNS, NodeTime, profile_nodes, provider_time_ratios
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.errors import InputError, WorkspaceError
+from edgeopt.graph.compatibility import find_foreign_operators
 from edgeopt.graph.facts import ValueInfo, read_facts
 from edgeopt.graph.initializers import list_stored_tensors
+from edgeopt.graph.model import load
+from edgeopt.pipeline.given_model import ReadyModel, open_given_model
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
@@ -29,6 +33,7 @@ from edgeopt.store.workspace import Workspace
 
 _logger = logging.getLogger(__name__)
 
+_STAGE = "inspect"
 PROFILE_SOURCE = "a quick profile in PyTorch, on one thread of this machine"
 TABLE_SOURCE = "ONNX Runtime's latency table"
 
@@ -95,8 +100,12 @@ class ModelInspection(Record, frozen=True, kw_only=True):
     outputs: tuple[InspectedValue, ...]
     tensors: tuple[InspectedTensor, ...]
     """Largest first."""
-    run_ms: float
-    """Of one batch, without the profiler."""
+    run_ms: float | None
+    """Of one batch, without the profiler; null if it was not run."""
+    not_run: str | None = None
+    """Why it was not run."""
+    notes: tuple[str, ...] = ()
+    """On the file and its inputs."""
     providers: dict[str, ProviderUse]
     time_by_operator: dict[str, float]
     """Ratio of the time of all nodes, largest first."""
@@ -143,28 +152,28 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
 
     Raises:
         InputError: the file does not exist, or its inputs cannot be made up.
+        TaskError, DataError: see ``edgeopt.pipeline.given_model.open_given_model``.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
-    if not model.is_file():
+    if not model.exists():
         raise InputError(f"there is no file {model}. A task is a ready task's name, `module:name` or `file.py:name`.")
     progress("reading the file")
-    file_facts = read_facts(model)
-    tensors = tuple(
-        InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / file_facts.size_bytes)
-        for tensor in list_stored_tensors(model)
-    )
-    progress("profiling nodes")
-    _logger.debug(
-        "profiling %s (%d tensors) on %s, batch size %d", model, len(tensors), target.device.uri, target.batch_size
-    )
-    (timed,) = profile_nodes([model], target, LONG_PROFILING_TURNS)
-    total_ns = sum(node.ns for node in timed.nodes) or 1.0
+    with open_given_model(model, target.inputs, target.batch_size, is_run=False) as ready:
+        file_facts = read_facts(ready.path, ready.sample_shapes)
+        tensors = tuple(
+            InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / ready.size_bytes)
+            for tensor in list_stored_tensors(ready.path)
+        )
+        foreign = find_foreign_operators(load(ready.path, _STAGE))
+        timed = None if foreign else _time_nodes(ready, target, progress)
+    nodes = [] if timed is None else timed.nodes
+    total_ns = sum(node.ns for node in nodes) or 1.0
     return ModelInspection(
         model=str(model),
         target=target.profile.name,
         device=target.device.uri,
         batch_size=target.batch_size,
-        size_bytes=file_facts.size_bytes,
+        size_bytes=ready.size_bytes,
         download_bytes=file_facts.download_bytes,
         parameters=file_facts.parameters,
         nonzero_parameters=file_facts.nonzero_parameters,
@@ -175,11 +184,20 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
         inputs=_values(file_facts.inputs),
         outputs=_values(file_facts.outputs),
         tensors=tensors,
-        run_ms=timed.ns / 1e6,
-        providers=_provider_use(timed.nodes),
-        time_by_operator=_time_by_operator(timed.nodes, total_ns),
-        nodes=_nodes(timed.nodes, total_ns),
+        run_ms=None if timed is None else timed.ns / 1e6,
+        not_run=f"ONNX Runtime has no operators {', '.join(foreign)}" if foreign else None,
+        notes=ready.notes,
+        providers=_provider_use(nodes),
+        time_by_operator=_time_by_operator(nodes, total_ns),
+        nodes=_nodes(nodes, total_ns),
     )
+
+
+def _time_nodes(ready: ReadyModel, target: RunTarget, progress: Callable[[str], None]) -> FileTime:
+    progress("profiling nodes")
+    _logger.debug("profiling %s on %s, batch size %d", ready.path, target.device.uri, target.batch_size)
+    (timed,) = profile_nodes([ready.path], replace(target, inputs=ready.inputs), LONG_PROFILING_TURNS)
+    return timed
 
 
 def _values(values: Iterable[ValueInfo]) -> tuple[InspectedValue, ...]:

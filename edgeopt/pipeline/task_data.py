@@ -19,16 +19,20 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
+from edgeopt.pipeline.judged_sizes import Sizes, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
+from edgeopt.task.nesting import tensors_of, words_of
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
 _PARITY_SAMPLES = 32
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
 _GOLDEN_SAMPLES = 8
+_BATCH_FILE_FORMAT = b"batch files with names.json"
+"""Part of the fingerprint: a workspace may hold files of an older format under names that would be taken for new."""
 
 
 class TaskData(EvaluationSet):
@@ -44,10 +48,16 @@ class TaskData(EvaluationSet):
         self.folder = workspace.folder("arrays")
         self.fingerprint = self._fingerprint()
         self.eval_file = self._store("eval", self.inputs)
-        self.parity_file = self._store("parity", [self._first_samples(_PARITY_SAMPLES)])
+        first = self._first_samples(_PARITY_SAMPLES)
+        sizes = parity_sizes(task, self.inputs)
+        self.parity_file = self._store("parity", [resize_arrays(task, first, one) for one in sizes])
 
     def _first_samples(self, count: int) -> NamedArrays:
-        return {name: values[:count] for name, values in self.inputs[0].items()}
+        return self._take(self.inputs[0], range(min(count, self.task.axes.count(self.inputs[0]))))
+
+    def _take(self, batch: NamedArrays, index: Sequence[int] | NDArray[np.int64]) -> NamedArrays:
+        """Return some samples of a batch."""
+        return dict(zip(batch, self.task.axes.take(list(batch.values()), index), strict=True))
 
     def _store(self, name: str, batches: Sequence[NamedArrays]) -> Path:
         path = self.folder / f"{name}-{self.fingerprint}.npz"
@@ -57,12 +67,13 @@ class TaskData(EvaluationSet):
 
     def _fingerprint(self) -> str:
         """Return a hash of the task's model (weights and source), teacher, data and score function."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_BATCH_FILE_FORMAT)
         for batch, target in zip(self.inputs, self.targets or [None] * len(self.inputs), strict=True):
             _update_digest(digest, batch.values())
-            _update_digest(digest, [np.asarray(value) for value in _leaves(target)])
+            _update_digest(digest, tensors_of(target))
+            digest.update(repr(words_of(target)).encode())
         if isinstance(self.task, OnnxTask):
-            digest.update(self.task.path.read_bytes())
+            digest.update(self.task.sha256.encode())
             _update_digest(digest, self.task.calibration_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task
@@ -88,10 +99,22 @@ class TaskData(EvaluationSet):
             return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
 
-    def timing_inputs(self, batch_size: int) -> Path:
-        """Return the file of one batch of real inputs; samples repeat if the first batch has too few."""
-        index = np.arange(batch_size) % len(next(iter(self.inputs[0].values())))
-        return self._store(f"timing{batch_size}", [{name: values[index] for name, values in self.inputs[0].items()}])
+    def sample_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one sample of the inputs, at the given sizes of dynamic dimensions."""
+        sample = resize_arrays(self.task, self._take(self.inputs[0], [0]), sizes)
+        return {name: values.shape for name, values in sample.items()}
+
+    def timing_inputs(self, batch_size: int, sizes: Sizes) -> Path:
+        """Return the file of one batch of real inputs; samples repeat if the first batch has too few.
+
+        Args:
+            batch_size: Samples.
+            sizes: Of the dynamic dimensions besides the batch.
+        """
+        index = np.arange(batch_size) % self.task.axes.count(self.inputs[0])
+        batch = resize_arrays(self.task, self._take(self.inputs[0], index), sizes)
+        name = "-".join([f"timing{batch_size}", *(f"{key}{size}" for key, size in sorted(sizes.items()))])
+        return self._store(name, [batch])
 
     def calibration_file(self, samples: int) -> Path:
         """Return the file of inputs that calibrate int8."""
@@ -100,7 +123,7 @@ class TaskData(EvaluationSet):
             return path
         if isinstance(self.task, OnnxTask):
             given = self.task.calibration_batches()
-            return self._store(f"calibration{samples}", given[: max(1, samples // len(given[0]))])
+            return self._store(f"calibration{samples}", given[: max(1, samples // self.task.axes.count(given[0]))])
         pairs = self._call_user("calibration_batches()", self._to_arrays, self.task.calibration_batches, samples)
         return self._store(f"calibration{samples}", [inputs for inputs, _ in pairs])
 
@@ -120,14 +143,6 @@ def _update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-
-
-def _leaves(value: Any) -> list[Any]:
-    if isinstance(value, dict):
-        return [leaf for item in value.values() for leaf in _leaves(item)]
-    if isinstance(value, tuple | list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [] if value is None else [value]
 
 
 def _source_code(module_type: type) -> str:

@@ -67,6 +67,8 @@ class Profile(Record, frozen=True, kw_only=True):
     max_ir: int
     min_onnxruntime: str
     """The oldest ONNX Runtime that has to load the file."""
+    shapes: tuple[str, ...] = ()
+    """Shapes of inputs with dynamic dimensions at which the limits apply, such as ``input=1x3x480x640``."""
     timing: TimingRule
     limits: Budget
 

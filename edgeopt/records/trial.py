@@ -42,6 +42,8 @@ class Artifact(Record, frozen=True, kw_only=True):
     nonzero_parameters: int
     macs: int
     """Multiply-accumulates for one sample."""
+    weight_types: tuple[str, ...] = ()
+    """Of the stored weights, such as ``float16``; empty in files of older builds."""
     opset: int
     ir_version: int
     exporter: Literal["dynamo", "torchscript", "given"]

@@ -101,6 +101,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     parameters: int | None = None
     nonzero_parameters: int | None = None
     macs: int | None = None
+    weight_types: tuple[str, ...] = ()
+    """Of the stored weights, the most frequent first."""
     latency_ms: Latency | None = None
     throughput_per_s: float | None = None
     """Samples a second at the measured batch size and the median latency."""
@@ -252,6 +254,7 @@ def _measured_part(trial: Trial, outcome: Measured, trial_verdict: Verdict, budg
         parameters=artifact.parameters,
         nonzero_parameters=artifact.nonzero_parameters,
         macs=artifact.macs,
+        weight_types=artifact.weight_types,
         latency_ms=latency,
         throughput_per_s=1e3 * measurement.batch_size / latency.p50,
         throughput_ci95=None if budget.min_throughput_per_s is None else _throughput_interval(measurement),

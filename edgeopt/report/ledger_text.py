@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgeopt.records.codec import to_json
-from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.records.trial import Artifact, Failed, Measured, Trial
 from edgeopt.report import words
 from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
@@ -107,11 +107,23 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
 
 
 def _recipe_text(trial: Trial, baseline: Trial | None) -> str:
-    return words.recipe_text(trial.recipe, _parameters(trial), _parameters(baseline))
+    artifact, first = _artifact(trial), _artifact(baseline)
+    return words.recipe_text(
+        trial.recipe,
+        _parameters(trial),
+        _parameters(baseline),
+        weight_types=artifact.weight_types if artifact else (),
+        exporter=first.exporter if first else None,
+    )
+
+
+def _artifact(trial: Trial | None) -> Artifact | None:
+    return trial.outcome.artifact if trial and isinstance(trial.outcome, Measured) else None
 
 
 def _parameters(trial: Trial | None) -> int | None:
-    return trial.outcome.artifact.parameters if trial and isinstance(trial.outcome, Measured) else None
+    artifact = _artifact(trial)
+    return artifact.parameters if artifact else None
 
 
 def _table(*columns: str) -> Table:

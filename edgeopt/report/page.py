@@ -96,7 +96,13 @@ def _hover(trial: TrialPart, document: Document) -> str:
 
 
 def _recipe(trial: TrialPart, document: Document) -> str:
-    return words.recipe_text(trial.recipe, trial.parameters, document.baseline.parameters)
+    return words.recipe_text(
+        trial.recipe,
+        trial.parameters,
+        document.baseline.parameters,
+        weight_types=trial.weight_types,
+        exporter=document.baseline.exporter,
+    )
 
 
 def _size_label(document: Document) -> str:

@@ -89,7 +89,13 @@ def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -
 def _lines(document: Document) -> Iterator[str]:
     """Yield the sentences below the table, one per line."""
     if (trial := _shown(document)) is not None:
-        recipe = words.recipe_text(trial.recipe, trial.parameters, document.baseline.parameters)
+        recipe = words.recipe_text(
+            trial.recipe,
+            trial.parameters,
+            document.baseline.parameters,
+            weight_types=trial.weight_types,
+            exporter=document.baseline.exporter,
+        )
         yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
     yield from failure_notes(document)

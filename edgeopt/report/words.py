@@ -131,21 +131,35 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
-def recipe_text(recipe: Recipe, parameters: int | None, baseline_parameters: int | None) -> str:
+def recipe_text(
+    recipe: Recipe,
+    parameters: int | None,
+    baseline_parameters: int | None,
+    *,
+    weight_types: Sequence[str] = (),
+    exporter: str | None = None,
+) -> str:
     """Put a recipe into words: ``pruned to 23 % of the parameters (taylor), distilled for 8 epochs, int8``.
 
     Args:
         recipe: The recipe.
         parameters: Number of parameters of its network; None if unknown.
         baseline_parameters: Number of parameters of the baseline; None if unknown.
+        weight_types: Of the weights in the file; empty if unknown.
+        exporter: Of the file; ``given`` if the user gave it as ``.onnx``.
     """
     ratio = parameters / baseline_parameters if parameters is not None and baseline_parameters else None
     parts = (
-        steps_text(recipe.torch_steps, ratio) or "as trained",
+        steps_text(recipe.torch_steps, ratio) or ("as given" if exporter == "given" else "as trained"),
         steps_text(recipe.graph_steps, ratio),
-        "float32" if recipe.precision == "fp32" else "",
+        _stored_precision(weight_types) if recipe.precision == "fp32" else "",
     )
     return ", ".join(filter(None, parts))
+
+
+def _stored_precision(weight_types: Sequence[str]) -> str:
+    """Put the types of a file's weights into words: ``float16``, ``mixed int8 and float32``."""
+    return listed(weight_types or ("float32",)) if len(weight_types) < 2 else f"mixed {listed(weight_types)}"
 
 
 def steps_text(steps: Iterable[TorchStep | GraphStep], parameters_ratio: float | None) -> str:

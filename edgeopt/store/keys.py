@@ -33,7 +33,7 @@ Dependency = Literal["task", "makers", "seed", "ceilings", "hardware", "device",
 - ``hardware``: the processor, or other hardware, that runs files, and its onnxruntime.
 - ``device``: the hardware, how it was named (its URI), and whether it is the target or a stand-in.
 - ``providers``: execution providers, and those that may take over.
-- ``session``: providers, threads, cores, memory arena, optimization level and batch size.
+- ``session``: providers, threads, cores, memory arena, optimization level, batch size and other sizes of the inputs.
 - ``timing``: how long files are timed, and the calibration that an estimate rests on.
 """
 
@@ -85,6 +85,8 @@ class BuildFacts(Record, frozen=True, kw_only=True):
     runtime: Runtime
     allow_fallback: tuple[str, ...]
     batch_size: int
+    sizes: tuple[dict[str, int], ...]
+    """Of dynamic dimensions besides the batch."""
     timing: TimingRule
     calibration: Calibration | None
 
@@ -106,7 +108,8 @@ class BuildFacts(Record, frozen=True, kw_only=True):
             case "providers":
                 return self.runtime.providers, self.allow_fallback
             case "session":
-                return self.runtime, self.allow_fallback, self.batch_size
+                session = (self.runtime, self.allow_fallback, self.batch_size)
+                return (*session, self.sizes) if any(self.sizes) else session
             case "timing":
                 return self.timing, self.calibration
 

@@ -4,7 +4,8 @@ In: ``fashion``, ``module:name`` or ``file.py:name``. Out: a ``CheckedTask``, wh
 of edgeopt sees it.
 """
 
-from edgeopt.task.checked import Batch, CheckedTask
+from edgeopt.task.checked import CheckedTask
+from edgeopt.task.interface import Batch
 from edgeopt.task.load import load_task
 from edgeopt.task.protocol import Task, Training
 

@@ -9,21 +9,21 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.records.budget import Budget
+from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.task.dynamic_axes import Dims
+from edgeopt.task.interface import Batch, ModelInterface
+from edgeopt.task.modules import narrow_types, prepare_module, widen
 from edgeopt.task.protocol import Training
 from edgeopt.task.random_states import RandomStates, use_random_states
-from edgeopt.task.values import as_tuple, flat_outputs
-
-Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
-"""Inputs and targets of one batch."""
+from edgeopt.task.values import flat_outputs
 
 _REQUIRED_METHODS = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
 
@@ -35,7 +35,13 @@ class CheckedTask:
     intervals), ``students`` (name to a function that builds a smaller network), ``training`` (``Training``),
     ``calibration_batches()``, ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``,
     ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``), ``teacher`` (path of an
-    ``.onnx`` file that teaches instead of the trained model, which is still what is compressed and compared with).
+    ``.onnx`` file that teaches instead of the trained model, which is still what is compressed and compared with),
+    ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by input name, dimensions
+    besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
+
+    Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
+    edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get
+    outputs in the nesting of the model.
     """
 
     kind = "torch"
@@ -51,6 +57,8 @@ class CheckedTask:
             )
         self.task = task
         self.spec = spec
+        self.notes: list[str] = []
+        """What the report has to say about the task."""
         self.name: str = str(getattr(task, "name", "") or spec)
         self.training: Training = getattr(task, "training", None) or Training()
         self.labels: tuple[str, ...] = tuple(getattr(task, "labels", ()))
@@ -72,66 +80,68 @@ class CheckedTask:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The trained model, in evaluation mode, run once on the example inputs."""
-        model = self.task.build_model()
-        if not isinstance(model, nn.Module):
-            raise TaskError(f"{self.spec}: build_model() returned {type(model).__name__}, not a torch.nn.Module.")
-        model = model.eval().cpu()
-        self.check_runs(model, "the model")
-        return model
+        """The trained model, in evaluation mode and float32, run once on the example inputs."""
+        _ = self.interface.example_outputs
+        return self.interface.module
 
-    def check_runs(self, model: nn.Module, title: str) -> tuple[Tensor, ...]:
-        """Run ``model`` on the example inputs and return its outputs; ``title`` names it in errors.
+    @cached_property
+    def interface(self) -> ModelInterface:
+        """The inputs and outputs of the trained model."""
+        module = prepare_module(self.task.build_model(), "build_model()", self.spec)
+        narrow = narrow_types(module)
+        if narrow:
+            names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
+            self.notes.append(f"the model's {names} weights were widened to float32 for training and export")
+            module = widen(module)
+        return ModelInterface(self.task, module, self.spec, self.notes)
+
+    def student(self, name: str) -> nn.Module:
+        """Return one of the task's students.
 
         Raises:
-            TaskError: it does not run, or an output is not finite.
+            TaskError: it is not a module, does not run on the example inputs, or has other outputs than the model.
         """
-        inputs = self.example_inputs
-        try:
-            with torch.no_grad():
-                outputs = flat_outputs(model(*inputs))
-        except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
-            shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
-            raise TaskError(
-                f"{self.spec}: {title} does not run on example_inputs() of shape {shapes}: {error}. "
-                "Make example_inputs() return one batch that the model accepts."
-            ) from error
-        for index, output in enumerate(outputs):
-            if isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
-                raise TaskError(
-                    f"{self.spec}: output {index} of {title} is not finite on example_inputs() (NaN or infinity). "
-                    "Check the weights that build_model() loads."
-                )
-        return outputs
+        student = prepare_module(self.students[name](), f"students['{name}']()", self.spec)
+        student = widen(student) if narrow_types(student) else student
+        self.interface.check_student(student, name)
+        return student
 
-    @cached_property
+    @property
     def example_inputs(self) -> tuple[Tensor, ...]:
-        """One batch of inputs."""
-        inputs = self.task.example_inputs()
-        inputs = (inputs,) if isinstance(inputs, Tensor) else inputs
-        if not isinstance(inputs, tuple | list) or not inputs or not all(isinstance(v, Tensor) for v in inputs):
-            raise TaskError(f"{self.spec}: example_inputs() has to return a tuple of tensors, not {inputs!r:.80}.")
-        return tuple(inputs)
+        """One batch of inputs, flat."""
+        return self.interface.layout.example
 
-    @cached_property
+    @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the graph's inputs."""
-        count = len(self.example_inputs)
-        default = ("input",) if count == 1 else tuple(f"input_{index}" for index in range(count))
-        return self._names("input_names", default)
+        return self.interface.input_names
 
-    @cached_property
+    @property
     def output_names(self) -> tuple[str, ...]:
         """Names of the graph's outputs."""
-        count = len(self.check_runs(self.model, "the model"))
-        default = ("output",) if count == 1 else tuple(f"output_{index}" for index in range(count))
-        return self._names("output_names", default)
+        return self.interface.output_names
 
-    def _names(self, member: str, default: tuple[str, ...]) -> tuple[str, ...]:
-        names = tuple(getattr(self.task, member, None) or default)
-        if len(names) != len(default):
-            raise TaskError(f"{self.spec}: {member} has {len(names)} names for {len(default)} tensors.")
-        return names
+    @property
+    def axes(self) -> BatchAxes:
+        """The batch dimension of each input and output."""
+        return self.interface.axes
+
+    def nest_outputs(self, values: Sequence[Any]) -> Any:
+        """Return tensors or arrays, one for each output of the graph, in the nesting that the model returns."""
+        return self.interface.example_outputs[1].nest(values)
+
+    @cached_property
+    def trace_dims(self) -> tuple[Dims, ...]:
+        """The dynamic dimensions of a trace: those of the graph, and those in which training batches differ from it.
+
+        Training crops are often smaller than the images that a network is evaluated on.
+        """
+        with use_random_states(RandomStates(0)):
+            batch = next(iter(self.task.train_batches(0)), None)
+        if batch is None:
+            return self.interface.graph_dims
+        inputs, _ = self.interface.split(batch, "train_batches()")
+        return self.interface.open_dims(inputs)
 
     def train_epoch(self, seed: int) -> Iterator[Batch]:
         """Yield one epoch, the same for the same seed.
@@ -139,8 +149,9 @@ class CheckedTask:
         The user's loader draws from torch's, numpy's and Python's generators in separate states, which are seeded here
         and swapped in for each batch. So the draws of the training between batches (dropout) do not disturb it.
         """
+        dims = self.trace_dims
         with use_random_states(loader := RandomStates(seed)):
-            batches = iter(self._check_batches("train_batches", self.task.train_batches(seed)))
+            batches = iter(self._check_batches("train_batches()", self.task.train_batches(seed), dims))
         while True:
             with use_random_states(loader):
                 batch = next(batches, None)
@@ -150,38 +161,36 @@ class CheckedTask:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the selection set, which decides."""
-        yield from self._check_batches("eval_batches", self.task.eval_batches())
+        yield from self._check_batches("eval_batches()", self.task.eval_batches())
 
     def test_batches(self) -> Iterator[Batch] | None:
         """Return the test set, which is looked at once, or None if the task has none."""
         function = getattr(self.task, "test_batches", None)
         batches = function() if callable(function) else None
-        return None if batches is None else self._check_batches("test_batches", batches)
+        return None if batches is None else self._check_batches("test_batches()", batches)
 
     def calibration_batches(self) -> Iterator[Batch]:
-        """Return batches that calibrate int8: the task's own if it has some, otherwise training batches."""
+        """Return batches that calibrate int8: the task's own if it has some, otherwise training batches.
+
+        Training crops of another size than the graph's are repeated or cut to that size.
+        """
         function = getattr(self.task, "calibration_batches", None)
         if callable(function):
-            return self._check_batches("calibration_batches", function())
-        return self.train_epoch(0)
+            return self._check_batches("calibration_batches()", function())
+        return ((self.interface.fit_sizes(inputs), targets) for inputs, targets in self.train_epoch(0))
 
-    def _check_batches(self, source: str, batches: Iterable[tuple[Any, Any]]) -> Iterator[Batch]:
-        expected = tuple(value.shape[1:] for value in self.example_inputs)
+    def _check_batches(
+        self, source: str, batches: Iterable[Any], dims: Sequence[Dims] | None = None
+    ) -> Iterator[Batch]:
+        """Yield batches with their inputs flat; only the batch and dynamic dimensions may differ from the example."""
+        dims = self.interface.graph_dims if dims is None else dims
         count = 0
         for count, batch in enumerate(batches, 1):  # noqa: B007 - count is read below
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise TaskError(f"{self.spec}: {source}() yields {type(batch).__name__}, not (inputs, targets).")
-            inputs = as_tuple(batch[0])
-            shapes = tuple(value.shape[1:] for value in inputs)
-            if shapes != expected:
-                raise TaskError(
-                    f"{self.spec}: {source}() yields inputs of shape {[tuple(value.shape) for value in inputs]}, but "
-                    f"example_inputs() has {[tuple(value.shape) for value in self.example_inputs]}; only the first "
-                    "dimension, the batch, may differ."
-                )
-            yield inputs, batch[1]
+            inputs, targets = self.interface.split(batch, source)
+            self.interface.check_inputs(source, inputs, dims)
+            yield inputs, targets
         if count == 0:
-            raise TaskError(f"{self.spec}: {source}() yields no batches.")
+            raise TaskError(f"{self.spec}: {source} yields no batches.")
 
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
         """Return the task's score of pairs of arrays.
@@ -201,7 +210,7 @@ class CheckedTask:
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the task's training loss."""
-        value = self.task.loss(outputs, targets)
+        value = self.task.loss(self.nest_outputs(flat_outputs(outputs)), targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TaskError(f"{self.spec}: loss() has to return a tensor with one element, not {value!r:.80}.")
         return value
@@ -209,7 +218,11 @@ class CheckedTask:
     def distill_loss(self, outputs: Any, teacher: Any, targets: Any) -> Tensor | None:
         """Return the task's own distillation loss, or None if it has none."""
         function = getattr(self.task, "distill_loss", None)
-        return None if function is None else function(outputs, teacher, targets)
+        if function is None:
+            return None
+        nested = self.nest_outputs(flat_outputs(outputs))
+        value: Tensor = function(nested, self.nest_outputs(flat_outputs(teacher)), targets)
+        return value
 
     @cached_property
     def source_file(self) -> Path | None:

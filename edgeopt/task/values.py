@@ -10,28 +10,47 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-
-def as_tuple(inputs: Any) -> tuple[Tensor, ...]:
-    """Return model inputs as a tuple: a single tensor becomes a tuple of one."""
-    return (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+_SHOWN_ITEMS = 4
 
 
 def as_outputs(arrays: Sequence[NDArray[Any]]) -> Any:
-    """Return arrays as ``score`` expects them: a single array as it is, several as a tuple."""
+    """Return arrays as a score expects them: a single array as it is, several as a tuple."""
     return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
 def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:
-    """Return a model's outputs as a flat tuple of tensors, in the exporter's order."""
+    """Return the outputs of a traced network as a flat tuple of tensors."""
     return tuple(torch.utils._pytree.tree_leaves(outputs))
 
 
 def to_numpy(value: Any) -> Any:
-    """Return tensors as arrays, through tuples, lists and mappings."""
+    """Return tensors as arrays, in the same nesting; numbers become arrays too, strings and None stay."""
     if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
+        value = value.detach().cpu()
+        return (value.float() if value.dtype is torch.bfloat16 else value).numpy()
     if isinstance(value, Mapping):
         return {key: to_numpy(item) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(to_numpy, value))
+    if isinstance(value, tuple):
+        return tuple(map(to_numpy, value))
+    if isinstance(value, list):
+        # a list of numbers is what others would write as a tensor
+        return np.asarray(value) if value and all(np.isscalar(item) for item in value) else list(map(to_numpy, value))
+    return np.asarray(value) if isinstance(value, bool | int | float | complex | np.generic) else value
+
+
+def describe_value(value: Any) -> str:
+    """Describe a value by types and shapes, for a message: ``(tensor 8x3x12x12 float32, list of 8)``."""
+    if isinstance(value, Tensor | np.ndarray):
+        kind = "tensor" if isinstance(value, Tensor) else "array"
+        return f"{kind} {'x'.join(map(str, value.shape)) or '0-d'} {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, Mapping):
+        shown = [f"{key}: {describe_value(item)}" for key, item in list(value.items())[:_SHOWN_ITEMS]]
+        return f"{{{', '.join(shown)}{', ...' if len(value) > _SHOWN_ITEMS else ''}}}"
+    if isinstance(value, tuple | list) and any(isinstance(item, Tensor | np.ndarray | Mapping) for item in value):
+        shown = [describe_value(item) for item in value[:_SHOWN_ITEMS]]
+        return f"({', '.join(shown)}{', ...' if len(value) > _SHOWN_ITEMS else ''})"
     if isinstance(value, tuple | list):
-        return tuple(to_numpy(item) for item in value)
-    return np.asarray(value)
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__

@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError
 from edgeopt.records.budget import Budget
 from edgeopt.task import Training
-from edgeopt.task.values import as_tuple
+from edgeopt.task.batches import split_batch
+from edgeopt.task.inputs import forward_parameters
+from edgeopt.task.nesting import first_samples, tensors_of
 
-_Batches = Iterable[tuple[Any, Any]]
+_Batches = Iterable[Any]
+_EXAMPLES = 8
 
 
 def score_top1(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
@@ -66,13 +69,19 @@ class Classification:
         self.source_module = caller.f_globals.get("__name__") if caller is not None else None
 
     def build_model(self) -> nn.Module:
-        """Return the trained model."""
-        return self._model if isinstance(self._model, nn.Module) else self._model()
+        """Return the trained model; a function that builds it is called once."""
+        if callable(self._model) and not isinstance(self._model, nn.Module):
+            self._model = self._model()
+        return self._model
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
+    def example_inputs(self) -> Any:
         """Return the first evaluation inputs, at most eight samples."""
-        for inputs, _ in self._eval:
-            return tuple(value[:8] for value in as_tuple(inputs))
+        model = self.build_model()
+        parameters = [one.name for one in forward_parameters(model)] if isinstance(model, nn.Module) else []
+        for batch in self._eval:
+            inputs, targets = split_batch(batch, parameters, f"{self.name}: eval")
+            sized = [value for value in (*tensors_of(targets), *tensors_of(inputs)) if value.ndim]
+            return first_samples(inputs, _EXAMPLES, len(sized[0])) if sized else inputs
         raise TaskError(f"{self.name}: the evaluation batches are empty.")
 
     def train_batches(self, seed: int) -> _Batches:

@@ -1,24 +1,27 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
-Inputs come from an ``.npz`` file whose keys are the graph's input names, with one row per sample; with a key
-``labels``, the score is the accuracy. Without labels the score is the agreement with the given file's own outputs.
-Without an ``.npz``, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the
-others select.
+Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the score is the accuracy. Without labels the
+score is the agreement with the given file's own outputs. Without a file, inputs are random numbers. The report mentions
+both. Some of the inputs calibrate int8; only the others select.
 """
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from edgeopt.errors import DataError, TaskError, did_you_mean
+from edgeopt.errors import DataError, TaskError
+from edgeopt.graph.given.files import read_given
+from edgeopt.graph.given.rows import find_selected_outputs
+from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
+from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.task.values import as_outputs
+from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
 
 _RANDOM_SAMPLES = 160
 _CALIBRATION_RATIO = 0.2
@@ -30,7 +33,8 @@ _MIN_SAMPLES = 32
 _BATCH_SIZE = 32
 _CALIBRATION_BATCH_SIZE = 16
 """Smaller, so that few inputs make several batches: the sensitivity study needs batches that did not calibrate."""
-_LABELS_KEY = "labels"
+_LABELS_KEY = ""
+"""Of the labels among the arrays; no input can have this name."""
 
 
 def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
@@ -69,18 +73,36 @@ class OnnxTask:
         self.postprocessing = ""
         self.budgets: dict[str, Any] = {}
         self.students: dict[str, Any] = {}
-        try:
-            graph = onnx.load(path).graph
-        except (OSError, DecodeError, ValueError) as error:
-            raise TaskError(f"{path} cannot be read as an ONNX model: {error}.") from error
-        initializers = {tensor.name for tensor in graph.initializer}
-        self.inputs = [value for value in graph.input if value.name not in initializers]
-        self.input_names = tuple(value.name for value in self.inputs)
+        given = read_given(path)
+        graph = given.model.graph
+        check_inputs(path, graph)
+        check_outputs(path, graph)
+        self.sha256 = hashlib.sha256(given.content).hexdigest()
+        """Of the model in one file."""
+        self.inputs = describe_inputs(model_inputs(graph))
+        self.input_names = tuple(spec.name for spec in self.inputs)
         self.output_names = tuple(value.name for value in graph.output)
+        unjudged = self.keep_judged_outputs(find_selected_outputs(graph))
         self.random_inputs = data is None
-        arrays = self._draw_random() if data is None else self._load(data)
-        self.calibration_arrays, self.arrays = self._split(arrays)
+        arrays = self._draw_random() if data is None else load_arrays(data, self.inputs)
+        self.shared_inputs = arrays.shared
+        """Inputs without a batch: every sample gets the same."""
+        self._check_fixed_batch(data, arrays)
+        self.notes = (*self._packed_notes(given.other_files), *unjudged, *arrays.notes)
+        """What the report has to say about the file and its data."""
+        named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
+        self.calibration_arrays, self.arrays = self._split(named)
         self.targets = self.arrays.pop(_LABELS_KEY, None)
+
+    @property
+    def axes(self) -> BatchAxes:
+        """The batch of each input and output: dimension 0; shared inputs have none."""
+        return BatchAxes(self.input_axes, (0,) * len(self.output_names))
+
+    @staticmethod
+    def nest_outputs(values: Sequence[Any]) -> Any:
+        """Return outputs as the score takes them: a single array as it is, several as a tuple."""
+        return as_outputs(values)
 
     @property
     def scored_by(self) -> str:
@@ -91,13 +113,18 @@ class OnnxTask:
     @property
     def calibrated_by(self) -> str:
         """The inputs that calibrate int8, in words."""
-        samples = len(next(iter(self.arrays.values())))
+        samples = self._count(self.arrays)
         if self.calibration_arrays is self.arrays:
             return (
                 f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its score drop "
                 "may look smaller than it is"
             )
-        return f"{len(next(iter(self.calibration_arrays.values())))} inputs calibrate int8, {samples} others select"
+        return f"{self._count(self.calibration_arrays)} inputs calibrate int8, {samples} others select"
+
+    @property
+    def input_axes(self) -> tuple[int | None, ...]:
+        """The dimension of each input that is the batch; None for one that all samples share."""
+        return tuple(None if name in self.shared_inputs else 0 for name in self.input_names)
 
     def batches(self) -> list[dict[str, NDArray[Any]]]:
         """Return the inputs that select, in batches."""
@@ -109,35 +136,39 @@ class OnnxTask:
 
     def _in_batches(self, arrays: _Arrays, size: int) -> list[_Arrays]:
         """Return batches of the graph's fixed batch size, or of ``size`` if it has none."""
-        count = len(next(iter(arrays.values())))
+        count = self._count(arrays)
         step = self._fixed_batch() or size
         usable = count - count % step if self._fixed_batch() else count
-        return [
-            {name: values[start : start + step] for name, values in arrays.items()} for start in range(0, usable, step)
-        ]
+        return [self._take(arrays, slice(start, start + step)) for start in range(0, usable, step)]
+
+    def _count(self, arrays: _Arrays) -> int:
+        """Return the number of samples."""
+        return next(len(values) for name, values in arrays.items() if name not in self.shared_inputs)
+
+    def _take(self, arrays: _Arrays, rows: Any) -> _Arrays:
+        """Return some samples; inputs that all samples share stay whole."""
+        return {name: values if name in self.shared_inputs else values[rows] for name, values in arrays.items()}
 
     def _split(self, arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
         """Return the inputs that calibrate and those that select; if there are too few, all of them as both.
 
         Those that calibrate are taken evenly from the whole file, which may be sorted by class.
         """
-        count, batch = len(next(iter(arrays.values()))), self._fixed_batch() or 1
+        count, batch = self._count(arrays), self._fixed_batch() or 1
         wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
         if wanted > count - max(_MIN_SAMPLES, batch):
             return arrays, arrays  # one object: ``targets`` are taken out of both
         calibrates = np.zeros(count, dtype=bool)
         calibrates[np.arange(wanted) * count // wanted] = True
-        return (
-            {name: values[calibrates] for name, values in arrays.items() if name != _LABELS_KEY},
-            {name: values[~calibrates] for name, values in arrays.items()},
-        )
+        inputs = {name: values for name, values in arrays.items() if name != _LABELS_KEY}
+        return self._take(inputs, calibrates), self._take(arrays, ~calibrates)
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches as the inputs, or None if there are no labels."""
         if self.targets is None:
             return None
-        sizes = [len(next(iter(batch.values()))) for batch in self.batches()]
+        sizes = [self._count(batch) for batch in self.batches()]
         return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
 
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
@@ -150,46 +181,87 @@ class OnnxTask:
         """Return the mean of ``sample_scores``."""
         return float(self.sample_scores(pairs).mean())
 
-    def _dimensions(self, value: onnx.ValueInfoProto) -> list[int | None]:
-        return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-
     def _fixed_batch(self) -> int | None:
-        return next((dims[0] for value in self.inputs if (dims := self._dimensions(value)) and dims[0]), None)
+        return next((spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch), None)
 
-    def _draw_random(self) -> _Arrays:
+    def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
+        """Compare files from now on only by the outputs whose rows are samples; return a note on the others.
+
+        Args:
+            unlike: Outputs whose rows are not samples, each with what decides their number.
+
+        Raises:
+            TaskError: no output is left.
+        """
+        self.output_names = tuple(name for name in self.output_names if name not in unlike)
+        if not unlike:
+            return ()
+        listed = ", ".join(f"'{name}' ({reason})" for name, reason in unlike.items())
+        if self.output_names:
+            return (f"not judged, because their rows are not samples: {listed}",)
+        raise TaskError(
+            f"{self.path}: the rows of output {listed} are not samples, so files cannot be compared sample by sample. "
+            "Export the model without this last step (for a detector: without non-maximum suppression, nms=False), or "
+            "write a task in Python whose score() judges it."
+        )
+
+    def find_unlike_outputs(self, batches: Sequence[_Arrays], outputs: Sequence[_Arrays]) -> dict[str, str]:
+        """Return the judged outputs whose number of rows is not that of the samples, each with both numbers."""
+        unlike: dict[str, str] = {}
+        for batch, found in zip(batches, outputs, strict=True):
+            count = self._count(batch)
+            for name in self.output_names:
+                rows = found[name].shape[0] if found[name].ndim else None
+                if rows != count:
+                    shown = "a single number" if rows is None else f"{rows} row{'' if rows == 1 else 's'}"
+                    unlike.setdefault(name, f"{shown} for {count} sample{'' if count == 1 else 's'}")
+        return unlike
+
+    def row_check_batches(self) -> list[_Arrays]:
+        """Return batches of different sizes (of the first ones, if the size is fixed) on which rows are counted."""
+        first, *others = self.batches()
+        if self._fixed_batch():
+            return [first, *others[:3]]
+        sizes = sorted({1, self._count(first) // 2 or 1, self._count(first)}, reverse=True)
+        return [self._take(first, slice(size)) for size in sizes]
+
+    def _packed_notes(self, other_files: tuple[str, ...]) -> tuple[str, ...]:
+        if not other_files:
+            return ()
+        shown = ", ".join(other_files[:3]) + (f" and {len(other_files) - 3} more" if len(other_files) > 3 else "")
+        return (f"packed into one file with the weights of {shown}",)
+
+    def _check_fixed_batch(self, data: Path | None, arrays: GivenArrays) -> None:
+        """Check that there is at least one batch for a graph of a fixed batch size, and that it has only one.
+
+        Raises:
+            DataError: there are too few samples, or inputs of different batch sizes.
+        """
+        sizes = {spec.name: spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch}
+        if len(set(sizes.values())) > 1:
+            raise DataError(
+                f"{self.path} has inputs of several fixed batch sizes ({sizes}). Export it with a dynamic batch, or "
+                "write a task in Python."
+            )
+        count, batch = self._count(arrays.inputs), self._fixed_batch() or 1
+        if count < batch:
+            raise DataError(
+                f"{data}: the model takes batches of exactly {batch}, but there are {count} rows. Give {batch} or "
+                "more, or export the model with a dynamic batch."
+            )
+
+    def _draw_random(self) -> GivenArrays:
         random = np.random.RandomState(0)
         arrays: _Arrays = {}
-        for value in self.inputs:
-            dims = self._dimensions(value)
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
-            if None in dims[1:] or not np.issubdtype(dtype, np.floating):
+        has_dynamic = any(spec.dimensions and spec.batch is None for spec in self.inputs)
+        for spec in self.inputs:
+            dims = spec.dimensions
+            if not dims or None in dims[1:] or not np.issubdtype(spec.dtype, np.floating):
                 raise TaskError(
-                    f"{self.path}: input '{value.name}' ({dtype}, shape {dims}) cannot be filled with random numbers. "
-                    "Give real inputs with --data inputs.npz (keys: input names, one row per sample)."
+                    f"{self.path}: input '{spec.name}' ({spec.dtype}, shape {spec.shown}) cannot be filled with random "
+                    "numbers. Give real inputs with --data inputs.npz (keys: input names, one row per sample)."
                 )
-            arrays[value.name] = random.standard_normal((_RANDOM_SAMPLES, *(d or 1 for d in dims[1:]))).astype(dtype)
-        return arrays
-
-    def _load(self, data: Path) -> _Arrays:
-        try:
-            with data.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise DataError(f"{data} cannot be read as an .npz file of arrays: {error}.") from error
-        for value in self.inputs:
-            if value.name not in arrays:
-                raise DataError(
-                    f"{data} has no array '{value.name}'{did_you_mean(value.name, arrays)}; the model's inputs are "
-                    f"{', '.join(self.input_names)}, the file has {', '.join(arrays)}."
-                )
-            expected, found = self._dimensions(value), arrays[value.name].shape
-            fits = len(expected) == len(found) and all(
-                size in (None, other) for size, other in zip(expected[1:], found[1:], strict=True)
-            )
-            if not fits:
-                raise DataError(f"{data}: '{value.name}' has shape {found}, but the model takes {expected}.")
-        arrays = {name: values for name, values in arrays.items() if name in (*self.input_names, _LABELS_KEY)}
-        lengths = {name: len(values) for name, values in arrays.items()}
-        if len(set(lengths.values())) != 1 or not min(lengths.values()):
-            raise DataError(f"{data}: every array needs the same number of rows, at least one; found {lengths}.")
-        return arrays
+            size = spec.batch or 1
+            rows = size if has_dynamic and spec.batch else -(-_RANDOM_SAMPLES // size) * size
+            arrays[spec.name] = random.standard_normal((rows, *(d or 1 for d in dims[1:]))).astype(spec.dtype)
+        return GivenArrays(arrays, None, find_shared(self.inputs, arrays), ())

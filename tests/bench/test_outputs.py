@@ -1,8 +1,11 @@
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from tiny_models import a_network, a_run_target
 
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import read_batches, run_arrays, run_model, write_batches
+from edgeopt.device.arrays import read_records, write_records
 from edgeopt.errors import DataError, StepError
 
 
@@ -18,6 +21,33 @@ def test_outputs_come_back_batch_by_batch_in_order(tmp_path):
     for batch, out in zip(batches, found, strict=True):
         np.testing.assert_allclose(out["y"], np.maximum(batch["x"] @ weight, 0), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "m.onnx", "out.npz"]
+
+
+ANY_NAMES = ("serving/tokens:0", "0", "0/x", "1/0", "x", "X", "x.npy", "names.json", "file", "a name", "é/日本", "..")
+
+
+def test_names_that_file_systems_and_zips_do_not_allow_are_kept(tmp_path):
+    batches = [{name: np.full(2, index + 20 * batch) for index, name in enumerate(ANY_NAMES)} for batch in range(2)]
+    write_batches(tmp_path / "x.npz", batches)
+    write_records(tmp_path / "x.npz", tmp_path / "x.arrays")
+    read_records(tmp_path / "x.arrays", tmp_path / "y.npz")
+    for file in ("x.npz", "y.npz"):
+        found = read_batches(tmp_path / file)
+        assert [{name: array.tolist() for name, array in batch.items()} for batch in found] == [
+            {name: array.tolist() for name, array in batch.items()} for batch in batches
+        ]
+
+
+def test_an_input_with_any_name_runs(tmp_path):
+    nodes = [helper.make_node("Add", list(ANY_NAMES[:2]), ["s0"])]
+    nodes += [helper.make_node("Add", [f"s{i}", name], [f"s{i + 1}"]) for i, name in enumerate(ANY_NAMES[2:])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in (*ANY_NAMES, "s10")]
+    graph = helper.make_graph(nodes, "sum", ends[:-1], ends[-1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "m.onnx")
+    batch = {name: np.full((1, 2), 2.0**index, np.float32) for index, name in enumerate(ANY_NAMES)}
+    (found,) = run_arrays(tmp_path / "m.onnx", [batch], a_run_target(), "outputs")
+    assert found["s10"].tolist() == [[4095.0, 4095.0]]
 
 
 def test_batches_are_read_back_as_written(tmp_path):

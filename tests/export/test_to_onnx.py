@@ -65,7 +65,7 @@ def test_the_file_has_the_names_and_a_dynamic_batch(tmp_path):
 
 
 def test_the_batch_is_fixed_on_request(tmp_path):
-    graph = onnx.load(write(a_network(), tmp_path / "m.onnx", dynamic_batch=False).path).graph
+    graph = onnx.load(write(a_network(), tmp_path / "m.onnx", axes=({},)).path).graph
     assert graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 

@@ -56,6 +56,11 @@ def test_keys_are_the_same_in_every_version_of_edgeopt():
     assert keys.of("measurement", file="ab", percentile=90).digest == "a6cb8923d21109a31cb2"
 
 
+def test_other_sizes_of_the_inputs_are_another_measurement():
+    sizes = [({},), ({"length": 64},), ({"length": 64}, {"length": 128})]
+    assert len({Keys(build_facts(sizes=one)).of("measurement", file="a").digest for one in sizes}) == 3
+
+
 def test_an_artifacts_key_depends_on_its_whole_recipe():
     keys, recipe = Keys(build_facts()), a_recipe(pruned=True)
     changes = ({}, {"seed": 1}, {"parent": "x"}, {"graph_steps": ()}, {"torch_steps": ()})

@@ -80,7 +80,7 @@ def test_a_score_of_nan_is_refused():
 
 def test_batches_of_another_shape_are_refused():
     wrong = [(torch.zeros(2, 3), torch.zeros(2))]
-    with pytest.raises(TaskError, match=r"eval_batches\(\) yields inputs of shape \[\(2, 3\)\], but example_inputs"):
+    with pytest.raises(TaskError, match=r"eval_batches\(\) yields 'input' of shape \(2, 3\), but example_inputs"):
         list(checked(eval_batches=lambda self: wrong).eval_batches())
 
 

@@ -80,7 +80,7 @@ def test_a_wrong_input_name_suggests_the_nearest(model, tmp_path):
 
 def test_a_wrong_shape_is_refused(model, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.ones((4, 5), np.float32))
-    with pytest.raises(DataError, match=r"shape \(4, 5\), but the model takes \[None, 3\]"):
+    with pytest.raises(DataError, match=r"shape \(4, 5\), but the model takes \[n, 3\]"):
         OnnxTask(model, tmp_path / "data.npz")
 
 

@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.quantization.quant_utils import TENSOR_NAME_QUANT_SUFFIX, get_qmin_qmax_for_qType
 
-from edgeopt.graph.model import find_consumers, read_initializers
+from edgeopt.graph.model import find_consumers, read_batch_axes, read_initializers
 from edgeopt.graph.quantization.static import (
     PreparedModel,
     find_ranges,
@@ -51,8 +51,7 @@ def read_fake_quant_sites(
         prepared = prepare(model, calibration, step.samples, Path(folder))
         ranges = find_ranges(prepared, step, calibration)
         quantized = quantize_prepared(prepared, step, ranges)
-    names = [value.name for value in prepared.model.graph.input]
-    batch = next(read_calibration_batches(inputs, names, _READ_SAMPLE_COUNT))
+    batch = next(read_calibration_batches(inputs, read_batch_axes(prepared.model.graph), _READ_SAMPLE_COUNT))
     activations, weights = _find_activations(quantized, prepared), _find_weights(quantized, prepared)
     floats = read_initializers(prepared.model.graph)
     values = {f"input/{name}": value for name, value in batch.items()}

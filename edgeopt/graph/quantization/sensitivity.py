@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,13 +18,14 @@ import numpy as np
 import onnx
 
 from edgeopt.graph.facts import count_macs_by_node
-from edgeopt.graph.model import read_initializers
+from edgeopt.graph.model import read_batch_axes, read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatch, open_cpu_session
 from edgeopt.graph.quantization.calibration import CALIBRATION_METHODS
 from edgeopt.graph.quantization.cross_layer_equalization import find_convolution_pairs
 from edgeopt.graph.quantization.static import (
     OPERATORS,
     PreparedModel,
+    count_batch,
     equalize_prepared,
     prepare,
     quantize_prepared,
@@ -71,8 +72,7 @@ def study_sensitivity(
         held_back: Number of samples.
         rank: Whether to rank the nodes, which takes one session per node.
     """
-    names = [value.name for value in model.graph.input]
-    samples, batches = _split(calibration, names, step.samples, held_back)
+    samples, batches = _split(calibration, read_batch_axes(model.graph), step.samples, held_back)
     plain = msgspec.structs.replace(step, float_nodes=(), equalize=False, correct_bias=False)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         prepared = prepare(model, calibration, samples, Path(folder))
@@ -125,10 +125,12 @@ def measure_snr_db(expected: Sequence[ArrayBatch], quantized: Sequence[ArrayBatc
     return _MAX_SNR_DB if ratio <= 10 ** (-_MAX_SNR_DB / 10) else float(-10 * np.log10(ratio))
 
 
-def _split(calibration: Path, names: list[str], samples: int, held_back: int) -> tuple[int, list[ArrayBatch]]:
+def _split(
+    calibration: Path, axes: Mapping[str, int | None], samples: int, held_back: int
+) -> tuple[int, list[ArrayBatch]]:
     """Return how many samples calibrate, and the batches after them; a graph may need whole batches."""
-    batches = list(read_calibration_batches(calibration, names, samples + held_back))
-    counts = list(itertools.accumulate(len(batch[names[0]]) for batch in batches))
+    batches = list(read_calibration_batches(calibration, axes, samples + held_back))
+    counts = list(itertools.accumulate(count_batch(batch, axes) for batch in batches))
     if len(batches) == 1:
         return min(samples, counts[0]), batches
     wanted = min(samples, math.ceil(counts[-1] * (1 - _HELD_BACK_RATIO)))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import find_consumers, load, read_initializers, read_opset, save
+from edgeopt.graph.model import find_consumers, load, read_batch_axes, read_initializers, read_opset, save
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
@@ -67,7 +68,7 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
     Args:
         model: A float model; its convolutions' batch norms are folded.
         step: Types, ranges, calibration method, and the nodes that stay float.
-        calibration: An uncompressed ``.npz`` with keys ``B/NAME`` (batch index, name of the graph's input). For
+        calibration: A batch file (``edgeopt.bench.worker.write_batches``) with the names of the graph's inputs. For
             trained ranges, the JSON of ``FakeQuantSites``.
 
     Raises:
@@ -100,7 +101,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     notes: list[str] = []
     write_global_average_pools(model)
     _name_nodes(model.graph)
-    names = [value.name for value in model.graph.input]
+    axes = read_batch_axes(model.graph)
     plain, path = folder / "plain.onnx", folder / "prepared.onnx"
     save(model, plain)
     try:
@@ -117,7 +118,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     ]
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
-        return read_calibration_batches(calibration, names, samples)
+        return read_calibration_batches(calibration, axes, samples)
 
     return PreparedModel(prepared, ActivationRanges(prepared, path, batches), batches, tuple(float_nodes), tuple(notes))
 
@@ -242,18 +243,40 @@ def _find_faster_in_float(model: onnx.ModelProto) -> list[str]:
     ]
 
 
-def read_calibration_batches(path: Path, names: list[str], samples: int) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield batches from a calibration file, up to ``samples`` samples."""
+def read_calibration_batches(
+    path: Path, axes: Mapping[str, int | None], samples: int
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield batches from a calibration file, up to ``samples`` samples.
+
+    Args:
+        path: A batch file.
+        axes: The batch dimension of each input, see ``edgeopt.graph.model.read_batch_axes``.
+        samples: How many.
+    """
     remaining = samples
     try:
         with np.load(path, allow_pickle=False) as file:
+            stored = json.loads(file["names.json"])
+            missing = [name for name in axes if name not in stored]
+            if missing:
+                raise StepError(_STAGE, f"{path} has no arrays for input '{missing[0]}', only {', '.join(stored)}.")
+            keys = {name: stored.index(name) for name in axes}
             for index in itertools.count():
-                if remaining <= 0 or f"{index}/{names[0]}" not in file:
+                if remaining <= 0 or any(f"{index}/{key}" not in file for key in keys.values()):
                     break
-                batch = {name: file[f"{index}/{name}"][:remaining] for name in names}
-                remaining -= len(batch[names[0]])
-                yield batch
+                batch = {name: file[f"{index}/{key}"] for name, key in keys.items()}
+                count = min(remaining, count_batch(batch, axes))
+                remaining -= count
+                yield {
+                    name: values if (axis := axes[name]) is None else values.take(range(count), axis)
+                    for name, values in batch.items()
+                }
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StepError(_STAGE, f"{path} lacks calibration batches for inputs {names} ({error}).") from error
+        raise StepError(_STAGE, f"{path} lacks calibration batches for inputs {list(axes)} ({error}).") from error
     if remaining == samples:
-        raise StepError(_STAGE, f"{path} has no batch '0/{names[0]}'. Write it with the graph's input names.")
+        raise StepError(_STAGE, f"{path} has no batches.")
+
+
+def count_batch(batch: Mapping[str, NDArray[Any]], axes: Mapping[str, int | None]) -> int:
+    """Return how many samples a batch has."""
+    return next((int(values.shape[axis]) for name, values in batch.items() if (axis := axes[name]) is not None), 1)

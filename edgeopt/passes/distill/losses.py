@@ -41,7 +41,7 @@ def distill_loss(
     If the outputs are logits and the targets integers, the teacher's part is KL divergence plus MSE on the logits.
     Otherwise it is only the mean squared error, with both weights, each output scaled by its teacher's mean square.
     """
-    custom = task.distill_loss(outputs, teacher_outputs[0] if len(teacher_outputs) == 1 else teacher_outputs, targets)
+    custom = task.distill_loss(outputs, teacher_outputs, targets)
     if custom is not None:
         return custom
     total = torch.zeros(())

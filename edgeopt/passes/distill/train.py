@@ -23,7 +23,7 @@ from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask
-from edgeopt.task.values import as_outputs, flat_outputs, to_numpy
+from edgeopt.task.values import flat_outputs, to_numpy
 
 _MOMENTUM = 0.9
 _GRADIENT_NORM_LIMIT = 5.0
@@ -67,7 +67,7 @@ def evaluate(module: Callable[..., Any], task: CheckedTask) -> float:
     with torch.no_grad():
         pairs = [
             (
-                as_outputs([to_numpy(value) for value in flat_outputs(module(*to_channels_last(inputs)))]),
+                task.nest_outputs([to_numpy(value) for value in flat_outputs(module(*to_channels_last(inputs)))]),
                 to_numpy(targets),
             )
             for inputs, targets in task.eval_batches()

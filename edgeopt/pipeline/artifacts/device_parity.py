@@ -16,6 +16,7 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
+from edgeopt.tasks.onnx_file import OnnxTask
 
 _STAGE = "device"
 HOST_PROVIDERS = ("CPUExecutionProvider",)
@@ -77,4 +78,5 @@ def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: floa
 
 def _outputs(build: Build, model: Path, target: RunTarget, stage: str) -> dict[str, Array]:
     (found,) = run_step(stage, run_arrays, model, [build.data.golden_inputs], target, stage)
-    return found
+    task = build.data.task
+    return {name: found[name] for name in task.output_names} if isinstance(task, OnnxTask) else found

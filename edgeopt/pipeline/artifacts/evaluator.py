@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,13 +22,14 @@ from edgeopt.bench.nodes import (
     profile_nodes,
 )
 from edgeopt.bench.outputs import read_batches, run_model
+from edgeopt.bench.run_target import RunTarget
 from edgeopt.errors import CannotProfileError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import Score
-from edgeopt.statistics import is_complete, paired_drop_interval
+from edgeopt.statistics import is_complete, latency_interval_ms, paired_drop_interval
 from edgeopt.store.files import write_whole
 
 
@@ -59,17 +61,9 @@ class Evaluator:
         )
 
     def _measure(self, sha256: str) -> Measurement:
-        build, budget = self.build, self.build.budget
-        model, percentile = build.workspace.artifact(sha256), budget.latency_percentile
-        found = run_step(
-            "measure",
-            measure,
-            model,
-            build.run_target,
-            percentile=percentile,
-            max_latency_ms=budget.max_latency_ms,
-            progress=lambda _: None,
-        )
+        build, percentile = self.build, self.build.budget.latency_percentile
+        model = build.workspace.artifact(sha256)
+        found = worst_measurement([self._measure_at(model, target) for target in build.run_targets], percentile)
         if build.calibration is None:
             return found
         return run_step(
@@ -81,6 +75,18 @@ class Evaluator:
             build.calibration,
             percentile,
             build.run_target.inputs,
+        )
+
+    def _measure_at(self, model: Path, target: RunTarget) -> Measurement:
+        budget = self.build.budget
+        return run_step(
+            "measure",
+            measure,
+            model,
+            target,
+            percentile=budget.latency_percentile,
+            max_latency_ms=budget.max_latency_ms,
+            progress=lambda _: None,
         )
 
     def comparison(self, sha256: str, against: str | None = None) -> Comparison:
@@ -166,6 +172,15 @@ class Evaluator:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""
         outputs = read_batches(self.outputs(self.baseline, inputs))
         return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
+
+
+def worst_measurement(measurements: Sequence[Measurement], percentile: float) -> Measurement:
+    """Return the slowest of a file's measurements at several sizes, with the largest peak memory of all."""
+    slowest = max(measurements, key=lambda found: latency_interval_ms(found, percentile).high)
+    peaks = [found.memory for found in measurements if found.memory is not None]
+    if len(peaks) < len(measurements):
+        return slowest
+    return msgspec.structs.replace(slowest, memory=max(peaks, key=lambda memory: memory.peak_bytes))
 
 
 def drop_interval(

@@ -53,7 +53,7 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     if precision != "int8":
         return
     model = load(build.workspace.artifact(exported.sha256), "quantize")
-    if is_mostly_products(model):
+    if is_mostly_products(model, build.sample_shapes):
         yield int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
     if runs_only_on_cpu(profile) and measure_product_bytes_ratio(model) > MIN_PRODUCT_BYTES_RATIO:
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))

@@ -55,6 +55,14 @@ class ExportedFile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...]
 
 
+def original_network(source: str, parameters: int) -> StoredNetwork:
+    """Return the network that every candidate is compared with."""
+    return StoredNetwork(
+        key=None, source=source, parameters=parameters, ratio=1.0, torch_score=None, proof_error=None, notes=(),
+        seconds=0.0,
+    )  # fmt: skip
+
+
 def reference(build: Build, network: StoredNetwork) -> protocol.NetworkRef:
     """Return what a torch process needs to load a network."""
     file = None if network.key is None else str(build.workspace.network(network.key))

@@ -217,7 +217,7 @@ def _keep(
 ) -> Artifact:
     """Check a finished file against the profile's ceilings, move it into the workspace, and return its facts."""
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
-    found = run_step("facts", read_facts, path)
+    found = run_step("facts", read_facts, path, build.sample_shapes)
     risky = find_saturating_nodes(load(path, "facts"))
     if risky:
         notes = (
@@ -232,6 +232,7 @@ def _keep(
         download_bytes=found.download_bytes,
         parameters=found.parameters,
         nonzero_parameters=found.nonzero_parameters,
+        weight_types=found.weight_types,
         macs=found.macs,
         opset=found.opset,
         ir_version=found.ir_version,

@@ -25,7 +25,7 @@ from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import EdgeoptError, InputError, StepError, TaskError
-from edgeopt.export.to_onnx import export
+from edgeopt.export.to_onnx import ExportResult, export
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
@@ -52,6 +52,7 @@ from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Spars
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.dynamic_axes import graph_axes
 from edgeopt.task.values import flat_outputs
 
 _SALIENCY_BATCHES = 16
@@ -77,7 +78,9 @@ class TorchJobs:
     def source(self, name: str) -> Network:
         """Return the traced original, or a traced student."""
         if name not in self.sources:
-            self.sources[name] = run_step("trace", Network.trace, self.module(name), self.task.example_inputs)
+            module, axes = self.module(name), graph_axes(self.task.trace_dims)
+            with self.task.interface.flat_forward(module):
+                self.sources[name] = run_step("trace", Network.trace, module, self.task.example_inputs, axes)
         return self.sources[name]
 
     def module(self, name: str) -> nn.Module:
@@ -90,9 +93,7 @@ class TorchJobs:
             return self.task.model
         if name not in self.task.students:
             raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
-        student: nn.Module = self.task.students[name]().eval()
-        self.task.check_runs(student, f"student '{name}'")
-        return student
+        return self.task.student(name)
 
     def network(self, ref: protocol.NetworkRef) -> Network:
         """Return a network whose weights are not shared with any other."""
@@ -270,21 +271,28 @@ class TorchJobs:
         """Export a network, and run it on the parity inputs."""
         start = time.perf_counter()
         network = self.network(job.network)
-        exported = export(
-            network.eval_module,
-            self.task.example_inputs,
-            Path(job.out),
-            input_names=self.task.input_names,
-            output_names=self.task.output_names,
-            max_opset=job.max_opset,
-            max_ir=job.max_ir,
-            exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
-        )
+        exported = self.write_onnx(network.eval_module, job, Path(job.out))
         self.write_outputs(network.eval_module, Path(job.inputs), Path(job.expected))
         return protocol.ExportDone(
             exporter=exported.exporter,
             notes=(*network.notes, *exported.notes),
             seconds=time.perf_counter() - start,
+        )
+
+    def write_onnx(self, module: nn.Module, job: protocol.ExportJob | protocol.ProbeJob, path: Path) -> ExportResult:
+        """Export a module with the names and dynamic dimensions of the task."""
+        task = self.task
+        return export(
+            module,
+            task.example_inputs,
+            path,
+            input_names=task.input_names,
+            output_names=task.output_names,
+            max_opset=job.max_opset,
+            max_ir=job.max_ir,
+            exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
+            axes=graph_axes(task.interface.graph_dims),
+            output_batch=task.axes.outputs,
         )
 
     def write_outputs(self, module: nn.Module, inputs: Path, out: Path) -> None:
@@ -303,16 +311,7 @@ class TorchJobs:
         groups = analyse(network)
         for widths, out in zip(job.widths, job.outs, strict=True):
             cut = prune(network, groups, {name: range(width) for name, width in widths.items()})
-            export(
-                cut.eval_module,
-                self.task.example_inputs,
-                Path(out),
-                input_names=self.task.input_names,
-                output_names=self.task.output_names,
-                max_opset=job.max_opset,
-                max_ir=job.max_ir,
-                exporter="torchscript" if job.exporter == "torchscript" else "dynamo",
-            )
+            self.write_onnx(cut.eval_module, job, Path(out))
         return protocol.ProbeDone(seconds=time.perf_counter() - start)
 
     def run(self, job: protocol.TorchJob) -> protocol.TorchAnswer:

@@ -5,19 +5,21 @@ In: a bundle and an evaluation set. Out: a ``DeviceScore``, from the outputs of 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeopt.bench.outputs import run_arrays
-from edgeopt.bench.requests import file_sha256
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.errors import TaskError
+from edgeopt.graph.given.files import baseline_content, one_file, read_given
 from edgeopt.records.base import Record
 from edgeopt.records.trial import Score
 from edgeopt.report.document import Document, Span, TrialPart
 from edgeopt.statistics import mean_interval
+from edgeopt.tasks.onnx_file import OnnxTask
 
 if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet
@@ -67,11 +69,18 @@ def check_evaluation_set(evaluation: EvaluationSet, manifest: Manifest, document
             f"different sets can't be compared. {advice}"
         )
     by_agreement = not evaluation.targets and evaluation.task.kind == "onnx"
-    if by_agreement and file_sha256(Path(spec), _STAGE) != document.baseline.sha256:
+    if by_agreement and document.baseline.sha256 not in _possible_baselines(Path(spec)):
         raise TaskError(
             f"without labels the score is the agreement with the file that the bundle was built from, and {spec} is a "
             f"different file. {advice}"
         )
+
+
+def _possible_baselines(path: Path) -> set[str]:
+    """Return the hashes of the files that a build may have started from: the given one, with its header or an older."""
+    given = read_given(path)
+    contents = (baseline_content(given, max_ir) for max_ir in (given.model.ir_version, 1))
+    return {hashlib.sha256(content).hexdigest() for content in contents}
 
 
 def _fits(info: TensorInfo, array: Any) -> bool:
@@ -97,11 +106,15 @@ def score_on_device(
         TaskError: the task's score fails on the outputs.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.outputs.run_model``.
     """
-    names = [info.name for info in manifest.outputs]
+    task = evaluation.task
     outputs = run_arrays(bundle / "model.onnx", evaluation.inputs, run_target, _STAGE)
+    if isinstance(task, OnnxTask):
+        task.keep_judged_outputs(task.find_unlike_outputs(evaluation.inputs, outputs))
+    names = task.output_names if isinstance(task, OnnxTask) else [info.name for info in manifest.outputs]
     targets = evaluation.targets
     if not targets:
-        reference = run_arrays(Path(evaluation.task.spec), evaluation.inputs, run_target, _STAGE)
+        with one_file(Path(task.spec)) as given:
+            reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
         targets = [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]
     pairs = evaluation.pairs(outputs, targets, names)
     value, samples = evaluation.score(pairs), evaluation.sample_scores(pairs)
@@ -110,7 +123,7 @@ def score_on_device(
     shift = built - value
     span = winner.score_drop_ci95
     return DeviceScore(
-        task=evaluation.task.spec,
+        task=task.spec,
         score=Score(
             value=value,
             drop=built_drop + shift,

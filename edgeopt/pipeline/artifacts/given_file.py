@@ -1,0 +1,75 @@
+"""The baseline of a build from a bare ``.onnx``: the user's file in one piece, checked and run once.
+
+In: a build and its ``OnnxTask``. Out: the network and the file that everything is compared with. What is wrong with the
+file is an error that names it as the user did.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+
+from edgeopt.bench.outputs import run_arrays, run_model
+from edgeopt.errors import StepError, TaskError
+from edgeopt.graph.compatibility import find_incompatibility
+from edgeopt.graph.facts import read_facts
+from edgeopt.graph.given.files import baseline_content, read_given
+from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, original_network
+from edgeopt.pipeline.boundary import run_step
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.evaluation import NamedArrays
+from edgeopt.tasks.onnx_file import OnnxTask
+
+_STAGE = "evaluate"
+
+
+def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, ExportedFile]:
+    """Copy a given ``.onnx`` into the workspace as the baseline, and keep its outputs, which parity compares with.
+
+    Raises:
+        TaskError: the target cannot load the file, ONNX Runtime cannot run it, or no output has a row per sample.
+    """
+    content = baseline_content(read_given(task.path), build.profile.max_ir)
+    reason = run_step(
+        "compatibility",
+        find_incompatibility,
+        onnx.ModelProto.FromString(content),
+        build.profile.max_opset,
+        build.profile.max_ir,
+    )
+    if reason is not None:
+        raise TaskError(f"{task.path} {reason}")
+    copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
+    copy.write_bytes(content)
+    original = original_network("given", run_step("facts", read_facts, copy).parameters)
+    notes = (*_run_once(build, task, copy), *task.notes)
+    run_step(_STAGE, run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
+    sha256 = build.workspace.keep_artifact(copy)
+    notes = (f"scored by {task.scored_by}", task.calibrated_by, *notes)
+    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
+
+
+def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:
+    """Run batches of several sizes, find outputs whose rows are not samples, and return a note on them."""
+    batches = task.row_check_batches()
+    try:
+        outputs = run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE)
+    except StepError as error:
+        reason = error.reason.replace(str(copy), str(task.path))
+        if not _runs(build, copy, batches[-1]):
+            raise TaskError(reason) from error
+        raise TaskError(
+            f"{reason}. It runs on one sample, so a batch size is written into the graph, as by a Reshape. Export it "
+            "with a dynamic batch, or with a batch of 1 as the fixed size of its inputs."
+        ) from error
+    return task.keep_judged_outputs(task.find_unlike_outputs(batches, outputs))
+
+
+def _runs(build: Build, model: Path, batch: NamedArrays) -> bool:
+    """Tell whether a file runs on one batch."""
+    try:
+        run_step(_STAGE, run_arrays, model, [batch], build.run_target, _STAGE)
+    except StepError:
+        return False
+    return True

@@ -1,0 +1,109 @@
+"""The sizes of a network's dynamic dimensions at which it is judged, and inputs of these sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.config.shapes import InputShapes
+from edgeopt.errors import InputError
+from edgeopt.task import CheckedTask
+from edgeopt.task.dynamic_axes import BATCH
+from edgeopt.tasks.onnx_file import OnnxTask
+
+Sizes = dict[str, int]
+"""Name of a dynamic dimension to its size, without the batch."""
+
+
+def judged_sizes(task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int) -> tuple[Sizes, ...]:
+    """Return the sizes that shapes ask for; those of the example inputs if there are no shapes.
+
+    Args:
+        task: Its inputs are named by the shapes.
+        shapes: Each is a case that has to keep the limits.
+        batch_size: At which the limits apply.
+
+    Raises:
+        InputError: a shape names an input that does not exist, or has a size that the network cannot take.
+    """
+    if isinstance(task, OnnxTask):
+        if shapes:
+            raise InputError(
+                f"--shape goes with a task that has dynamic_axes; {task.spec} is measured on the inputs of --data."
+            )
+        return ({},)
+    example = {
+        axis.name: int(value.shape[dim])
+        for value, dims in zip(task.example_inputs, task.interface.dynamic_dims, strict=True)
+        for dim, axis in dims.items()
+    }
+    return tuple({**example, **_sizes(task, one, batch_size)} for one in shapes) or (example,)
+
+
+def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int) -> Sizes:
+    sizes: Sizes = {}
+    for name, shape in shapes.items():
+        if name not in task.input_names:
+            raise InputError(f"--shape names the input '{name}', but {task.spec} has {', '.join(task.input_names)}.")
+        index = task.input_names.index(name)
+        example, dims = tuple(task.example_inputs[index].shape), task.interface.graph_dims[index]
+        if len(shape) != len(example):
+            raise InputError(f"--shape gives '{name}' {len(shape)} dimensions, but it has {len(example)}: {example}.")
+        for dim, size in enumerate(shape):
+            axis = dims.get(dim)
+            problem = f"--shape gives '{name}' size {size} in dimension {dim}"
+            if axis is None and size != example[dim]:
+                raise InputError(
+                    f"{problem}, but the network has {example[dim]} there. Name the dimension in dynamic_axes of "
+                    f"{task.spec} if it may change."
+                )
+            if axis is None:
+                continue
+            if axis.name == BATCH and size != batch_size:
+                raise InputError(f"{problem}, its batch, but the limits apply at a batch size of {batch_size}.")
+            if size < axis.min_size or (axis.max_size is not None and size > axis.max_size):
+                limits = f"{axis.min_size} to {axis.max_size or 'any'}"
+                raise InputError(f"{problem}, outside the range of '{axis.name}', {limits}.")
+            if sizes.setdefault(axis.name, size) != size:
+                raise InputError(f"{problem}, but '{axis.name}' is {sizes[axis.name]} in another input.")
+    sizes.pop(BATCH, None)
+    return sizes
+
+
+def resize_arrays(
+    task: CheckedTask | OnnxTask, arrays: Mapping[str, NDArray[Any]], sizes: Sizes
+) -> dict[str, NDArray[Any]]:
+    """Return one batch of inputs with other sizes of its dynamic dimensions: cut, or repeated from the start."""
+    if not sizes or isinstance(task, OnnxTask):
+        return dict(arrays)
+    resized = {}
+    for (name, value), dims in zip(arrays.items(), task.interface.dynamic_dims, strict=True):
+        changed = value
+        for dim, axis in dims.items():
+            if axis.name in sizes and changed.shape[dim] != sizes[axis.name]:
+                changed = np.take(changed, np.arange(sizes[axis.name]) % changed.shape[dim], dim)
+        resized[name] = changed
+    return resized
+
+
+def parity_sizes(task: CheckedTask | OnnxTask, batches: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[Sizes, ...]:
+    """Return three choices of sizes on which files are compared with the network: example, small and large.
+
+    Small and large are the ends of the given ranges; where a range is open, the smallest and largest sizes of the
+    selection set, or half and twice the example's.
+    """
+    if isinstance(task, OnnxTask) or not any(task.interface.dynamic_dims):
+        return ({},)
+    (example,) = judged_sizes(task, (), 1)
+    small, large = dict(example), dict(example)
+    for index, dims in enumerate(task.interface.dynamic_dims):
+        for dim, axis in dims.items():
+            seen = [int(batch[task.input_names[index]].shape[dim]) for batch in batches] + [example[axis.name]]
+            low = min(seen) if min(seen) < example[axis.name] else max(2, example[axis.name] // 2)
+            high = max(seen) if max(seen) > example[axis.name] else 2 * example[axis.name]
+            small[axis.name] = max(low, axis.min_size)
+            large[axis.name] = high if axis.max_size is None else min(high, axis.max_size)
+    return (example, small, large)

@@ -1,0 +1,190 @@
+"""Which dimension of each input and output is the batch: given by the task, or found by running one sample apart.
+
+A network's answer for a sample must not depend on the other samples of its batch. This tells the batch from a sequence,
+and from inputs that all samples share (an adjacency matrix, a threshold).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Axes = tuple[int | None, ...]
+"""For each tensor, the dimension that is the batch; None for one that all samples share."""
+Run = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+_SAME_ANSWER_RATIO = 1e-3
+"""Of an output's largest value: kernels for another batch size add in another order."""
+_POSITIONS = (0, 1)
+"""Dimensions that are a batch in practice: the first, or the second after time or layers."""
+_MAX_CHOICES = 32
+"""Choices that are tried for one batch size, each with two runs of one sample."""
+
+
+class BatchAxes(NamedTuple):
+    """The batch dimensions of a network.
+
+    Attributes:
+        inputs: Of each input.
+        outputs: Of each output.
+        note: What the user should know; empty if there is nothing unusual.
+    """
+
+    inputs: Axes
+    outputs: Axes
+    note: str = ""
+
+    def count(self, values: Sequence[Any] | Mapping[str, Any]) -> int:
+        """Return how many samples one batch of inputs has."""
+        return count_samples(values, self.inputs)
+
+    def take(self, values: Sequence[Any], index: Any) -> tuple[Any, ...]:
+        """Return some samples of one batch of inputs; inputs that all samples share stay whole."""
+        return take_samples(values, self.inputs, index)
+
+
+def count_samples(values: Sequence[Any] | Mapping[str, Any], axes: Axes) -> int:
+    """Return the size of the batch of several tensors or arrays; 1 if none has a batch."""
+    listed = list(values.values()) if isinstance(values, Mapping) else values
+    sizes = [value.shape[axis] for value, axis in zip(listed, axes, strict=True) if axis is not None]
+    return int(sizes[0]) if sizes else 1
+
+
+def take_samples(values: Sequence[Any], axes: Axes, index: Any) -> tuple[Any, ...]:
+    """Return the samples with these numbers of several tensors or arrays."""
+    return tuple(
+        value if axis is None else _take(value, axis, np.asarray(index))
+        for value, axis in zip(values, axes, strict=True)
+    )
+
+
+def _take(value: Any, axis: int, index: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.index_select(axis, torch.as_tensor(index, device=value.device))
+    return np.take(value, index, axis)
+
+
+def find_batch_axes(
+    run: Run, inputs: tuple[Tensor, ...], names: Sequence[str], given: Sequence[int | str | None]
+) -> BatchAxes:
+    """Find the batch of each input and output.
+
+    Args:
+        run: Runs the network in evaluation mode, and returns its outputs; it may raise if inputs do not fit.
+        inputs: One batch, best of two samples or more: of a batch of one nothing can be learned.
+        names: Of the inputs, for the note.
+        given: For each input, the dimension that the user named, None if all samples share it, or ``"?"``.
+
+    Returns:
+        The axes. If no choice gives the same answer for a sample alone and in its batch, the usual one (dimension 0),
+        and a note.
+    """
+    whole = run(inputs)
+    usual: BatchAxes | None = None
+    for axes in _choices(inputs, given):
+        count = count_samples(inputs, axes)
+        if usual is None and count < 2:
+            return BatchAxes(axes, _first_axes(whole, count), _describe_unusual(axes, inputs, names))
+        if count < 2:
+            continue
+        answers = [_run_alone(run, inputs, axes, sample) for sample in (0, count - 1)]
+        outputs = _output_axes(whole, answers, count)
+        if usual is None:
+            usual = BatchAxes(axes, outputs or _first_axes(whole, count))
+        if outputs is not None and all(
+            answer is not None and _agrees(whole, answer, outputs, sample)
+            for sample, answer in zip((0, count - 1), answers, strict=True)
+        ):
+            return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
+    assert usual is not None, "there is an input with a dimension"
+    repeated = run(inputs)
+    if not all(_is_close(one, two) for one, two in zip(whole, repeated, strict=True)):
+        return usual._replace(note="the network gives other outputs when it runs again on the same inputs")
+    return usual._replace(
+        note="the network's answer for a sample depends on the other samples of its batch: alone, a sample of "
+        "example_inputs() gives other outputs. Scores then depend on how the selection set is split into batches, and "
+        "files are measured at another batch size. If a dimension other than the first is the batch, name it with "
+        "batch_dim"
+    )
+
+
+def _choices(inputs: tuple[Tensor, ...], given: Sequence[int | str | None]) -> Iterator[Axes]:
+    """Yield choices of axes, the usual ones first: dimension 0 of every input that has the size of the first one's."""
+    sizes = [inputs[index].shape[axis] for index, axis in enumerate(given) if isinstance(axis, int)] or [
+        value.shape[position] for position in _POSITIONS for value in inputs if value.dim() > position
+    ]
+    for size in dict.fromkeys(sizes):
+        options: list[list[int | None]] = []
+        for value, axis in zip(inputs, given, strict=True):
+            dims = [dim for dim in _POSITIONS if value.dim() > dim and value.shape[dim] == size]
+            options.append([*dims, None] if isinstance(axis, str) else [axis])
+        choices = [axes for axes in itertools.product(*options) if any(axis is not None for axis in axes)]
+        choices.sort(key=lambda axes: (axes.count(None), sum(axis or 0 for axis in axes)))
+        yield from choices[:_MAX_CHOICES]
+
+
+def _run_alone(run: Run, inputs: tuple[Tensor, ...], axes: Axes, sample: int) -> tuple[Tensor, ...] | None:
+    """Run one sample; None if the network cannot run it."""
+    try:
+        return run(take_samples(inputs, axes, [sample]))
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError):
+        return None
+
+
+def _output_axes(whole: tuple[Tensor, ...], answers: Sequence[tuple[Tensor, ...] | None], count: int) -> Axes | None:
+    """Return the dimension of each output in which a sample alone has size 1 and its batch ``count``."""
+    if any(answer is None or len(answer) != len(whole) for answer in answers):
+        return None
+    axes: list[int | None] = []
+    for index, value in enumerate(whole):
+        alone = [answer[index] for answer in answers if answer is not None]
+        if any(one.dim() != value.dim() for one in alone):
+            return None
+        axes.append(
+            next(
+                (
+                    dim
+                    for dim in range(value.dim())
+                    if value.shape[dim] == count and all(one.shape[dim] == 1 for one in alone)
+                ),
+                None,
+            )
+        )
+    return tuple(axes)
+
+
+def _agrees(whole: tuple[Tensor, ...], answer: tuple[Tensor, ...], axes: Axes, sample: int) -> bool:
+    return all(
+        _is_close(value if axis is None else value.narrow(axis, sample, 1), one)
+        for value, one, axis in zip(whole, answer, axes, strict=True)
+    )
+
+
+def _is_close(expected: Tensor, found: Tensor) -> bool:
+    if expected.shape != found.shape:
+        return False
+    if not expected.is_floating_point():
+        return bool((expected == found).float().mean() > 1 - _SAME_ANSWER_RATIO) if expected.numel() else True
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    return bool(((expected - found).abs() <= _SAME_ANSWER_RATIO * max(largest, 1e-6)).all())
+
+
+def _first_axes(whole: tuple[Tensor, ...], count: int) -> Axes:
+    return tuple(0 if value.dim() and value.shape[0] == count else None for value in whole)
+
+
+def _describe_unusual(axes: Axes, inputs: tuple[Tensor, ...], names: Sequence[str]) -> str:
+    """Say which inputs have their batch elsewhere, or none; empty if all have it in dimension 0."""
+    parts = [
+        f"input '{name}' has no batch: all samples share it"
+        if axis is None
+        else f"the batch of input '{name}' is dimension {axis}"
+        for name, axis, value in zip(names, axes, inputs, strict=True)
+        if axis != 0 and value.dim()
+    ]
+    return "; ".join(parts)

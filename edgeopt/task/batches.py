@@ -1,0 +1,75 @@
+"""One batch, however a loader yields it, as inputs and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from edgeopt.errors import TaskError
+from edgeopt.task.nesting import tensors_of
+from edgeopt.task.values import describe_value
+
+TARGET_KEYS = ("labels", "label", "targets", "target", "y", "mask", "masks")
+"""Keys under which data sets and the tokenizers of Hugging Face keep targets."""
+ALWAYS_TARGETS = ("labels", "label", "label_ids", "targets", "target")
+"""Keys that are targets even if ``forward`` has a parameter of that name, from which it would compute a loss."""
+
+
+def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[Any, Any]:
+    """Return the inputs and the targets of a batch.
+
+    - ``(inputs, targets)`` is taken as it is.
+    - ``(inputs, targets, rest)``: the rest is dropped if it holds no tensors, such as file names.
+    - A tensor, or a list with one, has no targets: they are None.
+    - A dict is split by the model's parameters: keys of ``forward`` are inputs. Of the other keys, ``labels`` and the
+      like are the targets; if several are left, the targets are a dict of them.
+
+    Args:
+        batch: As the loader yields it.
+        parameters: Names of the model's parameters.
+        source: Names the loader in errors.
+
+    Raises:
+        TaskError: it has no such form.
+    """
+    if isinstance(batch, Mapping):
+        return _split_mapping(dict(batch), parameters, source)
+    if isinstance(batch, Tensor | np.ndarray):
+        return batch, None
+    if not isinstance(batch, tuple | list):
+        raise TaskError(f"{source} yields {describe_value(batch)}, not (inputs, targets).")
+    if len(batch) == 1:
+        return batch[0], None
+    if len(batch) > 2 and any(tensors_of(part) for part in batch[2:]):
+        parts = ", ".join(describe_value(part) for part in batch)
+        raise TaskError(
+            f"{source} yields batches of {len(batch)} parts ({parts}). Give (inputs, targets): several inputs as a "
+            "tuple or a dict, several targets as a tuple or a dict."
+        )
+    if len(batch) < 2:
+        raise TaskError(f"{source} yields an empty {type(batch).__name__}, not (inputs, targets).")
+    return batch[0], batch[1]
+
+
+def _split_mapping(batch: dict[Any, Any], parameters: Collection[str], source: str) -> tuple[Any, Any]:
+    inputs = {key: value for key, value in batch.items() if key in parameters and key not in ALWAYS_TARGETS}
+    others = {key: value for key, value in batch.items() if key not in inputs}
+    named = {key: value for key, value in others.items() if key in (*TARGET_KEYS, *ALWAYS_TARGETS)}
+    if not inputs:
+        # a single input may have any name
+        unnamed = {key: value for key, value in others.items() if key not in named and tensors_of(value)}
+        if len(unnamed) != 1:
+            raise TaskError(
+                f"{source} yields a dict with the keys {', '.join(map(str, batch))}, of which none is a parameter of "
+                f"the model's forward() ({', '.join(parameters)}). Name the inputs after these, or give (inputs, "
+                "targets)."
+            )
+        inputs = unnamed
+        others = {key: value for key, value in others.items() if key not in unnamed}
+    targets = named or {key: value for key, value in others.items() if tensors_of(value)}
+    if not targets:
+        return inputs, None
+    return inputs, next(iter(targets.values())) if len(targets) == 1 else targets

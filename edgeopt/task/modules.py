@@ -1,0 +1,93 @@
+"""What ``build_model()`` returns, made ready: refused, unwrapped, or widened to float32."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgeopt.errors import TaskError
+from edgeopt.task.inputs import InputLayout
+from edgeopt.task.nesting import tensors_of
+
+NARROW_TYPES = (torch.float16, torch.bfloat16)
+
+
+def prepare_module(model: Any, part: str, spec: str) -> nn.Module:
+    """Return a user's module in evaluation mode on the CPU, without wrappers of parallel or compiled modules.
+
+    Args:
+        model: As the user's function returned it.
+        part: That function, for errors.
+        spec: Names the task in errors.
+
+    Raises:
+        TaskError: it is not a module that can be pruned.
+    """
+    if isinstance(model, torch.export.ExportedProgram):
+        raise TaskError(
+            f"{spec}: {part} returned a torch.export program, whose channels cannot be pruned and trained. Return the "
+            "nn.Module that it was exported from, with its state_dict loaded; or export the program to ONNX and build "
+            "from the .onnx file."
+        )
+    if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction):
+        raise TaskError(
+            f"{spec}: {part} returned a TorchScript module, which cannot be pruned. Build the Python class and load "
+            "its state_dict: `model = MyNetwork(); model.load_state_dict(scripted.state_dict())`."
+        )
+    if isinstance(model, Mapping):
+        raise TaskError(
+            f"{spec}: {part} returned a {type(model).__name__} with {len(model)} entries, such as a state_dict or a "
+            "checkpoint, not a torch.nn.Module. Build the module and call its load_state_dict()."
+        )
+    if not isinstance(model, nn.Module):
+        raise TaskError(f"{spec}: {part} returned {type(model).__name__}, not a torch.nn.Module.")
+    while True:
+        inner: Any = getattr(model, "_orig_mod", None) or (
+            model.module if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel) else None
+        )
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
+    ready: nn.Module = model.eval().cpu()
+    return ready
+
+
+def narrow_types(module: nn.Module) -> set[torch.dtype]:
+    """Return the half-precision types of a module's parameters and buffers."""
+    return {value.dtype for value in (*module.parameters(), *module.buffers())} & set(NARROW_TYPES)
+
+
+def widen(module: nn.Module) -> nn.Module:
+    """Return a float32 copy of a module in half precision. Its weights keep their values exactly."""
+    return copy.deepcopy(module).float()
+
+
+def widen_inputs(value: Tensor) -> Tensor:
+    """Return an input of half precision in float32; others stay."""
+    return value.float() if value.dtype in NARROW_TYPES else value
+
+
+@contextmanager
+def flat_forward(model: nn.Module, layout: InputLayout) -> Iterator[nn.Module]:
+    """Let ``forward`` of a model take and return flat tuples of tensors, for the length of a block.
+
+    The names of its parameters stay the same, as they would not in a wrapper.
+    """
+    forward: Callable[..., Any] = model.forward
+
+    def call(*leaves: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors_of(layout.call(forward, leaves)))
+
+    own = model.__dict__.get("forward")
+    object.__setattr__(model, "forward", call)
+    try:
+        yield model
+    finally:
+        object.__delattr__(model, "forward")
+        if own is not None:
+            object.__setattr__(model, "forward", own)

@@ -1,0 +1,105 @@
+"""Networks with dynamic dimensions, from the task to a pruned file that is right at three sizes."""
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from dynamic_tasks import SceneTask, StreamTask, TextTask
+from torch import nn
+
+from edgeopt.errors import StepError
+from edgeopt.export.to_onnx import export
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
+from edgeopt.passes.prune.proof import verify_pruning
+from edgeopt.passes.prune.rewrite import prune
+from edgeopt.pipeline.judged_sizes import parity_sizes, resize_arrays
+from edgeopt.task import CheckedTask
+from edgeopt.task.dynamic_axes import graph_axes
+from edgeopt.task.values import to_numpy
+
+MAX_ERROR = 1e-4
+
+
+def without_training(task):
+    """A task whose network keeps its random weights."""
+    task.build_model = {TextTask: text, SceneTask: scene, StreamTask: stream}[type(task)]
+    return CheckedTask(task, "tests")
+
+
+def text():
+    from dynamic_tasks import Encoder
+
+    return Encoder()
+
+
+def scene():
+    from dynamic_tasks import Segmenter
+
+    return Segmenter()
+
+
+def stream():
+    from dynamic_tasks import Keyword
+
+    return Keyword()
+
+
+def traced(task):
+    axes = graph_axes(task.trace_dims)
+    with task.interface.flat_forward(task.model):
+        return Network.trace(task.model, task.example_inputs, axes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "exporter"), [(TextTask, "dynamo"), (SceneTask, "dynamo"), (StreamTask, "torchscript")]
+)
+def test_a_pruned_file_is_right_at_three_sizes(kind, exporter, tmp_path):
+    torch.manual_seed(0)
+    task = without_training(kind())
+    network = traced(task)
+    groups = analyse(network)
+    keep = {name: range(group.channels // 2) for name, group in groups.free.items()}
+    assert keep
+    pruned = prune(network, groups, keep)
+    verify_pruning(network, groups, keep, pruned, task.example_inputs)
+    export(
+        pruned.eval_module, task.example_inputs, tmp_path / "m.onnx", input_names=task.input_names,
+        output_names=task.output_names, max_opset=20, max_ir=9, exporter=exporter,
+        axes=graph_axes(task.interface.graph_dims), output_batch=task.axes.outputs,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    example = dict(zip(task.input_names, map(to_numpy, task.example_inputs), strict=True))
+    sizes = parity_sizes(task, [])
+    assert len(sizes) == 3
+    for one in sizes:
+        arrays = resize_arrays(task, example, one)
+        with torch.no_grad():
+            expected = pruned.eval_module(*map(torch.from_numpy, arrays.values()))
+        for found, wanted in zip(session.run(None, arrays), expected, strict=True):
+            assert found.shape == tuple(wanted.shape)
+            assert np.abs(found - wanted.numpy()).max() <= MAX_ERROR * max(1.0, float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}])
+def test_recurrent_layers_take_sequences_of_any_length(kind, options):
+    layer = getattr(nn, kind)(6, 5, **options).eval()
+    order = ("batch", "time") if options.get("batch_first") else ("time", "batch")
+    network = Network.trace(layer, (torch.randn(4, 3, 6),), (dict(enumerate(order)),))
+    x = torch.randn(9, 2, 6)
+    assert torch.allclose(network.eval_module(x)[0], layer(x)[0], atol=1e-6)
+
+
+class FixedSize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4 * 8, 2)
+
+    def forward(self, x):
+        return self.head(x.reshape(x.shape[0], 4 * 8))
+
+
+def test_a_network_of_one_size_cannot_have_a_dynamic_one():
+    with pytest.raises(StepError, match=r"cannot export FixedSize with dynamic dimensions \(length\)"):
+        Network.trace(FixedSize(), (torch.randn(3, 4, 8),), ({0: "batch", 2: "length"},))

@@ -1,0 +1,66 @@
+"""Batches as people's loaders yield them."""
+
+import collections
+
+import pytest
+import torch
+
+from edgeopt.errors import TaskError
+from edgeopt.task.batches import split_batch
+
+X, Y, Z = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4)
+IDS, MASK = torch.zeros(4, 6, dtype=torch.int64), torch.ones(4, 6, dtype=torch.int64)
+
+
+class BatchEncoding(collections.UserDict):
+    """As in Hugging Face's library: not a dict, but a mapping."""
+
+
+@pytest.mark.parametrize(
+    ("batch", "parameters", "inputs", "targets"),
+    [
+        ((X, Y), ["x"], X, Y),
+        ([X, Y], ["x"], X, Y),
+        ((X, Y, ["a.png"] * 4), ["x"], X, Y),
+        ((X, Y, {"id": "17"}, None), ["x"], X, Y),
+        (((X, Z), (Y, Z)), ["x", "z"], (X, Z), (Y, Z)),
+        ([X], ["x"], X, None),
+        (X, ["x"], X, None),
+        ((X, None), ["x"], X, None),
+        ({"image": X, "label": Y}, ["input"], {"image": X}, Y),
+        ({"x": X, "label": Y, "file": ["a"] * 4}, ["x"], {"x": X}, Y),
+        ({"input_ids": IDS, "attention_mask": MASK, "labels": Y}, ["input_ids", "attention_mask", "labels"],
+         {"input_ids": IDS, "attention_mask": MASK}, Y),
+        (BatchEncoding({"input_ids": IDS, "labels": Y, "idx": Z}), ["input_ids"], {"input_ids": IDS}, Y),
+        ({"input_ids": IDS, "start": Y, "end": Z}, ["input_ids"], {"input_ids": IDS}, {"start": Y, "end": Z}),
+        ({"x": X}, ["x"], {"x": X}, None),
+    ],
+)  # fmt: skip
+def test_inputs_and_targets_are_found(batch, parameters, inputs, targets):
+    found = split_batch(batch, parameters, "train_batches()")
+    assert same(found, (inputs, targets))
+
+
+def same(left, right):
+    if isinstance(left, torch.Tensor):
+        return left is right
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, tuple | list):
+        return len(left) == len(right) and all(map(same, left, right))
+    return left == right
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((X, Z, Y), r"train_batches\(\) yields batches of 3 parts \(tensor 4x3 float32, tensor 4 float32, tensor 4 "
+         r"int64\)\. Give \(inputs, targets\)"),
+        ({"left": X, "right": X, "label": Y}, "a dict with the keys left, right, label, of which none is a parameter"),
+        ("text", r"yields str, not \(inputs, targets\)"),
+        ([], "an empty list"),
+    ],
+)  # fmt: skip
+def test_other_forms_are_refused(batch, message):
+    with pytest.raises(TaskError, match=message):
+        split_batch(batch, ["x"], "train_batches()")

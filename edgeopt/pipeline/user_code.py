@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from edgeopt.errors import DivergedError, TaskError
 from edgeopt.pipeline.boundary import run_user_code
@@ -77,9 +78,20 @@ class GuardedBatches:
         self._batches = batches
 
     def __iter__(self) -> Iterator[Any]:
+        _catch_up(self._batches)
         iterator, end = run_user_code(self._spec, self._part, iter, self._batches), object()
         while (batch := run_user_code(self._spec, self._part, next, iterator, end)) is not end:
             yield batch
+
+
+def _catch_up(batches: Any) -> None:
+    """Draw the number that a new iteration of a ``DataLoader`` draws, if its workers stay from an earlier one.
+
+    Such a loader draws it only the first time. Without this, the order of shuffled batches would depend on that, and
+    differ from that of a loader without workers.
+    """
+    if isinstance(batches, DataLoader) and getattr(batches, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=batches.generator)
 
 
 def _guard_batches(spec: str, part: str, batches: Any) -> Any:

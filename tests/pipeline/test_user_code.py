@@ -1,14 +1,16 @@
 """Errors of user code and of libraries are told apart, at each call of the user's."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from edgeopt.errors import CrashError, DivergedError, StepError, TaskError
 from edgeopt.pipeline.boundary import as_failed, run_step, tell_apart
-from edgeopt.pipeline.user_code import load_guarded_task
+from edgeopt.pipeline.user_code import GuardedTask, load_guarded_task
 
 SOURCE = """
 import sys
@@ -168,6 +170,19 @@ def test_a_model_that_cannot_be_traced_is_the_users():
     assert isinstance(error, TaskError)
     assert "the model cannot be traced: torch.export" in str(error)
     assert "(file /home/me/net.py, line 7, in forward)" in str(error)
+
+
+def test_workers_that_stay_do_not_change_the_order_of_shuffled_batches():
+    def orders(**options):
+        loader = DataLoader(TensorDataset(torch.arange(12)), 4, shuffle=True, **options)
+        task = GuardedTask(SimpleNamespace(train_batches=lambda: loader), "mine")
+        found = []
+        for seed in (0, 1, 0):
+            torch.manual_seed(seed)
+            found.append([batch.tolist() for (batch,) in task.train_batches()])
+        return found
+
+    assert orders(num_workers=1, persistent_workers=True) == orders()
 
 
 def test_a_student_that_cannot_be_built_is_named(task):

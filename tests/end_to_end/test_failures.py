@@ -15,6 +15,7 @@ def build(tmp_path):
 
     def build(how):
         (tmp_path / "how").write_text(how)
+        (tmp_path / "died").unlink(missing_ok=True)
         return edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--quick", "--workers", "1", "--json")
 
     return build

@@ -77,6 +77,12 @@ class GuardedBatches:
         self._part = part
         self._batches = batches
 
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __bool__(self) -> bool:
+        return True  # not every loader has a length
+
     def __iter__(self) -> Iterator[Any]:
         _catch_up(self._batches)
         iterator, end = run_user_code(self._spec, self._part, iter, self._batches), object()

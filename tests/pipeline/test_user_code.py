@@ -185,6 +185,15 @@ def test_workers_that_stay_do_not_change_the_order_of_shuffled_batches():
     assert orders(num_workers=1, persistent_workers=True) == orders()
 
 
+def test_the_length_of_a_loader_can_be_asked_for(task):
+    loader = DataLoader(TensorDataset(torch.arange(12)), 4)
+    assert len(GuardedTask(SimpleNamespace(train_batches=lambda: loader), "mine").train_batches()) == 3
+    without_length = task.task.train_batches(0)
+    assert without_length
+    with pytest.raises(TypeError):
+        len(without_length)
+
+
 def test_a_student_that_cannot_be_built_is_named(task):
     with pytest.raises(TaskError, match=r"students\['none'\]\(\) failed with ZeroDivisionError"):
         task.students["none"]()

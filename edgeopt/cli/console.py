@@ -25,6 +25,9 @@ _logger = logging.getLogger(PROGRESS_LOGGER)
 LINE_INTERVAL_SECONDS = 10.0
 """Shortest time between two lines of the same stage if stderr is not a terminal."""
 
+_LASTING = ("note", "warning")
+"""Stages whose lines stay on a terminal."""
+
 _REFRESHES_PER_SECOND = 2.0
 """Of the live line: few enough not to disturb a measurement on another core."""
 
@@ -107,10 +110,13 @@ class ProgressDisplay:
         new_stage = stage != self._stage
         if new_stage:
             self._stage_began = now
+        if stage in _LASTING and self._live is not None:
+            self._live.console.print(f"{stage}: {detail}", markup=False, highlight=False)
+            return
         self._stage, self._detail = stage, detail
         line = f"{stage}: {detail}" if detail else stage
         _logger.debug(line)
-        is_due = new_stage or now - self._line_printed >= LINE_INTERVAL_SECONDS
+        is_due = new_stage or stage in _LASTING or now - self._line_printed >= LINE_INTERVAL_SECONDS
         if self._live is None and not self._quiet and is_due:
             self._line_printed = now
             print(line, file=sys.stderr, flush=True)

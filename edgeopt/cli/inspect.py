@@ -98,7 +98,8 @@ def _facts_table(inspection: ModelInspection) -> Table:
         table.add_row(label, escape(f"{value.name}: {value.dtype} {list(value.shape)}"))
     table.add_row("operator set · IR", f"{inspection.opset} · {inspection.ir_version}")
     table.add_row("file", f"{inspection.size_bytes / 1e6:.3f} MB ({inspection.download_bytes / 1e6:.3f} MB deflated)")
-    table.add_row("parameters", f"{inspection.parameters:,} ({inspection.nonzero_parameters:,} not zero)")
+    kinds = f", {' and '.join(inspection.weight_types)}" if inspection.weight_types else ""
+    table.add_row("parameters", f"{inspection.parameters:,} ({inspection.nonzero_parameters:,} not zero){kinds}")
     table.add_row("MACs per sample", f"{inspection.macs:,}")
     table.add_row("operators", ", ".join(f"{name} {count}" for name, count in inspection.operators.items()))
     if inspection.run_ms is None:

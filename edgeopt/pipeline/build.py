@@ -9,7 +9,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,24 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
+from edgeopt.bundle.manifest import DynamicDimension
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.passes.distill.compute import training_gpus
+from edgeopt.passes.trainable import FROZEN_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
-from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
+from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
+from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.task_data import TaskData
@@ -42,8 +46,10 @@ from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import choose
+from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
@@ -61,6 +67,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     task: str
     data: str | None
     """Inputs for a bare ``.onnx``."""
+    score_wish: ScoreWish = ScoreWish()
+    """How a bare ``.onnx`` is to be scored."""
+    yes: bool = False
+    """Build even if the trained network scores like a constant answer."""
     profile: Profile
     device: str
     """URI."""
@@ -106,8 +116,10 @@ def build(
         open_build(request, workspace, resolve, progress) as opened,
     ):
         search = start(opened)
+        remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
-        choice = score_on_test_set(opened, search.runner.evaluator, decide(opened, search, request.notes))
+        choice = decide(opened, search, remarks, request.notes)
+        choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice
 
@@ -134,7 +146,7 @@ def quick_profile(profile: Profile) -> Profile:
 
 def sizes_of(
     request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
-) -> tuple[Sizes, ...]:
+) -> tuple[DimensionSizes, ...]:
     """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
     if request.shapes:
         shapes = parse_shapes(request.shapes, "--shape")
@@ -158,7 +170,7 @@ def open_build(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = open_task(request.task, Path(request.data) if request.data else None)
+        task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
         budget = resolve(task.budgets.get(profile.name))
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
@@ -168,9 +180,9 @@ def open_build(
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
-        workers = min(request.workers or available_cores(), effort.candidates)
-    torch_pool = TorchPool(request.task, workers)
-    try:
+        gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
+        workers = min(request.workers or len(gpus) or available_cores(), effort.candidates)
+    with closing(ledger), closing(TorchPool(request.task, workers)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,
@@ -185,17 +197,13 @@ def open_build(
             workspace=workspace,
             ledger=ledger,
             torch_pool=torch_pool,
+            gpus=", ".join(gpus),
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
             clock=clock,
         )
-    finally:
-        try:
-            torch_pool.close()
-        finally:
-            ledger.close()
 
 
 def check_runtime(build: Build) -> None:
@@ -225,6 +233,8 @@ def start(build: Build) -> Search:
     with build.clock.stage("baseline"):
         if isinstance(task, OnnxTask):
             original, exported = take_given_file(build, task)
+            settle_score(build, Evaluator(build, exported.sha256))
+            exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
         else:
             count = sum(value.numel() for value in task.model.parameters())
             original = original_network("original", count)
@@ -233,7 +243,7 @@ def start(build: Build) -> Search:
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
 
 
-def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
+def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
     """Choose among the trials of a finished search."""
     task = build.data.task
     choice = choose(
@@ -244,13 +254,15 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *search.notes),
+        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *training_notes(search)),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
     return msgspec.structs.replace(
         choice,
         teacher=teacher,
+        warnings=remarks.warnings,
+        score_kind=remarks.kind,
         failed_trainings=count_failed_trainings(choice.trials),
         ended_early=search.ended_early,
     )
@@ -264,6 +276,13 @@ def task_notes(build: Build) -> tuple[str, ...]:
         worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
         notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
     return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
+
+
+def training_notes(search: Search) -> tuple[str, ...]:
+    """Return what the report has to say about how the candidates were trained."""
+    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
+    gain = undertrained_note(search.runner.trials)
+    return (*frozen, *((gain,) if gain else ()))
 
 
 def measured(choice: Choice, number: int) -> Measured:
@@ -292,13 +311,13 @@ def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choi
         if choice.winner is None or test is None:
             return choice
         inputs, targets = test
-        baseline, base_samples = evaluator.evaluate(measured(choice, 0).artifact.sha256, inputs, targets)
-        winner, samples = evaluator.evaluate(measured(choice, choice.winner).artifact.sha256, inputs, targets)
+        winner = evaluator.compare_scores(measured(choice, choice.winner).artifact.sha256, inputs, targets)
         scores = TestScores(
-            baseline_score=baseline,
-            winner_score=winner,
-            drop_ci95=drop_interval(base_samples, samples),
-            samples=sum(len(np.atleast_1d(target)) for target in targets),
+            baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
+            winner_score=winner.value,
+            drop_ci95=winner.drop_ci95,
+            samples=winner.samples,
+            direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)
 
@@ -332,4 +351,22 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
             versions=maker_versions(),
             seed=build.seed,
             command=shlex.join(command),
+            dynamic=dynamic_dimensions(build),
         )
+
+
+def dynamic_dimensions(build: Build) -> tuple[DynamicDimension, ...]:
+    """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
+    task = build.data.task
+    if not isinstance(task, CheckedTask):
+        return ()
+    axes = dict.fromkeys(axis for dims in task.interface.dynamic_dims for axis in dims.values())
+    return tuple(
+        DynamicDimension(
+            name=axis.name,
+            min_size=axis.min_size,
+            max_size=axis.max_size,
+            judged_at=tuple(dict.fromkeys(sizes[axis.name] for sizes in build.sizes)),
+        )
+        for axis in axes
+    )

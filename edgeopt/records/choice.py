@@ -8,6 +8,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
 
@@ -52,6 +53,7 @@ class TestScores(Record, frozen=True, kw_only=True):
     winner_score: float
     drop_ci95: tuple[float, float] | None
     samples: int
+    direction: ScoreDirection = "higher"
 
 
 class FailedTrainings(Record, frozen=True, kw_only=True):
@@ -121,6 +123,10 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the network that zeros were tried on, which is done only if the budget is about the download."""
     notes: tuple[str, ...] = ()
     """Things that the search did not try, and why."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why the scores may mean nothing, such as a baseline that scores like a constant answer."""
+    score_kind: ScoreKind | None = None
+    """What the score is; None if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; None if the original network did."""
     failed_trainings: FailedTrainings | None = None

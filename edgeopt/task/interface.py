@@ -50,6 +50,11 @@ class ModelInterface:
     def _layout_of(self, module: nn.Module) -> InputLayout:
         return self.layout if module is self.module else InputLayout(module, self._example, self.spec)
 
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the model on one batch, and return its outputs, flat."""
+        with torch.no_grad():
+            return tuple(tensors_of(self.layout.call(self.module, [value.clone() for value in inputs])))
+
     def check_student(self, student: nn.Module, name: str) -> None:
         """Raise TaskError if a student does not run on the example inputs, or has other outputs than the model."""
         outputs, _ = self._run_example(student, f"student '{name}'")
@@ -135,13 +140,7 @@ class ModelInterface:
     @cached_property
     def axes(self) -> BatchAxes:
         """The batch dimension of each input and output: ``batch_dim`` of the task, or found."""
-        layout, module = self.layout, self.module
-
-        def run(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return tuple(tensors_of(layout.call(module, [value.clone() for value in leaves])))
-
-        found = find_batch_axes(run, self.layout.example, self.input_names, self._given_axes())
+        found = find_batch_axes(self.run, self.layout.example, self.input_names, self._given_axes())
         if found.note:
             self.notes.append(found.note)
         return found

@@ -113,6 +113,8 @@ def train_network(
             checkpoint=str(build.workspace.folder("checkpoints") / f"{key.digest}.safetensors"),
             teacher=str(build.workspace.folder("teacher") / build.fingerprint),
             out=str(path),
+            threads=build.torch_pool.threads,
+            precision=build.torch_pool.precision,
             int8=None if sites is None else protocol.Int8Reference(
                 sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
                 expected=str(fake_quantized_outputs_file(build, key.digest)),

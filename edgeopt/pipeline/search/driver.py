@@ -39,11 +39,13 @@ from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefi
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.report import words
 from edgeopt.select.decision import contenders
 from edgeopt.select.limits import replaces
 
@@ -79,6 +81,8 @@ class Search:
             training: Whether the task can be trained.
             more: Continue after a finished search, towards this build's limits.
         """
+        if training:
+            self.tune_training()
         self.measure_original()
         if training:
             self.go_on_if_it_fails(self.search, more)
@@ -149,6 +153,7 @@ class Search:
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
         found = []
+        assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
             for candidate, result in zip(candidates, results, strict=True):
                 self.candidates.append(candidate)
@@ -176,10 +181,11 @@ class Search:
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
 
     def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Call ``function`` on each item, as many at a time as there are torch processes.
+        """Call ``function`` on each item, as many at a time as there are torch processes, which share the cores.
 
         The first exception stops all of them.
         """
+        self.build.torch_pool.share_cores(len(items))
         with ThreadPoolExecutor(self.build.torch_pool.count) as pool:
             try:
                 futures = [pool.submit(function, item) for item in items]
@@ -207,8 +213,6 @@ class Search:
             new = self.new_candidates(plans)
             if not new:
                 break
-            if index == 0:
-                self.tune_worker_count()
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
             points += self.points(results, [ratio for _, ratio in new])
@@ -224,23 +228,26 @@ class Search:
                 new.append((candidate, ratio))
         return new
 
-    def tune_worker_count(self) -> None:
-        """Find out how many trainings to run in parallel, unless the user set the number."""
-        build = self.build
-        if build.fixed_workers or build.torch_pool.count == 1:
+    def tune_training(self) -> None:
+        """Find out, or look up, how trainings share the cores; on GPUs there is one on each."""
+        build, pool = self.build, self.build.torch_pool
+        if build.gpus:
+            build.progress("workers", f"training on {build.gpus}")
             return
+        key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
         try:
             with build.clock.stage("train and make files"):
-                speedup = build.torch_pool.tune_worker_count()
+                found = build.ledger.remember(key, ParallelTraining, lambda: pool.tune(build.fixed_workers))
         except CrashError as error:
-            build.torch_pool.count = 1
+            pool.count = 1
             build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")
             return
-        count = build.torch_pool.count
-        words = (
-            f"{count} in parallel, {speedup:.1f} times the steps of one" if count > 1 else "one at a time is as fast"
+        pool.use(found)
+        threads = words.plural(found.useful_threads, "thread")
+        half = "" if found.precision == "float32" else f", in {found.precision}"
+        build.progress(
+            "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
         )
-        build.progress("workers", words)
 
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""

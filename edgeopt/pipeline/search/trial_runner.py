@@ -158,8 +158,8 @@ class TrialRunner:
         self.build.torch_pool.check_open()
         try:
             artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe, reasons))
-            trained = (note for note in network.notes if note not in artifact.notes)
-            artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes, *trained))
+            notes = dict.fromkeys((*artifact.notes, *candidate.notes, *network.notes))
+            artifact = msgspec.structs.replace(artifact, notes=tuple(notes))
             score = timed(seconds, "score", lambda: self.evaluator.score(artifact.sha256))
         except EdgeoptError as error:
             return Variant(recipe, as_failed(error), seconds)
@@ -226,7 +226,7 @@ class TrialRunner:
         assert isinstance(variant.made, ScoredArtifact)
         artifact, score = variant.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
-        parity = device_parity(self.build, artifact.sha256, variant.recipe)
+        parity = device_parity(self.build, artifact.sha256, variant.recipe, artifact.weight_types)
         if parity is not None:
             artifact = msgspec.structs.replace(artifact, parities=(*artifact.parities, parity))
         outcome = Measured(

@@ -1,4 +1,7 @@
-"""The parent's side of the torch processes: one for each candidate that is made in parallel, one thread each."""
+"""The parent's side of the torch processes: one for each candidate that is made in parallel.
+
+Trainings share out the cores: a process has as many threads as a short trial finds useful, and at most its share.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ import msgspec
 from edgeopt.errors import CrashError, DivergedError, EdgeoptError, StepError, StoppedError, TaskError
 from edgeopt.pipeline.processes import kill_group
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
+from edgeopt.records.recipe import MultiplyPrecision
 from edgeopt.records.trial import FailureKind
 
 T = TypeVar(
@@ -41,6 +46,10 @@ _logger = logging.getLogger(__name__)
 TRIAL_SECONDS = 0.5
 MIN_SPEEDUP_RATIO = 1.1
 """One more parallel training has to raise the steps of all of them together by this factor."""
+MIN_THREADS_SPEEDUP_RATIO = 1.25
+"""Twice the threads have to raise the steps of a training by this factor."""
+MIN_GRADIENT_COSINE = 0.99
+"""A precision in which gradients are further from those in float32 is not used unasked."""
 
 
 def available_cores() -> int:
@@ -76,17 +85,30 @@ def _signal_name(number: int) -> str:
     return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
+class ParallelTraining(Record, frozen=True, kw_only=True):
+    """How trainings share this machine's cores; kept, so that a build that continues trains in the same way."""
+
+    workers: int
+    """Trainings at a time."""
+    useful_threads: int
+    """The most threads that speed up one training."""
+    speedup_ratio: float
+    """Steps of all workers together, over those of one, each with one thread."""
+    precision: MultiplyPrecision = "float32"
+    """Of products on the processor."""
+
+
 class TorchProcess:
     """One process that holds PyTorch."""
 
-    def __init__(self, task: str) -> None:
+    def __init__(self, task: str, number: int = 0) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
             [sys.executable, "-m", "edgeopt.pipeline.torch_process.worker", task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
-            env=os.environ | _VARIABLES,
+            env=os.environ | _VARIABLES | {protocol.WORKER_VARIABLE: str(number)},
             start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
         )
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
@@ -168,11 +190,19 @@ class TorchPool:
     Args:
         task: As the user named it; each process loads it.
         count: How many processes.
+        cores: Cores of the processor for trainings; None for all that this process may use.
     """
 
-    def __init__(self, task: str, count: int) -> None:
+    def __init__(self, task: str, count: int, cores: int | None = None) -> None:
         self.task = task
         self.count = count
+        self.cores = available_cores() if cores is None else cores
+        self.useful_threads = 1
+        """The most threads that speed up one training."""
+        self.threads = 1
+        """Of each training that starts now."""
+        self.precision: MultiplyPrecision = "float32"
+        """Of products on the processor, if the task leaves it open."""
         self.processes: list[TorchProcess] = []
         self.free: queue.Queue[TorchProcess] = queue.Queue()
         self.starting = threading.Lock()
@@ -180,9 +210,21 @@ class TorchPool:
 
     def start(self) -> TorchProcess:
         """Start a process."""
-        worker = TorchProcess(self.task)
+        worker = TorchProcess(self.task, len(self.processes))
         self.processes.append(worker)
         return worker
+
+    def replace(self, dead: TorchProcess) -> TorchProcess:
+        """Start a process with the number of one that has ended."""
+        number = self.processes.index(dead)
+        dead.close()
+        self.processes[number] = TorchProcess(self.task, number)
+        return self.processes[number]
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no process does a job. Nothing is timed otherwise: the cores and GPUs may be the same."""
+        return self.free.qsize() == len(self.processes)
 
     @contextmanager
     def worker(self) -> Iterator[TorchProcess]:
@@ -192,7 +234,7 @@ class TorchPool:
                 self.free.put(self.start())
         worker = self.free.get()
         if worker.process.poll() is not None:
-            worker = self.start()
+            worker = self.replace(worker)
         try:
             yield worker
         finally:
@@ -226,10 +268,34 @@ class TorchPool:
         if self.is_closed:
             raise StoppedError("the torch processes have been stopped.")
 
+    def share_cores(self, trainings: int) -> None:
+        """Give each training that starts now its share of the cores, as far as it uses them.
+
+        Args:
+            trainings: How many there are to do; as many as there are processes run at a time.
+        """
+        self.threads = max(1, min(self.useful_threads, self.cores // max(1, min(trainings, self.count))))
+
+    def tune(self, fixed_workers: bool, seconds: float = TRIAL_SECONDS) -> ParallelTraining:
+        """Find out by a short trial how trainings share the cores.
+
+        Args:
+            fixed_workers: Whether the user set the number of parallel trainings.
+            seconds: Length of each measurement.
+        """
+        speedup = 1.0 if fixed_workers or self.count == 1 else self.tune_worker_count(seconds)
+        self.tune_threads(seconds)
+        self.tune_precision(seconds)
+        return ParallelTraining(
+            workers=self.count, useful_threads=self.useful_threads, speedup_ratio=speedup, precision=self.precision
+        )
+
+    def use(self, found: ParallelTraining) -> None:
+        """Train as an earlier trial found best."""
+        self.count, self.useful_threads, self.precision = found.workers, found.useful_threads, found.precision
+
     def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
         """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.
-
-        The trained networks stay the same, because every training has one thread.
 
         Returns:
             The training steps of those processes together, as a multiple of a single one's.
@@ -244,10 +310,32 @@ class TorchPool:
             best = together
         return best / single
 
-    def speed(self, workers: int, seconds: float) -> float:
+    def tune_threads(self, seconds: float = TRIAL_SECONDS) -> None:
+        """Find out, by doubling, how many threads speed up one training; networks are as good from any number."""
+        self.useful_threads = 1
+        speed = self.speed(1, seconds) if self.cores > 1 else 0.0
+        while self.useful_threads < self.cores:
+            more = min(2 * self.useful_threads, self.cores)
+            faster = self.speed(1, seconds, more)
+            if faster < speed * MIN_THREADS_SPEEDUP_RATIO ** (more / self.useful_threads - 1):
+                break
+            self.useful_threads, speed = more, faster
+
+    def tune_precision(self, seconds: float = TRIAL_SECONDS) -> None:
+        """Multiply in bfloat16 if the processor has instructions for it, gets faster, and gradients stay the same."""
+        plain = self.do(protocol.SpeedJob(seconds=seconds), protocol.SpeedDone)
+        self.precision = "float32"
+        if plain.multiplies_bfloat16:
+            half = self.do(protocol.SpeedJob(seconds=seconds, precision="bfloat16"), protocol.SpeedDone)
+            is_faster = half.steps_per_second >= MIN_SPEEDUP_RATIO * plain.steps_per_second
+            if is_faster and half.gradient_cosine >= MIN_GRADIENT_COSINE:
+                self.precision = "bfloat16"
+
+    def speed(self, workers: int, seconds: float, threads: int = 1) -> float:
         """Return the training steps per second of that many processes together."""
+        job = protocol.SpeedJob(seconds=seconds, threads=threads)
         with ThreadPoolExecutor(workers) as pool:
-            done = pool.map(lambda _: self.do(protocol.SpeedJob(seconds=seconds), protocol.SpeedDone), range(workers))
+            done = pool.map(lambda _: self.do(job, protocol.SpeedDone), range(workers))
             return sum(answer.steps_per_second for answer in done)
 
     def close(self) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import FailureKind
+
+WORKER_VARIABLE = "EDGEOPT_WORKER"
+"""Environment variable of a torch process: its number, from 0."""
 
 
 class NetworkRef(Record, frozen=True, kw_only=True):
@@ -79,6 +82,10 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Needed by a ``QuantizeAware`` step."""
     careful: bool = False
     """Train in row-major memory and with half of each batch at a time: the same training has crashed before."""
+    threads: int = 1
+    """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
+    precision: MultiplyPrecision | None = None
+    """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -98,6 +105,8 @@ class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
     """Train the original for a moment, to see how fast that goes; nothing is kept."""
 
     seconds: float
+    threads: int = 1
+    precision: MultiplyPrecision = "float32"
 
 
 class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
@@ -171,6 +180,10 @@ class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="spee
     """How fast training went."""
 
     steps_per_second: float
+    gradient_cosine: float = 1.0
+    """Between the gradient of one batch in the job's precision and that in float32."""
+    multiplies_bfloat16: bool = False
+    """Whether the processor has instructions for it."""
 
 
 class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="probe"):

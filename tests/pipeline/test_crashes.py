@@ -124,7 +124,8 @@ def test_a_search_that_fails_ends_with_the_trials_there_are_but_not_for_a_mistak
 
 def test_the_first_exception_stops_all_that_runs_in_parallel():
     stopped = threading.Event()
-    search = Search(SimpleNamespace(torch_pool=SimpleNamespace(count=2, close=stopped.set)), runner=None)
+    pool = SimpleNamespace(count=2, close=stopped.set, share_cores=lambda _: None)
+    search = Search(SimpleNamespace(torch_pool=pool), runner=None)
 
     def work(fails):
         if fails:
@@ -137,13 +138,14 @@ def test_the_first_exception_stops_all_that_runs_in_parallel():
 
 
 def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
-    def crash():
+    def crash(*_):
         raise CrashError("train", "no memory")
 
-    pool = SimpleNamespace(count=2, tune_worker_count=crash)
-    search = a_search([], torch_pool=pool, fixed_workers=False)
+    pool = SimpleNamespace(count=2, cores=2, tune=crash)
+    ledger = SimpleNamespace(remember=lambda key, kind, make: make())
+    search = a_search([], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger)
     search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
-    search.tune_worker_count()
+    search.tune_training()
     assert pool.count == 1
 
 

@@ -127,12 +127,14 @@ def build(
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     """Return how hard a build tries."""
-    epochs = task.training.epochs if isinstance(task, CheckedTask) else 0
-    effort = Effort(rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, sparsities=SPARSITIES, low_rank=True)
+    epochs, min_steps = (task.training.epochs, task.training.min_steps) if isinstance(task, CheckedTask) else (0, 0)
+    effort = Effort(
+        rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, min_steps=min_steps, sparsities=SPARSITIES, low_rank=True
+    )
     if not quick:
         return effort
     return msgspec.structs.replace(
-        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), sparsities=SPARSITIES[:1], low_rank=False
+        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), min_steps=0, sparsities=SPARSITIES[:1], low_rank=False
     )
 
 

@@ -41,6 +41,8 @@ class Effort(Record, frozen=True, kw_only=True):
     candidates: int
     """Parallel trainings in a round."""
     epochs: int
+    min_steps: int = 0
+    """Steps that a training has at least, by more epochs if necessary."""
     sparsities: tuple[float, ...]
     """Shares of zero weights to try on the smallest network that keeps the score, if the download size counts."""
     low_rank: bool

@@ -198,7 +198,7 @@ def distillation(build: Build) -> Distill:
         kl_weight=training.kl_weight,
         mse_weight=training.mse_weight,
         hard_weight=training.hard_weight,
-        min_steps=training.min_steps if build.effort.epochs == training.epochs else 0,
+        min_steps=build.effort.min_steps,
         ema=training.ema,
         precision=None if training.precision == "auto" else training.precision,
     )

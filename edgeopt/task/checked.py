@@ -305,17 +305,18 @@ class CheckedTask:
     ) -> Tensor:
         """Return the loss of the task's own training step, which runs the model itself.
 
-        The user's function gets the model as a function of the flat inputs, which returns outputs in the nesting of the
-        trained model; the teacher's outputs have the same nesting.
+        The user's function calls the model as it is called elsewhere, with inputs in the form of ``example_inputs()``,
+        and gets outputs in the nesting of the trained model; the teacher's outputs have the same nesting.
 
         Raises:
             TaskError: it is not a tensor with one element that depends on the model.
         """
+        layout = self.interface.layout
 
-        def run(*leaves: Tensor) -> Any:
-            return self.nest_outputs(flat_outputs(model(*leaves)))
+        def run(*args: Any, **named: Any) -> Any:
+            return self.nest_outputs(flat_outputs(model(*layout.flatten_call(args, named))))
 
-        value = self.task.training_step(run, inputs, targets, self.nest_outputs(teacher_outputs))
+        value = self.task.training_step(run, layout.nest(inputs), targets, self.nest_outputs(teacher_outputs))
         if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
             raise TaskError(
                 f"{self.spec}: training_step() has to return the loss as a tensor with one element that depends on "

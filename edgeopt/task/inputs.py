@@ -37,6 +37,8 @@ class InputLayout:
 
     def __init__(self, model: nn.Module, example: Any, spec: str) -> None:
         self.spec = spec
+        self._is_single = isinstance(example, Tensor | np.ndarray)
+        self._is_named = isinstance(example, Mapping)
         self.parameters = forward_parameters(model)
         values = self._bind(example, "example_inputs()")
         self.bound = tuple(values)
@@ -71,6 +73,20 @@ class InputLayout:
                 f"example_inputs(), {describe_value(self.nesting.nest(self.example))}."
             )
         return leaves
+
+    def nest(self, leaves: Sequence[Tensor]) -> Any:
+        """Return inputs in the form of the example: a tensor, a tuple, or a dict by parameters of ``forward``."""
+        values = self.nesting.nest(leaves)
+        if self._is_named:
+            return dict(zip(self.bound, values, strict=True))
+        return values[0] if self._is_single else values
+
+    def flatten_call(self, args: Sequence[Any], named: Mapping[str, Any]) -> tuple[Tensor, ...]:
+        """Return the tensors of the arguments with which user code calls the model."""
+        if not named:
+            return self.flatten(args[0] if len(args) == 1 else tuple(args), "the call of the model")
+        positional = self._bind(tuple(args), "the call of the model") if args else {}
+        return self.flatten({**positional, **named}, "the call of the model")
 
     def call(self, model: Callable[..., Any], leaves: Sequence[Tensor]) -> Any:
         """Call a model as the task would, with other tensors."""

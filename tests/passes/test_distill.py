@@ -255,7 +255,7 @@ def test_a_task_brings_its_own_training_step(tmp_path):
         def training_step(self, model, inputs, targets, teacher_outputs):
             self.calls += 1
             share = 0.7  # mixup with the reversed batch
-            outputs = model(share * inputs[0] + (1 - share) * inputs[0].flip(0))
+            outputs = model(share * inputs + (1 - share) * inputs.flip(0))
             return share * self.loss(outputs, targets) + (1 - share) * self.loss(outputs, targets.flip(0))
 
     plain = tiny_task.task()

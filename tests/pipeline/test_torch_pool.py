@@ -171,7 +171,7 @@ from edgeopt.tasks.classification import Classification
 
 class Counting(Classification):
     def training_step(self, model, inputs, targets, teacher_outputs):
-        loss = self.loss(model(*inputs), targets)
+        loss = self.loss(model(inputs), targets)
         running = len(list(Path("/proc/self/task").iterdir()))
         Path(os.environ["COUNTS"]).write_text(f"{torch.get_num_threads()} {running}")
         return loss

@@ -326,3 +326,29 @@ def test_a_student_with_other_outputs_is_refused():
         TaskError, match=r"student 'small' gives \(tensor 2x3 float32\) on example_inputs\(\), but the model"
     ):
         task.student("small")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, x: model(**x),
+        lambda model, x: model(x),
+        lambda model, x: model(x["input_ids"], x["attention_mask"]),
+    ],
+)
+def test_a_training_step_calls_the_model_as_the_user_does(call):
+    seen = []
+
+    def training_step(model, inputs, targets, teacher_outputs):
+        outputs = call(model, inputs)
+        seen.append((inputs, outputs, teacher_outputs))
+        return outputs["logits"].square().mean()
+
+    model = TextModel()
+    task = checked(model, {"input_ids": IDS, "attention_mask": MASK}, training_step=training_step)
+    flat = lambda ids, mask: tuple(model(ids, mask).values())  # noqa: E731
+    loss = task.training_step(flat, (IDS[:2], MASK[:2]), None, (torch.zeros(2, 3),))
+    assert loss.requires_grad
+    inputs, outputs, teacher_outputs = seen[0]
+    assert sorted(inputs) == ["attention_mask", "input_ids"]
+    assert outputs["logits"].shape == teacher_outputs["logits"].shape == (2, 3)

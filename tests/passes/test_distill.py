@@ -18,6 +18,7 @@ from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
 from edgeopt.task import CheckedTask
 from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.tasks.classification import Classification
 
 STEP = Distill(
     epochs=3,
@@ -174,7 +175,7 @@ def test_the_teacher_runs_once_for_all_students(task, tmp_path):
 def test_a_loader_that_ignores_its_seed_still_gets_the_right_teacher_outputs(tmp_path):
     state = itertools.count()
 
-    class Unseeded(tiny_task.edgeopt.tasks.classification.Classification):
+    class Unseeded(Classification):
         def train_batches(self, seed):
             return tiny_task.batches(64, next(state))
 
@@ -249,7 +250,7 @@ def test_averaged_weights_are_evaluated_kept_and_resumed(task, tmp_path):
 
 
 def test_a_task_brings_its_own_training_step(tmp_path):
-    class Own(tiny_task.edgeopt.tasks.classification.Classification):
+    class Own(Classification):
         calls = 0
 
         def training_step(self, model, inputs, targets, teacher_outputs):

@@ -166,8 +166,7 @@ def train_and_score(files: PrunedFiles, choice: WidthChoice, seed: int) -> float
                     original.parameters, lambda _: None)  # fmt: skip
     test = build.data.test_set()
     assert test is not None
-    score, _ = files.runner.evaluator.evaluate(export_network(build, network).sha256, *test)
-    return score
+    return files.runner.evaluator.evaluate(export_network(build, network).sha256, *test).value
 
 
 def run_family(files: PrunedFiles, seeds: int, ratios: Sequence[float]) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def fashion_task(name: str) -> Classification:
         load_batches("selection"),
         test=load_batches("test"),
         name=name,
-        training=Training(epochs=8, learning_rate=0.03),
+        training=Training(epochs=8, learning_rate=0.03, min_steps=0),
     )
 
 

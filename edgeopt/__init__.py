@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.records.budget import Budget
     from edgeopt.records.recipe import Importance
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
-    from edgeopt.tasks.classification import classification
+    from edgeopt.tasks.classification import classification, regression
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "classification",
     "load_task",
+    "regression",
 ]
 
 _MODULES = {
@@ -42,6 +43,7 @@ _MODULES = {
     "Training": "edgeopt.task",
     "classification": "edgeopt.tasks.classification",
     "load_task": "edgeopt.task",
+    "regression": "edgeopt.tasks.classification",
 }
 """Public name to the module that defines it."""
 

@@ -12,8 +12,10 @@
     │   ├── CannotProfileError    1  this kind of device has no profile of nodes
     │   └── ProviderError         2  an execution provider that was asked for is not available
     ├── StepError                 1  one step of a recipe failed; ``stage`` names it
+    │   ├── CrashError            1  a library failed, or a process died: it says nothing about the network
     │   ├── ParityError           1  outputs differ from the network's own
-    │   └── DivergedError         1  a training gave values that are not finite
+    │   └── DivergedError         1  a training or a file gave values that are not finite
+    ├── StoppedError              1  the build is stopping, so other work of it stops too
     └── BudgetMissedError         3  nothing keeps the limits, or a check found one that is missed
 
 They become messages in ``edgeopt.cli`` and ``Failed`` trials in ``edgeopt.pipeline``, nowhere else.
@@ -99,12 +101,20 @@ class StepError(EdgeoptError):
         self.trace = trace
 
 
+class CrashError(StepError):
+    """A library raised an exception that nobody expected, or a process died; tried again, the step may work."""
+
+
 class ParityError(StepError):
     """A file's or a module's outputs differ too much from those of the network itself."""
 
 
 class DivergedError(StepError):
-    """A training gave values that are not finite."""
+    """A training or a file gave values that are not finite."""
+
+
+class StoppedError(EdgeoptError):
+    """The build is stopping, because of an interrupt or an error elsewhere; so a thread of it stops too."""
 
 
 class BudgetMissedError(EdgeoptError):

@@ -50,5 +50,5 @@ def task():
         lambda seed: batches(1024, seed),
         batches(512, 1000),
         name="tiny-mlp",
-        training=edgeopt.Training(epochs=2, learning_rate=0.01),
+        training=edgeopt.Training(epochs=2, learning_rate=0.01, min_steps=0),
     )

@@ -30,7 +30,7 @@ def task(spread: float = SPREAD):
         lambda seed: tiny_task.batches(512, seed),
         tiny_task.batches(512, 1000),
         name="tiny-spread",
-        training=edgeopt.Training(epochs=3, learning_rate=0.05),
+        training=edgeopt.Training(epochs=3, learning_rate=0.05, min_steps=0),
     )
 
 

@@ -61,5 +61,5 @@ def task():
         name="tiny",
         labels=("upper left", "upper right", "lower left", "lower right"),
         students={"narrow": lambda: TinyNet(12)},
-        training=edgeopt.Training(epochs=3, learning_rate=0.05),
+        training=edgeopt.Training(epochs=3, learning_rate=0.05, min_steps=0),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -39,11 +39,16 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Largest absolute difference that is allowed; null for inputs."""
 
 
-def tolerance_ratio(recipe: Recipe) -> float:
-    """Return how far an output may be off on another device, relative to its largest absolute value."""
-    if recipe.precision == "int8":
+def tolerance_ratio(recipe: Recipe, weight_types: Sequence[str] = ()) -> float:
+    """Return how far an output may be off on another device, relative to its largest absolute value.
+
+    Args:
+        recipe: Of the file.
+        weight_types: Of its weights, which a given file may have in fewer bits without any step.
+    """
+    if recipe.precision == "int8" or any("int" in name for name in weight_types):
         return INT8_TOLERANCE_RATIO
-    if recipe.precision == "fp16":
+    if recipe.precision == "fp16" or any(name in weight_types for name in ("float16", "bfloat16")):
         return FLOAT16_TOLERANCE_RATIO
     return FLOAT_TOLERANCE_RATIO
 

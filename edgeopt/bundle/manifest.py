@@ -32,6 +32,18 @@ class TensorInfo(Part, frozen=True, kw_only=True):
     dtype: str
 
 
+class DynamicDimension(Part, frozen=True, kw_only=True):
+    """A dimension of the inputs besides the batch whose size may change."""
+
+    name: str
+    """As in the shapes."""
+    min_size: int
+    max_size: int | None
+    """null: there is no limit."""
+    judged_at: tuple[int, ...]
+    """Sizes at which latency and memory were measured."""
+
+
 class Origin(Part, frozen=True, kw_only=True):
     """Where a bundle comes from: the task's description of its model, and how the build was run."""
 
@@ -44,6 +56,7 @@ class Origin(Part, frozen=True, kw_only=True):
     versions: dict[str, str]
     seed: int
     command: str
+    dynamic: tuple[DynamicDimension, ...] = ()
 
 
 class FileEntry(Part, frozen=True, kw_only=True):
@@ -87,6 +100,8 @@ class Manifest(Part, frozen=True, kw_only=True):
     seeds: dict[str, int]
     command: str
     files: dict[str, FileEntry]
+    dynamic: tuple[DynamicDimension, ...] = ()
+    """Of the inputs, besides the batch."""
 
 
 def build_manifest(folder: Path, document: Document, origin: Origin, golden: tuple[GoldenEntry, ...]) -> Manifest:
@@ -111,6 +126,7 @@ def build_manifest(folder: Path, document: Document, origin: Origin, golden: tup
         seeds={"build": origin.seed} if winner is None else {"build": origin.seed, "winner": winner.recipe.seed},
         command=origin.command,
         files=hash_files(folder),
+        dynamic=origin.dynamic,
     )
 
 

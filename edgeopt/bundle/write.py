@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgeopt.bundle.golden import Array, GoldenEntry, tolerance_ratio, write_golden
-from edgeopt.bundle.manifest import MANIFEST_NAME, Origin, build_manifest
+from edgeopt.bundle.manifest import MANIFEST_NAME, DynamicDimension, Origin, build_manifest
 from edgeopt.bundle.swap import building_path, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.records.choice import Choice
@@ -56,6 +56,7 @@ def write_bundle(
     seed: int,
     command: str,
     postprocessing: str = "",
+    dynamic: Sequence[DynamicDimension] = (),
 ) -> None:
     """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
@@ -71,6 +72,7 @@ def write_bundle(
         seed: Of the build.
         command: The command line of the build.
         postprocessing: For people: how an app reads the outputs.
+        dynamic: The dynamic dimensions of the inputs besides the batch.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is then still there.
@@ -85,6 +87,7 @@ def write_bundle(
         versions=dict(versions),
         seed=seed,
         command=command,
+        dynamic=tuple(dynamic),
     )
     try:
         new.mkdir()
@@ -110,7 +113,8 @@ def _fill(
     golden: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         shutil.copyfile(model, new / "model.onnx")
-        golden = write_golden(new, golden_inputs, golden_outputs, tolerance_ratio(document.winner.recipe))
+        ratio = tolerance_ratio(document.winner.recipe, document.winner.weight_types)
+        golden = write_golden(new, golden_inputs, golden_outputs, ratio)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
     (new / MANIFEST_NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 import click
@@ -34,8 +35,12 @@ COMMANDS = {
 }
 """Name to module and one line of help, in the order of ``--help``; each module calls its command ``command``."""
 
-INTERRUPTED = 130
-"""Exit code after Ctrl-C: 128 plus the number of SIGINT, as in shells."""
+_STOPPING_SIGNALS = ("SIGTERM", "SIGHUP")
+"""They stop a command as Ctrl-C does. One that this process was told to ignore stays ignored."""
+
+
+class StoppedBySignal(KeyboardInterrupt):
+    """One of the signals that stop a command came; the argument is its number."""
 
 
 class LazyGroup(click.Group):
@@ -88,13 +93,26 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         arguments: The command line without the program's name; None for ``sys.argv``.
     """
     sys.excepthook = _report_bug
+    _stop_on_signals()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     code = _run(arguments)
     try:
         sys.stdout.flush()
+        os.dup2(2, 1)  # the result is complete: what user code prints at exit is no part of it
     except BrokenPipeError:
         _close_stdout()
     sys.exit(code)
+
+
+def _stop_on_signals() -> None:
+    for name in _STOPPING_SIGNALS:
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _stop)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise StoppedBySignal(number)
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -117,9 +135,11 @@ def _run(arguments: Sequence[str]) -> int:
     except click.ClickException as error:
         show_error(error.format_message())
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         show_error(f"stopped.{_kept_work(arguments)}", label="")
-        return INTERRUPTED
+        cause = error.__cause__  # click raises its own exception for an interrupt
+        number = cause.args[0] if isinstance(cause, StoppedBySignal) else signal.SIGINT
+        return 128 + int(number)  # as in shells
     return result if isinstance(result, int) else 0
 
 

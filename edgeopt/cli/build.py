@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeopt.cli.console import ProgressDisplay
-from edgeopt.cli.options import estimate_option, fallback_option, limit_options, verbose_option
+from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
+from edgeopt.cli.options import estimate_option, fallback_option, limit_options, score_options, verbose_option
 from edgeopt.config.limits import LimitOptions
+from edgeopt.records.scoring import ScoreWish
 
+if TYPE_CHECKING:
+    from edgeopt.config.project import Project
+    from edgeopt.records.budget import Budget
+    from edgeopt.records.choice import Choice
+    from edgeopt.records.profile import Profile
+
+NO_TRAINING_SUCCEEDED = 1
+"""Exit code."""
 NOTHING_KEEPS_THE_LIMITS = 3
 """Exit code."""
 
@@ -50,6 +60,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     metavar="URI",
     help="Device to measure on: local:, ssh://[user@]host, adb:[serial], browser: (default: the target's).",
 )
+@score_options
 @estimate_option
 @limit_options
 @fallback_option
@@ -61,7 +72,10 @@ NOTHING_KEEPS_THE_LIMITS = 3
     help="Shape of an input with dynamic dimensions at which the limits apply; repeat it, and the worst counts.",
 )
 @click.option(
-    "--workers", type=click.IntRange(1), metavar="N", help="Number of parallel trainings (default: one per core)."
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Number of parallel trainings, which share the cores (default: as many as a short trial finds useful).",
 )
 @click.option(
     "--time-limit",
@@ -74,6 +88,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     is_flag=True,
     help="For a first look: one short round of trainings, no low-rank factorization, shorter timings.",
 )
+@click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @click.option("--more", is_flag=True, help="Train further candidates after a finished search in this workspace.")
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
 @verbose_option
@@ -85,6 +100,7 @@ def command(
     out: Path,
     workspace: Path,
     device_uri: str | None,
+    score_wish: ScoreWish,
     estimate: bool,
     limits: LimitOptions,
     time_limit: float | None,
@@ -97,18 +113,13 @@ def command(
     TASK is a ready task's name, module:name, file.py:name or model.onnx (default: the task in edgeopt.toml, else
     `fashion`).
     """
-    from edgeopt.config.limits import resolve_budget
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
-    from edgeopt.errors import ConfigError
 
     project = load_project()
-    target = target or project.target
-    if target is None:
-        raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
-    profile = load_profile(target)
+    profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    with ProgressDisplay(quiet=quiet) as progress:
+    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
@@ -119,6 +130,7 @@ def command(
         request = BuildRequest(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
+            score_wish=score_wish,
             profile=profile,
             device="local:" if search.calibration else device_uri or profile.device,
             calibration=search.calibration,
@@ -129,9 +141,41 @@ def command(
             command=("edgeopt", *sys.argv[1:]),
             **passed_on,
         )
-        choice = build(request, lambda budget: resolve_budget(profile, budget, project.limits, limits), progress)
+        choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress)
     print_choice(out, as_json)
+    return exit_code(choice)
+
+
+def exit_code(choice: Choice) -> int:
+    """Return 1 if no training succeeded for a technical reason, even with a winner; 3 if nothing keeps the limits."""
+    if choice.is_error:
+        return NO_TRAINING_SUCCEEDED
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
+
+
+def _choose_target(target: str | None, project: Project) -> str:
+    """Return the target of the command line, or that of ``edgeopt.toml``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    from edgeopt.errors import ConfigError
+
+    found = target or project.target
+    if found is None:
+        raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
+    return found
+
+
+def _budget_resolver(
+    profile: Profile, project: Project, limits: LimitOptions, wish: ScoreWish
+) -> Callable[[Budget | None, bool], Budget]:
+    """Return the function from a task's own budget, and whether its score is an error, to the limits that apply."""
+    from edgeopt.config.limits import resolve_budget
+
+    return lambda budget, is_error: resolve_budget(
+        profile, budget, project.limits, limits, any_unit=is_error or wish.is_error
+    )
 
 
 def print_choice(out: Path, as_json: bool) -> None:

@@ -51,14 +51,14 @@ def command(
     """
     from edgeopt.bench.run_target import RunTarget
     from edgeopt.bundle.manifest import read_manifest
-    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import device_kind, open_device
     from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.records.codec import to_json
 
     profile = load_profile(target or read_manifest(bundle).target)
-    with ProgressDisplay() as progress:
+    with stdout_to_stderr(), ProgressDisplay() as progress:
         evaluation = _load_evaluation(score, data, progress)
         device = open_device(device_uri or profile.device)
         kind = device_kind(device.uri, profile)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import logging
+import os
 import shutil
 import sys
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -22,6 +25,9 @@ _logger = logging.getLogger(PROGRESS_LOGGER)
 LINE_INTERVAL_SECONDS = 10.0
 """Shortest time between two lines of the same stage if stderr is not a terminal."""
 
+_LASTING = ("note", "warning")
+"""Stages whose lines stay on a terminal."""
+
 _REFRESHES_PER_SECOND = 2.0
 """Of the live line: few enough not to disturb a measurement on another core."""
 
@@ -35,6 +41,26 @@ def show_error(message: str, label: str = "error: ") -> None:
             textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()
         )
     print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Send what user code prints in a block to stderr: from Python, from C, and from child processes.
+
+    Results are printed after the block, so that stdout holds nothing else.
+    """
+    sys.stdout.flush()
+    is_descriptor = sys.stdout is sys.__stdout__
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.nullcontext() if is_descriptor else contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        ctypes.CDLL(None).fflush(None)  # C keeps what it prints until its buffer is full
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class ProgressDisplay:
@@ -84,10 +110,13 @@ class ProgressDisplay:
         new_stage = stage != self._stage
         if new_stage:
             self._stage_began = now
+        if stage in _LASTING and self._live is not None:
+            self._live.console.print(f"{stage}: {detail}", markup=False, highlight=False)
+            return
         self._stage, self._detail = stage, detail
         line = f"{stage}: {detail}" if detail else stage
         _logger.debug(line)
-        is_due = new_stage or now - self._line_printed >= LINE_INTERVAL_SECONDS
+        is_due = new_stage or stage in _LASTING or now - self._line_printed >= LINE_INTERVAL_SECONDS
         if self._live is None and not self._quiet and is_due:
             self._line_printed = now
             print(line, file=sys.stderr, flush=True)

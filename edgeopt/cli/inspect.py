@@ -46,14 +46,14 @@ def command(
 ) -> None:
     """Show the contents of MODEL.onnx and the time of each node, or the channel groups of TASK's network."""
     from edgeopt.bench.run_target import RunTarget
-    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
     from edgeopt.device.open import device_kind, open_device
     from edgeopt.pipeline.inspect import ModelInspection, inspect_model, inspect_task
     from edgeopt.records.codec import to_json
 
     inspection: ModelInspection | TaskInspection
-    with ProgressDisplay() as progress:
+    with stdout_to_stderr(), ProgressDisplay() as progress:
 
         def report(text: str) -> None:
             progress("inspect", text)
@@ -98,7 +98,8 @@ def _facts_table(inspection: ModelInspection) -> Table:
         table.add_row(label, escape(f"{value.name}: {value.dtype} {list(value.shape)}"))
     table.add_row("operator set · IR", f"{inspection.opset} · {inspection.ir_version}")
     table.add_row("file", f"{inspection.size_bytes / 1e6:.3f} MB ({inspection.download_bytes / 1e6:.3f} MB deflated)")
-    table.add_row("parameters", f"{inspection.parameters:,} ({inspection.nonzero_parameters:,} not zero)")
+    kinds = f", {' and '.join(inspection.weight_types)}" if inspection.weight_types else ""
+    table.add_row("parameters", f"{inspection.parameters:,} ({inspection.nonzero_parameters:,} not zero){kinds}")
     table.add_row("MACs per sample", f"{inspection.macs:,}")
     table.add_row("operators", ", ".join(f"{name} {count}" for name, count in inspection.operators.items()))
     if inspection.run_ms is None:

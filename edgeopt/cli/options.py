@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from edgeopt.config.limits import LimitOptions, check_options
+from edgeopt.records.scoring import SCORE_NAMES, ScoreWish
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -33,8 +34,12 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
     ("--latency-ms", parse_limit, "Maximum latency, at the target's percentile and batch size."),
     ("--memory-mb", parse_limit, "Maximum peak memory, in millions of bytes."),
     ("--size-mb", parse_limit, "Maximum file size, in millions of bytes."),
-    ("--max-drop", parse_limit, "How far the score may fall below the trained network's; 0.01 is one point."),
-    ("--min-score", parse_limit, "Minimum score."),
+    (
+        "--max-drop",
+        parse_limit,
+        "How much worse than the trained network's the score may be, in its unit; 0.01 is one point of accuracy.",
+    ),
+    ("--min-score", parse_limit, "Worst score allowed: a minimum, or for an error a maximum."),
     ("--throughput", parse_limit, "Minimum samples per second, at the target's batch size."),
     (
         "--size-metric",
@@ -45,12 +50,16 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
 
 
 def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options for limits; they arrive as one argument, ``limits: LimitOptions``."""
+    """Give a command the options for limits; they arrive as one argument, ``limits: LimitOptions``.
+
+    With ``score_options`` above it, it is checked later whether limits on the score look like percentages: an error may
+    be above 1.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         limits = LimitOptions(**{name: kwargs.pop(name) for name in LimitOptions.__struct_fields__})
-        check_options(limits, "--")
+        check_options(limits, "--", any_unit="score_wish" in kwargs)
         return function(*args, limits=limits, **kwargs)
 
     wrapped: Callable[..., Any] = wrapper
@@ -58,6 +67,31 @@ def limit_options(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar = "NUMBER|none" if kind is parse_limit else None
         wrapped = click.option(flag, type=kind, metavar=metavar, default=None, help=text)(wrapped)
     return wrapped
+
+
+def score_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options for the score of a given file; they arrive as one argument, ``score_wish``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, score: Any, score_output: str | None, ignore_label: int | None, **kwargs: Any) -> Any:
+        wish = ScoreWish(score=score, output=score_output, ignored=ignore_label)
+        return function(*args, score_wish=wish, **kwargs)
+
+    ignoring = click.option(
+        "--ignore-label",
+        type=int,
+        metavar="N",
+        help="A label of --data that does not count, as of unlabelled positions.",
+    )(wrapper)
+    named = click.option(
+        "--score-output", metavar="NAME", help="The output that the labels of --data judge, if there are several."
+    )(ignoring)
+    return click.option(
+        "--score",
+        type=click.Choice(SCORE_NAMES),
+        metavar="KIND",
+        help=f"How to score a TASK that is an .onnx file: {', '.join(SCORE_NAMES)} (default: by outputs and labels).",
+    )(named)
 
 
 device_option = click.option("--device", "device_uri", metavar="URI", help="Device to run on (default: the target's).")

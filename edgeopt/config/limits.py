@@ -35,7 +35,12 @@ class LimitOptions(Record, frozen=True, kw_only=True):
 
 
 def resolve_budget(
-    profile: Profile, task_budget: Budget | None, project_limits: LimitOptions | None, cli_limits: LimitOptions | None
+    profile: Profile,
+    task_budget: Budget | None,
+    project_limits: LimitOptions | None,
+    cli_limits: LimitOptions | None,
+    *,
+    any_unit: bool = False,
 ) -> Budget:
     """Take each limit from the first source that sets it: command line, ``edgeopt.toml``, the task's budget, profile.
 
@@ -46,6 +51,7 @@ def resolve_budget(
         task_budget: The task's ``budgets[target]``, in the task's own unit of score.
         project_limits: ``[limits]`` of ``edgeopt.toml``.
         cli_limits: Options of the command line.
+        any_unit: Whether the score is an error in the unit of the labels, so that limits on it may be above 1.
 
     Raises:
         ConfigError: a limit is not finite, not positive, or looks like a percentage.
@@ -55,18 +61,19 @@ def resolve_budget(
         check_budget(task_budget, f"the task's own budget for '{profile.name}'")
         budget = task_budget
     if project_limits is not None:
-        budget = _replace(budget, project_limits, "edgeopt.toml, [limits]: ")
+        budget = _replace(budget, project_limits, "edgeopt.toml, [limits]: ", any_unit=any_unit)
     if cli_limits is not None:
-        budget = _replace(budget, cli_limits, "--")
+        budget = _replace(budget, cli_limits, "--", any_unit=any_unit)
     return budget
 
 
-def check_options(options: LimitOptions, prefix: str) -> None:
+def check_options(options: LimitOptions, prefix: str, *, any_unit: bool = False) -> None:
     """Refuse limits that make no sense.
 
     Args:
         options: As the user wrote them.
         prefix: ``--`` for the command line, which spells names with hyphens; otherwise the name of a file.
+        any_unit: Whether scores are errors in the unit of the labels, which may be above 1.
 
     Raises:
         ConfigError: a limit is not finite, not positive, or looks like a percentage.
@@ -76,8 +83,8 @@ def check_options(options: LimitOptions, prefix: str) -> None:
         if isinstance(value, (int, float)) and not 0 < value < math.inf:
             option = _format_option(name, prefix)
             raise ConfigError(f"{option} {value:g} is not above zero; write 'none' to waive that limit.")
-    _check_score_limit("max_drop", options.max_drop, prefix)
-    _check_score_limit("min_score", options.min_score, prefix)
+    _check_score_limit("max_drop", options.max_drop, prefix, any_unit)
+    _check_score_limit("min_score", options.min_score, prefix, any_unit)
 
 
 def check_budget(budget: Budget, source: str) -> None:
@@ -103,7 +110,7 @@ def check_budget(budget: Budget, source: str) -> None:
         raise ConfigError(f"{source}: batch_size is {budget.batch_size}; it has to be 1 or more.")
 
 
-def _check_score_limit(name: str, value: float | Waived | None, prefix: str) -> None:
+def _check_score_limit(name: str, value: float | Waived | None, prefix: str, any_unit: bool) -> None:
     """Refuse a score limit that was written in percent."""
     if value is None or value == "none":
         return
@@ -112,16 +119,18 @@ def _check_score_limit(name: str, value: float | Waived | None, prefix: str) -> 
         raise ConfigError(f"{option} {value} is not a finite number; write 'none' to waive that limit.")
     if name == "max_drop" and value < 0:
         raise ConfigError(f"{option} {value:g} is negative; it is how far the score may fall: 0.01 is one point.")
-    if value >= 1 and not (name == "min_score" and value == 1):
+    if value >= 1 and not any_unit and not (name == "min_score" and value == 1):
         raise ConfigError(
             f"{option} {value:g} looks like a percentage: scores go from 0 to 1 and one point is 0.01, so write "
-            f"{value / 100:g}. (A task that scores in another unit sets its limits in its own 'budgets'.)"
+            f"{value / 100:g}. (A task whose score is an error says so with score_direction = 'lower'; one that scores "
+            "in another unit sets limits in its own 'budgets'; for the error of an .onnx model, name it with --score "
+            "mae, mse or rmse.)"
         )
 
 
-def _replace(budget: Budget, options: LimitOptions, prefix: str) -> Budget:
+def _replace(budget: Budget, options: LimitOptions, prefix: str, *, any_unit: bool = False) -> Budget:
     """Return ``budget`` with the limits that ``options`` sets."""
-    check_options(options, prefix)
+    check_options(options, prefix, any_unit=any_unit)
     in_bytes = {"max_peak_memory_bytes": options.memory_mb, "max_size_bytes": options.size_mb}
     in_same_unit = {
         "max_latency_ms": options.latency_ms,

@@ -46,7 +46,7 @@ def load_project(start: Path | None = None) -> Project:
         return Project()
     project = to_record(read_toml(path), Project, path)
     if project.limits is not None:
-        check_options(project.limits, f"{path}, [limits]: ")
+        check_options(project.limits, f"{path}, [limits]: ", any_unit=True)  # the unit is known later
     return msgspec.structs.replace(
         project, task=_from_folder(project.task, folder), target=_from_folder(project.target, folder)
     )

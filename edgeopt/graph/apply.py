@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeopt.errors import StepError
+from edgeopt.errors import CrashError, StepError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
@@ -30,6 +30,10 @@ _logger = logging.getLogger(__name__)
 
 _MAX_SECONDS = 1800.0
 """How long one step may take."""
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+"""Subprocesses at work, each awaited by a thread."""
 
 
 class StepResult(NamedTuple):
@@ -156,31 +160,54 @@ def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
     _logger.debug("%s: sending %s for %s", stage, type(job).__name__, job.source)
     started = time.perf_counter()
     try:
-        done = subprocess.run(
-            command,
-            input=to_json(job),
-            capture_output=True,
-            env=environment,
-            timeout=_MAX_SECONDS,
-            check=False,
-            start_new_session=True,  # so that Ctrl-C reaches only the parent
-        )
+        done = _run_to_end(command, to_json(job), environment)
     except subprocess.TimeoutExpired as error:
         _logger.debug("%s: killed after %.2f s", stage, time.perf_counter() - started)
         _log_stderr(stage, (error.stderr or b"").decode(errors="replace"))
-        raise StepError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
+        raise CrashError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
     trace = done.stderr.decode(errors="replace")
     _logger.debug("%s: exit code %d after %.2f s", stage, done.returncode, time.perf_counter() - started)
     _log_stderr(stage, trace)
     if done.returncode != 0:
-        raise StepError(stage, _describe_exit(done.returncode, trace), trace)
+        raise CrashError(stage, _describe_exit(done.returncode, trace), trace)
     try:
         answer = from_json(done.stdout, GraphAnswer)
     except msgspec.DecodeError as error:
-        raise StepError(stage, f"its process gave no answer ({error}).", trace) from error
+        raise CrashError(stage, f"its process gave no answer ({error}).", trace) from error
     if answer.reason is not None:
         raise StepError(stage, answer.reason, trace)
     return answer
+
+
+def _run_to_end(command: list[str], job: bytes, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a subprocess that ends when this process does: it watches a pipe, whose other end is open only here."""
+    watched, kept_open = os.pipe()
+    try:
+        with subprocess.Popen(
+            [*command, str(watched)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=(watched,),
+            start_new_session=True,  # so that Ctrl-C reaches only the parent
+        ) as process:
+            _running.add(process)
+            try:
+                stdout, stderr = process.communicate(job, timeout=_MAX_SECONDS)
+            finally:
+                process.kill()  # if it has not ended
+                _running.discard(process)
+        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+    finally:
+        os.close(watched)
+        os.close(kept_open)
+
+
+def kill_graph_processes() -> None:
+    """Kill the subprocesses that other threads are waiting for, because their results are no longer wanted."""
+    for process in tuple(_running):
+        process.kill()
 
 
 def _log_stderr(stage: str, printed: str) -> None:

@@ -189,6 +189,18 @@ def count_macs_by_node(
     return [(node, _MACS[node.op_type](node, shapes)) for node in model.graph.node if node.op_type in _MACS]
 
 
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Tell whether a model already computes in integers, or stores its weights in them."""
+    kinds = {node.op_type for graph in walk_graphs(model.graph) for node in graph.node}
+    return bool(kinds & {*_SCALE_INPUTS, "ConvInteger", "MatMulNBits"})
+
+
+def has_half_weights(model: onnx.ModelProto) -> bool:
+    """Tell whether a model stores weights in 16 bits."""
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return any(tensor.data_type in halves for tensor in _stored_tensors(model.graph).values())
+
+
 def is_mostly_products(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape] | None = None) -> bool:
     """Tell whether recurrent cells and products of activations with weights are most of a network's work.
 

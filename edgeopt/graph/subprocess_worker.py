@@ -1,14 +1,15 @@
-"""Runs one graph step or one int8 study in a subprocess: ``python -m edgeopt.graph.subprocess_worker``.
+"""Runs one graph step or one int8 study in a subprocess: ``python -m edgeopt.graph.subprocess_worker [DESCRIPTOR]``.
 
 A ``GraphJob`` in JSON goes in on stdin, a ``GraphAnswer`` comes out on stdout. A library that crashes ends this
 process, not the build, and no ONNX Runtime session shares a process with torch. Output of libraries goes to stderr, so
-that stdout holds only the answer.
+that stdout holds only the answer. The process ends when the pipe of ``DESCRIPTOR`` does: then its parent is gone.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import msgspec
@@ -78,6 +79,8 @@ class GraphAnswer(Record, frozen=True, kw_only=True):
 
 def main() -> None:
     """Do the job on stdin; print the answer."""
+    if len(sys.argv) > 1:
+        threading.Thread(target=_end_with_pipe, args=(int(sys.argv[1]),), daemon=True).start()
     answers = os.dup(1)
     os.dup2(2, 1)
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -89,6 +92,11 @@ def main() -> None:
         answer = GraphAnswer(notes=(), reason=error.reason)
     with open(answers, "wb") as file:  # noqa: PTH123 - a descriptor has no path
         file.write(to_json(answer))
+
+
+def _end_with_pipe(descriptor: int) -> None:
+    os.read(descriptor, 1)
+    os._exit(1)
 
 
 def _do(job: GraphJob) -> GraphAnswer:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgeopt.passes.distill.compute import ComputeDevice
+from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.records.recipe import Sparsify
 from edgeopt.records.sparsity import SparsityPoint
 
@@ -40,7 +42,9 @@ def score_weights(module: nn.Module, method: str, batches: Sequence[_Batch], los
     if method == "magnitude":
         return {name: weight.detach().abs() for name, weight in weights.items()}
     sums = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-    for inputs, targets in batches:
+    module = take_stride_out(module)
+    device = next(iter(weights.values())).device if weights else torch.device("cpu")
+    for inputs, targets in ComputeDevice(device).put(batches):
         gradients = torch.autograd.grad(loss(module(*inputs), targets), list(weights.values()), allow_unused=True)
         for name, gradient in zip(weights, gradients, strict=True):
             if gradient is not None:
@@ -68,15 +72,13 @@ def _mask_largest(scores: Tensor, ratio: float) -> Tensor:
     """Mask the largest entries of each row of the last dimension."""
     order = torch.argsort(scores, dim=-1, stable=True)
     lost = order[..., : round(ratio * scores.shape[-1])]
-    return torch.ones(scores.shape, dtype=torch.bool).scatter(
-        -1, lost, torch.zeros((), dtype=torch.bool).expand_as(lost)
-    )
+    return torch.ones_like(scores, dtype=torch.bool).scatter(-1, lost, torch.zeros_like(lost, dtype=torch.bool))
 
 
 def _mask_blocks(score: Tensor, ratio: float, block: int) -> Tensor:
     rows = score.flatten(1)
     covered = rows.shape[1] // block * block
-    mask = torch.ones(rows.shape, dtype=torch.bool)
+    mask = torch.ones_like(rows, dtype=torch.bool)
     mask[:, :covered] = _mask_largest(rows[:, :covered].reshape(len(rows), -1, block), ratio).flatten(1)
     return mask.view_as(score)
 
@@ -133,7 +135,11 @@ class SparsitySchedule:
         self.step = step
         self.batches = batches
         self.loss = loss
-        self.growth_epochs = max(1, math.ceil(_GROWTH_RATIO * epochs)) if step.schedule == "cubic" else 1
+        self.set_epochs(epochs)
+
+    def set_epochs(self, epochs: int) -> None:
+        """Set the epochs of the training that follows."""
+        self.growth_epochs = max(1, math.ceil(_GROWTH_RATIO * epochs)) if self.step.schedule == "cubic" else 1
 
     def ratio(self, epoch: int) -> float:
         """Return the share of zeros in an epoch: all at once, or rising along a cubic (Zhu and Gupta, 2017)."""

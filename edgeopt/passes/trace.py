@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.trainable import make_trainable
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -37,7 +38,8 @@ def trace(
         axes: Their dynamic dimensions; None if that is the first of each, the batch.
 
     Returns:
-        The inputs used for tracing, a graph with its own copies of the tensors, and notes on fall-backs.
+        The inputs used for tracing, a graph with its own copies of the tensors, and notes on fall-backs. All of its
+        parameters can be trained, also those that the user had frozen.
 
     Raises:
         StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
@@ -80,7 +82,8 @@ def _export_graph(
             "Rewrite the part of forward() that depends on tensor values.",
             program,
         )
-    return _plain_graph(program), notes
+    module = _plain_graph(program)
+    return module, (*notes, *make_trainable(module))
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,24 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
+from edgeopt.bundle.manifest import DynamicDimension
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import StepError
+from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.passes.distill.compute import training_gpus
+from edgeopt.passes.trainable import FROZEN_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
-from edgeopt.pipeline.artifacts.evaluator import Evaluator, drop_interval
+from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import Sizes, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
+from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.task_data import TaskData
@@ -38,11 +43,13 @@ from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.choice import Choice, TestScores
+from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.select.decision import choose
+from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
@@ -60,6 +67,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     task: str
     data: str | None
     """Inputs for a bare ``.onnx``."""
+    score_wish: ScoreWish = ScoreWish()
+    """How a bare ``.onnx`` is to be scored."""
+    yes: bool = False
+    """Build even if the trained network scores like a constant answer."""
     profile: Profile
     device: str
     """URI."""
@@ -82,14 +93,15 @@ class BuildRequest(Record, frozen=True, kw_only=True):
 
 def build(
     request: BuildRequest,
-    resolve: Callable[[Budget | None], Budget],
+    resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
 ) -> Choice:
     """Run a build and write its bundle.
 
     Args:
         request: What the user asked for.
-        resolve: From the task's own limits for this target (or None) to the limits that apply.
+        resolve: From the task's own limits for this target (or None), and whether its score is an error, to the limits
+            that apply.
         progress: Called with a stage and a detail.
 
     Raises:
@@ -105,20 +117,24 @@ def build(
         open_build(request, workspace, resolve, progress) as opened,
     ):
         search = start(opened)
+        remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
-        choice = score_on_test_set(opened, search.runner.evaluator, decide(opened, search, request.notes))
+        choice = decide(opened, search, remarks, request.notes)
+        choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice
 
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     """Return how hard a build tries."""
-    epochs = task.training.epochs if isinstance(task, CheckedTask) else 0
-    effort = Effort(rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, sparsities=SPARSITIES, low_rank=True)
+    epochs, min_steps = (task.training.epochs, task.training.min_steps) if isinstance(task, CheckedTask) else (0, 0)
+    effort = Effort(
+        rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, min_steps=min_steps, sparsities=SPARSITIES, low_rank=True
+    )
     if not quick:
         return effort
     return msgspec.structs.replace(
-        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), sparsities=SPARSITIES[:1], low_rank=False
+        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), min_steps=0, sparsities=SPARSITIES[:1], low_rank=False
     )
 
 
@@ -133,7 +149,7 @@ def quick_profile(profile: Profile) -> Profile:
 
 def sizes_of(
     request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
-) -> tuple[Sizes, ...]:
+) -> tuple[DimensionSizes, ...]:
     """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
     if request.shapes:
         shapes = parse_shapes(request.shapes, "--shape")
@@ -148,7 +164,7 @@ def sizes_of(
 def open_build(
     request: BuildRequest,
     workspace: Workspace,
-    resolve: Callable[[Budget | None], Budget],
+    resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
 ) -> Iterator[Build]:
     """Open ledger, device, task and torch processes for the length of a block."""
@@ -157,8 +173,9 @@ def open_build(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = open_task(request.task, Path(request.data) if request.data else None)
-        budget = resolve(task.budgets.get(profile.name))
+        task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
+        is_error = isinstance(task, CheckedTask) and task.score_direction == "lower"
+        budget = resolve(task.budgets.get(profile.name), is_error)
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
@@ -167,9 +184,9 @@ def open_build(
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
-        workers = min(request.workers or available_cores(), effort.candidates)
-    torch_pool = TorchPool(request.task, workers)
-    try:
+        gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
+        workers = min(request.workers or len(gpus) or available_cores(), effort.candidates)
+    with closing(ledger), closing(TorchPool(request.task, workers)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,
@@ -184,17 +201,13 @@ def open_build(
             workspace=workspace,
             ledger=ledger,
             torch_pool=torch_pool,
+            gpus=", ".join(gpus),
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
             clock=clock,
         )
-    finally:
-        try:
-            torch_pool.close()
-        finally:
-            ledger.close()
 
 
 def check_runtime(build: Build) -> None:
@@ -224,6 +237,8 @@ def start(build: Build) -> Search:
     with build.clock.stage("baseline"):
         if isinstance(task, OnnxTask):
             original, exported = take_given_file(build, task)
+            settle_score(build, Evaluator(build, exported.sha256))
+            exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
         else:
             count = sum(value.numel() for value in task.model.parameters())
             original = original_network("original", count)
@@ -232,7 +247,7 @@ def start(build: Build) -> Search:
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
 
 
-def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
+def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
     """Choose among the trials of a finished search."""
     task = build.data.task
     choice = choose(
@@ -243,11 +258,18 @@ def decide(build: Build, search: Search, notes: tuple[str, ...] = ()) -> Choice:
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *search.notes),
+        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *training_notes(search)),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(choice, teacher=teacher)
+    return msgspec.structs.replace(
+        choice,
+        teacher=teacher,
+        warnings=remarks.warnings,
+        score_kind=remarks.kind,
+        failed_trainings=count_failed_trainings(choice.trials),
+        ended_early=search.ended_early,
+    )
 
 
 def task_notes(build: Build) -> tuple[str, ...]:
@@ -260,6 +282,13 @@ def task_notes(build: Build) -> tuple[str, ...]:
     return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
 
 
+def training_notes(search: Search) -> tuple[str, ...]:
+    """Return what the report has to say about how the candidates were trained."""
+    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
+    gain = undertrained_note(search.runner.trials)
+    return (*frozen, *((gain,) if gain else ()))
+
+
 def measured(choice: Choice, number: int) -> Measured:
     """Return a measured trial's outcome."""
     outcome = choice.trial(number).outcome
@@ -268,20 +297,31 @@ def measured(choice: Choice, number: int) -> Measured:
 
 
 def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at."""
+    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at.
+
+    If that fails, whoever is to blame, a note says so: the file that won is good without it.
+    """
+    try:
+        return run_step("test", _add_test_scores, build, evaluator, choice)
+    except EdgeoptError as error:
+        build.progress("test", f"failed: {error}")
+        return msgspec.structs.replace(choice, notes=(*choice.notes, f"Not scored on the test set: {error}"))
+
+
+def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
     with build.clock.stage("test"):
         build.progress("test", "the winner and the baseline on the test set")
         test = build.data.test_set() if choice.winner is not None else None
         if choice.winner is None or test is None:
             return choice
         inputs, targets = test
-        baseline, base_samples = evaluator.evaluate(measured(choice, 0).artifact.sha256, inputs, targets)
-        winner, samples = evaluator.evaluate(measured(choice, choice.winner).artifact.sha256, inputs, targets)
+        winner = evaluator.compare_scores(measured(choice, choice.winner).artifact.sha256, inputs, targets)
         scores = TestScores(
-            baseline_score=baseline,
-            winner_score=winner,
-            drop_ci95=drop_interval(base_samples, samples),
-            samples=sum(len(np.atleast_1d(target)) for target in targets),
+            baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
+            winner_score=winner.value,
+            drop_ci95=winner.drop_ci95,
+            samples=winner.samples,
+            direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)
 
@@ -291,18 +331,23 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
         model = None
+        inputs: dict[str, Any] = {}
         outputs: dict[str, Any] = {}
         if choice.winner is not None:
             sha256 = measured(choice, choice.winner).artifact.sha256
             model = build.workspace.artifact(sha256)
             if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
-            outputs = golden_outputs(build, model)
+            try:
+                inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)
+            except (StepError, DeviceError) as error:
+                note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
+                choice, inputs = msgspec.structs.replace(choice, notes=(*choice.notes, note)), {}
         write_bundle(
             out,
             choice,
             model=model,
-            golden_inputs=build.data.golden_inputs if model else {},
+            golden_inputs=inputs,
             golden_outputs=outputs,
             labels=build.data.task.labels,
             preprocessing=build.data.task.preprocessing,
@@ -310,4 +355,22 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
             versions=maker_versions(),
             seed=build.seed,
             command=shlex.join(command),
+            dynamic=dynamic_dimensions(build),
         )
+
+
+def dynamic_dimensions(build: Build) -> tuple[DynamicDimension, ...]:
+    """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
+    task = build.data.task
+    if not isinstance(task, CheckedTask):
+        return ()
+    axes = dict.fromkeys(axis for dims in task.interface.dynamic_dims for axis in dims.values())
+    return tuple(
+        DynamicDimension(
+            name=axis.name,
+            min_size=axis.min_size,
+            max_size=axis.max_size,
+            judged_at=tuple(dict.fromkeys(sizes[axis.name] for sizes in build.sizes)),
+        )
+        for axis in axes
+    )

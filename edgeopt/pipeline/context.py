@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device
-from edgeopt.pipeline.judged_sizes import Sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
@@ -41,6 +41,8 @@ class Effort(Record, frozen=True, kw_only=True):
     candidates: int
     """Parallel trainings in a round."""
     epochs: int
+    min_steps: int = 0
+    """Steps that a training has at least, by more epochs if necessary."""
     sparsities: tuple[float, ...]
     """Shares of zero weights to try on the smallest network that keeps the score, if the download size counts."""
     low_rank: bool
@@ -88,12 +90,14 @@ class Build:
     workspace: Workspace
     ledger: Ledger
     torch_pool: TorchPool
+    gpus: str
+    """The GPUs that train, in words; empty if the processor trains."""
     fixed_workers: bool
     """Whether the user set the number of parallel trainings; otherwise a short trial sets it."""
     progress: Callable[[str, str], None]
     time_limit_seconds: float | None
-    sizes: tuple[Sizes, ...] = ({},)
-    """Sizes of the dynamic dimensions besides the batch at which limits have to be kept; the largest case is first."""
+    sizes: tuple[DimensionSizes, ...] = ({},)
+    """Of the dynamic dimensions besides the batch, at which limits have to be kept; the largest case is first."""
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 

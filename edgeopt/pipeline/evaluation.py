@@ -14,25 +14,40 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.pipeline.processes import prepare_for_forks
+from edgeopt.pipeline.user_code import load_guarded_task
+from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
 
 NamedArrays = dict[str, NDArray[Any]]
 
 
-def open_task(spec: str, data: Path | None) -> CheckedTask | OnnxTask:
+def open_task(spec: str, data: Path | None, score_wish: ScoreWish | None = None) -> CheckedTask | OnnxTask:
     """Load a task: a bare ``.onnx`` with its inputs (random if ``data`` is None), or the user's Python.
+
+    Args:
+        spec: As the user named it.
+        data: The ``.npz`` of a bare ``.onnx``.
+        score_wish: How a bare ``.onnx`` is to be scored; None leaves it to the data.
 
     Raises:
         TaskError, DataError: see ``edgeopt.task.load_task`` and ``OnnxTask``.
-        InputError: inputs were given for a task that brings its own.
+        InputError: inputs or a score were given for a task that brings its own.
     """
     if spec.endswith(".onnx"):
-        return OnnxTask(Path(spec), data)
+        return OnnxTask(Path(spec), data, score_wish)
     if data:
         raise InputError(f"--data goes with a bare .onnx model; the task '{spec}' brings its own data.")
-    return run_user_code(spec, "loading the task", load_task, spec)
+    if score_wish is not None and score_wish != ScoreWish():
+        raise InputError(
+            f"--score, --score-output and --ignore-label go with a bare .onnx model. The task '{spec}' says itself how "
+            "it is scored: by its score(), or by score=KIND, score_output=NAME and ignore_label=N of "
+            "edgeopt.classification(...)."
+        )
+    prepare_for_forks()
+    return load_guarded_task(spec)
 
 
 class EvaluationSet:
@@ -52,7 +67,38 @@ class EvaluationSet:
     @property
     def samples(self) -> int:
         """The number of samples."""
-        return sum(map(self.task.axes.count, self.inputs))
+        return sum(self.counts)
+
+    @property
+    def counts(self) -> list[int]:
+        """The number of samples in each batch."""
+        return [self.task.axes.count(batch) for batch in self.inputs]
+
+    @property
+    def score_direction(self) -> ScoreDirection:
+        """Whether a higher or a lower score is better."""
+        direction: ScoreDirection = self._call_user("score_direction", lambda: self.task.score_direction)
+        return direction
+
+    @property
+    def score_wish(self) -> ScoreWish | None:
+        """What the user asked for on the command line, for keys of scores."""
+        return self.task.score_wish if isinstance(self.task, OnnxTask) else None
+
+    def settle_score(self, baseline: Sequence[NamedArrays]) -> ScoreKind | None:
+        """Decide what the score is, and return it; None if the task scores itself.
+
+        Args:
+            baseline: Outputs of the baseline on the set; a task in Python runs its network itself.
+        """
+        if not isinstance(self.task, OnnxTask):
+            kind: ScoreKind | None = self._call_user("the score", lambda: self.task.score_kind)
+            return kind
+        if self.task.score_kind is None:
+            names = self.task.output_names
+            outputs = [[batch[name] for name in names] for batch in baseline]
+            self.task.settle_score(outputs, names, self.targets or None)
+        return self.task.score_kind
 
     def _call_user(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
         return run_user_code(self.task.spec, part, function, *args)
@@ -102,4 +148,14 @@ class EvaluationSet:
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
         """Return one score per sample, or None if the task doesn't give any."""
         value: NDArray[np.float64] | None = self._call_user("sample_scores()", self.task.sample_scores, pairs)
+        return value
+
+    def sample_statistics(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
+        """Return the numbers of each sample whose sums the score is computed from, or None if the task gives none."""
+        value: NDArray[np.float64] | None = self._call_user("sample_statistics()", self.task.sample_statistics, pairs)
+        return value
+
+    def score_statistics(self, sums: NDArray[np.float64]) -> float:
+        """Return the score from the sums of ``sample_statistics``."""
+        value: float = self._call_user("score_statistics()", self.task.score_statistics, sums)
         return value

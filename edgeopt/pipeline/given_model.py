@@ -55,7 +55,9 @@ def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run
         InputError: the model has another fixed batch size, or the inputs have too few rows.
     """
     if path.suffix == _RUNTIME_FORMAT:
-        yield ReadyModel(path, inputs, path.stat().st_size, (), {})
+        if inputs is not None:
+            raise InputError(f"{path}: --inputs goes with an .onnx file, whose inputs can be checked.")
+        yield ReadyModel(path, None, path.stat().st_size, (), {})
         return
     given = read_given(path)
     check_inputs(path, given.model.graph)
@@ -63,7 +65,7 @@ def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run
     if foreign:
         raise TaskError(f"{path} uses operators that ONNX Runtime does not have: {', '.join(foreign)}.")
     with ExitStack() as stack:
-        model = stack.enter_context(one_file(path))
+        model = stack.enter_context(one_file(path, given))
         notes, file = _packed_notes(given), None
         shapes: dict[str, tuple[int, ...]] = {}
         if inputs is not None:

@@ -90,6 +90,8 @@ class ModelInspection(Record, frozen=True, kw_only=True):
     """After deflate."""
     parameters: int
     nonzero_parameters: int
+    weight_types: tuple[str, ...] = ()
+    """Of most of the weights, the most frequent first."""
     macs: int
     """For one sample."""
     opset: int
@@ -177,6 +179,7 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
         download_bytes=file_facts.download_bytes,
         parameters=file_facts.parameters,
         nonzero_parameters=file_facts.nonzero_parameters,
+        weight_types=file_facts.weight_types,
         macs=file_facts.macs,
         opset=file_facts.opset,
         ir_version=file_facts.ir_version,

@@ -14,11 +14,13 @@ from edgeopt.task import CheckedTask
 from edgeopt.task.dynamic_axes import BATCH
 from edgeopt.tasks.onnx_file import OnnxTask
 
-Sizes = dict[str, int]
+DimensionSizes = dict[str, int]
 """Name of a dynamic dimension to its size, without the batch."""
 
 
-def judged_sizes(task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int) -> tuple[Sizes, ...]:
+def judged_sizes(
+    task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int
+) -> tuple[DimensionSizes, ...]:
     """Return the sizes that shapes ask for; those of the example inputs if there are no shapes.
 
     Args:
@@ -43,8 +45,8 @@ def judged_sizes(task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], ba
     return tuple({**example, **_sizes(task, one, batch_size)} for one in shapes) or (example,)
 
 
-def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int) -> Sizes:
-    sizes: Sizes = {}
+def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int) -> DimensionSizes:
+    sizes: DimensionSizes = {}
     for name, shape in shapes.items():
         if name not in task.input_names:
             raise InputError(f"--shape names the input '{name}', but {task.spec} has {', '.join(task.input_names)}.")
@@ -74,7 +76,7 @@ def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int) -> Sizes:
 
 
 def resize_arrays(
-    task: CheckedTask | OnnxTask, arrays: Mapping[str, NDArray[Any]], sizes: Sizes
+    task: CheckedTask | OnnxTask, arrays: Mapping[str, NDArray[Any]], sizes: DimensionSizes
 ) -> dict[str, NDArray[Any]]:
     """Return one batch of inputs with other sizes of its dynamic dimensions: cut, or repeated from the start."""
     if not sizes or isinstance(task, OnnxTask):
@@ -89,7 +91,9 @@ def resize_arrays(
     return resized
 
 
-def parity_sizes(task: CheckedTask | OnnxTask, batches: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[Sizes, ...]:
+def parity_sizes(
+    task: CheckedTask | OnnxTask, batches: Sequence[Mapping[str, NDArray[Any]]]
+) -> tuple[DimensionSizes, ...]:
     """Return three choices of sizes on which files are compared with the network: example, small and large.
 
     Small and large are the ends of the given ranges; where a range is open, the smallest and largest sizes of the

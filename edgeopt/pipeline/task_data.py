@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
-from edgeopt.pipeline.judged_sizes import Sizes, parity_sizes, resize_arrays
+from edgeopt.pipeline.judged_sizes import DimensionSizes, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
@@ -99,12 +99,12 @@ class TaskData(EvaluationSet):
             return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
 
-    def sample_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    def sample_shapes(self, sizes: DimensionSizes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one sample of the inputs, at the given sizes of dynamic dimensions."""
         sample = resize_arrays(self.task, self._take(self.inputs[0], [0]), sizes)
         return {name: values.shape for name, values in sample.items()}
 
-    def timing_inputs(self, batch_size: int, sizes: Sizes) -> Path:
+    def timing_inputs(self, batch_size: int, sizes: DimensionSizes) -> Path:
         """Return the file of one batch of real inputs; samples repeat if the first batch has too few.
 
         Args:

@@ -13,7 +13,7 @@ SizeMetric = Literal["file", "download"]
 class Budget(Record, frozen=True, kw_only=True):
     """Hard limits on latency, throughput, memory, size and score. ``None`` means that somebody waived a limit by name.
 
-    ``min_score`` and ``max_score_drop`` are two ways to set the score's floor; if both are given, both hold.
+    ``min_score`` and ``max_score_drop`` are two ways to bound the score; if both are given, both hold.
     """
 
     max_latency_ms: float | None
@@ -27,5 +27,7 @@ class Budget(Record, frozen=True, kw_only=True):
     size_metric: SizeMetric
     """``file``: bytes of the ``.onnx``; ``download``: its bytes after deflate."""
     min_score: float | None
+    """The worst score that is allowed: a minimum, or a maximum if a lower score is better."""
     max_score_drop: float | None
-    """Against the measured baseline, in the task's own unit."""
+    """How much worse than the measured baseline, in the unit of the score: 0.01 is one point of accuracy, or an error
+    that is 0.01 larger in the unit of the labels."""

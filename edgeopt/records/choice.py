@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
+from edgeopt.records.codec import digest
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Trial
+from edgeopt.records.trial import Failed, Measured, Trial
 
 
 class Miss(Record, frozen=True, kw_only=True):
@@ -49,6 +53,50 @@ class TestScores(Record, frozen=True, kw_only=True):
     winner_score: float
     drop_ci95: tuple[float, float] | None
     samples: int
+    direction: ScoreDirection = "higher"
+
+
+class FailedTrainings(Record, frozen=True, kw_only=True):
+    """The trainings of a build that gave no network."""
+
+    failed: int
+    total: int
+    diverged: int
+    """Of the failed ones, those whose values became not finite."""
+    reasons: dict[str, tuple[int, ...]]
+    """Stage and reason, to the numbers of the trials that failed for it."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether no training succeeded, and not only because all diverged."""
+        return self.failed == self.total and self.diverged < self.total
+
+
+def count_failed_trainings(trials: Sequence[Trial]) -> FailedTrainings | None:
+    """Return which trainings failed among the trials of a build; None if none did.
+
+    A training is a set of torch steps from one network. It failed if it gave no file in any form: its only trial then
+    failed without graph steps.
+    """
+    trained = (trial for trial in trials if trial.recipe.torch_steps)
+    trainings = {digest((trial.recipe.torch_steps, trial.recipe.parent)): trial for trial in trained}
+    failures = [
+        (trial.number, trial.outcome)
+        for trial in trainings.values()
+        if isinstance(trial.outcome, Failed) and not trial.recipe.graph_steps
+    ]
+    if not failures:
+        return None
+    reasons: dict[str, tuple[int, ...]] = {}
+    for number, failure in failures:
+        text = f"{failure.stage}: {failure.reason}"
+        reasons[text] = (*reasons.get(text, ()), number)
+    return FailedTrainings(
+        failed=len(failures),
+        total=len(trainings),
+        diverged=sum(failure.kind == "diverged" for _, failure in failures),
+        reasons=reasons,
+    )
 
 
 class Choice(Record, frozen=True, kw_only=True):
@@ -75,8 +123,23 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the network that zeros were tried on, which is done only if the budget is about the download."""
     notes: tuple[str, ...] = ()
     """Things that the search did not try, and why."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why the scores may mean nothing, such as a baseline that scores like a constant answer."""
+    score_kind: ScoreKind | None = None
+    """What the score is; None if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; None if the original network did."""
+    failed_trainings: FailedTrainings | None = None
+    """None if no training failed."""
+    ended_early: str | None = None
+    """Why the search ended before all its rounds: something failed that no single trial is to blame for."""
+
+    @property
+    def is_error(self) -> bool:
+        """Whether nothing could be trained for a technical reason: the winner, if any, is the original."""
+        trained = any(trial.recipe.torch_steps and isinstance(trial.outcome, Measured) for trial in self.trials)
+        all_failed = self.failed_trainings is not None and self.failed_trainings.is_error
+        return all_failed or (self.ended_early is not None and not trained)
 
     def trial(self, number: int) -> Trial:
         """Return the trial with that number."""

@@ -11,6 +11,10 @@ from edgeopt.records.profile import Precision
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
 Optimizer = Literal["sgd", "adamw"]
+MAX_EPOCHS_RATIO = 3
+"""Limit for the epochs that a small data set is trained for, over those of the step."""
+MultiplyPrecision = Literal["float32", "bfloat16", "float16"]
+"""The precision of a training's products; weights are kept in float32."""
 
 
 class Importance(Record, frozen=True, kw_only=True):
@@ -71,6 +75,17 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     hard_weight: float
     group_lasso: float = 0.0
     """Final strength of a penalty that shrinks whole channels, for a training that comes before pruning."""
+    min_steps: int = 0
+    """If the epochs have fewer optimizer steps, there are more epochs, up to ``MAX_EPOCHS_RATIO`` times as many."""
+    ema: float = 0.0
+    """Decay of the weights' moving average, which is evaluated and kept instead of the weights themselves; 0: none."""
+    precision: MultiplyPrecision | None = None
+    """None: what the device multiplies fast. The recipe leaves it open: either is as good."""
+
+    def epochs_for(self, batches: int) -> int:
+        """Return the epochs of a training whose epochs have that many batches."""
+        needed = -(-self.min_steps // batches)
+        return max(self.epochs, min(needed, MAX_EPOCHS_RATIO * self.epochs))
 
 
 class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware"):

@@ -8,6 +8,15 @@ from edgeopt.records.base import Record
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
+from edgeopt.records.scoring import ScoreDirection
+
+FailureKind = Literal["refused", "crashed", "diverged"]
+"""Why something failed.
+
+- ``refused``: a step's own check found its result wrong, or it cannot do what it was asked.
+- ``crashed``: for a technical reason, such as a process that died, which says nothing about the network.
+- ``diverged``: values are not finite.
+"""
 
 
 class Parity(Record, frozen=True, kw_only=True):
@@ -49,10 +58,12 @@ class Score(Record, frozen=True, kw_only=True):
 
     value: float
     drop: float
-    """Baseline less this; negative if this is better."""
+    """How much worse this is than the baseline, in the unit of the score; negative if it is better."""
     drop_ci95: tuple[float, float] | None
-    """Paired interval; None if the task has no score for each sample."""
+    """Paired interval of the drop of this very score; None if samples cannot be drawn from the set."""
     samples: int
+    direction: ScoreDirection = "higher"
+    """Whether a higher or a lower score is better."""
 
 
 class AgainstTrial(Record, frozen=True, kw_only=True):
@@ -89,6 +100,7 @@ class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"
     stage: str
     reason: str
     trace: str | None
+    kind: FailureKind = "refused"
 
 
 class Trial(Record, frozen=True, kw_only=True):

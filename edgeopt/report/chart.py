@@ -129,8 +129,11 @@ def _log_axis(values: Sequence[float], limit: float | None, start: float, end: f
     return Axis(10 ** (low - free), 10 ** (high + free), logarithmic=True, start=start, end=end)
 
 
-def _score_axis(scores: Sequence[float], limit: float | None, start: float, end: float) -> Axis:
-    """Make a linear axis for scores, from a little below the limit up to the best."""
+def _score_axis(scores: Sequence[float], limit: float | None, start: float, end: float, higher: bool = True) -> Axis:
+    """Make a linear axis for scores, from a little beyond the limit to the best; ``higher`` if a high one is best."""
+    if not higher:
+        flipped = _score_axis([-score for score in scores], None if limit is None else -limit, start, end)
+        return Axis(-flipped.high, -flipped.low, logarithmic=False, start=start, end=end)
     shown = [*scores, limit] if limit is not None else list(scores)
     low, high = min(shown), max(shown)
     if limit is not None and high > limit:
@@ -148,6 +151,7 @@ def scatter(
     texts: tuple[Callable[[float], str], Callable[[float], str]],
     limits: tuple[float | None, float | None],
     score_on_y: bool,
+    higher: bool = True,
 ) -> Chart:
     """Lay out one chart: x is logarithmic, y is a score or logarithmic too.
 
@@ -158,13 +162,14 @@ def scatter(
         labels: Of the x and the y axis, with the unit.
         texts: Functions that write a value of x, and of y.
         limits: The limits on x and on y, drawn as lines; None draws no line.
-        score_on_y: A linear axis for y, which outliers below do not stretch.
+        score_on_y: A linear axis for y, which outliers on its worse side do not stretch.
+        higher: Whether a higher score is better.
     """
     x_limit, y_limit = limits
     x_axis = _log_axis([sample.x for sample in samples], x_limit, _LEFT, _WIDTH - _RIGHT)
     y_values = [sample.y for sample in samples]
     if score_on_y:
-        y_axis = _score_axis(y_values, y_limit, _HEIGHT - _BOTTOM, _TOP)
+        y_axis = _score_axis(y_values, y_limit, _HEIGHT - _BOTTOM, _TOP, higher)
     else:
         y_axis = _log_axis(y_values, y_limit, _HEIGHT - _BOTTOM, _TOP)
     order: dict[Role, int] = {"missed": 0, "kept": 1, "baseline": 2, "winner": 3}
@@ -179,7 +184,7 @@ def scatter(
         x_ticks=x_axis.ticks(texts[0]),
         y_ticks=y_axis.ticks(texts[1]),
         x_limit=_limit(x_axis, x_limit, "at most", texts[0]),
-        y_limit=_limit(y_axis, y_limit, "at least" if score_on_y else "at most", texts[1]),
+        y_limit=_limit(y_axis, y_limit, "at least" if score_on_y and higher else "at most", texts[1]),
     )
 
 
@@ -228,7 +233,7 @@ def _mark(sample: Sample, x_axis: Axis, y_axis: Axis) -> Mark:
         y=y,
         role=sample.role,
         title=sample.title,
-        outside=sample.y < y_axis.low,
+        outside=not y_axis.low <= sample.y <= y_axis.high,
         label_anchor="end" if x > (_LEFT + _WIDTH) / 2 else "start",
     )
 

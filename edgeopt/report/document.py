@@ -17,13 +17,14 @@ import msgspec
 import edgeopt
 from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
-from edgeopt.records.choice import Choice, Infeasible, Miss, TestScores, Verdict
+from edgeopt.records.choice import Choice, FailedTrainings, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, DeviceInfo, Environment, Estimate, Measurement
 from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import Quantize, Recipe
+from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Failed, Measured, Parity, Trial
+from edgeopt.records.trial import Failed, FailureKind, Measured, Parity, Trial
 from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
 _SCHEMA: Literal["edgeopt/choice-2"] = "edgeopt/choice-2"
@@ -91,6 +92,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     status: Literal["measured", "failed"]
     stage: str | None = None
     reason: str | None = None
+    failure: FailureKind | None = None
+    """Of a failed trial; ``crashed`` says nothing about its network."""
     onnx: str | None = None
     """Path in the workspace."""
     sha256: str | None = None
@@ -126,6 +129,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     score_drop: float | None = None
     score_drop_ci95: Span | None = None
     score_samples: int | None = None
+    score_direction: ScoreDirection = "higher"
+    """Whether a higher or a lower score is better; a drop is always how much worse."""
     providers: dict[str, int] | None = None
     misses: tuple[Miss, ...] | None = None
     pays: bool | None = None
@@ -176,8 +181,16 @@ class Document(Part, frozen=True, kw_only=True):
     """Loss against the share of weights that are not zero."""
     notes: tuple[str, ...] = ()
     """Things that the search did not try, and why."""
+    warnings: tuple[str, ...] = ()
+    """Reasons why the scores may mean nothing."""
+    score_kind: ScoreKind | None = None
+    """What the score is; null if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; null if the original network did."""
+    failed_trainings: FailedTrainings | None = None
+    """Null if no training failed."""
+    ended_early: str | None = None
+    """Why the search ended before all its rounds; null if it did not, or if only the time limit ended it."""
 
     def trial(self, number: int) -> TrialPart:
         """Return the trial of that number."""
@@ -211,19 +224,24 @@ def build_document(choice: Choice) -> Document:
         seconds=choice.seconds,
         sparsity=choice.sparsity,
         notes=choice.notes,
+        warnings=choice.warnings,
+        score_kind=choice.score_kind,
         teacher=choice.teacher,
+        failed_trainings=choice.failed_trainings,
+        ended_early=choice.ended_early,
     )
 
 
 def _trial_part(trial: Trial, verdicts: dict[int, Verdict], budget: Budget) -> TrialPart:
     match trial.outcome:
-        case Failed(stage=stage, reason=reason):
+        case Failed(stage=stage, reason=reason, kind=kind):
             return TrialPart(
                 number=trial.number,
                 recipe=trial.recipe,
                 status="failed",
                 stage=stage,
                 reason=reason,
+                failure=kind,
                 seconds=trial.seconds,
             )
         case Measured() as outcome:
@@ -273,6 +291,7 @@ def _measured_part(trial: Trial, outcome: Measured, trial_verdict: Verdict, budg
         score_drop=_finite(score.drop),
         score_drop_ci95=score.drop_ci95,
         score_samples=score.samples,
+        score_direction=score.direction,
         providers=measurement.providers,
         misses=trial_verdict.misses,
         pays=trial_verdict.pays,

@@ -97,7 +97,13 @@ def _measured_rows(outcome: Measured) -> Iterator[tuple[str, str]]:
         peaks = f"load {words.size(memory.load_peak_bytes)}, runs {words.size(memory.run_peak_bytes)}"
         yield "peak memory", f"{words.size(memory.peak_bytes)} ({peaks})"
     yield "load time", words.quantity(load_ms(measurement), "ms")
-    yield "score", f"{words.score(score.value)}, drop {words.score(score.drop)}, {score.samples:,} samples"
+    yield (
+        "score",
+        (
+            f"{words.score(score.value)}, {'drop' if score.direction == 'higher' else 'error increase'} "
+            f"{words.score(score.drop)}, {score.samples:,} samples"
+        ),
+    )
     for kind, ratio in find_noise(measurement).items():
         yield "disturbed", words.noise_text(kind, ratio)
     for parity in artifact.parities:

@@ -12,10 +12,11 @@ from pathlib import Path
 import jinja2
 
 import edgeopt
-from edgeopt.report import sentences, words
+from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
-from edgeopt.report.proof import build_proof
+from edgeopt.report.failures import failure_notes
+from edgeopt.report.proof import build_proof, is_higher_better
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -111,18 +112,20 @@ def _size_label(document: Document) -> str:
 def _score_chart(document: Document) -> Chart | None:
     samples = _samples(document, lambda trial: trial.score)
     budget, baseline = document.budget, document.baseline.score
-    floors = [] if budget.min_score is None else [budget.min_score]
+    higher = is_higher_better(document.baseline)
+    worst = [] if budget.min_score is None else [budget.min_score]
     if budget.max_score_drop is not None and baseline is not None:
-        floors.append(baseline - budget.max_score_drop)
+        worst.append(baseline - budget.max_score_drop if higher else baseline + budget.max_score_drop)
     return (
         scatter(
             samples,
             key="score",
             title="Size against score",
-            labels=(_size_label(document), "Score"),
+            labels=(_size_label(document), "Score" if higher else "Score (error)"),
             texts=(lambda size: words.limit(size, "bytes"), words.tick),
-            limits=(budget.max_size_bytes, max(floors, default=None)),
+            limits=(budget.max_size_bytes, (max if higher else min)(worst, default=None)),
             score_on_y=True,
+            higher=higher,
         )
         if samples
         else None
@@ -282,26 +285,30 @@ def render_page(document: Document) -> str:
         "nodes": words.nodes,
     }
     built = [(section, section.build(document)) for section in SECTIONS]
-    compared = sentences.compared_trials(document)
+    compared = noise.compared_trials(document)
     return environment.get_template("page.html").render(
         document=document,
         version=edgeopt.__version__,
         headline=sentences.headline(document),
         binding=sentences.binding(document),
         latency_name=sentences.latency_name(document),
+        warnings=document.warnings,
         caution=sentences.caution(document),
         remarks=[
             text
             for text in (
+                *failure_notes(document),
                 sentences.barred(document),
                 *sentences.float_prefix_notes(document),
+                score_sentences.score_meaning(document),
+                score_sentences.missing_interval(document),
                 sentences.teacher(document),
                 sentences.waived(document),
             )
             if text
         ],
-        noise=[*sentences.noise_notes(document), *sentences.timing_notes(compared)],
-        other_noise=sentences.timing_notes(trial for trial in document.trials if trial not in compared),
+        noise=[*noise.noise_notes(document), *noise.timing_notes(compared)],
+        other_noise=noise.timing_notes(trial for trial in document.trials if trial not in compared),
         winner_recipe=_recipe(document.winner, document) if document.winner else None,
         cards=_cards(document),
         sections=[(section, view) for section, view in built if view is not None],
@@ -330,7 +337,13 @@ def _cards(document: Document) -> list[tuple[str, str, str]]:
     if winner.score is not None and baseline.score is not None:
         scores = f"{words.score(baseline.score)} → {words.score(winner.score)}"
         difference = winner.score - baseline.score
-        cards.append(("score", f"{'+' if difference > 0 else ''}{words.score(difference)}", scores))
+        cards.append(
+            (
+                "score" if is_higher_better(baseline) else "error",
+                f"{'+' if difference > 0 else ''}{words.score(difference)}",
+                scores,
+            )
+        )
     return cards
 
 

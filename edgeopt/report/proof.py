@@ -134,19 +134,29 @@ def _size(trial: TrialPart, budget: Budget) -> ProofRow:
     )
 
 
+def is_higher_better(trial: TrialPart) -> bool:
+    """Tell whether a higher score of the trial would be better."""
+    return trial.score_direction == "higher"
+
+
+def drop_name(trial: TrialPart) -> str:
+    """Name how much worse a trial scores than the baseline: ``Score drop``, or ``Error increase``."""
+    return "Score drop" if is_higher_better(trial) else "Error increase"
+
+
 def _score(trial: TrialPart, budget: Budget) -> list[ProofRow]:
-    """Return rows for the minimum score, the score drop, or both; if both are waived, the drop is shown as waived."""
+    """Return rows for the worst score, the score drop, or both; if both are waived, the drop is shown as waived."""
     rows = []
     if budget.min_score is not None:
         rows.append(
             ProofRow(
                 limit="score",
-                label="Score",
+                label="Score" if is_higher_better(trial) else "Score (error)",
                 unit="score",
                 found=trial.score,
                 interval=None,
                 allowed=budget.min_score,
-                floor=True,
+                floor=is_higher_better(trial),
                 miss=_miss(trial, "score", budget.min_score),
             )
         )
@@ -154,7 +164,7 @@ def _score(trial: TrialPart, budget: Budget) -> list[ProofRow]:
         rows.append(
             ProofRow(
                 limit="score",
-                label="Score drop",
+                label=drop_name(trial),
                 unit="score",
                 found=trial.score_drop,
                 interval=trial.score_drop_ci95,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Document, LatencyComparison, LayerChange, TrialPart
-from edgeopt.report.proof import ProofRow, build_proof
+from edgeopt.report.failures import share_of_failed
+from edgeopt.report.proof import ProofRow, build_proof, is_higher_better
 
 _MAX_NAMED_LAYERS = 3
 """In a sentence; the page has them all."""
@@ -64,17 +63,25 @@ def speed(against: LatencyComparison) -> str:
     return f"not measurably faster or slower ({words.times(1 / ratio)} the speed, {interval})"
 
 
-def miss_text(miss: Miss, budget: Budget) -> str:
-    """Name a missed limit with its value and the limit: ``latency 1.20 ms (≤ 1 ms)``."""
+def miss_text(miss: Miss, budget: Budget, *, higher: bool = True) -> str:
+    """Name a missed limit with its value and the limit: ``latency 1.20 ms (≤ 1 ms)``.
+
+    Args:
+        miss: The miss.
+        budget: The limits.
+        higher: Whether a higher score is better.
+    """
     name = _LIMIT_NAMES[miss.limit]
     is_drop = miss.limit == "score" and miss.allowed == budget.max_score_drop
-    name += " drop" if is_drop else ""
+    if miss.limit == "score" and not higher:
+        name = "error"
+    name += (" drop" if higher else " increase") if is_drop else ""
     if miss.found is None:
         return f"{name} unknown"
     units: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "score": "score"}
     unit = units.get(miss.limit, "bytes")
     found, allowed = words.distinguishable(miss.found, miss.allowed, unit), words.limit(miss.allowed, unit)
-    is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop)
+    is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop and higher)
     sign, noise = "≥" if is_minimum else "≤", ", within the noise" if miss.within_noise else ""
     return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise})"
 
@@ -94,7 +101,9 @@ def binding(document: Document) -> str:
     if reasons:
         return f"{label}. {' '.join(reasons)}"
     room = _room(document, document.binding[0])
-    return f"{label}, which has the least room{room}; no smaller trial missed a limit."
+    failed = document.failed_trainings
+    but = f", but {share_of_failed(failed)}" if failed else ""
+    return f"{label}, which has the least room{room}; no smaller trial missed a limit{but}."
 
 
 def _stopped_by(document: Document, limit: Limit) -> str | None:
@@ -106,7 +115,13 @@ def _stopped_by(document: Document, limit: Limit) -> str | None:
         stopped,
         key=lambda trial: (len({m.limit for m in trial.misses or ()}), -(deciding_size(trial, document.budget) or 0)),
     )
-    missed = words.listed([miss_text(m, document.budget) for m in next_smaller.misses or () if m.limit == limit])
+    missed = words.listed(
+        [
+            miss_text(m, document.budget, higher=is_higher_better(next_smaller))
+            for m in next_smaller.misses or ()
+            if m.limit == limit
+        ]
+    )
     smaller = words.quantity(deciding_size(next_smaller, document.budget), "bytes")
     return f"Trial {next_smaller.number} would be smaller ({smaller}), but misses {missed}."
 
@@ -193,7 +208,8 @@ def layer_text(change: LayerChange) -> str:
 
 def teacher(document: Document) -> str | None:
     """Name the teacher of the trained networks: a file, or the original network."""
-    if not any(isinstance(step, Distill) for trial in document.trials for step in trial.recipe.torch_steps):
+    trained = [trial for trial in document.trials if trial.status == "measured"]
+    if not any(isinstance(step, Distill) for trial in trained for step in trial.recipe.torch_steps):
         return None
     return f"The trained networks were taught by {document.teacher or f'the original network of {document.task}'}."
 
@@ -251,45 +267,6 @@ def waived(document: Document) -> str | None:
     return f"Waived: {words.listed(names)}." if names else None
 
 
-def noise_notes(document: Document) -> list[str]:
-    """Say which differences may be chance, and which timings were disturbed."""
-    notes = []
-    winner = document.winner
-    if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is not None:
-        low, high = winner.score_drop_ci95
-        if low <= 0 <= high:
-            interval = f"{words.score(low)} to {words.score(high)} (95 %)"
-            notes.append(f"The score drop, {interval}, is not distinguishable from zero.")
-    near = [t for t in smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
-    for trial in near:
-        missed = words.listed([miss_text(miss, document.budget) for miss in trial.misses or ()])
-        notes.append(f"Trial {trial.number} is smaller and misses {missed}.")
-    disturbed = [trial for trial in document.trials if trial.contended_processes]
-    if disturbed:
-        numbers = words.listed([str(trial.number) for trial in disturbed])
-        notes.append(
-            f"Other load disturbed the timing of {'trial' if len(disturbed) == 1 else 'trials'} {numbers}: "
-            "measure again on a quiet machine before you rely on milliseconds."
-        )
-    return notes
-
-
-def compared_trials(document: Document) -> list[TrialPart]:
-    """Return the baseline, and the winner if it is another trial."""
-    baseline, winner = document.baseline, document.winner
-    return [baseline] if winner is None or winner.number == baseline.number else [baseline, winner]
-
-
-def timing_notes(trials: Iterable[TrialPart]) -> list[str]:
-    """Say for each trial how its timing was noisy, apart from other load."""
-    notes = []
-    for trial in trials:
-        other = [words.noise_text(kind, ratio) for kind, ratio in (trial.noise or {}).items() if kind != "load"]
-        if other:
-            notes.append(f"Timing of trial {trial.number}: {words.listed(other)}.")
-    return notes
-
-
 def device(document: Document) -> str:
     """Name the device that was measured, and say whether the numbers prove anything about the target."""
     machine = document.environment.processor if document.environment else "an unknown processor"
@@ -338,12 +315,14 @@ def test_scores(document: Document) -> str | None:
     test = document.test
     if test is None:
         return None
-    drop = test.baseline_score - test.winner_score
+    higher = test.direction == "higher"
+    drop = test.baseline_score - test.winner_score if higher else test.winner_score - test.baseline_score
     span = test.drop_ci95
     interval = "" if span is None else f", 95 %: {words.score(span[0])} to {words.score(span[1])}"
     return (
         f"On {test.samples:,} test samples, used once at the end: baseline {words.score(test.baseline_score)}, "
-        f"winner {words.score(test.winner_score)} (drop {words.score(drop)}{interval})."
+        f"winner {words.score(test.winner_score)} ({'drop' if higher else 'increase'} "
+        f"{words.score(drop)}{interval})."
     )
 
 

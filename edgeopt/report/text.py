@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgeopt.report import sentences, words
+from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.document import Document, TrialPart
-from edgeopt.report.proof import ProofRow
+from edgeopt.report.failures import failure_notes
+from edgeopt.report.proof import ProofRow, is_higher_better
 
 _KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
 
@@ -27,6 +28,8 @@ def print_result(document: Document, console: Console, *, out: Path | None) -> N
     """
     won = document.winner is not None
     console.print(Text(sentences.headline(document), style="bold green" if won else "bold red"))
+    for warning in document.warnings:
+        console.print(Text(f"Warning: {warning}", style="bold red"))
     console.print(_table(document))
     for line in _lines(document):
         console.print(line, markup=False, highlight=False)
@@ -76,7 +79,10 @@ def _cell(row: ProofRow) -> str:
 def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -> Iterator[tuple[str, list[str]]]:
     """Yield the rows that no limit is about."""
     both = [baseline] if other is None else [baseline, other]
-    yield "Score", [words.quantity(trial.score, "score") for trial in both]
+    yield (
+        ("Score" if is_higher_better(baseline) else "Score (error)"),
+        [words.quantity(trial.score, "score") for trial in both],
+    )
     yield (
         ("File size", [words.quantity(trial.size_bytes, "bytes") for trial in both])
         if by_download
@@ -97,15 +103,20 @@ def _lines(document: Document) -> Iterator[str]:
         )
         yield f"Trial {trial.number}: {recipe}."
     yield sentences.binding(document)
+    if document.baseline.exporter == "given" and document.baseline.notes:
+        yield f"The given file: {'; '.join(document.baseline.notes)}."
+    yield from failure_notes(document)
     optional = (
         sentences.float_nodes(document),
         sentences.barred(document),
         *sentences.float_prefix_notes(document),
+        score_sentences.score_meaning(document),
+        score_sentences.missing_interval(document),
         sentences.teacher(document),
         sentences.waived(document),
         *sentences.int8_losses(document),
-        *sentences.noise_notes(document),
-        *sentences.timing_notes(sentences.compared_trials(document)),
+        *noise.noise_notes(document),
+        *noise.timing_notes(noise.compared_trials(document)),
     )
     yield from (line for line in optional if line)
     yield from sentences.variant_gains(document)

@@ -212,7 +212,7 @@ def _distill_text(step: Distill) -> str:
     epochs = plural(step.epochs, "epoch")
     if step.group_lasso > 0:
         return f"channels shrunk for {epochs} (group lasso {significant(step.group_lasso)})"
-    return f"distilled for {epochs}"
+    return f"distilled for {'at least ' if step.min_steps else ''}{epochs}"
 
 
 def runtime_text(settings: Runtime) -> str:

@@ -69,11 +69,11 @@ def _advise(trials: Sequence[NumberedFindings], nearest: int) -> str:
 
 def _single_reliefs(trials: Sequence[NumberedFindings]) -> list[tuple[int, LimitFinding]]:
     """For each limit that is the only one some trial misses: the trial that misses it by the least."""
-    nearest: dict[tuple[Limit, bool], tuple[int, LimitFinding]] = {}
+    nearest: dict[tuple[Limit, bool, bool], tuple[int, LimitFinding]] = {}
     for number, findings in trials:
         match _missed(findings):
             case [finding] if not finding.missing:
-                key = (finding.limit, finding.floor)
+                key = (finding.limit, finding.floor, finding.is_drop)
                 if key not in nearest or finding.excess < nearest[key][1].excess:
                     nearest[key] = (number, finding)
     return sorted(nearest.values(), key=lambda option: option[1].excess)
@@ -92,6 +92,8 @@ def _relief(finding: LimitFinding) -> str:
         case ("memory" | "size") as name, _:
             megabytes = _round_outward(finding.judged / 1e6, finding.floor)
             return f"a {name} limit of {megabytes:g} MB (instead of {finding.allowed / 1e6:g} MB)"
+        case _, False if not finding.is_drop:
+            return f"a maximum score of {needed:g} (instead of {finding.allowed:g})"
         case _, True:
             return f"a minimum score of {needed:g} (instead of {finding.allowed:g})"
         case _:

@@ -12,7 +12,7 @@ from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice, Verdict
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Measured, Trial
+from edgeopt.records.trial import Measured, Score, Trial
 from edgeopt.select.advice import explain
 from edgeopt.select.limits import (
     LimitFinding,
@@ -35,8 +35,8 @@ class JudgedTrial:
     """At the budget's percentile."""
     memory_bytes: float
     """Infinite if it is missing."""
-    score: float
-    """Minus infinity if it is not a number."""
+    quality: float
+    """The score, or the negated score if lower is better; minus infinity if it is not a number."""
     findings: tuple[LimitFinding, ...]
     verdict: Verdict
     origins: frozenset[int]
@@ -56,8 +56,8 @@ class JudgedTrial:
 
     @property
     def costs(self) -> tuple[float, float, float, float]:
-        """Size, latency, memory and negated score: less is better in each."""
-        return (self.size_bytes, self.latency_ms, self.memory_bytes, -self.score)
+        """Size, latency, memory and negated quality: less is better in each."""
+        return (self.size_bytes, self.latency_ms, self.memory_bytes, -self.quality)
 
 
 def choose(
@@ -73,7 +73,7 @@ def choose(
     notes: tuple[str, ...] = (),
     sparsity: SparsityCurve | None = None,
 ) -> Choice:
-    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the higher-scoring one.
+    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better-scoring one.
 
     A trial that the A/B finds slower than the baseline cannot win while the baseline itself keeps the limits. On a
     stand-in this does not bar int8 and float16 (see ``limits.pays``). The baseline may win. An int8 trial is replaced
@@ -165,12 +165,18 @@ def _judge(
         size_bytes=measured_size(outcome.artifact, budget),
         latency_ms=latency_interval(outcome.measurement, budget.latency_percentile).value,
         memory_bytes=math.inf if memory is None else memory.peak_bytes,
-        score=-math.inf if math.isnan(outcome.score.value) else outcome.score.value,
+        quality=_quality(outcome.score),
         findings=findings,
         verdict=judge_trial(trial, outcome, findings, proven_on_target=proven_on_target),
         origins=frozenset(origins),
         replaced=replaced,
     )
+
+
+def _quality(score: Score) -> float:
+    if math.isnan(score.value):
+        return -math.inf
+    return score.value if score.direction == "higher" else -score.value
 
 
 def _replaced(outcome: Measured, budget: Budget, trials: tuple[Trial, ...]) -> int | None:
@@ -196,7 +202,7 @@ def _may_win(trials: list[JudgedTrial], baseline_number: int) -> list[JudgedTria
 def _winner(trials: list[JudgedTrial], baseline_number: int) -> JudgedTrial | None:
     return min(
         (trial for trial in _may_win(trials, baseline_number) if trial.keeps_limits),
-        key=lambda trial: (trial.size_bytes, trial.latency_ms, -trial.score, trial.number),
+        key=lambda trial: (trial.size_bytes, trial.latency_ms, -trial.quality, trial.number),
         default=None,
     )
 

@@ -36,6 +36,8 @@ class LimitFinding:
     """True if ``allowed`` is a minimum."""
     scale: float
     """The amount over the limit that counts as 100 %, so that different limits can be compared."""
+    is_drop: bool = False
+    """True if the value is a difference from the baseline's score."""
 
     @property
     def missing(self) -> bool:
@@ -125,16 +127,17 @@ def _judge_bytes(memory: Memory | None, size_bytes: int, budget: Budget) -> Iter
 
 
 def judge_score_limits(score: Score, budget: Budget) -> Iterator[LimitFinding]:
-    """Compare a score with the budget's minimum score and with its limit on the drop."""
-    baseline = score.value + score.drop
+    """Compare a score with the worst score that the budget allows and with its limit on the drop."""
+    higher = score.direction == "higher"
+    baseline = score.value + (score.drop if higher else -score.drop)
     min_scale = _MIN_SCORE_SCALE_RATIO * abs(baseline) or 1.0
     if budget.min_score is not None:
-        scale = max(baseline - budget.min_score, min_scale)
-        yield LimitFinding("score", score.value, score.value, budget.min_score, floor=True, scale=scale)
+        scale = max(baseline - budget.min_score if higher else budget.min_score - baseline, min_scale)
+        yield LimitFinding("score", score.value, score.value, budget.min_score, floor=higher, scale=scale)
     if budget.max_score_drop is not None:
         high = score.drop if score.drop_ci95 is None else score.drop_ci95[1]
         scale = max(budget.max_score_drop, min_scale)
-        yield LimitFinding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale)
+        yield LimitFinding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale, is_drop=True)
 
 
 def find_float_counterpart(trial: Trial, trials: Iterable[Trial]) -> Trial | None:

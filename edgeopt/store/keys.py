@@ -20,7 +20,7 @@ Kind = Literal[
     "group-table", "network", "diverged-training", "low-rank-table", "sparsity-curve", "fake-quant-sites",
     "finished-search", "exported-file", "artifact", "sensitivity-study", "score", "sample-scores", "measurement",
     "comparison", "device-parity", "latency-table", "no-latency-table", "shared-layer-times", "allocation",
-    "layer-times", "float-prefix",
+    "layer-times", "float-prefix", "score-check", "parallel-training",
 ]  # fmt: skip
 
 Dependency = Literal["task", "makers", "seed", "ceilings", "hardware", "device", "providers", "session", "timing"]
@@ -50,6 +50,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "sensitivity-study": ("task", "makers"),
     "score": ("task", "hardware", "providers"),
     "sample-scores": ("task", "hardware", "providers"),
+    "score-check": ("task", "hardware", "providers"),
     "measurement": ("device", "session", "timing"),
     "comparison": ("device", "session", "timing"),
     "device-parity": ("task", "makers", "device", "providers"),
@@ -59,6 +60,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "allocation": ("makers",),
     "layer-times": ("makers", "hardware", "session"),
     "float-prefix": ("task", "makers", "device", "session"),
+    "parallel-training": ("task", "makers"),
 }
 """Which facts the key of each kind contains, besides the details that the caller gives: for an artifact its recipe."""
 

@@ -17,25 +17,33 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.records.budget import Budget
+from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
 from edgeopt.task.protocol import Training
 from edgeopt.task.random_states import RandomStates, use_random_states
-from edgeopt.task.values import flat_outputs
+from edgeopt.task.values import flat_outputs, to_numpy
 
+_SCORE_SAMPLES = 1000
+"""Samples on which the trained network shows what its outputs are."""
 _REQUIRED_METHODS = ("build_model", "example_inputs", "train_batches", "eval_batches", "loss", "score")
 
 
 class CheckedTask:
     """A user's task with its optional members filled in and every returned value checked.
 
-    Optional members of the user's task: ``test_batches()``, ``sample_scores(pairs)`` (one score per sample, for paired
-    intervals), ``students`` (name to a function that builds a smaller network), ``training`` (``Training``),
-    ``calibration_batches()``, ``distill_loss(outputs, teacher_outputs, targets)``, ``input_names``, ``output_names``,
-    ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``), ``teacher`` (path of an
-    ``.onnx`` file that teaches instead of the trained model, which is still what is compressed and compared with),
+    Optional members of the user's task: ``test_batches()``, ``score_direction`` (``"higher"`` or ``"lower"``), and
+    ``sample_scores(pairs)`` (one score per sample, for paired intervals; it counts only if its mean is the score),
+    ``sample_statistics(pairs)`` and ``score_statistics(sums)`` (numbers for each sample, and the score from their sums
+    over samples: the fast way to the interval of a score that isn't a mean), ``students`` (name to a function that
+    builds a smaller network), ``training`` (``Training``), ``calibration_batches()``,
+    ``distill_loss(outputs, teacher_outputs, targets)``, ``training_step(model, inputs, targets, teacher_outputs)``
+    (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
+    ``output_names``, ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``),
+    ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
+    and compared with),
     ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by input name, dimensions
     besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
 
@@ -63,7 +71,6 @@ class CheckedTask:
         self.training: Training = getattr(task, "training", None) or Training()
         self.labels: tuple[str, ...] = tuple(getattr(task, "labels", ()))
         self.preprocessing: str = getattr(task, "preprocessing", "")
-        self.postprocessing: str = getattr(task, "postprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
         self.teacher = self._check_teacher(getattr(task, "teacher", None))
@@ -77,6 +84,11 @@ class CheckedTask:
                 "network with torch.onnx.export; without `teacher` the trained model teaches."
             )
         return Path(given)
+
+    @property
+    def postprocessing(self) -> str:
+        """How an app reads the outputs, in the task's words."""
+        return str(getattr(self.task, "postprocessing", ""))
 
     @cached_property
     def model(self) -> nn.Module:
@@ -192,24 +204,83 @@ class CheckedTask:
         if count == 0:
             raise TaskError(f"{self.spec}: {source} yields no batches.")
 
+    @cached_property
+    def score_kind(self) -> ScoreKind | None:
+        """What the score is, if the task leaves it to edgeopt, as ``edgeopt.classification`` does; otherwise None.
+
+        The trained network runs on the first samples of the selection set, and all labels are read.
+        """
+        settle = getattr(self.task, "settle_score", None)
+        if not callable(settle):
+            return None
+        outputs: list[list[NDArray[Any]]] = []
+        targets: list[Any] = []
+        samples = 0
+        for inputs, target in self.eval_batches():
+            targets.append(to_numpy(target))
+            if samples < _SCORE_SAMPLES:
+                outputs.append([to_numpy(value) for value in self.interface.run(inputs)])
+                samples += self.axes.count(inputs)
+        kind: ScoreKind = settle(outputs, self.output_names, targets)
+        return kind
+
+    @property
+    def score_direction(self) -> ScoreDirection:
+        """Whether a higher or a lower score is better."""
+        direction = self.score_kind.direction if self.score_kind else getattr(self.task, "score_direction", "higher")
+        if direction not in ("higher", "lower"):
+            raise TaskError(
+                f"{self.spec}: score_direction is {direction!r}; it has to be 'higher' or 'lower' (better)."
+            )
+        return "higher" if direction == "higher" else "lower"
+
+    def is_as_good(self, score: float, other: float) -> bool:
+        """Tell whether a score is at least as good as another one."""
+        return score >= other if self.score_direction == "higher" else score <= other
+
     def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
         """Return the task's score of pairs of arrays.
 
         Raises:
             TaskError: the score is not a finite number.
         """
+        _ = self.score_kind
         value = float(self.task.score(pairs))
         if not np.isfinite(value):
-            raise TaskError(f"{self.spec}: score() returned {value}; it has to be a finite number, higher is better.")
+            raise TaskError(f"{self.spec}: score() returned {value}; it has to be a finite number.")
         return value
 
     def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
         """Return one score per sample, or None if the task has no ``sample_scores``."""
-        function = getattr(self.task, "sample_scores", None)
-        return None if function is None else np.asarray(function(pairs), dtype=np.float64)
+        return self._numbers("sample_scores", pairs)
+
+    def sample_statistics(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
+        """Return the numbers of each sample that add up to the score's, or None if the task has none.
+
+        Raises:
+            TaskError: they are not one row of numbers for each sample, or ``score_statistics`` is missing.
+        """
+        found = self._numbers("sample_statistics", pairs)
+        if found is not None and (found.ndim != 2 or not callable(getattr(self.task, "score_statistics", None))):
+            raise TaskError(
+                f"{self.spec}: sample_statistics() returned shape {found.shape}; it has to be (samples, numbers), and "
+                "score_statistics(sums) has to return the score from the sums over the samples."
+            )
+        return found
+
+    def score_statistics(self, sums: NDArray[np.float64]) -> float:
+        """Return the score from the sums of ``sample_statistics``."""
+        return float(self.task.score_statistics(sums))
+
+    def _numbers(self, member: str, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
+        function = getattr(self.task, member, None)
+        _ = self.score_kind
+        found = None if function is None else function(pairs)
+        return None if found is None else np.asarray(found, dtype=np.float64)
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the task's training loss."""
+        _ = self.score_kind
         value = self.task.loss(self.nest_outputs(flat_outputs(outputs)), targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TaskError(f"{self.spec}: loss() has to return a tensor with one element, not {value!r:.80}.")
@@ -223,6 +294,43 @@ class CheckedTask:
         nested = self.nest_outputs(flat_outputs(outputs))
         value: Tensor = function(nested, self.nest_outputs(flat_outputs(teacher)), targets)
         return value
+
+    @property
+    def has_training_step(self) -> bool:
+        """Whether the task has its own ``training_step``."""
+        return callable(getattr(self.task, "training_step", None))
+
+    def training_step(
+        self, model: nn.Module, inputs: tuple[Tensor, ...], targets: Any, teacher_outputs: tuple[Tensor, ...]
+    ) -> Tensor:
+        """Return the loss of the task's own training step, which runs the model itself.
+
+        The user's function gets the model as a function of the flat inputs, which returns outputs in the nesting of the
+        trained model; the teacher's outputs have the same nesting.
+
+        Raises:
+            TaskError: it is not a tensor with one element that depends on the model.
+        """
+
+        def run(*leaves: Tensor) -> Any:
+            return self.nest_outputs(flat_outputs(model(*leaves)))
+
+        value = self.task.training_step(run, inputs, targets, self.nest_outputs(teacher_outputs))
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+            raise TaskError(
+                f"{self.spec}: training_step() has to return the loss as a tensor with one element that depends on "
+                f"the model, not {value!r:.80}."
+            )
+        return value.reshape(())
+
+    def train_length(self, seed: int) -> int | None:
+        """Return the number of batches of an epoch if the user's loader knows it, or None."""
+        with use_random_states(RandomStates(seed)):
+            batches = self.task.train_batches(seed)
+        try:
+            return len(batches)
+        except TypeError:
+            return None
 
     @cached_property
     def source_file(self) -> Path | None:

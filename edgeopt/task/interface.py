@@ -51,6 +51,11 @@ class ModelInterface:
     def _layout_of(self, module: nn.Module) -> InputLayout:
         return self.layout if module is self.module else InputLayout(module, self._example, self.spec)
 
+    def run(self, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run the model on one batch, and return its outputs, flat."""
+        with torch.no_grad():
+            return tuple(tensors_of(self.layout.call(self.module, [value.clone() for value in inputs])))
+
     def check_student(self, student: nn.Module, name: str) -> None:
         """Raise TaskError if a student does not run on the example inputs, or has other outputs than the model."""
         outputs, _ = self._run_example(student, f"student '{name}'")
@@ -137,14 +142,8 @@ class ModelInterface:
     @cached_property
     def axes(self) -> BatchAxes:
         """The batch dimension of each input and output: ``batch_dim`` of the task, or found."""
-        layout, module = self.layout, self.module
-
-        def run(leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                return tuple(tensors_of(layout.call(module, [value.clone() for value in leaves])))
-
         try:
-            found = find_batch_axes(run, self.layout.example, self.input_names, self._given_axes())
+            found = find_batch_axes(self.run, self.layout.example, self.input_names, self._given_axes())
         except TaskError as error:
             raise TaskError(f"{self.spec}: {error}") from error
         if found.note:

@@ -54,7 +54,22 @@ def prepare_module(model: Any, part: str, spec: str) -> nn.Module:
             break
         model = inner
     ready: nn.Module = model.eval().cpu()
-    return ready
+    return without_inference_tensors(ready)
+
+
+def without_inference_tensors(module: nn.Module) -> nn.Module:
+    """Return a module that autograd takes: a copy if it was made under ``torch.inference_mode``, else itself."""
+    if not any(value.is_inference() for value in (*module.parameters(), *module.buffers())):
+        return module
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_inference():
+                part._parameters[name] = nn.Parameter(parameter.clone(), parameter.requires_grad)
+        for name, buffer in part._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                part._buffers[name] = buffer.clone()
+    return copied
 
 
 def narrow_types(module: nn.Module) -> set[torch.dtype]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -26,6 +26,17 @@ class Training(Record, frozen=True, kw_only=True):
     """How channels are scored before some are removed."""
     group_lasso: float = 0.0
     """If above 0, a quarter of the epochs comes before pruning and shrinks channels with a penalty of this strength."""
+    min_steps: int = 1000
+    """A small data set has few steps an epoch: there are more epochs then, up to three times as many, until a training
+    has this many steps. Not with ``--quick``."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto``: a CUDA device if there is one, else an Apple GPU, else the
+    processor. ``auto`` and ``cuda`` use all CUDA devices, one for each candidate."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of products in training (automatic mixed precision). ``auto``: bfloat16 or float16 on CUDA devices, else
+    float32."""
+    ema: float = 0.0
+    """If above 0 (such as 0.999), the moving average of the weights is evaluated and kept, with this decay a step."""
 
 
 class Task(Protocol):
@@ -36,17 +47,23 @@ class Task(Protocol):
     def build_model(self) -> nn.Module:
         """Return the trained model."""
 
-    def example_inputs(self) -> tuple[Tensor, ...]:
-        """Return one batch of inputs; it also becomes the golden inputs of the bundle."""
+    def example_inputs(self) -> Any:
+        """Return one batch of inputs: a tensor, a tuple, or a dict by the parameters of ``forward``.
 
-    def train_batches(self, seed: int) -> Iterable[tuple[Any, Any]]:
-        """Return one epoch of ``(inputs, targets)``."""
+        It also becomes the golden inputs of the bundle. Two samples or more show which dimension is the batch.
+        """
 
-    def eval_batches(self) -> Iterable[tuple[Any, Any]]:
-        """Return the selection set, which decides: batches of ``(inputs, targets)``."""
+    def train_batches(self, seed: int) -> Iterable[Any]:
+        """Return one epoch: batches of ``(inputs, targets)``, or dicts with both (``edgeopt.task.batches``)."""
+
+    def eval_batches(self) -> Iterable[Any]:
+        """Return the selection set, which decides, in batches of the same form."""
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the training loss, a scalar."""
 
     def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
-        """Return the score of ``(outputs, targets)`` pairs of arrays over the whole set; higher is better."""
+        """Return the score of ``(outputs, targets)`` pairs of arrays over the whole set.
+
+        Higher is better, unless the task has ``score_direction = "lower"``.
+        """

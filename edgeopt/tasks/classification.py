@@ -1,4 +1,4 @@
-"""A classification task from a model and two data loaders."""
+"""Tasks from a model and two data loaders: classification of any form of labels, and regression."""
 
 from __future__ import annotations
 
@@ -7,35 +7,37 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgeopt.errors import TaskError
+from edgeopt.errors import DataError, TaskError
 from edgeopt.records.budget import Budget
+from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName, ScoreWish
+from edgeopt.scoring.facts import unwrapped
 from edgeopt.task import Training
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
 from edgeopt.task.nesting import first_samples, tensors_of
+from edgeopt.task.values import flat_outputs, to_numpy
+from edgeopt.tasks.known_score import KnownScore
+
+_SUM_TOLERANCE = 1e-3
+_SMALLEST_PROBABILITY = 1e-7
+"""Its logarithm is the largest loss of a sample, as for a logit of 16."""
 
 _Batches = Iterable[Any]
 _EXAMPLES = 8
 
 
-def score_top1(pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
-    """Return 1.0 for each sample whose largest logit is its label's, else 0.0; logits ``(batch, classes, ...)``."""
-    return np.concatenate(
-        [
-            (np.argmax(outputs, axis=1) == np.asarray(targets)).astype(np.float64).reshape(-1)
-            for outputs, targets in pairs
-        ]
-    )
+class Classification(KnownScore):
+    """A ``Task`` whose outputs answer with classes, or with yes or no; its score and its loss follow from its data.
 
+    ``edgeopt.scoring`` says which outputs and labels are known. The trained network shows what its outputs are before
+    anything is trained or measured.
+    """
 
-class Classification:
-    """A ``Task`` scored by accuracy and trained with cross-entropy. Logits ``(batch, classes)``, integer labels."""
-
-    postprocessing = "logits, one per class: the largest is the answer, softmax gives probabilities"
+    labels_source = "eval, labels"
 
     def __init__(
         self,
@@ -51,8 +53,14 @@ class Classification:
         budgets: Mapping[str, Budget] | None = None,
         preprocessing: str = "",
         teacher: str | Path | None = None,
+        score: ScoreName | None = None,
+        score_output: str | None = None,
+        ignore_label: int | None = None,
     ) -> None:
         self.name = name
+        self.score_wish = ScoreWish(
+            score=score, output=score_output, ignored=ignore_label, how="score=KIND and score_output=NAME"
+        )
         self.labels = tuple(labels)
         self.training = training or Training()
         self.students = students or {}
@@ -69,9 +77,9 @@ class Classification:
         self.source_module = caller.f_globals.get("__name__") if caller is not None else None
 
     def build_model(self) -> nn.Module:
-        """Return the trained model; a function that builds it is called once."""
+        """Return the trained model."""
         if callable(self._model) and not isinstance(self._model, nn.Module):
-            self._model = self._model()
+            self._model = self._model()  # once: it may train
         return self._model
 
     def example_inputs(self) -> Any:
@@ -96,17 +104,102 @@ class Classification:
         """Return the test set, which is looked at once."""
         return self._test
 
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy."""
-        return nn.functional.cross_entropy(outputs, targets)
+    def settle_score(
+        self, outputs: Sequence[Sequence[NDArray[Any]]], names: Sequence[str], labels: Sequence[Any] | None
+    ) -> ScoreKind:
+        """Decide what the score is; see ``KnownScore``.
 
-    def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
-        """Return the accuracy, 0..1."""
-        return float(score_top1(pairs).mean())
+        Raises:
+            DataError: the labels fit no output, or are real numbers.
+        """
+        kind = super().settle_score(outputs, names, labels)
+        if kind.parts[0].layout == "values" and self.score_wish.score is None:
+            raise DataError(
+                f"{self.labels_source}: the labels are real numbers, like the output '{kind.parts[0].output}'. Use "
+                "edgeopt.regression(...), which is scored by the mean absolute error, or name another score."
+            )
+        return kind
 
-    def sample_scores(self, pairs: Iterable[tuple[Any, Any]]) -> NDArray[np.float64]:
-        """Return 1.0 or 0.0 for each sample."""
-        return score_top1(pairs)
+    @property
+    def postprocessing(self) -> str:
+        """How an app reads the outputs."""
+        part = self.score_kind.parts[0] if self.score_kind else None
+        if part is None or part.layout == "classes":
+            return "logits, one per class: the largest is the answer, softmax gives probabilities"
+        if part.layout == "yes or no":
+            form = "probabilities" if part.threshold else "logits, of which the sigmoid gives probabilities"
+            return f"{form}: a value above {part.threshold:g} is a yes"
+        return "the number of the class" if part.layout == "class numbers" else "values in the unit of the labels"
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the loss that belongs to the score.
+
+        Cross-entropy for classes, binary cross-entropy for yes or no, the absolute error for ``mae``, and the squared
+        error for other scores of real numbers. Ignored labels don't count.
+
+        Raises:
+            TaskError: the outputs are numbers of classes, which have no gradient.
+        """
+        tensors = flat_outputs(outputs)
+        part = self._part_of(tensors, targets)
+        return training_loss(part, tensors[part.index], torch.as_tensor(unwrapped(targets)))
+
+    def _part_of(self, outputs: Sequence[Tensor], targets: Any) -> OutputScore:
+        if self.score_kind is not None:
+            return self.score_kind.parts[0]
+        arrays = tuple(to_numpy(output) for output in outputs)
+        return self._kind_of([(arrays, to_numpy(targets))]).parts[0]
+
+
+class Regression(Classification):
+    """A ``Task`` whose outputs are real numbers, scored by an error of which lower is better."""
+
+    def __init__(self, *args: Any, score: ScoreName | None = "mae", **options: Any) -> None:
+        super().__init__(*args, score=score or "mae", **{"name": "regression", **options})
+
+
+def training_loss(part: OutputScore, output: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of an output against labels in any form that ``part`` knows.
+
+    Args:
+        part: How the output is judged.
+        output: Of the network that is trained.
+        targets: Labels; they may have dimensions of 1 that the output lacks, or be one-hot.
+
+    Raises:
+        TaskError: the output has no gradient.
+    """
+    if part.layout == "class numbers":
+        raise TaskError(
+            f"output '{part.output}' gives the numbers of classes, which cannot be trained: return the logits as "
+            "well, and name them with score_output."
+        )
+    if part.layout == "classes":
+        scores = output.movedim(part.class_axis, 1)
+        if part.labels == "one-hot":
+            return nn.functional.nll_loss(_log_probabilities(scores), targets.movedim(part.class_axis, 1).argmax(1))
+        positions = scores.shape[:1] + scores.shape[2:]
+        ignored = -100 if part.ignored is None else part.ignored
+        return nn.functional.nll_loss(
+            _log_probabilities(scores), targets.reshape(positions).long(), ignore_index=ignored
+        )
+    if part.layout == "values":
+        truth = targets.reshape(output.shape).to(output.dtype)
+        error = nn.functional.l1_loss if part.metric == "mae" else nn.functional.mse_loss
+        return error(output, truth)
+    counts = torch.ones_like(targets, dtype=torch.bool) if part.ignored is None else targets != part.ignored
+    yes = (targets > 0).to(output.dtype).reshape(output.shape)[counts.reshape(output.shape)]
+    answers = output[counts.reshape(output.shape)]
+    if part.threshold:
+        return nn.functional.binary_cross_entropy(answers.clamp(0, 1), yes)
+    return nn.functional.binary_cross_entropy_with_logits(answers, yes)
+
+
+def _log_probabilities(scores: Tensor) -> Tensor:
+    """Return logarithms of probabilities along dimension 1, of logits or of probabilities."""
+    with torch.no_grad():
+        is_softmax = bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM_TOLERANCE).all())
+    return scores.clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else nn.functional.log_softmax(scores, 1)
 
 
 def classification(
@@ -117,13 +210,40 @@ def classification(
 ) -> Classification:
     """Make a task of a trained classifier and two data loaders.
 
+    Outputs may be logits or probabilities ``(batch, classes)``, or of every position of a map or a sequence (classes on
+    axis 1 or last), or one logit or probability for each sample or for each of several labels. Labels may be class
+    numbers, also ``(batch, 1)`` or as floats, one-hot rows, or 0 and 1; 255, -100 and -1 mark positions that don't
+    count.
+
     Args:
-        model: The trained model, or a function that builds it.
-        train: Batches ``(inputs, integer labels)``, or a function of a seed that returns one epoch of them.
+        model: The trained model, or a function that builds it; it is called once.
+        train: Batches ``(inputs, labels)``, or a function of a seed that returns one epoch of them.
         eval: Batches that decide which trial wins (the selection set); iterated several times.
-        options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``, and
-            ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, whose outputs every
-            candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
+        options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``;
+            ``score``: ``"accuracy"`` (the default), ``"multilabel"``, ``"f1"`` or ``"miou"``; ``score_output``: the
+            name of the output that the labels judge, if there are several; ``ignore_label``: a label that doesn't
+            count; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, which
+            every candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
             candidates are compared with. Without a teacher file, ``model`` teaches.
     """
     return Classification(model, train, eval, **options)
+
+
+def regression(
+    model: nn.Module | Callable[[], nn.Module],
+    train: _Batches | Callable[[int], _Batches],
+    eval: _Batches,  # noqa: A002 - the word of the field
+    **options: Any,
+) -> Regression:
+    """Make a task of a trained network that estimates numbers, and two data loaders.
+
+    The score is the mean absolute error in the unit of the labels; lower is better, and the allowed "drop" is how much
+    larger the error may become, in the same unit.
+
+    Args:
+        model: The trained model, or a function that builds it; it is called once.
+        train: Batches ``(inputs, numbers)``, or a function of a seed that returns one epoch of them.
+        eval: Batches that decide which trial wins (the selection set); iterated several times.
+        options: As those of ``classification``; ``score`` is ``"mae"`` (the default), ``"mse"`` or ``"rmse"``.
+    """
+    return Regression(model, train, eval, **options)

@@ -47,7 +47,7 @@ class Fashion(Classification):
             eval=(),
             name="fashion",
             labels=fashion_mnist.CLASSES,
-            training=Training(epochs=8, learning_rate=0.03),
+            training=Training(epochs=8, learning_rate=0.03, min_steps=0),
             preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
         )
 

@@ -41,6 +41,8 @@ class GivenArrays(NamedTuple):
     """Inputs without a batch, of which every sample gets the same."""
     notes: tuple[str, ...]
     """For the report: casts, and arrays that are not used."""
+    labels_key: str = LABELS_KEY
+    """The key of the labels in the file, for messages."""
 
 
 class InputSpec(NamedTuple):
@@ -103,10 +105,11 @@ def load_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool = True)
     if unused and judged:
         notes.append(f"not used of {path.name}: {', '.join(unused)}")
     shared = find_shared(inputs, arrays)
+    _check_batch_comes_first(path, inputs, arrays)
     has_labels = judged and labels_key in stored and labels_key not in names
     labels = _read_labels(path, stored, labels_key) if has_labels else None
     _check_rows(path, {name: values for name, values in arrays.items() if name not in shared}, labels, labels_key)
-    return GivenArrays(arrays, labels, shared, tuple(notes))
+    return GivenArrays(arrays, labels, shared, tuple(notes), labels_key)
 
 
 class _Stored(dict[str, Any]):
@@ -225,9 +228,27 @@ def find_shared(inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]])
         arrays: The array of each.
     """
     rows = {spec.name: arrays[spec.name].shape[0] for spec in inputs if arrays[spec.name].ndim}
-    whole = {spec.name for spec in inputs if spec.name in rows and spec.batch == rows[spec.name]}
+    whole = {
+        spec.name
+        for spec in inputs
+        if spec.name in rows and spec.batch == rows[spec.name] and None not in (spec.dimensions or [])
+    }
     varying = [count for name, count in rows.items() if name not in whole]
     return frozenset({spec.name for spec in inputs if spec.name not in rows} | (whole if varying else set()))
+
+
+def _check_batch_comes_first(path: Path, inputs: Sequence[InputSpec], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse an input such as a state of ``[2, batch, 64]`` if the first dimension of others is the batch."""
+    counts = {len(arrays[spec.name]) for spec in inputs if spec.dimensions and spec.batch is None}
+    for spec in inputs:
+        dynamic = [axis for axis, size in enumerate(spec.dimensions or []) if size is None]
+        sizes = {arrays[spec.name].shape[axis] for axis in dynamic}
+        if spec.batch is not None and counts & sizes:
+            raise DataError(
+                f"{path}: '{spec.name}' has shape {arrays[spec.name].shape}, and the model takes {spec.shown}: its "
+                "batch is not the first dimension. Export the model with the batch first everywhere, or write a task "
+                "in Python (batch_dim)."
+            )
 
 
 def _read_labels(path: Path, stored: _Stored, key: str) -> NDArray[Any]:

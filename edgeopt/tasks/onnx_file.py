@@ -1,8 +1,8 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
-Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the score is the accuracy. Without labels the
-score is the agreement with the given file's own outputs. Without a file, inputs are random numbers. The report mentions
-both. Some of the inputs calibrate int8; only the others select.
+Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the outputs are judged by these
+(``edgeopt.scoring`` says how). Without labels the score is the agreement with the given file's own outputs. Without a
+file, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the others select.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from edgeopt.errors import DataError, TaskError
 from edgeopt.graph.given.files import read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
+from edgeopt.records.scoring import ScoreKind, ScoreWish
+from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.values import as_outputs
+from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
 
 _RANDOM_SAMPLES = 160
@@ -37,35 +40,18 @@ _LABELS_KEY = ""
 """Of the labels among the arrays; no input can have this name."""
 
 
-def sample_agreement(outputs: Any, reference: Any) -> NDArray[np.float64]:
-    """Return how far each sample's outputs agree with the reference, 0..1; the mean over several outputs.
-
-    For logits ``(batch, classes)``: 1.0 if the largest is the same, else 0.0. For anything else: one less the relative
-    error of the sample's values (2-norm), at least 0.
-    """
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    reference = reference if isinstance(reference, tuple) else (reference,)
-    scores = []
-    for output, expected in zip(outputs, reference, strict=True):
-        if output.ndim == 2 and output.shape[1] > 1:
-            scores.append((output.argmax(1) == expected.argmax(1)).astype(np.float64))
-        else:
-            flat = expected.reshape(len(expected), -1).astype(np.float64)
-            error = np.linalg.norm(output.reshape(len(output), -1) - flat, axis=1)
-            scores.append(np.clip(1 - error / np.maximum(np.linalg.norm(flat, axis=1), 1e-12), 0, None))
-    return np.asarray(np.mean(scores, axis=0), dtype=np.float64)
-
-
 _Arrays = dict[str, NDArray[Any]]
 
 
-class OnnxTask:
+class OnnxTask(KnownScore):
     """A given ``.onnx`` file and the inputs that it is judged on."""
 
     kind = "onnx"
 
-    def __init__(self, path: Path, data: Path | None) -> None:
+    def __init__(self, path: Path, data: Path | None, score_wish: ScoreWish | None = None) -> None:
         self.path = path
+        self.score_wish = score_wish or ScoreWish()
+        self.labels_source = str(path)
         self.spec = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
@@ -90,6 +76,9 @@ class OnnxTask:
         self._check_fixed_batch(data, arrays)
         self.notes = (*self._packed_notes(given.other_files), *unjudged, *arrays.notes)
         """What the report has to say about the file and its data."""
+        if arrays.labels is not None:
+            self.labels_source = f"{data}: '{arrays.labels_key}'"
+            check_labels(arrays.labels, self.labels_source)
         named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
         self.calibration_arrays, self.arrays = self._split(named)
         self.targets = self.arrays.pop(_LABELS_KEY, None)
@@ -108,6 +97,7 @@ class OnnxTask:
     def scored_by(self) -> str:
         """The score in words."""
         words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
+        words = words if self.score_kind is None else self.score_kind.text
         return f"{words} on random inputs" if self.random_inputs else words
 
     @property
@@ -137,8 +127,8 @@ class OnnxTask:
     def _in_batches(self, arrays: _Arrays, size: int) -> list[_Arrays]:
         """Return batches of the graph's fixed batch size, or of ``size`` if it has none."""
         count = self._count(arrays)
-        step = self._fixed_batch() or size
-        usable = count - count % step if self._fixed_batch() else count
+        step = self.fixed_batch or size
+        usable = count - count % step if self.fixed_batch else count
         return [self._take(arrays, slice(start, start + step)) for start in range(0, usable, step)]
 
     def _count(self, arrays: _Arrays) -> int:
@@ -154,7 +144,7 @@ class OnnxTask:
 
         Those that calibrate are taken evenly from the whole file, which may be sorted by class.
         """
-        count, batch = self._count(arrays), self._fixed_batch() or 1
+        count, batch = self._count(arrays), self.fixed_batch or 1
         wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
         if wanted > count - max(_MIN_SAMPLES, batch):
@@ -171,17 +161,12 @@ class OnnxTask:
         sizes = [self._count(batch) for batch in self.batches()]
         return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
 
-    def sample_scores(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-        """Return one score per sample: accuracy with labels, agreement without."""
-        if self.targets is None:
-            return np.concatenate([sample_agreement(outputs, reference) for outputs, reference in pairs])
-        return np.concatenate([(outputs.argmax(1) == labels).astype(np.float64) for outputs, labels in pairs])
+    def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
+        return super()._kind_of(pairs, by_agreement=by_agreement or self.targets is None)
 
-    def score(self, pairs: Sequence[tuple[Any, Any]]) -> float:
-        """Return the mean of ``sample_scores``."""
-        return float(self.sample_scores(pairs).mean())
-
-    def _fixed_batch(self) -> int | None:
+    @property
+    def fixed_batch(self) -> int | None:
+        """The number of samples that the graph takes at a time; None if it takes any."""
         return next((spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch), None)
 
     def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
@@ -220,7 +205,7 @@ class OnnxTask:
     def row_check_batches(self) -> list[_Arrays]:
         """Return batches of different sizes (of the first ones, if the size is fixed) on which rows are counted."""
         first, *others = self.batches()
-        if self._fixed_batch():
+        if self.fixed_batch:
             return [first, *others[:3]]
         sizes = sorted({1, self._count(first) // 2 or 1, self._count(first)}, reverse=True)
         return [self._take(first, slice(size)) for size in sizes]
@@ -243,7 +228,7 @@ class OnnxTask:
                 f"{self.path} has inputs of several fixed batch sizes ({sizes}). Export it with a dynamic batch, or "
                 "write a task in Python."
             )
-        count, batch = self._count(arrays.inputs), self._fixed_batch() or 1
+        count, batch = self._count(arrays.inputs), self.fixed_batch or 1
         if count < batch:
             raise DataError(
                 f"{data}: the model takes batches of exactly {batch}, but there are {count} rows. Give {batch} or "

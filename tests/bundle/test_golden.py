@@ -47,6 +47,8 @@ def test_a_coarser_number_format_gets_a_larger_tolerance():
     ratios = [tolerance_ratio(recipe) for recipe in (a_recipe(), float16, a_recipe(int8=True))]
     assert ratios == [FLOAT_TOLERANCE_RATIO, FLOAT16_TOLERANCE_RATIO, INT8_TOLERANCE_RATIO]
     assert ratios == sorted(ratios)
+    given = [tolerance_ratio(a_recipe(), types) for types in (("float32",), ("bfloat16", "float32"), ("int8",))]
+    assert given == ratios
 
 
 def test_a_file_of_another_length_is_a_readable_error(tmp_path):

@@ -97,7 +97,7 @@ def test_the_table_names_what_was_measured(bench, tmp_path):
     [
         (("none.onnx", "--target", "./quick.toml"), 2, "none.onnx"),
         (("m.onnx", "--target", "./quick.toml", "--device", "gopher://host"), 2, "unknown kind of device 'gopher'"),
-        (("broken.onnx", "--target", "./quick.toml"), 1, "Protobuf"),
+        (("broken.onnx", "--target", "./quick.toml"), 2, "broken.onnx cannot be read as an ONNX model"),
         (("m.onnx", "--target", "server-cuda"), 2, "onnxruntime-gpu"),
     ],
 )
@@ -147,7 +147,8 @@ def test_everything_that_was_asked_for_is_in_the_table(capsys, monkeypatch):
         "temperatures_c": (41.0, 66.0),
     }  # fmt: skip
     summary = {
-        "model": "m.onnx", "batch_size": 1, "size_bytes": 5_000_000, "throughput_per_s": 7.0, "load_ms": 8.0,
+        "model": "m.onnx", "notes": ("a note",), "batch_size": 1, "size_bytes": 5_000_000, "throughput_per_s": 7.0,
+        "load_ms": 8.0,
         "latency_ms": {"p50": 1, "p90": 2, "p99": 3, "limit": 2, "limit_percentile": 90, "limit_ci95": (1.9, 2.1)},
         "providers": {"CUDAExecutionProvider": 9, "CPUExecutionProvider": 1}, "sustained": sustained,
         "provider_time_ratios": {"CUDAExecutionProvider": 0.25, "CPUExecutionProvider": 0.75}, "against": None,
@@ -163,6 +164,7 @@ def test_everything_that_was_asked_for_is_in_the_table(capsys, monkeypatch):
         "1 thread on core 3",
         "off yes .ort, mapped 1.0 MB 1.9 MB 0.3 MB 4.40 ms",
         "the calibration is old",
+        "Note: a note.",
         "50 % of the runs that the percentile needs",
     ):
         assert part in text, text

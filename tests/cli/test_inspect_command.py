@@ -125,7 +125,7 @@ def test_the_table_of_a_task_names_its_groups():
     ("subject", "code", "text"),
     [
         ("none.onnx", 2, "there is no file none.onnx"),
-        ("broken.onnx", 1, "broken.onnx"),
+        ("broken.onnx", 2, "broken.onnx"),
         ("nowhere.py:task", 2, "nowhere.py"),
         ("fashon", 2, "fashion"),
     ],

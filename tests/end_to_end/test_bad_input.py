@@ -19,6 +19,10 @@ BAD_INPUTS = {
     "a file that is not a model": (["build", "broken.onnx", "--target", "phone"], "broken.onnx"),
     "a task that raises": (["build", "raises.py:task", "--target", "phone"], "ZeroDivisionError"),
     "a model that returns NaN": (["build", "nan.py:task", "--target", "phone"], "not finite"),
+    "--score with a task": (["build", TASK, "--target", "phone", "--score", "mae"], "score=KIND"),
+    "an unknown score": (["build", "m.onnx", "--target", "phone", "--score", "acuracy"], "acuracy"),
+    "a network that knows nothing": (["build", "random_net.py:task", "--target", "phone"], "like a constant answer"),
+    "labels of more classes": (["build", "more.py:task", "--target", "phone"], "'output' has 4 classes"),
     "corrupted data": (["build", "fashion", "--target", "phone"], "train-images-idx3-ubyte.gz"),
 }
 
@@ -42,6 +46,13 @@ def test_bad_input_gives_one_paragraph_and_writes_no_result(case, tmp_path):
         "    return net\n"
         "task = edgeopt.classification(model, tiny_task.batches(32, 0), tiny_task.batches(32, 1))\n"
     )
+    head = f"import sys\nsys.path.insert(0, {str(TESTS)!r})\nimport tiny_task, torch, edgeopt\n"
+    sets = "[(x, labels + {}) for x, labels in tiny_task.batches({}, 0)]"
+    for name, more in (("random_net", 0), ("more", 1)):
+        (tmp_path / f"{name}.py").write_text(
+            f"{head}torch.manual_seed(0)\nsets = [{sets.format(more, 64)}, {sets.format(more, 512)}]\n"
+            "task = edgeopt.classification(tiny_task.TinyNet(), *sets)\n"
+        )
     broken = tmp_path / "data" / "fashion-mnist"
     broken.mkdir(parents=True)
     (broken / "train-images-idx3-ubyte.gz").write_bytes(b"half a file")

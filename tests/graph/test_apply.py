@@ -2,6 +2,8 @@ import logging
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import onnx
 import pytest
@@ -65,10 +67,32 @@ def test_a_subprocess_that_dies_is_an_error_of_its_step(tmp_path, source, monkey
     def run_another_program(command, **options):
         return real_run([sys.executable, "-c", program], **options)
 
-    real_run = subprocess.run
-    monkeypatch.setattr(apply.subprocess, "run", run_another_program)
+    real_run = subprocess.Popen
+    monkeypatch.setattr(apply.subprocess, "Popen", run_another_program)
     with pytest.raises(StepError, match=f"simplify: {reason}"):
         apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
+
+
+def test_a_subprocess_ends_with_the_process_that_waits_for_it(tmp_path):
+    """The job never comes, so nothing but the end of the parent ends the subprocess."""
+    program = (
+        "import os, subprocess, sys, time\n"
+        "watched, kept_open = os.pipe()\n"
+        "command = [sys.executable, '-m', 'edgeopt.graph.subprocess_worker', str(watched)]\n"
+        "child = subprocess.Popen(command, stdin=0, pass_fds=(watched,), start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = Path(f"/proc/{int(parent.stdout.readline())}")
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 60
+    while child.exists() and (child / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the subprocess outlived its parent"
+        time.sleep(0.05)
+    parent.stdin.close()
+    parent.stdout.close()
 
 
 def test_a_subprocess_that_hangs_is_stopped(tmp_path, source, monkeypatch):
@@ -81,8 +105,8 @@ def test_the_debug_log_holds_the_job_its_duration_its_exit_code_and_its_stderr(t
     def run_another_program(command, **options):
         return real_run([sys.executable, "-c", "import sys; sys.exit('first line\\nsecond line')"], **options)
 
-    real_run = subprocess.run
-    monkeypatch.setattr(apply.subprocess, "run", run_another_program)
+    real_run = subprocess.Popen
+    monkeypatch.setattr(apply.subprocess, "Popen", run_another_program)
     caplog.set_level(logging.DEBUG, "edgeopt.graph.apply")
     with pytest.raises(StepError, match="simplify: its process failed: second line"):
         apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import read_facts
+from edgeopt.graph.facts import has_half_weights, is_quantized, read_facts
 from edgeopt.records.recipe import Compact, Float16, FuseQLinear, Quantize, Simplify
 
 INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=16)
@@ -46,6 +46,30 @@ def folded_parameters(network):
 @pytest.mark.parametrize("kind", ["float", "int8", "fused", "float16"])
 def test_parameters_are_counted_whatever_the_number_format(files, kind):
     assert read_facts(files[kind]).parameters == folded_parameters(a_network())
+
+
+@pytest.mark.parametrize(
+    ("kind", "types"),
+    [
+        ("float", ("float32",)), ("float16", ("float16",)), ("int8", ("int8", "float32")),
+        ("fused", ("int8", "float32")),
+    ],
+)  # fmt: skip
+def test_the_types_of_most_weights_are_named(files, kind, types):
+    assert read_facts(files[kind]).weight_types == types
+    model = onnx.load(files[kind])
+    assert is_quantized(model) == ("int8" in types)
+    assert has_half_weights(model) == ("float16" in types)
+
+
+def test_weights_in_constant_nodes_are_parameters(tmp_path):
+    weight = numpy_helper.from_array(np.ones((64, 64), np.float16))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n", 64]) for name in "xy"]
+    nodes = [helper.make_node("Constant", [], ["w"], value=weight), helper.make_node("MatMul", ["x", "w"], ["y"])]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    facts = read_facts(tmp_path / "m.onnx")
+    assert (facts.parameters, facts.weight_types) == (4096, ("float16",))
 
 
 def test_zero_weights_are_not_counted_as_nonzero(files, tmp_path):

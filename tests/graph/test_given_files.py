@@ -51,7 +51,7 @@ def test_weights_in_other_files_are_packed_and_their_bytes_are_counted(tmp_path,
     assert values_of(given.model) == {name: values.tolist() for name, values in WEIGHTS.items()}
     assert given.other_files == (location,)
     assert given.size_bytes == path.stat().st_size + (tmp_path / location).stat().st_size
-    with one_file(path) as packed:
+    with one_file(path, given) as packed:
         assert packed != path
         assert values_of(onnx.load_model(packed, load_external_data=False)) == values_of(given.model)
     assert not packed.exists()
@@ -60,7 +60,7 @@ def test_weights_in_other_files_are_packed_and_their_bytes_are_counted(tmp_path,
 def test_a_file_that_is_already_whole_is_taken_byte_for_byte(tmp_path):
     (tmp_path / "m.onnx").write_bytes(a_model().SerializeToString())
     assert read_given(tmp_path / "m.onnx").content == (tmp_path / "m.onnx").read_bytes()
-    with one_file(tmp_path / "m.onnx") as path:
+    with one_file(tmp_path / "m.onnx", read_given(tmp_path / "m.onnx")) as path:
         assert path == tmp_path / "m.onnx"
 
 

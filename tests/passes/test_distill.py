@@ -1,5 +1,6 @@
 import copy
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -7,12 +8,16 @@ import tiny_task
 import torch
 
 from edgeopt.errors import DivergedError
+from edgeopt.passes.distill import teacher as teacher_module
+from edgeopt.passes.distill.compute import ComputeDevice
+from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import soft_loss
-from edgeopt.passes.distill.teacher import TeacherOutputs
+from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TaughtBatch, TeacherOutputs
 from edgeopt.passes.distill.train import Distillation, learning_rate
 from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
 from edgeopt.task import CheckedTask
+from edgeopt.task.batch_axes import BatchAxes
 
 STEP = Distill(
     epochs=3,
@@ -69,7 +74,7 @@ def test_a_student_learns_from_its_teacher_and_keeps_its_best_epoch(task, tmp_pa
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_an_interrupted_training_ends_with_the_same_weights(task, tmp_path, optimizer):
-    step = Distill(**{name: getattr(STEP, name) for name in STEP.__struct_fields__} | {"optimizer": optimizer})
+    step = with_changes(STEP, optimizer=optimizer)
     uninterrupted = a_training(task, tmp_path / "uninterrupted", step)
     (tmp_path / "uninterrupted").mkdir(exist_ok=True)
     uninterrupted.run()
@@ -161,7 +166,7 @@ def test_the_teacher_runs_once_for_all_students(task, tmp_path):
     for _ in range(2):
         stream = TeacherOutputs(tmp_path, task, teacher, epochs=1, seed=0)
         batches = list(stream.batches(0))
-    assert teacher.batches == len(batches) == 8
+    assert teacher.batches == len(batches) + 1 == 9  # one to see how large its outputs are
     inputs, _, outputs = batches[3]
     assert torch.equal(outputs[0], task.model(*inputs))
 
@@ -179,6 +184,150 @@ def test_a_loader_that_ignores_its_seed_still_gets_the_right_teacher_outputs(tmp
     stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
     for inputs, _, outputs in stream.batches(0):
         assert torch.equal(outputs[0], task.model(*inputs))
+
+
+def test_outputs_that_are_too_large_are_never_computed_ahead(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(teacher_module, "free_memory", lambda: 0.0)
+    teacher = CountingTeacher(task.model)
+    stream = TeacherOutputs(tmp_path, task, teacher, epochs=2, seed=0)
+    assert stream.prepare(0) == 8
+    assert teacher.batches == 1, "the first batch decides"
+    batches = list(stream.batches(0))
+    assert teacher.batches == 9
+    assert torch.equal(batches[3].teacher_outputs[0], task.model(*batches[3].inputs))
+    assert not list(tmp_path.glob("*.safetensors"))
+    again = TeacherOutputs(tmp_path, task, teacher, epochs=2, seed=0)
+    monkeypatch.setattr(teacher_module, "free_memory", lambda: 1e12)
+    assert again.plan == stream.plan, "one decision for all trainings"
+
+
+def test_outputs_that_fit_only_in_float16_are_kept_so(task, tmp_path, monkeypatch):
+    epoch_bytes = 256 * 4 * 4
+    monkeypatch.setattr(teacher_module, "free_memory", lambda: 0.7 * epoch_bytes / teacher_module._MEMORY_RATIO)
+    stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
+    assert stream.plan == CachePlan(batches=8, kept="float16")
+    for inputs, _, (outputs,) in stream.batches(0):
+        expected = task.model(*inputs)
+        assert outputs.dtype == torch.float32
+        assert (outputs - expected).abs().max() <= 1e-3 * expected.abs().max()
+        assert not torch.equal(outputs, expected)
+
+
+def test_a_loader_without_a_length_is_counted(tmp_path):
+    plain = tiny_task.task()
+    given = plain._train
+    plain._train = lambda seed: iter(given(seed))
+    task = CheckedTask(plain, "tests")
+    assert task.train_length(0) is None
+    assert TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0).prepare(0) == 8
+
+
+def with_changes(step, **changes):
+    return Distill(**{name: getattr(step, name) for name in step.__struct_fields__} | changes)
+
+
+def test_averaged_weights_are_evaluated_kept_and_resumed(task, tmp_path):
+    step = with_changes(STEP, ema=0.9)
+    uninterrupted = a_training(task, tmp_path / "uninterrupted", step)
+    (tmp_path / "uninterrupted").mkdir(exist_ok=True)
+    result = uninterrupted.run()
+    assert result.best_score > 0.5
+    plain = a_training(task, tmp_path / "plain")
+    (tmp_path / "plain").mkdir(exist_ok=True)
+    plain.run()
+    assert not torch.equal(plain.train_module.head.weight, uninterrupted.train_module.head.weight)
+
+    def interrupt(epoch, epochs, score):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        a_training(task, tmp_path, step, progress=interrupt).run()
+    resumed = a_training(task, tmp_path, step)
+    resumed.run()
+    for name, value in uninterrupted.train_module.state_dict().items():
+        assert torch.equal(value, resumed.train_module.state_dict()[name]), name
+
+
+def test_a_task_brings_its_own_training_step(tmp_path):
+    class Own(tiny_task.edgeopt.tasks.classification.Classification):
+        calls = 0
+
+        def training_step(self, model, inputs, targets, teacher_outputs):
+            self.calls += 1
+            share = 0.7  # mixup with the reversed batch
+            outputs = model(share * inputs[0] + (1 - share) * inputs[0].flip(0))
+            return share * self.loss(outputs, targets) + (1 - share) * self.loss(outputs, targets.flip(0))
+
+    plain = tiny_task.task()
+    plain.__class__ = Own
+    result = a_training(CheckedTask(plain, "tests"), tmp_path).run()
+    assert plain.calls == 24
+    assert result.best_score > 0.5
+
+
+def test_a_careful_training_is_in_row_major_memory_and_learns_as_well(task, tmp_path):
+    training, evaluating = student()
+    stream = TeacherOutputs(tmp_path, task, task.model, epochs=STEP.epochs, seed=0)
+    result = Distillation(
+        training, evaluating, task, STEP, stream, sparsity=None, checkpoint=tmp_path / "checkpoint",
+        progress=lambda *_: None, careful=True,
+    ).run()  # fmt: skip
+    assert result.best_score > 0.5
+    assert all(value.is_contiguous() for value in training.parameters())
+
+
+def test_bfloat16_products_train_as_well_and_leave_float32_weights(task, tmp_path):
+    training, evaluating = student()
+    stream = TeacherOutputs(tmp_path, task, task.model, epochs=STEP.epochs, seed=0)
+    result = Distillation(
+        training, evaluating, task, STEP, stream, sparsity=None, checkpoint=tmp_path / "checkpoint",
+        progress=lambda *_: None, compute=ComputeDevice(torch.device("cpu"), "bfloat16"),
+    ).run()  # fmt: skip
+    assert result.best_score > 0.5
+    assert {value.dtype for value in training.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_training_on_a_gpu_gives_the_same_score_within_noise_and_leaves_the_weights_on_the_cpu(
+    task, tmp_path, precision
+):
+    cpu = a_training(task, tmp_path / "cpu").run()
+    gpu = torch.device("cuda", 0)
+    training, evaluating = student()
+    teacher = copy.deepcopy(task.model).to(gpu)
+    (tmp_path / "gpu").mkdir()
+    stream = TeacherOutputs(
+        tmp_path / "gpu", task, ModuleTeacher(teacher, ComputeDevice(gpu)), epochs=STEP.epochs, seed=0
+    )
+    result = Distillation(
+        training, evaluating, task, STEP, stream, sparsity=None, checkpoint=tmp_path / "gpu" / "checkpoint",
+        progress=lambda *_: None, compute=ComputeDevice(gpu, precision),
+    ).run()  # fmt: skip
+    assert result.best_score == pytest.approx(cpu.best_score, abs=0.1)  # 512 samples: a standard error of 0.02
+    assert {value.device.type for value in training.state_dict().values()} == {"cpu"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_step_on_a_gpu_is_at_least_five_times_as_fast_as_on_one_core():
+    layers = [torch.nn.Conv2d(64, 64, 3, padding=1) for _ in range(8)]
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), *layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    batch = TaughtBatch((torch.randn(32, 3, 64, 64),), torch.arange(32), (torch.randn(32, 64),))
+    seconds = []
+    for compute in (ComputeDevice(torch.device("cpu")), ComputeDevice(torch.device("cuda", 0), "bfloat16")):
+        module.to(compute.device)
+        step = GradientStep(
+            module, compute, lambda outputs, _, targets: torch.nn.functional.cross_entropy(outputs, targets),
+            axes=lambda: BatchAxes((0,), (0,)),
+        )  # fmt: skip
+        for count in (2, 5):  # the first steps warm up
+            begin = time.perf_counter()
+            for _ in range(count):
+                float(step.run(compute.put(batch), None, lambda value: None))
+        seconds.append(time.perf_counter() - begin)
+    assert seconds[0] > 5 * seconds[1]
 
 
 def test_the_rate_warms_up_and_falls_to_zero():

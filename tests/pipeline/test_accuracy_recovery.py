@@ -44,7 +44,7 @@ def a_build(task=A_TASK, epochs=3, is_out_of_time=False):
     return a_stub_build(
         budget=a_budget(max_score_drop=0.01),
         data=SimpleNamespace(task=task),
-        effort=SimpleNamespace(epochs=epochs),
+        effort=SimpleNamespace(epochs=epochs, min_steps=0),
         is_out_of_time=is_out_of_time,
         profile=msgspec.structs.replace(a_profile(), precisions=("int8", "fp32")),
     )

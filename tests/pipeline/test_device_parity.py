@@ -92,7 +92,8 @@ def check_on_device(tmp_path):
     def check(task, golden, **facts):
         device.ran.clear()
         build = a_stub_build(
-            device=device, ledger=ledger, workspace=Workspace(tmp_path), data=SimpleNamespace(golden_inputs=golden),
+            device=device, ledger=ledger, workspace=Workspace(tmp_path),
+            data=SimpleNamespace(task=None, golden_inputs=golden),
             facts={"task": task, **facts},
         )  # fmt: skip
         parity = device_parity(build, "m", a_recipe())

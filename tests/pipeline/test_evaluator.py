@@ -36,11 +36,14 @@ def on(tmp_path):
     workspace.folder("arrays").mkdir(parents=True)
     data = SimpleNamespace(
         eval_file=tmp_path / "eval.npz",
-        samples=1,
+        counts=[1],
         targets=[0],
-        pairs=lambda outputs, targets: [float(batch["y"].sum()) for batch in outputs],
-        score=sum,
-        sample_scores=lambda pairs: None,
+        pairs=lambda outputs, targets: [(batch["y"], target) for batch, target in zip(outputs, targets, strict=True)],
+        score=lambda pairs: float(sum(outputs.sum() for outputs, _ in pairs)),
+        sample_scores=lambda pairs: np.concatenate([outputs for outputs, _ in pairs]),
+        sample_statistics=lambda pairs: None,
+        score_direction="higher",
+        score_wish=None,
     )
 
     def on(device: str, computes: float = 0.0, **facts):

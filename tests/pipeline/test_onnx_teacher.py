@@ -212,7 +212,7 @@ import sys
 sys.path.insert(0, {str(TESTS)!r})
 import edgeopt, tiny_task
 task = edgeopt.classification(tiny_task.trained, lambda seed: tiny_task.batches(128, seed),
-    tiny_task.batches(256, 1000), teacher="teacher.onnx", training=edgeopt.Training(epochs=1))
+    tiny_task.batches(256, 1000), teacher="teacher.onnx", training=edgeopt.Training(epochs=1, min_steps=0))
 """
 
 

@@ -76,6 +76,142 @@ def test_a_short_trial_finds_how_many_parallel_trainings_are_worthwhile():
         pool.close()
 
 
+def test_trainings_that_start_together_share_the_cores_as_far_as_they_use_them():
+    pool = TorchPool(TASK, 2, cores=8)
+    pool.share_cores(1)
+    assert pool.threads == 1, "nothing is known before the trial"
+    pool.useful_threads = 8
+    threads = {}
+    for trainings in (1, 2, 5):
+        pool.share_cores(trainings)
+        threads[trainings] = pool.threads
+    assert threads == {1: 8, 2: 4, 5: 4}
+    pool.useful_threads = 2
+    pool.share_cores(2)
+    assert pool.threads == 2
+
+
+@pytest.mark.parametrize(
+    ("cores", "speeds", "useful"),
+    [
+        (1, {}, 1),
+        (2, {1: 10, 2: 18}, 2),
+        (2, {1: 10, 2: 11}, 1),
+        (6, {1: 10, 2: 19, 4: 33, 6: 45}, 6),
+        (6, {1: 10, 2: 19, 4: 33, 6: 34}, 4),
+        (64, {1: 10, 2: 19, 4: 33, 8: 34}, 4),
+    ],
+)
+def test_threads_are_doubled_while_a_training_gets_faster(cores, speeds, useful):
+    pool = TorchPool(TASK, 1, cores=cores)
+    pool.speed = lambda workers, seconds, threads=1: speeds[threads]
+    pool.tune_threads()
+    assert pool.useful_threads == useful
+
+
+@pytest.mark.parametrize(
+    ("half", "precision"),
+    [
+        ({"steps_per_second": 15.0, "gradient_cosine": 0.999}, "bfloat16"),
+        ({"steps_per_second": 10.5, "gradient_cosine": 0.999}, "float32"),
+        ({"steps_per_second": 15.0, "gradient_cosine": 0.9}, "float32"),
+        (None, "float32"),
+    ],
+)
+def test_bfloat16_is_used_if_the_processor_multiplies_it_faster_with_the_same_gradients(half, precision):
+    pool = TorchPool(TASK, 1, cores=1)
+
+    def answer(job, kind):
+        if job.precision == "bfloat16":
+            return protocol.SpeedDone(**half)
+        return protocol.SpeedDone(steps_per_second=10.0, multiplies_bfloat16=half is not None)
+
+    pool.do = answer
+    pool.tune_precision()
+    assert pool.precision == precision
+
+
+def test_a_trial_in_bfloat16_compares_its_gradient_with_float32(pool):
+    done = pool.do(protocol.SpeedJob(seconds=0.05, precision="bfloat16"), protocol.SpeedDone)
+    assert 0.9 < done.gradient_cosine < 1.0
+    assert pool.do(protocol.SpeedJob(seconds=0.05), protocol.SpeedDone).gradient_cosine == 1.0
+
+
+FROZEN_TASK = """
+import tiny_task
+
+def task():
+    made = tiny_task.task()
+    build = made._model
+    made._model = lambda: build().requires_grad_(False)
+    return made
+"""
+
+
+def test_a_network_with_frozen_parameters_is_scored_cut_and_trained(tmp_path, monkeypatch):
+    (tmp_path / "frozen.py").write_text(FROZEN_TASK)
+    monkeypatch.setenv("PYTHONPATH", str(Path(TASK.partition(":")[0]).parent), prepend=os.pathsep)
+    out = tmp_path / "network.safetensors"
+    with closing(TorchPool(f"{tmp_path / 'frozen.py'}:task", 1)) as pool:
+        rule = Importance(method="taylor")
+        pool.do(protocol.TableJob(network=ORIGINAL, importance=rule, out=str(tmp_path / "table")), protocol.TableDone)
+        table = from_json((tmp_path / "table").read_bytes(), GroupTable)
+        group = max(table.free, key=lambda one: one.channels)
+        assert sum(group.importance) > 0
+        steps = (Prune(importance=rule, widths={group.name: 24}), A_DISTILLATION)
+        done = pool.do(a_training(tmp_path, steps, out, str(tmp_path / "table")), protocol.TrainDone)
+    assert done.best_score > 0.3  # chance is a quarter
+    assert any("All parameters of the trained network are frozen" in note for note in done.notes)
+
+
+THREAD_COUNTING_TASK = """
+import tiny_task, torch, os
+from pathlib import Path
+from edgeopt.tasks.classification import Classification
+
+class Counting(Classification):
+    def training_step(self, model, inputs, targets, teacher_outputs):
+        loss = self.loss(model(*inputs), targets)
+        running = len(list(Path("/proc/self/task").iterdir()))
+        Path(os.environ["COUNTS"]).write_text(f"{torch.get_num_threads()} {running}")
+        return loss
+
+def task():
+    made = tiny_task.task()
+    made.__class__ = Counting
+    return made
+"""
+
+
+def test_a_training_has_the_threads_that_its_job_says(tmp_path, monkeypatch):
+    (tmp_path / "counting.py").write_text(THREAD_COUNTING_TASK)
+    monkeypatch.setenv("COUNTS", str(tmp_path / "counts"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(TASK.partition(":")[0]).parent), prepend=os.pathsep)
+    with closing(TorchPool(f"{tmp_path / 'counting.py'}:task", 1)) as pool:
+        for threads in (4, 1):
+            job = msgspec.structs.replace(
+                a_training(tmp_path, (A_DISTILLATION,), tmp_path / "network.safetensors"), threads=threads
+            )
+            pool.do(job, protocol.TrainDone)
+            used, running = map(int, (tmp_path / "counts").read_text().split())
+            assert used == threads
+            assert running >= 4, "of the four-thread training, which came first"
+
+
+def test_a_pool_is_idle_unless_a_process_does_a_job(pool, tmp_path):
+    assert pool.is_idle
+    with pool.worker():
+        assert not pool.is_idle
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
+    assert pool.is_idle
+
+
+def test_a_small_data_set_is_trained_for_more_epochs_within_limits():
+    step = msgspec.structs.replace(A_DISTILLATION, epochs=10, min_steps=1000)
+    assert [step.epochs_for(batches) for batches in (10, 46, 100, 5000)] == [30, 22, 10, 10]
+    assert A_DISTILLATION.epochs_for(1) == 1
+
+
 def test_a_killed_worker_is_an_error_that_names_the_signal_and_the_next_job_gets_a_new_one(pool, tmp_path):
     with pool.worker() as worker:
         process = worker.process

@@ -253,3 +253,51 @@ def test_an_estimate_whose_upper_end_is_over_the_limit_misses_it():
     assert document.winner is None
     assert document.infeasible.binding == ("latency",)
     assert document.trial(1).misses[0].within_noise
+
+
+def as_errors(*trials):
+    """Return trials with a score of which lower is better."""
+    return tuple(
+        msgspec.structs.replace(
+            trial,
+            outcome=msgspec.structs.replace(
+                trial.outcome, score=msgspec.structs.replace(trial.outcome.score, direction="lower")
+            ),
+        )
+        for trial in trials
+    )
+
+
+def test_an_error_is_called_one_and_its_drop_an_increase():
+    trials = as_errors(
+        a_baseline(score=0.3), a_trial(1, score=0.305, drop=0.005, drop_ci95=(-0.001, 0.009)),
+        a_trial(2, size_bytes=500, score=0.35, drop=0.05),
+    )  # fmt: skip
+    test = msgspec.structs.replace(a_test_result(), baseline_score=0.3, winner_score=0.31, direction="lower")
+    choice = msgspec.structs.replace(a_choice(trials), test=test)
+    text = shown(choice)
+    assert "Error increase 0.0000 0.0050 (≤ 0.0090)" in text.replace("\u00a0", " ")
+    assert "Score (error) 0.3000 0.3050" in text
+    assert "misses error increase 0.0500" in text
+    assert "The error increase, −0.0010 to 0.0090 (95 %), is not distinguishable from zero" in text
+    assert "winner 0.3100 (increase 0.0100" in text
+    page = render_page(build_document(choice))
+    assert "Error increase" in page
+    assert "Score drop" not in page
+
+
+def test_a_warning_about_the_scores_is_above_the_table_and_on_top_of_the_page():
+    choice = msgspec.structs.replace(a_choice(), warnings=("The network answers <nothing>.",))
+    text = shown(choice)
+    assert text.index("Warning: The network answers <nothing>.") < text.index("fashion on phone")
+    assert "Warning: The network answers &lt;nothing&gt;." in render_page(build_document(choice))
+
+
+def test_notes_on_a_given_file_are_shown_and_those_on_an_exported_one_are_not():
+    baseline = a_baseline()
+    artifact = msgspec.structs.replace(
+        baseline.outcome.artifact, exporter="given", notes=("64 inputs calibrate", "'x' cast")
+    )
+    given = msgspec.structs.replace(baseline, outcome=msgspec.structs.replace(baseline.outcome, artifact=artifact))
+    assert "The given file: 64 inputs calibrate; 'x' cast." in of(given, a_trial(1, size_bytes=900))
+    assert "The given file" not in of(baseline, a_trial(1, size_bytes=900))

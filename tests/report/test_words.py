@@ -87,6 +87,18 @@ def test_recipes():
     )
 
 
+def test_a_given_file_is_named_by_the_types_of_its_weights():
+    def text(*weight_types, int8=False):
+        return words.recipe_text(a_recipe(int8=int8), 9, 9, weight_types=weight_types, exporter="given")
+
+    assert text("float16") == "as given, float16"
+    assert text("bfloat16", "float32") == "as given, mixed bfloat16 and float32"
+    assert text("int8") == "as given, int8"
+    assert text() == "as given, float32"
+    assert text("int8", "float32", int8=True) == "as given, int8 (7-bit weights)"
+    assert words.recipe_text(a_recipe(), 9, 9, weight_types=("float16",), exporter="dynamo") == "as trained, float16"
+
+
 def test_a_pruned_network_whose_parameters_are_unknown_is_described_by_its_channels():
     pruned = a_recipe(pruned=True)
     assert words.steps_text(pruned.torch_steps[:1], None) == "pruned to 16 channels in 1 group (taylor)"

@@ -76,3 +76,11 @@ def test_without_a_measured_trial_there_is_no_nearest_one():
     found = infeasible(a_failed_trial(0))
     assert (found.nearest, found.binding) == (None, ())
     assert "No candidate could be measured" in found.advice
+
+
+def test_an_error_that_is_too_large_names_the_maximum_that_would_be_enough():
+    trial = a_trial(1, score=0.351, drop=0.05)
+    trial = replace(trial, outcome=replace(trial.outcome, score=replace(trial.outcome.score, direction="lower")))
+    assert infeasible(trial, max_score_drop=None, min_score=0.3).advice == (
+        "A maximum score of 0.351 (instead of 0.3) would be enough for trial 1."
+    )

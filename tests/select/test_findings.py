@@ -4,6 +4,7 @@ import math
 
 import pytest
 from builders import a_baseline, a_budget, a_choice, a_trial
+from msgspec.structs import replace
 
 from edgeopt.select.limits import judge_limits
 from edgeopt.statistics import latency_interval_ms
@@ -98,3 +99,28 @@ def test_the_size_limit_is_about_the_download_if_the_budget_says_so():
     trial = a_trial(1, size_bytes=900, download_bytes=500)
     assert names(trial, max_size_bytes=600) == ["size"]
     assert names(trial, max_size_bytes=600, size_metric="download") == []
+
+
+def as_error(trial):
+    """Return the trial with a score of which lower is better."""
+    outcome = replace(trial.outcome, score=replace(trial.outcome.score, direction="lower"))
+    return replace(trial, outcome=outcome)
+
+
+def test_a_larger_error_is_a_drop_and_the_worst_error_is_a_maximum():
+    trial = as_error(a_trial(1, score=0.35, drop=0.05, drop_ci95=(0.04, 0.06)))
+    [miss] = misses(trial, max_score_drop=0.055)
+    assert (miss.found, miss.within_noise) == (0.06, True)
+    assert misses(trial, max_score_drop=0.07) == ()
+    [miss] = misses(trial, max_score_drop=None, min_score=0.3)
+    assert (miss.found, miss.allowed) == (0.35, 0.3)
+    assert misses(trial, max_score_drop=None, min_score=0.4) == ()
+
+
+def test_of_two_files_of_one_size_the_one_with_the_smaller_error_wins():
+    trials = [
+        as_error(a_baseline()),
+        as_error(a_trial(1, score=0.30, drop=0.0)),
+        as_error(a_trial(2, score=0.29, drop=0.0)),
+    ]
+    assert a_choice(tuple(trials)).winner == 2

@@ -167,3 +167,9 @@ def test_inputs_that_are_all_fixed_at_one_are_batches(tmp_path):
     values = (an_input("x", 1, 3), an_input("z", 1, 2))
     for count in (1, 4):
         assert loaded(written(tmp_path, x=ROWS[:count], z=ROWS[:count, :2]), *values).shared == set()
+
+
+def test_a_batch_that_is_not_the_first_dimension_is_refused(tmp_path):
+    path = written(tmp_path, x=ROWS, h=np.ones((2, 4, 5), np.float32))
+    with pytest.raises(DataError, match=r"'h' has shape \(2, 4, 5\), .* takes \[2, n, 5\]: its batch is not the first"):
+        loaded(path, X, an_input("h", 2, "n", 5))

@@ -1,10 +1,11 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import convert_model_to_external_data
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.tasks.onnx_file import OnnxTask, sample_agreement
+from edgeopt.tasks.onnx_file import OnnxTask
 
 
 @pytest.fixture
@@ -90,9 +91,82 @@ def test_a_file_that_is_not_a_model_is_refused(tmp_path):
         OnnxTask(tmp_path / "broken.onnx", None)
 
 
-def test_agreement_is_top_1_for_logits_and_a_relative_error_for_anything_else():
-    logits = np.array([[1.0, 2.0], [3.0, 1.0]])
-    assert sample_agreement(logits, logits[:, ::-1]).tolist() == [0.0, 0.0]
-    assert sample_agreement(logits, logits).tolist() == [1.0, 1.0]
-    values = np.array([[[1.0]], [[2.0]]])
-    assert sample_agreement(values * 1.1, values) == pytest.approx([0.9, 0.9])
+def a_graph_task(tmp_path, nodes, inputs, outputs, weights=(), **arrays):
+    ends = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in one.items()]
+        for one in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "g", *ends, list(weights))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", **arrays)
+    return OnnxTask(tmp_path / "m.onnx", tmp_path / "data.npz")
+
+
+def test_an_output_whose_rows_the_values_decide_is_refused_or_left_out(tmp_path):
+    number, count = (TensorProto.FLOAT, ["n", 3]), (TensorProto.INT64, ["rows"])
+    unique = helper.make_node("Unique", ["x"], ["", "u"])
+    relu = helper.make_node("Relu", ["x"], ["y"])
+    x = np.ones((40, 3), np.float32)
+    with pytest.raises(TaskError, match=r"rows of output 'u' \(Unique\) are not samples.* Export .* or write"):
+        a_graph_task(tmp_path, [unique], {"x": number}, {"u": count}, x=x)
+    task = a_graph_task(tmp_path, [relu, unique], {"x": number}, {"u": count, "y": number}, x=x)
+    assert task.output_names == ("y",)
+    assert task.notes == ("not judged, because their rows are not samples: 'u' (Unique)",)
+
+
+def test_rows_that_are_not_samples_are_counted_in_batches_of_several_sizes(model, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((40, 3), np.float32))
+    task = OnnxTask(model, tmp_path / "data.npz")
+    batches = task.row_check_batches()
+    assert [len(batch["x"]) for batch in batches] == [32, 16, 1]
+    assert task.find_unlike_outputs(batches, [{"y": batch["x"]} for batch in batches]) == {}
+    single, twice = [{"y": np.float32(1)}] * 3, [{"y": np.repeat(batch["x"], 2, axis=0)} for batch in batches]
+    assert task.find_unlike_outputs(batches, single) == {"y": "a single number for 32 samples"}
+    assert task.find_unlike_outputs(batches, twice) == {"y": "64 rows for 32 samples"}
+    same_at_32 = [{"y": batches[0]["x"]}] * 3
+    assert task.find_unlike_outputs(batches, same_at_32) == {"y": "32 rows for 16 samples"}
+
+
+def test_single_numbers_and_shared_inputs_are_in_every_batch(tmp_path):
+    nodes = [helper.make_node("Mul", ["x", "s"], ["m"]), helper.make_node("MatMul", ["m", "a"], ["y"])]
+    number, shared = (TensorProto.FLOAT, ["n", 3]), (TensorProto.FLOAT, [3, 3])
+    inputs = {"s": (TensorProto.FLOAT, []), "a": shared, "x": number}
+    arrays = {"s": np.float32(2), "a": np.eye(3, dtype=np.float32), "x": np.ones((70, 3), np.float32)}
+    task = a_graph_task(tmp_path, nodes, inputs, {"y": number}, **arrays)
+    assert task.input_axes == (None, None, 0)
+    for batch in (*task.batches(), *task.calibration_batches(), *task.row_check_batches()):
+        assert (batch["s"].shape, batch["a"].shape) == ((), (3, 3))
+    assert sum(len(batch["x"]) for batch in (*task.batches(), *task.calibration_batches())) == 70
+
+
+def test_too_few_rows_for_a_fixed_batch_and_different_fixed_batches_are_refused(tmp_path):
+    add = helper.make_node("Relu", ["x"], ["y"])
+    fixed = (TensorProto.FLOAT, [24, 3])
+    with pytest.raises(DataError, match=r"data\.npz: the model takes batches of exactly 24, but there are 10 rows"):
+        a_graph_task(tmp_path, [add], {"x": fixed}, {"y": fixed}, x=np.ones((10, 3), np.float32))
+    inputs = {"x": fixed, "z": (TensorProto.FLOAT, [12, 3])}
+    with pytest.raises(DataError, match="several fixed batch sizes"):
+        a_graph_task(tmp_path, [add], inputs, {"y": fixed}, **dict.fromkeys("xz", np.ones((48, 3), np.float32)))
+
+
+@pytest.mark.parametrize("batch", [-1, 0])
+def test_a_batch_written_as_minus_one_or_zero_is_any_batch(tmp_path, batch):
+    number = (TensorProto.FLOAT, [batch, 3])
+    x = np.ones((40, 3), np.float32)
+    task = a_graph_task(tmp_path, [helper.make_node("Relu", ["x"], ["y"])], {"x": number}, {"y": number}, x=x)
+    assert [len(rows["x"]) for rows in task.batches()] == [32, 8]
+
+
+def test_weights_in_another_file_are_part_of_the_models_hash(tmp_path):
+    weight = numpy_helper.from_array(np.eye(3, dtype=np.float32), "w")
+    number = (TensorProto.FLOAT, ["n", 3])
+    matmul, x = helper.make_node("MatMul", ["x", "w"], ["y"]), np.ones((40, 3), np.float32)
+    a_graph_task(tmp_path, [matmul], {"x": number}, {"y": number}, [weight], x=x)
+    whole = onnx.load(tmp_path / "m.onnx")
+    convert_model_to_external_data(whole, location="w.bin", size_threshold=0)
+    onnx.save(whole, tmp_path / "m.onnx")
+    packed = OnnxTask(tmp_path / "m.onnx", tmp_path / "data.npz")
+    assert packed.notes == ("packed into one file with the weights of w.bin",)
+    (tmp_path / "w.bin").write_bytes(bytes(36))
+    other = OnnxTask(tmp_path / "m.onnx", tmp_path / "data.npz")
+    assert other.sha256 != packed.sha256

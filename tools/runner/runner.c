@@ -367,7 +367,7 @@ static void release(Handle *values, size_t count) {
     for (size_t i = 0; i < count; i++) ((void (*)(Handle))api[RELEASE_VALUE])(values[i]);
 }
 
-/* Makes one batch: the first of the inputs file, or random values. */
+/* Makes one batch: the first of the inputs file, which has as many samples as the request asks for, or random values. */
 static void make_feed(const char *line, Handle *feed) {
     long batch = (long)number(line, "batch_size");
     char *path = text_of(line, "inputs");
@@ -380,11 +380,6 @@ static void make_feed(const char *line, Handle *feed) {
             do {
                 if (!read_array(file, &array) || array.batch) refuse("input", "the inputs file has no array '%s'", input_names[i]);
             } while (strcmp(array.name, input_names[i]) != 0);
-            if (array.dims && array.dim[0] < batch) refuse("input", "array '%s' has fewer rows than the batch", array.name);
-            if (array.dims && array.dim[0] > batch) {
-                array.bytes = array.bytes / (size_t)array.dim[0] * (size_t)batch;
-                array.dim[0] = batch;
-            }
         } else {
             make_random_array(i, batch, &array);
         }

@@ -62,14 +62,6 @@ function pack(batches) {
   return new Blob(parts);
 }
 
-function firstRows(tensor, rows) {
-  const { type, data, dims } = tensor;
-  if (!dims.length || dims[0] === rows) return tensor;
-  if (dims[0] < rows)
-    throw new Refusal("input", `an array of the inputs file has ${dims[0]} rows; the batch needs ${rows}`);
-  return new ort.Tensor(type, data.slice(0, (data.length / dims[0]) * rows), [rows, ...dims.slice(1)]);
-}
-
 function randomTensor({ name, type, shape }, batch) {
   const dims = shape.map((size, axis) => (typeof size === "number" && size >= 0 ? size : axis === 0 ? batch : NaN));
   if (dims.some(Number.isNaN))
@@ -107,12 +99,12 @@ async function openSession(request) {
   return { session, load_ns };
 }
 
+// One batch: the first of the inputs file, which has as many samples as the request asks for, or random values.
 async function makeFeed(session, request) {
   const given = request.inputs ? unpack(await download(request.inputs))[0] : null;
   return Object.fromEntries(session.inputMetadata.map((entry) => {
     if (given && !given[entry.name]) throw new Refusal("input", `the inputs file has no array '${entry.name}'`);
-    const rows = request.batch_size;
-    return [entry.name, given ? firstRows(given[entry.name], rows) : randomTensor(entry, rows)];
+    return [entry.name, given ? given[entry.name] : randomTensor(entry, request.batch_size)];
   }));
 }
 

@@ -32,6 +32,8 @@ class GivenModel(NamedTuple):
     model: onnx.ModelProto
     content: bytes
     """The bytes of the user's file, if nothing had to be changed; otherwise of ``model``."""
+    is_changed: bool
+    """Whether ``content`` differs from the user's file."""
     size_bytes: int
     """Of all the user's files."""
     other_files: tuple[str, ...]
@@ -55,7 +57,7 @@ def read_given(path: Path) -> GivenModel:
     is_changed = _open_dimensions(model.graph) or bool(other_files)
     content = model.SerializeToString(deterministic=True) if is_changed else data
     total = len(data) + sum((path.parent / name).stat().st_size for name in other_files)
-    return GivenModel(model, content, total, other_files)
+    return GivenModel(model, content, is_changed, total, other_files)
 
 
 def baseline_content(given: GivenModel, max_ir: int) -> bytes:
@@ -73,14 +75,14 @@ def baseline_content(given: GivenModel, max_ir: int) -> bytes:
 
 
 @contextmanager
-def one_file(path: Path) -> Iterator[Path]:
+def one_file(path: Path, given: GivenModel) -> Iterator[Path]:
     """Give a block the path of a given model in one file: its own, or that of a copy with everything in one piece.
 
-    Raises:
-        TaskError: see ``read_given``.
+    Args:
+        path: Of the user's file.
+        given: What ``read_given`` returned for it.
     """
-    given = read_given(path)
-    if not given.other_files and given.content == path.read_bytes():
+    if not given.is_changed:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="edgeopt-given-") as folder:

@@ -17,7 +17,7 @@ from edgeopt.store.files import write_whole
 def save_checkpoint(path: Path, groups: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
     """Write groups of tensors (``network``, ``optimizer``, ``best``) and JSON facts; if killed, the old file stays."""
     tensors = {
-        f"{group}/{name}": value.detach().contiguous().clone()
+        f"{group}/{name}": value.detach().cpu().contiguous().clone()
         for group, members in groups.items()
         for name, value in members.items()
     }

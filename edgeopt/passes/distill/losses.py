@@ -14,12 +14,20 @@ from edgeopt.task.values import flat_outputs
 
 
 def is_classification(output: Tensor, targets: Any) -> bool:
-    """Tell whether dimension 1 of ``output`` holds logits of classes, with integer class indices as ``targets``."""
+    """Tell whether dimension 1 of ``output`` holds logits of classes, with ``targets`` that name one class each.
+
+    These are class numbers, also with dimensions of 1 as in ``(batch, 1)``, or one-hot rows. A single logit doesn't
+    count: its softmax is 1 whatever it is.
+    """
+    if not isinstance(targets, Tensor) or output.dim() < 2 or output.shape[1] < 2:
+        return False
+    if targets.shape == output.shape and targets.shape[0] > 0:
+        return bool((targets.sum(1) == 1).all()) and bool(((targets == 0) | (targets == 1)).all())
+    positions = [size for size in output.shape[2:] if size != 1]
     return (
-        isinstance(targets, Tensor)
-        and not targets.is_floating_point()
-        and output.dim() >= 2
-        and targets.shape == output.shape[:1] + output.shape[2:]
+        not targets.is_floating_point()
+        and targets.shape[:1] == output.shape[:1]
+        and [size for size in targets.shape[1:] if size != 1] == positions
     )
 
 

@@ -1,34 +1,56 @@
 """The teacher's outputs for a stream of training batches: computed once, kept in files, shared by all candidates.
 
 There is one safetensors file per epoch. Parallel trainings share the work: if another process is computing an epoch,
-a training computes the next missing one.
+a training computes the next missing one. Outputs that are too large for this are not kept: the teacher then runs along
+every student. The first batch decides that, once for all trainings (``CachePlan``).
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
+import shutil
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from edgeopt.passes.distill.compute import CPU, ComputeDevice
+from edgeopt.records.base import Record
+from edgeopt.records.codec import from_json, to_json
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.modules import widen_inputs
 from edgeopt.task.values import flat_outputs
 
 Inputs: TypeAlias = tuple[Tensor, ...]
 Outputs: TypeAlias = tuple[Tensor, ...]
 
-_CACHE_LIMIT_BYTES = 256_000_000
-"""Limit for the outputs of one epoch; above it, nothing is cached and the teacher runs during the training."""
+_DISK_RATIO = 0.25
+"""Share of the free disk that the outputs of all epochs may take."""
+_MEMORY_RATIO = 0.1
+"""Share of the free memory that the outputs of one epoch may take, which are collected there; each training does it."""
+_UNKNOWN_MEMORY_BYTES = 2_560_000_000
+"""Taken for the free memory on systems that cannot report it."""
+_HALF_TOLERANCE = 1e-3
+"""Largest error of outputs in float16 over their largest value; rounding alone is within 5e-4."""
 _POLL_SECONDS = 0.2
+
+
+class CachePlan(Record, frozen=True, kw_only=True):
+    """How an epoch's outputs are kept."""
+
+    batches: int
+    """Of the first epoch."""
+    kept: Literal["float32", "float16"] | None
+    """The type of floating-point outputs in the files; None if there are no files."""
 
 
 class TaughtBatch(NamedTuple):
@@ -53,13 +75,14 @@ class Teacher(ABC):
 class ModuleTeacher(Teacher):
     """A PyTorch module, or any function of its inputs."""
 
-    def __init__(self, module: Callable[..., Any]) -> None:
+    def __init__(self, module: Callable[..., Any], compute: ComputeDevice = CPU) -> None:
         self.module = module
+        self.compute = compute
 
     def run(self, batches: Sequence[Inputs]) -> list[Outputs]:
-        """Run the module on each batch."""
+        """Run the module on each batch, on its device and in float32; the outputs are left there."""
         with torch.no_grad():
-            return [flat_outputs(self.module(*to_channels_last(inputs))) for inputs in batches]
+            return [flat_outputs(self.module(*to_channels_last(self.compute.put(inputs)))) for inputs in batches]
 
 
 def stream_seed(seed: int, epoch: int) -> int:
@@ -91,6 +114,7 @@ class TeacherOutputs:
         self.teacher = teacher if isinstance(teacher, Teacher) else ModuleTeacher(teacher)
         self.epochs = epochs
         self.seed = seed
+        self._plan: CachePlan | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, epoch: int) -> Path:
@@ -101,8 +125,40 @@ class TeacherOutputs:
         """Yield an epoch's numbered batches, in chunks of the teacher's size."""
         return split_into_chunks(self.task.train_epoch(stream_seed(self.seed, epoch)), self.teacher.chunk_bytes)
 
+    @property
+    def plan(self) -> CachePlan:
+        """How this stream's outputs are kept; decided by the process that comes first."""
+        path = self.folder / f"seed{self.seed}-plan.json"
+        while self._plan is None:
+            if path.exists():
+                self._plan = from_json(path.read_bytes(), CachePlan)
+                break
+            with try_lock(path.with_suffix(".lock")) as acquired:
+                if acquired and not path.exists():
+                    write_whole(path, to_json(self.make_plan()))
+            if not acquired:
+                time.sleep(_POLL_SECONDS)
+        return self._plan
+
+    def make_plan(self) -> CachePlan:
+        """Decide from the first batch; the rest of the epoch is only counted, if its loader has no length."""
+        chunks = self.chunks(0)
+        first = next(chunks)
+        outputs = self.teacher.run([inputs for _, (inputs, _) in first])
+        count = self.task.train_length(stream_seed(self.seed, 0)) or len(first) + sum(map(len, chunks))
+        floats = sum(value.nbytes for batch in outputs for value in batch if value.dtype == torch.float32)
+        others = sum(value.nbytes for batch in outputs for value in batch) - floats
+        epoch_bytes = {"float32": floats + others, "float16": floats / 2 + others}
+        limit = min(free_memory() * _MEMORY_RATIO, shutil.disk_usage(self.folder).free * _DISK_RATIO / self.epochs)
+        for kept in ("float32", "float16"):
+            if epoch_bytes[kept] * count / len(first) <= limit and (kept == "float32" or are_halvable(outputs)):
+                return CachePlan(batches=count, kept=kept)
+        return CachePlan(batches=count, kept=None)
+
     def prepare(self, epoch: int) -> int:
-        """Make sure that an epoch's outputs exist; return the number of batches."""
+        """Make sure that an epoch's outputs exist, if they are kept; return the number of batches."""
+        if self.plan.kept is None:
+            return self.plan.batches
         while not self.path(epoch).exists():
             for missing in (epoch, *range(epoch + 1, self.epochs)):
                 if not self.path(missing).exists() and self.compute(missing):
@@ -118,21 +174,22 @@ class TeacherOutputs:
             if not acquired or self.path(epoch).exists():
                 return acquired
             tensors: dict[str, Tensor] = {}
-            size = count = output_count = 0
+            count = output_count = 0
             for chunk in self.chunks(epoch):
                 count += len(chunk)
-                if size > _CACHE_LIMIT_BYTES:
-                    continue
                 results = self.teacher.run([inputs for _, (inputs, _) in chunk])
                 for (index, (inputs, _)), outputs in zip(chunk, results, strict=True):
                     output_count = len(outputs)
-                    size += sum(value.nbytes for value in outputs)
                     tensors[f"{index}/check"] = checksum(inputs)
-                    tensors |= {f"{index}/{position}": value.contiguous() for position, value in enumerate(outputs)}
-            kept = tensors if size <= _CACHE_LIMIT_BYTES else {}
+                    tensors |= {f"{index}/{position}": self._stored(value) for position, value in enumerate(outputs)}
             metadata = {"batches": str(count), "outputs": str(output_count)}
-            write_whole(self.path(epoch), lambda partial: save_file(kept, partial, metadata=metadata))
+            write_whole(self.path(epoch), lambda partial: save_file(tensors, partial, metadata=metadata))
             return True
+
+    def _stored(self, value: Tensor) -> Tensor:
+        """Return an output as it is kept."""
+        is_halved = self.plan.kept == "float16" and value.dtype == torch.float32
+        return (value.half() if is_halved else value).cpu().contiguous()
 
     def batches(self, epoch: int) -> Iterator[TaughtBatch]:
         """Yield an epoch's batches with the teacher's outputs.
@@ -140,6 +197,12 @@ class TeacherOutputs:
         A batch that differs from the one in the file (a loader may ignore its seed) goes through the teacher again.
         """
         self.prepare(epoch)
+        if self.plan.kept is None:
+            for chunk in self.chunks(epoch):
+                results = self.teacher.run([inputs for _, (inputs, _) in chunk])
+                for (_, (inputs, targets)), outputs in zip(chunk, results, strict=True):
+                    yield TaughtBatch(inputs, targets, outputs)
+            return
         with safe_open(self.path(epoch), "pt") as stored:
             names = set(stored.keys())
             output_count = int(stored.metadata()["outputs"])
@@ -152,10 +215,27 @@ class TeacherOutputs:
                 recomputed = iter(self.teacher.run(changed) if changed else [])
                 for (index, (inputs, targets)), same in zip(chunk, unchanged, strict=True):
                     if same:
-                        outputs = tuple(stored.get_tensor(f"{index}/{position}") for position in range(output_count))
+                        kept = (stored.get_tensor(f"{index}/{position}") for position in range(output_count))
+                        outputs = tuple(map(widen_inputs, kept) if self.plan.kept == "float16" else kept)
                     else:
                         outputs = next(recomputed)
                     yield TaughtBatch(inputs, targets, outputs)
+
+
+def are_halvable(outputs: Sequence[Outputs]) -> bool:
+    """Tell whether float16 holds outputs well enough."""
+    floats = [value for batch in outputs for value in batch if value.dtype == torch.float32]
+    return all(
+        bool((value.half().float() - value).abs().max() <= _HALF_TOLERANCE * value.abs().max()) for value in floats
+    )
+
+
+def free_memory() -> float:
+    """Return the bytes of this machine's memory that are free, as far as the system tells."""
+    names = os.sysconf_names
+    if "SC_AVPHYS_PAGES" not in names:
+        return _UNKNOWN_MEMORY_BYTES
+    return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def split_into_chunks(batches: Iterable[Batch], chunk_bytes: int) -> Iterator[list[tuple[int, Batch]]]:

@@ -1,31 +1,42 @@
 """Train a network on its teacher's outputs: warm-up, cosine, best epoch kept, a checkpoint after each epoch.
 
 In: a train and an eval module that share parameters, the training stream and a ``Distill`` step. Out: the modules hold
-the best epoch's weights. The same seed on one thread gives the same weights, with or without interruptions.
+the best epoch's weights, on the CPU. On the CPU, the same seed and number of threads give the same weights, with or
+without interruptions. A checkpoint holds no device: a training may go on elsewhere.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from edgeopt.errors import DivergedError
+from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
+from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
+from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.teacher import TeacherOutputs, to_channels_last
 from edgeopt.passes.prune.lasso import GroupLasso
+from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import flat_outputs, to_numpy
 
+A = TypeVar("A")
+
 _MOMENTUM = 0.9
+_STEPS_BETWEEN_CHECKS = 16
+"""On a GPU: reading every loss would make it wait for the host."""
 _GRADIENT_NORM_LIMIT = 5.0
 """A network that was just pruned starts with large gradients; without clipping, the first steps could ruin it."""
 
@@ -43,6 +54,8 @@ class TrainingResult(Record, frozen=True, kw_only=True):
     best_epoch: int
     best_score: float
     epochs: tuple[Epoch, ...]
+    notes: tuple[str, ...] = ()
+    """How the batches were made to fit, for the report."""
 
 
 def learning_rate(step: Distill, progress: float) -> float:
@@ -62,12 +75,16 @@ def make_optimizer(step: Distill, parameters: list[nn.Parameter]) -> torch.optim
     )
 
 
-def evaluate(module: Callable[..., Any], task: CheckedTask) -> float:
+def evaluate(module: Callable[..., Any], task: CheckedTask, compute: ComputeDevice = CPU) -> float:
     """Return a torch module's score on the selection set. It picks the best epoch; it never judges a file."""
+
+    def run(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return flat_outputs(module(*to_channels_last(compute.put(inputs))))
+
     with torch.no_grad():
         pairs = [
             (
-                task.nest_outputs([to_numpy(value) for value in flat_outputs(module(*to_channels_last(inputs)))]),
+                task.nest_outputs([to_numpy(value) for value in run(module, inputs)]),
                 to_numpy(targets),
             )
             for inputs, targets in task.eval_batches()
@@ -88,6 +105,8 @@ class Distillation:
         lasso: The penalty that shrinks channels, if any.
         checkpoint: File for the state after each epoch.
         progress: Called after each epoch with ``(index, epochs, score)``.
+        compute: Where to train.
+        careful: Train in row-major memory and in half batches, after a crash in another layout.
     """
 
     def __init__(
@@ -102,9 +121,15 @@ class Distillation:
         lasso: GroupLasso | None = None,
         checkpoint: Path,
         progress: Callable[[int, int, float], None],
+        compute: ComputeDevice = CPU,
+        careful: bool = False,
     ) -> None:
-        self.train_module = train_module
-        self.eval_module = eval_module
+        self.compute = compute
+        self.careful = careful
+        move_tensors(train_module, compute.device)
+        move_tensors(eval_module, compute.device)
+        self.train_module = take_stride_out(with_device(train_module, compute.device))
+        self.eval_module = with_device(eval_module, compute.device)
         self.task = task
         self.step = step
         self.stream = stream
@@ -114,38 +139,59 @@ class Distillation:
         self.progress = progress
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
+        self.gradients = GradientStep(
+            self.train_module,
+            compute,
+            lambda outputs, teacher, targets: distill_loss(task, step, outputs, teacher, targets),
+            task.training_step if task.has_training_step else None,
+            axes=lambda: task.axes,
+            channels_last=not careful and compute.device.type != "mps",
+            parts=2 if careful else 1,
+        )
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = -1
+        self.average: AveragedWeights | None = None
 
     def run(self) -> TrainingResult:
         """Train from the checkpoint, if there is one, and leave the best epoch's weights in the modules.
 
         Raises:
             DivergedError: a loss or a score is not finite.
+            StepError: not even one sample fits into the memory.
         """
+        layout = torch.contiguous_format if self.careful else torch.channels_last
         for parameter in self.parameters:
             if parameter.dim() == 4:
-                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+        self.average = AveragedWeights(self.train_module, self.step.ema) if self.step.ema > 0 else None
         self.resume()
         for epoch in range(len(self.history), self.step.epochs):
             loss = self.train_epoch(epoch)
-            score = evaluate(self.eval_module, self.task)
-            self.history.append(Epoch(loss=loss, score=score))
-            is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
-            if self.lasso is not None:
-                is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
-            if is_eligible and (self.best_epoch < 0 or score >= self.history[self.best_epoch].score):
-                self.best_epoch = epoch
-                self.best = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
+            with self.average.in_use() if self.average else nullcontext():
+                self.keep_if_best(epoch, loss)
             self.save()
-            self.progress(epoch, self.step.epochs, score)
+            self.progress(epoch, self.step.epochs, self.history[-1].score)
         self.train_module.load_state_dict(self.best)
+        move_tensors(self.train_module, CPU.device)
+        move_tensors(self.eval_module, CPU.device)
         return TrainingResult(
             best_epoch=self.best_epoch,
             best_score=self.history[self.best_epoch].score,
             epochs=tuple(self.history),
+            notes=tuple(self.gradients.notes),
         )
+
+    def keep_if_best(self, epoch: int, loss: float) -> None:
+        """Evaluate an epoch, and remember its weights if none was better."""
+        score = evaluate(self.eval_module, self.task, self.compute)
+        self.history.append(Epoch(loss=loss, score=score))
+        is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
+        if self.lasso is not None:
+            is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
+        if is_eligible and (self.best_epoch < 0 or self.task.is_as_good(score, self.history[self.best_epoch].score)):
+            self.best_epoch = epoch
+            self.best = {name: value.detach().cpu().clone() for name, value in self.train_module.state_dict().items()}
 
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch and return its mean loss."""
@@ -154,29 +200,27 @@ class Distillation:
         masks = self.sparsity.begin_epoch(self.eval_module, epoch) if self.sparsity else {}
         if self.lasso:
             self.lasso.begin_epoch(self.train_module)
-        total = 0.0
-        for index, (inputs, targets, teacher_outputs) in enumerate(self.stream.batches(epoch)):
-            progress = (epoch + index / count) / self.step.epochs
+        losses = LossCheck(epoch, 1 if self.compute.is_cpu else _STEPS_BETWEEN_CHECKS)
+        for index, batch in enumerate(one_ahead(map(self.compute.put, self.stream.batches(epoch)))):
+            progress = (epoch + min(1.0, index / count)) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)
-            outputs = self.train_module(*to_channels_last(inputs))
-            loss = distill_loss(self.task, self.step, outputs, teacher_outputs, targets)
-            if self.lasso:
-                loss = loss + self.lasso.penalty(self.train_module, progress)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise DivergedError(
-                    "distill",
-                    f"the loss became {value} in epoch {epoch + 1}, step {index + 1}; lower the learning rate.",
-                )
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM_LIMIT)
-            self.optimizer.step()
+            penalty = partial(self.lasso.penalty, self.train_module, progress) if self.lasso else None
+            losses.add(self.gradients.run(batch, penalty, losses.check))
+            self.apply_gradients()
             if masks:
                 apply_masks(self.train_module, masks)
-            total += value
-        return total / count
+            if self.average:
+                self.average.update()
+        return losses.mean()
+
+    def apply_gradients(self) -> None:
+        """Make an optimizer step with the gradients, clipped."""
+        scaler = self.gradients.scaler
+        scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(self.parameters, _GRADIENT_NORM_LIMIT)
+        scaler.step(self.optimizer)
+        scaler.update()
 
     def save(self) -> None:
         """Write the state after an epoch."""
@@ -185,8 +229,17 @@ class Distillation:
             "optimizer": optimizer_tensors(self.optimizer),
             "best": self.best,
         }
-        epochs = [(epoch.loss, epoch.score) for epoch in self.history]
-        save_checkpoint(self.checkpoint, groups, {"epochs": epochs, "best_epoch": self.best_epoch})
+        facts: dict[str, Any] = {
+            "epochs": [(epoch.loss, epoch.score) for epoch in self.history],
+            "best_epoch": self.best_epoch,
+            "scaler": self.gradients.scaler.state_dict(),
+            "parts": self.gradients.parts,
+            "notes": self.gradients.notes,
+        }
+        if self.average:
+            groups["average"] = self.average.values
+            facts["average_steps"] = self.average.steps
+        save_checkpoint(self.checkpoint, groups, facts)
 
     def resume(self) -> None:
         """Continue from the checkpoint, if there is one."""
@@ -201,3 +254,64 @@ class Distillation:
         self.best = groups.get("best", {})  # empty until a sparse training reaches its ratio
         self.best_epoch = int(facts["best_epoch"])
         self.history = [Epoch(loss=loss, score=score) for loss, score in facts["epochs"]]
+        if facts["scaler"] and self.gradients.scaler.is_enabled():
+            self.gradients.scaler.load_state_dict(facts["scaler"])
+        if self.average and "average" in groups:
+            self.average.restore(groups["average"], int(facts["average_steps"]))
+        self.gradients.parts = max(self.gradients.parts, int(facts["parts"]))
+        self.gradients.notes = list(facts["notes"])
+
+
+class LossCheck:
+    """The losses of an epoch, each checked to be finite; on a GPU many at a time, so that it need not wait.
+
+    Args:
+        epoch: From 0.
+        steps: After how many losses they are checked.
+    """
+
+    def __init__(self, epoch: int, steps: int) -> None:
+        self.epoch = epoch
+        self.steps = steps
+        self.waiting: list[Tensor] = []
+        self.values: list[float] = []
+
+    def check(self, loss: Tensor) -> None:
+        """Check a loss before its gradient changes anything, if every loss is checked."""
+        if self.steps == 1:
+            self._raise_unless_finite(loss.item(), len(self.values))
+
+    def add(self, loss: Tensor) -> None:
+        """Take the loss of a batch."""
+        self.waiting.append(loss)
+        if len(self.waiting) >= self.steps:
+            self._read()
+
+    def mean(self) -> float:
+        """Return the mean of all losses."""
+        self._read()
+        return sum(self.values) / len(self.values)
+
+    def _read(self) -> None:
+        for value in torch.stack(self.waiting).tolist() if self.waiting else ():
+            self._raise_unless_finite(value, len(self.values))
+            self.values.append(value)
+        self.waiting = []
+
+    def _raise_unless_finite(self, value: float, index: int) -> None:
+        """Raise DivergedError for a loss that is not finite."""
+        if not math.isfinite(value):
+            raise DivergedError(
+                "distill",
+                f"the loss became {value} in epoch {self.epoch + 1}, step {index + 1}; lower the learning rate.",
+            )
+
+
+def one_ahead(items: Iterable[A]) -> Iterator[A]:
+    """Yield items one later than they are made, so that the next batch travels to the GPU while one is computed."""
+    iterator = iter(items)
+    current = next(iterator, None)
+    while current is not None:
+        following = next(iterator, None)
+        yield current
+        current = following

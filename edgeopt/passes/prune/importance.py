@@ -25,6 +25,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
+from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.records.recipe import Importance, ImportanceMethod
 
 _Floats = npt.NDArray[np.float64]
@@ -176,8 +177,9 @@ def _gradient_score(
     trained = {name: parameter for name, parameter in network.parameters().items() if parameter.requires_grad}
     slots = {slot for group in groups.free.values() for slot in group.slots if slot[0] in trained}
     rows: dict[Slot, list[_Floats]] = {slot: [] for slot in slots}
+    module = take_stride_out(network.eval_module)
     for inputs, targets in batches:
-        value = loss(network.eval_module(*as_inputs(inputs)), targets)
+        value = loss(module(*as_inputs(inputs)), targets)
         gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
         for (name, weight), gradient in zip(trained.items(), gradients, strict=True):
             if gradient is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,14 +23,41 @@ from edgeopt.bench.nodes import (
 )
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.errors import CannotProfileError
+from edgeopt.errors import CannotProfileError, TaskError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import Score
-from edgeopt.statistics import is_complete, latency_interval_ms, paired_drop_interval
+from edgeopt.scoring.drop import (
+    is_mean,
+    mean_drop_interval,
+    resampled_drop_interval,
+    sums_drop_interval,
+    worsening,
+)
+from edgeopt.statistics import Interval, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
+
+SCORING_VERSION = 2
+"""Goes up when the same outputs get another score or another interval; kept scores are then computed again."""
+
+
+class FileScore(NamedTuple):
+    """A file's score on a set."""
+
+    value: float
+    total: int
+    """Number of samples."""
+    samples: NDArray[np.float64] | None = None
+    """Scores of single samples."""
+    sums: NDArray[np.float64] | None = None
+    """Numbers of single samples whose sums the score is computed from."""
+
+    @property
+    def mean_of(self) -> NDArray[np.float64] | None:
+        """The scores of single samples if the score is their mean."""
+        return self.samples if is_mean(self.value, self.samples) else None
 
 
 class Evaluator:
@@ -137,36 +164,86 @@ class Evaluator:
     def score(self, sha256: str) -> Score:
         """Return a file's score on the selection set, and its drop against the baseline over the same samples."""
         build = self.build
-        key = build.keys.of("score", file=sha256, baseline=self.baseline)
-        return build.ledger.remember(key, Score, lambda: self._score(sha256))
-
-    def _score(self, sha256: str) -> Score:
-        data = self.build.data
-        value, samples = self.evaluate(sha256, data.eval_file, data.targets)
-        base_value, base_samples = self.evaluate(self.baseline, data.eval_file, data.targets)
-        return Score(
-            value=value,
-            drop=base_value - value,
-            drop_ci95=drop_interval(base_samples, samples),
-            samples=data.samples,
+        key = build.keys.of("score", file=sha256, baseline=self.baseline, **self._score_details)
+        return build.ledger.remember(
+            key, Score, lambda: self.compare_scores(sha256, build.data.eval_file, build.data.targets)
         )
 
-    def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> tuple[float, NDArray[np.float64] | None]:
-        """Return a file's score and its scores of single samples; the latter are kept in the workspace."""
-        build = self.build
+    def compare_scores(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> Score:
+        """Return a file's score on a set, and its drop against the baseline over the same samples."""
+        direction = self.build.data.score_direction
+        found, base = (self.evaluate(name, inputs, targets) for name in (sha256, self.baseline))
+        interval = self._drop_interval(sha256, base, found, inputs, targets)
+        return Score(
+            value=found.value,
+            drop=worsening(base.value, found.value, direction),
+            drop_ci95=None if interval is None else (interval.low, interval.high),
+            samples=found.total,
+            direction=direction,
+        )
+
+    @property
+    def _score_details(self) -> dict[str, object]:
+        """What the key of a score contains besides the file."""
+        wish = self.build.data.score_wish
+        asked = None if wish is None else (wish.score, wish.output, wish.ignored)
+        return {"scoring": SCORING_VERSION, "asked": asked}
+
+    def _drop_interval(
+        self, sha256: str, base: FileScore, found: FileScore, inputs: Path, targets: Sequence[Any]
+    ) -> Interval | None:
+        """Return the paired interval of the drop of the score itself; None if its samples cannot be drawn."""
+        data = self.build.data
+        direction = data.score_direction
+        if base.mean_of is not None and found.mean_of is not None and base.mean_of.shape == found.mean_of.shape:
+            return mean_drop_interval(base.mean_of, found.mean_of, direction)
+        if sha256 == self.baseline:
+            return Interval(0.0, 0.0, 0.0)
+        if base.sums is not None and found.sums is not None and base.sums.shape == found.sums.shape:
+            return sums_drop_interval(base.sums, found.sums, data.score_statistics, direction)
+        before, after = (self.pairs(name, inputs, targets) for name in (self.baseline, sha256))
+        counts = self._counts(inputs)
+        return resampled_drop_interval(before, after, counts, data.score, direction, seed=self.build.seed)
+
+    def pairs(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Run a file on a set and return pairs of outputs and targets; without labels, of the baseline's outputs."""
+        outputs = self.outputs(sha256, inputs)
+        batches = read_batches(outputs)
+        outputs.unlink(missing_ok=True)
+        return self.build.data.pairs(batches, targets or self.reference(inputs))
+
+    def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> FileScore:
+        """Return a file's score and what its interval is computed from, which is kept in the workspace."""
+        build, data = self.build, self.build.data
         reference = self.baseline if not targets else None
-        key = build.keys.of("sample-scores", file=sha256, inputs=inputs.name, reference=reference)
+        key = build.keys.of(
+            "sample-scores", file=sha256, inputs=inputs.name, reference=reference, **self._score_details
+        )
         path = build.workspace.folder("arrays") / f"samples-{key.digest}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as stored:
-                return float(stored["score"]), stored["samples"] if "samples" in stored.files else None
-        outputs = self.outputs(sha256, inputs)
-        pairs = build.data.pairs(read_batches(outputs), targets or self.reference(inputs))
-        value, samples = build.data.score(pairs), build.data.sample_scores(pairs)
-        arrays = {"score": np.float64(value)} if samples is None else {"score": np.float64(value), "samples": samples}
+                parts = {name: stored[name] for name in ("samples", "sums") if name in stored.files}
+                return FileScore(float(stored["score"]), int(stored["total"]), **parts)
+        pairs = self.pairs(sha256, inputs, targets)
+        found = FileScore(
+            value=data.score(pairs),
+            total=sum(self._counts(inputs)),
+            samples=data.sample_scores(pairs),
+            sums=data.sample_statistics(pairs),
+        )
+        if found.sums is not None:
+            check_statistics(found.value, data.score_statistics(found.sums.sum(0)), data.task.spec)
+        arrays: dict[str, Any] = {"score": found.value, "total": found.total}
+        arrays |= {} if found.samples is None else {"samples": found.samples}
+        arrays |= {} if found.sums is None else {"sums": found.sums}
         write_whole(path, lambda partial: np.savez(partial, **arrays))
-        outputs.unlink(missing_ok=True)
-        return value, samples
+        return found
+
+    def _counts(self, inputs: Path) -> list[int]:
+        """Return the number of samples in each batch of a set."""
+        if inputs == self.build.data.eval_file:
+            return self.build.data.counts
+        return [self.build.data.task.axes.count(batch) for batch in read_batches(inputs)]
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""
@@ -183,14 +260,17 @@ def worst_measurement(measurements: Sequence[Measurement], percentile: float) ->
     return msgspec.structs.replace(slowest, memory=max(peaks, key=lambda memory: memory.peak_bytes))
 
 
-def drop_interval(
-    baseline: NDArray[np.float64] | None, samples: NDArray[np.float64] | None
-) -> tuple[float, float] | None:
-    """Return the paired 95 % interval of the score drop, or None if there are no scores of single samples."""
-    if baseline is None or samples is None:
-        return None
-    interval = paired_drop_interval(baseline, samples)
-    return interval.low, interval.high
+def check_statistics(score: float, from_sums: float, spec: str) -> None:
+    """Check that a task's ``score_statistics`` is its score.
+
+    Raises:
+        TaskError: it is not, so an interval of it would be that of another number.
+    """
+    if not is_mean(score, np.asarray([from_sums])):
+        raise TaskError(
+            f"task '{spec}': score_statistics() gives {from_sums:g} for the sums of sample_statistics(), but score() "
+            f"gives {score:g}. Both have to be the same number; without sample_statistics() the interval takes longer."
+        )
 
 
 def timed(seconds: dict[str, float], name: str, function: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ import onnx
 from edgeopt.bench.outputs import run_arrays, run_model
 from edgeopt.errors import StepError, TaskError
 from edgeopt.graph.compatibility import find_incompatibility
-from edgeopt.graph.facts import read_facts
+from edgeopt.graph.facts import is_quantized, read_facts
 from edgeopt.graph.given.files import baseline_content, read_given
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, original_network
 from edgeopt.pipeline.boundary import run_step
@@ -28,16 +28,13 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     """Copy a given ``.onnx`` into the workspace as the baseline, and keep its outputs, which parity compares with.
 
     Raises:
-        TaskError: the target cannot load the file, ONNX Runtime cannot run it, or no output has a row per sample.
+        TaskError: the target cannot load the file, ONNX Runtime cannot run it, it takes another batch size than the one
+            to measure, or no output has a row per sample.
     """
+    _check_batch_size(task, build.budget.batch_size)
     content = baseline_content(read_given(task.path), build.profile.max_ir)
-    reason = run_step(
-        "compatibility",
-        find_incompatibility,
-        onnx.ModelProto.FromString(content),
-        build.profile.max_opset,
-        build.profile.max_ir,
-    )
+    model = onnx.ModelProto.FromString(content)
+    reason = run_step("compatibility", find_incompatibility, model, build.profile.max_opset, build.profile.max_ir)
     if reason is not None:
         raise TaskError(f"{task.path} {reason}")
     copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
@@ -46,8 +43,18 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     notes = (*_run_once(build, task, copy), *task.notes)
     run_step(_STAGE, run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
     sha256 = build.workspace.keep_artifact(copy)
-    notes = (f"scored by {task.scored_by}", task.calibrated_by, *notes)
+    quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
+    notes = (task.calibrated_by, *quantized, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
+
+
+def _check_batch_size(task: OnnxTask, measured: int) -> None:
+    if task.fixed_batch not in (None, measured):
+        raise TaskError(
+            f"{task.path} takes {task.fixed_batch} samples at a time, but the target's latency is that of {measured}. "
+            f"Export it with a dynamic batch, or set batch_size = {task.fixed_batch} under [limits] in a target of "
+            "your own (`edgeopt targets new`)."
+        )
 
 
 def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
-from edgeopt.graph.facts import is_mostly_products, measure_product_bytes_ratio
+from edgeopt.graph.facts import is_mostly_products, is_quantized, measure_product_bytes_ratio
 from edgeopt.graph.model import load
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import FIRST_STEPS, graph_steps, int8_steps, runs_only_on_cpu, static_int8
@@ -46,13 +46,16 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     """Yield the graph steps of each variant in a precision.
 
     For int8 that is the static one; the dynamic one too if products dominate the work; and weights in fewer bits if
-    products hold most of the bytes, as far as the oldest onnxruntime named by the target supports them.
+    products hold most of the bytes, as far as the oldest onnxruntime named by the target supports them. A given file
+    that is quantized already has none but float32, which leaves its numbers as they are.
     """
     profile = build.profile
+    model = load(build.workspace.artifact(exported.sha256), "quantize")
+    if precision != "fp32" and exported.exporter == "given" and is_quantized(model):
+        return
     yield graph_steps(precision, profile)
     if precision != "int8":
         return
-    model = load(build.workspace.artifact(exported.sha256), "quantize")
     if is_mostly_products(model, build.sample_shapes):
         yield int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
     if runs_only_on_cpu(profile) and measure_product_bytes_ratio(model) > MIN_PRODUCT_BYTES_RATIO:

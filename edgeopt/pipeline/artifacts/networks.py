@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import read_batches, run_model
-from edgeopt.errors import ParityError, StepError
+from edgeopt.errors import CrashError, ParityError, StepError
 from edgeopt.export.parity import compare_arrays, unexplained_ratio
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
@@ -112,19 +113,51 @@ def train_network(
             checkpoint=str(build.workspace.folder("checkpoints") / f"{key.digest}.safetensors"),
             teacher=str(build.workspace.folder("teacher") / build.fingerprint),
             out=str(path),
+            threads=build.torch_pool.threads,
+            precision=build.torch_pool.precision,
             int8=None if sites is None else protocol.Int8Reference(
                 sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
                 expected=str(fake_quantized_outputs_file(build, key.digest)),
             ),
         )  # fmt: skip
-        done = build.torch_pool.do(job, protocol.TrainDone, progress)
+        done, notes = train_with_retry(build, job, progress)
         return StoredNetwork(
             key=key.digest, source=done.source, parameters=done.parameters, ratio=done.parameters / original_parameters,
-            torch_score=done.best_score, proof_error=done.proof_error, notes=done.notes, seconds=done.seconds,
+            torch_score=done.best_score, proof_error=done.proof_error, notes=notes, seconds=done.seconds,
             fake_quant_sites=None if sites is None else sites.name,
         )  # fmt: skip
 
     return build.ledger.remember(key, StoredNetwork, train, is_usable=lambda _: path.exists())
+
+
+def train_with_retry(
+    build: Build, job: protocol.TrainJob, progress: Callable[[protocol.EpochProgress], None]
+) -> tuple[protocol.TrainDone, tuple[str, ...]]:
+    """Run a training; if a library crashes in it, once more in row-major memory and with half of each batch at a time.
+
+    It goes on from the checkpoint of its last epoch.
+
+    Returns:
+        The result, and notes for the report.
+
+    Raises:
+        CrashError: it crashed twice; the reason tells of both.
+    """
+    try:
+        done = build.torch_pool.do(job, protocol.TrainDone, progress)
+    except CrashError as error:
+        first = error.reason
+        build.progress("train", f"trying again in row-major memory and half batches: {first}")
+        careful = msgspec.structs.replace(job, careful=True)
+        try:
+            done = build.torch_pool.do(careful, protocol.TrainDone, progress)
+        except CrashError as again:
+            same = again.reason == first
+            both = f"{first} It did so again" if same else f"{first} Then, {again.reason}, when it was tried again"
+            both += " in row-major memory and half batches."
+            raise CrashError(again.stage, both, again.trace) from again
+        return done, (*done.notes, f"trained in row-major memory and half batches, after a crash: {first}")
+    return done, done.notes
 
 
 def expected_file(build: Build, network: StoredNetwork) -> Path:
@@ -229,4 +262,4 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             parities=(parity,),
             notes=(*notes, *done.notes),
         )
-    raise StepError("export", " ".join(notes), last.trace)
+    raise (CrashError if isinstance(last, CrashError) else StepError)("export", " ".join(notes), last.trace)

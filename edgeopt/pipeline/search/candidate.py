@@ -140,8 +140,10 @@ def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:
     before = round(LASSO_EPOCHS_RATIO * whole.epochs)
     if strength <= 0 or not 0 < before < whole.epochs:
         return (prune, whole)
-    shrinking = msgspec.structs.replace(whole, epochs=before, group_lasso=strength)
-    return (shrinking, prune, msgspec.structs.replace(whole, epochs=whole.epochs - before))
+    steps_before = round(LASSO_EPOCHS_RATIO * whole.min_steps)
+    shrinking = msgspec.structs.replace(whole, epochs=before, min_steps=steps_before, group_lasso=strength)
+    rest = msgspec.structs.replace(whole, epochs=whole.epochs - before, min_steps=whole.min_steps - steps_before)
+    return (shrinking, prune, rest)
 
 
 def allocation_notes(found: Allocation, table: LatencyTable | NoLatencyTable) -> tuple[str, ...]:
@@ -196,6 +198,9 @@ def distillation(build: Build) -> Distill:
         kl_weight=training.kl_weight,
         mse_weight=training.mse_weight,
         hard_weight=training.hard_weight,
+        min_steps=build.effort.min_steps,
+        ema=training.ema,
+        precision=None if training.precision == "auto" else training.precision,
     )
 
 

@@ -6,14 +6,16 @@ looked up by its key first, so a build that continues, or one with other limits,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import ParamSpec, TypeVar
 
-from edgeopt.errors import EdgeoptError
-from edgeopt.pipeline.artifacts.latency_table import latency_limit
+from edgeopt.errors import CrashError, EdgeoptError
+from edgeopt.graph.apply import kill_graph_processes
+from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
-from edgeopt.pipeline.boundary import as_failed
+from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.accuracy_recovery import mixed_precision, training_for_int8
 from edgeopt.pipeline.search.candidate import (
@@ -37,16 +39,21 @@ from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefi
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Student
+from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.report import words
 from edgeopt.select.decision import contenders
 from edgeopt.select.limits import replaces
 
 A = TypeVar("A")
 B = TypeVar("B")
+P = ParamSpec("P")
+
+_logger = logging.getLogger(__name__)
 
 
 class Search:
@@ -64,6 +71,8 @@ class Search:
         self.notes: list[str] = []
         """What was not tried, and why."""
         self.sparsity: SparsityCurve | None = None
+        self.ended_early: str | None = None
+        """Why the search ended before all its rounds."""
 
     def run(self, training: bool, more: bool) -> None:
         """Run the whole search, or the one that this workspace has finished before; then the comparisons that decide.
@@ -72,10 +81,26 @@ class Search:
             training: Whether the task can be trained.
             more: Continue after a finished search, towards this build's limits.
         """
+        if training:
+            self.tune_training()
         self.measure_original()
         if training:
-            self.search(more)
-        self.compare_contenders()
+            self.go_on_if_it_fails(self.search, more)
+        self.go_on_if_it_fails(self.compare_contenders)
+
+    def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Run a part of the search. If it fails, the build ends with the trials that there are.
+
+        Raises:
+            TaskError, ConfigError, WorkspaceError, DeviceLostError, StoppedError: see ``as_failed``.
+        """
+        try:
+            run_step("search", part, *args, **kwargs)
+        except EdgeoptError as error:
+            failed = as_failed(error)
+            self.ended_early = f"{failed.stage}: {failed.reason}"
+            self.build.progress("failed", self.ended_early)
+            _logger.debug("the search ended early: %s\n%s", self.ended_early, failed.trace)
 
     def measure_original(self) -> None:
         """Measure the baseline as it was exported, then the original in every allowed precision."""
@@ -105,11 +130,20 @@ class Search:
         if finished is not None and not more:
             return
         self.bisect(points)
-        if not build.is_out_of_time:
+        if not build.is_out_of_time and not self.has_crashes:
             found = FinishedSearch(
                 candidates=tuple(self.candidates[1:]), notes=tuple(self.notes), sparsity=self.sparsity
             )
             build.ledger.put(key, found)
+
+    @property
+    def has_crashes(self) -> bool:
+        """Whether a training crashed: the same command tries it again, so this search has not finished."""
+        return any(
+            isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed"
+            for trial in self.runner.trials
+            if trial.recipe.torch_steps and not trial.recipe.graph_steps
+        )
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
@@ -119,6 +153,7 @@ class Search:
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
         found = []
+        assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
             for candidate, result in zip(candidates, results, strict=True):
                 self.candidates.append(candidate)
@@ -146,12 +181,21 @@ class Search:
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
 
     def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Call ``function`` on each item, as many at a time as there are torch processes."""
+        """Call ``function`` on each item, as many at a time as there are torch processes, which share the cores.
+
+        The first exception stops all of them.
+        """
+        self.build.torch_pool.share_cores(len(items))
         with ThreadPoolExecutor(self.build.torch_pool.count) as pool:
             try:
-                return list(pool.map(function, items))
+                futures = [pool.submit(function, item) for item in items]
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                return [future.result() for future in futures]
             except BaseException:
                 self.build.torch_pool.close()  # so that no thread waits for a training that is no longer wanted
+                kill_graph_processes()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
@@ -169,8 +213,6 @@ class Search:
             new = self.new_candidates(plans)
             if not new:
                 break
-            if index == 0:
-                self.tune_worker_count()
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
             points += self.points(results, [ratio for _, ratio in new])
@@ -186,18 +228,26 @@ class Search:
                 new.append((candidate, ratio))
         return new
 
-    def tune_worker_count(self) -> None:
-        """Find out how many trainings to run in parallel, unless the user set the number."""
-        build = self.build
-        if build.fixed_workers or build.torch_pool.count == 1:
+    def tune_training(self) -> None:
+        """Find out, or look up, how trainings share the cores; on GPUs there is one on each."""
+        build, pool = self.build, self.build.torch_pool
+        if build.gpus:
+            build.progress("workers", f"training on {build.gpus}")
             return
-        with build.clock.stage("train and make files"):
-            speedup = build.torch_pool.tune_worker_count()
-        count = build.torch_pool.count
-        words = (
-            f"{count} in parallel, {speedup:.1f} times the steps of one" if count > 1 else "one at a time is as fast"
+        key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
+        try:
+            with build.clock.stage("train and make files"):
+                found = build.ledger.remember(key, ParallelTraining, lambda: pool.tune(build.fixed_workers))
+        except CrashError as error:
+            pool.count = 1
+            build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")
+            return
+        pool.use(found)
+        threads = words.plural(found.useful_threads, "thread")
+        half = "" if found.precision == "float32" else f", in {found.precision}"
+        build.progress(
+            "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
         )
-        build.progress("workers", words)
 
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
@@ -207,8 +257,18 @@ class Search:
         with self.build.clock.stage("latency table"):
             limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
         sizes = [SizeTarget(ratio, self.parent(ratio, points)) for ratio in ratios]
-        found = self.in_parallel(lambda size: pruned(self.build, size, self.runner.original, limit), sizes)
-        return list(zip(found, ratios, strict=True))
+        found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
+        return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
+
+    def plan(self, size: SizeTarget, limit: LatencyLimit) -> Candidate | None:
+        """Return the pruned candidate of a size; None if its parent's channels cannot be scored."""
+        try:
+            return pruned(self.build, size, self.runner.original, limit)
+        except EdgeoptError as error:
+            note = f"A network with {size.ratio:.1%} of the parameters was not tried: {as_failed(error).reason}"
+            self.notes.append(note)
+            self.build.progress("failed", note)
+            return None
 
     def refine(self, ratio: float | None) -> None:
         """Try factorized layers and zeros on the network of that share of the parameters; None if there is none."""
@@ -238,7 +298,8 @@ class Search:
     def points(self, results: Sequence[CandidateTrials], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a failed candidate counts as bad at the ratio it was meant for.
 
-        A student that is not good says nothing about pruned networks of its size.
+        A candidate that crashed says nothing about its size, and a student that is not good says nothing about pruned
+        networks of its size.
         """
         points = [
             Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
@@ -247,8 +308,14 @@ class Search:
         return [
             point
             for point, result in zip(points, results, strict=True)
-            if point.good or not any(isinstance(step, Student) for step in result.trials[0].recipe.torch_steps)
+            if point.good or not (self.crashed(result.trials) or is_student(result.trials[0].recipe))
         ]
+
+    def crashed(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether a candidate has no file in the precision that would ship because something crashed."""
+        shipping = [trial for trial in trials if trial.recipe.precision == self.shipping_precision]
+        has_crash = any(isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed" for trial in trials)
+        return has_crash and not any(isinstance(trial.outcome, Measured) for trial in shipping)
 
     def ships(self, trials: Sequence[Trial]) -> bool:
         """Tell whether the variant that would ship keeps the score: that in the original's shipping precision."""
@@ -283,20 +350,30 @@ class Search:
         compared with its float counterpart, because the layers that became slower are reported.
         """
         build, runner = self.build, self.runner
+        failed: set[int] = set()
         while True:
             numbers = contenders(
                 tuple(runner.trials), build.budget, proven_on_target=build.device_info.kind == "measured"
             )
-            number = next(filter(runner.needs_comparison, numbers), None)
-            if number is None:
+            open_numbers = [one for one in numbers if one not in failed and runner.needs_comparison(one)]
+            if not open_numbers:
                 return
             with build.clock.stage("measure"):
-                self.try_fallbacks(runner.compare(number))
+                try:
+                    trial = runner.compare(open_numbers[0])
+                except EdgeoptError as error:
+                    failed.add(open_numbers[0])
+                    runner.add_note(open_numbers[0], f"a comparison failed: {as_failed(error).reason}")
+                else:
+                    self.try_fallbacks(trial)
 
     def try_fallbacks(self, trial: Trial) -> None:
-        """Measure the variants that may replace an int8 trial; float16 only if no int8 variant pays."""
+        """Measure the variants that may replace an int8 trial; float16 only if no int8 variant pays.
+
+        After an early end of the search nothing new is made.
+        """
         runner = self.runner
-        if not isinstance(trial.outcome, Measured) or not may_fall_back(runner, trial):
+        if self.ended_early or not isinstance(trial.outcome, Measured) or not may_fall_back(runner, trial):
             return
         variant = float_prefix_variant(runner, trial)
         if variant is not None:
@@ -309,3 +386,8 @@ class Search:
         variant = float16_variant(runner, trial)
         if variant is not None:
             runner.measure(variant)
+
+
+def is_student(recipe: Recipe) -> bool:
+    """Tell whether a recipe makes one of the task's students."""
+    return any(isinstance(step, Student) for step in recipe.torch_steps)

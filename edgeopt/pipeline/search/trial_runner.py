@@ -149,11 +149,17 @@ class TrialRunner:
             steps: The graph steps; none leave the file as it was exported.
             spent: Seconds by stage that were spent on the network already.
             reasons: Why these steps were chosen.
+
+        Raises:
+            TaskError: the user's ``score`` failed.
+            StoppedError: the build is stopping.
         """
         recipe, seconds = candidate.recipe(steps, self.build.seed), dict(spent)
+        self.build.torch_pool.check_open()
         try:
             artifact = timed(seconds, "graph", lambda: make_artifact(self.build, network, exported, recipe, reasons))
-            artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, *candidate.notes))
+            notes = dict.fromkeys((*artifact.notes, *candidate.notes, *network.notes))
+            artifact = msgspec.structs.replace(artifact, notes=tuple(notes))
             score = timed(seconds, "score", lambda: self.evaluator.score(artifact.sha256))
         except EdgeoptError as error:
             return Variant(recipe, as_failed(error), seconds)
@@ -220,7 +226,7 @@ class TrialRunner:
         assert isinstance(variant.made, ScoredArtifact)
         artifact, score = variant.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
-        parity = device_parity(self.build, artifact.sha256, variant.recipe)
+        parity = device_parity(self.build, artifact.sha256, variant.recipe, artifact.weight_types)
         if parity is not None:
             artifact = msgspec.structs.replace(artifact, parities=(*artifact.parities, parity))
         outcome = Measured(
@@ -250,10 +256,11 @@ class TrialRunner:
         outcome = trial.outcome
         if outcome.against_baseline is None:
             outcome = with_baseline(self.evaluator, outcome)
+            trial = self.rewrite(trial, outcome)
         counterpart = measured_counterpart(self.build, trial, self.trials)
         if counterpart is not None:
-            outcome = with_float_counterpart(self.evaluator, number, outcome, counterpart)
-        return self.rewrite(trial, outcome)
+            trial = self.rewrite(trial, with_float_counterpart(self.evaluator, number, outcome, counterpart))
+        return trial
 
     def rewrite(self, trial: Trial, outcome: Measured) -> Trial:
         """Replace a trial's outcome, and return the trial."""
@@ -261,6 +268,15 @@ class TrialRunner:
         self.trials[trial.number] = changed
         self.build.ledger.add_trial(self.build_number, changed)
         return changed
+
+    def add_note(self, number: int, note: str) -> None:
+        """Add a note to a measured trial, and show it."""
+        trial = self.trials[number]
+        assert isinstance(trial.outcome, Measured)
+        artifact = trial.outcome.artifact
+        artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, note))
+        self.rewrite(trial, msgspec.structs.replace(trial.outcome, artifact=artifact))
+        self.build.progress("failed", f"trial {number}: {note}")
 
     def has_tried(self, recipe: Recipe) -> bool:
         """Tell whether there is a trial of a recipe."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from edgeopt.records.base import Record
-from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
 from edgeopt.records.sparsity import SparsityCurve
+from edgeopt.records.trial import FailureKind
+
+WORKER_VARIABLE = "EDGEOPT_WORKER"
+"""Environment variable of a torch process: its number, from 0."""
 
 
 class NetworkRef(Record, frozen=True, kw_only=True):
@@ -74,6 +80,12 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     out: str
     int8: Int8Reference | None = None
     """Needed by a ``QuantizeAware`` step."""
+    careful: bool = False
+    """Train in row-major memory and with half of each batch at a time: the same training has crashed before."""
+    threads: int = 1
+    """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
+    precision: MultiplyPrecision | None = None
+    """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):
@@ -93,6 +105,8 @@ class SpeedJob(Record, frozen=True, kw_only=True, tag_field="job", tag="speed"):
     """Train the original for a moment, to see how fast that goes; nothing is kept."""
 
     seconds: float
+    threads: int = 1
+    precision: MultiplyPrecision = "float32"
 
 
 class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
@@ -166,6 +180,10 @@ class SpeedDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="spee
     """How fast training went."""
 
     steps_per_second: float
+    gradient_cosine: float = 1.0
+    """Between the gradient of one batch in the job's precision and that in float32."""
+    multiplies_bfloat16: bool = False
+    """Whether the processor has instructions for it."""
 
 
 class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="probe"):
@@ -180,8 +198,8 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     stage: str
     reason: str
     trace: str | None
-    diverged: bool
-    user_error: bool
+    kind: FailureKind | Literal["user"]
+    """``user``: the user's task is at fault."""
 
 
 TorchJob = TableJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob

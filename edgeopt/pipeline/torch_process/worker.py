@@ -1,8 +1,9 @@
 """A process that does the PyTorch part of candidates: ``python -m edgeopt.pipeline.torch_process.worker TASK``.
 
 In: jobs, as JSON lines on stdin (``edgeopt.pipeline.torch_process.protocol``). Out: answers, as JSON lines on stdout;
-everything that user code prints goes to stderr. PyTorch has one thread. The process ends when stdin ends, so it never
-outlives its parent.
+everything that user code prints goes to stderr. PyTorch has one thread; trainings have as many as their job says, and
+run on the device that the task names. The process and its children end when stdin ends, so they never outlive its
+parent.
 """
 
 from __future__ import annotations
@@ -24,32 +25,32 @@ import torch
 from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.errors import DivergedError, EdgeoptError, StepError, TaskError
+from edgeopt.errors import EdgeoptError, InputError, StepError, TaskError
 from edgeopt.export.to_onnx import ExportResult, export
-from edgeopt.passes.distill.teacher import TeacherOutputs
-from edgeopt.passes.distill.train import Distillation, TrainingResult
+from edgeopt.passes.distill.train import TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
 from edgeopt.passes.profile import time_weights
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import NEEDS_BATCHES, choose_strongest, score_channels
-from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
-from edgeopt.pipeline.boundary import run_step, run_user_code
-from edgeopt.pipeline.onnx_teacher import OnnxTeacher
+from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
+from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, threads
+from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask, load_task
+from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
 from edgeopt.task.values import flat_outputs
 
@@ -57,7 +58,6 @@ _SALIENCY_BATCHES = 16
 """Training batches for gradient-based importance."""
 _CURVE_BATCHES = 4
 """Selection batches on which a network with zeros is evaluated."""
-_WARMUP_STEPS = 2
 
 
 class TorchJobs:
@@ -72,6 +72,7 @@ class TorchJobs:
         self.task = task
         self.answer = answer
         self.sources: dict[str, Network] = {}
+        self.trainer = Trainer(task, answer)
 
     def source(self, name: str) -> Network:
         """Return the traced original, or a traced student."""
@@ -167,7 +168,9 @@ class TorchJobs:
                 case QuantizeAware():
                     fake_quantized, notes = self.fake_quantize(network, job.int8)
                 case Distill():
-                    result = self.distill(network, fake_quantized, step, job, index, sparsity)
+                    original = self.source("original")
+                    result = self.trainer.distill(network, fake_quantized, step, job, index, sparsity, original)
+                    notes = (*notes, *result.notes)
         if fake_quantized is not None and job.int8 is not None:
             self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
         write_whole(Path(job.out), network.save)
@@ -221,48 +224,9 @@ class TorchJobs:
         with np.load(int8.values, allow_pickle=False) as stored:
             return fake_quantize(network, sites, {name: stored[name] for name in stored.files})
 
-    def distill(
-        self,
-        network: Network,
-        fake_quantized: fx.GraphModule | None,
-        step: Distill,
-        job: protocol.TrainJob,
-        index: int,
-        sparsity: SparsitySchedule | None,
-    ) -> TrainingResult:
-        """Train ``network`` in place, taught by the original or by the task's teacher.
-
-        ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
-        """
-        folder = Path(job.teacher)
-        teacher = OnnxTeacher(self.task, folder) if self.task.teacher else self.source("original").eval_module
-        stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
-        return Distillation(
-            fake_quantized or network.train_module,
-            fake_quantized or network.eval_module,
-            self.task,
-            step,
-            stream,
-            sparsity=sparsity,
-            lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
-            checkpoint=checkpoint_path(job, index),
-            progress=lambda epoch, epochs, score: self.answer(
-                protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
-            ),
-        ).run()
-
     def measure_speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:
-        """Measure how fast a copy of the original trains, on the same batch in every step."""
-        inputs, targets = self.saliency_batches[0]
-        module = self.source("original").copy().train_module
-        steps = 0
-        begin = time.perf_counter()
-        while steps <= _WARMUP_STEPS or time.perf_counter() - begin < job.seconds:
-            if steps == _WARMUP_STEPS:
-                begin = time.perf_counter()
-            self.task.loss(module(*inputs), targets).backward()  # type: ignore[no-untyped-call]
-            steps += 1
-        return protocol.SpeedDone(steps_per_second=(steps - _WARMUP_STEPS) / (time.perf_counter() - begin))
+        """Measure how fast a copy of the original trains."""
+        return self.trainer.measure_speed(self.source("original").copy(), self.saliency_batches[0], job)
 
     def export(self, job: protocol.ExportJob) -> protocol.ExportDone:
         """Export a network, and run it on the parity inputs."""
@@ -324,15 +288,17 @@ class TorchJobs:
                 case protocol.CurveJob():
                     return run_step("sparsify", self.measure_curve, job)
                 case protocol.TrainJob():
-                    return run_step("train", self.train, job)
+                    with threads(job.threads):
+                        return run_step("train", self.train, job)
                 case protocol.SpeedJob():
-                    return run_step("train", self.measure_speed, job)
+                    with threads(job.threads):
+                        return run_step("train", self.measure_speed, job)
                 case protocol.ExportJob():
                     return run_step("export", self.export, job)
                 case protocol.ProbeJob():
                     return run_step("latency table", self.export_probes, job)
         except EdgeoptError as error:
-            return as_job_failed(error)
+            return as_job_failed(tell_apart(self.task.spec, error))
 
 
 def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
@@ -342,43 +308,32 @@ def as_job_failed(error: EdgeoptError) -> protocol.JobFailed:
         stage=step.stage if step else "task",
         reason=step.reason if step else str(error),
         trace=step.trace if step else None,
-        diverged=isinstance(error, DivergedError),
-        user_error=error.exit_code == TaskError.exit_code,
+        kind="user" if isinstance(error, InputError) else kind_of(error),
     )
-
-
-def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:
-    """Return the path of the checkpoint of one of the job's steps; a restarted job reuses finished trainings."""
-    path = Path(job.checkpoint)
-    return path.with_name(f"{path.stem}-{index}{path.suffix}")
-
-
-def read_lines(lines: queue.Queue[bytes]) -> None:
-    """Put stdin's lines into a queue; end the process immediately when stdin ends, even during a job."""
-    for line in sys.stdin.buffer:
-        lines.put(line)
-    os._exit(0)
 
 
 def main() -> None:
     """Serve jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    answers: BinaryIO = os.fdopen(os.dup(1), "wb")
+    requests, channel = take_stdin(), os.dup(1)
+    keep_from_children(channel)
+    answers: BinaryIO = os.fdopen(channel, "wb", buffering=0)
     os.dup2(2, 1)
 
     def answer(value: protocol.TorchAnswer) -> None:
-        answers.write(to_json(value) + b"\n")
-        answers.flush()
+        line = to_json(value) + b"\n"
+        while line:
+            line = line[answers.write(line) :]
 
     lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    threading.Thread(target=queue_lines, args=(requests, lines), daemon=True).start()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
     jobs: TorchJobs | None = None
     while True:
         job = decoder.decode(lines.get())
         try:
-            jobs = jobs or TorchJobs(run_user_code(sys.argv[1], "loading the task", load_task, sys.argv[1]), answer)
+            jobs = jobs or TorchJobs(load_guarded_task(sys.argv[1]), answer)
         except EdgeoptError as error:
             answer(as_job_failed(error))
             continue

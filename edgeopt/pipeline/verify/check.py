@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -25,6 +25,7 @@ from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_s
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
+from edgeopt.records.scoring import ScoreDirection
 from edgeopt.report import words
 from edgeopt.report.document import Document, read_document
 from edgeopt.report.words import Unit
@@ -40,6 +41,8 @@ _UNITS: dict[str, Unit] = {
     "size": "bytes",
     "score": "score",
 }
+_BATCH = "batch"
+"""Name of the batch's dimension in the files that edgeopt exports."""
 _DEVICE_NOTES: dict[DeviceKind, str] = {
     "stand-in": "this machine only stands in for {target}: give the device itself with --device",
     "emulated": "an emulated processor has no real times or memory to measure: those limits are not checked",
@@ -146,7 +149,7 @@ def _check_model(
         findings += check_golden(bundle, manifest, run_target)
         if evaluation is not None:
             progress(f"score on {evaluation.samples:,} samples")
-            score = score_on_device(bundle, manifest, document.winner, evaluation, run_target)
+            score = score_on_device(bundle, manifest, document.winner, evaluation, run_target, document.score_kind)
             findings.append(_score_finding(score, document.device.uri))
         if run_target.kind != "emulated":
             measurement = _measure(bundle, manifest, document.budget, run_target, progress)
@@ -206,7 +209,11 @@ def _measure(
     bundle: Path, manifest: Manifest, budget: Budget, run_target: RunTarget, progress: Callable[[str], None]
 ) -> Measurement:
     """Measure time and memory of the model on its golden inputs, repeated if the batch is larger."""
-    batch = {name: _repeat(array, budget.batch_size) for name, array in _read_inputs(bundle, manifest).items()}
+    shapes = {info.name: info.shape for info in manifest.inputs}
+    batch = {
+        name: take_samples_of(array, shapes[name], budget.batch_size)
+        for name, array in _read_inputs(bundle, manifest).items()
+    }
     with tempfile.TemporaryDirectory(prefix="edgeopt-check-") as folder:
         inputs = Path(folder) / "inputs.npz"
         write_batches(inputs, [batch])
@@ -219,8 +226,17 @@ def _measure(
         )
 
 
-def _repeat(array: Array, count: int) -> Array:
-    return array if not array.ndim or len(array) >= count else np.resize(array, (count, *array.shape[1:]))
+def take_samples_of(array: Array, shape: Sequence[int | str], count: int) -> Array:
+    """Return an input with ``count`` samples: the first ones, repeated if there are too few.
+
+    Args:
+        array: One batch of the input.
+        shape: As the manifest has it. The batch is the dimension called ``batch``, or else the first one if it is
+            dynamic. An input without either is the same for all samples, or the graph has a fixed batch: it stays.
+        count: Samples.
+    """
+    axis = shape.index(_BATCH) if _BATCH in shape else 0 if shape and isinstance(shape[0], str) else None
+    return array if axis is None else np.take(array, np.arange(count) % array.shape[axis], axis)
 
 
 def check_limits(
@@ -236,24 +252,22 @@ def check_limits(
         yield _limit_finding(limit)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
-            yield _limit_finding(limit)
+            yield _limit_finding(limit, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
 
 
-def _limit_finding(limit: LimitFinding) -> CheckFinding:
+def _limit_finding(limit: LimitFinding, direction: ScoreDirection = "higher") -> CheckFinding:
     unit = _UNITS[limit.limit]
     allowed = f"{'at least' if limit.floor else 'at most'} {words.limit(limit.allowed, unit)}"
     if limit.missing:
         text = f"could not be measured; limit: {allowed}"
     else:
-        direction = "down" if limit.floor else "up"
-        interval = (
-            "" if limit.judged == limit.point else f" (95 %: {direction} to {words.quantity(limit.judged, unit)})"
-        )
+        end = "down" if limit.floor else "up"
+        interval = "" if limit.judged == limit.point else f" (95 %: {end} to {words.quantity(limit.judged, unit)})"
         noise = "" if limit.kept or not limit.to_miss().within_noise else ", within the noise"
-        drop = "a drop of " if limit.limit == "score" and not limit.floor else ""
+        drop = ("a drop of " if direction == "higher" else "an increase of ") if limit.is_drop else ""
         text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{interval}, {allowed}{noise}"
     return CheckFinding(
         kind="limit",

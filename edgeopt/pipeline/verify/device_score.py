@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.errors import TaskError
 from edgeopt.graph.given.files import baseline_content, one_file, read_given
 from edgeopt.records.base import Record
+from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
 from edgeopt.report.document import Document, Span, TrialPart
+from edgeopt.scoring.drop import is_mean, sums_interval, worsening
 from edgeopt.statistics import mean_interval
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -36,7 +39,7 @@ class DeviceScore(Record, frozen=True, kw_only=True):
     """The drop is from the baseline's score in the build. Its interval is the build's, shifted by the change of the
     score, because a bundle has no baseline to run on the same samples."""
     ci95: Span | None
-    """Of the score; None if the task doesn't score single samples."""
+    """Of the score; None if it is neither a mean of scores of single samples nor computed from sums over them."""
     built: float
     """The score that the build measured on its own device."""
 
@@ -91,7 +94,12 @@ def _fits(info: TensorInfo, array: Any) -> bool:
 
 
 def score_on_device(
-    bundle: Path, manifest: Manifest, winner: TrialPart, evaluation: EvaluationSet, run_target: RunTarget
+    bundle: Path,
+    manifest: Manifest,
+    winner: TrialPart,
+    evaluation: EvaluationSet,
+    run_target: RunTarget,
+    kind: ScoreKind | None,
 ) -> DeviceScore:
     """Score a bundle's model on a device.
 
@@ -101,8 +109,10 @@ def score_on_device(
         winner: The trial of its model, with the score of the build.
         evaluation: A set that passes ``check_evaluation_set``.
         run_target: Where the model runs.
+        kind: What the score was in the build; None if the task scores itself, and for a bundle that doesn't say.
 
     Raises:
+        DataError, TaskError: outputs and labels of a given file do not fit.
         TaskError: the task's score fails on the outputs.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.outputs.run_model``.
     """
@@ -111,16 +121,15 @@ def score_on_device(
     if isinstance(task, OnnxTask):
         task.keep_judged_outputs(task.find_unlike_outputs(evaluation.inputs, outputs))
     names = task.output_names if isinstance(task, OnnxTask) else [info.name for info in manifest.outputs]
-    targets = evaluation.targets
-    if not targets:
-        with one_file(Path(task.spec)) as given:
-            reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
-        targets = [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]
-    pairs = evaluation.pairs(outputs, targets, names)
-    value, samples = evaluation.score(pairs), evaluation.sample_scores(pairs)
-    interval = None if samples is None else mean_interval(samples)
+    pairs = evaluation.pairs(outputs, _targets(evaluation, run_target, kind, names), names)
+    value, interval = evaluation.score(pairs), None
+    samples, sums = evaluation.sample_scores(pairs), evaluation.sample_statistics(pairs)
+    if samples is not None and is_mean(value, samples):
+        interval = mean_interval(samples)
+    elif sums is not None:
+        interval = sums_interval(sums, evaluation.score_statistics)
     built, built_drop = (math.nan if number is None else number for number in (winner.score, winner.score_drop))
-    shift = built - value
+    shift = worsening(built, value, evaluation.score_direction)
     span = winner.score_drop_ci95
     return DeviceScore(
         task=task.spec,
@@ -129,7 +138,25 @@ def score_on_device(
             drop=built_drop + shift,
             drop_ci95=None if span is None else (span[0] + shift, span[1] + shift),
             samples=evaluation.samples,
+            direction=evaluation.score_direction,
         ),
         ci95=None if interval is None else (interval.low, interval.high),
         built=built,
     )
+
+
+def _targets(
+    evaluation: EvaluationSet, run_target: RunTarget, kind: ScoreKind | None, names: Sequence[str]
+) -> Sequence[Any]:
+    """Return the targets of an evaluation set: without labels, outputs of the given file; and settle its score."""
+    task, targets = evaluation.task, evaluation.targets
+    if not isinstance(task, OnnxTask):
+        return targets
+    task.score_kind = kind
+    if kind is not None and targets:
+        return targets
+    path = Path(task.spec)
+    with one_file(path, read_given(path)) as given:
+        reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
+    evaluation.settle_score(reference)
+    return targets or [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]

@@ -1,0 +1,192 @@
+"""The gradients of one batch: in the device's precision, and in as many parts as its memory needs.
+
+In: a module and a batch with the teacher's outputs. Out: its loss, with the gradients added up in the parameters. A
+batch that does not fit into the memory is halved, again and again; the loss of each part counts by its samples, so the
+gradient has the same expectation. Batch norm then takes its statistics over a part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from edgeopt.errors import EdgeoptError, StepError
+from edgeopt.passes.distill.compute import ComputeDevice, is_out_of_memory
+from edgeopt.passes.distill.teacher import TaughtBatch, to_channels_last
+from edgeopt.task.batch_axes import BatchAxes, take_samples
+from edgeopt.task.modules import widen_inputs
+
+LossFunction = Callable[[Any, tuple[Tensor, ...], Any], Tensor]
+"""Of outputs, the teacher's outputs and targets."""
+OwnStep = Callable[[nn.Module, tuple[Tensor, ...], Any, tuple[Tensor, ...]], Tensor]
+"""The task's own training step: of the model, inputs, targets and the teacher's outputs."""
+
+_STAGE = "distill"
+
+
+class GradientStep:
+    """Computes gradients, batch after batch.
+
+    Args:
+        module: In training mode.
+        compute: Where it is.
+        loss: Gives the loss of outputs.
+        own_step: The task's training step, which runs the model itself; None for the usual one.
+        axes: Gives the batch dimension of each input and output; called if a batch has to be split.
+        channels_last: Whether images are passed in channels-last memory.
+        parts: How many parts a batch has at first.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        compute: ComputeDevice,
+        loss: LossFunction,
+        own_step: OwnStep | None = None,
+        *,
+        axes: Callable[[], BatchAxes],
+        channels_last: bool = True,
+        parts: int = 1,
+    ) -> None:
+        self.module = module
+        self.compute = compute
+        self.loss = loss
+        self.own_step = own_step
+        self.axes = axes
+        self.channels_last = channels_last
+        self.parts = parts
+        self.is_loss_on_cpu = False
+        self.scaler = compute.make_scaler()
+        self.notes: list[str] = []
+
+    def run(self, batch: TaughtBatch, penalty: Callable[[], Tensor] | None, check: Callable[[Tensor], None]) -> Tensor:
+        """Replace the parameters' gradients by those of a batch, and return its loss.
+
+        Args:
+            batch: On the device.
+            penalty: A term to add to the loss, once.
+            check: Called with the loss before its gradients are computed.
+
+        Raises:
+            StepError: a single sample does not fit into the memory, or the batch cannot be split.
+        """
+        while True:
+            parts = split_samples(batch, self.axes(), self.parts) if self.parts > 1 else [(batch, 1.0)]
+            try:
+                return self._accumulate(parts or [(batch, 1.0)], penalty, check)
+            except (RuntimeError, MemoryError, EdgeoptError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room(batch)
+
+    def _accumulate(
+        self,
+        parts: list[tuple[TaughtBatch, float]],
+        penalty: Callable[[], Tensor] | None,
+        check: Callable[[Tensor], None],
+    ) -> Tensor:
+        self.module.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.compute.device)
+        for index, (part, weight) in enumerate(parts):
+            loss = self._loss(part)
+            if len(parts) > 1:
+                loss = loss * weight
+            if penalty is not None and index == 0:
+                loss = loss + penalty()
+            check(loss.detach())
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        return total
+
+    def _loss(self, batch: TaughtBatch) -> Tensor:
+        inputs = to_channels_last(batch.inputs) if self.channels_last else batch.inputs
+        if self.own_step is not None:
+            with self.compute.autocast():
+                return self.own_step(self.module, inputs, batch.targets, batch.teacher_outputs).float()
+        with self.compute.autocast():
+            outputs = self.module(*inputs)
+        if self.compute.precision != "float32":
+            outputs = pytree.tree_map_only(Tensor, widen_inputs, outputs)
+        if not self.is_loss_on_cpu:
+            try:
+                return self.loss(outputs, batch.teacher_outputs, batch.targets)
+            except (RuntimeError, EdgeoptError) as error:
+                if self.compute.is_cpu or not _mixes_devices(error):
+                    raise
+            self.is_loss_on_cpu = True
+            self.notes.append("the task's loss holds tensors on the CPU, so outputs are copied there in every step")
+        values = pytree.tree_map_only(
+            Tensor, lambda value: value.cpu(), (outputs, batch.teacher_outputs, batch.targets)
+        )
+        return self.loss(*values)
+
+    def _make_room(self, batch: TaughtBatch) -> None:
+        """Halve the parts of batches, outside of the handling of the error, which holds on to the memory."""
+        axes = self.axes()
+        samples = axes.count(batch.inputs)
+        self.module.zero_grad(set_to_none=True)
+        if self.compute.device.type == "cuda":
+            torch.cuda.empty_cache()
+        is_single = self.parts >= samples
+        if is_single or split_samples(batch, axes, 2 * self.parts) is None:
+            shapes = ", ".join(str(tuple(value.shape)) for value in batch.inputs)
+            subject = "a single sample" if is_single else "a batch, whose targets cannot be split into samples,"
+            raise StepError(
+                _STAGE,
+                f"{subject} does not fit into the memory of {self.compute.device} (inputs of shape {shapes}). Make "
+                "train_batches() yield smaller batches or smaller samples, or train on a device with more memory.",
+            )
+        self.parts *= 2
+        self.notes = [note for note in self.notes if "did not fit" not in note]
+        self.notes.append(
+            f"batches of {samples} samples did not fit into the memory of {self.compute.device}: trained in "
+            f"{self.parts} parts each, whose gradients are added up; batch norm saw the parts"
+        )
+
+
+def split_samples(batch: TaughtBatch, axes: BatchAxes, parts: int) -> list[tuple[TaughtBatch, float]] | None:
+    """Split a batch, and give each part its share of the samples.
+
+    Args:
+        batch: Inputs, targets and the teacher's outputs.
+        axes: The batch dimension of each input and output. That of targets is the first.
+        parts: How many, at most.
+
+    Returns:
+        The parts. None if a target or an output of the teacher has no dimension of the batch's size, so that nobody can
+        tell which samples it belongs to.
+    """
+    samples = axes.count(batch.inputs)
+
+    def has_samples(leaf: Any) -> bool:
+        return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == samples
+
+    def is_list_of_samples(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == samples and not all(map(has_samples, value))
+
+    leaves, nesting = pytree.tree_flatten(batch.targets, is_leaf=is_list_of_samples)
+    is_split = [has_samples(leaf) or is_list_of_samples(leaf) for leaf in leaves]
+    is_constant = [leaf is None or isinstance(leaf, str | int | float) for leaf in leaves]
+    if samples < 2 or None in axes.outputs or not all(map(any, zip(is_split, is_constant, strict=True))):
+        return None
+    found = []
+    size = -(-samples // parts)
+    for start in range(0, samples, size):
+        index = np.arange(start, min(start + size, samples))
+        chosen = [leaf[start : start + size] if cut else leaf for leaf, cut in zip(leaves, is_split, strict=True)]
+        part = TaughtBatch(
+            axes.take(batch.inputs, index),
+            pytree.tree_unflatten(chosen, nesting),
+            take_samples(batch.teacher_outputs, axes.outputs, index),
+        )
+        found.append((part, len(index) / samples))
+    return found
+
+
+def _mixes_devices(error: BaseException | None) -> bool:
+    return error is not None and ("on the same device" in str(error) or _mixes_devices(error.__cause__))

@@ -1,0 +1,31 @@
+"""What failed in a build, in sentences that the terminal and the page share."""
+
+from __future__ import annotations
+
+from edgeopt.records.choice import FailedTrainings
+from edgeopt.report import words
+from edgeopt.report.document import Document
+
+
+def failure_notes(document: Document) -> list[str]:
+    """Say how many trainings failed and why, and why the search ended early, if it did."""
+    notes = []
+    failed = document.failed_trainings
+    if failed is not None:
+        reasons = "; ".join(_reason_text(reason, numbers) for reason, numbers in failed.reasons.items())
+        again = "" if failed.diverged == failed.failed else " Run the same command to try again."
+        notes.append(f"{share_of_failed(failed)}: {reasons}.{again}")
+    if document.ended_early is not None:
+        reason = document.ended_early.removesuffix(".")
+        notes.append(f"The search ended early: {reason}. Run the same command to go on.")
+    return notes
+
+
+def _reason_text(reason: str, numbers: tuple[int, ...]) -> str:
+    trials = f"trial{'' if len(numbers) == 1 else 's'} {words.listed([str(number) for number in numbers])}"
+    return f"{trials}: {reason.removesuffix('.')}"
+
+
+def share_of_failed(failed: FailedTrainings) -> str:
+    """Return ``2 of 4 trainings failed``."""
+    return f"{failed.failed} of {words.plural(failed.total, 'training')} failed"

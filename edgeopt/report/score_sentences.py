@@ -1,0 +1,26 @@
+"""Sentences about the score that the terminal and the page share."""
+
+from __future__ import annotations
+
+from edgeopt.report.document import Document
+from edgeopt.report.proof import drop_name
+
+
+def score_meaning(document: Document) -> str | None:
+    """Say what the score is, if edgeopt decided it."""
+    kind = document.score_kind
+    if kind is None:
+        return None
+    lower = "" if kind.direction == "higher" else "; lower is better"
+    return f"The score is the {kind.text}{lower}."
+
+
+def missing_interval(document: Document) -> str | None:
+    """Say that the winner's drop has no interval; None if it has one, or if the baseline won."""
+    winner = document.winner
+    if winner is None or winner.number == document.baseline.number or winner.score_drop_ci95 is not None:
+        return None
+    return (
+        f"The {drop_name(winner).lower()} has no interval, because the score cannot be computed for drawn samples: "
+        "the limit is compared with the drop itself, whatever its noise."
+    )

@@ -1,0 +1,199 @@
+"""The score of outputs against labels, by a ``ScoreKind``: one value a sample, or sums that a score is made of.
+
+Samples are on axis 0 of every array. Outputs are arrays, or tuples of arrays if the network has several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import DataError, StepError
+from edgeopt.records.scoring import OutputScore, ScoreKind
+from edgeopt.scoring.facts import flat_arrays, unwrapped
+
+_Floats = NDArray[np.float64]
+Pairs = Iterable[tuple[Any, Any]]
+"""Outputs and labels, one pair for each batch."""
+
+NO_ANSWER = -1
+"""The decision where an output is NaN: wrong whatever the label is."""
+IGNORED = -2
+"""The number of a label that does not count."""
+
+
+def decisions(part: OutputScore, output: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the answers of an output as class numbers, or 1 for yes and 0 for no; the class axis is gone."""
+    if part.layout == "classes":
+        found = np.argmax(output, axis=part.class_axis)
+        lost = np.isnan(output).any(axis=part.class_axis) if output.dtype.kind == "f" else None
+    elif part.layout == "yes or no":
+        found, lost = output > part.threshold, np.isnan(output) if output.dtype.kind == "f" else None
+    else:
+        lost = np.isnan(output) if output.dtype.kind == "f" else None
+        found = np.rint(np.nan_to_num(output)) if output.dtype.kind == "f" else output
+    answers = found.astype(np.int64)
+    return answers if lost is None else np.where(lost, NO_ANSWER, answers)
+
+
+def label_numbers(part: OutputScore, labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Return labels as class numbers (or 1 and 0, or ``IGNORED``), in the shape of the decisions.
+
+    Raises:
+        DataError: their number of values does not fit.
+    """
+    if part.labels == "outputs":
+        numbers = decisions(part, labels)
+    elif part.labels == "one-hot":
+        numbers = np.argmax(labels, axis=part.class_axis).astype(np.int64)
+    elif part.labels == "signs":
+        numbers = (labels > 0).astype(np.int64)
+    else:
+        numbers = np.rint(labels).astype(np.int64)
+    if part.ignored is not None and part.labels in ("numbers", "signs"):
+        numbers = np.where(labels == part.ignored, IGNORED, numbers)
+    return _in_shape(part, numbers, shape)
+
+
+def _in_shape(part: OutputScore, labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if labels.size != np.prod(shape) or labels.shape[:1] != shape[:1]:
+        raise DataError(
+            f"labels of shape {labels.shape} do not fit the answers of output '{part.output}' of shape {shape}: every "
+            "sample needs its label."
+        )
+    return labels.reshape(shape)
+
+
+def part_values(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats:
+    """Return the value of each sample whose mean is the metric (for ``rmse``: the mean squared error).
+
+    Samples of which no position counts are left out.
+
+    Raises:
+        DataError: the labels' number of values does not fit.
+        StepError: an output that is judged as a real number is not finite.
+    """
+    labels = np.asarray(labels)
+    if part.layout == "values":
+        return _value_scores(part, output, labels)
+    answers = decisions(part, output)
+    truth = label_numbers(part, labels, answers.shape)
+    right = (answers == truth).reshape(len(answers), -1)
+    counts = (truth != IGNORED).reshape(right.shape)
+    total = counts.sum(1)
+    return np.asarray((right & counts).sum(1)[total > 0] / total[total > 0], dtype=np.float64)
+
+
+def _value_scores(part: OutputScore, output: NDArray[Any], labels: NDArray[Any]) -> _Floats:
+    found = output.reshape(len(output), -1).astype(np.float64)
+    truth = _in_shape(part, labels, output.shape).reshape(found.shape).astype(np.float64)
+    if not np.isfinite(found).all():
+        raise StepError("score", f"output '{part.output}' holds values that are not finite (NaN or infinity).")
+    if part.metric == "similarity":
+        size = np.maximum(np.linalg.norm(truth, axis=1), max(part.scale, 1e-12))
+        return np.asarray(np.clip(1 - np.linalg.norm(found - truth, axis=1) / size, 0, None), dtype=np.float64)
+    error = np.abs(found - truth)
+    return np.asarray((error if part.metric == "mae" else error**2).mean(1), dtype=np.float64)
+
+
+def part_counts(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats:
+    """Return for each sample and class: answers that are right, answers, and labels. Shape (samples, 3 * classes).
+
+    With ``yes or no``, a class is one of the outputs of a sample, and only yes counts.
+    """
+    answers = decisions(part, output)
+    truth = label_numbers(part, np.asarray(labels), answers.shape)
+    samples = len(answers)
+    if part.layout == "yes or no":
+        mine, theirs = (array.reshape(samples, part.classes, -1) for array in (answers == 1, truth == 1))
+        counted = (truth != IGNORED).reshape(mine.shape)
+        both = (mine & theirs & counted, mine & counted, theirs & counted)
+        return np.concatenate([array.sum(2) for array in both], axis=1).astype(np.float64)
+    mine, theirs = answers.reshape(samples, -1), truth.reshape(samples, -1)
+    sample = np.broadcast_to(np.arange(samples)[:, None], theirs.shape)
+    counted = (theirs != IGNORED) & (theirs >= 0) & (theirs < part.classes)
+    answered = counted & (mine >= 0) & (mine < part.classes)
+    counts = []
+    for which, numbers in ((counted & (mine == theirs), theirs), (answered, mine), (counted, theirs)):
+        flat = sample[which] * part.classes + numbers[which]
+        counts.append(np.bincount(flat, minlength=samples * part.classes).reshape(samples, part.classes))
+    return np.concatenate(counts, axis=1).astype(np.float64)
+
+
+def output_of(outputs: Any, part: OutputScore) -> NDArray[Any]:
+    """Return the output that is judged, of outputs of any nesting."""
+    return flat_arrays(outputs)[part.index]
+
+
+def _labels(labels: Any, part: OutputScore) -> Any:
+    return flat_arrays(labels)[part.index] if part.labels == "outputs" else unwrapped(labels)
+
+
+def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
+    """Return one score per sample, whose mean is the score; only for kinds that are a mean.
+
+    Raises:
+        DataError, StepError: as ``part_values``.
+    """
+    scores = []
+    for outputs, labels in pairs:
+        parts = [part_values(part, output_of(outputs, part), _labels(labels, part)) for part in kind.parts]
+        scores.append(np.mean(parts, axis=0))
+    return np.concatenate(scores)
+
+
+def sample_sums(kind: ScoreKind, pairs: Pairs) -> _Floats:
+    """Return the numbers of each sample whose sums the score is computed from. Shape (samples, numbers).
+
+    Raises:
+        DataError, StepError: as ``part_values``.
+    """
+    rows = []
+    for outputs, labels in pairs:
+        columns = []
+        for part in kind.parts:
+            output, truth = output_of(outputs, part), _labels(labels, part)
+            if part.metric in ("f1", "miou"):
+                columns.append(part_counts(part, output, truth))
+            else:
+                values = part_values(part, output, truth)
+                columns.append(np.stack([values, np.ones_like(values)], axis=1))
+        rows.append(np.concatenate(columns, axis=1))
+    return np.concatenate(rows)
+
+
+def score_from_sums(kind: ScoreKind, sums: _Floats) -> float:
+    """Return the score from the sums of ``sample_sums`` over a set."""
+    scores, begin = [], 0
+    for part in kind.parts:
+        width = 3 * part.classes if part.metric in ("f1", "miou") else 2
+        scores.append(_score_of_part(part, sums[begin : begin + width]))
+        begin += width
+    return float(np.mean(scores))
+
+
+def _score_of_part(part: OutputScore, sums: _Floats) -> float:
+    if part.metric not in ("f1", "miou"):
+        mean = float(sums[0] / max(sums[1], 1))
+        return float(np.sqrt(mean)) if part.metric == "rmse" else mean
+    right, answered, labelled = sums.reshape(3, part.classes)
+    above = right if part.metric == "miou" else 2 * right
+    below = answered + labelled - right if part.metric == "miou" else answered + labelled
+    return float((above[below > 0] / below[below > 0]).mean()) if (below > 0).any() else 0.0
+
+
+def score_of(kind: ScoreKind, pairs: Pairs) -> float:
+    """Return the score of outputs against labels.
+
+    Raises:
+        DataError, StepError: as ``part_values``.
+    """
+    if kind.is_summed:
+        return score_from_sums(kind, sample_sums(kind, pairs).sum(0))
+    values = sample_values(kind, pairs)
+    if not values.size:
+        raise DataError(f"no label counts: every one is the ignored value {kind.parts[0].ignored}.")
+    return float(values.mean())

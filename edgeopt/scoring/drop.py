@@ -1,0 +1,161 @@
+"""How much worse a file scores than the baseline, with a paired interval over samples of the score itself.
+
+If the score is the mean of scores of single samples, these are resampled. If it is not (mIoU, F1, average precision,
+word error rate), the samples are resampled and the whole score is computed again for each draw; from sums over samples
+if the task gives some, otherwise by ``score`` of the drawn samples, as often as a time limit allows. If samples cannot
+be drawn, there is no interval: that of another number would be a wrong one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import TaskError
+from edgeopt.records.scoring import ScoreDirection
+from edgeopt.scoring.samples import Pair, SampleSet
+from edgeopt.statistics import Interval, paired_drop_interval
+
+SUM_REPEATS = 2000
+"""Draws if the score is computed from sums."""
+MAX_REPEATS, MIN_REPEATS = 1000, 200
+"""Draws if the whole score is computed for each: with 200 the ends of a 95 % interval lie between the 3rd and 8th value
+from the end in most runs."""
+MIN_BATCHES = 20
+"""To resample whole batches."""
+MAX_DRAW_SECONDS = 10.0
+"""For these draws, of both files together."""
+MEAN_TOLERANCE = 1e-4
+"""How far the mean of scores of single samples may be from the score, relative to the larger of it and 1: single
+precision, and scores that are rounded to four places."""
+
+_Floats = NDArray[np.float64]
+_ScoreFunction = Callable[[Sequence[Pair]], float]
+
+
+def worsening(baseline: float, value: float, direction: ScoreDirection) -> float:
+    """Return how much worse a score is than the baseline's; negative if it is better."""
+    return baseline - value if direction == "higher" else value - baseline
+
+
+def is_mean(score: float, samples: _Floats | None) -> bool:
+    """Tell whether a score is the mean of the scores of single samples, within rounding."""
+    if samples is None or samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
+        return False
+    return bool(abs(float(samples.mean()) - score) <= MEAN_TOLERANCE * max(1.0, abs(score)))
+
+
+def mean_drop_interval(baseline: _Floats, samples: _Floats, direction: ScoreDirection) -> Interval:
+    """Return the drop of a score that is a mean, with its 95 % interval.
+
+    Args:
+        baseline: Scores of the baseline's samples.
+        samples: Those of the file, in the same order.
+        direction: Of the score.
+    """
+    return paired_drop_interval(baseline, samples) if direction == "higher" else paired_drop_interval(samples, baseline)
+
+
+def sums_drop_interval(
+    baseline: _Floats, samples: _Floats, score: Callable[[_Floats], float], direction: ScoreDirection, seed: int = 0
+) -> Interval:
+    """Return the drop of a score that is computed from sums over samples, with its 95 % interval.
+
+    Args:
+        baseline: Of the baseline: the numbers of each sample, shape (samples, numbers).
+        samples: Of the file, in the same order.
+        score: From the sums of the numbers to the score.
+        direction: Of the score.
+        seed: Of the draws.
+    """
+    rng, count = np.random.default_rng(seed), len(baseline)
+    drops = np.empty(SUM_REPEATS)
+    for index in range(SUM_REPEATS):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+        drops[index] = worsening(score(weights @ baseline), score(weights @ samples), direction)
+    return _interval(worsening(score(baseline.sum(0)), score(samples.sum(0)), direction), drops)
+
+
+def sums_interval(samples: _Floats, score: Callable[[_Floats], float], seed: int = 0) -> Interval:
+    """Return a score that is computed from sums over samples, with its 95 % interval; see ``sums_drop_interval``."""
+    rng, count = np.random.default_rng(seed), len(samples)
+    found = np.empty(SUM_REPEATS)
+    for index in range(SUM_REPEATS):
+        weights = np.bincount(rng.integers(0, count, count), minlength=count).astype(np.float64)
+        found[index] = score(weights @ samples)
+    return _interval(score(samples.sum(0)), found)
+
+
+def resampled_drop_interval(
+    baseline: Sequence[Pair],
+    pairs: Sequence[Pair],
+    counts: Sequence[int],
+    score: _ScoreFunction,
+    direction: ScoreDirection,
+    *,
+    seed: int = 0,
+    max_repeats: int = MAX_REPEATS,
+    max_seconds: float = MAX_DRAW_SECONDS,
+) -> Interval | None:
+    """Return the drop of any score with its 95 % interval, from draws of samples; None if that is not possible.
+
+    A score that depends on how samples are batched (a mean over batches) is resampled by whole batches.
+
+    It is not possible if batches can't be taken apart into samples, if ``score`` fails on a draw, if a score that
+    depends on batches has fewer than ``MIN_BATCHES``, or if the time limit allows fewer than ``MIN_REPEATS`` draws.
+
+    Args:
+        baseline: Outputs of the baseline with the targets, in batches.
+        pairs: Outputs of the file with the targets, in the same batches.
+        counts: Samples in each batch.
+        score: The task's score.
+        direction: Of the score.
+        seed: Of the draws.
+        max_repeats: Number of draws.
+        max_seconds: For all draws.
+    """
+    total = sum(counts)
+    sets = [SampleSet(group, counts) for group in (baseline, pairs)]
+    if total < 2 or not all(one.can_be_drawn for one in sets):
+        return None
+    rng, began = np.random.default_rng(seed), time.perf_counter()
+    drops: list[float] = []
+    try:
+        whole = worsening(score(baseline), score(pairs), direction)
+        by_sample = _ignores_batches(sets[1], score)
+        if not by_sample and len(counts) < MIN_BATCHES:
+            return None
+        while len(drops) < max_repeats:
+            spent = time.perf_counter() - began
+            if drops and spent / len(drops) * MIN_REPEATS > max_seconds:
+                return None  # too slow for an interval that means something
+            if spent > max_seconds and len(drops) >= MIN_REPEATS:
+                break
+            units = total if by_sample else len(counts)
+            draw = rng.integers(0, units, units).tolist()
+            first, second = (one.draw(draw) if by_sample else [one.pairs[index] for index in draw] for one in sets)
+            drops.append(worsening(score(first), score(second), direction))
+    except TaskError:
+        return None  # this score needs the whole set
+    return _interval(whole, np.asarray(drops))
+
+
+def _ignores_batches(samples: SampleSet, score: _ScoreFunction) -> bool:
+    """Tell whether a score is the same if every batch is cut in two unequal parts; a mean over batches is not."""
+    parts: list[Pair] = []
+    begin = 0
+    for count in samples.counts:
+        cut = begin + max(1, count // 3)
+        for rows in (range(begin, cut), range(cut, begin + count)):
+            parts += samples.draw(rows)
+        begin += count
+    return bool(np.isclose(score(samples.pairs), score(parts), rtol=1e-6, atol=1e-9))
+
+
+def _interval(value: float, drops: Any) -> Interval:
+    low, high = np.quantile(drops, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))

@@ -56,8 +56,16 @@ class Classification(KnownScore):
         score: ScoreName | None = None,
         score_output: str | None = None,
         ignore_label: int | None = None,
+        input_names: Sequence[str] = (),
+        output_names: Sequence[str] = (),
+        dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
+        batch_dim: int | str | Mapping[str, int | None] | None = "?",
     ) -> None:
         self.name = name
+        self.input_names = tuple(input_names)
+        self.output_names = tuple(output_names)
+        self.dynamic_axes = dynamic_axes
+        self.batch_dim = batch_dim
         self.score_wish = ScoreWish(
             score=score, output=score_output, ignored=ignore_label, how="score=KIND and score_output=NAME"
         )
@@ -222,7 +230,8 @@ def classification(
         options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``;
             ``score``: ``"accuracy"`` (the default), ``"multilabel"``, ``"f1"`` or ``"miou"``; ``score_output``: the
             name of the output that the labels judge, if there are several; ``ignore_label``: a label that doesn't
-            count; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, which
+            count; ``input_names``, ``output_names``, ``dynamic_axes`` and ``batch_dim`` as members of a ``Task``
+            (``edgeopt guide dynamic-sizes``); and ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a dynamic batch, which
             every candidate learns from. It only teaches: ``model`` is still compressed, and is still the baseline that
             candidates are compared with. Without a teacher file, ``model`` teaches.
     """

@@ -2,7 +2,7 @@
 
 import pytest
 from guide_code import guide_project
-from walking import walk
+from walking import score_of, trace, train_step, walk
 
 from edgeopt.task import load_task
 
@@ -19,3 +19,7 @@ def test_the_model_of_a_trainer_is_taken_as_it_is(tmp_path):
         assert task.output_names == ("logits",)
         assert task.notes == []
         assert walk(task, tmp_path) > 0.8
+        own = load_task(f"{tmp_path / 'my_metric_task.py'}:task")
+        assert score_of(own)[0] == pytest.approx(score_of(task)[0])
+        loss, distance = train_step(own, trace(own))
+        assert distance.item() < loss.item()

@@ -1,11 +1,13 @@
 """The guides to detection, segmentation, regression and streams: their code runs from the data to a pruned file."""
 
 import numpy as np
+import pytest
 import torch
 from guide_code import guide_project
 from walking import score_of, walk
 
-from edgeopt.task import load_task
+import edgeopt
+from edgeopt.task import CheckedTask, load_task
 
 
 def test_a_detector_with_lists_of_dicts(tmp_path):
@@ -47,6 +49,8 @@ def test_segmentation_ignores_a_class_and_takes_any_size(tmp_path):
         logits[0, 1, :, 1] = logits[0, 2, 1, 0] = 1  # wrong only at the ignored pixel
         assert task.score([(logits, masks)]) == 1
         assert walk(task, tmp_path) > 0.6
+        pairs = [(np.random.default_rng(0).random((2, 4, 5, 5)), np.random.default_rng(1).integers(0, 4, (2, 5, 5)))]
+        assert task.score_statistics(task.sample_statistics(pairs).sum(0)) == task.score(pairs)
 
 
 def test_regression_is_scored_in_the_unit_of_its_values(tmp_path):
@@ -60,6 +64,24 @@ def test_regression_is_scored_in_the_unit_of_its_values(tmp_path):
             for _, values in my_project.val_loader
         ]
         assert task.score(perfect) < 1e-3
+        assert task.score_direction == "lower"
+
+
+def test_regression_in_the_unit_of_the_targets_is_one_call(tmp_path):
+    with guide_project("regression", tmp_path, my_project="power"):
+        import my_project
+
+        class Scaled(torch.nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = my_project.load_model()
+
+            def forward(self, x):
+                return self.inner(x) * my_project.target_scale + my_project.target_mean
+
+        call = edgeopt.regression(Scaled, my_project.train_loader, my_project.val_loader)
+        task, own = CheckedTask(call, "tests"), load_task(f"{tmp_path / 'my_task.py'}:task")
+        assert score_of(task)[0] == pytest.approx(score_of(own)[0], rel=1e-4)
 
 
 def test_a_stream_keeps_its_state(tmp_path):

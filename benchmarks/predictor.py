@@ -140,7 +140,7 @@ def measure_family(family: str, task: str, count: int, root: Path) -> tuple[dict
     request = make_request(task, root)
     with (
         Workspace(root).open() as workspace,
-        open_build(request, workspace, lambda _: request.profile.limits, lambda *_: None) as build,
+        open_build(request, workspace, lambda *_: request.profile.limits, lambda *_: None) as build,
     ):
         return json.loads(to_json(build.environment)), run_family(family, build, count, root)
 

@@ -43,7 +43,7 @@ def open_task(task: str, root: Path, workers: int | None, epochs: int | None) ->
     )  # fmt: skip
     with (
         Workspace(root).open() as workspace,
-        open_build(request, workspace, lambda _: request.profile.limits, lambda *_: None) as build,
+        open_build(request, workspace, lambda *_: request.profile.limits, lambda *_: None) as build,
     ):
         effort = build.effort if epochs is None else msgspec.structs.replace(build.effort, epochs=epochs)
         yield dataclasses.replace(build, effort=effort)

@@ -30,6 +30,7 @@ COMMANDS = {
     "show": ("edgeopt.cli.show", "Show one trial of a workspace."),
     "targets": ("edgeopt.cli.targets", "List, show, create and calibrate target profiles."),
     "init": ("edgeopt.cli.init", "Write an example task and an edgeopt.toml to start with."),
+    "guide": ("edgeopt.cli.guide", "Print a guide: how to bring your own model and data."),
     "doctor": ("edgeopt.cli.doctor", "Check this machine: hardware, packages, devices, what is missing."),
 }
 """Name to module and one line of help, in the order of ``--help``; each module calls its command ``command``."""

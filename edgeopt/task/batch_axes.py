@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeopt.task.per_sample import check_number_of_outputs
+
 Axes = tuple[int | None, ...]
 """For each tensor, the dimension that is the batch; None for one that all samples share."""
 Run = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
@@ -83,6 +85,9 @@ def find_batch_axes(
     Returns:
         The axes. If no choice gives the same answer for a sample alone and in its batch, the usual one (dimension 0),
         and a note.
+
+    Raises:
+        TaskError: the number of outputs follows the number of samples.
     """
     whole = run(inputs)
     usual: BatchAxes | None = None
@@ -93,6 +98,7 @@ def find_batch_axes(
         if count < 2:
             continue
         answers = [_run_alone(run, inputs, axes, sample) for sample in (0, count - 1)]
+        check_number_of_outputs(len(whole), [len(answer) for answer in answers if answer is not None], count)
         outputs = _output_axes(whole, answers, count)
         if usual is None:
             usual = BatchAxes(axes, outputs or _first_axes(whole, count))

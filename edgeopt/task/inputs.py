@@ -131,9 +131,11 @@ class InputLayout:
             elif parameter.kind in _POSITIONAL:
                 bound[parameter.name] = remaining.pop(0)
         if remaining:
+            alike = len({getattr(value, "ndim", None) for value in values}) == 1
             raise TaskError(
                 f"{self.spec}: {source} gives {len(values)} inputs, {describe_value(values)}, but the model's "
                 f"forward() takes {_listed([parameter.name for parameter in self.parameters])}."
+                + (" If these are the samples of a batch, stack them into one tensor." if alike else "")
             )
         return bound
 

@@ -17,6 +17,7 @@ from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis, read_dynamic_axe
 from edgeopt.task.inputs import InputLayout
 from edgeopt.task.modules import flat_forward, widen_inputs
 from edgeopt.task.nesting import Nesting, flatten, map_tensors, tensors_of
+from edgeopt.task.per_sample import check_outputs_per_sample
 from edgeopt.task.values import describe_value
 
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
@@ -76,6 +77,7 @@ class ModelInterface:
                 f"{self.spec}: {title} does not run on example_inputs() of shape {shapes}: {error}. "
                 "Make example_inputs() return one batch that the model accepts."
             ) from error
+        check_outputs_per_sample(outputs, layout.nesting.nest(layout.example), f"{self.spec}: {title}")
         try:
             leaves, nesting = flatten(outputs)
         except TaskError as error:
@@ -140,7 +142,10 @@ class ModelInterface:
     @cached_property
     def axes(self) -> BatchAxes:
         """The batch dimension of each input and output: ``batch_dim`` of the task, or found."""
-        found = find_batch_axes(self.run, self.layout.example, self.input_names, self._given_axes())
+        try:
+            found = find_batch_axes(self.run, self.layout.example, self.input_names, self._given_axes())
+        except TaskError as error:
+            raise TaskError(f"{self.spec}: {error}") from error
         if found.note:
             self.notes.append(found.note)
         return found

@@ -230,10 +230,10 @@ def classification(
         options: ``test``, ``name``, ``labels``, ``training``, ``students``, ``budgets``, ``preprocessing``;
             ``score``: ``"accuracy"`` (the default), ``"multilabel"``, ``"f1"`` or ``"miou"``; ``score_output``: the
             name of the output that the labels judge, if there are several; ``ignore_label``: a label that doesn't
-            count; ``batch_dim``, ``dynamic_axes``, ``input_names`` and ``output_names``: as the members of a ``Task``
-            (``edgeopt.CheckedTask``); and ``teacher``: an ``.onnx`` file with the model's inputs and outputs and a
-            dynamic batch, which every candidate learns from. It only teaches: ``model`` is still compressed, and is
-            still the baseline that candidates are compared with. Without a teacher file, ``model`` teaches.
+            count; ``input_names``, ``output_names``, ``dynamic_axes`` and ``batch_dim`` as members of a ``Task``
+            (``edgeopt guide dynamic-sizes``); and ``teacher``: an ``.onnx`` file with the model's inputs and outputs
+            and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still compressed, and
+            is still the baseline that candidates are compared with. Without a teacher file, ``model`` teaches.
     """
     return Classification(model, train, eval, **options)
 

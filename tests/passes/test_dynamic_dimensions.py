@@ -103,3 +103,36 @@ class FixedSize(nn.Module):
 def test_a_network_of_one_size_cannot_have_a_dynamic_one():
     with pytest.raises(StepError, match=r"cannot export FixedSize with dynamic dimensions \(length\)"):
         Network.trace(FixedSize(), (torch.randn(3, 4, 8),), ({0: "batch", 2: "length"},))
+
+
+class PositionTable(nn.Module):
+    """Adds the first rows of a table to a sequence: as many as the sequence is long."""
+
+    def __init__(self, take):
+        super().__init__()
+        self.take, self.head = take, nn.Linear(6, 2)
+        self.table = nn.Parameter(torch.randn(32, 6))
+        self.register_buffer("scales", torch.rand(1, 32))
+
+    def forward(self, x):
+        return self.head(torch.relu((x + self.take(self.table, x.shape[1])) * self.scales[:, : x.shape[1], None]))
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda table, length: table[:length],
+        lambda table, length: table[32 - length :],
+        lambda table, length: table.narrow(0, 0, length),
+        lambda table, length: table[length][None],
+    ],
+)
+def test_rows_that_only_longer_sequences_use_are_kept(take):
+    example, longest = torch.randn(2, 5, 6), torch.randn(2, 31, 6)
+    model = PositionTable(take).eval()
+    network = Network.trace(model, (example,), ({0: "batch", 1: "length"},))
+    groups = analyse(network)
+    assert not [name for name in groups.free if "table:0" in name or "scales:1" in name]
+    keep = {name: range(group.channels // 2) for name, group in groups.free.items()}
+    pruned = prune(network, groups, keep)
+    assert pruned.eval_module(longest).shape == (2, 31, 2)

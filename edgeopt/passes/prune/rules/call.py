@@ -24,6 +24,8 @@ class Call:
     shape: Any
     literal: frozenset[int] = frozenset()
     """Positions in the argument ``size`` with a literal number in the graph."""
+    computed: frozenset[str] = frozenset()
+    """Names of the arguments that hold nodes of the graph: tensors, and numbers such as the length of an input."""
 
     @classmethod
     def of(cls, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any) -> Call:
@@ -34,9 +36,14 @@ class Call:
         names = [argument.name for argument in schema.arguments]
         given = dict(zip(names, args, strict=False)) | kwargs
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
-        sizes = (dict(zip(names, node.args, strict=False)) | node.kwargs).get("size")
-        literal = [position for position, size in enumerate(_as_list(sizes)) if isinstance(size, int)]
-        return cls(node.target, defaults | given, shape, frozenset(literal))
+        written = dict(zip(names, node.args, strict=False)) | node.kwargs
+        literal = [position for position, size in enumerate(_as_list(written.get("size"))) if isinstance(size, int)]
+        computed = [
+            name
+            for name, value in written.items()
+            if any(isinstance(item, fx.Node) for item in (_as_list(value) or [value]))
+        ]
+        return cls(node.target, defaults | given, shape, frozenset(literal), frozenset(computed))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]

@@ -13,16 +13,31 @@ from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
 _LOOKED_UP = "looked up by index"
+_BOUNDS = frozenset({"start", "end", "length", "index", "split_size", "split_sizes", "sections", "indices"})
+"""Arguments that say which positions of a dimension an operator takes."""
 
 
 def execute_on_labels(labels: Labels, call: Call) -> Layers | list[Layers]:
     """Execute the operator on each layer, expanded without copies to the full shape."""
     call.freeze_others(labels)
+    _freeze_computed_bounds(labels, call)
     rest = dict(list(call.arguments.items())[1:])
     results = [call.target(layer.expand(call.input.shape), **rest) for layer in call.input.layers]
     if isinstance(call.shape, list):
         return [tuple(result[part] for result in results) for part in range(len(call.shape))]
     return tuple(results)
+
+
+def _freeze_computed_bounds(labels: Labels, call: Call) -> None:
+    """Keep the labels along a dimension whose positions follow from another input: the example shows one case only.
+
+    So the first positions of a table are taken, as many as a text is long.
+    """
+    if not call.computed & _BOUNDS:
+        return
+    dim = call.dim()
+    layers = [layer for layer in call.input.layers if layer.shape[dim] > 1]
+    labels.freeze(layers, "which positions are taken is computed")
 
 
 def take_slice(labels: Labels, call: Call) -> Layers | list[Layers]:

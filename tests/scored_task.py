@@ -38,10 +38,13 @@ SOURCE = """
         def score(self, pairs):
             return float(self.sample_scores(pairs).mean())
 
-        def _(self, *_):
-            raise AssertionError("a check needs no model and no training")
+        def build_model(self):
+            return torch.nn.Linear(self.x.shape[1], 8)  # only the form of its outputs counts
 
-        build_model = train_batches = loss = _
+        def _(self, *_):
+            raise AssertionError("a check needs no training")
+
+        train_batches = loss = _
 """
 
 

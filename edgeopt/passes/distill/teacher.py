@@ -144,14 +144,14 @@ class TeacherOutputs:
         """Decide from the first batch; the rest of the epoch is only counted, if its loader has no length."""
         chunks = self.chunks(0)
         first = next(chunks)
-        outputs = self.teacher.run([inputs for _, (inputs, _) in first])
+        outputs = self.teacher.run([first[0][1][0]])
         count = self.task.train_length(stream_seed(self.seed, 0)) or len(first) + sum(map(len, chunks))
         floats = sum(value.nbytes for batch in outputs for value in batch if value.dtype == torch.float32)
         others = sum(value.nbytes for batch in outputs for value in batch) - floats
         epoch_bytes = {"float32": floats + others, "float16": floats / 2 + others}
         limit = min(free_memory() * _MEMORY_RATIO, shutil.disk_usage(self.folder).free * _DISK_RATIO / self.epochs)
         for kept in ("float32", "float16"):
-            if epoch_bytes[kept] * count / len(first) <= limit and (kept == "float32" or are_halvable(outputs)):
+            if epoch_bytes[kept] * count <= limit and (kept == "float32" or are_halvable(outputs)):
                 return CachePlan(batches=count, kept=kept)
         return CachePlan(batches=count, kept=None)
 

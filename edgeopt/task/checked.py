@@ -22,7 +22,7 @@ from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
-from edgeopt.task.protocol import Training
+from edgeopt.task.protocol import Training, check_training
 from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.values import flat_outputs, to_numpy
 
@@ -68,7 +68,7 @@ class CheckedTask:
         self.notes: list[str] = []
         """What the report has to say about the task."""
         self.name: str = str(getattr(task, "name", "") or spec)
-        self.training: Training = getattr(task, "training", None) or Training()
+        self.training = check_training(getattr(task, "training", None) or Training(), spec)
         self.labels: tuple[str, ...] = tuple(getattr(task, "labels", ()))
         self.preprocessing: str = getattr(task, "preprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
+import msgspec
 from torch import Tensor, nn
 
+from edgeopt.errors import TaskError
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, Optimizer
 
@@ -37,6 +39,25 @@ class Training(Record, frozen=True, kw_only=True):
     float32."""
     ema: float = 0.0
     """If above 0 (such as 0.999), the moving average of the weights is evaluated and kept, with this decay a step."""
+
+
+def check_training(training: Any, spec: str) -> Training:
+    """Return a task's training if each value is one that is known.
+
+    Args:
+        training: The member ``training`` of a task.
+        spec: Names the task in errors.
+
+    Raises:
+        TaskError: it is not a ``Training``, or a value has another type or is not among the words of its field.
+    """
+    if not isinstance(training, Training):
+        raise TaskError(f"{spec}: training has to be an edgeopt.Training(...), not {type(training).__name__}.")
+    try:
+        return msgspec.convert(msgspec.to_builtins(training), type(training))
+    except (msgspec.ValidationError, TypeError) as error:
+        known = f" Optimizers are {', '.join(get_args(Optimizer))}." if "optimizer" in str(error) else ""
+        raise TaskError(f"{spec}: training: {error}.{known}") from error
 
 
 class Task(Protocol):

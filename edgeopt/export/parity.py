@@ -16,7 +16,12 @@ _MIN_CHANGE_RATIO = 1 / 255
 
 
 def compare_arrays(
-    expected: Sequence[NDArray[Any]], actual: Sequence[NDArray[Any]], *, stage: str, tolerance: float | None
+    expected: Sequence[NDArray[Any]],
+    actual: Sequence[NDArray[Any]],
+    *,
+    stage: str,
+    tolerance: float | None,
+    names: Sequence[str] = (),
 ) -> Parity:
     """Compare a file's outputs with those of the network, on the same inputs.
 
@@ -25,10 +30,11 @@ def compare_arrays(
         actual: Outputs of the file, in the same order.
         stage: The stage that made the file, such as ``simplified``.
         tolerance: Largest relative error allowed; None if the score decides instead.
+        names: Of the outputs of one batch; the arrays are those of batch after batch.
 
     Returns:
-        The largest absolute and the largest relative error over all outputs. Relative errors are relative to the
-        output's largest absolute value.
+        The largest absolute and the largest relative error over all outputs, and the latter of each named output.
+        Relative errors are relative to the output's largest absolute value.
 
     Raises:
         ParityError: the number of outputs or a shape differs, a value is not finite, or an error exceeds the
@@ -49,7 +55,12 @@ def compare_arrays(
         max_abs_error=max((absolute for absolute, _ in errors), default=0.0),
         max_rel_error=max((relative for _, relative in errors), default=0.0),
         tolerance=tolerance,
+        by_output=_by_output(names, [relative for _, relative in errors]) if len(names) > 1 else None,
     )
+
+
+def _by_output(names: Sequence[str], errors: Sequence[float]) -> dict[str, float]:
+    return {name: max(errors[index :: len(names)], default=0.0) for index, name in enumerate(names)}
 
 
 def unexplained_ratio(

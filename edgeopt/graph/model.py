@@ -114,6 +114,16 @@ def drop_metadata(model: onnx.ModelProto) -> None:
             del message.metadata_props[:]
 
 
+def copy_metadata(source: Path, target: Path) -> None:
+    """Give a file the metadata of another one, such as the names of classes, which apps read at run time."""
+    given = onnx.load_model(source, load_external_data=False).metadata_props
+    model = onnx.load_model(target)
+    if list(given) != list(model.metadata_props):
+        del model.metadata_props[:]
+        model.metadata_props.extend(given)
+        save(model, target)
+
+
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:
     """Remove initializers that are neither read by a node nor an output of the graph."""
     used = {name for inner in walk_graphs(graph) for node in inner.node for name in node.input}

@@ -100,7 +100,9 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
         DataError: see ``settle_score``.
     """
     check = settle_score(build, evaluator)
-    notes = [*(check.kind.notes if check.kind else ()), *_unit_note(build, check)]
+    if check.kind is not None:
+        build.progress("score", f"the {check.kind.text}; the trained network's is {check.score:.4f}")
+    notes = [*(check.kind.notes if check.kind else ()), *_unit_note(build, check), *_wide_limit_note(build, check)]
     notes += _small_set_note(build, evaluator, check)
     warnings = _chance_warning(check, build.data.score_direction)
     if check.is_like_constant and not go_on:
@@ -134,6 +136,21 @@ def _chance_warning(check: BaselineCheck, direction: ScoreDirection) -> list[str
             f"{start}, and {best:.4f} with the targets of other samples: score() may not see what the network answers."
         ]
     return []
+
+
+def _wide_limit_note(build: Build, check: BaselineCheck) -> list[str]:
+    """Return a sentence if a constant answer would keep the allowed drop, as with labels that are hardly balanced."""
+    allowed = build.budget.max_score_drop
+    if check.constant is None or allowed is None or not check.is_above_noise:
+        return []
+    room = worsening(check.score, check.constant, build.data.score_direction)
+    if not 0 < room <= allowed:
+        return []
+    return [
+        f"A constant answer scores {check.constant:.4f}, only {room:.4f} worse than the trained network, and a drop of "
+        f"{allowed:g} is allowed: a file that has learned nothing could win. Lower --max-drop, or ask for a score that "
+        "counts every class alike (f1)."
+    ]
 
 
 def _unit_note(build: Build, check: BaselineCheck) -> list[str]:

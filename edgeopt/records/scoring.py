@@ -14,7 +14,8 @@ Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity"]
 
 - ``accuracy``: share of right answers. A sample with several answers (positions, labels) counts with their mean.
 - ``f1``: F1 over the whole set, the mean over classes or labels; of the positive class if there is only one output.
-- ``miou``: intersection over union, over the whole set, the mean over the classes that occur.
+- ``miou``: intersection over union, over the whole set, the mean over the classes that occur; of the positive class if
+  there is only one output.
 - ``mae``, ``mse``, ``rmse``: mean absolute, mean squared and root mean squared error, in the unit of the labels (of
   ``mse``: its square); lower is better.
 - ``similarity``: one less the relative error of a sample (2-norm), at least 0.
@@ -101,7 +102,10 @@ class ScoreKind(Record, frozen=True, kw_only=True):
         if self.by_agreement:
             measures = [f"{words}: {_METRIC_WORDS[part.metric]}" for part, words in zip(self.parts, parts, strict=True)]
             return f"agreement with the given file's outputs ({'; '.join(measures)})"
-        return f"{_METRIC_WORDS[self.parts[0].metric]} ({parts[0]})"
+        part = self.parts[0]
+        if part.metric == "miou" and part.layout == "yes or no" and part.classes == 1:
+            return f"intersection over union of the yes answers ({parts[0]})"
+        return f"{_METRIC_WORDS[part.metric]} ({parts[0]})"
 
     @property
     def is_summed(self) -> bool:

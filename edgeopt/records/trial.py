@@ -28,6 +28,8 @@ class Parity(Record, frozen=True, kw_only=True):
     """Largest absolute difference over the largest absolute value of that output."""
     tolerance: float | None
     """On ``max_rel_error``; None if the score judges instead (quantization)."""
+    by_output: dict[str, float] | None = None
+    """``max_rel_error`` of each output; None if there is only one."""
 
 
 class Artifact(Record, frozen=True, kw_only=True):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from edgeopt.report import words
 from edgeopt.report.document import Document
 from edgeopt.report.proof import drop_name
+
+_PARITY_INPUTS = "the inputs on which files are compared with their network"
 
 
 def score_meaning(document: Document) -> str | None:
@@ -24,3 +27,16 @@ def missing_interval(document: Document) -> str | None:
         f"The {drop_name(winner).lower()} has no interval, because the score cannot be computed for drawn samples: "
         "the limit is compared with the drop itself, whatever its noise."
     )
+
+
+def unjudged_outputs(document: Document) -> str | None:
+    """Say how far the winner's outputs are off that the score does not judge; None if it judges all."""
+    winner, kind = document.winner, document.score_kind
+    errors = winner.parities[-1].by_output if winner is not None and winner.parities else None
+    if kind is None or errors is None:
+        return None
+    judged = {part.output for part in kind.parts}
+    parts = [f"'{name}' is off by {words.percent(error)}" for name, error in errors.items() if name not in judged]
+    if not parts:
+        return None
+    return f"Not judged by the score: {words.listed(parts)} of its largest value, on {_PARITY_INPUTS}."

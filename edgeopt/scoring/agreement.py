@@ -24,6 +24,12 @@ _ONE_ANSWER = (
     "'{}' looks like a probability or a logit, but {} for every input, so its values are compared instead of its "
     "answers."
 )
+_ONE_CLASS = (
+    "'{}' names the same class for every input, so agreement shows nothing: give inputs of several classes with "
+    "--data, or labels."
+)
+_FEW_CLASSES = 100
+"""8-bit outputs with larger values are pictures or scores rather than class numbers."""
 
 
 def choose_agreement(
@@ -55,6 +61,8 @@ def choose_agreement(
             if not wish.score and part.layout == "classes" and _is_always_the_same(part, arrays):
                 part = Fit("values", "outputs").judge(facts, index, "similarity")
                 note = _ONE_ANSWER.format(name, "it names the same class")
+            if part.layout == "class numbers" and facts.low == facts.high:
+                note = _ONE_CLASS.format(name)
             parts.append(part)
             notes.append(note)
     return ScoreKind(parts=tuple(parts), by_agreement=True, notes=tuple(note for note in notes if note))
@@ -66,8 +74,16 @@ def _is_always_the_same(part: OutputScore, arrays: Sequence[NDArray[Any]]) -> bo
 
 
 def _recognized(output: ArrayFacts, index: int, wish: ScoreWish) -> tuple[OutputScore, str]:
+    if output.is_integer and output.dtype.itemsize == 1 and output.high > _FEW_CLASSES:
+        note = (
+            f"'{output.name}' has values up to {output.high:g} in 8 bits: compared by the relative error of its values."
+        )
+        return Fit("values", "outputs").judge(output, index, "similarity"), note
     if output.is_integer:
         return Fit("class numbers", "outputs").judge(output, index, "accuracy"), ""
+    if output.whole and output.low >= 0 and not output.distributions and not squeezed(output.shape) and output.high > 1:
+        note = f"every value of '{output.name}' is a whole number: taken for class numbers."
+        return Fit("class numbers", "outputs").judge(output, index, "accuracy"), note
     axes = class_axes(output)
     known = next((axis for axis in axes if axis in output.distributions), None)
     if known is None and axes and re.search(r"logit", output.name, re.IGNORECASE):

@@ -24,7 +24,7 @@ from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
 from edgeopt.task.protocol import Training, check_training
 from edgeopt.task.random_states import RandomStates, use_random_states
-from edgeopt.task.values import flat_outputs, to_numpy
+from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
 _SCORE_SAMPLES = 1000
 """Samples on which the trained network shows what its outputs are."""
@@ -202,7 +202,10 @@ class CheckedTask:
             self.interface.check_inputs(source, inputs, dims)
             yield inputs, targets
         if count == 0:
-            raise TaskError(f"{self.spec}: {source} yields no batches.")
+            raise TaskError(
+                f"{self.spec}: {source} yields no batches. A loader with drop_last=True needs at least one whole "
+                "batch; a generator or an iterator is empty when it was used before, so return a new one at each call."
+            )
 
     @cached_property
     def score_kind(self) -> ScoreKind | None:
@@ -245,7 +248,12 @@ class CheckedTask:
             TaskError: the score is not a finite number.
         """
         _ = self.score_kind
-        value = float(self.task.score(pairs))
+        found = self.task.score(pairs)
+        if not isinstance(found, int | float | np.number | np.ndarray | Tensor) or np.size(to_numpy(found)) != 1:
+            raise TaskError(
+                f"{self.spec}: score() returned {describe_value(found)}; it has to return one number for all pairs."
+            )
+        value = float(found)
         if not np.isfinite(value):
             raise TaskError(f"{self.spec}: score() returned {value}; it has to be a finite number.")
         return value

@@ -84,6 +84,12 @@ class ModelInterface:
             raise TaskError(f"{self.spec}: outputs of {title}: {error}") from error
         if not leaves:
             raise TaskError(f"{self.spec}: {title} returns {describe_value(outputs)}, which has no tensors.")
+        for name, value in zip(layout.names, self.layout.example, strict=False):
+            if value.is_floating_point() and bool(torch.isnan(value).any()):
+                raise TaskError(
+                    f"{self.spec}: example_inputs() has NaN in '{name}', {tuple(value.shape)}. Remove or fill such "
+                    "values in your data."
+                )
         for index, output in enumerate(leaves):
             if isinstance(output, Tensor) and output.is_floating_point() and not bool(torch.isfinite(output).all()):
                 raise TaskError(

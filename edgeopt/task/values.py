@@ -32,11 +32,10 @@ def to_numpy(value: Any) -> Any:
         return {key: to_numpy(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(to_numpy, value))
-    if isinstance(value, tuple):
-        return tuple(map(to_numpy, value))
-    if isinstance(value, list):
-        # a list of numbers is what others would write as a tensor
-        return np.asarray(value) if value and all(np.isscalar(item) for item in value) else list(map(to_numpy, value))
+    if isinstance(value, tuple | list) and value and all(isinstance(item, int | float | np.number) for item in value):
+        return np.asarray(value)  # what others would write as a tensor
+    if isinstance(value, tuple | list):
+        return type(value)(map(to_numpy, value))
     return np.asarray(value) if isinstance(value, bool | int | float | complex | np.generic) else value
 
 

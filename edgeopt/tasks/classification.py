@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,12 @@ class Classification(KnownScore):
         self.budgets = budgets or {}
         self.preprocessing = preprocessing
         self.teacher = teacher
+        for part, batches in (("train", train), ("eval", eval), ("test", test)):
+            if isinstance(batches, Iterator):
+                raise TaskError(
+                    f"{name}: {part} is a {type(batches).__name__}, which can be iterated only once. Give a list, a "
+                    f"DataLoader{', or a function of a seed that returns an epoch' if part == 'train' else ''}."
+                )
         self._model = model
         self._train = train
         self._eval = eval
@@ -184,23 +190,50 @@ def training_loss(part: OutputScore, output: Tensor, targets: Tensor) -> Tensor:
         )
     if part.layout == "classes":
         scores = output.movedim(part.class_axis, 1)
-        if part.labels == "one-hot":
-            return nn.functional.nll_loss(_log_probabilities(scores), targets.movedim(part.class_axis, 1).argmax(1))
-        positions = scores.shape[:1] + scores.shape[2:]
+        if targets.shape == output.shape:  # one-hot, smoothed or mixed labels
+            shares = targets.movedim(part.class_axis, 1).to(output.dtype)
+            return -(shares * _log_probabilities(scores)).sum(1).mean()
         ignored = -100 if part.ignored is None else part.ignored
-        return nn.functional.nll_loss(
-            _log_probabilities(scores), targets.reshape(positions).long(), ignore_index=ignored
-        )
+        numbers = _fit(targets, scores.shape[:1] + scores.shape[2:], output).long()
+        _check_numbers(numbers, scores.shape[1], ignored)
+        return nn.functional.nll_loss(_log_probabilities(scores), numbers, ignore_index=ignored)
+    truth = _fit(targets, output.shape, output)
     if part.layout == "values":
-        truth = targets.reshape(output.shape).to(output.dtype)
         error = nn.functional.l1_loss if part.metric == "mae" else nn.functional.mse_loss
-        return error(output, truth)
-    counts = torch.ones_like(targets, dtype=torch.bool) if part.ignored is None else targets != part.ignored
-    yes = (targets > 0).to(output.dtype).reshape(output.shape)[counts.reshape(output.shape)]
-    answers = output[counts.reshape(output.shape)]
+        return error(output, truth.to(output.dtype))
+    counts = torch.ones_like(truth, dtype=torch.bool) if part.ignored is None else truth != part.ignored
+    yes = truth.to(output.dtype).clamp(0, 1)[counts]
+    answers = output[counts]
     if part.threshold:
         return nn.functional.binary_cross_entropy(answers.clamp(0, 1), yes)
     return nn.functional.binary_cross_entropy_with_logits(answers, yes)
+
+
+def _fit(targets: Tensor, shape: torch.Size, output: Tensor) -> Tensor:
+    """Return training labels in the shape of the answers; a dimension of size 1 may be there or not.
+
+    Raises:
+        DataError: there are more or fewer.
+    """
+    if targets.numel() != shape.numel():
+        raise DataError(
+            f"train gives labels of shape {tuple(targets.shape)}, but the network's output has shape "
+            f"{tuple(output.shape)}. Labels are class numbers of shape {tuple(shape)}, or one share for each class in "
+            "the shape of the output."
+        )
+    return targets.reshape(shape)
+
+
+def _check_numbers(numbers: Tensor, classes: int, ignored: int) -> None:
+    """Raise DataError if training labels name classes that do not exist; not checked on a GPU, which would wait."""
+    if numbers.device.type != "cpu":
+        return
+    wrong = numbers[(numbers != ignored) & ((numbers < 0) | (numbers >= classes))]
+    if len(wrong):
+        raise DataError(
+            f"train gives the label {int(wrong[0])}, but the network has {classes} classes, 0 to {classes - 1}. "
+            "Correct the labels, or name a label that doesn't count with ignore_label."
+        )
 
 
 def _log_probabilities(scores: Tensor) -> Tensor:

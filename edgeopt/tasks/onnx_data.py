@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -108,6 +108,8 @@ def load_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool = True)
     _check_batch_comes_first(path, inputs, arrays)
     has_labels = judged and labels_key in stored and labels_key not in names
     labels = _read_labels(path, stored, labels_key) if has_labels else None
+    if judged and labels is None:
+        _refuse_unused_rows(path, stored, unused, count_rows(arrays, shared), labels_key)
     _check_rows(path, {name: values for name, values in arrays.items() if name not in shared}, labels, labels_key)
     return GivenArrays(arrays, labels, shared, tuple(notes), labels_key)
 
@@ -187,6 +189,25 @@ def _refuse_misspelt_labels(path: Path, used: set[str], stored: _Stored, labels_
                 f"{path} has an array '{key}', which is not an input of the model. If it holds the labels, name it "
                 f"'{labels_key}'; otherwise leave it out."
             )
+
+
+def _refuse_unused_rows(path: Path, stored: _Stored, unused: Sequence[str], rows: int | None, labels_key: str) -> None:
+    """Refuse an array with a row for each sample that nothing uses: it may be the labels."""
+    for key in unused:
+        try:
+            values = _read(path, stored, key)
+        except DataError:
+            continue  # objects, such as file names
+        if values.dtype.kind in "biuf" and values.ndim and len(values) == rows:
+            raise DataError(
+                f"{path} has an array '{key}' with a row for each of the {rows} samples, which is not an input of the "
+                f"model, and no labels. If it holds the labels, name it '{labels_key}'; otherwise leave it out."
+            )
+
+
+def count_rows(arrays: Mapping[str, NDArray[Any]], shared: Collection[str]) -> int | None:
+    """Return the number of samples, or None if no input has any."""
+    return next((len(values) for name, values in arrays.items() if name not in shared and values.ndim), None)
 
 
 def _check_shape(path: Path, spec: InputSpec, values: NDArray[Any]) -> None:

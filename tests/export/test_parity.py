@@ -12,6 +12,13 @@ def test_the_largest_error_of_all_outputs_is_reported():
     assert (found.stage, found.max_abs_error, found.max_rel_error, found.tolerance) == ("simplified", 1.0, 0.25, None)
 
 
+def test_the_error_of_each_named_output_is_the_largest_of_all_batches():
+    found = compare_arrays(
+        [ONES, ONES, ONES, ONES], [ONES, ONES * 1.5, ONES * 1.1, ONES], stage="final", tolerance=None, names=("a", "b")
+    )
+    assert found.by_output == pytest.approx({"a": 0.1, "b": 0.5})
+
+
 def test_equal_outputs_have_no_error():
     assert compare_arrays([ONES], [ONES], stage="exported", tolerance=0.0).max_rel_error == 0.0
 

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from edgeopt.errors import TaskError
 from edgeopt.graph.given.values import check_inputs, check_outputs, describe_type
+from edgeopt.graph.model import copy_metadata
 
 NUMBERS = helper.make_tensor_type_proto(TensorProto.FLOAT, ["n"])
 MAPS = helper.make_sequence_type_proto(helper.make_map_type_proto(TensorProto.INT64, NUMBERS))
@@ -49,3 +51,15 @@ def test_a_graph_without_inputs_or_outputs_is_refused():
 
 def test_a_tensor_is_described_by_numpys_name():
     assert describe_type(NUMBERS) == "float32"
+
+
+def test_metadata_that_apps_read_is_copied(tmp_path):
+    for name, entries in (("given", {"names": "cat, dog", "stride": "32"}), ("made", {"onnx.infer": "x"})):
+        value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in ("x", "y")]
+        graph = helper.make_graph([helper.make_node("Abs", ["x"], ["y"])], "g", value[:1], value[1:])
+        model = helper.make_model(graph)
+        helper.set_model_props(model, entries)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    copy_metadata(tmp_path / "given.onnx", tmp_path / "made.onnx")
+    found = {entry.key: entry.value for entry in onnx.load(tmp_path / "made.onnx").metadata_props}
+    assert found == {"names": "cat, dog", "stride": "32"}

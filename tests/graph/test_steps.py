@@ -228,3 +228,15 @@ def test_int8_needs_an_operator_set_with_scales_for_each_channel(tmp_path, calib
     old = write(a_network(), tmp_path / "old.onnx", max_opset=12)
     with pytest.raises(StepError, match="needs operator set 13, the file has 12"):
         apply_steps((INT8,), old, tmp_path / "out.onnx", calibration=calibration, max_opset=20, max_ir=9)
+
+
+def test_float16_refuses_weights_that_it_cannot_hold(tmp_path):
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")]
+    scale = numpy_helper.from_array(np.array([4e5, 1.0], np.float32), "scale")
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Mul", ["x", "scale"], ["y"])], "g", value[:1], value[1:], [scale]
+    )
+    source = tmp_path / "large.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), source)
+    with pytest.raises(StepError, match="'scale' holds 400000, which is beyond the largest number of float16, 65504"):
+        apply_steps((Float16(),), source, tmp_path / "half.onnx", calibration=None, max_opset=17, max_ir=8)

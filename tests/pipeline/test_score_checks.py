@@ -108,6 +108,14 @@ def test_labels_that_are_all_the_same_are_a_warning(opened):
     assert "but every label is the same" in warning
 
 
+def test_a_constant_answer_that_would_keep_the_limit_is_noted(opened):
+    evaluator = opened(X.argmax(1), max_score_drop=0.9)
+    [note] = check(evaluator).notes
+    assert "a drop of 0.9 is allowed: a file that has learned nothing could win" in note
+    assert evaluator.shown[0][0] == "score"
+    assert evaluator.shown[0][1].startswith("the accuracy (the largest value of 'y'); the trained network's is 1.0000")
+
+
 def test_labels_that_fit_nothing_are_refused_by_name(opened):
     with pytest.raises(DataError, match=r"in\.npz: 'labels': .*'y' has 4 classes, so its labels go from 0 to 3"):
         check(opened(X.argmax(1) + 1))

@@ -336,3 +336,28 @@ def test_outputs_and_labels_may_be_nested():
     for outputs in ((first, LOGITS), {"first": first, "logits": LOGITS}, [first, (LOGITS,)]):
         assert score_of(kind, [(outputs, {"labels": LABELS})]) == pytest.approx(score)
         assert score_of(kind, [(outputs, (LABELS,))]) == pytest.approx(score)
+
+
+def test_agreement_on_one_class_everywhere_is_said_to_show_nothing():
+    score, kind = agreement({"label": np.full(COUNT, 3)}, [np.full(COUNT, 3)])
+    assert score == 1.0
+    assert "'label' names the same class for every input, so agreement shows nothing" in kind.notes[0]
+
+
+def test_class_numbers_that_were_cast_to_floats_are_compared_as_numbers_of_classes():
+    labels = LABELS.astype(np.float32)
+    score, kind = agreement({"label": labels}, [labels - (labels == 3)])
+    assert score == pytest.approx(float((LABELS != 3).mean()))
+    assert "every value of 'label' is a whole number: taken for class numbers" in kind.notes[0]
+
+
+def test_a_picture_in_8_bits_is_compared_by_its_values():
+    picture = RNG.integers(0, 255, (COUNT, 5, 5)).astype(np.uint8)
+    score, kind = agreement({"picture": picture}, [picture + 1])
+    assert 0.95 < score < 1.0
+    assert kind.parts[0].layout == "values"
+
+
+def test_the_intersection_over_union_of_one_output_says_whose_it_is():
+    kind, _ = chosen({"logit": LOGITS[:, 0]}, LABELS == 0, score="miou")
+    assert kind.text.startswith("intersection over union of the yes answers")

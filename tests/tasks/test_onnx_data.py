@@ -105,7 +105,7 @@ def test_a_damaged_array_is_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["serving/tokens:0", "0", "0/x", "labels", "x.npy", "a name", "é"])
 def test_an_input_may_have_any_name(tmp_path, name):
-    arrays = loaded(written(tmp_path, **{name: ROWS, "other": ROWS + 1}), an_input(name, "n", 3))
+    arrays = loaded(written(tmp_path, **{name: ROWS, "other": ROWS[:2] + 1}), an_input(name, "n", 3))
     assert arrays.inputs[name].tolist() == ROWS.tolist()
 
 
@@ -173,3 +173,10 @@ def test_a_batch_that_is_not_the_first_dimension_is_refused(tmp_path):
     path = written(tmp_path, x=ROWS, h=np.ones((2, 4, 5), np.float32))
     with pytest.raises(DataError, match=r"'h' has shape \(2, 4, 5\), .* takes \[2, n, 5\]: its batch is not the first"):
         loaded(path, X, an_input("h", 2, "n", 5))
+
+
+@pytest.mark.parametrize("key", ["y_test", "ground_truth", "arr_1"])
+def test_an_array_with_a_row_for_each_sample_may_be_the_labels_and_is_refused_without_labels(tmp_path, key):
+    with pytest.raises(DataError, match=f"has an array '{key}' with a row for each of the 4 samples"):
+        loaded(written(tmp_path, x=ROWS, **{key: np.arange(4)}))
+    assert loaded(written(tmp_path, x=ROWS, labels=np.arange(4), **{key: np.arange(4)})).labels is not None

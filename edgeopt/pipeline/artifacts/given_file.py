@@ -6,9 +6,13 @@ file is an error that names it as the user did.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import run_arrays, run_model
 from edgeopt.errors import StepError, TaskError
@@ -22,6 +26,8 @@ from edgeopt.pipeline.evaluation import NamedArrays
 from edgeopt.tasks.onnx_file import OnnxTask
 
 _STAGE = "evaluate"
+_SAME_ANSWER_RATIO = 1e-2
+"""Of an output's largest value: kernels for another batch size add in another order, in float16 too."""
 
 
 def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, ExportedFile]:
@@ -70,7 +76,27 @@ def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:
             f"{reason}. It runs on one sample, so a batch size is written into the graph, as by a Reshape. Export it "
             "with a dynamic batch, or with a batch of 1 as the fixed size of its inputs."
         ) from error
-    return task.keep_judged_outputs(task.find_unlike_outputs(batches, outputs))
+    notes = task.keep_judged_outputs(task.find_unlike_outputs(batches, outputs))
+    dependent = [name for name in task.output_names if _depends_on_batch([found[name] for found in outputs])]
+    if not dependent or task.fixed_batch:
+        return notes
+    note = (
+        f"the answer for a sample depends on the other samples of its batch ({', '.join(dependent)}): scores are those "
+        "of the batches in which the inputs are run, not of single samples"
+    )
+    build.progress("warning", note)
+    return (*notes, note)
+
+
+def _depends_on_batch(found: Sequence[NDArray[Any]]) -> bool:
+    """Tell whether the first sample has another answer in a large batch than alone; the smallest batch is last."""
+    whole, alone = found[0], found[-1][:1]
+    if len(whole) < 2 or whole.shape[1:] != alone.shape[1:]:
+        return False
+    if not np.issubdtype(whole.dtype, np.floating):
+        return not np.array_equal(whole[:1], alone)
+    largest = float(np.abs(whole).max(initial=0.0)) or 1.0
+    return float(np.abs(whole[:1] - alone).max(initial=0.0)) > _SAME_ANSWER_RATIO * largest
 
 
 def _runs(build: Build, model: Path, batch: NamedArrays) -> bool:

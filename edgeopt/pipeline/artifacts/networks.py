@@ -177,7 +177,7 @@ def check_parity(build: Build, network: StoredNetwork, path: Path, stage: str, t
         ParityError: they differ by more than ``tolerance``.
     """
     expected, found = _named_outputs(build, expected_file(build, network)), _outputs(build, path, stage)
-    return compare_arrays(expected, found, stage=stage, tolerance=tolerance)
+    return compare_arrays(expected, found, stage=stage, tolerance=tolerance, names=build.data.task.output_names)
 
 
 def check_imitation(build: Build, network: StoredNetwork, path: Path, max_ratio: float) -> Parity:

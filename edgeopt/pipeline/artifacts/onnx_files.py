@@ -12,7 +12,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import has_half_weights, read_facts
-from edgeopt.graph.model import load
+from edgeopt.graph.model import copy_metadata, load
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
 from edgeopt.pipeline.artifacts.networks import (
     PARITY_TOLERANCE,
@@ -221,6 +221,8 @@ def _keep(
     build: Build, key: str, path: Path, exported: ExportedFile, parities: tuple[Parity, ...], notes: tuple[str, ...]
 ) -> Artifact:
     """Check a finished file against the profile's ceilings, move it into the workspace, and return its facts."""
+    if exported.exporter == "given":
+        run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     found = run_step("facts", read_facts, path, build.sample_shapes)
     risky = find_saturating_nodes(load(path, "facts"))

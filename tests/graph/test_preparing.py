@@ -97,7 +97,7 @@ def test_an_equalized_network_computes_the_same_in_float(source, calibration, tm
     code = """
 with tempfile.TemporaryDirectory() as folder:
     model = prepare(onnx.load(source), calibration, 48, Path(folder)).model
-    print(equalize(model, lambda: read_calibration_batches(calibration, ["image"], 48)))
+    print(equalize(model, lambda: read_calibration_batches(calibration, {"image": 0}, 48)))
     onnx.save(model, target)
 """
     assert int(in_a_session(code, source, calibration, tmp_path / "equal.onnx")) == 4

@@ -33,6 +33,8 @@ def guide_project(guide, folder, **modules):
         (folder / name).write_text(text, encoding="utf-8")
     path = list(sys.path)
     sys.path.insert(0, str(folder))
+    for name in files:
+        sys.modules.pop(Path(name).stem, None)  # of another test
     try:
         with contextlib.chdir(folder):
             yield folder

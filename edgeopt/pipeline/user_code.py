@@ -129,6 +129,8 @@ def _guard_score(spec: str, part: str, score: Callable[..., Any]) -> Callable[..
         try:
             value = score(pairs)
         except TaskError as error:
+            if _are_finite(pairs) and _expects_tensors(error):
+                raise TaskError(f"{error} Outputs and targets are numpy arrays here.") from error
             if _are_finite(pairs):
                 raise
             raise _not_finite(f"{part} cannot be computed for them") from error
@@ -137,6 +139,11 @@ def _guard_score(spec: str, part: str, score: Callable[..., Any]) -> Callable[..
         return value
 
     return guarded
+
+
+def _expects_tensors(error: TaskError) -> bool:
+    """Tell whether a score failed because it used PyTorch's functions on numpy arrays."""
+    return any(words in str(error) for words in ("'numpy.", "keyword argument 'dim'", "must be Tensor"))
 
 
 def _not_finite(consequence: str) -> DivergedError:

@@ -52,6 +52,8 @@ class ScoreWish(Record, frozen=True):
     """A label that does not count."""
     how: str = "--score KIND and --score-output NAME"
     """How to say it, for errors."""
+    ignoring: str = "--ignore-label N"
+    """How to say which label does not count."""
 
     @property
     def is_error(self) -> bool:

@@ -239,6 +239,8 @@ def _advice(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: ScoreWish) 
             "Rows of labels add up to 1: if they are probabilities of classes, ask for accuracy (of the largest); if "
             f"they are numbers to estimate, for mae; with {wish.how}."
         )
+    if len(labels.values) == 1 and labels.only(255, -1, -100):
+        return f"Every label is {labels.low:g}, which marks what does not count, so there is nothing to score."
     if labels.only(0, 255):
         return (
             "The labels are 0 and 255: if 255 means yes, divide them by 255; if it doesn't count, name it as ignored."
@@ -253,6 +255,9 @@ def _advice(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: ScoreWish) 
                     f"'{output.name}' has {classes} classes, so its labels are whole numbers from 0 to {classes - 1}."
                 )
             start = " If yours begin at 1, subtract 1." if labels.low >= 1 else ""
+            if labels.low < 0 or labels.high == 255:
+                start = f" If one of these does not count, name it as ignored with {wish.ignoring}; if several do not, "
+                start += "give them one number."
             return (
                 f"'{output.name}' has {classes} classes, so its labels go from 0 to {classes - 1}, but they hold "
                 f"{labels.low:g} to {labels.high:g}.{start}"

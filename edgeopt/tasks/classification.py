@@ -67,7 +67,11 @@ class Classification(KnownScore):
             self.batch_dim = batch_dim
         self.dynamic_axes = dynamic_axes
         self.score_wish = ScoreWish(
-            score=score, output=score_output, ignored=ignore_label, how="score=KIND and score_output=NAME"
+            score=score,
+            output=score_output,
+            ignored=ignore_label,
+            how="score=KIND and score_output=NAME",
+            ignoring="ignore_label=N",
         )
         self.labels = tuple(labels)
         self.training = training or Training()

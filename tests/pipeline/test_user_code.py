@@ -213,3 +213,9 @@ def test_the_users_object_stays_as_it_is(task):
     assert task.source_file.name == "my_faults.py"
     assert vars(pickle.loads(pickle.dumps(task.task._task))) == {}
     assert [len(inputs) for inputs in task.example_inputs] == [4]
+
+
+def test_a_score_that_uses_pytorch_on_arrays_is_told_what_they_are():
+    task = GuardedTask(SimpleNamespace(score=lambda pairs: pairs[0][0].argmax(dim=1)), "mine")
+    with pytest.raises(TaskError, match=r"score\(\) failed with TypeError.*Outputs and targets are numpy arrays here"):
+        task.score([(np.zeros((4, 2)), np.zeros(4))])

@@ -361,3 +361,15 @@ def test_a_picture_in_8_bits_is_compared_by_its_values():
 def test_the_intersection_over_union_of_one_output_says_whose_it_is():
     kind, _ = chosen({"logit": LOGITS[:, 0]}, LABELS == 0, score="miou")
     assert kind.text.startswith("intersection over union of the yes answers")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.full((COUNT, 4, 4), 255), "Every label is 255, which marks what does not count"),
+        (np.where(RNG.random((COUNT, 4, 4)) < 0.5, -1, 255), "with --ignore-label N; if several do not, give them one"),
+    ],
+)
+def test_labels_that_do_not_count_are_recognized(labels, message):
+    with pytest.raises(DataError, match=message):
+        chosen({"map": RNG.standard_normal((COUNT, 3, 4, 4))}, labels)

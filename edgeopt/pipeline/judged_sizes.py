@@ -96,8 +96,8 @@ def parity_sizes(
 ) -> tuple[DimensionSizes, ...]:
     """Return three choices of sizes on which files are compared with the network: example, small and large.
 
-    Small and large are the ends of the given ranges; where a range is open, the smallest and largest sizes of the
-    selection set, or half and twice the example's.
+    Small and large are the smallest and largest sizes of the selection set; if it has none below or above the
+    example's, half and twice that, as far as the given range allows.
     """
     if isinstance(task, OnnxTask) or not any(task.interface.dynamic_dims):
         return ({},)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgeopt.errors import TaskError
 from edgeopt.task.per_sample import check_number_of_outputs
 
 Axes = tuple[int | None, ...]
@@ -87,7 +88,7 @@ def find_batch_axes(
         and a note.
 
     Raises:
-        TaskError: the number of outputs follows the number of samples.
+        TaskError: no input has a batch, or the number of outputs follows the number of samples.
     """
     whole = run(inputs)
     usual: BatchAxes | None = None
@@ -107,7 +108,9 @@ def find_batch_axes(
             for sample, answer in zip((0, count - 1), answers, strict=True)
         ):
             return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
-    assert usual is not None, "there is an input with a dimension"
+    if usual is None:
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(names, inputs, strict=True))
+        raise TaskError(f"no input has a batch ({shapes}). At least one needs a dimension for the samples: batch_dim.")
     repeated = run(inputs)
     if not all(_is_close(one, two) for one, two in zip(whole, repeated, strict=True)):
         return usual._replace(note="the network gives other outputs when it runs again on the same inputs")

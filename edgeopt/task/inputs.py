@@ -67,7 +67,13 @@ class InputLayout:
                 f"{_listed(self.bound)}. Both have to fill the same parameters of the model's forward()."
             )
         leaves, nesting = self._flatten(values, source)
-        if nesting.names != self.nesting.names or nesting.constants != self.nesting.constants:
+        if nesting.names == self.nesting.names and nesting.constants != self.nesting.constants:
+            raise TaskError(
+                f"{self.spec}: {source} gives {nesting.constants!r:.80} among its inputs, but example_inputs() "
+                f"gives {self.nesting.constants!r:.80}. Numbers, strings and None become part of the graph: give what differs "
+                "from batch to batch as a tensor."
+            )
+        if nesting.names != self.nesting.names:
             raise TaskError(
                 f"{self.spec}: {source} gives inputs of {describe_value(inputs)}, nested otherwise than those of "
                 f"example_inputs(), {describe_value(self.nesting.nest(self.example))}."

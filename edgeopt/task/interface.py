@@ -148,6 +148,7 @@ class ModelInterface:
     @cached_property
     def axes(self) -> BatchAxes:
         """The batch dimension of each input and output: ``batch_dim`` of the task, or found."""
+        _ = self.example_outputs  # so that a model that does not run is named as such
         try:
             found = find_batch_axes(self.run, self.layout.example, self.input_names, self._given_axes())
         except TaskError as error:

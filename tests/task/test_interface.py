@@ -352,3 +352,25 @@ def test_a_training_step_calls_the_model_as_the_user_does(call):
     inputs, outputs, teacher_outputs = seen[0]
     assert sorted(inputs) == ["attention_mask", "input_ids"]
     assert outputs["logits"].shape == teacher_outputs["logits"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("batch_dim", [None, {"input": None}])
+def test_inputs_without_any_batch_are_refused(batch_dim):
+    with pytest.raises(TaskError, match="tests: no input has a batch"):
+        _ = checked(nn.Linear(4, 2), torch.zeros(5, 4), batch_dim=batch_dim).axes
+
+
+def test_numbers_that_differ_from_batch_to_batch_are_refused_by_value():
+    class Scaled(nn.Linear):
+        def forward(self, x, scale):
+            return super().forward(x) * scale
+
+    task = checked(Scaled(4, 2), (torch.zeros(5, 4), 2.0))
+    task.task.eval_batches = lambda: [((torch.zeros(5, 4), 3.0), None)]
+    with pytest.raises(TaskError, match=r"gives \(3\.0,\) among its inputs, but example_inputs\(\) gives \(2\.0,\)"):
+        list(task.eval_batches())
+
+
+def test_a_model_that_does_not_run_is_named_before_its_batch_is_looked_for():
+    with pytest.raises(TaskError, match=r"the model does not run on example_inputs\(\) of shape \(3, 5\)"):
+        _ = checked(nn.Linear(4, 2), torch.zeros(3, 5)).axes

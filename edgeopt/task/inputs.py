@@ -70,8 +70,8 @@ class InputLayout:
         if nesting.names == self.nesting.names and nesting.constants != self.nesting.constants:
             raise TaskError(
                 f"{self.spec}: {source} gives {nesting.constants!r:.80} among its inputs, but example_inputs() "
-                f"gives {self.nesting.constants!r:.80}. Numbers, strings and None become part of the graph: give what differs "
-                "from batch to batch as a tensor."
+                f"gives {self.nesting.constants!r:.80}. Numbers, strings and None become part of the graph: give "
+                "what differs from batch to batch as a tensor."
             )
         if nesting.names != self.nesting.names:
             raise TaskError(

@@ -39,7 +39,7 @@ class DynamicDimension(Part, frozen=True, kw_only=True):
     """As in the shapes."""
     min_size: int
     max_size: int | None
-    """null: there is no limit."""
+    """null: no limit."""
     judged_at: tuple[int, ...]
     """Sizes at which latency and memory were measured."""
 

@@ -151,13 +151,10 @@ def sizes_of(
     request: BuildRequest, profile: Profile, task: CheckedTask | OnnxTask, batch_size: int
 ) -> tuple[DimensionSizes, ...]:
     """Return the sizes at which limits have to be kept, the largest first: of the request, or else of the target."""
-    if request.shapes:
-        shapes = parse_shapes(request.shapes, "--shape")
-    else:
-        shapes = parse_shapes(profile.shapes, f"shapes of the target {profile.name}:")
-    return tuple(
-        sorted(judged_sizes(task, shapes, batch_size), key=lambda sizes: math.prod(sizes.values()), reverse=True)
-    )
+    source = "--shape" if request.shapes else f"the target {profile.name}"
+    shapes = parse_shapes(request.shapes or profile.shapes, source if request.shapes else f"{source}: shape")
+    judged = judged_sizes(task, shapes, batch_size, source)
+    return tuple(sorted(judged, key=lambda sizes: math.prod(sizes.values()), reverse=True))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ DimensionSizes = dict[str, int]
 
 
 def judged_sizes(
-    task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int
+    task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int, source: str = "--shape"
 ) -> tuple[DimensionSizes, ...]:
     """Return the sizes that shapes ask for; those of the example inputs if there are no shapes.
 
@@ -27,6 +27,7 @@ def judged_sizes(
         task: Its inputs are named by the shapes.
         shapes: Each is a case that has to keep the limits.
         batch_size: At which the limits apply.
+        source: What gives the shapes: the subject of the sentence in errors.
 
     Raises:
         InputError: a shape names an input that does not exist, or has a size that the network cannot take.
@@ -34,7 +35,8 @@ def judged_sizes(
     if isinstance(task, OnnxTask):
         if shapes:
             raise InputError(
-                f"--shape goes with a task that has dynamic_axes; {task.spec} is measured on the inputs of --data."
+                f"{source} gives shapes, but these go with a task that has dynamic_axes: {task.spec} is measured on "
+                "the inputs of --data. Leave the shapes out."
             )
         return ({},)
     example = {
@@ -42,21 +44,21 @@ def judged_sizes(
         for value, dims in zip(task.example_inputs, task.interface.dynamic_dims, strict=True)
         for dim, axis in dims.items()
     }
-    return tuple({**example, **_sizes(task, one, batch_size)} for one in shapes) or (example,)
+    return tuple({**example, **_sizes(task, one, batch_size, source)} for one in shapes) or (example,)
 
 
-def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int) -> DimensionSizes:
+def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int, source: str) -> DimensionSizes:
     sizes: DimensionSizes = {}
     for name, shape in shapes.items():
         if name not in task.input_names:
-            raise InputError(f"--shape names the input '{name}', but {task.spec} has {', '.join(task.input_names)}.")
+            raise InputError(f"{source} names the input '{name}', but {task.spec} has {', '.join(task.input_names)}.")
         index = task.input_names.index(name)
         example, dims = tuple(task.example_inputs[index].shape), task.interface.graph_dims[index]
         if len(shape) != len(example):
-            raise InputError(f"--shape gives '{name}' {len(shape)} dimensions, but it has {len(example)}: {example}.")
+            raise InputError(f"{source} gives '{name}' {len(shape)} dimensions, but it has {len(example)}: {example}.")
         for dim, size in enumerate(shape):
             axis = dims.get(dim)
-            problem = f"--shape gives '{name}' size {size} in dimension {dim}"
+            problem = f"{source} gives '{name}' size {size} in dimension {dim}"
             if axis is None and size != example[dim]:
                 raise InputError(
                     f"{problem}, but the network has {example[dim]} there. Name the dimension in dynamic_axes of "

@@ -35,7 +35,7 @@ class ScoreRemarks(NamedTuple):
 
 
 def settle_score(build: Build, evaluator: Evaluator) -> BaselineCheck:
-    """Decide what the score is, and compare the baseline with answers that need no network; kept in the ledger.
+    """Decide what the score is, and compare the baseline with answers given without a network; kept in the ledger.
 
     Raises:
         DataError, TaskError: outputs and labels fit in no way, or in several.
@@ -115,7 +115,7 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
 
 
 def _chance_warning(check: BaselineCheck, direction: ScoreDirection) -> list[str]:
-    """Return a sentence if the baseline is no better than answers that need no network."""
+    """Return a sentence if the baseline is no better than answers given without a network."""
     start = f"The trained network scores {check.score:.4f} on {check.samples:,} samples"
     if check.kind is not None and check.constant is not None and not check.is_above_noise:
         if not check.is_like_constant and check.constant == (0.0 if direction == "lower" else 1.0):

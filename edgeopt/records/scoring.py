@@ -116,7 +116,7 @@ class ScoreKind(Record, frozen=True, kw_only=True):
 
 
 class BaselineCheck(Record, frozen=True, kw_only=True):
-    """The baseline's score next to scores that need no network: if it is no better, something was misread."""
+    """The baseline's score next to scores without any network: if it is no better, something was misread."""
 
     kind: ScoreKind | None
     """None if the task scores itself."""

@@ -43,9 +43,8 @@ class CheckedTask:
     (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
     ``output_names``, ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``),
     ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
-    and compared with),
-    ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by input name, dimensions
-    besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
+    and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by
+    input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
 
     Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
     edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get

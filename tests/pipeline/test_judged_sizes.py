@@ -62,6 +62,11 @@ def test_a_shape_that_does_not_fit_is_refused(task, shape, message):
         judged_sizes(task, (shape,), 1)
 
 
+def test_a_shape_of_a_target_is_not_taken_for_an_option(task):
+    with pytest.raises(InputError, match=r"^the target robot names the input 'image', but text.py:task has"):
+        judged_sizes(task, ({"image": (1, 3, 8, 8)},), 1, "the target robot")
+
+
 def test_inputs_are_cut_or_repeated(task):
     arrays = {"tokens": np.arange(24).reshape(2, 12), "mask": np.ones((2, 12))}
     long = resize_arrays(task, arrays, {"length": 15})

@@ -12,7 +12,7 @@ from edgeopt.passes.distill import teacher as teacher_module
 from edgeopt.passes.distill.compute import ComputeDevice
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import soft_loss
-from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TaughtBatch, TeacherOutputs
+from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TaughtBatch, TeacherOutputs, checksum
 from edgeopt.passes.distill.train import Distillation, learning_rate
 from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
@@ -185,6 +185,33 @@ def test_a_loader_that_ignores_its_seed_still_gets_the_right_teacher_outputs(tmp
     stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
     for inputs, _, outputs in stream.batches(0):
         assert torch.equal(outputs[0], task.model(*inputs))
+
+
+def test_a_loader_that_shuffles_one_batch_still_gets_the_right_teacher_outputs(tmp_path):
+    """The same samples in another order, as a loader of the whole set gives them: their sum does not change."""
+    ((inputs, labels),) = list(tiny_task.batches(32, 0))
+    shuffled = torch.Generator().manual_seed(0)
+
+    def one_batch(seed):
+        order = torch.randperm(len(labels), generator=shuffled)
+        return [(inputs[order], labels[order])]
+
+    plain = tiny_task.task()
+    plain._train = one_batch
+    task = CheckedTask(plain, "tests")
+    stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
+    for given, _, outputs in stream.batches(0):
+        assert torch.equal(outputs[0], task.model(*given))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_checksum_tells_order_shape_and_type_apart(dtype):
+    value = torch.tensor([[0, 1, 1], [1, 0, 0]]).to(dtype)
+    found = [checksum((value,)), checksum((value.flip(0),)), checksum((value.T,)), checksum((value.reshape(3, 2),)),
+             checksum((value[0], value[1])), checksum((value.to(torch.float64),))]  # fmt: skip
+    assert len({one.item() for one in found}) == len(found)
+    assert torch.equal(checksum((value.T.contiguous(),)), found[2]), "the layout in memory does not count"
+    assert checksum((torch.tensor(1).to(dtype),)).shape == checksum((value,)).shape
 
 
 def test_outputs_that_are_too_large_are_never_computed_ahead(task, tmp_path, monkeypatch):

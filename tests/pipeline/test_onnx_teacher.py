@@ -232,7 +232,7 @@ def assert_taught_by(module, outputs_file, folder):
     batches = list(TeacherOutputs(folder / "again", task, module, epochs=1, seed=0).batches(0))
     assert len(batches) == 4
     for index, (inputs, _, outputs) in enumerate(batches):
-        assert torch.equal(stored[f"{index}/check"], checksum(inputs))
+        assert torch.equal(stored[f"{index}/checksum"], checksum(inputs))
         torch.testing.assert_close(stored[f"{index}/0"], outputs[0], rtol=1e-4, atol=1e-5)
 
 

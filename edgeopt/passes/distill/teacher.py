@@ -8,6 +8,7 @@ every student. The first batch decides that, once for all trainings (``CachePlan
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import time
@@ -91,8 +92,12 @@ def stream_seed(seed: int, epoch: int) -> int:
 
 
 def checksum(inputs: Inputs) -> Tensor:
-    """Return a float64 fingerprint of a batch, to check that a stream repeats."""
-    return torch.stack([value.detach().double().sum() + value.numel() for value in inputs])
+    """Return a 64-bit fingerprint of a batch, to check that a stream repeats: of types, shapes, and values in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for value in inputs:
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return torch.tensor(int.from_bytes(digest.digest(), "little", signed=True))
 
 
 class TeacherOutputs:
@@ -180,7 +185,7 @@ class TeacherOutputs:
                 results = self.teacher.run([inputs for _, (inputs, _) in chunk])
                 for (index, (inputs, _)), outputs in zip(chunk, results, strict=True):
                     output_count = len(outputs)
-                    tensors[f"{index}/check"] = checksum(inputs)
+                    tensors[f"{index}/checksum"] = checksum(inputs)
                     tensors |= {f"{index}/{position}": self._stored(value) for position, value in enumerate(outputs)}
             metadata = {"batches": str(count), "outputs": str(output_count)}
             write_whole(self.path(epoch), lambda partial: save_file(tensors, partial, metadata=metadata))
@@ -208,7 +213,8 @@ class TeacherOutputs:
             output_count = int(stored.metadata()["outputs"])
             for chunk in self.chunks(epoch):
                 unchanged = [
-                    f"{index}/check" in names and torch.equal(stored.get_tensor(f"{index}/check"), checksum(inputs))
+                    f"{index}/checksum" in names
+                    and torch.equal(stored.get_tensor(f"{index}/checksum"), checksum(inputs))
                     for index, (inputs, _) in chunk
                 ]
                 changed = [inputs for (_, (inputs, _)), same in zip(chunk, unchanged, strict=True) if not same]

@@ -93,6 +93,8 @@ CLAIMS = {
     "({networks} networks)",
     "importance": "first-order Taylor keeps {gain_over_random:.3f} more of the score than random channels; best in "
     "this comparison: {best_method}",
+    "busy_cores": "while a quick build trains, {busy_ratio:.0%} of {cores} cores are busy: "
+    "{busy_ratio_2_trainings:.0%} with two trainings at a time, {busy_ratio_1_trainings:.0%} with one left",
 }
 """The claim that each benchmark supports, with the names of its figures."""
 

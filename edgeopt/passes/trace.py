@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
@@ -25,6 +26,10 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
 arguments follow it."""
+_PACKED = (
+    "its recurrent layer runs on a packed sequence, which cannot be exported. Give the layer the padded sequences, and "
+    "choose the last step of each by its length."
+)
 
 
 def trace(
@@ -112,9 +117,16 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -
         NotImplementedError,
         AssertionError,
     ) as error:
-        return f"{type(error).__name__}: {str(error).strip()}\n{traceback.format_exc()}"
+        reason = _PACKED if _has_packed_sequence(error) else f"{type(error).__name__}: {str(error).strip()}"
+        return f"{reason}\n{traceback.format_exc()}"
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _has_packed_sequence(error: BaseException) -> bool:
+    """Tell whether a layer that failed was given a packed sequence."""
+    values = (value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values())
+    return any(isinstance(value, PackedSequence) for value in values)
 
 
 def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:

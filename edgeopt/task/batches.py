@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[A
     - A tensor, or a list with one, has no targets: they are None.
     - A dict is split by the model's parameters: keys of ``forward`` are inputs. Of the other keys, ``labels`` and the
       like are the targets; if several are left, the targets are a dict of them.
+    - A dataclass is taken for a dict, and so is a named tuple that has a field of the name of a parameter.
 
     Args:
         batch: As the loader yields it.
@@ -35,12 +37,16 @@ def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[A
     Raises:
         TaskError: it has no such form.
     """
-    if isinstance(batch, Mapping):
-        return _split_mapping(dict(batch), parameters, source)
+    fields = _named_fields(batch, parameters)
+    if fields is not None:
+        return _split_mapping(fields, parameters, source)
     if isinstance(batch, Tensor | np.ndarray):
         return batch, None
     if not isinstance(batch, tuple | list):
-        raise TaskError(f"{source} yields {describe_value(batch)}, not (inputs, targets).")
+        raise TaskError(
+            f"{source} yields {describe_value(batch)}, not (inputs, targets). Give a tuple, a dict or a dataclass of "
+            "tensors."
+        )
     if len(batch) == 1:
         return batch[0], None
     if len(batch) > 2 and any(tensors_of(part) for part in batch[2:]):
@@ -52,6 +58,16 @@ def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[A
     if len(batch) < 2:
         raise TaskError(f"{source} yields an empty {type(batch).__name__}, not (inputs, targets).")
     return batch[0], batch[1]
+
+
+def _named_fields(batch: Any, parameters: Collection[str]) -> dict[Any, Any] | None:
+    """Return the parts of a batch by their names, if it has names."""
+    if isinstance(batch, Mapping):
+        return dict(batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    names = getattr(batch, "_fields", ()) if isinstance(batch, tuple) else ()
+    return dict(zip(names, batch, strict=True)) if set(names) & set(parameters) else None
 
 
 def _split_mapping(batch: dict[Any, Any], parameters: Collection[str], source: str) -> tuple[Any, Any]:

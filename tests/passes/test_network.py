@@ -114,6 +114,21 @@ def test_a_model_whose_control_flow_depends_on_values_is_refused_with_advice():
     assert caught.value.trace
 
 
+class Packing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gru = nn.GRU(4, 8, batch_first=True)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.gru(packed)[1][0]
+
+
+def test_a_packed_sequence_is_refused_with_what_to_do_instead():
+    with pytest.raises(StepError, match=r"packed sequence, which cannot be exported. Give the layer the padded"):
+        Network.trace(Packing(), (torch.randn(2, 5, 4), torch.tensor([5, 3])))
+
+
 def test_channels_last_memory_survives_saving(model, tmp_path):
     network = Network.trace(model, (images(1),))
     trained = network.copy()

@@ -1,6 +1,8 @@
 """Batches as people's loaders yield them."""
 
 import collections
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,17 @@ IDS, MASK = torch.zeros(4, 6, dtype=torch.int64), torch.ones(4, 6, dtype=torch.i
 
 class BatchEncoding(collections.UserDict):
     """As in Hugging Face's library: not a dict, but a mapping."""
+
+
+@dataclass
+class Sample:
+    image: Any
+    mask: Any
+    files: Any = None
+
+
+Reversed = collections.namedtuple("Reversed", ["label", "image"])
+Pair = collections.namedtuple("Pair", ["first", "second"])
 
 
 @pytest.mark.parametrize(
@@ -34,6 +47,9 @@ class BatchEncoding(collections.UserDict):
         (BatchEncoding({"input_ids": IDS, "labels": Y, "idx": Z}), ["input_ids"], {"input_ids": IDS}, Y),
         ({"input_ids": IDS, "start": Y, "end": Z}, ["input_ids"], {"input_ids": IDS}, {"start": Y, "end": Z}),
         ({"x": X}, ["x"], {"x": X}, None),
+        (Sample(X, Y, ["a"] * 4), ["image"], {"image": X}, Y),
+        (Reversed(Y, X), ["image"], {"image": X}, Y),
+        (Pair(X, Y), ["x"], X, Y),
     ],
 )  # fmt: skip
 def test_inputs_and_targets_are_found(batch, parameters, inputs, targets):
@@ -57,7 +73,7 @@ def same(left, right):
         ((X, Z, Y), r"train_batches\(\) yields batches of 3 parts \(tensor 4x3 float32, tensor 4 float32, tensor 4 "
          r"int64\)\. Give \(inputs, targets\)"),
         ({"left": X, "right": X, "label": Y}, "a dict with the keys left, right, label, of which none is a parameter"),
-        ("text", r"yields str, not \(inputs, targets\)"),
+        ("text", r"yields str, not \(inputs, targets\)\. Give a tuple, a dict or a dataclass"),
         ([], "an empty list"),
     ],
 )  # fmt: skip

@@ -96,7 +96,7 @@ def checksum(inputs: Inputs) -> Tensor:
     digest = hashlib.blake2b(digest_size=8)
     for value in inputs:
         digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return torch.tensor(int.from_bytes(digest.digest(), "little", signed=True))
 
 

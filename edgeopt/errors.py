@@ -105,6 +105,10 @@ class CrashError(StepError):
     """A library raised an exception that nobody expected, or a process died; tried again, the step may work."""
 
 
+LOST_RANK = "another process of this training ended"
+"""How the reason begins if a process that trains along with others failed only because one of them did."""
+
+
 class ParityError(StepError):
     """A file's or a module's outputs differ too much from those of the network itself."""
 

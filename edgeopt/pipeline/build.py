@@ -182,8 +182,9 @@ def open_build(
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
         gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
-        workers = min(request.workers or len(gpus) or available_cores(), effort.candidates)
-    with closing(ledger), closing(TorchPool(request.task, workers)) as torch_pool:
+        ranks = task.training.processes if isinstance(task, CheckedTask) else 1
+        workers = min(request.workers or max(1, (len(gpus) or available_cores()) // ranks), effort.candidates)
+    with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,

@@ -22,7 +22,8 @@ from edgeopt.device.base import WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import StepError, TaskError
 from edgeopt.graph.model import walk_graphs
-from edgeopt.passes.distill.teacher import Inputs, Outputs, Teacher
+from edgeopt.passes.distill.parts import Inputs, Outputs
+from edgeopt.passes.distill.teacher import Teacher
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import to_numpy
 

@@ -39,6 +39,9 @@ class Training(Record, frozen=True, kw_only=True):
     float32."""
     ema: float = 0.0
     """If above 0 (such as 0.999), the moving average of the weights is evaluated and kept, with this decay a step."""
+    processes: int = 1
+    """That train one candidate together, each on a CUDA device of its own, as torchrun starts them: each takes its part
+    of every batch. For networks that train too slowly on one; by default each device trains another candidate."""
 
 
 def check_training(training: Any, spec: str) -> Training:

@@ -12,7 +12,8 @@ from edgeopt.passes.distill import teacher as teacher_module
 from edgeopt.passes.distill.compute import ComputeDevice
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import soft_loss
-from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TaughtBatch, TeacherOutputs, checksum
+from edgeopt.passes.distill.parts import TaughtBatch
+from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TeacherOutputs, checksum
 from edgeopt.passes.distill.train import Distillation, learning_rate
 from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
@@ -168,7 +169,7 @@ def test_the_teacher_runs_once_for_all_students(task, tmp_path):
         stream = TeacherOutputs(tmp_path, task, teacher, epochs=1, seed=0)
         batches = list(stream.batches(0))
     assert teacher.batches == len(batches) + 1 == 9  # one to see how large its outputs are
-    inputs, _, outputs = batches[3]
+    inputs, _, outputs, _ = batches[3]
     assert torch.equal(outputs[0], task.model(*inputs))
 
 
@@ -183,7 +184,7 @@ def test_a_loader_that_ignores_its_seed_still_gets_the_right_teacher_outputs(tmp
     plain.__class__ = Unseeded
     task = CheckedTask(plain, "tests")
     stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
-    for inputs, _, outputs in stream.batches(0):
+    for inputs, _, outputs, _ in stream.batches(0):
         assert torch.equal(outputs[0], task.model(*inputs))
 
 
@@ -200,7 +201,7 @@ def test_a_loader_that_shuffles_one_batch_still_gets_the_right_teacher_outputs(t
     plain._train = one_batch
     task = CheckedTask(plain, "tests")
     stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
-    for given, _, outputs in stream.batches(0):
+    for given, _, outputs, _ in stream.batches(0):
         assert torch.equal(outputs[0], task.model(*given))
 
 
@@ -234,7 +235,7 @@ def test_outputs_that_fit_only_in_float16_are_kept_so(task, tmp_path, monkeypatc
     monkeypatch.setattr(teacher_module, "free_memory", lambda: 0.7 * epoch_bytes / teacher_module._MEMORY_RATIO)
     stream = TeacherOutputs(tmp_path, task, task.model, epochs=1, seed=0)
     assert stream.plan == CachePlan(batches=8, kept="float16")
-    for inputs, _, (outputs,) in stream.batches(0):
+    for inputs, _, (outputs,), _ in stream.batches(0):
         expected = task.model(*inputs)
         assert outputs.dtype == torch.float32
         assert (outputs - expected).abs().max() <= 1e-3 * expected.abs().max()

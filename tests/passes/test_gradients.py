@@ -7,8 +7,8 @@ from torch import nn
 from edgeopt.errors import StepError
 from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.compute import CPU
-from edgeopt.passes.distill.gradients import GradientStep, split_samples
-from edgeopt.passes.distill.teacher import TaughtBatch
+from edgeopt.passes.distill.gradients import GradientStep
+from edgeopt.passes.distill.parts import TaughtBatch, split_samples
 from edgeopt.task.batch_axes import BatchAxes
 
 AXES = BatchAxes((0,), (0,))

@@ -96,7 +96,7 @@ def test_a_loader_that_ignores_its_seed_gets_the_right_outputs_from_a_file_too(m
     task = a_task(path, lambda seed: tiny_task.batches(64, next(state)))
     batches = list(TeacherOutputs(tmp_path, task, OnnxTeacher(task, tmp_path), epochs=1, seed=0).batches(0))
     assert len(batches) == 2
-    for inputs, _, outputs in batches:
+    for inputs, _, outputs, _ in batches:
         with torch.no_grad():
             torch.testing.assert_close(outputs[0], module(*inputs), rtol=1e-4, atol=1e-5)
 
@@ -231,7 +231,7 @@ def assert_taught_by(module, outputs_file, folder):
     task = a_task(None)
     batches = list(TeacherOutputs(folder / "again", task, module, epochs=1, seed=0).batches(0))
     assert len(batches) == 4
-    for index, (inputs, _, outputs) in enumerate(batches):
+    for index, (inputs, _, outputs, _) in enumerate(batches):
         assert torch.equal(stored[f"{index}/checksum"], checksum(inputs))
         torch.testing.assert_close(stored[f"{index}/0"], outputs[0], rtol=1e-4, atol=1e-5)
 

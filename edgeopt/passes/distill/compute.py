@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,15 +92,28 @@ def training_gpus(training: Training) -> list[str]:
     """
     name, cuda = training.device, torch.cuda.is_available()
     check_device_name(name)
+    if training.processes < 1:
+        raise TaskError(f"training.processes is {training.processes}; it has to be 1 or more.")
     if name in ("auto", "mps") and not cuda and torch.backends.mps.is_available():
         choose_precision(training.precision, torch.device("mps"))
+        _check_processes(training.processes, ["mps"])
         return ["mps"]
     if not cuda or name == "cpu":
         choose_precision(training.precision, CPU.device)
         return []
     choose_precision(training.precision, torch.device("cuda"))
     chosen = [int(name.partition(":")[2])] if ":" in name else range(torch.cuda.device_count())
-    return [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in chosen]
+    gpus = [f"cuda:{index} ({torch.cuda.get_device_name(index)})" for index in chosen]
+    _check_processes(training.processes, gpus)
+    return gpus
+
+
+def _check_processes(count: int, gpus: Sequence[str]) -> None:
+    if count > len(gpus):
+        raise TaskError(
+            f"training.processes is {count}, and each needs a GPU of its own, but this machine and training.device "
+            f"give {', '.join(gpus)}. Set processes to at most {len(gpus)}, or device='cpu'."
+        )
 
 
 def choose_device(name: str, worker: int = 0) -> torch.device:

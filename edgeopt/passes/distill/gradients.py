@@ -10,15 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import EdgeoptError, StepError
 from edgeopt.passes.distill.compute import ComputeDevice, is_out_of_memory
-from edgeopt.passes.distill.teacher import TaughtBatch, to_channels_last
-from edgeopt.task.batch_axes import BatchAxes, take_samples
+from edgeopt.passes.distill.parts import TaughtBatch, split_samples
+from edgeopt.passes.distill.ranks import ALONE, Ranks
+from edgeopt.passes.distill.teacher import to_channels_last
+from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.modules import widen_inputs
 
 LossFunction = Callable[[Any, tuple[Tensor, ...], Any], Tensor]
@@ -40,6 +41,7 @@ class GradientStep:
         axes: Gives the batch dimension of each input and output; called if a batch has to be split.
         channels_last: Whether images are passed in channels-last memory.
         parts: How many parts a batch has at first.
+        ranks: The processes that train together, each with its part of a batch.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class GradientStep:
         axes: Callable[[], BatchAxes],
         channels_last: bool = True,
         parts: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.module = module
         self.compute = compute
@@ -60,6 +63,7 @@ class GradientStep:
         self.axes = axes
         self.channels_last = channels_last
         self.parts = parts
+        self.ranks = ranks
         self.is_loss_on_cpu = False
         self.scaler = compute.make_scaler()
         self.notes: list[str] = []
@@ -68,7 +72,7 @@ class GradientStep:
         """Replace the parameters' gradients by those of a batch, and return its loss.
 
         Args:
-            batch: On the device.
+            batch: On the device; if several processes train together, this one's part.
             penalty: A term to add to the loss, once.
             check: Called with the loss before its gradients are computed.
 
@@ -78,10 +82,16 @@ class GradientStep:
         while True:
             parts = split_samples(batch, self.axes(), self.parts) if self.parts > 1 else [(batch, 1.0)]
             try:
-                return self._accumulate(parts or [(batch, 1.0)], penalty, check)
+                loss = self._accumulate(parts or [(batch, 1.0)], penalty if self.ranks.rank == 0 else None, check)
             except (RuntimeError, MemoryError, EdgeoptError) as error:
                 if not is_out_of_memory(error):
                     raise
+                loss = None
+            if self.ranks.all_have(loss is not None):
+                assert loss is not None
+                self.ranks.add_gradients(list(self.module.parameters()))
+                return self.ranks.add(loss)
+            del loss
             self._make_room(batch)
 
     def _accumulate(
@@ -94,8 +104,8 @@ class GradientStep:
         total = torch.zeros((), device=self.compute.device)
         for index, (part, weight) in enumerate(parts):
             loss = self._loss(part)
-            if len(parts) > 1:
-                loss = loss * weight
+            if weight * part.weight != 1:
+                loss = loss * (weight * part.weight)
             if penalty is not None and index == 0:
                 loss = loss + penalty()
             check(loss.detach())
@@ -147,45 +157,6 @@ class GradientStep:
             f"batches of {samples} samples did not fit into the memory of {self.compute.device}: trained in "
             f"{self.parts} parts each, whose gradients are added up; batch norm saw the parts"
         )
-
-
-def split_samples(batch: TaughtBatch, axes: BatchAxes, parts: int) -> list[tuple[TaughtBatch, float]] | None:
-    """Split a batch, and give each part its share of the samples.
-
-    Args:
-        batch: Inputs, targets and the teacher's outputs.
-        axes: The batch dimension of each input and output. That of targets is the first.
-        parts: How many, at most.
-
-    Returns:
-        The parts. None if a target or an output of the teacher has no dimension of the batch's size, so that nobody can
-        tell which samples it belongs to.
-    """
-    samples = axes.count(batch.inputs)
-
-    def has_samples(leaf: Any) -> bool:
-        return isinstance(leaf, Tensor) and leaf.dim() > 0 and len(leaf) == samples
-
-    def is_list_of_samples(value: Any) -> bool:
-        return isinstance(value, list) and len(value) == samples and not all(map(has_samples, value))
-
-    leaves, nesting = pytree.tree_flatten(batch.targets, is_leaf=is_list_of_samples)
-    is_split = [has_samples(leaf) or is_list_of_samples(leaf) for leaf in leaves]
-    is_constant = [leaf is None or isinstance(leaf, str | int | float) for leaf in leaves]
-    if samples < 2 or None in axes.outputs or not all(map(any, zip(is_split, is_constant, strict=True))):
-        return None
-    found = []
-    size = -(-samples // parts)
-    for start in range(0, samples, size):
-        index = np.arange(start, min(start + size, samples))
-        chosen = [leaf[start : start + size] if cut else leaf for leaf, cut in zip(leaves, is_split, strict=True)]
-        part = TaughtBatch(
-            axes.take(batch.inputs, index),
-            pytree.tree_unflatten(chosen, nesting),
-            take_samples(batch.teacher_outputs, axes.outputs, index),
-        )
-        found.append((part, len(index) / samples))
-    return found
 
 
 def _mixes_devices(error: BaseException | None) -> bool:

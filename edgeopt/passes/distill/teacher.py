@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -24,15 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from edgeopt.passes.distill.compute import CPU, ComputeDevice
+from edgeopt.passes.distill.parts import Inputs, Outputs, TaughtBatch, own_part
+from edgeopt.passes.distill.ranks import ALONE, Ranks
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.modules import widen_inputs
 from edgeopt.task.values import flat_outputs
-
-Inputs: TypeAlias = tuple[Tensor, ...]
-Outputs: TypeAlias = tuple[Tensor, ...]
 
 _DISK_RATIO = 0.25
 """Share of the free disk that the outputs of all epochs may take."""
@@ -52,14 +51,6 @@ class CachePlan(Record, frozen=True, kw_only=True):
     """Of the first epoch."""
     kept: Literal["float32", "float16"] | None
     """The type of floating-point outputs in the files; None if there are no files."""
-
-
-class TaughtBatch(NamedTuple):
-    """One batch of a training, with the teacher's outputs."""
-
-    inputs: Inputs
-    targets: Any
-    teacher_outputs: Outputs
 
 
 class Teacher(ABC):
@@ -109,16 +100,25 @@ class TeacherOutputs:
         teacher: The teacher; a module or a function of inputs is wrapped in a ``ModuleTeacher``.
         epochs: Number of epochs that will be requested.
         seed: Seed of the stream.
+        ranks: The processes that train together; each gets its part of every batch.
     """
 
     def __init__(
-        self, folder: Path, task: CheckedTask, teacher: Teacher | Callable[..., Any], *, epochs: int, seed: int
+        self,
+        folder: Path,
+        task: CheckedTask,
+        teacher: Teacher | Callable[..., Any],
+        *,
+        epochs: int,
+        seed: int,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.folder = folder
         self.task = task
         self.teacher = teacher if isinstance(teacher, Teacher) else ModuleTeacher(teacher)
         self.epochs = epochs
         self.seed = seed
+        self.ranks = ranks
         self._plan: CachePlan | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -204,9 +204,10 @@ class TeacherOutputs:
         self.prepare(epoch)
         if self.plan.kept is None:
             for chunk in self.chunks(epoch):
-                results = self.teacher.run([inputs for _, (inputs, _) in chunk])
-                for (_, (inputs, targets)), outputs in zip(chunk, results, strict=True):
-                    yield TaughtBatch(inputs, targets, outputs)
+                parts = [self._own_part(TaughtBatch(inputs, targets, ())) for _, (inputs, targets) in chunk]
+                results = self.teacher.run([part.inputs for part in parts])
+                for part, outputs in zip(parts, results, strict=True):
+                    yield part._replace(teacher_outputs=outputs)
             return
         with safe_open(self.path(epoch), "pt") as stored:
             names = set(stored.keys())
@@ -225,7 +226,10 @@ class TeacherOutputs:
                         outputs = tuple(map(widen_inputs, kept) if self.plan.kept == "float16" else kept)
                     else:
                         outputs = next(recomputed)
-                    yield TaughtBatch(inputs, targets, outputs)
+                    yield self._own_part(TaughtBatch(inputs, targets, outputs))
+
+    def _own_part(self, batch: TaughtBatch) -> TaughtBatch:
+        return own_part(batch, self.task.axes, self.ranks) if self.ranks.size > 1 else batch
 
 
 def are_halvable(outputs: Sequence[Outputs]) -> bool:

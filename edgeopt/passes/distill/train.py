@@ -23,6 +23,7 @@ from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors
 from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.ranks import ALONE, Ranks
 from edgeopt.passes.distill.teacher import TeacherOutputs, to_channels_last
 from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.safe_gradients import take_stride_out
@@ -37,6 +38,8 @@ A = TypeVar("A")
 _MOMENTUM = 0.9
 _STEPS_BETWEEN_CHECKS = 16
 """On a GPU: reading every loss would make it wait for the host."""
+_SEED_STEP = 1_000_003
+"""Processes that train together drop other values out."""
 _GRADIENT_NORM_LIMIT = 5.0
 """A network that was just pruned starts with large gradients; without clipping, the first steps could ruin it."""
 
@@ -107,6 +110,7 @@ class Distillation:
         progress: Called after each epoch with ``(index, epochs, score)``.
         compute: Where to train.
         careful: Train in row-major memory and in half batches, after a crash in another layout.
+        ranks: The processes that train this network together. The first one evaluates and keeps the checkpoint.
     """
 
     def __init__(
@@ -123,8 +127,10 @@ class Distillation:
         progress: Callable[[int, int, float], None],
         compute: ComputeDevice = CPU,
         careful: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.compute = compute
+        self.ranks = ranks
         self.careful = careful
         move_tensors(train_module, compute.device)
         move_tensors(eval_module, compute.device)
@@ -147,6 +153,7 @@ class Distillation:
             axes=lambda: task.axes,
             channels_last=not careful and compute.device.type != "mps",
             parts=2 if careful else 1,
+            ranks=ranks,
         )
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
@@ -166,11 +173,16 @@ class Distillation:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
         self.average = AveragedWeights(self.train_module, self.step.ema) if self.step.ema > 0 else None
         self.resume()
+        self.ranks.copy_first(self.train_module.state_dict())
         for epoch in range(len(self.history), self.step.epochs):
             loss = self.train_epoch(epoch)
+            self.ranks.average(self.train_module.state_dict())
+            if self.average:
+                self.ranks.average(self.average.values)
             with self.average.in_use() if self.average else nullcontext():
                 self.keep_if_best(epoch, loss)
-            self.save()
+            if self.ranks.rank == 0:
+                self.save()
             self.progress(epoch, self.step.epochs, self.history[-1].score)
         self.train_module.load_state_dict(self.best)
         move_tensors(self.train_module, CPU.device)
@@ -184,7 +196,7 @@ class Distillation:
 
     def keep_if_best(self, epoch: int, loss: float) -> None:
         """Evaluate an epoch, and remember its weights if none was better."""
-        score = evaluate(self.eval_module, self.task, self.compute)
+        score = self.ranks.first(lambda: evaluate(self.eval_module, self.task, self.compute))
         self.history.append(Epoch(loss=loss, score=score))
         is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
         if self.lasso is not None:
@@ -196,12 +208,14 @@ class Distillation:
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch and return its mean loss."""
         count = self.stream.prepare(epoch)
-        torch.manual_seed(epoch)
+        torch.manual_seed(epoch + _SEED_STEP * self.ranks.rank)
         masks = self.sparsity.begin_epoch(self.eval_module, epoch) if self.sparsity else {}
+        self.ranks.copy_first(masks)
         if self.lasso:
             self.lasso.begin_epoch(self.train_module)
         losses = LossCheck(epoch, 1 if self.compute.is_cpu else _STEPS_BETWEEN_CHECKS)
-        for index, batch in enumerate(one_ahead(map(self.compute.put, self.stream.batches(epoch)))):
+        batches = one_ahead(map(self.compute.put, self.stream.batches(epoch)))
+        for index, batch in enumerate(self.ranks.while_all(batches)):
             progress = (epoch + min(1.0, index / count)) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)

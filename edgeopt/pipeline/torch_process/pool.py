@@ -5,27 +5,19 @@ Trainings share out the cores: a process has as many threads as a short trial fi
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
-import signal
-import subprocess
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from typing import IO, Any, TypeVar
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
-import msgspec
-
-from edgeopt.errors import CrashError, DivergedError, EdgeoptError, StepError, StoppedError, TaskError
-from edgeopt.pipeline.processes import kill_group
+from edgeopt.errors import CrashError, DivergedError, StepError, StoppedError, TaskError
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.process import TorchProcess
+from edgeopt.pipeline.torch_process.together import train_together
 from edgeopt.records.base import Record
-from edgeopt.records.codec import to_json
 from edgeopt.records.recipe import MultiplyPrecision
 from edgeopt.records.trial import FailureKind
 
@@ -40,8 +32,6 @@ T = TypeVar(
     protocol.ProbeDone,
     protocol.SpeedDone,
 )
-
-_logger = logging.getLogger(__name__)
 
 TRIAL_SECONDS = 0.5
 MIN_SPEEDUP_RATIO = 1.1
@@ -69,21 +59,6 @@ _ERRORS: dict[FailureKind, type[StepError]] = {
     "diverged": DivergedError,
 }
 
-_VARIABLES = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
-    # glibc keeps freed memory: otherwise each step returns activations to the system and spends up to a third of its
-    # time having the same pages zeroed again
-    "MALLOC_MMAP_THRESHOLD_": "1073741824",
-    "MALLOC_TRIM_THRESHOLD_": "4294967296",
-    "MALLOC_TOP_PAD_": "268435456",
-}
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
-
 
 class ParallelTraining(Record, frozen=True, kw_only=True):
     """How trainings share this machine's cores; kept, so that a build that continues trains in the same way."""
@@ -98,92 +73,6 @@ class ParallelTraining(Record, frozen=True, kw_only=True):
     """Of products on the processor."""
 
 
-class TorchProcess:
-    """One process that holds PyTorch."""
-
-    def __init__(self, task: str, number: int = 0) -> None:
-        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.pipeline.torch_process.worker", task],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            env=os.environ | _VARIABLES | {protocol.WORKER_VARIABLE: str(number)},
-            start_new_session=True,  # so that Ctrl-C reaches only the parent, which then closes stdin
-        )
-        self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
-        self.is_closing = False
-        self.printed_bytes = 0
-        """The size of ``log`` before the present job."""
-        _logger.debug("torch process %d started for task %s", self.process.pid, task)
-
-    def do(self, job: protocol.TorchJob, progress: Callable[[protocol.EpochProgress], None]) -> protocol.TorchAnswer:
-        """Run one job to its end.
-
-        Raises:
-            CrashError: the process died; the end of its output is in ``trace``.
-            StoppedError: the process was closed meanwhile.
-        """
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        begin, name = time.monotonic(), type(job).__name__
-        line = to_json(job) + b"\n"
-        _logger.debug("torch process %d: %s %s", self.process.pid, name, job)
-        try:
-            self.printed_bytes = os.fstat(self.log.fileno()).st_size
-            self.process.stdin.write(line)
-            self.process.stdin.flush()
-        except (BrokenPipeError, ValueError):  # ValueError: another thread has closed it
-            raise self.died() from None
-        while line := self.process.stdout.readline():
-            answer: protocol.TorchAnswer = self.decoder.decode(line)
-            if not isinstance(answer, protocol.EpochProgress):
-                seconds = time.monotonic() - begin
-                _logger.debug("torch process %d: %s took %.1f s: %s", self.process.pid, name, seconds, answer)
-                return answer
-            progress(answer)
-        raise self.died()
-
-    def died(self) -> EdgeoptError:
-        """Return the error for a process that ended unexpectedly: how, and its last line on stderr."""
-        code = self.process.wait()
-        kill_group(self.process.pid)
-        if self.is_closing:
-            return StoppedError("the torch process has been stopped.")
-        trace = self.stderr(self.printed_bytes)[-4000:]
-        _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
-        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
-        advice = " The system was probably out of memory: try --workers 1." if code == -signal.SIGKILL else ""
-        last = next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
-        quoted = f' Its last line on stderr: "{last}".' if last else ""
-        return CrashError("train", f"the training process {how}.{advice}{quoted}", trace)
-
-    def stderr(self, begin: int = 0) -> str:
-        """Return what the process and the user's code have printed, from a byte on."""
-        self.log.seek(begin)
-        return self.log.read().decode(errors="replace")
-
-    def close(self) -> None:
-        """End the process by closing its stdin; a second call does nothing."""
-        if self.is_closing:
-            return
-        self.is_closing = True
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        with suppress(BrokenPipeError):
-            self.process.stdin.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        kill_group(self.process.pid)
-        self.process.stdout.close()
-        for line in self.stderr().splitlines():
-            _logger.debug("torch process %d printed: %s", self.process.pid, line)
-        self.log.close()
-
-
 class TorchPool:
     """A pool of torch processes, started when first needed; as many threads may use it.
 
@@ -191,11 +80,13 @@ class TorchPool:
         task: As the user named it; each process loads it.
         count: How many processes.
         cores: Cores of the processor for trainings; None for all that this process may use.
+        ranks: How many processes train one network together. Each of the ``count`` has that many less one beside it.
     """
 
-    def __init__(self, task: str, count: int, cores: int | None = None) -> None:
+    def __init__(self, task: str, count: int, cores: int | None = None, ranks: int = 1) -> None:
         self.task = task
         self.count = count
+        self.ranks = ranks
         self.cores = available_cores() if cores is None else cores
         self.useful_threads = 1
         """The most threads that speed up one training."""
@@ -204,13 +95,15 @@ class TorchPool:
         self.precision: MultiplyPrecision = "float32"
         """Of products on the processor, if the task leaves it open."""
         self.processes: list[TorchProcess] = []
+        self.others: dict[int, TorchProcess] = {}
+        """Those that train along, by number; each is started when first needed."""
         self.free: queue.Queue[TorchProcess] = queue.Queue()
         self.starting = threading.Lock()
         self.is_closed = False
 
     def start(self) -> TorchProcess:
         """Start a process."""
-        worker = TorchProcess(self.task, len(self.processes))
+        worker = TorchProcess(self.task, self.ranks * len(self.processes))
         self.processes.append(worker)
         return worker
 
@@ -218,8 +111,16 @@ class TorchPool:
         """Start a process with the number of one that has ended."""
         number = self.processes.index(dead)
         dead.close()
-        self.processes[number] = TorchProcess(self.task, number)
+        self.processes[number] = TorchProcess(self.task, self.ranks * number)
         return self.processes[number]
+
+    def group(self, first: TorchProcess) -> list[TorchProcess]:
+        """Return a process and those that train along with it; one that has ended is started again."""
+        begin = self.ranks * self.processes.index(first)
+        for number in range(begin + 1, begin + self.ranks):
+            if number not in self.others or self.others[number].process.poll() is not None:
+                self.others[number] = TorchProcess(self.task, number)
+        return [first, *(self.others[number] for number in range(begin + 1, begin + self.ranks))]
 
     @property
     def is_idle(self) -> bool:
@@ -253,7 +154,11 @@ class TorchPool:
         """
         self.check_open()
         with self.worker() as worker:
-            answer: Any = worker.do(job, progress)
+            answer: Any
+            if isinstance(job, protocol.TrainJob) and self.ranks > 1:
+                answer = train_together(self.group(worker), job, progress)
+            else:
+                answer = worker.do(job, progress)
             if isinstance(answer, protocol.JobFailed) and answer.kind == "crashed":
                 worker.close()  # the next job gets a new process, with memory that nothing has damaged
         if isinstance(answer, protocol.JobFailed):
@@ -274,7 +179,8 @@ class TorchPool:
         Args:
             trainings: How many there are to do; as many as there are processes run at a time.
         """
-        self.threads = max(1, min(self.useful_threads, self.cores // max(1, min(trainings, self.count))))
+        processes = self.ranks * max(1, min(trainings, self.count))
+        self.threads = max(1, min(self.useful_threads, self.cores // processes))
 
     def tune(self, fixed_workers: bool, seconds: float = TRIAL_SECONDS) -> ParallelTraining:
         """Find out by a short trial how trainings share the cores.
@@ -341,5 +247,5 @@ class TorchPool:
     def close(self) -> None:
         """End all processes; a job that is at work then ends with ``StoppedError``."""
         self.is_closed = True
-        for worker in self.processes:
+        for worker in (*self.processes, *self.others.values()):
             worker.close()

@@ -86,6 +86,11 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
     precision: MultiplyPrecision | None = None
     """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
+    rank: int = 0
+    """Of this process among those that train the network together; the first one writes the files."""
+    ranks: int = 1
+    meeting: str = ""
+    """File through which they find each other."""
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):

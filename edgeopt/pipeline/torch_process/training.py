@@ -22,6 +22,7 @@ from edgeopt.passes.distill.compute import (
     processor_multiplies_bfloat16,
     with_device,
 )
+from edgeopt.passes.distill.ranks import connect_ranks
 from edgeopt.passes.distill.teacher import ModuleTeacher, Teacher, TeacherOutputs, to_channels_last
 from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.network import Network
@@ -65,28 +66,32 @@ class Trainer:
         ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
         """
         folder, compute = Path(job.teacher), self.compute_device(step, job.precision)
-        teacher = self.teacher(folder, original)
-        stream = TeacherOutputs(folder, self.task, teacher, epochs=step.epochs, seed=job.seed)
+        stream = TeacherOutputs(folder, self.task, self.teacher(folder, original), epochs=step.epochs, seed=job.seed)
         stream.epochs = step.epochs_for(stream.plan.batches)
         step = msgspec.structs.replace(step, epochs=stream.epochs)
         if sparsity is not None:
             sparsity.set_epochs(step.epochs)
-        result = Distillation(
-            fake_quantized or network.train_module,
-            fake_quantized or network.eval_module,
-            self.task,
-            step,
-            stream,
-            sparsity=sparsity,
-            lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
-            checkpoint=checkpoint_path(job, index),
-            progress=lambda epoch, epochs, score: self.answer(
-                protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
-            ),
-            compute=compute,
-            careful=job.careful,
-        ).run()
+        with connect_ranks(job.rank, job.ranks, Path(f"{job.meeting}-{index}"), compute.device) as ranks:
+            stream.ranks = ranks
+            result = Distillation(
+                fake_quantized or network.train_module,
+                fake_quantized or network.eval_module,
+                self.task,
+                step,
+                stream,
+                sparsity=sparsity,
+                lasso=GroupLasso(network, step.group_lasso) if step.group_lasso > 0 else None,
+                checkpoint=checkpoint_path(job, index),
+                progress=lambda epoch, epochs, score: self.answer(
+                    protocol.EpochProgress(epoch=epoch, epochs=epochs, score=score)
+                ),
+                compute=compute,
+                careful=job.careful,
+                ranks=ranks,
+            ).run()
         where = () if compute == CPU else (f"trained on {compute}",)
+        if job.ranks > 1:
+            where = (f"trained by {job.ranks} processes together, on {compute.device.type}",)
         if compute.device.type == "cuda":
             torch.cuda.empty_cache()  # what is measured next finds the memory free
         return msgspec.structs.replace(result, notes=(*where, *result.notes))

@@ -171,11 +171,12 @@ class TorchJobs:
                     original = self.source("original")
                     result = self.trainer.distill(network, fake_quantized, step, job, index, sparsity, original)
                     notes = (*notes, *result.notes)
-        if fake_quantized is not None and job.int8 is not None:
-            self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
-        write_whole(Path(job.out), network.save)
-        for index in range(len(job.steps)):
-            checkpoint_path(job, index).unlink(missing_ok=True)
+        if job.rank == 0:
+            if fake_quantized is not None and job.int8 is not None:
+                self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
+            write_whole(Path(job.out), network.save)
+            for index in range(len(job.steps)):
+                checkpoint_path(job, index).unlink(missing_ok=True)
         return protocol.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),

@@ -57,6 +57,8 @@ from edgeopt.tasks.onnx_file import OnnxTask
 
 ROUNDS = 2
 CANDIDATES = 2
+MAX_CANDIDATES = 16
+"""Of a round, on a machine with enough cores or GPUs; each takes memory of its own."""
 QUICK_EPOCHS = 2
 SPARSITIES = (0.5, 0.75)
 
@@ -183,7 +185,8 @@ def open_build(
         effort = effort_of(task, request.quick)
         gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
         ranks = task.training.processes if isinstance(task, CheckedTask) else 1
-        workers = min(request.workers or max(1, (len(gpus) or available_cores()) // ranks), effort.candidates)
+        workers = request.workers or min(MAX_CANDIDATES, max(1, (len(gpus) or available_cores()) // ranks))
+        workers = min(workers, effort.candidates) if request.quick else workers
     with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
         yield Build(
             task=request.task,

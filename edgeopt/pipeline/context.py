@@ -39,7 +39,7 @@ class Effort(Record, frozen=True, kw_only=True):
     rounds: int
     """Rounds of trainings; each at least halves the range around the smallest size that keeps the score."""
     candidates: int
-    """Parallel trainings in a round."""
+    """Sizes that a round tries; more if more trainings can run at a time."""
     epochs: int
     min_steps: int = 0
     """Steps that a training has at least, by more epochs if necessary."""

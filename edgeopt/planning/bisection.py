@@ -7,6 +7,7 @@ same for the same history.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ FIRST_STEP_RATIO = 1 / 8
 CLOSED_RANGE_RATIO = 1.12
 """If the smallest good ratio is within this factor of the largest bad one, another training gains little."""
 SMALLEST_RATIO = 0.005
+LEAST_COUNT = 2
+"""Sizes that a round tries on a small machine."""
 
 
 class Point(NamedTuple):
@@ -42,9 +45,10 @@ def largest_bad(points: Sequence[Point]) -> float | None:
 def next_ratios(points: Sequence[Point], count: int) -> tuple[float, ...]:
     """Return up to ``count`` ratios to try next, largest first; none if the range is closed.
 
-    They divide the range between the largest bad and the smallest good ratio evenly on a logarithmic scale. If nothing
-    is bad yet, the range's lower end is ``FIRST_STEP_RATIO`` of the good ratio, and is tried too. If nothing is good,
-    not even the original, nothing smaller can be.
+    They divide the range between the largest bad and the smallest good ratio evenly on a logarithmic scale; more than
+    ``LEAST_COUNT`` are not closer to each other than ``CLOSED_RANGE_RATIO``. If nothing is bad yet, the range's lower
+    end is ``FIRST_STEP_RATIO`` of the good ratio, and is tried too. If nothing is good, not even the original, nothing
+    smaller can be.
     """
     good, bad = smallest_good(points), largest_bad(points)
     if good is None:
@@ -54,6 +58,7 @@ def next_ratios(points: Sequence[Point], count: int) -> tuple[float, ...]:
     elif good / bad < CLOSED_RANGE_RATIO:
         return ()
     else:
+        count = min(count, max(LEAST_COUNT, int(math.log(good / bad) / math.log(CLOSED_RANGE_RATIO)) - 1))
         ratios = [good * (bad / good) ** (step / (count + 1)) for step in range(1, count + 1)]
     return tuple(ratio for ratio in ratios if ratio >= SMALLEST_RATIO)
 

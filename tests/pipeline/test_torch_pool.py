@@ -317,3 +317,17 @@ def test_a_profile_and_a_curve_of_zeros_come_from_a_worker(pool):
     curve = pool.do(protocol.CurveJob(network=ORIGINAL), protocol.CurveDone).curve
     assert set(curve.points) == {"magnitude", "taylor"}
     assert curve.samples == 128
+
+
+@pytest.mark.parametrize(
+    ("cores", "useful", "workers", "busy"),
+    [(2, 1, 2, 2), (2, 2, 2, 2), (8, 4, 2, 8), (64, 8, 8, 64), (64, 4, 16, 64), (64, 16, 4, 64), (6, 4, 2, 6)],
+)
+def test_as_many_trainings_run_at_a_time_as_there_are_cores_for(cores, useful, workers, busy):
+    pool = TorchPool(TASK, min(16, cores), cores=cores)
+    pool.speed = lambda count, seconds, threads=1: count * min(threads, useful) * 10.0
+    pool.tune_precision = lambda seconds: None
+    found = pool.tune(fixed_workers=False, least=2)
+    assert (found.workers, found.useful_threads) == (workers, useful)
+    pool.share_cores(found.workers)
+    assert pool.count * pool.threads == pytest.approx(busy, rel=0.01)

@@ -41,3 +41,12 @@ def test_a_candidate_starts_from_the_nearest_larger_good_network():
     points = [Point(1.0, True), Point(0.4, True), Point(0.3, False), Point(0.1, True)]
     assert parent_ratio(points, 0.2) == 0.4
     assert parent_ratio(points, 0.6) == 1.0
+
+
+def test_many_sizes_at_a_time_are_not_closer_than_another_training_could_tell():
+    assert len(next_ratios([Point(1.0, True)], 16)) == 16, "the first round reaches down to an eighth"
+    points = [Point(1.0, True), Point(0.4, True), Point(0.25, False)]
+    found = next_ratios(points, 16)
+    assert len(found) == 3
+    assert min(a / b for a, b in zip((0.4, *found), (*found, 0.25), strict=True)) >= CLOSED_RANGE_RATIO
+    assert len(next_ratios([Point(1.0, True), Point(0.3, True), Point(0.25, False)], 16)) == 2, "as on a small machine"

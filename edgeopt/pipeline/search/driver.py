@@ -206,7 +206,7 @@ class Search:
             if build.is_out_of_time:
                 build.progress("search", "the time limit has passed; no further round begins")
                 return
-            ratios = next_ratios(points, build.effort.candidates)
+            ratios = next_ratios(points, max(build.effort.candidates, build.torch_pool.count))
             plans = self.plans(ratios, points) if ratios else []
             if index == 0:
                 plans += [(student(build, name), 1.0) for name in build.data.task.students]
@@ -237,7 +237,9 @@ class Search:
         key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
         try:
             with build.clock.stage("train and make files"):
-                found = build.ledger.remember(key, ParallelTraining, lambda: pool.tune(build.fixed_workers))
+                found = build.ledger.remember(
+                    key, ParallelTraining, lambda: pool.tune(build.fixed_workers, build.effort.candidates)
+                )
         except CrashError as error:
             pool.count = 1
             build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")

@@ -35,7 +35,8 @@ T = TypeVar(
 
 TRIAL_SECONDS = 0.5
 MIN_SPEEDUP_RATIO = 1.1
-"""One more parallel training has to raise the steps of all of them together by this factor."""
+"""A second parallel training has to raise the steps of both together by this factor; each further one has to add that
+share of what one does."""
 MIN_THREADS_SPEEDUP_RATIO = 1.25
 """Twice the threads have to raise the steps of a training by this factor."""
 MIN_GRADIENT_COSINE = 0.99
@@ -182,15 +183,21 @@ class TorchPool:
         processes = self.ranks * max(1, min(trainings, self.count))
         self.threads = max(1, min(self.useful_threads, self.cores // processes))
 
-    def tune(self, fixed_workers: bool, seconds: float = TRIAL_SECONDS) -> ParallelTraining:
+    def tune(self, fixed_workers: bool, least: int = 1, seconds: float = TRIAL_SECONDS) -> ParallelTraining:
         """Find out by a short trial how trainings share the cores.
+
+        A training has as many threads as speed it up, and as many run at a time as there are cores for.
 
         Args:
             fixed_workers: Whether the user set the number of parallel trainings.
+            least: Trainings that run in parallel if the cores are fewer than two trainings can use, at most.
             seconds: Length of each measurement.
         """
-        speedup = 1.0 if fixed_workers or self.count == 1 else self.tune_worker_count(seconds)
         self.tune_threads(seconds)
+        speedup = 1.0
+        if not fixed_workers and self.count > 1:
+            self.count = min(self.count, max(least, self.cores // (self.useful_threads * self.ranks)))
+            speedup = self.tune_worker_count(seconds)
         self.tune_precision(seconds)
         return ParallelTraining(
             workers=self.count, useful_threads=self.useful_threads, speedup_ratio=speedup, precision=self.precision
@@ -210,7 +217,7 @@ class TorchPool:
         single = best = self.speed(1, seconds)
         for workers in range(2, self.count + 1):
             together = self.speed(workers, seconds)
-            if together < MIN_SPEEDUP_RATIO * best:
+            if together < best * (1 + (MIN_SPEEDUP_RATIO - 1) / (workers - 1)):
                 self.count = workers - 1
                 break
             best = together

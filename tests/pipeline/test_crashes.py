@@ -143,7 +143,9 @@ def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
 
     pool = SimpleNamespace(count=2, cores=2, tune=crash)
     ledger = SimpleNamespace(remember=lambda key, kind, make: make())
-    search = a_search([], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger)
+    search = a_search(
+        [], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger, effort=SimpleNamespace(candidates=2)
+    )
     search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
     search.tune_training()
     assert pool.count == 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,11 @@ from torch import Tensor, fx
 from edgeopt.errors import ParityError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
-from edgeopt.passes.prune.interpret import execute, tensor_names
-from edgeopt.passes.prune.labels import Integers, Marked, Slot
+from edgeopt.passes.prune.interpret import execute
+from edgeopt.passes.prune.labels import Marked
 from edgeopt.passes.prune.masked import Masked, Sharpened
-from edgeopt.passes.prune.resize import CREATORS, kept_indices, take_indices
+from edgeopt.passes.prune.proof_weights import ProofWeights, read_late
+from edgeopt.passes.prune.resize import CREATORS, kept_indices
 
 PROOF_TOLERANCE = 1e-9
 """In float64, rounding over some ten thousand additions stays below 1e-11; a wrong index gives an error near 1."""
@@ -34,8 +34,7 @@ def verify_pruning(
     """Compare every node of a network that was just pruned with the kept part of the same node in the masked original.
 
     Comparing only the outputs would hide errors in channels of little weight; comparing every node hides hardly any.
-    Everything runs in float64. Tensors with a single value (newly initialized norms and heads) cannot show a swapped
-    index, so they get random values in both networks.
+    Everything runs in float64, with the tensors of ``ProofWeights``.
 
     Args:
         original: The network before pruning, with its weights.
@@ -53,15 +52,13 @@ def verify_pruning(
     """
     alive = groups.alive(keep)
     full, small = _to_float64(original), _to_float64(pruned)
-    _fill_constants(full, small, original, pruned, seed)
-    for (name, dim), indices in groups.kept(keep).items():
-        tensor = operator.attrgetter(name)(full).data
-        lost = np.setdiff1d(np.arange(tensor.shape[dim]), indices)
-        tensor.index_fill_(dim, torch.from_numpy(lost), 0.0)
+    weights = ProofWeights(original, pruned, groups.kept(keep), seed)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
+    sharpened = Sharpened(small, reference.multipliers)
+    reference.fetch_attr, sharpened.fetch_attr = weights.of_original, weights.of_pruned  # type: ignore[method-assign]
     expected_values = execute(full, [tensor.clone() for tensor in doubled], reference)
-    pruned_values = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.multipliers))
+    pruned_values = execute(small, [tensor.clone() for tensor in doubled], sharpened)
     worst = 0.0
     for node, expected in expected_values:
         found = _value_at(pruned_values, node)
@@ -90,45 +87,19 @@ def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> An
 
 
 def _to_float64(network: Network) -> fx.GraphModule:
-    """Copy a network's graph in float64; casts to float32 and new float32 tensors become float64 too."""
-    module = copy.deepcopy(network.eval_module).double()
-    for node in module.graph.nodes:
+    """Copy a network's graph for float64; casts to float32 and new float32 tensors become float64 too."""
+    graph = copy.deepcopy(network.eval_module.graph)
+    read_late(graph)
+    for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _widen_dtype)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
         if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
             node.update_kwarg("dtype", torch.float64)
-    return module
+    return fx.GraphModule(network.eval_module, graph)
 
 
 def _widen_dtype(argument: Any) -> Any:
     return torch.float64 if argument is torch.float32 else argument
-
-
-def _fill_constants(full: fx.GraphModule, small: fx.GraphModule, original: Network, pruned: Network, seed: int) -> None:
-    """Give every tensor with a single value random values, the same in both networks.
-
-    Zeros (biases, running means) get small values: large ones would leave channels at zero after a ReLU, and hide
-    errors.
-    """
-    random = torch.Generator().manual_seed(seed)
-    for name in dict.fromkeys(tensor_names(full).values()):
-        tensor: Tensor = operator.attrgetter(name)(full).data
-        if not tensor.is_floating_point() or tensor.numel() < 2 or bool((tensor != tensor.reshape(-1)[0]).any()):
-            continue
-        spread = 1.0 if bool(tensor.any()) else 0.1
-        tensor += spread * (torch.rand(tensor.shape, generator=random, dtype=tensor.dtype) + 0.1)
-        kept = {dim: _kept_of_original(original, pruned, (name, dim)) for dim in range(tensor.ndim)}
-        cut = take_indices(tensor, {dim: indices for dim, indices in kept.items() if indices is not None})
-        operator.attrgetter(name)(small).data.copy_(cut)
-
-
-def _kept_of_original(original: Network, pruned: Network, slot: Slot) -> Integers | None:
-    """Return the indices of ``original`` that ``pruned`` kept; both store theirs relative to the same first network."""
-    if slot not in pruned.kept:
-        return None
-    if slot not in original.kept:
-        return pruned.kept[slot]
-    return np.searchsorted(original.kept[slot], pruned.kept[slot])
 
 
 def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:

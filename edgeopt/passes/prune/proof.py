@@ -52,7 +52,7 @@ def verify_pruning(
         ParityError: a node differs by more than ``PROOF_TOLERANCE`` or cannot run; the message names it.
     """
     alive = groups.alive(keep)
-    full, small = _to_float64(original), _to_float64(pruned)
+    full, small = to_float64(original), to_float64(pruned)
     _fill_constants(full, small, original, pruned, seed)
     for (name, dim), indices in groups.kept(keep).items():
         tensor = operator.attrgetter(name)(full).data
@@ -89,7 +89,7 @@ def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> An
         ) from error
 
 
-def _to_float64(network: Network) -> fx.GraphModule:
+def to_float64(network: Network) -> fx.GraphModule:
     """Copy a network's graph in float64; casts to float32 and new float32 tensors become float64 too."""
     module = copy.deepcopy(network.eval_module).double()
     for node in module.graph.nodes:

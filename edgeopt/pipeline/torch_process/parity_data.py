@@ -15,11 +15,11 @@ from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.proof import to_float64
-from edgeopt.pipeline.evaluation import NamedArrays
 from edgeopt.records.trial import EdgeInput
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import flat_outputs
 
+_Arrays = dict[str, NDArray[Any]]
 _EDGE_SAMPLES = 2
 _STEADY_RATIO = 1e-4
 """Between outputs in float32 and float64, a tenth of what parity allows."""
@@ -61,14 +61,14 @@ def write_parity_data(
     return tuple(kept)
 
 
-def run_batch(module: nn.Module, task: CheckedTask, batch: Mapping[str, NDArray[Any]]) -> NamedArrays:
+def run_batch(module: nn.Module, task: CheckedTask, batch: Mapping[str, NDArray[Any]]) -> _Arrays:
     """Return a module's outputs for one batch, by name."""
     with torch.no_grad():
         outputs = flat_outputs(module(*(torch.from_numpy(batch[name]) for name in task.input_names)))
     return dict(zip(task.output_names, (value.numpy() for value in outputs), strict=True))
 
 
-def _is_steady(double: nn.Module, task: CheckedTask, batch: NamedArrays, found: NamedArrays) -> bool:
+def _is_steady(double: nn.Module, task: CheckedTask, batch: _Arrays, found: _Arrays) -> bool:
     """Tell whether rounding does not decide the outputs: in float64 they are the same."""
     wide = {
         name: values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values

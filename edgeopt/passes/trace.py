@@ -8,6 +8,7 @@ import inspect
 import operator
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -19,7 +20,9 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
 from edgeopt.passes.trainable import make_trainable
+from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -52,21 +55,22 @@ def trace(
     if axes is None:
         axes = [{0: BATCH} if example.dim() else {} for example in example_inputs]
     inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
-    training = [module for module in model.modules() if module.training]
+    flags = [(module, module.training) for module in model.modules()]
     try:
+        modes = run_in_both_modes(model, inputs)
         model.eval()
-        return inputs, *_export_graph(model, inputs, axes)
+        return inputs, *_export_graph(model, inputs, axes, modes)
     finally:
-        for module in training:
-            module.training = True
+        for module, training in flags:
+            module.training = training
 
 
 def _export_graph(
-    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames, modes: Modes
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
-    with dynamic_recurrent_layers() if others else nullcontext():
+    with dynamic_recurrent_layers() if others else nullcontext(), visible_dropouts(model, modes.sample_dropouts):
         program = _export(model, inputs, _dynamic_shapes(model, axes))
     if isinstance(program, str) and others:
         raise StepError(
@@ -79,7 +83,8 @@ def _export_graph(
     if isinstance(program, str):
         batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
         notes = (f"traced with a fixed batch of {batch}: {program.splitlines()[0]}",)
-        program = _export(model, inputs, None)
+        with visible_dropouts(model, modes.sample_dropouts):
+            program = _export(model, inputs, None)
     if isinstance(program, str):
         raise StepError(
             "trace",
@@ -87,8 +92,9 @@ def _export_graph(
             "Rewrite the part of forward() that depends on tensor values.",
             program,
         )
-    module = _plain_graph(program)
-    return module, (*notes, *make_trainable(module))
+    module, random_nodes = _plain_graph(program, modes)
+    notes = (*notes, *make_trainable(module))
+    return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
@@ -140,8 +146,8 @@ def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
     return (*shapes[:position], shapes[position:])
 
 
-def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Turn an exported program into a plain graph module with its own copies of the tensors.
+def _plain_graph(program: torch.export.ExportedProgram, modes: Modes) -> tuple[fx.GraphModule, Counter[str]]:
+    """Turn an exported program into a plain graph module with its own copies of the tensors, and count random nodes.
 
     Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no source paths in
     the metadata, and ``reshape`` instead of ``view`` (which fails in channels-last memory).
@@ -155,8 +161,10 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     _inline_regions(exported)
     restore_recurrent_layers(graph)
     graph.set_codegen(fx.graph.CodeGen())
+    mark_dropouts(graph, modes.sample_dropouts, modes.attention_dropouts)
+    random_nodes = count_random_nodes(graph)
     for node in reversed(list(graph.nodes)):
-        node.meta = {}
+        node.meta = {key: node.meta[key] for key in (SAMPLE_DROPOUT, ATTENTION_DROPOUT) if key in node.meta}
         if node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
@@ -168,7 +176,7 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     for target in {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}:
         value = operator.attrgetter(target)(exported)
         attributes[target] = copies.setdefault(id(value), copy.deepcopy(value))
-    return fx.GraphModule(attributes, graph)
+    return fx.GraphModule(attributes, graph), random_nodes
 
 
 def _plain_outputs(outputs: Any) -> Any:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
+import io
+import logging
 import operator
-import traceback
 import warnings
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
+from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
@@ -29,10 +30,10 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
 arguments follow it."""
-_PACKED = (
-    "its recurrent layer runs on a packed sequence, which cannot be exported. Give the layer the padded sequences, and "
-    "choose the last step of each by its length."
-)
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
+"""Of ``torch.export``, on code that it cannot record."""
+_NOISY_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
+_log = logging.getLogger(__name__)
 
 
 def trace(
@@ -70,28 +71,26 @@ def _export_graph(
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
-    with dynamic_recurrent_layers() if others else nullcontext(), visible_dropouts(model, modes.sample_dropouts):
+    with (
+        dynamic_recurrent_layers() if others else contextlib.nullcontext(),
+        visible_dropouts(model, modes.sample_dropouts),
+    ):
         program = _export(model, inputs, _dynamic_shapes(model, axes))
-    if isinstance(program, str) and others:
+    if isinstance(program, TraceFailure) and others:
         raise StepError(
             "trace",
             f"torch.export cannot export {type(model).__name__} with dynamic dimensions ({', '.join(others)}): "
-            f"{program.splitlines()[0]} Rewrite the part of forward() that depends on that size, or leave the "
-            "dimension out of dynamic_axes and give training batches of the evaluation's size.",
-            program,
+            f"{program.reason} Otherwise leave the dimension out of dynamic_axes, and give training batches of the "
+            "evaluation's size.",
+            program.trace,
         )
-    if isinstance(program, str):
+    if isinstance(program, TraceFailure):
         batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
-        notes = (f"traced with a fixed batch of {batch}: {program.splitlines()[0]}",)
+        notes = (f"traced with a fixed batch of {batch}: {program.reason}",)
         with visible_dropouts(model, modes.sample_dropouts):
             program = _export(model, inputs, None)
-    if isinstance(program, str):
-        raise StepError(
-            "trace",
-            f"torch.export cannot export {type(model).__name__}: {program.splitlines()[0]} "
-            "Rewrite the part of forward() that depends on tensor values.",
-            program,
-        )
+    if isinstance(program, TraceFailure):
+        raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)
     module, random_nodes = _plain_graph(program, modes)
     notes = (*notes, *make_trainable(module))
     return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
@@ -105,34 +104,50 @@ def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
     return torch.cat([example, example], axis)
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram | str:
-    """Export, or return the reason for the failure. Transformers' fused path is off: its operator cannot be trained."""
+def _describe_failure(model: nn.Module, inputs: tuple[Tensor, ...], modes: Modes, failure: TraceFailure) -> str:
+    """Return why a model cannot be traced: it does not even run, or ``torch.export`` cannot record it."""
+    name = type(model).__name__
+    if modes.evaluated is not None:
+        return f"torch.export cannot export {name}: {failure.reason}"
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    return (
+        f"{name} does not run on inputs of shape {shapes} ({modes.problem}). If one of them has its batch in another "
+        "dimension, as a recurrent state of shape (layers, batch, hidden) has, name it in batch_dim of the task, such "
+        "as {'state': 1}; a batch of 1 is repeated there for the trace."
+    )
+
+
+def _export(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram | TraceFailure:
+    """Export, or return why that fails. Transformers' fused path is off: its operator cannot be trained."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_loggers(), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")  # advice meant for model authors
             fresh = tuple(value.clone() for value in inputs)  # a failed attempt leaves marks on the tensors
             return torch.export.export(model, fresh, dynamic_shapes=dynamic_shapes, strict=False)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        AssertionError,
-    ) as error:
-        reason = _PACKED if _has_packed_sequence(error) else f"{type(error).__name__}: {str(error).strip()}"
-        return f"{reason}\n{traceback.format_exc()}"
+    except _FAILURES as error:
+        failure = explain_failure(model, error, printed.getvalue())
+        _log.debug("torch.export failed on %s:\n%s", type(model).__name__, failure.trace)
+        return failure
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _has_packed_sequence(error: BaseException) -> bool:
-    """Tell whether a layer that failed was given a packed sequence."""
-    values = (value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values())
-    return any(isinstance(value, PackedSequence) for value in values)
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Silence torch.export's own warnings on user code, for the length of a block; the debug log gets its graph."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, _NOISY_LOGGERS)]
+    for logger, _ in levels:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:

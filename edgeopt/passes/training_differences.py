@@ -41,7 +41,7 @@ class Modes(NamedTuple):
     sample_dropouts: Mapping[str, float]
     """See ``edgeopt.passes.stochastic``."""
     problem: str = ""
-    """Why it does not run in training mode."""
+    """Why it does not run."""
 
     @property
     def attention_dropouts(self) -> Sequence[float]:
@@ -54,14 +54,18 @@ def run_in_both_modes(model: nn.Module, inputs: Sequence[Tensor]) -> Modes:
     model.eval()
     try:
         evaluated = run_module(model, inputs)
-    except _FAILURES:
-        return Modes(None, None, {})  # the trace says why
+    except _FAILURES as error:
+        return Modes(None, None, {}, _describe_error(error))
     model.train()
     try:
         trained = run_module(model, inputs)
     except _FAILURES as error:
-        return Modes(evaluated, None, {}, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        return Modes(evaluated, None, {}, _describe_error(error))
     return Modes(evaluated, trained, find_sample_dropouts(model, trained))
+
+
+def _describe_error(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:_MAX_CHARACTERS]
 
 
 def describe_modes(
@@ -81,7 +85,7 @@ def describe_modes(
     if modes.trained is None:
         return (
             f"{_BEGIN}forward() does not run in training mode on the inputs alone "
-            f"({modes.problem[:_MAX_CHARACTERS]}). Candidates train the network as it is evaluated; the loss belongs "
+            f"({modes.problem}). Candidates train the network as it is evaluated; the loss belongs "
             "in loss(), which gets outputs and targets",
         )
     traced = run_module(training_graph(module), inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -58,7 +59,9 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         path.pop()
 
     with _restored_buffers(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
-        for name, part in model.named_modules():
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name, part in _python_modules(model):
             before = part.register_forward_pre_hook(lambda _, args, name=name: enter(name, args))
             after = part.register_forward_hook(leave, always_call=True)
             stack.callback(before.remove)
@@ -78,6 +81,11 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         shapes=tuple(tuple(value.shape) for value in outputs), called=frozenset(called), random=random,
         attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
     )  # fmt: skip
+
+
+def _python_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules with their paths; those of TorchScript take no hooks, and are refused later."""
+    return ((name, part) for name, part in model.named_modules() if not isinstance(part, torch.jit.ScriptModule))
 
 
 def module_path(node: torch.fx.Node) -> str:
@@ -124,7 +132,7 @@ def _attention_dropouts() -> Iterator[list[float]]:
 @contextlib.contextmanager
 def _restored_buffers(model: nn.Module) -> Iterator[Any]:
     """Give the buffers their values back after a block; yields a function: each buffer now and as it was."""
-    kept = [(part, dict(part._buffers)) for part in model.modules()]
+    kept = [(part, dict(part._buffers)) for _, part in _python_modules(model)]
     values = {name: value.detach().clone() for name, value in model.named_buffers()}
     try:
         yield lambda: {name: (now.detach(), values[name]) for name, now in model.named_buffers() if name in values}

@@ -63,11 +63,16 @@ def write(network: nn.Module, path: Path, *, channels: int = 1, max_opset: int =
 
 def run(model: Path, images: np.ndarray) -> np.ndarray:
     """Return the first output under ONNX Runtime."""
+    return next(iter(run_all(model, images).values()))
+
+
+def run_all(model: Path, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return every output under ONNX Runtime, by name."""
     inputs, outputs = model.with_suffix(".in.npz"), model.with_suffix(".out.npz")
     name = onnx.load(model).graph.input[0].name
     write_batches(inputs, [{name: images}])
     run_model(model, inputs, outputs, a_run_target(a_profile()))
-    return next(iter(read_batches(outputs)[0].values()))
+    return read_batches(outputs)[0]
 
 
 def runtime_operators(model: Path) -> Counter[str]:

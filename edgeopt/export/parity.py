@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import ParityError
-from edgeopt.records.trial import Parity
+from edgeopt.export.edge_inputs import LARGE
+from edgeopt.records.trial import EdgeInput, Parity
 
 _MIN_CHANGE_RATIO = 1 / 255
 """Smallest change by int8 that counts, over an output's largest value: one step."""
@@ -61,6 +62,42 @@ def compare_arrays(
 
 def _by_output(names: Sequence[str], errors: Sequence[float]) -> dict[str, float]:
     return {name: max(errors[index :: len(names)], default=0.0) for index, name in enumerate(names)}
+
+
+def check_edge_outputs(
+    expected: Sequence[NDArray[Any]],
+    actual: Sequence[NDArray[Any]],
+    edge: EdgeInput,
+    *,
+    stage: str,
+    tolerance: float | None,
+) -> None:
+    """Compare a file's outputs with those of the network on one batch of edge inputs.
+
+    They have to be finite, as the network's are, and within ``tolerance`` if the network's are steady. Large inputs
+    count only then: int8 and float16 have ranges, which the examples set.
+
+    Args:
+        expected: Outputs of the network.
+        actual: Outputs of the file.
+        edge: The inputs.
+        stage: The stage that made the file.
+        tolerance: As in ``compare_arrays``; None if the stage changes values.
+
+    Raises:
+        ParityError: names the output, and the inputs that show it.
+    """
+    exact = tolerance is not None and edge.steady
+    if edge.kind == LARGE and not exact:
+        return
+    try:
+        compare_arrays(expected, actual, stage=stage, tolerance=tolerance if exact else None)
+    except ParityError as error:
+        raise ParityError(
+            stage,
+            f"{error.reason.removesuffix('.')} if {edge.kind}, and the network's own are right there: a small constant "
+            "was lost, or a sum leaves the range of its type.",
+        ) from error
 
 
 def unexplained_ratio(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.jit._trace import TracerWarning
 
 from edgeopt.errors import StepError
+from edgeopt.export.exact_constants import exact_constants
 
 Exporter = Literal["dynamo", "torchscript"]
 
@@ -146,17 +147,18 @@ def _by_dynamo(module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interf
         )
     dims = {name: torch.export.Dim(name) for name in interface.dynamic_names}
     shapes = tuple({dim: dims[name] for dim, name in one.items()} for one in interface.axes)
-    program = torch.onnx.export(
-        module,
-        inputs,
-        dynamo=True,
-        dynamic_shapes=shapes if dims else None,
-        input_names=list(interface.input_names),
-        output_names=list(interface.output_names),
-        opset_version=_PREFERRED_OPSET,
-        external_data=False,
-        verbose=False,
-    )
+    with exact_constants():
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            dynamic_shapes=shapes if dims else None,
+            input_names=list(interface.input_names),
+            output_names=list(interface.output_names),
+            opset_version=_PREFERRED_OPSET,
+            external_data=False,
+            verbose=False,
+        )
     if program is None:
         raise RuntimeError("it returned no program")
     model: onnx.ModelProto = program.model_proto

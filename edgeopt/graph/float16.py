@@ -10,13 +10,14 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import read_initializers
+from edgeopt.graph.model import name_nodes, read_initializers
+from edgeopt.graph.small_constants import find_small_constant_nodes
 
 _LARGEST = 65504.0
 
 
 def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return the model in float16. Inputs and outputs stay float32.
+    """Return the model in float16. Inputs, outputs and nodes around constants too small for it stay float32.
 
     Raises:
         StepError: a weight is outside float16's range, and would be clamped.
@@ -27,8 +28,31 @@ def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
             raise StepError(
                 "float16", f"'{name}' holds {largest:g}, which is beyond the largest number of float16, {_LARGEST:g}."
             )
+    name_nodes(model.graph)
+    kept = find_small_constant_nodes(model.graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one per clamped value
-        converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
+        converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
+    _join_float32(converted.graph, set(kept))
     OnnxModel.graph_topological_sort(converted.graph, is_deterministic=True)  # the new casts come last
     return converted
+
+
+def _join_float32(graph: onnx.GraphProto, kept: set[str]) -> None:
+    """Let nodes that stay float32 read one another's values directly; the converter rounds them to float16 between."""
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        if node.name not in kept:
+            continue
+        for index, name in enumerate(node.input):
+            widened = producers.get(name)
+            rounded = producers.get(widened.input[0]) if widened is not None and widened.op_type == "Cast" else None
+            source = producers.get(rounded.input[0]) if rounded is not None and rounded.op_type == "Cast" else None
+            if rounded is not None and source is not None and source.name in kept:
+                node.input[index] = rounded.input[0]
+    visible = {value.name for value in graph.output}
+    read = {name for node in graph.node for name in node.input}
+    while unused := [node for node in graph.node if node.op_type == "Cast" and not (read | visible) & set(node.output)]:
+        for node in unused:
+            graph.node.remove(node)
+        read = {name for node in graph.node for name in node.input}

@@ -91,6 +91,15 @@ def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProt
     return consumers
 
 
+def name_nodes(graph: onnx.GraphProto) -> None:
+    """Give every node a unique name: recipes and libraries name the nodes that stay float."""
+    used: set[str] = set()
+    for index, node in enumerate(graph.node):
+        if not node.name or node.name in used:
+            node.name = f"{node.op_type}_{index}"
+        used.add(node.name)
+
+
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Replace all nodes of the graph with ``nodes``, in topological order."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]

@@ -20,6 +20,7 @@ from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tenso
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import resize, take_indices
 from edgeopt.passes.trace import trace
+from edgeopt.passes.training_graph import training_graph
 from edgeopt.records.low_rank import Factorization
 from edgeopt.task.dynamic_axes import AxisNames
 
@@ -38,7 +39,7 @@ class Network:
 
     Attributes:
         eval_module: The graph; batch norm uses running statistics, dropout is off.
-        train_module: The same tensors; batch norm and dropout in training mode.
+        train_module: The same tensors; normalization, dropout and stochastic depth in training mode.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Network:
         factorizations: Mapping[str, Factorization] | None = None,
     ) -> None:
         self.eval_module = module.eval()
-        self.train_module = _training_graph(module)
+        self.train_module = training_graph(module)
         self.example_inputs = example_inputs
         self.kept = dict(kept or {})
         self.notes = notes
@@ -61,7 +62,8 @@ class Network:
     def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None) -> Network:
         """Export a model with ``torch.export`` in evaluation mode; the model itself is not changed.
 
-        The batch is dynamic if the model allows it; if not, ``notes`` says so.
+        The batch is dynamic if the model allows it; if not, ``notes`` says so. They also name what the model does only
+        in training and the network does not.
 
         Args:
             model: Any module that ``torch.export`` can export.
@@ -209,17 +211,3 @@ def _empty_pair(shape: tuple[int, ...], factorization: Factorization) -> tuple[T
 def _row_major(tensor: Tensor) -> tuple[int, ...]:
     """Return the strides of row-major memory. ``is_contiguous`` does not help: it ignores dimensions of size 1."""
     return torch.empty(tensor.shape, device="meta").stride()
-
-
-def _training_graph(module: fx.GraphModule) -> fx.GraphModule:
-    """Return the graph in training mode, over the same tensors: every ``training`` or ``train`` flag is set."""
-    graph = copy.deepcopy(module.graph)
-    for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        for index, argument in enumerate(schema.arguments if schema is not None else ()):
-            if argument.name in ("training", "train"):
-                if index < len(node.args):
-                    node.update_arg(index, True)
-                else:
-                    node.update_kwarg(argument.name, True)
-    return fx.GraphModule(module, graph)

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
+import io
+import logging
 import operator
-import traceback
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
+from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
+from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
 arguments follow it."""
-_PACKED = (
-    "its recurrent layer runs on a packed sequence, which cannot be exported. Give the layer the padded sequences, and "
-    "choose the last step of each by its length."
-)
+_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
+"""Of ``torch.export``, on code that it cannot record."""
+_NOISY_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
+_log = logging.getLogger(__name__)
 
 
 def trace(
@@ -52,43 +56,44 @@ def trace(
     if axes is None:
         axes = [{0: BATCH} if example.dim() else {} for example in example_inputs]
     inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
-    training = [module for module in model.modules() if module.training]
+    flags = [(module, module.training) for module in model.modules()]
     try:
+        modes = run_in_both_modes(model, inputs)
         model.eval()
-        return inputs, *_export_graph(model, inputs, axes)
+        return inputs, *_export_graph(model, inputs, axes, modes)
     finally:
-        for module in training:
-            module.training = True
+        for module, training in flags:
+            module.training = training
 
 
 def _export_graph(
-    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames, modes: Modes
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
-    with dynamic_recurrent_layers() if others else nullcontext():
+    with (
+        dynamic_recurrent_layers() if others else contextlib.nullcontext(),
+        visible_dropouts(model, modes.sample_dropouts),
+    ):
         program = _export(model, inputs, _dynamic_shapes(model, axes))
-    if isinstance(program, str) and others:
+    if isinstance(program, TraceFailure) and others:
         raise StepError(
             "trace",
             f"torch.export cannot export {type(model).__name__} with dynamic dimensions ({', '.join(others)}): "
-            f"{program.splitlines()[0]} Rewrite the part of forward() that depends on that size, or leave the "
-            "dimension out of dynamic_axes and give training batches of the evaluation's size.",
-            program,
+            f"{program.reason} Otherwise leave the dimension out of dynamic_axes, and give training batches of the "
+            "evaluation's size.",
+            program.trace,
         )
-    if isinstance(program, str):
+    if isinstance(program, TraceFailure):
         batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
-        notes = (f"traced with a fixed batch of {batch}: {program.splitlines()[0]}",)
-        program = _export(model, inputs, None)
-    if isinstance(program, str):
-        raise StepError(
-            "trace",
-            f"torch.export cannot export {type(model).__name__}: {program.splitlines()[0]} "
-            "Rewrite the part of forward() that depends on tensor values.",
-            program,
-        )
-    module = _plain_graph(program)
-    return module, (*notes, *make_trainable(module))
+        notes = (f"traced with a fixed batch of {batch}: {program.reason}",)
+        with visible_dropouts(model, modes.sample_dropouts):
+            program = _export(model, inputs, None)
+    if isinstance(program, TraceFailure):
+        raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)
+    module, random_nodes = _plain_graph(program, modes)
+    notes = (*notes, *make_trainable(module))
+    return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
@@ -99,34 +104,50 @@ def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
     return torch.cat([example, example], axis)
 
 
-def _export(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any) -> torch.export.ExportedProgram | str:
-    """Export, or return the reason for the failure. Transformers' fused path is off: its operator cannot be trained."""
+def _describe_failure(model: nn.Module, inputs: tuple[Tensor, ...], modes: Modes, failure: TraceFailure) -> str:
+    """Return why a model cannot be traced: it does not even run, or ``torch.export`` cannot record it."""
+    name = type(model).__name__
+    if modes.evaluated is not None:
+        return f"torch.export cannot export {name}: {failure.reason}"
+    shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+    return (
+        f"{name} does not run on inputs of shape {shapes} ({modes.problem}). If one of them has its batch in another "
+        "dimension, as a recurrent state of shape (layers, batch, hidden) has, name it in batch_dim of the task, such "
+        "as {'state': 1}; a batch of 1 is repeated there for the trace."
+    )
+
+
+def _export(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram | TraceFailure:
+    """Export, or return why that fails. Transformers' fused path is off: its operator cannot be trained."""
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    printed = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _quiet_loggers(), contextlib.redirect_stderr(printed):
             warnings.simplefilter("ignore")  # advice meant for model authors
             fresh = tuple(value.clone() for value in inputs)  # a failed attempt leaves marks on the tensors
             return torch.export.export(model, fresh, dynamic_shapes=dynamic_shapes, strict=False)
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        AssertionError,
-    ) as error:
-        reason = _PACKED if _has_packed_sequence(error) else f"{type(error).__name__}: {str(error).strip()}"
-        return f"{reason}\n{traceback.format_exc()}"
+    except _FAILURES as error:
+        failure = explain_failure(model, error, printed.getvalue())
+        _log.debug("torch.export failed on %s:\n%s", type(model).__name__, failure.trace)
+        return failure
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _has_packed_sequence(error: BaseException) -> bool:
-    """Tell whether a layer that failed was given a packed sequence."""
-    values = (value for frame, _ in traceback.walk_tb(error.__traceback__) for value in frame.f_locals.values())
-    return any(isinstance(value, PackedSequence) for value in values)
+@contextlib.contextmanager
+def _quiet_loggers() -> Iterator[None]:
+    """Silence torch.export's own warnings on user code, for the length of a block; the debug log gets its graph."""
+    levels = [(logger, logger.level) for logger in map(logging.getLogger, _NOISY_LOGGERS)]
+    for logger, _ in levels:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in levels:
+            logger.setLevel(level)
 
 
 def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
@@ -140,8 +161,8 @@ def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
     return (*shapes[:position], shapes[position:])
 
 
-def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
-    """Turn an exported program into a plain graph module with its own copies of the tensors.
+def _plain_graph(program: torch.export.ExportedProgram, modes: Modes) -> tuple[fx.GraphModule, Counter[str]]:
+    """Turn an exported program into a plain graph module with its own copies of the tensors, and count random nodes.
 
     Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no source paths in
     the metadata, and ``reshape`` instead of ``view`` (which fails in channels-last memory).
@@ -155,8 +176,10 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     _inline_regions(exported)
     restore_recurrent_layers(graph)
     graph.set_codegen(fx.graph.CodeGen())
+    mark_dropouts(graph, modes.sample_dropouts, modes.attention_dropouts)
+    random_nodes = count_random_nodes(graph)
     for node in reversed(list(graph.nodes)):
-        node.meta = {}
+        node.meta = {key: node.meta[key] for key in (SAMPLE_DROPOUT, ATTENTION_DROPOUT) if key in node.meta}
         if node.target is torch.ops.aten.view.default:
             node.target = torch.ops.aten.reshape.default
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
@@ -168,7 +191,7 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     for target in {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}:
         value = operator.attrgetter(target)(exported)
         attributes[target] = copies.setdefault(id(value), copy.deepcopy(value))
-    return fx.GraphModule(attributes, graph)
+    return fx.GraphModule(attributes, graph), random_nodes
 
 
 def _plain_outputs(outputs: Any) -> Any:

@@ -32,6 +32,15 @@ class Parity(Record, frozen=True, kw_only=True):
     """``max_rel_error`` of each output; None if there is only one."""
 
 
+class EdgeInput(Record, frozen=True, kw_only=True):
+    """A batch of edge inputs on which the network itself is finite; see ``edgeopt.export.edge_inputs``."""
+
+    kind: str
+    """Words that follow *if*."""
+    steady: bool
+    """Whether the network gives the same outputs in float32 and float64, so that a file has to as well."""
+
+
 class Artifact(Record, frozen=True, kw_only=True):
     """One ``.onnx`` file of the workspace."""
 

@@ -13,6 +13,7 @@ from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.export.parity import compare_arrays
 from edgeopt.graph.apply import apply_steps
+from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.facts import read_facts
 from edgeopt.graph.steps import STEPS, name_of
 from edgeopt.records.recipe import (
@@ -240,3 +241,12 @@ def test_float16_refuses_weights_that_it_cannot_hold(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), source)
     with pytest.raises(StepError, match="'scale' holds 400000, which is beyond the largest number of float16, 65504"):
         apply_steps((Float16(),), source, tmp_path / "half.onnx", calibration=None, max_opset=17, max_ir=8)
+
+
+def test_a_denormal_constant_that_no_product_reads_stays(source):
+    model = onnx.load(source)
+    tiny = numpy_helper.from_array(np.array([1e-40], np.float32), "tiny")
+    model.graph.initializer.append(tiny)
+    model.graph.node.append(onnx.helper.make_node("Add", [model.graph.output[0].name, "tiny"], ["sum"]))
+    assert flush_denormals(model) == 0
+    assert numpy_helper.to_array(model.graph.initializer[-1]) == np.float32(1e-40)

@@ -78,7 +78,8 @@ def an_int8_reference(pool, folder):
     write_batches(inputs, [{"input": images(32, 7)[0].numpy()}])
     network = protocol.NetworkRef(source="original", file=None)
     job = protocol.ExportJob(
-        network=network, exporter="torchscript", inputs=str(inputs), expected=str(folder / "expected.npz"),
+        network=network, exporter="torchscript", examples=str(inputs), inputs=str(folder / "compared.npz"),
+        expected=str(folder / "expected.npz"),
         out=str(folder / "exported.onnx"), max_opset=17, max_ir=9,
     )  # fmt: skip
     pool.do(job, protocol.ExportDone)

@@ -21,6 +21,7 @@ from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
+from edgeopt.errors import StepError
 from edgeopt.graph.quantization.activations import ArrayBatch, ArrayBatches, read_activations
 from edgeopt.records.recipe import CalibrationMethod
 
@@ -87,6 +88,7 @@ class ActivationRanges:
             for name, data in computed.items():
                 low, high = (float(np.ravel(end)[0]) for end in data.range_value)
                 self._full[name] = low, high
+            _check_finite(self._model.graph, self._full)
         return self._full
 
     def _count(self, full: dict[str, Range]) -> dict[str, NDArray[np.int64]]:
@@ -99,6 +101,25 @@ class ActivationRanges:
                     counts, _ = np.histogram(value, _BIN_COUNT, full[name])
                     self._histograms[name] = self._histograms.get(name, np.zeros(_BIN_COUNT, np.int64)) + counts
         return self._histograms
+
+
+def _check_finite(graph: onnx.GraphProto, ranges: dict[str, Range]) -> None:
+    """Check that every range is finite.
+
+    Raises:
+        StepError: one is not; it names the first such value, which makes the others so, and the operator behind it.
+    """
+    operators = {value.name: "input of the graph" for value in graph.input}
+    operators |= {name: f"output of {node.op_type}" for node in graph.node for name in node.output}
+    for name, place in operators.items():
+        low, high = ranges.get(name, (0.0, 0.0))
+        if not np.isfinite([low, high]).all():
+            raise StepError(
+                "quantize",
+                f"the values of '{name}' ({place}) reach from {low:g} to {high:g} on the calibration samples, and int8 "
+                "needs finite ranges. Correct the sample that causes it in calibration_batches(), clamp the value in "
+                "forward(), or write a finite number such as -1e4 instead of an infinite mask.",
+            )
 
 
 def to_tensors_data(ranges: dict[str, Range]) -> TensorsData:

@@ -26,7 +26,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import find_consumers, load, read_batch_axes, read_initializers, read_opset, save
+from edgeopt.graph.model import find_consumers, load, name_nodes, read_batch_axes, read_initializers, read_opset, save
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
@@ -34,6 +34,7 @@ from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
 from edgeopt.graph.quantization.hard_sigmoid import write_hard_sigmoids
 from edgeopt.graph.quantization.hard_swish import write_hard_swishes
+from edgeopt.graph.small_constants import find_small_constant_nodes
 from edgeopt.records.codec import from_json
 from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Quantize
@@ -58,7 +59,7 @@ class PreparedModel:
     ranges: ActivationRanges
     batches: ArrayBatches
     float_nodes: tuple[str, ...]
-    """Nodes that stay float whatever the recipe says, because int8 is slower there."""
+    """Nodes that stay float whatever the recipe says: int8 is slower there, or would round a small constant away."""
     notes: tuple[str, ...]
 
 
@@ -100,7 +101,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         raise StepError(_STAGE, f"int8 per channel needs operator set {_MIN_OPSET}, the file has {read_opset(model)}.")
     notes: list[str] = []
     write_global_average_pools(model)
-    _name_nodes(model.graph)
+    name_nodes(model.graph)
     axes = read_batch_axes(model.graph)
     plain, path = folder / "plain.onnx", folder / "prepared.onnx"
     save(model, plain)
@@ -110,17 +111,22 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         notes.append("quantize: prepared without symbolic shape inference, which failed on this graph")
         quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
     prepared = load(path, _STAGE)
-    _name_nodes(prepared.graph)
+    name_nodes(prepared.graph)
     float_nodes = _find_faster_in_float(prepared)
     notes += [
         f"quantize: '{name}' stays float: it reads fewer than {_MIN_INT8_INPUT_CHANNELS} channels"
         for name in float_nodes
     ]
+    small = [name for name in find_small_constant_nodes(prepared.graph) if name not in float_nodes]
+    if small:
+        notes.append(f"quantize: {len(small)} nodes around constants below 6e-5 stay float, such as '{small[0]}'")
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         return read_calibration_batches(calibration, axes, samples)
 
-    return PreparedModel(prepared, ActivationRanges(prepared, path, batches), batches, tuple(float_nodes), tuple(notes))
+    return PreparedModel(
+        prepared, ActivationRanges(prepared, path, batches), batches, (*float_nodes, *small), tuple(notes)
+    )
 
 
 def equalize_prepared(prepared: PreparedModel, folder: Path) -> PreparedModel:
@@ -198,15 +204,6 @@ def _insert_pairs(
     quantizer.model.topological_sort()  # the new nodes come last
     quantized: onnx.ModelProto = quantizer.model.model
     return quantized
-
-
-def _name_nodes(graph: onnx.GraphProto) -> None:
-    """Give every node a unique name: recipes name the nodes that stay float."""
-    used: set[str] = set()
-    for index, node in enumerate(graph.node):
-        if not node.name or node.name in used:
-            node.name = f"{node.op_type}_{index}"
-        used.add(node.name)
 
 
 def _remove_output_rounding(model: onnx.ModelProto) -> None:

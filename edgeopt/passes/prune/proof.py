@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +12,12 @@ from torch import Tensor, fx
 from edgeopt.errors import ParityError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
+from edgeopt.passes.prune.float64 import float64_graph
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.labels import Marked
 from edgeopt.passes.prune.masked import Masked, Sharpened
-from edgeopt.passes.prune.proof_weights import ProofWeights, read_late
-from edgeopt.passes.prune.resize import CREATORS, kept_indices
+from edgeopt.passes.prune.proof_weights import ProofWeights
+from edgeopt.passes.prune.resize import kept_indices
 
 PROOF_TOLERANCE = 1e-9
 """In float64, rounding over some ten thousand additions stays below 1e-11; a wrong index gives an error near 1."""
@@ -51,7 +51,7 @@ def verify_pruning(
         ParityError: a node differs by more than ``PROOF_TOLERANCE`` or cannot run; the message names it.
     """
     alive = groups.alive(keep)
-    full, small = _to_float64(original), _to_float64(pruned)
+    full, small = float64_graph(original), float64_graph(pruned)
     weights = ProofWeights(original, pruned, groups.kept(keep), seed)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
@@ -84,22 +84,6 @@ def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> An
             f"the pruned network cannot run at node '{node.name}' ({node.target}): {error}. A rule in "
             "edgeopt/passes/prune/rules is wrong for this node; please report the architecture.",
         ) from error
-
-
-def _to_float64(network: Network) -> fx.GraphModule:
-    """Copy a network's graph for float64; casts to float32 and new float32 tensors become float64 too."""
-    graph = copy.deepcopy(network.eval_module.graph)
-    read_late(graph)
-    for node in graph.nodes:
-        node.args = fx.node.map_aggregate(node.args, _widen_dtype)
-        node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
-        if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
-            node.update_kwarg("dtype", torch.float64)
-    return fx.GraphModule(network.eval_module, graph)
-
-
-def _widen_dtype(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
 
 
 def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:

@@ -6,7 +6,6 @@ tensors as they are, and the interpreters get one at a time.
 
 from __future__ import annotations
 
-import copy
 import operator
 import zlib
 from collections.abc import Mapping
@@ -14,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from edgeopt.passes.network import Network
+from edgeopt.passes.prune.float64 import to_float64
 from edgeopt.passes.prune.interpret import tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import take_indices
@@ -46,7 +46,7 @@ class ProofWeights:
         """Return what a graph of the original reads under a name."""
         value = operator.attrgetter(target)(self.original.eval_module)
         if not isinstance(value, Tensor):
-            return _doubled(value)
+            return to_float64(value)
         tensor = self._filled(target, value)
         for dim in range(tensor.ndim):
             if (self.names[target], dim) in self.kept:
@@ -59,9 +59,9 @@ class ProofWeights:
         value = operator.attrgetter(target)(self.pruned.eval_module)
         before = operator.attrgetter(target)(self.original.eval_module)
         if not isinstance(value, Tensor):
-            return _doubled(value)
+            return to_float64(value)
         if not _has_single_value(before):
-            return _doubled(value)
+            return to_float64(value)
         slots = [(self.names[target], dim) for dim in range(before.ndim)]
         kept = {dim: self.kept[slot] for dim, slot in enumerate(slots) if slot in self.kept}
         return take_indices(self._filled(target, before), kept)
@@ -72,7 +72,7 @@ class ProofWeights:
         Zeros (biases, running means) get small values: large ones would leave channels at zero after a ReLU, and hide
         errors.
         """
-        tensor: Tensor = _doubled(value)
+        tensor: Tensor = to_float64(value)
         if _has_single_value(value):
             random = torch.Generator().manual_seed(self.seed + zlib.crc32(self.names[target].encode()))
             spread = 1.0 if bool(tensor.any()) else 0.1
@@ -80,20 +80,5 @@ class ProofWeights:
         return tensor
 
 
-def read_late(graph: fx.Graph) -> None:
-    """Move the reading of each tensor to its first use, so that it need not be kept before."""
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for node in graph.find_nodes(op="get_attr"):
-        if node.users:
-            min(node.users, key=order.__getitem__).prepend(node)
-
-
 def _has_single_value(value: Tensor) -> bool:
     return value.is_floating_point() and value.numel() > 1 and bool((value == value.reshape(-1)[0]).all())
-
-
-def _doubled(value: Any) -> Any:
-    """Return a copy of a tensor or module in float64; of integers a copy."""
-    if isinstance(value, nn.Module):
-        return copy.deepcopy(value).double()
-    return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach().clone()

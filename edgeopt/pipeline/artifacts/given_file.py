@@ -14,18 +14,27 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgeopt.bench.outputs import run_arrays, run_model
+from edgeopt.bench.outputs import read_batches, run_arrays, write_batches
 from edgeopt.errors import StepError, TaskError
+from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.graph.compatibility import find_incompatibility
 from edgeopt.graph.facts import is_quantized, read_facts
 from edgeopt.graph.given.files import baseline_content, read_given
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, expected_file, original_network
+from edgeopt.pipeline.artifacts.networks import (
+    ExportedFile,
+    StoredNetwork,
+    expected_file,
+    original_network,
+    parity_inputs_file,
+)
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
+from edgeopt.records.trial import EdgeInput
 from edgeopt.tasks.onnx_file import OnnxTask
 
 _STAGE = "evaluate"
+_EDGE_SAMPLES = 2
 _SAME_ANSWER_RATIO = 1e-2
 """Of an output's largest value: kernels for another batch size add in another order, in float16 too."""
 
@@ -47,11 +56,30 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     copy.write_bytes(content)
     original = original_network("given", run_step("facts", read_facts, copy).parameters)
     notes = (*_run_once(build, task, copy), *task.notes)
-    run_step(_STAGE, run_model, copy, build.data.parity_file, expected_file(build, original), build.run_target)
+    edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
     notes = (task.calibrated_by, *quantized, *notes)
-    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes)
+    return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
+
+
+def _write_parity_data(build: Build, task: OnnxTask, copy: Path, original: StoredNetwork) -> tuple[EdgeInput, ...]:
+    """Write examples and the edge inputs on which the file is finite, with its outputs, and return the edge inputs."""
+    examples = read_batches(build.data.parity_file)
+    index = range(task.fixed_batch or _EDGE_SAMPLES)
+    edges = make_edge_inputs(dict(zip(examples[0], task.axes.take(list(examples[0].values()), index), strict=True)))
+    try:
+        batches = [*examples, *(batch for _, batch in edges)]
+        outputs = run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE)
+    except StepError:  # such as an index out of range
+        batches, edges = examples, []
+        outputs = run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE)
+    count = len(examples)
+    finite = [all(np.isfinite(values).all() for values in found.values()) for found in outputs[count:]]
+    kept = [*range(count), *(count + index for index, usable in enumerate(finite) if usable)]
+    write_batches(parity_inputs_file(build, original), [batches[index] for index in kept])
+    write_batches(expected_file(build, original), [outputs[index] for index in kept])
+    return tuple(EdgeInput(kind=kind, steady=False) for (kind, _), usable in zip(edges, finite, strict=True) if usable)
 
 
 def _check_batch_size(task: OnnxTask, measured: int) -> None:

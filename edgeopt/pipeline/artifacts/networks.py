@@ -5,7 +5,7 @@ Parity is checked here too: a file's outputs against the outputs of the network 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CrashError, ParityError, StepError
-from edgeopt.export.parity import compare_arrays, unexplained_ratio
+from edgeopt.export.parity import check_edge_outputs, compare_arrays, unexplained_ratio
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
@@ -22,7 +22,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.recipe import Importance, TorchStep
-from edgeopt.records.trial import Parity
+from edgeopt.records.trial import EdgeInput, Parity
 
 PARITY_TOLERANCE = 1e-3
 """On the largest difference over an output's largest value. Right exports are within 1e-4, wrong ones beyond 0.1."""
@@ -53,6 +53,8 @@ class ExportedFile(Record, frozen=True, kw_only=True):
     exporter: Literal["dynamo", "torchscript", "given"]
     parities: tuple[Parity, ...]
     notes: tuple[str, ...]
+    edge_inputs: tuple[EdgeInput, ...] = ()
+    """The last batches of its network's parity inputs."""
 
 
 def original_network(source: str, parameters: int) -> StoredNetwork:
@@ -160,6 +162,11 @@ def train_with_retry(
     return done, done.notes
 
 
+def parity_inputs_file(build: Build, network: StoredNetwork) -> Path:
+    """Return the path of the inputs on which a network's files are compared with it: examples, then edge inputs."""
+    return build.workspace.folder("arrays") / f"compared-{network.key or 'original'}-{build.fingerprint}.npz"
+
+
 def expected_file(build: Build, network: StoredNetwork) -> Path:
     """Return the path of a network's own outputs on the parity inputs."""
     return build.workspace.folder("arrays") / f"expected-{network.key or 'original'}-{build.fingerprint}.npz"
@@ -170,14 +177,28 @@ def fake_quantized_outputs_file(build: Build, key: str) -> Path:
     return build.workspace.folder("arrays") / f"fake-quantized-{key}-{build.fingerprint}.npz"
 
 
-def check_parity(build: Build, network: StoredNetwork, path: Path, stage: str, tolerance: float | None) -> Parity:
-    """Compare a file's outputs with its network's own.
+def check_parity(
+    build: Build,
+    network: StoredNetwork,
+    path: Path,
+    stage: str,
+    tolerance: float | None,
+    edge_inputs: Sequence[EdgeInput],
+) -> Parity:
+    """Compare a file's outputs with its network's own, on examples and on edge inputs.
 
     Raises:
-        ParityError: they differ by more than ``tolerance``.
+        ParityError: they differ by more than ``tolerance``, or are not finite where the network's are.
     """
-    expected, found = _named_outputs(build, expected_file(build, network)), _outputs(build, path, stage)
-    return compare_arrays(expected, found, stage=stage, tolerance=tolerance, names=build.data.task.output_names)
+    expected = _named_outputs(build, expected_file(build, network))
+    found = _outputs(build, path, stage, parity_inputs_file(build, network))
+    names = build.data.task.output_names
+    examples = len(expected) - len(edge_inputs) * len(names)
+    parity = compare_arrays(expected[:examples], found[:examples], stage=stage, tolerance=tolerance, names=names)
+    for index, edge in enumerate(edge_inputs):
+        part = slice(examples + index * len(names), examples + (index + 1) * len(names))
+        check_edge_outputs(expected[part], found[part], edge, stage=stage, tolerance=tolerance)
+    return parity
 
 
 def check_imitation(build: Build, network: StoredNetwork, path: Path, max_ratio: float) -> Parity:
@@ -194,8 +215,9 @@ def check_imitation(build: Build, network: StoredNetwork, path: Path, max_ratio:
     """
     assert network.key is not None
     stage = "trained for"
-    found, floats = _outputs(build, path, stage), _named_outputs(build, expected_file(build, network))
+    found = _outputs(build, path, stage, build.data.parity_file)
     imitated = _named_outputs(build, fake_quantized_outputs_file(build, network.key))
+    floats = _named_outputs(build, expected_file(build, network))[: len(imitated)]
     parity = compare_arrays(imitated, found, stage=stage, tolerance=None)
     ratio = unexplained_ratio(floats, imitated, found)
     if ratio > max_ratio:
@@ -210,11 +232,11 @@ def _named_outputs(build: Build, file: Path) -> list[NDArray[Any]]:
     return [batch[name] for batch in read_batches(file) for name in build.data.task.output_names]
 
 
-def _outputs(build: Build, path: Path, stage: str) -> list[NDArray[Any]]:
-    """Run a file on the parity inputs."""
+def _outputs(build: Build, path: Path, stage: str, inputs: Path) -> list[NDArray[Any]]:
+    """Run a file on stored inputs."""
     outputs = path.with_suffix(".outputs.npz")
     try:
-        run_step(stage, run_model, path, build.data.parity_file, outputs, build.run_target)
+        run_step(stage, run_model, path, inputs, outputs, build.run_target)
         return _named_outputs(build, outputs)
     finally:
         outputs.unlink(missing_ok=True)
@@ -231,7 +253,9 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
         key,
         ExportedFile,
         lambda: _export(build, network, key.digest),
-        is_usable=lambda found: build.workspace.artifact(found.sha256).exists(),
+        is_usable=lambda found: (
+            build.workspace.artifact(found.sha256).exists() and parity_inputs_file(build, network).exists()
+        ),
     )
 
 
@@ -242,7 +266,8 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
         job = protocol.ExportJob(
             network=reference(build, network),
             exporter=exporter,
-            inputs=str(build.data.parity_file),
+            examples=str(build.data.parity_file),
+            inputs=str(parity_inputs_file(build, network)),
             expected=str(expected_file(build, network)),
             out=str(path),
             max_opset=build.profile.max_opset,
@@ -250,7 +275,7 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
         )
         try:
             done = build.torch_pool.do(job, protocol.ExportDone)
-            parity = check_parity(build, network, path, "exported", PARITY_TOLERANCE)
+            parity = check_parity(build, network, path, "exported", PARITY_TOLERANCE, done.edge_inputs)
         except (StepError, ParityError) as error:
             path.unlink(missing_ok=True)
             notes.append(f"the {exporter} exporter was not used: {error.reason}")
@@ -261,5 +286,6 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             exporter="torchscript" if done.exporter == "torchscript" else "dynamo",
             parities=(parity,),
             notes=(*notes, *done.notes),
+            edge_inputs=done.edge_inputs,
         )
     raise (CrashError if isinstance(last, CrashError) else StepError)("export", " ".join(notes), last.trace)

@@ -175,7 +175,7 @@ def _run_steps(
         exact = exact and stage.exact
         if stage.checked:
             tolerance = exact_tolerance if exact else None
-            parities.append(check_parity(build, network, result.path, stage.name, tolerance))
+            parities.append(check_parity(build, network, result.path, stage.name, tolerance, exported.edge_inputs))
     if quantize is not None and quantize.calibration == "trained" and network.key is not None:
         parities.append(check_imitation(build, network, target, MAX_UNEXPLAINED_RATIO))
     return target, tuple(parities), tuple(note for result in results for note in result.notes)

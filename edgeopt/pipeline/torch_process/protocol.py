@@ -7,7 +7,7 @@ from typing import Literal
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import FailureKind
+from edgeopt.records.trial import EdgeInput, FailureKind
 
 WORKER_VARIABLE = "EDGEOPT_WORKER"
 """Environment variable of a torch process: its number, from 0."""
@@ -98,7 +98,10 @@ class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"
 
     network: NetworkRef
     exporter: str
+    examples: str
+    """File of the real inputs on which its files are compared with it."""
     inputs: str
+    """File for these and the edge inputs that the network takes."""
     expected: str
     """File for the module's outputs on ``inputs``."""
     out: str
@@ -177,6 +180,8 @@ class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="exp
     """The file is written."""
 
     exporter: str
+    edge_inputs: tuple[EdgeInput, ...]
+    """The last batches of the job's ``inputs``."""
     notes: tuple[str, ...]
     seconds: float
 

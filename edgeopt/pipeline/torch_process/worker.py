@@ -42,6 +42,7 @@ from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.parity_data import run_batch, write_parity_data
 from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, threads
 from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
@@ -52,7 +53,6 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
-from edgeopt.task.values import flat_outputs
 
 _SALIENCY_BATCHES = 16
 """Training batches for gradient-based importance."""
@@ -234,9 +234,10 @@ class TorchJobs:
         start = time.perf_counter()
         network = self.network(job.network)
         exported = self.write_onnx(network.eval_module, job, Path(job.out))
-        self.write_outputs(network.eval_module, Path(job.inputs), Path(job.expected))
+        edge_inputs = write_parity_data(network, self.task, Path(job.examples), Path(job.inputs), Path(job.expected))
         return protocol.ExportDone(
             exporter=exported.exporter,
+            edge_inputs=edge_inputs,
             notes=(*network.notes, *exported.notes),
             seconds=time.perf_counter() - start,
         )
@@ -259,12 +260,7 @@ class TorchJobs:
 
     def write_outputs(self, module: nn.Module, inputs: Path, out: Path) -> None:
         """Write a module's outputs for a file of inputs."""
-        results = []
-        for batch in read_batches(inputs):
-            with torch.no_grad():
-                outputs = flat_outputs(module(*(torch.from_numpy(batch[name]) for name in self.task.input_names)))
-            results.append(dict(zip(self.task.output_names, (value.numpy() for value in outputs), strict=True)))
-        write_batches(out, results)
+        write_batches(out, [run_batch(module, self.task, batch) for batch in read_batches(inputs)])
 
     def export_probes(self, job: protocol.ProbeJob) -> protocol.ProbeDone:
         """Export the original at other widths; only the sizes of these files matter, not their weights."""

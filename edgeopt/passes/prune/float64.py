@@ -1,0 +1,53 @@
+"""A network in float64: its graph for that, and its tensors, each converted when it is read."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.resize import CREATORS
+
+
+class Float64Interpreter(fx.Interpreter):
+    """Runs a network in float64; at no time are there more tensors in float64 than those in use."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(float64_graph(network))
+
+    def fetch_attr(self, target: str) -> Any:
+        """Return a tensor of the network in float64."""
+        return to_float64(super().fetch_attr(target))
+
+
+def float64_graph(network: Network) -> fx.GraphModule:
+    """Copy a network's graph for float64: casts to float32 and new float32 tensors become float64 too.
+
+    The tensors stay as they are. Each is read right before its first use.
+    """
+    graph = copy.deepcopy(network.eval_module.graph)
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in graph.find_nodes(op="get_attr"):
+        if node.users:
+            min(node.users, key=order.__getitem__).prepend(node)
+    for node in graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, _widen_dtype)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
+        if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
+            node.update_kwarg("dtype", torch.float64)
+    return fx.GraphModule(network.eval_module, graph)
+
+
+def to_float64(value: Any) -> Any:
+    """Return a copy of a tensor or module in float64; of a tensor of integers a copy."""
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).double()
+    assert isinstance(value, Tensor)
+    return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach().clone()
+
+
+def _widen_dtype(argument: Any) -> Any:
+    return torch.float64 if argument is torch.float32 else argument

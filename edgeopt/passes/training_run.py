@@ -1,0 +1,155 @@
+"""One run of a module in training or in evaluation mode, and what happened in it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_CALL_NUMBER = re.compile(r"@\d+$")
+
+
+class TrainingRun(NamedTuple):
+    """What happened in one run of a module."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the outputs, flat."""
+    called: frozenset[str]
+    """Submodules that ran, by path."""
+    random: Counter[str]
+    """How many random operators each submodule ran itself, by path."""
+    attention_dropouts: tuple[float, ...]
+    """The dropout of each scaled dot product attention, in order."""
+    shapes_read: dict[str, tuple[int, ...]]
+    """The shape of the first input of each submodule that ran."""
+    trained: frozenset[str]
+    """Parameters that an output's gradient reaches, by each of their names."""
+    updated: frozenset[str]
+    """Buffers of floating point whose values changed."""
+
+
+def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
+    """Run a module in the mode that it is in; buffers and random states are restored.
+
+    Args:
+        model: Any module.
+        inputs: Positional inputs.
+    """
+    path: list[str] = []
+    called: set[str] = set()
+    random: Counter[str] = Counter()
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def enter(name: str, args: tuple[Any, ...]) -> None:
+        path.append(name)
+        called.add(name)
+        if args and isinstance(args[0], Tensor):
+            shapes.setdefault(name, tuple(args[0].shape))
+
+    def leave(*_: Any) -> None:
+        path.pop()
+
+    with _restored_buffers(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        for name, part in _python_modules(model):
+            before = part.register_forward_pre_hook(lambda _, args, name=name: enter(name, args))
+            after = part.register_forward_hook(leave, always_call=True)
+            stack.callback(before.remove)
+            stack.callback(after.remove)
+        dropouts = stack.enter_context(_attention_dropouts())
+        stack.enter_context(torch.enable_grad())
+        with _RandomOperators(random, path):
+            found = model(*(value.clone() for value in inputs))
+        outputs = [value for value in pytree.tree_leaves(found) if isinstance(value, Tensor)]
+        trained = _reached_parameters(model, outputs)
+        updated = {
+            name
+            for name, (now, before_values) in buffers().items()
+            if now.is_floating_point() and not torch.equal(now, before_values)
+        }
+    return TrainingRun(
+        shapes=tuple(tuple(value.shape) for value in outputs), called=frozenset(called), random=random,
+        attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
+    )  # fmt: skip
+
+
+def _python_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield modules with their paths; those of TorchScript take no hooks, and are refused later."""
+    return ((name, part) for name, part in model.named_modules() if not isinstance(part, torch.jit.ScriptModule))
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Return the path of the submodule that a node of a trace came from."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return _CALL_NUMBER.sub("", str(stack[-1][0])) if stack else ""
+
+
+def is_random(target: Any) -> bool:
+    """Tell whether an operator draws random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
+
+
+class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts random operators by the submodule that runs them."""
+
+    def __init__(self, counts: Counter[str], path: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.counts, self.path = counts, path
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_random(func):
+            self.counts[self.path[-1] if self.path else ""] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _attention_dropouts() -> Iterator[list[float]]:
+    """Record the dropout of each scaled dot product attention, for the length of a block."""
+    original: Any = functional.scaled_dot_product_attention
+    found: list[float] = []
+
+    def attention(*args: Any, **kwargs: Any) -> Any:
+        found.append(float(args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)))
+        return original(*args, **kwargs)
+
+    functional.scaled_dot_product_attention = attention
+    try:
+        yield found
+    finally:
+        functional.scaled_dot_product_attention = original
+
+
+@contextlib.contextmanager
+def _restored_buffers(model: nn.Module) -> Iterator[Any]:
+    """Give the buffers their values back after a block; yields a function: each buffer now and as it was."""
+    kept = [(part, dict(part._buffers)) for _, part in _python_modules(model)]
+    values = {name: value.detach().clone() for name, value in model.named_buffers()}
+    try:
+        yield lambda: {name: (now.detach(), values[name]) for name, now in model.named_buffers() if name in values}
+    finally:
+        for part, buffers in kept:
+            part._buffers.update(buffers)
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                if name in values:
+                    value.copy_(values[name])
+
+
+def _reached_parameters(model: nn.Module, outputs: Sequence[Tensor]) -> frozenset[str]:
+    sums = [value.sum() for value in outputs if value.requires_grad and value.is_floating_point()]
+    parameters = [value for value in model.parameters() if value.requires_grad]
+    if not sums or not parameters:
+        return frozenset()
+    gradients = torch.autograd.grad(torch.stack(sums).sum(), parameters, allow_unused=True)
+    reached = {id(value) for value, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return frozenset(name for name, value in model.named_parameters(remove_duplicate=False) if id(value) in reached)

@@ -24,12 +24,13 @@ from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.trainable import FROZEN_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
-from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
@@ -40,6 +41,7 @@ from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
+from edgeopt.pipeline.torch_process.protocol import AS_TRAINED
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
@@ -236,12 +238,27 @@ def start(build: Build) -> Search:
             original, exported = take_given_file(build, task)
             settle_score(build, Evaluator(build, exported.sha256))
             exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
+            baseline = ExportedNetwork(original, exported)
         else:
-            count = sum(value.numel() for value in task.model.parameters())
-            original = original_network("original", count)
-            exported = export_network(build, original)
+            baseline, (original, exported) = export_original(build, task)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
-    return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
+    evaluator = Evaluator(build, baseline.exported.sha256)
+    return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
+
+
+def export_original(build: Build, task: CheckedTask) -> tuple[ExportedNetwork, ExportedNetwork]:
+    """Return the baseline, which is the network as it was trained, and the network that all candidates start from.
+
+    They differ if parallel branches could be merged.
+    """
+    count = sum(value.numel() for value in task.model.parameters())
+    original = original_network("original", count)
+    exported = export_network(build, original)
+    if not exported.merged_sums or exported.parameters is None:
+        return ExportedNetwork(original, exported), ExportedNetwork(original, exported)
+    as_trained = original_network(AS_TRAINED, count)
+    original = original_network("original", exported.parameters)
+    return ExportedNetwork(as_trained, export_network(build, as_trained)), ExportedNetwork(original, exported)
 
 
 def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
@@ -281,9 +298,11 @@ def task_notes(build: Build) -> tuple[str, ...]:
 
 def training_notes(search: Search) -> tuple[str, ...]:
     """Return what the report has to say about how the candidates were trained."""
-    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
+    notes = search.runner.exported.notes
+    frozen = [note for note in notes if note.endswith(FROZEN_NOTE)]
+    merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
     gain = undertrained_note(search.runner.trials)
-    return (*frozen, *((gain,) if gain else ()))
+    return (*merged, *frozen, *((gain,) if gain else ()))
 
 
 def measured(choice: Choice, number: int) -> Measured:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from numpy.typing import NDArray
@@ -53,6 +53,17 @@ class ExportedFile(Record, frozen=True, kw_only=True):
     exporter: Literal["dynamo", "torchscript", "given"]
     parities: tuple[Parity, ...]
     notes: tuple[str, ...]
+    parameters: int | None = None
+    """Of its network; None for a given file."""
+    merged_sums: int = 0
+    """Sums of parallel branches that are one convolution each in the file, and are not in the trained model."""
+
+
+class ExportedNetwork(NamedTuple):
+    """A network and its file."""
+
+    network: StoredNetwork
+    exported: ExportedFile
 
 
 def original_network(source: str, parameters: int) -> StoredNetwork:
@@ -162,7 +173,7 @@ def train_with_retry(
 
 def expected_file(build: Build, network: StoredNetwork) -> Path:
     """Return the path of a network's own outputs on the parity inputs."""
-    return build.workspace.folder("arrays") / f"expected-{network.key or 'original'}-{build.fingerprint}.npz"
+    return build.workspace.folder("arrays") / f"expected-{network.key or network.source}-{build.fingerprint}.npz"
 
 
 def fake_quantized_outputs_file(build: Build, key: str) -> Path:
@@ -226,7 +237,7 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
     Raises:
         StepError: neither gives a file that computes what the network computes.
     """
-    key = build.keys.of("exported-file", network=network.key)
+    key = build.keys.of("exported-file", network=network.key or network.source)
     return build.ledger.remember(
         key,
         ExportedFile,
@@ -261,5 +272,7 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             exporter="torchscript" if done.exporter == "torchscript" else "dynamo",
             parities=(parity,),
             notes=(*notes, *done.notes),
+            parameters=done.parameters,
+            merged_sums=done.merged_sums,
         )
     raise (CrashError if isinstance(last, CrashError) else StepError)("export", " ".join(notes), last.trace)

@@ -106,7 +106,7 @@ class Search:
         """Measure the baseline as it was exported, then the original in every allowed precision."""
         runner = self.runner
         with self.build.clock.stage("baseline"):
-            variant = runner.make_variant(ORIGINAL, runner.original, runner.exported, (), {})
+            variant = runner.make_variant(ORIGINAL, *runner.baseline, (), {})
             if isinstance(variant.made, Failed):
                 raise EdgeoptError(f"the baseline failed at {variant.made.stage}: {variant.made.reason}")
             runner.measure(variant)

@@ -17,6 +17,11 @@ class ChannelGroup(Record, frozen=True, kw_only=True):
     """One score per channel, in the order of the channels; empty for a frozen group."""
     frozen_by: str | None
     """The reason why all of its channels stay; None if they can be removed."""
+    unit: int = 1
+    """Neighbouring indices that a channel has in multiplied weights, such as the depth of a head or the channels of a
+    convolution's group."""
+    in_convolution: bool = False
+    """Whether a convolution's weight has them."""
 
 
 class Dimension(Record, frozen=True, kw_only=True):

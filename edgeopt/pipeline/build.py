@@ -39,6 +39,7 @@ from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
 from edgeopt.pipeline.torch_process.protocol import AS_TRAINED
@@ -50,6 +51,7 @@ from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
+from edgeopt.records.width_rules import WidthRules
 from edgeopt.select.decision import choose
 from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
@@ -88,6 +90,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     """After this long no further round of trainings begins."""
     shapes: tuple[str, ...] = ()
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
+    width_rules: WidthRules = WidthRules()
+    """Of ``edgeopt.toml`` and the command line."""
     quick: bool
     more: bool
     command: tuple[str, ...]
@@ -178,6 +182,7 @@ def open_build(
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
+        width_rules = settle_width_rules(request.width_rules, task)
         data = TaskData(task, workspace)
         sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
@@ -205,6 +210,7 @@ def open_build(
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
+            width_rules=width_rules,
             clock=clock,
         )
 
@@ -302,7 +308,8 @@ def training_notes(search: Search) -> tuple[str, ...]:
     frozen = [note for note in notes if note.endswith(FROZEN_NOTE)]
     merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
     gain = undertrained_note(search.runner.trials)
-    return (*merged, *frozen, *((gain,) if gain else ()))
+    widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
+    return (*merged, *frozen, *widths, *((gain,) if gain else ()))
 
 
 def measured(choice: Choice, number: int) -> Measured:

@@ -19,6 +19,7 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import DeviceInfo, Environment
 from edgeopt.records.profile import Profile
+from edgeopt.records.width_rules import WidthRules
 from edgeopt.store.keys import BuildFacts, Keys
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
@@ -98,6 +99,8 @@ class Build:
     time_limit_seconds: float | None
     sizes: tuple[DimensionSizes, ...] = ({},)
     """Of the dynamic dimensions besides the batch, at which limits have to be kept; the largest case is first."""
+    width_rules: WidthRules = field(default_factory=WidthRules)
+    """Of the task, ``edgeopt.toml`` and the command line."""
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 

@@ -34,6 +34,9 @@ MIN_WIDTH_RATIO = 0.5
 """No group goes below this ratio of the width that uniform pruning would give it: importance is estimated before
 training and can't show that a layer isn't needed at all."""
 ESTIMATE_ERROR_RATIO = 0.1
+UNREACHED_NOTE = "no widths allowed at this size are predicted to reach"
+"""In the note of an allocation that misses the latency limit."""
+NOT_SMALL_ENOUGH = "no allowed widths keep the limit on parameters"
 BISECTION_STEPS = 40
 TIME_WEIGHT = 0.3
 NOTHING: Mapping[str, int] = {}
@@ -131,14 +134,38 @@ def allocate(
     limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
     solution = _solve(table, predictor, step, parameter_limit, limit_ns, least)
     if isinstance(solution, str):
-        note = f"{solution}: work was counted instead of latency"
-        return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
-    full = table.widths()
+        widths = allocate_by_work(table, parameter_limit, step, least)
+        ratio = predictor.ratio(table.widths(widths))
+        notes = [f"{solution}: work was counted instead of latency"]
+        if solution == NOT_SMALL_ENOUGH and max_latency_ratio is not None and ratio > max_latency_ratio:
+            notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
+        return _without_proof(widths, tuple(notes))
+    full, ratio = table.widths(), predictor.ratio(solution.widths)
+    notes = []
+    if max_latency_ratio is not None and solution.misses_latency:
+        notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
     return Allocation(
         widths={name: width for name, width in solution.widths.items() if width < full[name]},
         gap_ratio=solution.gap_ratio,
-        latency_ratio=predictor.ratio(solution.widths),
-        notes=(),
+        latency_ratio=ratio,
+        notes=tuple(notes),
+    )
+
+
+def unreached_note(precision: str, asked_ratio: float, found_ratio: float, *, has_rules: bool) -> str:
+    """Return what the report says about a latency limit that no allowed widths reach.
+
+    Args:
+        precision: Of the files that were timed.
+        asked_ratio: The limit over the original's latency.
+        found_ratio: The predicted latency of the quickest widths, over the original's.
+        has_rules: Whether the user asked for least widths.
+    """
+    rules = " and those of keep and min_widths" if has_rules else ""
+    return (
+        f"{UNREACHED_NOTE} the latency limit: it is {asked_ratio:.3f} of the original's latency in {precision}, and "
+        f"the quickest take {found_ratio:.3f}, because each group keeps at least {MIN_WIDTH_RATIO:.0%} of its width in "
+        f"uniform pruning{rules}. Smaller sizes allow narrower groups; if none is quick enough, raise the limit"
     )
 
 
@@ -172,7 +199,7 @@ def _solve(
     best = program.solve(lost, limits)
     if best is None:
         quickest = program.solve(latency, [limit for limit in limits if limit[0] is not latency])
-        return "no allowed widths keep the limit on parameters" if quickest is None else quickest
+        return NOT_SMALL_ENOUGH if quickest is None else quickest._replace(misses_latency=True)
     if math.isinf(parameter_limit):
         return best
     lowest = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)

@@ -44,6 +44,8 @@ class WeightShape(Record, frozen=True, kw_only=True):
     """Multiplications by each of its numbers for one sample (output positions); 0 for biases and norms."""
     values_per_weight: int
     """Values of one sample that each number of a batch norm's weight scales; 0 for all other tensors."""
+    output_dim: int | None = None
+    """The dimension of its layer's output channels; None if that is not known."""
 
     def numbers(self, widths: Mapping[str, int]) -> int:
         """Return how many numbers it has at these widths."""

@@ -6,6 +6,7 @@ from edgeopt.latency.predictor import Predictor
 from edgeopt.planning.width_program import GAP_RATIO, importance_losses
 from edgeopt.planning.widths import (
     ESTIMATE_ERROR_RATIO,
+    UNREACHED_NOTE,
     allocate,
     allocate_by_work,
     group_step,
@@ -133,6 +134,26 @@ def test_if_no_widths_keep_the_latency_limit_the_quickest_within_the_parameter_l
         found.latency_ratio
         < allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=None).latency_ratio
     )
+
+
+def test_a_latency_limit_that_no_widths_reach_is_said_with_both_numbers():
+    table, predictor = a_group_table(), Predictor(a_latency_table())
+    found = allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=0.01)
+    assert UNREACHED_NOTE in found.notes[0]
+    assert "it is 0.010 of the original's latency in fp32" in found.notes[0]
+    assert f"the quickest take {found.latency_ratio:.3f}" in found.notes[0]
+    assert "keep" not in found.notes[0].replace("keeps", "")
+    reached = allocate(table, 8, predictor, max_parameters=0.9 * PARAMETERS, max_latency_ratio=0.6)
+    assert reached.notes == ()
+    bound = allocate(table, 8, predictor, max_parameters=PARAMETERS, max_latency_ratio=0.6, least={"a": 64, "b": 60})
+    assert "and those of keep and min_widths" in bound.notes[0]
+    neither = allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=0.6, least={"a": 60})
+    assert neither.widths == {"b": 16}
+    assert UNREACHED_NOTE in neither.notes[0]
+    neither = allocate(table, 8, predictor, max_parameters=100, max_latency_ratio=0.1, least={"a": 50})
+    assert neither.widths == {"a": 56, "b": 8}
+    assert "limit on parameters" in neither.notes[0]
+    assert UNREACHED_NOTE in neither.notes[1]
 
 
 def test_work_is_counted_without_a_latency_table_or_with_another_network_s_table():

@@ -38,6 +38,7 @@ def build_group_table(
     uses = _count_uses(network.eval_module, shapes, inputs[0].shape[0])
     scaled = _count_scaled_values(network.eval_module, shapes, inputs[0].shape[0])
     convolutions = _convolution_weights(network.eval_module)
+    outputs = _output_dims(network.eval_module)
     owned: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups.groups.values():
         for slot, indices in group.slots.items():
@@ -50,7 +51,13 @@ def build_group_table(
             moving = sum(count * groups.groups[group].channels for group, count in per_channel.items())
             dims.append(Dimension(fixed=size - moving, per_channel=per_channel))
         tensors.append(
-            WeightShape(name=name, dims=tuple(dims), macs_per_weight=uses[name], values_per_weight=scaled[name])
+            WeightShape(
+                name=name,
+                dims=tuple(dims),
+                macs_per_weight=uses[name],
+                values_per_weight=scaled[name],
+                output_dim=0 if parameter.ndim == 1 else outputs.get(name),
+            )
         )
     return GroupTable(
         groups=tuple(
@@ -99,6 +106,18 @@ def _convolution_weights(module: fx.GraphModule) -> set[str]:
     }
 
 
+def _output_dims(module: fx.GraphModule) -> dict[str, int]:
+    """Return for each weight of a known layer the dimension of its output channels, by the weight's name."""
+    names = tensor_names(module)
+    found = {}
+    for node in module.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        weight, dim = _OUTPUT_DIMS.get(packet, (-1, 0))
+        if weight >= 0 and node.args[weight].op == "get_attr":
+            found[names[str(node.args[weight].target)]] = dim
+    return found
+
+
 def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
     """Count, for each weight, how often one sample multiplies each of its numbers."""
     names = tensor_names(module)
@@ -138,3 +157,11 @@ def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> 
 _CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED_CONVOLUTIONS: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _MATRIX_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)
+_OUTPUT_DIMS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((*_CONVOLUTIONS, aten.linear), (1, 0)),
+    **dict.fromkeys(_TRANSPOSED_CONVOLUTIONS, (1, 1)),
+    **dict.fromkeys((aten.matmul, aten.mm, aten.bmm), (1, -1)),
+    aten.addmm: (2, -1),
+    aten.embedding: (0, 1),
+}
+"""Operator to the position of its weight, and the dimension of the weight's output channels."""

@@ -118,6 +118,7 @@ class Search:
         key = build.keys.of(
             "finished-search", effort=build.effort, distillation=distillation(build), importance=importance_of(build),
             precisions=build.profile.precisions, channel_step=build.profile.channel_step,
+            width_rules=build.width_rules,
         )  # fmt: skip
         finished = build.ledger.get(key, FinishedSearch)
         points = [Point(1.0, self.ships(self.runner.trials[1:]))]

@@ -161,11 +161,11 @@ def unreached_note(precision: str, asked_ratio: float, found_ratio: float, *, ha
         found_ratio: The predicted latency of the quickest widths, over the original's.
         has_rules: Whether the user asked for least widths.
     """
-    rules = " and those of keep and min_widths" if has_rules else ""
+    rules = ", nor of what keep and min_widths ask for" if has_rules else ""
     return (
         f"{UNREACHED_NOTE} the latency limit: it is {asked_ratio:.3f} of the original's latency in {precision}, and "
-        f"the quickest take {found_ratio:.3f}, because each group keeps at least {MIN_WIDTH_RATIO:.0%} of its width in "
-        f"uniform pruning{rules}. Smaller sizes allow narrower groups; if none is quick enough, raise the limit"
+        f"the quickest take {found_ratio:.3f}, because no group keeps less than half of its width in uniform "
+        f"pruning{rules}. Smaller sizes allow narrower groups; if none of them is quick enough, raise the limit"
     )
 
 

@@ -10,6 +10,7 @@ from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.budget import Budget
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.records.width_rules import WidthRules
+from edgeopt.report import words
 from edgeopt.select.limits import judge_limits
 from edgeopt.task import CheckedTask
 from edgeopt.tasks.onnx_file import OnnxTask
@@ -52,12 +53,16 @@ def width_notes(rules: WidthRules, trials: Iterable[Trial], budget: Budget) -> t
     if rules.min_widths:
         widths = ", ".join(f"{width} in {glob}" for glob, width in rules.min_widths.items())
         notes.append(f"The least number of output channels was {widths}.")
+    unreached: dict[str, list[str]] = {}
     for trial in trials:
         if not isinstance(trial.outcome, Measured):
             continue
         found = trial.outcome.artifact.notes
         notes += [f"{note}." for note in found if note.endswith(NO_EFFECT_NOTE)]
         missed = {finding.limit for finding in judge_limits(trial.outcome, budget) if not finding.kept}
-        if "latency" in missed:
-            notes += [f"Trial {trial.number}: {note}." for note in found if UNREACHED_NOTE in note]
+        for note in found if "latency" in missed else ():
+            if UNREACHED_NOTE in note:
+                unreached.setdefault(note, []).append(str(trial.number))
+    for note, numbers in unreached.items():
+        notes.append(f"Trial{'s' * (len(numbers) > 1)} {words.listed(numbers)}: {note}.")
     return tuple(dict.fromkeys(notes))

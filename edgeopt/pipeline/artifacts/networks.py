@@ -20,7 +20,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
-from edgeopt.records.groups import GroupTable
+from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.recipe import Importance, TorchStep
 from edgeopt.records.trial import Parity
 
@@ -82,7 +82,8 @@ def reference(build: Build, network: StoredNetwork) -> protocol.NetworkRef:
 
 def group_table_of(build: Build, network: StoredNetwork, importance: Importance) -> tuple[GroupTable, Path]:
     """Return a network's group table, and its file."""
-    key = build.keys.of("group-table", network=network.key, importance=importance)
+    form = (ChannelGroup.__struct_fields__, WeightShape.__struct_fields__)
+    key = build.keys.of("group-table", network=network.key, importance=importance, form=form)
     path = build.workspace.folder("tables") / f"{key.digest}.json"
     if not path.exists():
         job = protocol.TableJob(network=reference(build, network), importance=importance, out=str(path))

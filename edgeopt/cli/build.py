@@ -11,9 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
-from edgeopt.cli.options import estimate_option, fallback_option, limit_options, score_options, verbose_option
+from edgeopt.cli.options import (
+    channel_options,
+    estimate_option,
+    fallback_option,
+    limit_options,
+    score_options,
+    verbose_option,
+)
 from edgeopt.config.limits import LimitOptions
 from edgeopt.records.scoring import ScoreWish
+from edgeopt.records.width_rules import WidthRules
 
 if TYPE_CHECKING:
     from edgeopt.config.project import Project
@@ -63,6 +71,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @score_options
 @estimate_option
 @limit_options
+@channel_options
 @fallback_option
 @click.option(
     "--shape",
@@ -103,6 +112,7 @@ def command(
     score_wish: ScoreWish,
     estimate: bool,
     limits: LimitOptions,
+    width_rules: WidthRules,
     time_limit: float | None,
     quiet: bool,
     as_json: bool,
@@ -131,6 +141,7 @@ def command(
             task=task or project.task or "fashion",
             data=str(data) if data else None,
             score_wish=score_wish,
+            width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
             profile=profile,
             device="local:" if search.calibration else device_uri or profile.device,
             calibration=search.calibration,

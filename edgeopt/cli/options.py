@@ -11,6 +11,7 @@ import click
 
 from edgeopt.config.limits import LimitOptions, check_options
 from edgeopt.records.scoring import SCORE_NAMES, ScoreWish
+from edgeopt.records.width_rules import WidthRules
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -92,6 +93,40 @@ def score_options(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KIND",
         help=f"How to score a TASK that is an .onnx file: {', '.join(SCORE_NAMES)} (default: by outputs and labels).",
     )(named)
+
+
+def _parse_width(text: str) -> tuple[str, int]:
+    """Return the glob and the number of ``GLOB=N``.
+
+    Raises:
+        click.BadParameter: it is not of that form.
+    """
+    glob, separator, width = text.rpartition("=")
+    if not separator or not glob or not width.isdecimal():
+        raise click.BadParameter(f"'{text}' is not GLOB=N, such as 'stem.*=16'.")
+    return glob, int(width)
+
+
+def channel_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options for channels that stay; they arrive as one argument, ``width_rules``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, keep: tuple[str, ...], min_width: tuple[tuple[str, int], ...], **kwargs: Any) -> Any:
+        return function(*args, width_rules=WidthRules(keep=keep, min_widths=dict(min_width)), **kwargs)
+
+    widths = click.option(
+        "--min-width",
+        multiple=True,
+        type=_parse_width,
+        metavar="GLOB=N",
+        help="Least number of output channels of the layers whose names match; may be repeated.",
+    )(wrapper)
+    return click.option(
+        "--keep",
+        multiple=True,
+        metavar="GLOB",
+        help="Cut no channel of the parameters or modules whose names match, such as 'head.*'; may be repeated.",
+    )(widths)
 
 
 device_option = click.option("--device", "device_uri", metavar="URI", help="Device to run on (default: the target's).")

@@ -14,13 +14,17 @@ FILE_NAME = "edgeopt.toml"
 
 
 class Project(Record, frozen=True, kw_only=True):
-    """The content of ``edgeopt.toml``; ``None`` for a key that it lacks. Paths in it are relative to its folder."""
+    """The content of ``edgeopt.toml``; empty for keys that it lacks. Paths are relative to its folder."""
 
     task: str | None = None
     """As on the command line: a ready task, ``module:name``, ``file.py:name`` or ``model.onnx``."""
     target: str | None = None
     """The name of a profile, or the path of its file."""
     limits: LimitOptions | None = None
+    keep: tuple[str, ...] = ()
+    """Globs of parameters and modules that no channel is cut from."""
+    min_widths: dict[str, int] = msgspec.field(default_factory=dict)
+    """Glob to the least number of output channels."""
 
 
 def project_folder(start: Path | None = None) -> Path:

@@ -112,6 +112,8 @@ def _describe_type(hint: object, required: bool = True) -> str:
         return quoted[0] if len(quoted) == 1 else f"one of {', '.join(quoted)}"
     if origin is tuple:
         return f"a list, each entry {_describe_type(arguments[0])}"
+    if origin is dict:
+        return f"a table, each value {_describe_type(arguments[1])}"
     if origin in (types.UnionType, typing.Union):
         words = [_describe_type(argument) for argument in arguments if argument is not type(None)]
         if required and type(None) in arguments:

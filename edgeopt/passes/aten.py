@@ -1,5 +1,16 @@
-"""``aten``: PyTorch's own operators, which make up a traced network."""
+"""``aten``: PyTorch's own operators, which make up a traced network, and their arguments."""
+
+from typing import Any
 
 import torch
+from torch import fx
 
 aten = torch.ops.aten
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """Return an operator's argument by its name in the schema, or its default."""
+    for index, one in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
+        if one.name == name:
+            return node.args[index] if index < len(node.args) else node.kwargs.get(name, one.default_value)
+    raise KeyError(name)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 
 from edgeopt.errors import DataError
+from edgeopt.passes.branches.merge import find_sums, merge_sums
 from edgeopt.passes.low_rank.layers import factorizable_layers, factorize_graph, pair_names, pair_shapes
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
@@ -36,6 +37,7 @@ class Network:
         kept: For a pruned network, the kept indices of each (tensor, dimension), relative to the original network.
         notes: Fall-backs taken, for the report.
         factorizations: The layers that became two, by the name of their weight in the original.
+        merged_sums: Sums of parallel branches that became one convolution each, before anything else.
 
     Attributes:
         eval_module: The graph; batch norm uses running statistics, dropout is off.
@@ -49,6 +51,7 @@ class Network:
         kept: Mapping[Slot, Integers] | None = None,
         notes: tuple[str, ...] = (),
         factorizations: Mapping[str, Factorization] | None = None,
+        merged_sums: int = 0,
     ) -> None:
         self.eval_module = module.eval()
         self.train_module = training_graph(module)
@@ -56,6 +59,7 @@ class Network:
         self.kept = dict(kept or {})
         self.notes = notes
         self.factorizations = dict(factorizations or {})
+        self.merged_sums = merged_sums
         self._shapes: Shapes | None = None
 
     @classmethod
@@ -98,7 +102,37 @@ class Network:
 
     def copy(self) -> Network:
         """Return the same network with its own copies of the tensors."""
-        return Network(copy.deepcopy(self.eval_module), self.example_inputs, self.kept, self.notes, self.factorizations)
+        return self._with(copy.deepcopy(self.eval_module), self.kept)
+
+    def _with(
+        self,
+        module: fx.GraphModule,
+        kept: Mapping[Slot, Integers],
+        factorizations: Mapping[str, Factorization] | None = None,
+    ) -> Network:
+        """Return a network with another graph and what else is given."""
+        layers = {**self.factorizations, **(factorizations or {})}
+        return Network(module, self.example_inputs, kept, self.notes, layers, self.merged_sums)
+
+    @property
+    def has_parallel_branches(self) -> bool:
+        """Whether it has sums that ``merge_branches`` would merge."""
+        return bool(find_sums(self.eval_module, self.shapes()))
+
+    def merge_branches(self, inputs: tuple[Tensor, ...]) -> Network:
+        """Merge each sum of parallel branches into one convolution (``edgeopt.passes.branches.merge``).
+
+        Args:
+            inputs: One batch of real inputs, for the statistics of batch norms.
+
+        Returns:
+            The merged network, or this one if it has no such sum.
+        """
+        assert not self.kept, "branches are merged before anything is cut"
+        module, count = merge_sums(self.eval_module, self.shapes(), inputs)
+        if not count:
+            return self
+        return Network(module, self.example_inputs, None, self.notes, self.factorizations, count)
 
     def cut(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
         """Return the network with every tensor cut to the kept indices, and the graph's literal sizes rewritten.
@@ -119,7 +153,7 @@ class Network:
         module = fx.GraphModule({target: tensors[name] for target, name in names.items()}, graph)
         composed = {slot: self.kept[slot][kept[slot]] if slot in kept else self.kept[slot] for slot in self.kept}
         composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
-        return Network(module, self.example_inputs, composed, self.notes, self.factorizations)
+        return self._with(module, composed)
 
     def factorize(
         self, factorizations: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]
@@ -133,7 +167,7 @@ class Network:
         module = factorize_graph(self.eval_module, factorizations, pairs)
         renamed = {(name, dim): (pair_names(name)[1 - dim], dim) for name in factorizations for dim in (0, 1)}
         kept = {renamed.get(slot, slot): indices for slot, indices in self.kept.items()}
-        return Network(module, self.example_inputs, kept, self.notes, {**self.factorizations, **factorizations})
+        return self._with(module, kept, factorizations)
 
     def _cut_tensor(self, name: str, kept: Mapping[Slot, Integers]) -> Tensor:
         tensor: Tensor = operator.attrgetter(name)(self.eval_module)
@@ -152,6 +186,7 @@ class Network:
             "kept": json.dumps(kept),
             "channels_last": json.dumps(last),
             "factors": json.dumps(factorizations),
+            "merged_sums": json.dumps(self.merged_sums),
         }
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
 
@@ -175,6 +210,8 @@ class Network:
         kept = {(name, dim): np.array(indices) for name, dim, indices in json.loads(metadata["kept"])}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         mismatch = DataError(f"{path} was saved from another model: its tensors do not fit. Pass that model.")
+        if json.loads(metadata.get("merged_sums", "0")) > original.merged_sums == 0:
+            original = original.merge_branches(original.example_inputs)
         stored = json.loads(metadata.get("factors", "{}"))
         factorizations = {name: Factorization(rank=rank, form=form) for name, (rank, form) in stored.items()}
         layers = factorizable_layers(original.eval_module)

@@ -24,22 +24,25 @@ from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.trainable import FROZEN_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
-from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
-from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
+from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, effort_of, maker_versions
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
+from edgeopt.pipeline.torch_process.protocol import AS_TRAINED
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
@@ -48,19 +51,13 @@ from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
+from edgeopt.records.width_rules import WidthRules
 from edgeopt.select.decision import choose
 from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
 from edgeopt.tasks.onnx_file import OnnxTask
-
-ROUNDS = 2
-CANDIDATES = 2
-MAX_CANDIDATES = 16
-"""Of a round, on a machine with enough cores or GPUs; each takes memory of its own."""
-QUICK_EPOCHS = 2
-SPARSITIES = (0.5, 0.75)
 
 
 class BuildRequest(Record, frozen=True, kw_only=True):
@@ -88,6 +85,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     """After this long no further round of trainings begins."""
     shapes: tuple[str, ...] = ()
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
+    width_rules: WidthRules = WidthRules()
+    """Of ``edgeopt.toml`` and the command line."""
     quick: bool
     more: bool
     command: tuple[str, ...]
@@ -125,19 +124,6 @@ def build(
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice
-
-
-def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
-    """Return how hard a build tries."""
-    epochs, min_steps = (task.training.epochs, task.training.min_steps) if isinstance(task, CheckedTask) else (0, 0)
-    effort = Effort(
-        rounds=ROUNDS, candidates=CANDIDATES, epochs=epochs, min_steps=min_steps, sparsities=SPARSITIES, low_rank=True
-    )
-    if not quick:
-        return effort
-    return msgspec.structs.replace(
-        effort, rounds=1, epochs=min(epochs, QUICK_EPOCHS), min_steps=0, sparsities=SPARSITIES[:1], low_rank=False
-    )
 
 
 def quick_profile(profile: Profile) -> Profile:
@@ -178,6 +164,7 @@ def open_build(
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
+        width_rules = settle_width_rules(request.width_rules, task)
         data = TaskData(task, workspace)
         sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
@@ -207,6 +194,7 @@ def open_build(
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
+            width_rules=width_rules,
             clock=clock,
         )
 
@@ -240,12 +228,27 @@ def start(build: Build) -> Search:
             original, exported = take_given_file(build, task)
             settle_score(build, Evaluator(build, exported.sha256))
             exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
+            baseline = ExportedNetwork(original, exported)
         else:
-            count = sum(value.numel() for value in task.model.parameters())
-            original = original_network("original", count)
-            exported = export_network(build, original)
+            baseline, (original, exported) = export_original(build, task)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
-    return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
+    evaluator = Evaluator(build, baseline.exported.sha256)
+    return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
+
+
+def export_original(build: Build, task: CheckedTask) -> tuple[ExportedNetwork, ExportedNetwork]:
+    """Return the baseline, which is the network as it was trained, and the network that all candidates start from.
+
+    They differ if parallel branches could be merged.
+    """
+    count = sum(value.numel() for value in task.model.parameters())
+    original = original_network("original", count)
+    exported = export_network(build, original)
+    if not exported.merged_sums or exported.parameters is None:
+        return ExportedNetwork(original, exported), ExportedNetwork(original, exported)
+    as_trained = original_network(AS_TRAINED, count)
+    original = original_network("original", exported.parameters)
+    return ExportedNetwork(as_trained, export_network(build, as_trained)), ExportedNetwork(original, exported)
 
 
 def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
@@ -285,9 +288,12 @@ def task_notes(build: Build) -> tuple[str, ...]:
 
 def training_notes(search: Search) -> tuple[str, ...]:
     """Return what the report has to say about how the candidates were trained."""
-    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
+    notes = search.runner.exported.notes
+    frozen = [note for note in notes if note.endswith(FROZEN_NOTE)]
+    merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
     gain = undertrained_note(search.runner.trials)
-    return (*frozen, *((gain,) if gain else ()))
+    widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
+    return (*merged, *frozen, *widths, *((gain,) if gain else ()))
 
 
 def measured(choice: Choice, number: int) -> Measured:

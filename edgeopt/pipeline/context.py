@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from importlib.metadata import version
 
+import msgspec
+
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device
 from edgeopt.pipeline.judged_sizes import DimensionSizes
@@ -19,12 +21,23 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import DeviceInfo, Environment
 from edgeopt.records.profile import Profile
+from edgeopt.records.width_rules import WidthRules
 from edgeopt.store.keys import BuildFacts, Keys
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
+from edgeopt.task import CheckedTask
+from edgeopt.tasks.onnx_file import OnnxTask
 
 MAKERS = ("edgeopt", "torch", "onnx", "onnxruntime", "onnxscript", "onnxsim")
 """Packages whose versions are part of an artifact's key: another version may make another file."""
+
+
+_ROUNDS = 2
+_CANDIDATES = 2
+MAX_CANDIDATES = 16
+"""Of a round, on a machine with enough cores or GPUs; each takes memory of its own."""
+_QUICK_EPOCHS = 2
+_SPARSITIES = (0.5, 0.75)
 
 
 @cache
@@ -47,6 +60,24 @@ class Effort(Record, frozen=True, kw_only=True):
     """Shares of zero weights to try on the smallest network that keeps the score, if the download size counts."""
     low_rank: bool
     """Whether to try factorizing layers of the smallest network that keeps the score."""
+
+
+def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
+    """Return how hard a build tries."""
+    epochs, min_steps = (task.training.epochs, task.training.min_steps) if isinstance(task, CheckedTask) else (0, 0)
+    effort = Effort(
+        rounds=_ROUNDS,
+        candidates=_CANDIDATES,
+        epochs=epochs,
+        min_steps=min_steps,
+        sparsities=_SPARSITIES,
+        low_rank=True,
+    )
+    if not quick:
+        return effort
+    return msgspec.structs.replace(
+        effort, rounds=1, epochs=min(epochs, _QUICK_EPOCHS), min_steps=0, sparsities=_SPARSITIES[:1], low_rank=False
+    )
 
 
 class Clock:
@@ -98,6 +129,8 @@ class Build:
     time_limit_seconds: float | None
     sizes: tuple[DimensionSizes, ...] = ({},)
     """Of the dynamic dimensions besides the batch, at which limits have to be kept; the largest case is first."""
+    width_rules: WidthRules = field(default_factory=WidthRules)
+    """Of the task, ``edgeopt.toml`` and the command line."""
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 

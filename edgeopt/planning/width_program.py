@@ -41,6 +41,8 @@ class Solution(NamedTuple):
 
     widths: dict[str, int]
     gap_ratio: float
+    misses_latency: bool = False
+    """Whether it is the quickest choice, because none keeps the limit on latency."""
 
 
 @dataclass

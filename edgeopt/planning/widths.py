@@ -34,30 +34,55 @@ MIN_WIDTH_RATIO = 0.5
 """No group goes below this ratio of the width that uniform pruning would give it: importance is estimated before
 training and can't show that a layer isn't needed at all."""
 ESTIMATE_ERROR_RATIO = 0.1
+UNREACHED_NOTE = "no widths allowed at this size are predicted to reach"
+"""In the note of an allocation that misses the latency limit."""
+NOT_SMALL_ENOUGH = "no allowed widths keep the limit on parameters"
 BISECTION_STEPS = 40
 TIME_WEIGHT = 0.3
+NOTHING: Mapping[str, int] = {}
 ACTIVATION_MACS = 30
 """Work of writing one activation, in multiply-accumulates: a 1-channel stem at full resolution takes as long as a
 convolution with eight times its multiplications (measured, float32, one x86 core)."""
 
 
-def uniform_widths(table: GroupTable, ratio: float, step: int) -> dict[str, int]:
-    """Return ``ratio`` of every group's channels, rounded up to multiples of ``step``."""
-    return {group.name: _round_width(group, group.channels * ratio, step) for group in table.free}
+def group_step(group: ChannelGroup, step: int) -> int:
+    """Return what a group's widths are multiples of, so that sizes of weights are multiples of a profile's step.
+
+    A head or a group of a convolution has several channels itself: if these are a multiple of the step, any number of
+    heads is. A few heads, experts or rows may become any number, because ``step`` would leave no choice. Kernels of
+    convolutions work on blocks of channels, so their channels always keep the step.
+    """
+    is_few = group.channels <= step and (group.unit > 1 or not group.in_convolution)
+    return 1 if is_few or group.unit >= step else step // math.gcd(step, group.unit)
+
+
+def uniform_widths(table: GroupTable, ratio: float, step: int, least: Mapping[str, int] = NOTHING) -> dict[str, int]:
+    """Return ``ratio`` of every group's channels, rounded up to multiples of its step.
+
+    Args:
+        table: The network.
+        ratio: Of each group's channels, 0..1.
+        step: Of the profile; see ``group_step``.
+        least: The least width of some groups.
+    """
+    wanted = {group.name: max(group.channels * ratio, least.get(group.name, 1)) for group in table.free}
+    return {group.name: _round_width(group, wanted[group.name], group_step(group, step)) for group in table.free}
 
 
 def _round_width(group: ChannelGroup, width: float, step: int) -> int:
     return min(group.channels, max(1, math.ceil(width / step)) * step)
 
 
-def uniform_ratio(table: GroupTable, fits: Callable[[dict[str, int]], bool]) -> float:
+def uniform_ratio(
+    table: GroupTable, fits: Callable[[dict[str, int]], bool], least: Mapping[str, int] = NOTHING
+) -> float:
     """Return the largest ratio of channels at which uniform pruning fits; 0 if none does."""
     low, high = 0.0, 1.0
-    if fits(uniform_widths(table, high, 1)):
+    if fits(uniform_widths(table, high, 1, least)):
         return high
     for _ in range(BISECTION_STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if fits(uniform_widths(table, middle, 1)) else (low, middle)
+        low, high = (middle, high) if fits(uniform_widths(table, middle, 1, least)) else (low, middle)
     return low
 
 
@@ -66,15 +91,19 @@ def _work_per_weight(tensor: WeightShape) -> int:
     return tensor.macs_per_weight + ACTIVATION_MACS * tensor.values_per_weight
 
 
-def min_widths(table: GroupTable, fits: Callable[[dict[str, int]], bool], step: int) -> dict[str, int]:
+def smallest_widths(
+    table: GroupTable, fits: Callable[[dict[str, int]], bool], step: int, least: Mapping[str, int] = NOTHING
+) -> dict[str, int]:
     """Return the smallest allowed width of every group that can lose channels, in a network that fits."""
-    return uniform_widths(table, MIN_WIDTH_RATIO * uniform_ratio(table, fits), step)
+    return uniform_widths(table, MIN_WIDTH_RATIO * uniform_ratio(table, fits, least), step, least)
 
 
 def width_options(table: GroupTable, floors: Mapping[str, int], step: int) -> dict[str, list[int]]:
     """Return the widths that every group can choose from; a frozen group has no choice."""
     options = {group.name: [group.channels] for group in table.groups}
-    return options | {group.name: list_widths(group.channels, floors[group.name], step) for group in table.free}
+    return options | {
+        group.name: list_widths(group.channels, floors[group.name], group_step(group, step)) for group in table.free
+    }
 
 
 def allocate(
@@ -84,33 +113,59 @@ def allocate(
     *,
     max_parameters: float | None,
     max_latency_ratio: float | None,
+    least: Mapping[str, int] = NOTHING,
 ) -> Allocation:
     """Return the widths of a network that keeps the limits, or comes as close as the smallest widths allow.
 
     Args:
         table: The network to prune.
-        step: Widths are multiples of it, or the full width.
+        step: Of the profile: widths are multiples of it as ``group_step`` says, or the full width.
         predictor: Predicts the latency of this network, or of the one that it was pruned from; None counts work.
         max_parameters: None for no limit.
         max_latency_ratio: Latency over the original's, in the predictor's precision; None for no limit.
+        least: The least width of some groups, as the user asked (``edgeopt.planning.width_rules``).
     """
     parameter_limit = math.inf if max_parameters is None else max_parameters
     if predictor is None:
-        return _without_proof(allocate_by_work(table, parameter_limit, step), ())
+        return _without_proof(allocate_by_work(table, parameter_limit, step, least), ())
     if any(group.name not in predictor.table.wholes[0].widths for group in table.groups):
         note = "the latency table is for other groups of channels than this network's: work was counted instead"
-        return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
+        return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
     limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
-    solution = _solve(table, predictor, step, parameter_limit, limit_ns)
+    solution = _solve(table, predictor, step, parameter_limit, limit_ns, least)
     if isinstance(solution, str):
-        note = f"{solution}: work was counted instead of latency"
-        return _without_proof(allocate_by_work(table, parameter_limit, step), (note,))
-    full = table.widths()
+        widths = allocate_by_work(table, parameter_limit, step, least)
+        ratio = predictor.ratio(table.widths(widths))
+        notes = [f"{solution}: work was counted instead of latency"]
+        if solution == NOT_SMALL_ENOUGH and max_latency_ratio is not None and ratio > max_latency_ratio:
+            notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
+        return _without_proof(widths, tuple(notes))
+    full, ratio = table.widths(), predictor.ratio(solution.widths)
+    notes = []
+    if max_latency_ratio is not None and solution.misses_latency:
+        notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
     return Allocation(
         widths={name: width for name, width in solution.widths.items() if width < full[name]},
         gap_ratio=solution.gap_ratio,
-        latency_ratio=predictor.ratio(solution.widths),
-        notes=(),
+        latency_ratio=ratio,
+        notes=tuple(notes),
+    )
+
+
+def unreached_note(precision: str, asked_ratio: float, found_ratio: float, *, has_rules: bool) -> str:
+    """Return what the report says about a latency limit that no allowed widths reach.
+
+    Args:
+        precision: Of the files that were timed.
+        asked_ratio: The limit over the original's latency.
+        found_ratio: The predicted latency of the quickest widths, over the original's.
+        has_rules: Whether the user asked for least widths.
+    """
+    rules = ", nor of what keep and min_widths ask for" if has_rules else ""
+    return (
+        f"{UNREACHED_NOTE} the latency limit: it is {asked_ratio:.3f} of the original's latency in {precision}, and "
+        f"the quickest take {found_ratio:.3f}, because no group keeps less than half of its width in uniform "
+        f"pruning{rules}. Smaller sizes allow narrower groups; if none of them is quick enough, raise the limit"
     )
 
 
@@ -119,16 +174,21 @@ def _without_proof(widths: dict[str, int], notes: tuple[str, ...]) -> Allocation
 
 
 def _solve(
-    table: GroupTable, predictor: Predictor, step: int, parameter_limit: float, limit_ns: float
+    table: GroupTable,
+    predictor: Predictor,
+    step: int,
+    parameter_limit: float,
+    limit_ns: float,
+    least: Mapping[str, int],
 ) -> Solution | str:
     """Return the choice that loses the least importance, or a quicker one that loses about as little.
 
     If none keeps the latency limit, return the quickest one within the limit on parameters; if there is no choice at
     all, the reason.
     """
-    floors = min_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step)
+    floors = smallest_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step, least)
     if math.isinf(parameter_limit):
-        floors = min_widths(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step)
+        floors = smallest_widths(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step, least)
     options = width_options(table, floors, step)
     parameters, latency = weight_costs(table, options), latency_costs(predictor, options)
     lost = importance_costs(table, options)
@@ -139,29 +199,35 @@ def _solve(
     best = program.solve(lost, limits)
     if best is None:
         quickest = program.solve(latency, [limit for limit in limits if limit[0] is not latency])
-        return "no allowed widths keep the limit on parameters" if quickest is None else quickest
+        return NOT_SMALL_ENOUGH if quickest is None else quickest._replace(misses_latency=True)
     if math.isinf(parameter_limit):
         return best
-    least = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)
-    quickest = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR_RATIO) * float(least))])
+    lowest = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)
+    quickest = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR_RATIO) * float(lowest))])
     return best if quickest is None else Solution(quickest.widths, best.gap_ratio)
 
 
 def allocate_by_work(
-    table: GroupTable, max_parameters: float, step: int, time_weight: float = TIME_WEIGHT
+    table: GroupTable,
+    max_parameters: float,
+    step: int,
+    least: Mapping[str, int] = NOTHING,
+    time_weight: float = TIME_WEIGHT,
 ) -> dict[str, int]:
     """Return widths chosen greedily, with work instead of latency.
 
     Args:
         table: The network to prune.
         max_parameters: Parameters to reach.
-        step: Widths are multiples of it, or the full width.
+        step: Of the profile: widths are multiples of it as ``group_step`` says, or the full width.
+        least: The least width of some groups.
         time_weight: Value of saving a ratio of the work, over that of saving the same ratio of the parameters.
 
     Returns:
         Group name to width, for the groups that lose channels.
     """
-    floors = min_widths(table, lambda widths: table.parameters(widths) <= max_parameters, step)
+    floors = smallest_widths(table, lambda widths: table.parameters(widths) <= max_parameters, step, least)
+    steps = {group.name: group_step(group, step) for group in table.free}
     losses = {group.name: importance_losses(group) for group in table.free}
     tensors = {
         name: [tensor for tensor in table.tensors if any(name in dim.per_channel for dim in tensor.dims)]
@@ -174,7 +240,7 @@ def allocate_by_work(
     while current > max_parameters:
         best = (math.inf, "", 0, 0)
         for name, floor in floors.items():
-            smaller = (math.ceil(widths[name] / step) - 1) * step
+            smaller = (math.ceil(widths[name] / steps[name]) - 1) * steps[name]
             if smaller < floor:
                 continue
             narrow = widths | {name: smaller}

@@ -17,6 +17,11 @@ class ChannelGroup(Record, frozen=True, kw_only=True):
     """One score per channel, in the order of the channels; empty for a frozen group."""
     frozen_by: str | None
     """The reason why all of its channels stay; None if they can be removed."""
+    unit: int = 1
+    """Neighbouring indices that a channel has in multiplied weights, such as the depth of a head or the channels of a
+    convolution's group."""
+    in_convolution: bool = False
+    """Whether a convolution's weight has them."""
 
 
 class Dimension(Record, frozen=True, kw_only=True):
@@ -39,6 +44,8 @@ class WeightShape(Record, frozen=True, kw_only=True):
     """Multiplications by each of its numbers for one sample (output positions); 0 for biases and norms."""
     values_per_weight: int
     """Values of one sample that each number of a batch norm's weight scales; 0 for all other tensors."""
+    output_dim: int | None = None
+    """The dimension of its layer's output channels; None if that is not known."""
 
     def numbers(self, widths: Mapping[str, int]) -> int:
         """Return how many numbers it has at these widths."""

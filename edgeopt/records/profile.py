@@ -62,7 +62,8 @@ class Profile(Record, frozen=True, kw_only=True):
     activation_type: Literal["uint8", "int8"]
     """Of int8 activations; weights are int8, per channel."""
     channel_step: int
-    """Widths are rounded to a multiple of this."""
+    """Widths are rounded to a multiple of this; see ``group_step`` in ``edgeopt.planning.widths`` for heads, groups and
+    experts."""
     max_opset: int
     max_ir: int
     min_onnxruntime: str

@@ -22,7 +22,7 @@ from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
-from edgeopt.task.protocol import Training, check_training
+from edgeopt.task.protocol import Training, check_training, read_width_rules
 from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
@@ -44,7 +44,9 @@ class CheckedTask:
     ``output_names``, ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``),
     ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
     and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by
-    input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``).
+    input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``), ``keep``
+    (globs of parameters and modules that no channel is cut from: ``("head.*",)``), ``min_widths`` (glob to the least
+    number of output channels: ``{"stem.*": 16}``).
 
     Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
     edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get
@@ -72,6 +74,7 @@ class CheckedTask:
         self.preprocessing: str = getattr(task, "preprocessing", "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
+        self.width_rules = read_width_rules(task, spec)
         self.teacher = self._check_teacher(getattr(task, "teacher", None))
 
     def _check_teacher(self, given: Any) -> Path | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, Optimizer
+from edgeopt.records.width_rules import WidthRules
 
 
 class Training(Record, frozen=True, kw_only=True):
@@ -61,6 +62,22 @@ def check_training(training: Any, spec: str) -> Training:
     except (msgspec.ValidationError, TypeError) as error:
         known = f" Optimizers are {', '.join(get_args(Optimizer))}." if "optimizer" in str(error) else ""
         raise TaskError(f"{spec}: training: {error}.{known}") from error
+
+
+def read_width_rules(task: Any, spec: str) -> WidthRules:
+    """Return the members ``keep`` and ``min_widths`` of a task.
+
+    Raises:
+        TaskError: ``keep`` is not a list of globs, or ``min_widths`` not a dict from globs to whole numbers.
+    """
+    keep, widths = getattr(task, "keep", None) or (), getattr(task, "min_widths", None) or {}
+    try:
+        return msgspec.convert({"keep": keep, "min_widths": widths}, WidthRules)
+    except msgspec.ValidationError as error:
+        raise TaskError(
+            f'{spec}: keep has to be a list of globs such as ("head.*",), and min_widths a dict from globs to channels '
+            f'such as {{"stem.*": 16}}; found keep={keep!r:.80} and min_widths={widths!r:.80} ({error}).'
+        ) from error
 
 
 class Task(Protocol):

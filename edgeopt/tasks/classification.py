@@ -60,12 +60,15 @@ class Classification(KnownScore):
         output_names: Sequence[str] = (),
         batch_dim: int | Mapping[str, int | None] | None = None,
         dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
+        keep: Sequence[str] = (),
+        min_widths: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.input_names, self.output_names = tuple(input_names), tuple(output_names)
         if batch_dim is not None:
             self.batch_dim = batch_dim
         self.dynamic_axes = dynamic_axes
+        self.keep, self.min_widths = keep, min_widths
         self.score_wish = ScoreWish(
             score=score,
             output=score_output,
@@ -268,7 +271,9 @@ def classification(
             ``score``: ``"accuracy"`` (the default), ``"multilabel"``, ``"f1"`` or ``"miou"``; ``score_output``: the
             name of the output that the labels judge, if there are several; ``ignore_label``: a label that doesn't
             count; ``input_names``, ``output_names``, ``dynamic_axes`` and ``batch_dim`` as members of a ``Task``
-            (``edgeopt guide dynamic-sizes``); and ``teacher``: an ``.onnx`` file with the model's inputs and outputs
+            (``edgeopt guide dynamic-sizes``); ``keep``: globs of parameters and modules that no channel is cut from,
+            such as ``("head.*",)``; ``min_widths``: glob to the least number of output channels, such as
+            ``{"stem.*": 16}``; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs
             and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still compressed, and
             is still the baseline that candidates are compared with. Without a teacher file, ``model`` teaches.
     """

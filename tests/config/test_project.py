@@ -22,6 +22,13 @@ def test_task_target_and_limits_are_read(tmp_path):
     assert load_project(tmp_path) == Project(task="fashion", target="phone", limits=limits)
 
 
+def test_channels_to_keep_are_read(tmp_path):
+    write(tmp_path, 'keep = ["head.*"]\n[min_widths]\n"stem.*" = 16\n')
+    project = load_project(tmp_path)
+    assert project.keep == ("head.*",)
+    assert project.min_widths == {"stem.*": 16}
+
+
 def test_the_nearest_file_above_counts_and_its_paths_are_relative_to_it(tmp_path):
     write(tmp_path, 'task = "my_task.py:task"\ntarget = "targets/mine.toml"\n')
     deep = tmp_path / "a" / "b"
@@ -51,6 +58,8 @@ def test_a_model_file_is_relative_to_the_project(tmp_path):
         ('[limits]\nlatency_ms = "fast"', r"latency_ms in \[limits\] is 'fast', text; expected a number or 'none'"),
         ("[limits]\nsize_mb = 0", r"\[limits\]: size_mb = 0 is not above zero"),
         ("limits = 5", r"limits is 5, a whole number; expected a table"),
+        ('keep = "head"', r"keep is 'head', text; expected a list, each entry text in quotes"),
+        ('[min_widths]\nstem = "8"', r"min_widths is {'stem': '8'}, a table; expected a table, each value a whole num"),
         ("task = fashion", r"not valid TOML: .*line 1"),
     ],
 )

@@ -54,7 +54,7 @@ def a_runner(**failures: EdgeoptError) -> TrialRunner:
         ledger=ListLedger(), device_info=SimpleNamespace(kind="measured"), facts={"makers": {"edgeopt": "1"}}
     )
     evaluator = StubEvaluator(build, {against[name]: error for name, error in failures.items()})
-    runner = TrialRunner(build, original=None, exported=None, evaluator=evaluator, build_number=1)
+    runner = TrialRunner(build, original=None, exported=None, evaluator=evaluator, build_number=1, baseline=None)
     runner.trials += [a_baseline(), parent]
     return runner
 

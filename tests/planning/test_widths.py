@@ -4,7 +4,15 @@ from width_tables import a_group_table, a_latency_table
 
 from edgeopt.latency.predictor import Predictor
 from edgeopt.planning.width_program import GAP_RATIO, importance_losses
-from edgeopt.planning.widths import ESTIMATE_ERROR_RATIO, allocate, allocate_by_work, uniform_ratio, uniform_widths
+from edgeopt.planning.widths import (
+    ESTIMATE_ERROR_RATIO,
+    UNREACHED_NOTE,
+    allocate,
+    allocate_by_work,
+    group_step,
+    uniform_ratio,
+    uniform_widths,
+)
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
 
@@ -128,6 +136,26 @@ def test_if_no_widths_keep_the_latency_limit_the_quickest_within_the_parameter_l
     )
 
 
+def test_a_latency_limit_that_no_widths_reach_is_said_with_both_numbers():
+    table, predictor = a_group_table(), Predictor(a_latency_table())
+    found = allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=0.01)
+    assert UNREACHED_NOTE in found.notes[0]
+    assert "it is 0.010 of the original's latency in fp32" in found.notes[0]
+    assert f"the quickest take {found.latency_ratio:.3f}" in found.notes[0]
+    assert "keep and min_widths" not in found.notes[0]
+    reached = allocate(table, 8, predictor, max_parameters=0.9 * PARAMETERS, max_latency_ratio=0.6)
+    assert reached.notes == ()
+    bound = allocate(table, 8, predictor, max_parameters=PARAMETERS, max_latency_ratio=0.6, least={"a": 64, "b": 60})
+    assert "nor of what keep and min_widths ask for" in bound.notes[0]
+    neither = allocate(table, 8, predictor, max_parameters=0.5 * PARAMETERS, max_latency_ratio=0.6, least={"a": 60})
+    assert neither.widths == {"b": 16}
+    assert UNREACHED_NOTE in neither.notes[0]
+    neither = allocate(table, 8, predictor, max_parameters=100, max_latency_ratio=0.1, least={"a": 50})
+    assert neither.widths == {"a": 56, "b": 8}
+    assert "limit on parameters" in neither.notes[0]
+    assert UNREACHED_NOTE in neither.notes[1]
+
+
 def test_work_is_counted_without_a_latency_table_or_with_another_network_s_table():
     table = a_group_table()
     assert allocate(table, 8, None, max_parameters=0.5 * PARAMETERS, max_latency_ratio=None).widths == allocate_by_work(
@@ -161,3 +189,48 @@ def test_with_only_a_latency_limit_as_much_importance_as_possible_is_kept():
 def test_without_a_limit_nothing_is_removed():
     found = allocate(a_group_table(), 8, Predictor(a_latency_table()), max_parameters=None, max_latency_ratio=None)
     assert found.widths == {}
+
+
+@pytest.mark.parametrize(
+    ("channels", "unit", "in_convolution", "step"),
+    [
+        (64, 1, True, 8),  # channels of convolutions
+        (6, 1, True, 8),
+        (64, 1, False, 8),  # features
+        (6, 1, False, 1),  # experts
+        (12, 64, False, 1),  # heads
+        (6, 20, False, 1),
+        (12, 4, False, 2),
+        (13, 8, True, 1),  # groups of a convolution
+        (32, 4, True, 2),
+        (4, 3, True, 1),
+    ],
+)
+def test_a_group_shrinks_by_its_own_unit(channels, unit, in_convolution, step):
+    group = ChannelGroup(
+        name="g", channels=channels, importance=(1.0,) * channels, frozen_by=None, unit=unit,
+        in_convolution=in_convolution,
+    )  # fmt: skip
+    assert group_step(group, 8) == step
+    assert group_step(group, 1) == 1
+
+
+def test_six_heads_can_become_four():
+    """Projections of 6 heads of depth 32 to and from 64 features."""
+    heads = ChannelGroup(name="h", channels=6, importance=(1.0,) * 6, frozen_by=None, unit=32)
+    rows, fixed = Dimension(fixed=0, per_channel={"h": 32}), Dimension(fixed=64, per_channel={})
+    weight = WeightShape(name="q", dims=(rows, fixed), macs_per_weight=1, values_per_weight=0)
+    table = GroupTable(groups=(heads,), tensors=(weight,))
+    assert allocate_by_work(table, 0.67 * 6 * 32 * 64, 8) == {"h": 4}
+
+
+def test_no_group_goes_below_the_least_width_that_was_asked_for():
+    table, predictor = a_group_table(importance_a=1e-3), Predictor(a_latency_table())
+    for found in (
+        allocate(table, 8, predictor, max_parameters=0.3 * PARAMETERS, max_latency_ratio=None, least={"a": 42}).widths,
+        allocate_by_work(table, 0.3 * PARAMETERS, 8, {"a": 42}),
+    ):
+        assert found["a"] >= 48
+        assert table.parameters(found) <= 0.3 * PARAMETERS
+    kept = allocate(table, 8, predictor, max_parameters=0.3 * PARAMETERS, max_latency_ratio=None, least={"a": 64})
+    assert "a" not in kept.widths

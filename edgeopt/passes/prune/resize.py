@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeopt.errors import StepError
+from edgeopt.passes.aten import argument as _argument
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
@@ -83,14 +84,6 @@ def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
         rewrite = RESIZE.get(getattr(node.target, "overloadpacket", None))
         if rewrite is not None:
             rewrite(node, sizes)
-
-
-def _argument(node: fx.Node, name: str) -> Any:
-    """Return an argument by its name in the schema, or its default."""
-    for index, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
-        if argument.name == name:
-            return node.args[index] if index < len(node.args) else node.kwargs.get(name, argument.default_value)
-    raise KeyError(name)
 
 
 def _set_argument(node: fx.Node, name: str, value: Any) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
-from edgeopt.passes.prune.analysis import Groups
+from edgeopt.passes.prune.analysis import Group, Groups
 from edgeopt.passes.prune.interpret import Shapes, shapes_of, tensor_names
+from edgeopt.passes.prune.labels import Integers
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
 
@@ -36,6 +37,8 @@ def build_group_table(
     shapes = network.shapes() if example_inputs is None else shapes_of(network.eval_module, inputs)
     uses = _count_uses(network.eval_module, shapes, inputs[0].shape[0])
     scaled = _count_scaled_values(network.eval_module, shapes, inputs[0].shape[0])
+    convolutions = _convolution_weights(network.eval_module)
+    outputs = _output_dims(network.eval_module)
     owned: dict[tuple[str, int], dict[str, int]] = {}
     for group in groups.groups.values():
         for slot, indices in group.slots.items():
@@ -48,7 +51,13 @@ def build_group_table(
             moving = sum(count * groups.groups[group].channels for group, count in per_channel.items())
             dims.append(Dimension(fixed=size - moving, per_channel=per_channel))
         tensors.append(
-            WeightShape(name=name, dims=tuple(dims), macs_per_weight=uses[name], values_per_weight=scaled[name])
+            WeightShape(
+                name=name,
+                dims=tuple(dims),
+                macs_per_weight=uses[name],
+                values_per_weight=scaled[name],
+                output_dim=0 if parameter.ndim == 1 else outputs.get(name),
+            )
         )
     return GroupTable(
         groups=tuple(
@@ -57,11 +66,56 @@ def build_group_table(
                 channels=group.channels,
                 importance=tuple(float(score) for score in scores.get(group.name, ())),
                 frozen_by=None if group.frozen_by is None else str(group.frozen_by),
+                unit=find_unit(group, uses),
+                in_convolution=not convolutions.isdisjoint(name for name, _ in group.slots),
             )
             for group in groups.groups.values()
         ),
         tensors=tuple(tensors),
     )
+
+
+def find_unit(group: Group, uses: Mapping[str, int]) -> int:
+    """Return how many neighbouring indices each channel has in the weights that are multiplied.
+
+    A head of depth 32 has runs of 32 in the projections. A channel that is flattened with its 49 positions has a run of
+    49 in the linear layer after it, but of 1 in the convolution before it, so 1 is its unit.
+
+    Args:
+        group: The channels.
+        uses: Multiplications by each number of a weight, by the weight's name; 0 for biases and norms.
+    """
+    multiplied = {slot: indices for slot, indices in group.slots.items() if uses.get(slot[0], 0)}
+    return math.gcd(*(_run_length(indices) for indices in (multiplied or group.slots).values()))
+
+
+def _run_length(indices: Integers) -> int:
+    """Return the greatest common divisor of the lengths of runs of neighbouring indices, in rows of indices."""
+    ends = np.diff(np.sort(indices, axis=1), axis=1) != 1
+    lengths = [np.diff(np.flatnonzero(np.concatenate([[True], row, [True]]))) for row in ends]
+    return int(np.gcd.reduce(np.concatenate(lengths)))
+
+
+def _convolution_weights(module: fx.GraphModule) -> set[str]:
+    names = tensor_names(module)
+    return {
+        names[str(node.args[1].target)]
+        for node in module.graph.nodes
+        if getattr(node.target, "overloadpacket", None) in (*_CONVOLUTIONS, *_TRANSPOSED_CONVOLUTIONS)
+        and node.args[1].op == "get_attr"
+    }
+
+
+def _output_dims(module: fx.GraphModule) -> dict[str, int]:
+    """Return for each weight of a known layer the dimension of its output channels, by the weight's name."""
+    names = tensor_names(module)
+    found = {}
+    for node in module.graph.nodes:
+        packet = getattr(node.target, "overloadpacket", None)
+        weight, dim = _OUTPUT_DIMS.get(packet, (-1, 0))
+        if weight >= 0 and node.args[weight].op == "get_attr":
+            found[names[str(node.args[weight].target)]] = dim
+    return found
 
 
 def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
@@ -103,3 +157,11 @@ def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> 
 _CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED_CONVOLUTIONS: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _MATRIX_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)
+_OUTPUT_DIMS: dict[Any, tuple[int, int]] = {
+    **dict.fromkeys((*_CONVOLUTIONS, aten.linear), (1, 0)),
+    **dict.fromkeys(_TRANSPOSED_CONVOLUTIONS, (1, 1)),
+    **dict.fromkeys((aten.matmul, aten.mm, aten.bmm), (1, -1)),
+    aten.addmm: (2, -1),
+    aten.embedding: (0, 1),
+}
+"""Operator to the position of its weight, and the dimension of the weight's output channels."""

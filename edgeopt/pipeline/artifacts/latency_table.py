@@ -28,6 +28,7 @@ from edgeopt.pipeline.artifacts.onnx_files import TIMED_CALIBRATION_SAMPLES, tim
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.planning.widths import group_step
 from edgeopt.records.base import Record
 from edgeopt.records.codec import digest, from_json, to_json
 from edgeopt.records.groups import Dimension, GroupTable
@@ -211,8 +212,8 @@ def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
     """Return the widths that are timed: the original's, then choices that spread each group over its range.
 
     A Latin hypercube visits every part of each group's range once, in a different order for each group, so each layer
-    is seen at that many pairs of widths. Like candidates' widths they are multiples of ``step``, which still shows
-    coarser steps of the device.
+    is seen at that many pairs of widths. Like candidates' widths they are multiples of ``step`` (``group_step``), which
+    still shows coarser steps of the device.
     """
     full, free = groups.widths(), groups.free
     rows = qmc.LatinHypercube(max(1, len(free)), rng=0).random(PROBES - 1)
@@ -221,7 +222,8 @@ def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
         widths = {}
         for group, position in zip(free, row, strict=True):
             wanted = group.channels * (MIN_PROBE_RATIO + (1 - MIN_PROBE_RATIO) * float(position))
-            widths[group.name] = min(group.channels, max(1, int(np.ceil(wanted / step)) * step))
+            multiple = group_step(group, step)
+            widths[group.name] = min(group.channels, max(1, int(np.ceil(wanted / multiple)) * multiple))
         found.append(full | widths)
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
-from edgeopt.records.groups import GroupTable
+from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.recipe import Importance, TorchStep
 from edgeopt.records.trial import EdgeInput, Parity
 
@@ -55,6 +55,17 @@ class ExportedFile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     edge_inputs: tuple[EdgeInput, ...] = ()
     """The last batches of its network's parity inputs."""
+    parameters: int | None = None
+    """Of its network; None for a given file."""
+    merged_sums: int = 0
+    """Sums of parallel branches that are one convolution each in the file, and are not in the trained model."""
+
+
+class ExportedNetwork(NamedTuple):
+    """A network and its file."""
+
+    network: StoredNetwork
+    exported: ExportedFile
 
 
 def original_network(source: str, parameters: int) -> StoredNetwork:
@@ -73,7 +84,8 @@ def reference(build: Build, network: StoredNetwork) -> protocol.NetworkRef:
 
 def group_table_of(build: Build, network: StoredNetwork, importance: Importance) -> tuple[GroupTable, Path]:
     """Return a network's group table, and its file."""
-    key = build.keys.of("group-table", network=network.key, importance=importance)
+    form = (ChannelGroup.__struct_fields__, WeightShape.__struct_fields__)
+    key = build.keys.of("group-table", network=network.key, importance=importance, form=form)
     path = build.workspace.folder("tables") / f"{key.digest}.json"
     if not path.exists():
         job = protocol.TableJob(network=reference(build, network), importance=importance, out=str(path))
@@ -164,12 +176,12 @@ def train_with_retry(
 
 def parity_inputs_file(build: Build, network: StoredNetwork) -> Path:
     """Return the path of the inputs on which a network's files are compared with it: examples, then edge inputs."""
-    return build.workspace.folder("arrays") / f"compared-{network.key or 'original'}-{build.fingerprint}.npz"
+    return build.workspace.folder("arrays") / f"compared-{network.key or network.source}-{build.fingerprint}.npz"
 
 
 def expected_file(build: Build, network: StoredNetwork) -> Path:
     """Return the path of a network's own outputs on the parity inputs."""
-    return build.workspace.folder("arrays") / f"expected-{network.key or 'original'}-{build.fingerprint}.npz"
+    return build.workspace.folder("arrays") / f"expected-{network.key or network.source}-{build.fingerprint}.npz"
 
 
 def fake_quantized_outputs_file(build: Build, key: str) -> Path:
@@ -248,7 +260,7 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
     Raises:
         StepError: neither gives a file that computes what the network computes.
     """
-    key = build.keys.of("exported-file", network=network.key)
+    key = build.keys.of("exported-file", network=network.key or network.source)
     return build.ledger.remember(
         key,
         ExportedFile,
@@ -287,5 +299,7 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             parities=(parity,),
             notes=(*notes, *done.notes),
             edge_inputs=done.edge_inputs,
+            parameters=done.parameters,
+            merged_sums=done.merged_sums,
         )
     raise (CrashError if isinstance(last, CrashError) else StepError)("export", " ".join(notes), last.trace)

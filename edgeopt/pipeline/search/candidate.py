@@ -13,6 +13,7 @@ from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
 from edgeopt.pipeline.context import Build
+from edgeopt.planning.width_rules import least_widths, notes_without_effect
 from edgeopt.planning.widths import allocate
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
@@ -122,14 +123,19 @@ def pruned(build: Build, size: SizeTarget, original: StoredNetwork, limit: Laten
     importance = importance_of(build)
     groups, _ = group_table_of(build, size.parent, importance)
     target, step = size.ratio * original.parameters, build.profile.channel_step
+    least = least_widths(groups, build.width_rules)
     predictor = Predictor(limit.table) if isinstance(limit.table, LatencyTable) else None
     found = build.ledger.remember(
-        build.keys.of("allocation", groups=groups, target=target, step=step, table=limit.table, limit=limit.max_ratio),
+        build.keys.of(
+            "allocation", groups=groups, target=target, step=step, table=limit.table, limit=limit.max_ratio, least=least
+        ),
         Allocation,
-        lambda: allocate(groups, step, predictor, max_parameters=target, max_latency_ratio=limit.max_ratio),
+        lambda: allocate(
+            groups, step, predictor, max_parameters=target, max_latency_ratio=limit.max_ratio, least=least
+        ),
     )
     prune = Prune(importance=importance, widths=found.widths)
-    notes = allocation_notes(found, limit.table)
+    notes = (*allocation_notes(found, limit.table), *notes_without_effect(groups, build.width_rules))
     return Candidate(steps=cut_steps(build, prune), parent=size.parent.key, notes=notes)
 
 

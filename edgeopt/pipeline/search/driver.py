@@ -106,7 +106,7 @@ class Search:
         """Measure the baseline as it was exported, then the original in every allowed precision."""
         runner = self.runner
         with self.build.clock.stage("baseline"):
-            variant = runner.make_variant(ORIGINAL, runner.original, runner.exported, (), {})
+            variant = runner.make_variant(ORIGINAL, *runner.baseline, (), {})
             if isinstance(variant.made, Failed):
                 raise EdgeoptError(f"the baseline failed at {variant.made.stage}: {variant.made.reason}")
             runner.measure(variant)
@@ -118,6 +118,7 @@ class Search:
         key = build.keys.of(
             "finished-search", effort=build.effort, distillation=distillation(build), importance=importance_of(build),
             precisions=build.profile.precisions, channel_step=build.profile.channel_step,
+            width_rules=build.width_rules,
         )  # fmt: skip
         finished = build.ledger.get(key, FinishedSearch)
         points = [Point(1.0, self.ships(self.runner.trials[1:]))]

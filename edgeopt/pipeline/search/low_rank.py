@@ -33,6 +33,7 @@ from edgeopt.planning.low_rank_rule import (
     LowRankDecision,
     choose_layers,
 )
+from edgeopt.planning.width_rules import matches
 from edgeopt.records.base import Record
 from edgeopt.records.codec import digest, from_json
 from edgeopt.records.low_rank import Factorization, LowRankLayer, LowRankTable
@@ -105,7 +106,10 @@ def _note(decision: LowRankDecision, times: LayerTimes, loss: float, precision: 
 
 
 def low_rank_table_of(build: Build, network: StoredNetwork) -> LowRankTable:
-    """Return what a network's layers become when factorized: from the workspace, or found now."""
+    """Return what a network's layers become when factorized, but for those that the user keeps.
+
+    From the workspace, or found now.
+    """
     step = build.profile.channel_step
     key = build.keys.of("low-rank-table", network=network.key, losses=ALLOWED_LOSS_RATIOS, step=step)
     path = build.workspace.folder("tables") / f"{key.digest}.json"
@@ -115,7 +119,9 @@ def low_rank_table_of(build: Build, network: StoredNetwork) -> LowRankTable:
             network=reference(build, network), losses=ALLOWED_LOSS_RATIOS, step=step, out=str(path)
         )
         build.torch_pool.do(job, protocol.LowRankDone)
-    return from_json(path.read_bytes(), LowRankTable)
+    table = from_json(path.read_bytes(), LowRankTable)
+    layers = [one for one in table.layers if not any(matches(glob, one.weight) for glob in build.width_rules.keep)]
+    return msgspec.structs.replace(table, layers=tuple(layers))
 
 
 def layer_times(build: Build, table: LowRankTable, loss: int, precision: Precision) -> LayerTimes:

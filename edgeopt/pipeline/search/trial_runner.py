@@ -17,6 +17,7 @@ from edgeopt.pipeline.artifacts.evaluator import Evaluator, timed
 from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, variant_steps
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
+    ExportedNetwork,
     StoredNetwork,
     export_network,
     group_table_of,
@@ -55,18 +56,26 @@ class TrialRunner:
 
     Args:
         build: The build.
-        original: The trained model's network.
-        exported: Its file, the baseline.
+        original: The trained model's network, with parallel branches merged.
+        exported: Its file.
         evaluator: Measures and scores files.
         build_number: The build's number in the ledger.
+        baseline: The trained model's network as it was trained, and its file.
     """
 
     def __init__(
-        self, build: Build, original: StoredNetwork, exported: ExportedFile, evaluator: Evaluator, build_number: int
+        self,
+        build: Build,
+        original: StoredNetwork,
+        exported: ExportedFile,
+        evaluator: Evaluator,
+        build_number: int,
+        baseline: ExportedNetwork,
     ) -> None:
         self.build = build
         self.original = original
         self.exported = exported
+        self.baseline = baseline
         self.evaluator = evaluator
         self.build_number = build_number
         self.trials: list[Trial] = []

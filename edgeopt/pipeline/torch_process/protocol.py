@@ -13,11 +13,15 @@ WORKER_VARIABLE = "EDGEOPT_WORKER"
 """Environment variable of a torch process: its number, from 0."""
 
 
+AS_TRAINED = "as-trained"
+"""The trained model's network before parallel branches are merged; the same as ``original`` if it has none."""
+
+
 class NetworkRef(Record, frozen=True, kw_only=True):
     """A network: where it started, and the file of its weights (None: as it started)."""
 
     source: str
-    """``original``, or the name of one of the task's students."""
+    """``original``, ``AS_TRAINED``, or the name of one of the task's students."""
     file: str | None
 
 
@@ -182,6 +186,9 @@ class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="exp
     exporter: str
     edge_inputs: tuple[EdgeInput, ...]
     """The last batches of the job's ``inputs``."""
+    parameters: int
+    merged_sums: int
+    """Sums of parallel branches that are one convolution each in the file, and are not in the trained model."""
     notes: tuple[str, ...]
     seconds: float
 

@@ -25,8 +25,9 @@ import torch
 from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.errors import EdgeoptError, InputError, StepError, TaskError
+from edgeopt.errors import EdgeoptError, InputError, ParityError, StepError, TaskError
 from edgeopt.export.to_onnx import ExportResult, export
+from edgeopt.passes.branches.proof import UNMERGED_NOTE, merge_note, verify_merge
 from edgeopt.passes.distill.train import TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.proof import verify_factorization
@@ -75,12 +76,29 @@ class TorchJobs:
         self.trainer = Trainer(task, answer)
 
     def source(self, name: str) -> Network:
-        """Return the traced original, or a traced student."""
+        """Return the traced original, with parallel branches merged, or a traced student."""
         if name not in self.sources:
             module, axes = self.module(name), graph_axes(self.task.trace_dims)
             with self.task.interface.flat_forward(module):
-                self.sources[name] = run_step("trace", Network.trace, module, self.task.example_inputs, axes)
+                network = run_step("trace", Network.trace, module, self.task.example_inputs, axes)
+            self.sources[name] = self.merge_branches(network) if name == "original" else network
         return self.sources[name]
+
+    def merge_branches(self, network: Network) -> Network:
+        """Return a network with parallel branches merged and the merge proven, or itself if it has none.
+
+        A network whose merge is off by more than rounding stays as it is, and a note says so.
+        """
+        if not network.has_parallel_branches:
+            return network
+        merged = network.merge_branches(self.saliency_batches[0][0])
+        try:
+            error = verify_merge(network, merged, self.task.example_inputs)
+        except ParityError as found:
+            network.notes = (*network.notes, f"{UNMERGED_NOTE}: {found.reason}")
+            return network
+        merged.notes = (*network.notes, merge_note(merged.merged_sums, error))
+        return merged
 
     def module(self, name: str) -> nn.Module:
         """Return the user's module: the trained model or a student.
@@ -88,7 +106,7 @@ class TorchJobs:
         Raises:
             TaskError: there is no such student.
         """
-        if name == "original":
+        if name in ("original", protocol.AS_TRAINED):
             return self.task.model
         if name not in self.task.students:
             raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
@@ -171,12 +189,10 @@ class TorchJobs:
                     original = self.source("original")
                     result = self.trainer.distill(network, fake_quantized, step, job, index, sparsity, original)
                     notes = (*notes, *result.notes)
+        if isinstance(job.steps[0], Student):
+            network = self.merge_branches(network)
         if job.rank == 0:
-            if fake_quantized is not None and job.int8 is not None:
-                self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
-            write_whole(Path(job.out), network.save)
-            for index in range(len(job.steps)):
-                checkpoint_path(job, index).unlink(missing_ok=True)
+            self.write_trained(job, network, fake_quantized)
         return protocol.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
@@ -186,6 +202,14 @@ class TorchJobs:
             notes=(*network.notes, *notes),
             seconds=time.perf_counter() - start,
         )
+
+    def write_trained(self, job: protocol.TrainJob, network: Network, fake_quantized: fx.GraphModule | None) -> None:
+        """Write a network and, if it was trained for int8, its outputs; then the checkpoints go."""
+        if fake_quantized is not None and job.int8 is not None:
+            self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
+        write_whole(Path(job.out), network.save)
+        for index in range(len(job.steps)):
+            checkpoint_path(job, index).unlink(missing_ok=True)
 
     def read_importance(self, job: protocol.TrainJob) -> dict[str, tuple[float, ...]]:
         """Return the importance of the parent's channels, from its group table."""
@@ -238,6 +262,8 @@ class TorchJobs:
         return protocol.ExportDone(
             exporter=exported.exporter,
             edge_inputs=edge_inputs,
+            parameters=sum(value.numel() for value in network.eval_module.parameters()),
+            merged_sums=network.merged_sums,
             notes=(*network.notes, *exported.notes),
             seconds=time.perf_counter() - start,
         )

@@ -1,0 +1,1 @@
+"""Parallel branches: a sum of convolutions of one input becomes a single convolution."""

@@ -32,7 +32,7 @@ from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
-from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, effort_of, maker_versions
+from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
@@ -145,6 +145,12 @@ def sizes_of(
     return tuple(sorted(judged, key=lambda sizes: math.prod(sizes.values()), reverse=True))
 
 
+def most_trainings(request: BuildRequest, effort: Effort, places: int) -> int:
+    """Return how many trainings may run at a time: what the user says, or as many as there are cores or GPUs for."""
+    workers = request.workers or min(MAX_CANDIDATES, max(1, places))
+    return min(workers, effort.candidates) if request.quick else workers
+
+
 @contextmanager
 def open_build(
     request: BuildRequest,
@@ -172,8 +178,7 @@ def open_build(
         effort = effort_of(task, request.quick)
         gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
         ranks = task.training.processes if isinstance(task, CheckedTask) else 1
-        workers = request.workers or min(MAX_CANDIDATES, max(1, (len(gpus) or available_cores()) // ranks))
-        workers = min(workers, effort.candidates) if request.quick else workers
+        workers = most_trainings(request, effort, (len(gpus) or available_cores()) // ranks)
     with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
         yield Build(
             task=request.task,

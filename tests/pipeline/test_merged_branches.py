@@ -26,7 +26,8 @@ def export(pool, folder, network):
     inputs = folder / "inputs.npz"
     write_batches(inputs, [{"input": np.random.default_rng(0).standard_normal((2, 1, 8, 8)).astype(np.float32)}])
     job = protocol.ExportJob(
-        network=network, exporter="dynamo", inputs=str(inputs), expected=str(folder / "expected.npz"),
+        network=network, exporter="dynamo", examples=str(inputs), inputs=str(folder / "compared.npz"),
+        expected=str(folder / "expected.npz"),
         out=str(folder / "model.onnx"), max_opset=18, max_ir=9,
     )  # fmt: skip
     done = pool.do(job, protocol.ExportDone)

@@ -63,7 +63,14 @@ class Network:
         self._shapes: Shapes | None = None
 
     @classmethod
-    def trace(cls, model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None) -> Network:
+    def trace(
+        cls,
+        model: nn.Module,
+        example_inputs: tuple[Tensor, ...],
+        axes: AxisNames | None = None,
+        *,
+        share_tensors: bool = False,
+    ) -> Network:
         """Export a model with ``torch.export`` in evaluation mode; the model itself is not changed.
 
         The batch is dynamic if the model allows it; if not, ``notes`` says so. They also name what the model does only
@@ -74,11 +81,12 @@ class Network:
             example_inputs: Its inputs. A batch of 1 is repeated, because 1 would be taken for a constant.
             axes: For each input, its dynamic dimensions and their names, of which ``batch`` is the batch. None: the
                 first dimension of every input is the batch.
+            share_tensors: Leave the tensors in the model's memory, for a network that is only read or copied.
 
         Raises:
             StepError: ``torch.export`` cannot export the model.
         """
-        inputs, module, notes = trace(model, example_inputs, axes)
+        inputs, module, notes = trace(model, example_inputs, axes, share_tensors=share_tensors)
         return cls(module, inputs, None, notes)
 
     def shapes(self) -> Shapes:

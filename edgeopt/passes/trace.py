@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def trace(
-    model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None
+    model: nn.Module, example_inputs: tuple[Tensor, ...], axes: AxisNames | None = None, *, share_tensors: bool = False
 ) -> tuple[tuple[Tensor, ...], fx.GraphModule, tuple[str, ...]]:
     """Export a model in evaluation mode; the model itself is not changed.
 
@@ -45,10 +45,11 @@ def trace(
         model: Any module that ``torch.export`` can export.
         example_inputs: Its inputs.
         axes: Their dynamic dimensions; None if that is the first of each, the batch.
+        share_tensors: Leave the tensors in the model's memory instead of copying them.
 
     Returns:
-        The inputs used for tracing, a graph with its own copies of the tensors, and notes on fall-backs. All of its
-        parameters can be trained, also those that the user had frozen.
+        The inputs used for tracing, a graph with its tensors, and notes on fall-backs. All of its parameters can be
+        trained, also those that the user had frozen.
 
     Raises:
         StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
@@ -60,14 +61,14 @@ def trace(
     try:
         modes = run_in_both_modes(model, inputs)
         model.eval()
-        return inputs, *_export_graph(model, inputs, axes, modes)
+        return inputs, *_export_graph(model, inputs, axes, modes, share_tensors)
     finally:
         for module, training in flags:
             module.training = training
 
 
 def _export_graph(
-    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames, modes: Modes
+    model: nn.Module, inputs: tuple[Tensor, ...], axes: AxisNames, modes: Modes, share_tensors: bool
 ) -> tuple[fx.GraphModule, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
@@ -91,7 +92,7 @@ def _export_graph(
             program = _export(model, inputs, None)
     if isinstance(program, TraceFailure):
         raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)
-    module, random_nodes = _plain_graph(program, modes)
+    module, random_nodes = _plain_graph(program, modes, share_tensors)
     notes = (*notes, *make_trainable(module))
     return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
 
@@ -161,8 +162,10 @@ def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
     return (*shapes[:position], shapes[position:])
 
 
-def _plain_graph(program: torch.export.ExportedProgram, modes: Modes) -> tuple[fx.GraphModule, Counter[str]]:
-    """Turn an exported program into a plain graph module with its own copies of the tensors, and count random nodes.
+def _plain_graph(
+    program: torch.export.ExportedProgram, modes: Modes, share_tensors: bool
+) -> tuple[fx.GraphModule, Counter[str]]:
+    """Turn an exported program into a plain graph module with tensors of its own, and count random nodes.
 
     Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no source paths in
     the metadata, and ``reshape`` instead of ``view`` (which fails in channels-last memory).
@@ -190,8 +193,15 @@ def _plain_graph(program: torch.export.ExportedProgram, modes: Modes) -> tuple[f
     attributes = {}
     for target in {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}:
         value = operator.attrgetter(target)(exported)
-        attributes[target] = copies.setdefault(id(value), copy.deepcopy(value))
+        attributes[target] = copies.setdefault(id(value), _alias(value) if share_tensors else copy.deepcopy(value))
     return fx.GraphModule(attributes, graph), random_nodes
+
+
+def _alias(value: Any) -> Any:
+    """Return a parameter or buffer in the same memory; of anything else a copy."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach(), value.requires_grad)
+    return value.detach() if isinstance(value, Tensor) else copy.deepcopy(value)
 
 
 def _plain_outputs(outputs: Any) -> Any:

@@ -146,10 +146,14 @@ def _restored_buffers(model: nn.Module) -> Iterator[Any]:
 
 
 def _reached_parameters(model: nn.Module, outputs: Sequence[Tensor]) -> frozenset[str]:
-    sums = [value.sum() for value in outputs if value.requires_grad and value.is_floating_point()]
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    if not sums or not parameters:
-        return frozenset()
-    gradients = torch.autograd.grad(torch.stack(sums).sum(), parameters, allow_unused=True)
-    reached = {id(value) for value, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    """Return the names of the parameters at the ends of the outputs' gradient graph; no gradient is computed."""
+    waiting = [value.grad_fn for value in outputs if value.grad_fn is not None]
+    seen = set(waiting)
+    reached = set()
+    while waiting:
+        node = waiting.pop()
+        reached.add(id(getattr(node, "variable", None)))
+        following = {source for source, _ in node.next_functions if source is not None} - seen
+        seen |= following
+        waiting += following
     return frozenset(name for name, value in model.named_parameters(remove_duplicate=False) if id(value) in reached)

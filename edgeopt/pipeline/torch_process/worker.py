@@ -80,7 +80,7 @@ class TorchJobs:
         if name not in self.sources:
             module, axes = self.module(name), graph_axes(self.task.trace_dims)
             with self.task.interface.flat_forward(module):
-                network = run_step("trace", Network.trace, module, self.task.example_inputs, axes)
+                network = run_step("trace", Network.trace, module, self.task.example_inputs, axes, share_tensors=True)
             self.sources[name] = self.merge_branches(network) if name == "original" else network
         return self.sources[name]
 
@@ -113,9 +113,13 @@ class TorchJobs:
         return self.task.student(name)
 
     def network(self, ref: protocol.NetworkRef) -> Network:
-        """Return a network whose weights are not shared with any other."""
+        """Return a network that nothing may change: other jobs read it too."""
         original = self.source(ref.source)
-        return original.copy() if ref.file is None else Network.load(Path(ref.file), original)
+        return original if ref.file is None else Network.load(Path(ref.file), original)
+
+    def changeable(self, network: Network) -> Network:
+        """Return a network whose tensors may be changed in place: a copy, if it is one that other jobs read."""
+        return network.copy() if network in self.sources.values() else network
 
     @cached_property
     def saliency_batches(self) -> list[Batch]:
@@ -171,7 +175,7 @@ class TorchJobs:
         for index, step in enumerate(job.steps):
             match step:
                 case Student(name=name):
-                    source, network = name, self.source(name).copy()
+                    source, network = name, self.source(name)
                 case Prune():
                     network, proof = self.prune(network, step, self.read_importance(job) if index == 0 else None)
                     proofs.append(proof)
@@ -179,14 +183,16 @@ class TorchJobs:
                     before, network = network, factorize(network, layers, self.saliency_batches)
                     proofs.append(verify_factorization(before, layers, network, self.task.example_inputs))
                 case Sparsify():
+                    network = self.changeable(network)
                     epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
                     sparsity = SparsitySchedule(step, self.saliency_batches, self.task.loss, epochs)
                     if epochs == 0:
                         sparsity.begin_epoch(network.eval_module, 0)
                 case QuantizeAware():
+                    network = self.changeable(network)
                     fake_quantized, notes = self.fake_quantize(network, job.int8)
                 case Distill():
-                    original = self.source("original")
+                    network, original = self.changeable(network), self.source("original")
                     result = self.trainer.distill(network, fake_quantized, step, job, index, sparsity, original)
                     notes = (*notes, *result.notes)
         if isinstance(job.steps[0], Student):

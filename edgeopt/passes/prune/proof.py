@@ -5,19 +5,20 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
-from edgeopt.errors import ParityError
+from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
 from edgeopt.passes.prune.interpret import execute, tensor_names
 from edgeopt.passes.prune.labels import Integers, Marked, Slot
 from edgeopt.passes.prune.masked import Masked, Sharpened
-from edgeopt.passes.prune.resize import CREATORS, kept_indices, take_indices
+from edgeopt.passes.prune.resize import kept_indices, take_indices
 
 PROOF_TOLERANCE = 1e-9
 """In float64, rounding over some ten thousand additions stays below 1e-11; a wrong index gives an error near 1."""
@@ -50,6 +51,7 @@ def verify_pruning(
 
     Raises:
         ParityError: a node differs by more than ``PROOF_TOLERANCE`` or cannot run; the message names it.
+        StepError: the original itself cannot run in float64.
     """
     alive = groups.alive(keep)
     full, small = _to_float64(original), _to_float64(pruned)
@@ -60,21 +62,38 @@ def verify_pruning(
         tensor.index_fill_(dim, torch.from_numpy(lost), 0.0)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
-    expected_values = execute(full, [tensor.clone() for tensor in doubled], reference)
-    pruned_values = execute(small, [tensor.clone() for tensor in doubled], Sharpened(small, reference.multipliers))
+    sharpened = Sharpened(small, reference.multipliers, reference.given)
     worst = 0.0
-    for node, expected in expected_values:
-        found = _value_at(pruned_values, node)
-        error = _relative_error(groups.marks.values.get(node.name), expected, found, alive)
-        if not error <= PROOF_TOLERANCE:
-            raise ParityError(
-                "prune",
-                f"the pruned network differs from the original at node '{node.name}' ({node.target}): relative error "
-                f"{error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong for this "
-                "node; please report the architecture.",
-            )
-        worst = max(worst, error)
+    with _new_tensors_in_float64():
+        expected_values = _run_original(full, [tensor.clone() for tensor in doubled], reference)
+        pruned_values = execute(small, [tensor.clone() for tensor in doubled], sharpened)
+        for node, expected in expected_values:
+            found = _value_at(pruned_values, node)
+            error = _relative_error(groups.marks.values.get(node.name), expected, found, alive)
+            if not error <= PROOF_TOLERANCE:
+                raise ParityError(
+                    "prune",
+                    f"the pruned network differs from the original at node '{node.name}' ({node.target}): relative "
+                    f"error {error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong "
+                    "for this node; please report the architecture.",
+                )
+            worst = max(worst, error)
     return worst
+
+
+def _run_original(full: fx.GraphModule, inputs: list[Tensor], reference: Masked) -> Iterator[tuple[fx.Node, Any]]:
+    """Run the masked original and yield each node with its value."""
+    node = None
+    try:
+        for node, value in execute(full, inputs, reference):
+            yield node, value
+    except RuntimeError as error:
+        following = "its first operator" if node is None else f"'{node.next.name}' ({node.next.target})"
+        raise StepError(
+            "prune",
+            f"the cut cannot be proven, because the network does not run in float64 at {following}: {error}. "
+            "Write that operator with others that take float64.",
+        ) from error
 
 
 def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> Any:
@@ -90,18 +109,29 @@ def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> An
 
 
 def _to_float64(network: Network) -> fx.GraphModule:
-    """Copy a network's graph in float64; casts to float32 and new float32 tensors become float64 too."""
+    """Copy a network's graph in float64; casts to narrower numbers become casts to float64."""
     module = copy.deepcopy(network.eval_module).double()
     for node in module.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _widen_dtype)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
-        if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
-            node.update_kwarg("dtype", torch.float64)
     return module
 
 
 def _widen_dtype(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
+    if isinstance(argument, torch.dtype) and argument.is_floating_point:
+        return torch.float64
+    return torch.complex128 if isinstance(argument, torch.dtype) and argument.is_complex else argument
+
+
+@contextmanager
+def _new_tensors_in_float64() -> Iterator[None]:
+    """Let operators that create a tensor without naming a dtype create float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _fill_constants(full: fx.GraphModule, small: fx.GraphModule, original: Network, pruned: Network, seed: int) -> None:
@@ -132,11 +162,10 @@ def _kept_of_original(original: Network, pruned: Network, slot: Slot) -> Integer
 
 
 def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:
-    """Return the largest difference over the largest value: infinite if shapes differ, 0 if it is not a tensor."""
-    if isinstance(expected, (tuple, list)) and isinstance(marked, list):
-        if not isinstance(found, (tuple, list)) or len(found) != len(expected):
-            return float("inf")
-        return max((_relative_error(*item, alive) for item in zip(marked, expected, found, strict=True)), default=0.0)
+    """Return the largest difference over the largest value: infinite if shapes differ, 0 if it is not a tensor.
+
+    Of an operator with several results, those that are used are compared where they are taken.
+    """
     if not isinstance(marked, Marked) or not isinstance(expected, Tensor):
         return 0.0
     part = expected.detach()[np.ix_(*kept_indices(marked, alive))] if expected.ndim else expected.detach()

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
@@ -88,7 +89,7 @@ def _export_graph(
             program,
         )
     module = _plain_graph(program)
-    return module, (*notes, *make_trainable(module))
+    return module, (*notes, *fold_spectral_norms(module), *make_trainable(module))
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:

@@ -21,6 +21,7 @@ from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.trainable import make_trainable
+from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -41,7 +42,8 @@ def trace(
     Args:
         model: Any module that ``torch.export`` can export.
         example_inputs: Its inputs.
-        axes: Their dynamic dimensions; None if that is the first of each, the batch.
+        axes: Their dynamic dimensions. None: the batch, which is the first dimension of a single input, and is found
+            by running the model if there are several.
 
     Returns:
         The inputs used for tracing, a graph with its own copies of the tensors, and notes on fall-backs. All of its
@@ -50,12 +52,12 @@ def trace(
     Raises:
         StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
     """
-    if axes is None:
-        axes = [{0: BATCH} if example.dim() else {} for example in example_inputs]
-    inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
+        if axes is None:
+            axes = [{} if dim is None else {dim: BATCH} for dim in _find_batch(model, example_inputs)]
+        inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
         return inputs, *_export_graph(model, inputs, axes)
     finally:
         for module in training:
@@ -90,6 +92,20 @@ def _export_graph(
         )
     module = _plain_graph(program)
     return module, (*notes, *fold_spectral_norms(module), *make_trainable(module))
+
+
+def _find_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Axes:
+    """Return the dimension of each input that is the batch."""
+    if len(inputs) == 1:
+        return (0 if inputs[0].dim() else None,)
+
+    def run(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            outputs = model(*(value.clone() for value in values))
+        return tuple(value for value in pytree.tree_leaves(_plain_outputs(outputs)) if isinstance(value, Tensor))
+
+    names = [f"input {number}" for number in range(len(inputs))]
+    return find_batch_axes(run, inputs, names, ["?"] * len(inputs)).inputs
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:

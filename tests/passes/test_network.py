@@ -202,3 +202,26 @@ def test_the_torchscript_exporter_exports_a_pruned_network(name, tmp_path):
             opset_version=17,
         )
     check_onnx(pruned, path, batch=3)
+
+
+class Streaming(nn.Module):
+    """One step of a stream: the state of a GRU, of shape (layers, batch, 12), is an input and an output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gru, self.out = nn.Conv1d(1, 8, 4, 2), nn.GRU(8, 12, 2, batch_first=True), nn.Linear(12, 1)
+
+    def forward(self, x, tail, state):
+        x = torch.cat([tail, x], -1)
+        y, state = self.gru(torch.relu(self.conv(x.unsqueeze(1))).transpose(1, 2), state)
+        return self.out(y[:, -1]), x[:, -2:], state
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_batch_of_a_state_is_found_also_in_a_single_sample(batch):
+    inputs = (torch.randn(batch, 32), torch.randn(batch, 2), torch.randn(2, batch, 12))
+    network = Network.trace(Streaming(), inputs)
+    assert network.notes == ()
+    assert network.example_inputs[2].shape == (2, max(batch, 2), 12)
+    outputs = network.eval_module(torch.randn(5, 32), torch.randn(5, 2), torch.randn(2, 5, 12))
+    assert [tuple(output.shape) for output in outputs] == [(5, 1), (5, 2), (2, 5, 12)]

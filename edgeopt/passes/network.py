@@ -79,8 +79,8 @@ class Network:
         Args:
             model: Any module that ``torch.export`` can export.
             example_inputs: Its inputs. A batch of 1 is repeated, because 1 would be taken for a constant.
-            axes: For each input, its dynamic dimensions and their names, of which ``batch`` is the batch. None: the
-                first dimension of every input is the batch.
+            axes: For each input, its dynamic dimensions and their names, of which ``batch`` is the batch. None: only
+                the batch is dynamic; it is the first dimension of a single input, and is found if there are several.
             share_tensors: Leave the tensors in the model's memory, for a network that is only read or copied.
 
         Raises:

@@ -20,10 +20,12 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
 from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
+from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
@@ -44,7 +46,8 @@ def trace(
     Args:
         model: Any module that ``torch.export`` can export.
         example_inputs: Its inputs.
-        axes: Their dynamic dimensions; None if that is the first of each, the batch.
+        axes: Their dynamic dimensions. None: the batch, which is the first dimension of a single input, and is found
+            by running the model if there are several.
         share_tensors: Leave the tensors in the model's memory instead of copying them.
 
     Returns:
@@ -54,11 +57,12 @@ def trace(
     Raises:
         StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
     """
-    if axes is None:
-        axes = [{0: BATCH} if example.dim() else {} for example in example_inputs]
-    inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
     flags = [(module, module.training) for module in model.modules()]
     try:
+        model.eval()
+        if axes is None:
+            axes = [{} if dim is None else {dim: BATCH} for dim in _find_batch(model, example_inputs)]
+        inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
         modes = run_in_both_modes(model, inputs)
         model.eval()
         return inputs, *_export_graph(model, inputs, axes, modes, share_tensors)
@@ -93,8 +97,22 @@ def _export_graph(
     if isinstance(program, TraceFailure):
         raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)
     module, random_nodes = _plain_graph(program, modes, share_tensors)
-    notes = (*notes, *make_trainable(module))
+    notes = (*notes, *fold_spectral_norms(module), *make_trainable(module))
     return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
+
+
+def _find_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Axes:
+    """Return the dimension of each input that is the batch."""
+    if len(inputs) == 1:
+        return (0 if inputs[0].dim() else None,)
+
+    def run(values: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            outputs = model(*(value.clone() for value in values))
+        return tuple(value for value in pytree.tree_leaves(_plain_outputs(outputs)) if isinstance(value, Tensor))
+
+    names = [f"input {number}" for number in range(len(inputs))]
+    return find_batch_axes(run, inputs, names, ["?"] * len(inputs)).inputs
 
 
 def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:

@@ -79,7 +79,7 @@ def find_batch_axes(
 
     Args:
         run: Runs the network in evaluation mode, and returns its outputs; it may raise if inputs do not fit.
-        inputs: One batch, best of two samples or more: of a batch of one nothing can be learned.
+        inputs: One batch, best of two samples or more. A batch of one is repeated, which tells less.
         names: Of the inputs, for the note.
         given: For each input, the dimension that the user named, None if all samples share it, or ``"?"``.
 
@@ -95,10 +95,10 @@ def find_batch_axes(
     for axes in _choices(inputs, given):
         count = count_samples(inputs, axes)
         if usual is None and count < 2:
-            return BatchAxes(axes, _first_axes(whole, count), _describe_unusual(axes, inputs, names))
+            return _find_axes_of_one(run, inputs, names, given, whole)
         if count < 2:
             continue
-        answers = [_run_alone(run, inputs, axes, sample) for sample in (0, count - 1)]
+        answers = [_run_samples(run, inputs, axes, [sample]) for sample in (0, count - 1)]
         check_number_of_outputs(len(whole), [len(answer) for answer in answers if answer is not None], count)
         outputs = _output_axes(whole, answers, count)
         if usual is None:
@@ -122,6 +122,29 @@ def find_batch_axes(
     )
 
 
+def _find_axes_of_one(
+    run: Run,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    given: Sequence[int | str | None],
+    whole: tuple[Tensor, ...],
+) -> BatchAxes:
+    """Find the batch of a single sample: repeated along it, the network gives its answer twice.
+
+    If it does so for no choice of dimensions, they are the usual ones. Example: the state of a recurrent layer, of
+    shape (layers, batch, hidden), cannot be repeated along the layers.
+    """
+    choices = [axes for axes in _choices(inputs, given) if count_samples(inputs, axes) == 1]
+    for axes in choices:
+        repeated = _run_samples(run, inputs, axes, [0, 0])
+        outputs = None if repeated is None else _output_axes(repeated, [whole], 2)
+        if repeated is None or outputs is None:
+            continue
+        if all(_agrees(repeated, whole, outputs, sample) for sample in (0, 1)):
+            return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
+    return BatchAxes(choices[0], _first_axes(whole, 1), _describe_unusual(choices[0], inputs, names))
+
+
 def _choices(inputs: tuple[Tensor, ...], given: Sequence[int | str | None]) -> Iterator[Axes]:
     """Yield choices of axes, the usual ones first: dimension 0 of every input that has the size of the first one's."""
     sizes = [inputs[index].shape[axis] for index, axis in enumerate(given) if isinstance(axis, int)] or [
@@ -137,10 +160,10 @@ def _choices(inputs: tuple[Tensor, ...], given: Sequence[int | str | None]) -> I
         yield from choices[:_MAX_CHOICES]
 
 
-def _run_alone(run: Run, inputs: tuple[Tensor, ...], axes: Axes, sample: int) -> tuple[Tensor, ...] | None:
-    """Run one sample; None if the network cannot run it."""
+def _run_samples(run: Run, inputs: tuple[Tensor, ...], axes: Axes, samples: Sequence[int]) -> tuple[Tensor, ...] | None:
+    """Run some samples; None if the network cannot run them."""
     try:
-        return run(take_samples(inputs, axes, [sample]))
+        return run(take_samples(inputs, axes, samples))
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError):
         return None
 

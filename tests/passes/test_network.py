@@ -200,3 +200,47 @@ def test_the_torchscript_exporter_exports_a_pruned_network(name, tmp_path):
             opset_version=17,
         )
     check_onnx(pruned, path, batch=3)
+
+
+class Streaming(nn.Module):
+    """One step of a stream: the state of a GRU, of shape (layers, batch, 12), is an input and an output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.gru, self.out = nn.Conv1d(1, 8, 4, 2), nn.GRU(8, 12, 2, batch_first=True), nn.Linear(12, 1)
+
+    def forward(self, x, tail, state):
+        x = torch.cat([tail, x], -1)
+        y, state = self.gru(torch.relu(self.conv(x.unsqueeze(1))).transpose(1, 2), state)
+        return self.out(y[:, -1]), x[:, -2:], state
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_the_batch_of_a_state_is_found_also_in_a_single_sample(batch):
+    inputs = (torch.randn(batch, 32), torch.randn(batch, 2), torch.randn(2, batch, 12))
+    network = Network.trace(Streaming(), inputs)
+    assert network.notes == ()
+    assert network.example_inputs[2].shape == (2, max(batch, 2), 12)
+    outputs = network.eval_module(torch.randn(5, 32), torch.randn(5, 2), torch.randn(2, 5, 12))
+    assert [tuple(output.shape) for output in outputs] == [(5, 1), (5, 2), (2, 5, 12)]
+
+
+def test_a_network_in_its_models_memory_changes_nothing_of_the_model():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 8)), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model[2].weight.requires_grad_(False)
+    x = torch.randn(4, 6)
+    model.eval()
+    before, expected = copy.deepcopy(model.state_dict()), model(x)
+    network = Network.trace(model, (x,), share_tensors=True)
+    torch.testing.assert_close(network.eval_module(x), expected)
+    assert network.parameters()["2.weight"].data_ptr() == model[2].weight.data_ptr()
+    assert network.parameters()["2.weight"].requires_grad
+    assert not model[2].weight.requires_grad
+    trained = network.copy()
+    with torch.no_grad():
+        for value in trained.parameters().values():
+            value.add_(1.0)
+    trained.train_module(x)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from rule_networks import CASES, Formula
+from field_networks import FIELD_CASES
+from rule_networks import CASES, Case, Formula
 from zoo_networks import random_keep
 
 from edgeopt.passes.network import Network
@@ -11,16 +12,15 @@ from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(name):
-    case = CASES[name]
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in {**CASES, **FIELD_CASES}.items()])
+def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(case: Case):
     torch.manual_seed(0)
     network = Network.trace(Formula(case.compute, case.parts), case.inputs)
     groups = analyse(network)
     assert groups.without_rule == ()
     assert {group: owned.channels for group, owned in groups.free.items()} == case.free
-    for ratio in (0.3, 0.5):
-        keep = random_keep(groups, ratio, seed=1)
+    last = {name: range(group.channels // 2, group.channels) for name, group in groups.free.items()}
+    for keep in (last, random_keep(groups, 0.3, seed=1), random_keep(groups, 0.5, seed=1)):
         pruned = prune(network, groups, keep)
         assert verify_pruning(network, groups, keep, pruned, case.inputs) < PROOF_TOLERANCE
     pruned.train_module(*case.inputs).square().mean().backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from edgeopt.errors import InputError, did_you_mean
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.couplings import Heads, resolve_couplings
-from edgeopt.passes.prune.interpret import Marks
+from edgeopt.passes.prune.interpret import Marks, collect_marked
 from edgeopt.passes.prune.labels import KERNEL, NO_RULE, Integers, Reason, Slot
 
 
@@ -91,18 +92,51 @@ def analyse(network: Network, heads: Heads = "most") -> Groups:
     for slot, owned in slots:
         for index, channel in enumerate(classes[owned.start : owned.stop].tolist()):
             members.setdefault(channel, {}).setdefault(slot, []).append(index)
-    alike: dict[tuple[Reason | None, tuple[tuple[Slot, int], ...]], list[dict[Slot, list[int]]]] = {}
+    alike: dict[tuple[Reason | None, tuple[tuple[Slot, int], ...]], list[int]] = {}
     for channel, owned_slots in members.items():
         reason = reasons[channel]
         if reason is None or reason.why != KERNEL:
             counts = tuple((slot, len(indices)) for slot, indices in owned_slots.items())
-            alike.setdefault((reason, counts), []).append(owned_slots)
+            alike.setdefault((reason, counts), []).append(channel)
+    free = _part_channels(marks, classes, [channels for (reason, _), channels in alike.items() if reason is None])
+    frozen = [channels for (reason, _), channels in alike.items() if reason is not None]
+    order = {channel: position for position, channel in enumerate(members)}
     groups: dict[str, Group] = {}
-    for (reason, counts), channels in alike.items():
-        stacked = {slot: np.array([channel[slot] for channel in channels]) for slot, _ in counts}
-        name = _make_unique(_slot_title(counts[0][0]), groups)
-        groups[name] = Group(name, len(channels), stacked, reason)
+    for channels in sorted([*free, *frozen], key=lambda channels: order[channels[0]]):
+        owned_slots = members[channels[0]]
+        stacked = {slot: np.array([members[channel][slot] for channel in channels]) for slot in owned_slots}
+        name = _make_unique(_slot_title(next(iter(owned_slots))), groups)
+        groups[name] = Group(name, len(channels), stacked, reasons[channels[0]])
     return Groups(groups, marks)
+
+
+def _part_channels(marks: Marks, classes: Integers, groups: list[list[int]]) -> list[list[int]]:
+    """Part groups until every tensor of the graph holds all channels of some group, or a value that always stays.
+
+    Each group keeps at least one channel, so no cut leaves a tensor empty: a slice of a group becomes a group.
+
+    Args:
+        marks: The labels of every node.
+        classes: The class of each label.
+        groups: The classes of the free channels of each group.
+    """
+    group_of = {channel: number for number, channels in enumerate(groups) for channel in channels}
+    seen: set[bytes] = set()
+    for value in collect_marked(list(marks.values.values())):
+        for layer in value.layers:
+            held = np.unique(classes[layer.numpy()])
+            if held.tobytes() in seen:
+                continue
+            seen.add(held.tobytes())
+            met = Counter(group_of.get(channel, -1) for channel in held.tolist())
+            if -1 in met or any(count == len(groups[number]) for number, count in met.items()):
+                continue
+            number = max(met, key=lambda number: met[number])
+            inside = [channel for channel in groups[number] if channel in set(held.tolist())]
+            groups[number] = [channel for channel in groups[number] if channel not in set(inside)]
+            groups.append(inside)
+            group_of |= dict.fromkeys(inside, len(groups) - 1)
+    return groups
 
 
 def _slot_title(slot: Slot) -> str:

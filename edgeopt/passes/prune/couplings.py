@@ -41,6 +41,8 @@ def resolve_couplings(labels: Labels, heads: Heads = "most") -> tuple[Integers, 
         The class of each label (its smallest label), and for each label the reason why its class is frozen, or None.
     """
     state = _ClassState(labels)
+    for choice in sorted(labels.merged_choices(), key=lambda choice: -state.weigh(choice.line)):
+        state.decide(choice, heads)
     for choice in sorted(labels.choices, key=lambda choice: choice.line is None):  # lines first: they define heads
         state.decide(choice, heads)
     state.freeze_last_channels()
@@ -66,6 +68,12 @@ class _ClassState:
         frozen = np.zeros(len(self.classes), dtype=bool)
         frozen[[ALWAYS, *self.reasons]] = True
         self.canonical = np.where(frozen[self.classes], ALWAYS, self.classes)
+
+    def weigh(self, line: Tensor | None) -> float:
+        """Return the number of parameter indices that go with a line's labels; 0 for those that are frozen."""
+        if line is None:
+            return 0.0
+        return float(self.weights[np.setdiff1d(_classes_in(self.canonical, line), [ALWAYS])].sum())
 
     def decide(self, choice: CouplingChoice, heads: Heads) -> None:
         layer = _classes_in(self.canonical, choice.layer)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from edgeopt.passes.network import Network
-from edgeopt.passes.prune.resize import CREATORS
 
 
 class Float64Interpreter(fx.Interpreter):
@@ -18,13 +19,18 @@ class Float64Interpreter(fx.Interpreter):
     def __init__(self, network: Network) -> None:
         super().__init__(float64_graph(network))
 
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the network on inputs in float64."""
+        with new_tensors_in_float64():
+            return super().run(*args, **kwargs)
+
     def fetch_attr(self, target: str) -> Any:
         """Return a tensor of the network in float64."""
         return to_float64(super().fetch_attr(target))
 
 
 def float64_graph(network: Network) -> fx.GraphModule:
-    """Copy a network's graph for float64: casts to float32 and new float32 tensors become float64 too.
+    """Copy a network's graph for float64: casts to narrower numbers become casts to float64.
 
     The tensors stay as they are. Each is read right before its first use.
     """
@@ -36,8 +42,6 @@ def float64_graph(network: Network) -> fx.GraphModule:
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _widen_dtype)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
-        if getattr(node.target, "overloadpacket", None) in CREATORS and node.kwargs.get("dtype") is None:
-            node.update_kwarg("dtype", torch.float64)
     return fx.GraphModule(network.eval_module, graph)
 
 
@@ -50,4 +54,17 @@ def to_float64(value: Any) -> Any:
 
 
 def _widen_dtype(argument: Any) -> Any:
-    return torch.float64 if argument is torch.float32 else argument
+    if isinstance(argument, torch.dtype) and argument.is_floating_point:
+        return torch.float64
+    return torch.complex128 if isinstance(argument, torch.dtype) and argument.is_complex else argument
+
+
+@contextmanager
+def new_tensors_in_float64() -> Iterator[None]:
+    """Let operators that create a tensor without naming a dtype create float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

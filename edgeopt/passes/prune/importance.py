@@ -23,7 +23,7 @@ from torch import Tensor
 from edgeopt.errors import DivergedError, InputError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
-from edgeopt.passes.prune.interpret import execute, tensor_names
+from edgeopt.passes.prune.interpret import execute, read_name, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.records.recipe import Importance, ImportanceMethod
@@ -166,7 +166,7 @@ def _find_nodes(network: Network, operator: str) -> list[Any]:
 
 def _batch_norm_score(network: Network) -> SlotScore:
     names = tensor_names(network.eval_module)
-    scales = {names[node.args[1].target] for node in _find_nodes(network, "batch_norm") if node.args[1] is not None}
+    scales = {read_name(names, node.args[1]) for node in _find_nodes(network, "batch_norm")}
     norms = _norm_score(network, 1)
     return lambda slot, indices: norms(slot, indices) if slot[0] in scales else None
 
@@ -220,8 +220,8 @@ def _activation_score(network: Network, batches: Iterable[_Batch]) -> SlotScore:
     readers: dict[Any, list[tuple[str, int]]] = {}
     for operator, dim in _READERS.items():
         for node in _find_nodes(network, operator):
-            if getattr(node.args[1], "op", "") == "get_attr":
-                readers.setdefault(node.args[0], []).append((names[node.args[1].target], dim))
+            if (name := read_name(names, node.args[1])) is not None:
+                readers.setdefault(node.args[0], []).append((name, dim))
     squares: dict[str, _Floats] = {}
     for inputs, _ in batches:
         for node, value in execute(network.eval_module, as_inputs(inputs)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,11 @@ def tensor_names(module: fx.GraphModule) -> dict[str, str]:
     for target in dict.fromkeys(str(node.target) for node in module.graph.nodes if node.op == "get_attr"):
         names[target] = first.setdefault(id(operator.attrgetter(target)(module)), target)
     return names
+
+
+def read_name(names: Mapping[str, str], argument: Any) -> str | None:
+    """Return the name of the tensor that an argument of a node reads; None if there is none or it is computed."""
+    return names[str(argument.target)] if isinstance(argument, fx.Node) and argument.op == "get_attr" else None
 
 
 def mark(module: fx.GraphModule, shapes: Shapes) -> Marks:

@@ -112,6 +112,7 @@ class Labels:
         self._pairs: list[Integers] = []
         self._seen: set[bytes] = set()
         self._followers: list[Follower] = []
+        self._merged: list[tuple[Follower, Reason]] = []
         self._created: list[range] = []
         self._classes: Integers | None = None
 
@@ -172,6 +173,50 @@ class Labels:
                 self.choose(source, layer)
         return layer
 
+    def merge(self, layers: Sequence[Tensor]) -> Tensor:
+        """Return one layer of new labels for layers that a view puts along one dimension.
+
+        A label goes when any of the layers is gone there. Only if one meets another label does a choice have to be
+        made, as for any layer of several dimensions: see ``merged_choices``.
+        """
+        shape = [max(layer.shape[dim] for layer in layers) for dim in range(layers[0].ndim)]
+        labels = self._new_labels(math.prod(shape))
+        merged = Follower(torch.arange(labels.start, labels.stop).reshape(shape), tuple(layers), ())
+        self._followers.append(merged)
+        self._merged.append((merged, self.reason))
+        return merged.layer
+
+    def unmerge(self, layer: Tensor) -> tuple[Tensor, ...]:
+        """Return the layers that were merged into this one, if a view put them along dimensions of their own again."""
+        low, high = int(layer.min()), int(layer.max())
+        for merged, _ in self._merged:
+            start = int(merged.layer.reshape(-1)[0])
+            if start <= low and high < start + merged.layer.numel():
+                parts = [
+                    compress(source.expand(merged.layer.shape).reshape(-1)[layer - start]) for source in merged.sources
+                ]
+                dims = [dim for part in parts for dim in varying_dims(part)]
+                if len(set(dims)) == len(dims):
+                    return tuple(one for part in parts if varying_dims(part) for one in self.unmerge(part))
+        return (layer,)
+
+    def merged_choices(self) -> list[CouplingChoice]:
+        """Return the choices for merged layers that met other labels: which of the layers in them stays free."""
+        met = np.zeros(self._count, dtype=bool)
+        for part in (*self._pairs, *(labels for labels, _ in self.frozen)):
+            met[part] = True
+        for layer in (part for choice in self.choices for part in (choice.layer, choice.line) if part is not None):
+            met[layer.numpy()] = True
+        for follower in self._followers:
+            for source in follower.sources:
+                met[source.numpy()] = True
+        return [
+            CouplingChoice(merged.layer, source, reason)
+            for merged, reason in self._merged
+            if met[merged.layer.numpy()].any()
+            for source in merged.sources
+        ]
+
     def _new_labels(self, size: int) -> range:
         self._count += size
         return range(self._count - size, self._count)
@@ -217,14 +262,20 @@ class Labels:
             owned = self.slots[slot]
             alive[owned.start : owned.stop] = False
             alive[owned.start + torch.from_numpy(indices)] = True
-        gone = np.zeros(self._count, dtype=bool)
-        gone[self.classes[~alive.numpy()]] = True
-        for created in self._created:
-            alive[created.start : created.stop] = torch.from_numpy(~gone[self.classes[created.start : created.stop]])
-        for follower in self._followers:
-            has_sources = torch.stack([alive[part] for part in torch.broadcast_tensors(*follower.sources)]).all(0)  # type: ignore[no-untyped-call]
-            alive[follower.layer] = has_sources.amax(follower.dims, keepdim=True) if follower.dims else has_sources
-        return alive
+        # a created size goes with whatever it meets, also with a follower of a size that was created before
+        while True:
+            before = alive.clone()
+            for follower in self._followers:
+                has_sources = torch.stack([alive[part] for part in torch.broadcast_tensors(*follower.sources)]).all(0)  # type: ignore[no-untyped-call]
+                alive[follower.layer] = has_sources.amax(follower.dims, keepdim=True) if follower.dims else has_sources
+            gone = np.zeros(self._count, dtype=bool)
+            gone[self.classes[~alive.numpy()]] = True
+            for created in self._created:
+                alive[created.start : created.stop] = torch.from_numpy(
+                    ~gone[self.classes[created.start : created.stop]]
+                )
+            if torch.equal(alive, before):
+                return alive
 
 
 def _line(labels: range, dim: int, ndim: int) -> Tensor:

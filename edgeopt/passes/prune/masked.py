@@ -15,6 +15,12 @@ from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_indices, take_indices
 
 _NORMS = (aten.layer_norm, aten.rms_norm, aten.group_norm)
+_WEIGHTED: tuple[Any, ...] = (
+    aten.linear, aten.conv1d, aten.conv2d, aten.conv3d,
+    aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+)  # fmt: skip
+"""Operators that sum over channels of an activation and a weight. A weight's lost channels are zero, unless it is
+computed (a weight that is normalized, or generated from an input)."""
 _REDUCTIONS = (
     aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.amax, aten.amin, aten.logsumexp,
     aten.linalg_vector_norm, aten.norm,
@@ -22,8 +28,8 @@ _REDUCTIONS = (
 """Reductions over channels, in which zeros would count. Like norms, they are computed on the kept channels only."""
 
 _CHANNEL_SUMS: tuple[Any, ...] = (
-    aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.einsum, aten.sum, aten.bilinear,
-    aten.scaled_dot_product_attention,
+    aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.vdot, aten.addmm, aten.baddbmm, aten.einsum, aten.sum,
+    aten.bilinear, aten.scaled_dot_product_attention,
 )  # fmt: skip
 """Operators that sum over channels of activations. A lost channel may not be zero there (after a sigmoid), so it is
 set to zero."""
@@ -34,43 +40,77 @@ nearly uniform and would hide a wrong index."""
 
 
 class Sharpened(fx.Interpreter):
-    """Runs a graph with the input of every softmax multiplied by a number."""
+    """Runs a graph with the input of every softmax multiplied by a number, and with given random numbers."""
 
-    def __init__(self, module: fx.GraphModule, multipliers: dict[str, float]) -> None:
+    def __init__(self, module: fx.GraphModule, multipliers: dict[str, float], given: dict[str, Tensor]) -> None:
         super().__init__(module)
         self.multipliers = multipliers
         """By node name."""
+        self.given = given
+        """The values of operators that have no value of their own, by node name."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
-        if n.name not in self.multipliers:
-            return super().run_node(n)
-        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
-        return n.target(x * self.multipliers[n.name], *rest, **kwargs)  # type: ignore[operator]
+        if n.name in self.multipliers:
+            (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+            return n.target(x * self.multipliers[n.name], *rest, **kwargs)  # type: ignore[operator]
+        value = super().run_node(n)
+        given = self.given.get(n.name)
+        return value if given is None or given.shape != value.shape else value.copy_(given)
+
+
+def has_own_value(node: fx.Node) -> bool:
+    """Tell whether an operator's result follows from its arguments: random numbers and memory without content do not.
+
+    Those are the same in both networks: the original's, of which the pruned network gets the kept part.
+    """
+    return not (
+        isinstance(node.target, torch._ops.OpOverload)
+        and (torch.Tag.nondeterministic_seeded in node.target.tags or node.target.overloadpacket in _WITHOUT_CONTENT)
+    )
+
+
+_WITHOUT_CONTENT: tuple[Any, ...] = (
+    aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.empty_permuted,
+)  # fmt: skip
 
 
 class Masked(Sharpened):
     """Runs the zero-masked original; statistics over channels use only the kept channels."""
 
     def __init__(self, module: fx.GraphModule, marks: Marks, alive: Tensor) -> None:
-        super().__init__(module, {})
+        super().__init__(module, {}, {})
         self._values, self._alive = marks.values, alive
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; lost channels are set to 0 if they would change the sums of others."""
         packet = getattr(n.target, "overloadpacket", None)
-        if packet in _CHANNEL_SUMS:
-            for used in n.all_input_nodes:
-                self.env[used] = self._zero_lost(used, self.env[used])
+        for used in _summed(n, packet):
+            self.env[used] = self._zero_lost(used, self.env[used])
         if packet in (aten.softmax, aten._softmax, aten.scaled_dot_product_attention):
             self.multipliers[n.name] = _find_multiplier(*self.fetch_args_kwargs_from_env(n))
         if packet in _NORMS:
             return self._norm(n)
+        if packet is aten.batch_norm:
+            return self._batch_norm(n)
         if packet in _REDUCTIONS:
             return self._reduce(n)
         value = super().run_node(n)
-        if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+        if not isinstance(value, Tensor):
+            return value
+        if not has_own_value(n):
+            return self._give(n, value)
+        if value.is_floating_point() and not bool(value.isfinite().all()):
             return self._zero_lost(n, value)
+        return value
+
+    def _give(self, node: fx.Node, value: Tensor) -> Tensor:
+        """Let the pruned network's node have the kept part of this one's value."""
+        if getattr(node.target, "overloadpacket", None) in _WITHOUT_CONTENT:
+            value.zero_()
+        if isinstance(self._values[node.name], Marked):
+            kept = take_indices(value, dict(enumerate(self._kept(node))))
+            self.given[node.name] = kept.clone()
         return value
 
     def _kept(self, node: fx.Node) -> tuple[Integers, ...]:
@@ -106,6 +146,15 @@ class Masked(Sharpened):
         result[np.ix_(*kept)] = n.target(take_indices(x, channels), new_size, *rest, **kwargs)  # type: ignore[operator]
         return result
 
+    def _batch_norm(self, n: fx.Node) -> Tensor:
+        """Compute a batch norm over the kept part, which its statistics are of if it uses those of its input."""
+        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+        kept = self._kept(n)
+        parameters = [part if part is None else take_indices(part, {0: kept[1]}) for part in rest[:4]]
+        result = torch.zeros_like(x)
+        result[np.ix_(*kept)] = n.target(take_indices(x, dict(enumerate(kept))), *parameters, *rest[4:], **kwargs)  # type: ignore[operator]
+        return result
+
     def _reduce(self, n: fx.Node) -> Any:
         (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
         source = n.args[0]
@@ -123,6 +172,14 @@ class Masked(Sharpened):
         result = part.new_zeros(marked.shape)
         result[np.ix_(*kept_indices(marked, self._alive))] = part
         return result
+
+
+def _summed(node: fx.Node, packet: Any) -> list[fx.Node]:
+    """Return the arguments in which lost channels would change sums over channels."""
+    if packet in _CHANNEL_SUMS:
+        return node.all_input_nodes
+    weight = node.args[1] if packet in _WEIGHTED else None
+    return [weight] if isinstance(weight, fx.Node) and weight.op != "get_attr" else []
 
 
 def _find_multiplier(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from edgeopt.errors import ParityError
+from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
-from edgeopt.passes.prune.float64 import float64_graph
+from edgeopt.passes.prune.float64 import float64_graph, new_tensors_in_float64
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.labels import Marked
 from edgeopt.passes.prune.masked import Masked, Sharpened
@@ -49,29 +49,46 @@ def verify_pruning(
 
     Raises:
         ParityError: a node differs by more than ``PROOF_TOLERANCE`` or cannot run; the message names it.
+        StepError: the original itself cannot run in float64.
     """
     alive = groups.alive(keep)
     full, small = float64_graph(original), float64_graph(pruned)
     weights = ProofWeights(original, pruned, groups.kept(keep), seed)
     doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
-    sharpened = Sharpened(small, reference.multipliers)
+    sharpened = Sharpened(small, reference.multipliers, reference.given)
     reference.fetch_attr, sharpened.fetch_attr = weights.of_original, weights.of_pruned  # type: ignore[method-assign]
-    expected_values = execute(full, [tensor.clone() for tensor in doubled], reference)
-    pruned_values = execute(small, [tensor.clone() for tensor in doubled], sharpened)
     worst = 0.0
-    for node, expected in expected_values:
-        found = _value_at(pruned_values, node)
-        error = _relative_error(groups.marks.values.get(node.name), expected, found, alive)
-        if not error <= PROOF_TOLERANCE:
-            raise ParityError(
-                "prune",
-                f"the pruned network differs from the original at node '{node.name}' ({node.target}): relative error "
-                f"{error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong for this "
-                "node; please report the architecture.",
-            )
-        worst = max(worst, error)
+    with new_tensors_in_float64():
+        expected_values = _run_original(full, [tensor.clone() for tensor in doubled], reference)
+        pruned_values = execute(small, [tensor.clone() for tensor in doubled], sharpened)
+        for node, expected in expected_values:
+            found = _value_at(pruned_values, node)
+            error = _relative_error(groups.marks.values.get(node.name), expected, found, alive)
+            if not error <= PROOF_TOLERANCE:
+                raise ParityError(
+                    "prune",
+                    f"the pruned network differs from the original at node '{node.name}' ({node.target}): relative "
+                    f"error {error:.2g}, allowed {PROOF_TOLERANCE:.0e}. A rule in edgeopt/passes/prune/rules is wrong "
+                    "for this node; please report the architecture.",
+                )
+            worst = max(worst, error)
     return worst
+
+
+def _run_original(full: fx.GraphModule, inputs: list[Tensor], reference: Masked) -> Iterator[tuple[fx.Node, Any]]:
+    """Run the masked original and yield each node with its value."""
+    node = None
+    try:
+        for node, value in execute(full, inputs, reference):
+            yield node, value
+    except RuntimeError as error:
+        following = "its first operator" if node is None else f"'{node.next.name}' ({node.next.target})"
+        raise StepError(
+            "prune",
+            f"the cut cannot be proven, because the network does not run in float64 at {following}: {error}. "
+            "Write that operator with others that take float64.",
+        ) from error
 
 
 def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> Any:
@@ -87,11 +104,10 @@ def _value_at(pruned_values: Iterator[tuple[fx.Node, Any]], node: fx.Node) -> An
 
 
 def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> float:
-    """Return the largest difference over the largest value: infinite if shapes differ, 0 if it is not a tensor."""
-    if isinstance(expected, (tuple, list)) and isinstance(marked, list):
-        if not isinstance(found, (tuple, list)) or len(found) != len(expected):
-            return float("inf")
-        return max((_relative_error(*item, alive) for item in zip(marked, expected, found, strict=True)), default=0.0)
+    """Return the largest difference over the largest value: infinite if shapes differ, 0 if it is not a tensor.
+
+    Of an operator with several results, those that are used are compared where they are taken.
+    """
     if not isinstance(marked, Marked) or not isinstance(expected, Tensor):
         return 0.0
     part = expected.detach()[np.ix_(*kept_indices(marked, alive))] if expected.ndim else expected.detach()

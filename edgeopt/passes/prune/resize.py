@@ -70,6 +70,10 @@ class KeptSizes:
         shape: tuple[int, ...] = self.marks.values[node.name].shape
         return shape
 
+    def number(self, entry: int | fx.Node) -> int:
+        """Return a literal number, or the example's value of one that is computed at run time."""
+        return int(self.marks.values[entry.name]) if isinstance(entry, fx.Node) else entry
+
     def new_shape(self, node: fx.Node) -> tuple[int, ...]:
         """Return the shape after the cut."""
         return tuple(len(indices) for indices in self.kept_indices(node))
@@ -135,15 +139,20 @@ def _squeeze(node: fx.Node, sizes: KeptSizes) -> None:
 
 
 def _slice(node: fx.Node, sizes: KeptSizes) -> None:
-    """Set ``start`` and ``end`` to the number of indices left before them."""
+    """Set ``start`` and ``end`` to where the indices that it takes are among those that are left."""
     source = _source(node)
     dim = _argument(node, "dim") % len(sizes.old_shape(source))
     size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) == size:
         return
-    start, end, _ = slice(_argument(node, "start"), _argument(node, "end")).indices(size)
-    _set_argument(node, "start", int((kept < start).sum()))
-    _set_argument(node, "end", int((kept < end).sum()))
+    step = _argument(node, "step")
+    taken = range(size)[slice(_argument(node, "start"), _argument(node, "end"), step)]
+    places = np.flatnonzero(np.isin(kept, taken))
+    if (np.diff(places) != step).any():
+        reason = f"a slice in steps of {step} ({node.name}) is left with other steps: keep whole steps."
+        raise StepError("prune", reason)
+    _set_argument(node, "start", int(places[0]) if len(places) else 0)
+    _set_argument(node, "end", int(places[-1]) + 1 if len(places) else 0)
 
 
 def _select(node: fx.Node, sizes: KeptSizes) -> None:
@@ -175,10 +184,10 @@ def _split(node: fx.Node, sizes: KeptSizes) -> None:
 
 def _groups(node: fx.Node, sizes: KeptSizes) -> None:
     """Reduce a convolution's groups to those that have channels left."""
-    groups, source = _argument(node, "groups"), _source(node)
+    entry, source = _argument(node, "groups"), _source(node)
+    groups = sizes.number(entry)
     left = len(np.unique(sizes.kept_indices(source)[1] // (sizes.old_shape(source)[1] // groups)))
-    if left < groups:
-        _set_argument(node, "groups", left)
+    _set_argument(node, "groups", _rescale(node, entry, groups, left))
 
 
 def _norm_groups(node: fx.Node, sizes: KeptSizes) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
-from edgeopt.passes.prune.interpret import Shapes, shapes_of, tensor_names
+from edgeopt.passes.prune.interpret import Shapes, read_name, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
@@ -138,8 +138,8 @@ def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[s
             count = math.prod(shape) * shapes[left.name][-1] // math.prod(shapes[weight.name])
         else:
             continue
-        if weight.op == "get_attr":
-            uses[names[str(weight.target)]] += count // batch
+        if (name := read_name(names, weight)) is not None:
+            uses[name] += count // batch
     return uses
 
 
@@ -148,9 +148,10 @@ def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> 
     names = tensor_names(module)
     scaled: Counter[str] = Counter()
     for node in module.graph.nodes:
-        if getattr(node.target, "overloadpacket", None) is aten.batch_norm and isinstance(node.args[1], fx.Node):
-            shape = shapes[node.name]
-            scaled[names[str(node.args[1].target)]] += math.prod(shape) // shape[1] // batch
+        if getattr(node.target, "overloadpacket", None) is aten.batch_norm:
+            shape, name = shapes[node.name], read_name(names, node.args[1])
+            if name is not None:
+                scaled[name] += math.prod(shape) // shape[1] // batch
     return scaled
 
 

@@ -74,7 +74,7 @@ def _outer_dims(value: Marked, inner: int) -> list[Hashable]:
 
 
 def addmm(labels: Labels, call: Call) -> Layers:
-    """``bias + one[m, k] other[k, n]``."""
+    """``bias + one[..., m, k] other[..., k, n]``."""
     return _add_bias(labels, call, matmul(labels, call), call["self"])
 
 
@@ -154,32 +154,54 @@ def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
         labels.freeze([layer for value in call.operands for layer in value.layers], "a convolution without a batch")
         return ()
     kernel = len(x.shape) - 2
-    weight = _channels_only(labels, call["weight"], KERNEL)
-    x = _split_groups(_channels_only(labels, x, FIXED_SIZE), 1, groups)
-    weight = _split_groups(weight, 0, groups)
-    layers = contract(labels, [x, weight], ["bgk", "gkn" if transposed else "gnk"], "bgn")
-    if len([layer for layer in layers if layer.shape[0] == 1]) > 1:
-        layers = (labels.follow(layers, ()),)
-    shape = (x.shape[0], call.shape[1])
-    merged = [layer.expand(-1, groups, shape[1] // groups).reshape(layer.shape[0], -1) for layer in layers]
-    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in map(compress, merged))
+    mixed = {dim for dim in range(2, len(x.shape)) if not _is_pointwise(call, dim - 2)}
+    x = _split_groups(_without_dims(labels, x, mixed, FIXED_SIZE), 1, groups)
+    weight = _without_dims(labels, call["weight"], set(range(2, 2 + kernel)), KERNEL)
+    weight = _split_groups(Marked(weight.shape[:2], tuple(layer.flatten(1) for layer in weight.layers)), 0, groups)
+    positions = list(range(kernel))
+    terms = [["b", "g", "k", *positions], "gkn" if transposed else "gnk"]
+    layers = contract(labels, [x, weight], terms, ["b", "g", "n", *positions])
+    channels = [layer for layer in layers if layer.shape[1] > 1 or layer.shape[2] > 1]
+    if len([layer for layer in channels if layer.shape[0] == 1]) > 1:
+        layers = (labels.follow(channels, ()), *(layer for layer in layers if layer.shape[1:3] == (1, 1)))
+    layers = tuple(compress(_merge_groups(layer, groups, call.shape[1])) for layer in layers)
     if bias is not None:
         bias = Marked((*bias.shape, *[1] * kernel), tuple(layer.reshape(-1, *[1] * kernel) for layer in bias.layers))
     return _add_bias(labels, call, layers, bias)
 
 
-def _channels_only(labels: Labels, value: Marked, why: str) -> Marked:
-    """Make the layers independent of positions, and drop these dimensions."""
-    positions = set(range(2, len(value.shape)))
-    kept = tuple(layer.reshape(layer.shape[:2]) for layer in make_independent(labels, value.layers, positions, why))
-    return Marked(value.shape[:2], kept)
+def _is_pointwise(call: Call, position: int) -> bool:
+    """Tell whether a convolution mixes and moves nothing along a dimension of positions."""
+
+    def entry(name: str, default: int) -> int:
+        value = call.get(name, default)
+        return int(value[min(position, len(value) - 1)] if isinstance(value, (list, tuple)) else value)
+
+    if call["weight"].shape[2 + position] > 1 or entry("stride", 1) > 1:
+        return False
+    return call["padding"] in ("same", "valid") or entry("padding", 0) == entry("output_padding", 0) == 0
+
+
+def _without_dims(labels: Labels, value: Marked, dims: set[int], why: str) -> Marked:
+    """Make the layers independent of some dimensions, and give these size 1."""
+    shape = tuple(1 if dim in dims else size for dim, size in enumerate(value.shape))
+    return Marked(shape, make_independent(labels, value.layers, dims, why))
+
+
+def _merge_groups(layer: Tensor, groups: int, channels: int) -> Tensor:
+    """Merge groups and their channels into one dimension."""
+    batch, positions = layer.shape[0], layer.shape[3:]
+    if layer.shape[1:3] == (1, 1):
+        return layer.squeeze(2)
+    return layer.expand(batch, groups, channels // groups, *positions).reshape(batch, channels, *positions)
 
 
 def _split_groups(value: Marked, dim: int, groups: int) -> Marked:
-    """Split a dimension of a matrix into groups."""
+    """Split a dimension of a matrix into groups. Samples that were folded into groups have the same labels in each."""
     sizes = (groups, value.shape[dim] // groups)
     shape = (*value.shape[:dim], *sizes, *value.shape[dim + 1 :])
-    return Marked(shape, tuple(split(layer, dim, sizes if layer.shape[dim] > 1 else (1, 1)) for layer in value.layers))
+    parts = (split(layer, dim, sizes if layer.shape[dim] > 1 else (1, 1)) for layer in value.layers)
+    return Marked(shape, tuple(map(compress, parts)))
 
 
 RULES: dict[Any, Rule] = {
@@ -189,7 +211,9 @@ RULES: dict[Any, Rule] = {
     aten.bmm: matmul,
     aten.mv: matmul,
     aten.dot: matmul,
+    aten.vdot: matmul,
     aten.addmm: addmm,
+    aten.baddbmm: addmm,
     aten.outer: outer,
     aten.bilinear: bilinear,
     aten.einsum: einsum,

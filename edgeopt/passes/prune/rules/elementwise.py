@@ -137,9 +137,10 @@ def keep_layers(labels: Labels, call: Call) -> Layers:
 
 
 _KEEPING: tuple[Any, ...] = (
-    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
+    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.detach_, aten.to, aten._to_copy, aten.type_as,
     aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.lift_fresh_copy,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
+    aten.normal_, aten.uniform_, aten.bernoulli, aten.bernoulli_,
 )  # fmt: skip
 _UNTAGGED: tuple[Any, ...] = (aten.hardswish, aten.hardswish_, aten.relu6, aten.selu, aten.selu_, aten.celu, aten.rrelu)
 _UNTAGGED += (aten.expand_as, aten.where, aten.masked_fill)

@@ -3,29 +3,55 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from edgeopt.passes.aten import aten
-from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked
+from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked, compress, varying_dims
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
 _LOOKED_UP = "looked up by index"
-_BOUNDS = frozenset({"start", "end", "length", "index", "split_size", "split_sizes", "sections", "indices"})
+_BOUNDS = frozenset({"start", "end", "step", "length", "index", "split_size", "split_sizes", "sections", "indices"})
 """Arguments that say which positions of a dimension an operator takes."""
 
 
 def execute_on_labels(labels: Labels, call: Call) -> Layers | list[Layers]:
-    """Execute the operator on each layer, expanded without copies to the full shape."""
+    """Execute the operator on each layer, expanded without copies to the full shape.
+
+    Layers that a view puts along the same dimensions are merged, and parted by a view that undoes it.
+    """
     call.freeze_others(labels)
     _freeze_computed_bounds(labels, call)
     rest = dict(list(call.arguments.items())[1:])
-    results = [call.target(layer.expand(call.input.shape), **rest) for layer in call.input.layers]
+
+    def execute(layer: Tensor) -> Any:
+        return call.target(layer.expand(call.input.shape), **rest)
+
+    layers, results = call.input.layers, [execute(layer) for layer in call.input.layers]
     if isinstance(call.shape, list):
         return [tuple(result[part] for result in results) for part in range(len(call.shape))]
-    return tuple(results)
+    results = [compress(result) for result in results]
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for number, result in enumerate(results):
+        alike.setdefault(varying_dims(result), []).append(number)
+    placed: list[Tensor] = []
+    for dims, numbers in alike.items():
+        if dims and len(numbers) > 1:
+            placed.append(compress(execute(labels.merge([layers[number] for number in numbers]))))
+        else:
+            placed += [results[number] for number in numbers]
+    return tuple(part for layer in placed for part in labels.unmerge(layer))
+
+
+def reshape_as(labels: Labels, call: Call) -> Layers:
+    """Reshape to the size of another tensor, whose labels go with those of the result."""
+    arguments = {"self": call["self"], "shape": list(call.shape)}
+    layers = execute_on_labels(labels, replace(call, target=aten.reshape.default, arguments=arguments))
+    return match(labels, [Marked(call.shape, tuple(layers)), call["other"]], call.shape)  # type: ignore[arg-type]
 
 
 def _freeze_computed_bounds(labels: Labels, call: Call) -> None:
@@ -41,18 +67,15 @@ def _freeze_computed_bounds(labels: Labels, call: Call) -> None:
 
 
 def take_slice(labels: Labels, call: Call) -> Layers | list[Layers]:
-    """Handle a slice. Its step is not rewritten, so labels along it go only in whole steps."""
-    dim, step = call.dim(), int(call["step"])
-    if step == 1:
-        return execute_on_labels(labels, call)
-    size = call.input.shape[dim]
-    start, stop, _ = slice(call["start"], call["end"]).indices(size)
-    for layer in call.input.layers:
-        if layer.shape[dim] > 1:
-            if start < step and stop == size and size % step == 0:
-                labels.tie(split(layer, dim, (-1, step)), dim + 1)
-            else:
-                labels.freeze(layer, "a slice with a step")
+    """Handle a slice. Its step is not rewritten, so labels that it steps over go only in whole steps."""
+    dim, step, size = call.dim(), int(call["step"]), call.input.shape[call.dim()]
+    taken = range(size)[slice(call["start"], call["end"], step)]
+    if step > 1 and taken:
+        first, last = taken[0] // step * step, taken[-1] // step * step
+        for layer in call.input.layers:
+            if layer.shape[dim] > 1:
+                labels.tie(split(layer.narrow(dim, first, last - first), dim, (-1, step)), dim + 1)
+                labels.tie(layer.narrow(dim, last, min(step, size - last)), dim)
     return execute_on_labels(labels, call)
 
 
@@ -257,6 +280,8 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
     aten.expand: expand,
+    aten.reshape_as: reshape_as,
+    aten.view_as: reshape_as,
     aten.roll: roll,
     aten.index: index_at,
     aten.index_select: index_select,

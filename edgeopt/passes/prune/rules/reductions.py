@@ -11,7 +11,7 @@ from typing import Any
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.labels import Labels, Marked
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
-from edgeopt.passes.prune.rules.elementwise import elementwise, make_independent, sum_over
+from edgeopt.passes.prune.rules.elementwise import elementwise, make_independent, match, sum_over
 
 
 def reduce_dims(labels: Labels, call: Call) -> Layers:
@@ -53,6 +53,18 @@ def window_rule(positions: int) -> Rule:
     return rule
 
 
+def sample_grid(labels: Labels, call: Call) -> Layers:
+    """``input[n, c, *positions]`` read at ``grid[n, *sampled, coordinates]``: the batch of both goes together."""
+    x, grid, ndim = call["input"], call["grid"], len(call.shape)
+    channels = make_independent(labels, x.layers, set(range(2, ndim)), "positions that a grid refers to")
+    sampled = make_independent(labels, grid.layers, {ndim - 1}, "coordinates of a position")
+    parts = [
+        Marked((*x.shape[:2], *[1] * (ndim - 2)), channels),
+        Marked((grid.shape[0], 1, *grid.shape[1:-1]), tuple(layer[..., 0].unsqueeze(1) for layer in sampled)),
+    ]
+    return match(labels, parts, call.shape)
+
+
 def _make_constant(labels: Labels, call: Call, dims: set[int]) -> Layers:
     """Return the layers of the first operand, made constant along ``dims``."""
     call.freeze_others(labels)
@@ -83,5 +95,5 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.reflection_pad1d, aten.replication_pad1d), window_rule(1)),
     **dict.fromkeys((aten.reflection_pad2d, aten.replication_pad2d, aten._upsample_bilinear2d_aa), window_rule(2)),
     **dict.fromkeys((aten.reflection_pad3d, aten.replication_pad3d), window_rule(3)),
-    aten.grid_sampler: window_rule(2),
+    **dict.fromkeys((aten.grid_sampler, aten.grid_sampler_2d, aten.grid_sampler_3d), sample_grid),
 }

@@ -18,6 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.composites import decompose_composites
+from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
@@ -26,6 +28,7 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
 arguments follow it."""
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _PACKED = (
     "its recurrent layer runs on a packed sequence, which cannot be exported. Give the layer the padded sequences, and "
     "choose the last step of each by its length."
@@ -143,8 +146,9 @@ def _dynamic_shapes(model: nn.Module, axes: AxisNames) -> tuple[Any, ...]:
 def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     """Turn an exported program into a plain graph module with its own copies of the tensors.
 
-    Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no source paths in
-    the metadata, and ``reshape`` instead of ``view`` (which fails in channels-last memory).
+    Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no composite
+    operators without a pruning rule, no source paths in the metadata, and ``reshape`` instead of ``view`` (which fails
+    in channels-last memory).
     """
     exported = program.module(check_guards=False)
     graph = exported.graph
@@ -154,10 +158,11 @@ def _plain_graph(program: torch.export.ExportedProgram) -> fx.GraphModule:
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
     restore_recurrent_layers(graph)
+    decompose_composites(exported, lambda target: rule_for(target) is not None)
     graph.set_codegen(fx.graph.CodeGen())
     for node in reversed(list(graph.nodes)):
         node.meta = {}
-        if node.target is torch.ops.aten.view.default:
+        if node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
         if name in _ASSERTIONS or (not node.users and node.op in ("get_attr", "call_module")):

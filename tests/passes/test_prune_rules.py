@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from operator_networks import ACROSS
 from rule_networks import CASES, Formula
 from zoo_networks import random_keep
 
@@ -10,10 +11,12 @@ from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 
+ALL_CASES = {**CASES, **ACROSS}
 
-@pytest.mark.parametrize("name", CASES)
+
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(name):
-    case = CASES[name]
+    case = ALL_CASES[name]
     torch.manual_seed(0)
     network = Network.trace(Formula(case.compute, case.parts), case.inputs)
     groups = analyse(network)

@@ -13,17 +13,20 @@ from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_indices, take_indices
+from edgeopt.passes.prune.rules.reductions import VALUES_OF_CHANNELS
 
 _NORMS = (aten.layer_norm, aten.rms_norm, aten.group_norm)
-_REDUCTIONS = (
+_REDUCTIONS: tuple[Any, ...] = (
     aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.amax, aten.amin, aten.logsumexp,
-    aten.linalg_vector_norm, aten.norm,
+    aten.linalg_vector_norm, aten.norm, aten.aminmax, *VALUES_OF_CHANNELS,
 )  # fmt: skip
 """Reductions over channels, in which zeros would count. Like norms, they are computed on the kept channels only."""
 
 _CHANNEL_SUMS: tuple[Any, ...] = (
     aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.einsum, aten.sum, aten.bilinear,
-    aten.scaled_dot_product_attention,
+    aten.scaled_dot_product_attention, aten.addmm, aten.addmv, aten.addbmm, aten.nansum, aten.count_nonzero,
+    aten.cdist, aten._cdist_forward, aten._euclidean_dist, aten.pdist, aten._pdist_forward, aten.cosine_similarity,
+    aten.dist,
 )  # fmt: skip
 """Operators that sum over channels of activations. A lost channel may not be zero there (after a sigmoid), so it is
 set to zero."""
@@ -34,15 +37,20 @@ nearly uniform and would hide a wrong index."""
 
 
 class Sharpened(fx.Interpreter):
-    """Runs a graph with the input of every softmax multiplied by a number."""
+    """Runs a graph with the input of every softmax multiplied by a number, and with given random numbers."""
 
-    def __init__(self, module: fx.GraphModule, multipliers: dict[str, float]) -> None:
+    def __init__(self, module: fx.GraphModule, multipliers: dict[str, float], drawn: dict[str, Tensor]) -> None:
         super().__init__(module)
         self.multipliers = multipliers
         """By node name."""
+        self.drawn = drawn
+        """By node name: values that do not follow from the inputs."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
+        if n.name in self.drawn:
+            value = super().run_node(n)
+            return value.copy_(self.drawn[n.name]) if value.shape == self.drawn[n.name].shape else value
         if n.name not in self.multipliers:
             return super().run_node(n)
         (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
@@ -53,7 +61,7 @@ class Masked(Sharpened):
     """Runs the zero-masked original; statistics over channels use only the kept channels."""
 
     def __init__(self, module: fx.GraphModule, marks: Marks, alive: Tensor) -> None:
-        super().__init__(module, {})
+        super().__init__(module, {}, {})
         self._values, self._alive = marks.values, alive
 
     def run_node(self, n: fx.Node) -> Any:
@@ -66,9 +74,12 @@ class Masked(Sharpened):
             self.multipliers[n.name] = _find_multiplier(*self.fetch_args_kwargs_from_env(n))
         if packet in _NORMS:
             return self._norm(n)
-        if packet in _REDUCTIONS:
+        if packet in _REDUCTIONS or n.target in _REDUCTIONS:
             return self._reduce(n)
         value = super().run_node(n)
+        if is_drawn(n) and isinstance(value, Tensor):
+            value = torch.zeros_like(value) if packet in _EMPTY else value
+            self.drawn[n.name] = take_indices(value, dict(enumerate(self._kept(n)))).clone()
         if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
             return self._zero_lost(n, value)
         return value
@@ -123,6 +134,17 @@ class Masked(Sharpened):
         result = part.new_zeros(marked.shape)
         result[np.ix_(*kept_indices(marked, self._alive))] = part
         return result
+
+
+_EMPTY = (aten.empty, aten.empty_like, aten.new_empty)
+
+
+def is_drawn(node: fx.Node) -> bool:
+    """Tell whether an operator's values do not follow from its inputs: random numbers, or memory that is not set."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or any(argument.name in ("training", "train") for argument in schema.arguments):
+        return False  # dropout changes nothing in evaluation
+    return node.target.overloadpacket in _EMPTY or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
 
 
 def _find_multiplier(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

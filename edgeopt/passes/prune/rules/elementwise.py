@@ -130,6 +130,12 @@ def elementwise(labels: Labels, call: Call) -> Layers:
     return match(labels, call.operands, call.shape)
 
 
+def compare_with_table(labels: Labels, call: Call) -> Layers:
+    """Compare each element with all numbers of a table, which stay: ``bucketize``, ``isin``."""
+    call.freeze_others(labels)
+    return call.input.layers if call.input.shape == call.shape else ()
+
+
 def keep_layers(labels: Labels, call: Call) -> Layers:
     """Keep the layers: copies, casts, dropout."""
     del labels
@@ -138,10 +144,18 @@ def keep_layers(labels: Labels, call: Call) -> Layers:
 
 _KEEPING: tuple[Any, ...] = (
     aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
-    aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.lift_fresh_copy,
+    aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout,
+    aten.lift, aten.lift_fresh, aten.bernoulli, aten.uniform, aten.normal_functional, aten.exponential,
+    aten.resolve_conj, aten.resolve_neg, aten._neg_view, aten.randint_like,
     aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
 )  # fmt: skip
-_UNTAGGED: tuple[Any, ...] = (aten.hardswish, aten.hardswish_, aten.relu6, aten.selu, aten.selu_, aten.celu, aten.rrelu)
-_UNTAGGED += (aten.expand_as, aten.where, aten.masked_fill)
+_UNTAGGED: tuple[Any, ...] = (
+    aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.expand_as, aten.where, aten.masked_fill,
+    aten.rsub, aten.log_sigmoid, aten.floor_divide, aten.isclose, aten.fake_quantize_per_tensor_affine,
+)  # fmt: skip
 
-RULES: dict[Any, Rule] = {**dict.fromkeys(_KEEPING, keep_layers), **dict.fromkeys(_UNTAGGED, elementwise)}
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_KEEPING, keep_layers),
+    **dict.fromkeys(_UNTAGGED, elementwise),
+    **dict.fromkeys((aten.bucketize, aten.isin), compare_with_table),
+}

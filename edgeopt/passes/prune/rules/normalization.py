@@ -13,6 +13,9 @@ from edgeopt.passes.prune.rules.elementwise import make_independent, match, spli
 def per_channel(labels: Labels, call: Call) -> Layers:
     """Match parameters that are vectors along dimension 1 of the input: batch norm, PReLU."""
     x, *parameters = call.operands
+    if call.get("training"):  # statistics of the batch, also in evaluation
+        others = {dim for dim in range(len(x.shape)) if dim != 1}
+        x = Marked(x.shape, make_independent(labels, x.layers, others))
     return match(labels, [x, *(_along_channels(parameter, len(x.shape)) for parameter in parameters)], call.shape)
 
 
@@ -35,6 +38,14 @@ def group_norm(labels: Labels, call: Call) -> Layers:
         if layer.shape[1] > 1 and groups < call.shape[1]:
             labels.tie(split(layer, 1, (groups, -1)), 1)
     return per_channel(labels, call.with_input(layers))
+
+
+def embedding_bag(labels: Labels, call: Call) -> list[Layers]:
+    """Sums, means or maxima of rows of ``weight``: rows stay, columns are channels."""
+    call.freeze_others(labels)
+    rows = Marked(call["weight"].shape, make_independent(labels, call["weight"].layers, {0}, "rows of a look-up table"))
+    has_channels = [len(shape) == 2 and shape[1] == rows.shape[1] for shape in call.shape]
+    return [rows.layers if has else () for has in has_channels]
 
 
 def weight_norm(labels: Labels, call: Call) -> Layers:
@@ -70,4 +81,5 @@ RULES: dict[Any, Rule] = {
     aten.layer_norm: layer_norm,
     aten.group_norm: group_norm,
     aten.embedding: embedding,
+    **dict.fromkeys((aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only), embedding_bag),
 }

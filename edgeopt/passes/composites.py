@@ -1,0 +1,78 @@
+"""Composite operators: those that PyTorch itself computes by others, such as ``tensordot`` or ``vstack``.
+
+``torch.export`` leaves them in the graph. One without a pruning rule of its own is replaced by the operators that it
+consists of, so that their rules apply.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+_COMPOSITE = "CompositeImplicitAutograd"
+"""PyTorch's dispatch key of an operator that consists of others and has no gradient of its own."""
+
+
+def decompose_composites(module: fx.GraphModule, has_rule: Callable[[Any], bool]) -> None:
+    """Replace every composite operator without a rule by the operators that it consists of, in place.
+
+    Args:
+        module: An exported graph, whose nodes still have their example values (``meta["val"]``).
+        has_rule: Tells whether an operator stays as it is.
+    """
+    waiting = list(module.graph.nodes)
+    while waiting:
+        node = waiting.pop()
+        if _is_composite(node.target) and not has_rule(node.target):
+            waiting.extend(_replace(module, node))
+
+
+def _is_composite(target: Any) -> bool:
+    """Tell whether an operator can be replaced: not one that computes differently in training, such as dropout."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name: str = target._name
+    in_training = any(argument.name in ("training", "train") for argument in target._schema.arguments)
+    has_kernel = torch._C._dispatch_has_kernel(name)
+    return has_kernel and not in_training and torch._C._dispatch_has_kernel_for_dispatch_key(name, _COMPOSITE)
+
+
+def _replace(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Replace a node by the operators that its own consists of; return the new nodes."""
+    used = node.all_input_nodes
+    values = [_example(module, source) for source in used]
+
+    def run(*given: Any) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), dict(zip(used, given, strict=True)).__getitem__)
+        return node.target.decompose(*args, **kwargs)  # type: ignore[union-attr]
+
+    parts = make_fx(run, tracing_mode="symbolic")(*values)
+    inputs: dict[fx.Node, Any] = dict(zip(parts.graph.find_nodes(op="placeholder"), used, strict=True))
+    before = set(module.graph.nodes)
+    with module.graph.inserting_before(node):
+        for constant in parts.graph.find_nodes(op="get_attr"):
+            inputs[constant] = _add_constant(module, operator.attrgetter(str(constant.target))(parts))
+        result: Any = module.graph.graph_copy(parts.graph, inputs)
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    for user in list(node.users):
+        user.replace_all_uses_with(result[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+    return [new for new in module.graph.nodes if new not in before]
+
+
+def _add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
+    number = next(count for count in range(len(module.graph.nodes) + 1) if not hasattr(module, f"constant_{count}"))
+    module.register_buffer(f"constant_{number}", value)
+    return module.graph.get_attr(f"constant_{number}")
+
+
+def _example(module: fx.GraphModule, node: fx.Node) -> Any:
+    """Return the value that a node has for the example inputs: without data, except for constants of the module."""
+    return node.meta["val"] if "val" in node.meta else operator.attrgetter(str(node.target))(module)

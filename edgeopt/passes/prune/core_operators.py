@@ -24,7 +24,7 @@ def _has_core_overload(packet: Any) -> bool:
     return any(torch.Tag.core in getattr(packet, overload).tags for overload in packet.overloads())
 
 
-def decide(packet: Any) -> Decision | None:
+def decision_on(packet: Any) -> Decision | None:
     """Return what is decided for an operator; None if nothing is, so that it freezes channels without a reason."""
     if packet in frozen.RULES:
         return "freezes by nature"
@@ -37,4 +37,4 @@ def decide(packet: Any) -> Decision | None:
 
 def decided_core_operators() -> dict[str, Decision | None]:
     """Return the decision on each of PyTorch's core operators, by name; None if there is none."""
-    return {name: decide(packet) for name, packet in core_operators().items()}
+    return {name: decision_on(packet) for name, packet in core_operators().items()}

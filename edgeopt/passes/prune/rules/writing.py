@@ -1,4 +1,4 @@
-"""Operators that write into a part of a tensor: scatter, index_add, index_put, copies into slices.
+"""Operators that write into a part of a tensor: scatter_values, index_add, index_put, copies into slices.
 
 The result has the labels of the tensor that is written into. What is written goes together with the part that it
 replaces; positions that an index refers to must stay.
@@ -24,7 +24,7 @@ def copy_into(labels: Labels, call: Call) -> Layers:
     return match(labels, [call["self"], call["src"]], call.shape)
 
 
-def scatter(labels: Labels, call: Call) -> Layers:
+def scatter_values(labels: Labels, call: Call) -> Layers:
     """``self[..., index, ...] = src`` with the index's shape: across ``dim``, all three go together.
 
     In a dimension where the index is smaller than ``self``, only the first positions are written, so all stay.
@@ -146,9 +146,9 @@ RULES: dict[Any, Rule] = {
     aten.index_reduce: index_write,
     aten.index_put: index_put,
     aten._index_put_impl: index_put,
-    aten.scatter: scatter,
-    aten.scatter_add: scatter,
-    aten.scatter_reduce: scatter,
+    aten.scatter: scatter_values,
+    aten.scatter_add: scatter_values,
+    aten.scatter_reduce: scatter_values,
     aten.slice_scatter: slice_scatter,
     aten.select_scatter: select_scatter,
     aten.masked_scatter: masked_scatter,

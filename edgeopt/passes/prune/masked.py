@@ -141,10 +141,17 @@ _EMPTY = (aten.empty, aten.empty_like, aten.new_empty)
 
 def is_drawn(node: fx.Node) -> bool:
     """Tell whether an operator's values do not follow from its inputs: random numbers, or memory that is not set."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or any(argument.name in ("training", "train") for argument in schema.arguments):
-        return False  # dropout changes nothing in evaluation
-    return node.target.overloadpacket in _EMPTY or torch.Tag.nondeterministic_seeded in node.target.tags  # type: ignore[union-attr]
+    packet = getattr(node.target, "overloadpacket", None)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return packet in _EMPTY or (is_random and not _is_off_in_evaluation(node))
+
+
+def _is_off_in_evaluation(node: fx.Node) -> bool:
+    """Tell whether an operator has a flag for training that is off, as that of dropout usually is."""
+    arguments = enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
+    given = {name: node.args[at] for at, argument in arguments if (name := argument.name) and at < len(node.args)}
+    given |= node.kwargs
+    return any(given.get(name) is False for name in ("training", "train"))
 
 
 def _find_multiplier(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

@@ -145,13 +145,14 @@ def keep_layers(labels: Labels, call: Call) -> Layers:
 _KEEPING: tuple[Any, ...] = (
     aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
     aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout,
-    aten.lift, aten.lift_fresh, aten.bernoulli, aten.uniform, aten.normal_functional, aten.exponential,
-    aten.resolve_conj, aten.resolve_neg, aten._neg_view, aten.randint_like,
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
+    aten.lift, aten.lift_fresh, aten.resolve_conj, aten.resolve_neg, aten._neg_view, aten.randint_like, aten.zeros_like,
+    aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
 )  # fmt: skip
 _UNTAGGED: tuple[Any, ...] = (
     aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.expand_as, aten.where, aten.masked_fill,
     aten.rsub, aten.log_sigmoid, aten.floor_divide, aten.isclose, aten.fake_quantize_per_tensor_affine,
+    aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
+    aten.geometric, aten.poisson,
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {

@@ -149,7 +149,7 @@ _KEEPING: tuple[Any, ...] = (
     aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
 )  # fmt: skip
 _UNTAGGED: tuple[Any, ...] = (
-    aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.expand_as, aten.where, aten.masked_fill,
+    aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.where, aten.masked_fill,
     aten.rsub, aten.log_sigmoid, aten.floor_divide, aten.isclose, aten.fake_quantize_per_tensor_affine,
     aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
     aten.geometric, aten.poisson,

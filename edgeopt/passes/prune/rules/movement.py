@@ -89,6 +89,16 @@ def expand(labels: Labels, call: Call) -> Layers | list[Layers]:
     return (*execute_on_labels(labels, call), *labels.label_created(call.shape, new))
 
 
+def expand_as(labels: Labels, call: Call) -> Layers:
+    """Expand to the size of another tensor: new dimensions go together with those of the other."""
+    x, other = call["self"], call["other"]
+    offset = len(call.shape) - len(x.shape)
+    new = [dim for dim in range(len(call.shape)) if dim < offset or x.shape[dim - offset] < call.shape[dim]]
+    layers = tuple(layer.reshape((1,) * offset + tuple(layer.shape)) for layer in x.layers)
+    expanded = Marked(tuple(call.shape), (*layers, *labels.label_created(call.shape, new)))
+    return match(labels, [expanded, other], call.shape)
+
+
 def repeat(labels: Labels, call: Call) -> Layers | list[Layers]:
     """Repeat a literal number of times; a dimension of size 1 that is repeated fits whatever it meets."""
     times = list(call["repeats"])
@@ -318,6 +328,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
     aten.expand: expand,
+    aten.expand_as: expand_as,
     aten.repeat: repeat,
     aten.diagonal: diagonal,
     aten.diag_embed: diagonal_matrix,

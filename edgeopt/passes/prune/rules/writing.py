@@ -119,13 +119,16 @@ def select_scatter(labels: Labels, call: Call) -> Layers:
 
 
 def masked_scatter(labels: Labels, call: Call) -> Layers:
-    """``self[mask] = source`` in the order of the elements, where a mask takes whole rows of the last dimension.
+    """``self[mask] = source``, in the order of the elements.
 
-    Embeddings of image patches replace those of place holders in a text so. Any other source must stay as it is.
+    A mask that is expanded along the last dimension replaces whole rows there, as the embeddings of image patches
+    replace those of placeholders in a text: the rows of ``source`` shrink with them. Any other mask freezes all three.
     """
     x, mask, source = call.input, call["mask"], call["source"]
     ndim = len(x.shape)
-    if not source.shape or source.shape[-1] != x.shape[-1]:
+    along = [layer for layer in mask.layers if layer.shape[-1] > 1]
+    takes_rows = mask.shape[-1:] == (1,) or (along and all(map(labels.is_created, along)))
+    if not takes_rows or source.shape[-1:] != x.shape[-1:]:
         labels.freeze([layer for operand in call.operands for layer in operand.layers], _OVERWRITTEN)
         return x.layers
     rows = _without_dims(labels, source, set(range(len(source.shape) - 1)))

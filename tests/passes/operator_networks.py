@@ -163,6 +163,46 @@ def with_noise(m, x):
     return m.o(y + torch.empty_like(y).uniform_())
 
 
+def vector_quantized(m, x):
+    y = m.a(x)
+    nearest = F.embedding(torch.cdist(y, m.book).argmin(-1), m.book)
+    return m.o(y + (nearest - y).detach())
+
+
+def graph_attention(m, x):
+    y, (source, target) = m.a(x), m.edges
+    weight = F.leaky_relu(m.attention(torch.cat([y[:, source], y[:, target]], -1))).exp()
+    index = target.view(1, -1, 1).expand(x.shape[0], -1, 12)
+    total = torch.zeros(x.shape[0], 7, 12).scatter_add(1, index, weight * y[:, source])
+    degree = torch.zeros(x.shape[0], 7, 1).index_add_(1, target, weight)
+    return m.o(total / (degree + 1e-6))
+
+
+def nearest_neighbours(m, x):
+    y = m.a(x)
+    places = torch.cdist(y, y).topk(3, -1, largest=False)[1] + torch.arange(x.shape[0]).view(-1, 1, 1) * 7
+    near = y.reshape(-1, 12)[places.view(-1)].view(-1, 7, 3, 12)
+    return m.o(torch.cat([near - y[:, :, None], y[:, :, None].repeat(1, 1, 3, 1)], -1)).max(2)[0]
+
+
+def state_space(m, x):
+    u = m.a(x).transpose(1, 2)
+    rate = torch.complex(-m.rate.exp(), m.rate)
+    kernel = torch.einsum("hn,hnl->hl", m.weight * rate, torch.exp(rate[..., None] * torch.arange(7))).real
+    spectrum = torch.fft.rfft(u, n=14) * torch.fft.rfft(kernel, n=14)
+    return m.o(torch.fft.irfft(spectrum, n=14)[..., :7].transpose(1, 2))
+
+
+def rewritten_in_place(m, x):
+    y = m.a(x)
+    y.mul_(2).add_(1)
+    y[:, 0] += 1
+    y[..., :6] *= 2
+    y[:, 1:3] = 0
+    y[y > 2] = 2.0
+    return m.o(y.clamp_(max=3).unsqueeze_(1).squeeze_(1))
+
+
 def by_other_names(m, x):
     y = m.a(x)
     y = torch.multiply(torch.subtract(y, 1), 2).divide_(3).arctan()
@@ -282,6 +322,21 @@ ACROSS: dict[str, Case] = {
     ),
     "diagonals": Case(diagonals, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "bags of words": Case(bags, {"words": parameter(10, 12), "o": L(12, 3)}, {"words:1": 12}),
+    "vector quantization": Case(
+        vector_quantized, {"a": L(5, 12), "book": parameter(20, 12), "o": L(12, 3)}, {"book:1": 12}
+    ),
+    "graph attention": Case(
+        graph_attention,
+        {"a": L(5, 12), "attention": L(24, 1), "edges": torch.randint(0, 7, (2, 15)), "o": L(12, 3)},
+        {"a": 12},
+    ),
+    "nearest neighbours": Case(nearest_neighbours, {"a": L(5, 12), "o": L(24, 3)}, {"a": 12}),
+    "state space": Case(
+        state_space,
+        {"a": L(5, 12), "rate": parameter(12, 4), "weight": parameter(12, 4), "o": L(12, 3)},
+        {"rate": 12, "rate:1": 4},
+    ),
+    "in place": Case(rewritten_in_place, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "noise": Case(with_noise, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "other names": Case(by_other_names, {"a": L(5, 12), "o": L(12, 3), "p": L(12, 3)}, {"a": 12}),
 }

@@ -150,7 +150,8 @@ _KEEPING: tuple[Any, ...] = (
 )  # fmt: skip
 _UNTAGGED: tuple[Any, ...] = (
     aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.where, aten.masked_fill,
-    aten.rsub, aten.log_sigmoid, aten.floor_divide, aten.isclose, aten.fake_quantize_per_tensor_affine,
+    aten.__and__, aten.__or__, aten.__xor__, aten.rsub, aten.log_sigmoid, aten.floor_divide,
+    aten.isclose, aten.fake_quantize_per_tensor_affine,
     aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
     aten.geometric, aten.poisson,
 )  # fmt: skip

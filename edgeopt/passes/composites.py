@@ -25,11 +25,9 @@ def decompose_composites(module: fx.GraphModule, has_rule: Callable[[Any], bool]
         module: An exported graph, whose nodes still have their example values (``meta["val"]``).
         has_rule: Tells whether an operator stays as it is.
     """
-    waiting = list(module.graph.nodes)
-    while waiting:
-        node = waiting.pop()
+    for node in list(module.graph.nodes):
         if _is_composite(node.target) and not has_rule(node.target):
-            waiting.extend(_replace(module, node))
+            _replace(module, node)
 
 
 def _is_composite(target: Any) -> bool:
@@ -42,8 +40,8 @@ def _is_composite(target: Any) -> bool:
     return has_kernel and not in_training and torch._C._dispatch_has_kernel_for_dispatch_key(name, _COMPOSITE)
 
 
-def _replace(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
-    """Replace a node by the operators that its own consists of; return the new nodes."""
+def _replace(module: fx.GraphModule, node: fx.Node) -> None:
+    """Replace a node by the operators that its own consists of, none of which is composite."""
     used = node.all_input_nodes
     values = [_example(module, source) for source in used]
 
@@ -53,7 +51,6 @@ def _replace(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
 
     parts = make_fx(run, tracing_mode="symbolic")(*values)
     inputs: dict[fx.Node, Any] = dict(zip(parts.graph.find_nodes(op="placeholder"), used, strict=True))
-    before = set(module.graph.nodes)
     with module.graph.inserting_before(node):
         for constant in parts.graph.find_nodes(op="get_attr"):
             inputs[constant] = _add_constant(module, operator.attrgetter(str(constant.target))(parts))
@@ -64,7 +61,6 @@ def _replace(module: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
         user.replace_all_uses_with(result[user.args[1]])
         module.graph.erase_node(user)
     module.graph.erase_node(node)
-    return [new for new in module.graph.nodes if new not in before]
 
 
 def _add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:

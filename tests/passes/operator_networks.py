@@ -203,6 +203,13 @@ def rewritten_in_place(m, x):
     return m.o(y.clamp_(max=3).unsqueeze_(1).squeeze_(1))
 
 
+def regulated_lengths(m, x):
+    y = m.a(x).repeat_interleave(m.durations, 1)
+    first, second = torch.tensor_split(y, torch.tensor([4]), 1)
+    mantissa, exponent = torch.frexp(torch.cat([second, first], 1))
+    return m.o(mantissa * exponent)
+
+
 def by_other_names(m, x):
     y = m.a(x)
     y = torch.multiply(torch.subtract(y, 1), 2).divide_(3).arctan()
@@ -337,6 +344,9 @@ ACROSS: dict[str, Case] = {
         {"rate": 12, "rate:1": 4},
     ),
     "in place": Case(rewritten_in_place, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
+    "lengths from a tensor": Case(
+        regulated_lengths, {"a": L(5, 12), "durations": torch.tensor([1, 2, 0, 3, 1, 0, 2]), "o": L(12, 3)}, {"a": 12}
+    ),
     "noise": Case(with_noise, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "other names": Case(by_other_names, {"a": L(5, 12), "o": L(12, 3), "p": L(12, 3)}, {"a": 12}),
 }

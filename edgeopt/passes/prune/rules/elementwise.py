@@ -126,8 +126,8 @@ def make_independent(labels: Labels, layers: Layers, dims: set[int], why: str = 
 
 
 def elementwise(labels: Labels, call: Call) -> Layers:
-    """Match any number of operands, broadcast."""
-    return match(labels, call.operands, call.shape)
+    """Match any number of operands, broadcast; several results have the same labels."""
+    return match(labels, call.operands, call.shape[0] if isinstance(call.shape, list) else call.shape)
 
 
 def compare_with_table(labels: Labels, call: Call) -> Layers:

@@ -14,6 +14,7 @@ from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
 LOOKED_UP = "looked up by index"
+COMPUTED = "which positions are taken is computed"
 _BOUNDS = frozenset({"start", "end", "length", "index", "split_size", "split_sizes", "sections", "indices"})
 """Arguments that say which positions of a dimension an operator takes."""
 
@@ -57,8 +58,18 @@ def freeze_computed_bounds(labels: Labels, call: Call) -> bool:
         return False
     dim = call.dim()
     layers = [layer for layer in call.input.layers if layer.shape[dim] > 1]
-    labels.freeze(layers, "which positions are taken is computed")
+    labels.freeze(layers, COMPUTED)
     return True
+
+
+def take_by_number(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """Handle an operator whose numbers of elements along ``dim`` may be a tensor: labels along it stay then."""
+    if len(call.operands) == 1:
+        return execute_on_labels(labels, call)
+    call.freeze_others(labels)
+    dims = set(range(len(call.input.shape))) if call["dim"] is None else {call.dim()}
+    layers = make_independent(labels, call.input.layers, dims, COMPUTED)
+    return [layers] * len(call.shape) if isinstance(call.shape, list) else layers
 
 
 def take_slice(labels: Labels, call: Call) -> Layers | list[Layers]:
@@ -318,8 +329,8 @@ def read_size(labels: Labels, call: Call) -> Layers:
 _EXECUTED: tuple[Any, ...] = (
     aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT,
     aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.chunk, aten.split, aten.split_with_sizes,
-    aten.unbind, aten.select, aten.narrow, aten.flip, aten.tile, aten.repeat_interleave, aten.unsafe_chunk,
-    aten.unsafe_split, aten.unsafe_split_with_sizes, aten.tensor_split, aten.adjoint, aten.swapdims, aten.moveaxis,
+    aten.unbind, aten.select, aten.narrow, aten.flip, aten.tile, aten.unsafe_chunk,
+    aten.unsafe_split, aten.unsafe_split_with_sizes, aten.adjoint, aten.swapdims, aten.moveaxis,
     aten.ravel, aten.view, aten.rot90,
 )  # fmt: skip
 
@@ -327,6 +338,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(_EXECUTED, execute_on_labels),
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
+    **dict.fromkeys((aten.repeat_interleave, aten.tensor_split), take_by_number),
     aten.expand: expand,
     aten.expand_as: expand_as,
     aten.repeat: repeat,

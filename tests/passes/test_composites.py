@@ -1,5 +1,6 @@
 """Composite operators without a rule are replaced by those that they consist of."""
 
+import pytest
 import torch
 from rule_networks import Formula
 from torch import nn
@@ -61,3 +62,17 @@ def test_dropout_stays_because_it_acts_in_training():
 def test_an_operator_with_a_rule_stays():
     _, network = trace(lambda m, x: F.cosine_similarity(m.a(x)[:, None], m.table, -1), torch.randn(4, 5))
     assert "cosine_similarity" in operators(network)
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+def test_distances_are_written_with_operators_that_an_exporter_knows(rows):
+    x = torch.randn(4, rows, 5)
+    model, network = trace(lambda m, x: torch.cdist(m.a(x), m.table) + torch.cdist(m.a(x), m.table, p=1.0), x)
+    assert "cdist" not in operators(network)
+    assert "_cdist_forward" not in operators(network)
+    other = torch.randn(3, rows, 5)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))
+    y = torch.ones(2, rows, 5, requires_grad=True)
+    _, alike = trace(lambda m, x: torch.cdist(m.a(x), m.a(x)), y.detach())
+    alike.train_module(y).sum().backward()
+    assert y.grad.isfinite().all()

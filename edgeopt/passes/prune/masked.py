@@ -25,7 +25,7 @@ _REDUCTIONS: tuple[Any, ...] = (
 _CHANNEL_SUMS: tuple[Any, ...] = (
     aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.einsum, aten.sum, aten.bilinear,
     aten.scaled_dot_product_attention, aten.addmm, aten.addmv, aten.addbmm, aten.nansum, aten.count_nonzero,
-    aten.cdist, aten._cdist_forward, aten._euclidean_dist, aten.pdist, aten._pdist_forward, aten.cosine_similarity,
+    aten._cdist_forward, aten._euclidean_dist, aten.pdist, aten._pdist_forward, aten.cosine_similarity,
     aten.dist,
 )  # fmt: skip
 """Operators that sum over channels of activations. A lost channel may not be zero there (after a sigmoid), so it is

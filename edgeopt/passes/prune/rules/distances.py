@@ -64,7 +64,7 @@ def cross(labels: Labels, call: Call) -> Layers:
 
 
 RULES: dict[Any, Rule] = {
-    **dict.fromkeys((aten.cdist, aten._cdist_forward, aten._euclidean_dist), pairs_of_rows),
+    **dict.fromkeys((aten._cdist_forward, aten._euclidean_dist), pairs_of_rows),
     **dict.fromkeys((aten.pdist, aten._pdist_forward), pairs_within),
     aten.cosine_similarity: cosine,
     aten.dist: distance,

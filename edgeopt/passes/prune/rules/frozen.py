@@ -22,14 +22,15 @@ _FROZEN: dict[str, tuple[Any, ...]] = {
         aten.put,
     ),
     "a number is read from it": (
-        aten._local_scalar_dense, aten.item, aten.scalar_tensor, aten.sym_numel, aten.sym_stride,
-        aten.sym_storage_offset, aten.sym_is_contiguous,
+        aten._local_scalar_dense, aten.item, aten.sym_numel, aten.sym_stride, aten.sym_storage_offset,
+        aten.sym_is_contiguous,
     ),
     "its result depends on the whole matrix": (
         aten.linalg_det, aten._linalg_det, aten.linalg_inv_ex, aten.linalg_cholesky_ex, aten.linalg_qr,
         aten._linalg_svd, aten._linalg_eigh, aten.linalg_solve_triangular, aten._linalg_solve_ex, aten.linalg_pinv,
         aten.linalg_matrix_exp,
     ),
+    "a single number has no channels": (aten.scalar_tensor,),
     "draws an index among all elements": (aten.multinomial,),
     "a gradient, which only training has": (
         aten._adaptive_avg_pool2d_backward, aten.avg_pool2d_backward, aten.convolution_backward,

@@ -14,3 +14,13 @@ def argument(node: fx.Node, name: str) -> Any:
         if one.name == name:
             return node.args[index] if index < len(node.args) else node.kwargs.get(name, one.default_value)
     raise KeyError(name)
+
+
+def plain_form(packet: Any) -> Any:
+    """Return the operator that computes the same without writing in place and without a copy of its own.
+
+    ``add`` for ``add_``, ``permute`` for ``permute_copy``; any other operator is its own plain form.
+    """
+    name = packet.__name__
+    plain = name.removesuffix("_copy") if name.endswith("_copy") else name.removesuffix("_")
+    return getattr(aten, plain, packet) if plain != name and not name.startswith("__") else packet

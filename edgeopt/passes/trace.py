@@ -19,6 +19,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.composites import decompose_composites
+from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
@@ -32,6 +34,7 @@ _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
 arguments follow it."""
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 """Of ``torch.export``, on code that it cannot record."""
 _NOISY_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
@@ -185,8 +188,9 @@ def _plain_graph(
 ) -> tuple[fx.GraphModule, Counter[str]]:
     """Turn an exported program into a plain graph module with tensors of its own, and count random nodes.
 
-    Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no source paths in
-    the metadata, and ``reshape`` instead of ``view`` (which fails in channels-last memory).
+    Plain means: inputs by position, outputs nested as in the model, no assertions, no unused nodes, no composite
+    operators without a pruning rule, no source paths in the metadata, and ``reshape`` instead of ``view`` (which fails
+    in channels-last memory).
     """
     exported = program.module(check_guards=False)
     graph = exported.graph
@@ -196,12 +200,13 @@ def _plain_graph(
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
     restore_recurrent_layers(graph)
+    decompose_composites(exported, lambda target: rule_for(target) is not None)
     graph.set_codegen(fx.graph.CodeGen())
     mark_dropouts(graph, modes.sample_dropouts, modes.attention_dropouts)
     random_nodes = count_random_nodes(graph)
     for node in reversed(list(graph.nodes)):
         node.meta = {key: node.meta[key] for key in (SAMPLE_DROPOUT, ATTENTION_DROPOUT) if key in node.meta}
-        if node.target is torch.ops.aten.view.default:
+        if node.target in _VIEWS:
             node.target = torch.ops.aten.reshape.default
         name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
         if name in _ASSERTIONS or (not node.users and node.op in ("get_attr", "call_module")):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from field_networks import FIELD_CASES
-from rule_networks import CASES, Case, Formula
+from operator_networks import ACROSS
+from rule_networks import CASES, Formula
 from zoo_networks import random_keep
 
 from edgeopt.passes.network import Network
@@ -11,9 +12,12 @@ from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 
+ALL_CASES = {**CASES, **FIELD_CASES, **ACROSS}
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in {**CASES, **FIELD_CASES}.items()])
-def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(case: Case):
+
+@pytest.mark.parametrize("name", ALL_CASES)
+def test_free_channels_are_found_and_pruned_and_the_rest_computes_the_same_and_trains(name):
+    case = ALL_CASES[name]
     torch.manual_seed(0)
     network = Network.trace(Formula(case.compute, case.parts), case.inputs)
     groups = analyse(network)

@@ -196,6 +196,6 @@ class Streaming(nn.Module):
 def test_a_state_whose_batch_is_not_first_is_refused_with_the_member_that_says_so():
     inputs = torch.randn(1, 5, 6), torch.zeros(1, 1, 8)
     with pytest.raises(StepError, match=r"does not run on inputs of shape \(2, 5, 6\), \(2, 1, 8\).*batch_dim of the"):
-        Network.trace(Streaming().eval(), inputs)
+        Network.trace(Streaming().eval(), inputs, [{0: "batch"}, {0: "batch"}])
     network = Network.trace(Streaming().eval(), inputs, [{0: "batch"}, {1: "batch"}])
     assert network.eval_module(torch.randn(3, 5, 6), torch.zeros(1, 3, 8))[1].shape == (1, 3, 8)

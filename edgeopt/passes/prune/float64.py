@@ -50,7 +50,7 @@ def to_float64(value: Any) -> Any:
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).double()
     assert isinstance(value, Tensor)
-    return value.detach().to(torch.float64, copy=True) if value.is_floating_point() else value.detach().clone()
+    return value.detach().to(_widen_dtype(value.dtype), copy=True)
 
 
 def _widen_dtype(argument: Any) -> Any:

@@ -13,6 +13,7 @@ from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_indices, take_indices
+from edgeopt.passes.prune.rules.reductions import VALUES_OF_CHANNELS
 
 _NORMS = (aten.layer_norm, aten.rms_norm, aten.group_norm)
 _WEIGHTED: tuple[Any, ...] = (
@@ -21,15 +22,17 @@ _WEIGHTED: tuple[Any, ...] = (
 )  # fmt: skip
 """Operators that sum over channels of an activation and a weight. A weight's lost channels are zero, unless it is
 computed (a weight that is normalized, or generated from an input)."""
-_REDUCTIONS = (
+_REDUCTIONS: tuple[Any, ...] = (
     aten.mean, aten.var, aten.std, aten.var_mean, aten.std_mean, aten.amax, aten.amin, aten.logsumexp,
-    aten.linalg_vector_norm, aten.norm,
+    aten.linalg_vector_norm, aten.norm, aten.aminmax, *VALUES_OF_CHANNELS,
 )  # fmt: skip
 """Reductions over channels, in which zeros would count. Like norms, they are computed on the kept channels only."""
 
 _CHANNEL_SUMS: tuple[Any, ...] = (
-    aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.vdot, aten.addmm, aten.baddbmm, aten.einsum, aten.sum,
-    aten.bilinear, aten.scaled_dot_product_attention,
+    aten.matmul, aten.bmm, aten.mm, aten.mv, aten.dot, aten.vdot, aten.einsum, aten.sum, aten.bilinear,
+    aten.scaled_dot_product_attention, aten.addmm, aten.addmv, aten.addbmm, aten.baddbmm, aten.nansum,
+    aten.count_nonzero, aten._cdist_forward, aten._euclidean_dist, aten.pdist, aten._pdist_forward,
+    aten.cosine_similarity, aten.dist,
 )  # fmt: skip
 """Operators that sum over channels of activations. A lost channel may not be zero there (after a sigmoid), so it is
 set to zero."""
@@ -64,10 +67,9 @@ def has_own_value(node: fx.Node) -> bool:
 
     Those are the same in both networks: the original's, of which the pruned network gets the kept part.
     """
-    return not (
-        isinstance(node.target, torch._ops.OpOverload)
-        and (torch.Tag.nondeterministic_seeded in node.target.tags or node.target.overloadpacket in _WITHOUT_CONTENT)
-    )
+    packet = getattr(node.target, "overloadpacket", None)
+    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return packet not in _WITHOUT_CONTENT and (not is_random or _is_off_in_evaluation(node))
 
 
 _WITHOUT_CONTENT: tuple[Any, ...] = (
@@ -93,7 +95,7 @@ class Masked(Sharpened):
             return self._norm(n)
         if packet is aten.batch_norm:
             return self._batch_norm(n)
-        if packet in _REDUCTIONS:
+        if packet in _REDUCTIONS or n.target in _REDUCTIONS:
             return self._reduce(n)
         value = super().run_node(n)
         if not isinstance(value, Tensor):
@@ -180,6 +182,14 @@ def _summed(node: fx.Node, packet: Any) -> list[fx.Node]:
         return node.all_input_nodes
     weight = node.args[1] if packet in _WEIGHTED else None
     return [weight] if isinstance(weight, fx.Node) and weight.op != "get_attr" else []
+
+
+def _is_off_in_evaluation(node: fx.Node) -> bool:
+    """Tell whether an operator has a flag for training that is off, as that of dropout usually is."""
+    arguments = enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
+    given = {name: node.args[at] for at, argument in arguments if (name := argument.name) and at < len(node.args)}
+    given |= node.kwargs
+    return any(given.get(name) is False for name in ("training", "train"))
 
 
 def _find_multiplier(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

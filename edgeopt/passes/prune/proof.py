@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups
-from edgeopt.passes.prune.float64 import float64_graph, new_tensors_in_float64
+from edgeopt.passes.prune.float64 import float64_graph, new_tensors_in_float64, to_float64
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.labels import Marked
 from edgeopt.passes.prune.masked import Masked, Sharpened
@@ -54,7 +54,7 @@ def verify_pruning(
     alive = groups.alive(keep)
     full, small = float64_graph(original), float64_graph(pruned)
     weights = ProofWeights(original, pruned, groups.kept(keep), seed)
-    doubled = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs]
+    doubled = [to_float64(tensor) for tensor in inputs]
     reference = Masked(full, groups.marks, alive)
     sharpened = Sharpened(small, reference.multipliers, reference.given)
     reference.fetch_attr, sharpened.fetch_attr = weights.of_original, weights.of_pruned  # type: ignore[method-assign]
@@ -115,7 +115,8 @@ def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> fl
         return float("inf")
     if part.numel() == 0:
         return 0.0
-    expected, actual = part.double(), found.detach().double()
+    wide = torch.complex128 if part.is_complex() else torch.float64
+    expected, actual = part.to(wide), found.detach().to(wide)
     # equal infinities count as no difference
     difference = float(torch.where(expected == actual, 0.0, expected - actual).abs().max())
     scale = float(torch.where(expected.isinf(), 0.0, expected).abs().max())

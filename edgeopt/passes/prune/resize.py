@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from edgeopt.errors import StepError
 from edgeopt.passes.aten import argument as _argument
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, plain_form
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 
@@ -85,7 +85,8 @@ def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
-        rewrite = RESIZE.get(getattr(node.target, "overloadpacket", None))
+        packet = getattr(node.target, "overloadpacket", None)
+        rewrite = RESIZE.get(packet if packet is None or packet in RESIZE else plain_form(packet))
         if rewrite is not None:
             rewrite(node, sizes)
 
@@ -128,6 +129,16 @@ def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, KeptSi
         _set_argument(node, name, changed)
 
     return rewrite
+
+
+def _repeats(node: fx.Node, sizes: KeptSizes) -> None:
+    """Repeat a dimension of size 1 as often as needed for what is left of the result."""
+    old, new = sizes.old_shape(node), sizes.new_shape(node)
+    times = [
+        kept if count == size and isinstance(count, int) else count
+        for count, size, kept in zip(_argument(node, "repeats"), old, new, strict=True)
+    ]
+    _set_argument(node, "repeats", times)
 
 
 def _squeeze(node: fx.Node, sizes: KeptSizes) -> None:
@@ -226,18 +237,22 @@ RESIZE: dict[Any, Callable[[fx.Node, KeptSizes], None]] = {
     aten.expand: _sizes("size"),
     aten.unflatten: _sizes("sizes", "dim"),
     aten.squeeze: _squeeze,
+    aten.view: _sizes("size"),
+    aten.repeat: _repeats,
     aten.slice: _slice,
+    aten.slice_scatter: _slice,
+    aten.select_scatter: _select,
     aten.select: _select,
     aten.narrow: _narrow,
     **dict.fromkeys(CREATORS, _sizes("size")),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), _sizes("size")),
     **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split), _split),
-    **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk), _split),
+    **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes), _split),
     **dict.fromkeys((aten.pad, aten.constant_pad_nd), _pad),
     aten.scaled_dot_product_attention: _scale,
     aten.group_norm: _norm_groups,
     aten.rms_norm: _normalized_shape,
-    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), _groups),
+    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution), _groups),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), _groups),
     aten.layer_norm: _normalized_shape,
 }

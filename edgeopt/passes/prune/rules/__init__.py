@@ -18,8 +18,11 @@ unite or freeze labels; it never changes them. To add an operator:
 3. Add it to that file's table: ``aten.glu: glu``.
 4. If the operator holds a size as a literal number, add it to ``resize.RESIZE``. If it computes over channels (as a
    norm does), add it to the tables of ``masked.py``.
-5. Add the smallest network that has it to ``tests/passes/rule_networks.py``, and an architecture to
-   ``benchmarks/zoo``. The tests prune both by 30 % and 50 % and prove the results.
+5. Add the smallest network that has it to ``tests/passes/rule_networks.py`` or ``operator_networks.py``, and an
+   architecture to ``benchmarks/zoo``. The tests prune both by 30 % and 50 % and prove the results.
+
+An operator that no rule could let channels through is in ``frozen``, with the reason. One that PyTorch computes by
+others (a composite one, such as ``tensordot``) needs no rule: ``trace`` replaces it by these.
 
 A rule does not decide which dimension of a view shrinks (heads or their depth, groups or their channels):
 ``resolve_couplings`` does, at the end.
@@ -31,7 +34,19 @@ from typing import Any
 
 import torch
 
-from edgeopt.passes.prune.rules import contraction, elementwise, movement, normalization, recurrent, reductions
+from edgeopt.passes.aten import plain_form
+from edgeopt.passes.prune.rules import (
+    complex_values,
+    contraction,
+    distances,
+    elementwise,
+    frozen,
+    movement,
+    normalization,
+    recurrent,
+    reductions,
+    writing,
+)
 from edgeopt.passes.prune.rules.call import Rule
 
 RULES: dict[Any, Rule] = {
@@ -41,14 +56,28 @@ RULES: dict[Any, Rule] = {
     **normalization.RULES,
     **reductions.RULES,
     **recurrent.RULES,
+    **writing.RULES,
+    **distances.RULES,
+    **complex_values.RULES,
+    **frozen.RULES,
 }
 
 
 def rule_for(target: Any) -> Rule | None:
-    """Return an operator's rule: the one in the table, or the common one if torch tags the operator as element-wise."""
+    """Return an operator's rule: the one in the table, or the common one if torch tags the operator as element-wise.
+
+    An operator that writes in place (``add_``) has the rule of the one that does not.
+    """
     if not isinstance(target, torch._ops.OpOverload):
         return None
-    rule = RULES.get(target.overloadpacket)
-    if rule is None and torch.Tag.pointwise in target.tags:
-        return elementwise.elementwise
-    return rule
+    for packet in (target.overloadpacket, plain_form(target.overloadpacket)):
+        if packet in RULES:
+            return RULES[packet]
+        if is_element_wise(packet):
+            return elementwise.elementwise
+    return None
+
+
+def is_element_wise(packet: Any) -> bool:
+    """Tell whether torch tags an operator as pointwise."""
+    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in packet.overloads())

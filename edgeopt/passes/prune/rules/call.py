@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,9 +24,12 @@ class Call:
     arguments: dict[str, Any]
     shape: Any
     literal: frozenset[int] = frozenset()
-    """Positions in the argument ``size`` with a literal number in the graph."""
+    """Positions in the argument ``size`` (or ``repeats``) with a literal number in the graph."""
     computed: frozenset[str] = frozenset()
     """Names of the arguments that hold nodes of the graph: tensors, and numbers such as the length of an input."""
+
+    unused: frozenset[int] = frozenset()
+    """Positions of the results, of an operator with several, that nothing in the graph reads."""
 
     @classmethod
     def of(cls, node: fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Any) -> Call:
@@ -37,13 +41,14 @@ class Call:
         given = dict(zip(names, args, strict=False)) | kwargs
         defaults = {argument.name: argument.default_value for argument in schema.arguments}
         written = dict(zip(names, node.args, strict=False)) | node.kwargs
-        literal = [position for position, size in enumerate(_as_list(written.get("size"))) if isinstance(size, int)]
+        sizes = _as_list(written.get("size", written.get("repeats")))
+        literal = [position for position, size in enumerate(sizes) if isinstance(size, int)]
         computed = [
             name
             for name, value in written.items()
             if any(isinstance(item, fx.Node) for item in (_as_list(value) or [value]))
         ]
-        return cls(node.target, defaults | given, shape, frozenset(literal), frozenset(computed))
+        return cls(node.target, defaults | given, shape, frozenset(literal), frozenset(computed), unused_results(node))
 
     def __getitem__(self, name: str) -> Any:
         return self.arguments[name]
@@ -79,6 +84,15 @@ class Call:
         """Freeze all tensors but the first, for rules that handle one tensor."""
         for other in self.operands[1:]:
             labels.freeze(other.layers)
+
+
+def unused_results(node: fx.Node) -> frozenset[int]:
+    """Return the positions of the results, of an operator with several, that nothing in the graph reads."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None or len(schema.returns) < 2 or any(user.target is not operator.getitem for user in node.users):
+        return frozenset()
+    read: set[Any] = {user.args[1] for user in node.users}
+    return frozenset(range(len(schema.returns))) - read
 
 
 def _as_list(value: Any) -> Sequence[Any]:

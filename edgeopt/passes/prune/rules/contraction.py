@@ -78,9 +78,20 @@ def addmm(labels: Labels, call: Call) -> Layers:
     return _add_bias(labels, call, matmul(labels, call), call["self"])
 
 
+def addbmm(labels: Labels, call: Call) -> Layers:
+    """``bias + sum of one[b, m, k] other[b, k, n] over b``."""
+    products = contract(labels, [call["batch1"], call["batch2"]], ["bmk", "bkn"], "mn")
+    return _add_bias(labels, call, products, call["self"])
+
+
 def outer(labels: Labels, call: Call) -> Layers:
     """``one[i] other[j]``."""
     return contract(labels, call.operands, "ij", "ij")
+
+
+def addr(labels: Labels, call: Call) -> Layers:
+    """``bias + one[i] other[j]``."""
+    return _add_bias(labels, call, contract(labels, call.operands[-2:], "ij", "ij"), call["self"])
 
 
 def bilinear(labels: Labels, call: Call) -> Layers:
@@ -117,6 +128,8 @@ def attention(labels: Labels, call: Call) -> Layers:
     if call.get("enable_gqa"):
         key, value = (_repeat_heads(shared, query.shape[-3]) for shared in (key, value))
     outer_dims = _outer_dims(query, 2)
+    if call.get("is_causal"):
+        query, key = (_keep_positions(labels, part) for part in (query, key))
     scores = contract(labels, [query, key], [[*outer_dims, "l", "e"], [*outer_dims, "s", "e"]], [*outer_dims, "l", "s"])
     marked = Marked((*query.shape[:-1], key.shape[-2]), scores)
     if mask is not None:
@@ -124,6 +137,12 @@ def attention(labels: Labels, call: Call) -> Layers:
     weights = make_independent(labels, marked.layers, {len(marked.shape) - 1}, "softmax over these")
     terms = [[*outer_dims, "l", "s"], [*outer_dims, "s", "v"]]
     return contract(labels, [Marked(marked.shape, weights), value], terms, [*outer_dims, "l", "v"])
+
+
+def _keep_positions(labels: Labels, value: Marked) -> Marked:
+    """Keep the positions of queries or keys: a causal mask is made by their number."""
+    positions = {len(value.shape) - 2}
+    return Marked(value.shape, make_independent(labels, value.layers, positions, "positions of a causal mask"))
 
 
 def _repeat_heads(value: Marked, heads: int) -> Marked:
@@ -139,7 +158,7 @@ def _add_bias(labels: Labels, call: Call, layers: Layers, bias: Marked | None) -
 
 def convolution(labels: Labels, call: Call) -> Layers:
     """Handle a convolution of any rank, ``weight[out, in / groups, *kernel]``."""
-    return _convolve(labels, call, transposed=False)
+    return _convolve(labels, call, transposed=bool(call.get("transposed")))
 
 
 def transposed_convolution(labels: Labels, call: Call) -> Layers:
@@ -214,10 +233,13 @@ RULES: dict[Any, Rule] = {
     aten.vdot: matmul,
     aten.addmm: addmm,
     aten.baddbmm: addmm,
+    aten.addmv: addmm,
+    aten.addbmm: addbmm,
+    aten.addr: addr,
     aten.outer: outer,
     aten.bilinear: bilinear,
     aten.einsum: einsum,
     aten.scaled_dot_product_attention: attention,
-    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d), convolution),
+    **dict.fromkeys((aten.conv1d, aten.conv2d, aten.conv3d, aten.convolution), convolution),
     **dict.fromkeys((aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d), transposed_convolution),
 }

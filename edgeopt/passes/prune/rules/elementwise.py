@@ -126,8 +126,14 @@ def make_independent(labels: Labels, layers: Layers, dims: set[int], why: str = 
 
 
 def elementwise(labels: Labels, call: Call) -> Layers:
-    """Match any number of operands, broadcast."""
-    return match(labels, call.operands, call.shape)
+    """Match any number of operands, broadcast; several results have the same labels."""
+    return match(labels, call.operands, call.shape[0] if isinstance(call.shape, list) else call.shape)
+
+
+def compare_with_table(labels: Labels, call: Call) -> Layers:
+    """Compare each element with all numbers of a table, which stay: ``bucketize``, ``isin``."""
+    call.freeze_others(labels)
+    return call.input.layers if call.input.shape == call.shape else ()
 
 
 def keep_layers(labels: Labels, call: Call) -> Layers:
@@ -137,12 +143,21 @@ def keep_layers(labels: Labels, call: Call) -> Layers:
 
 
 _KEEPING: tuple[Any, ...] = (
-    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.detach_, aten.to, aten._to_copy, aten.type_as,
-    aten.dropout, aten.dropout_, aten.feature_dropout, aten.alpha_dropout, aten.lift_fresh_copy,
-    aten.zeros_like, aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
-    aten.normal_, aten.uniform_, aten.bernoulli, aten.bernoulli_,
+    aten.contiguous, aten.clone, aten.alias, aten.detach, aten.to, aten._to_copy, aten.type_as,
+    aten.dropout, aten.feature_dropout, aten.alpha_dropout, aten.feature_alpha_dropout, aten.native_dropout,
+    aten.lift, aten.lift_fresh, aten.resolve_conj, aten.resolve_neg, aten._neg_view, aten.randint_like, aten.zeros_like,
+    aten.ones_like, aten.full_like, aten.empty_like, aten.rand_like, aten.randn_like,
 )  # fmt: skip
-_UNTAGGED: tuple[Any, ...] = (aten.hardswish, aten.hardswish_, aten.relu6, aten.selu, aten.selu_, aten.celu, aten.rrelu)
-_UNTAGGED += (aten.expand_as, aten.where, aten.masked_fill)
+_UNTAGGED: tuple[Any, ...] = (
+    aten.hardswish, aten.relu6, aten.selu, aten.celu, aten.rrelu, aten.where, aten.masked_fill,
+    aten.__and__, aten.__or__, aten.__xor__, aten.rsub, aten.log_sigmoid, aten.floor_divide,
+    aten.isclose, aten.fake_quantize_per_tensor_affine,
+    aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
+    aten.geometric, aten.poisson,
+)  # fmt: skip
 
-RULES: dict[Any, Rule] = {**dict.fromkeys(_KEEPING, keep_layers), **dict.fromkeys(_UNTAGGED, elementwise)}
+RULES: dict[Any, Rule] = {
+    **dict.fromkeys(_KEEPING, keep_layers),
+    **dict.fromkeys(_UNTAGGED, elementwise),
+    **dict.fromkeys((aten.bucketize, aten.isin), compare_with_table),
+}

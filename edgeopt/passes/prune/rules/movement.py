@@ -14,7 +14,8 @@ from edgeopt.passes.prune.labels import ALWAYS, FIXED_SIZE, Labels, Marked, comp
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import make_independent, match, split
 
-_LOOKED_UP = "looked up by index"
+LOOKED_UP = "looked up by index"
+COMPUTED = "which positions are taken is computed"
 _BOUNDS = frozenset({"start", "end", "step", "length", "index", "split_size", "split_sizes", "sections", "indices"})
 """Arguments that say which positions of a dimension an operator takes."""
 
@@ -25,7 +26,7 @@ def execute_on_labels(labels: Labels, call: Call) -> Layers | list[Layers]:
     Layers that a view puts along the same dimensions are merged, and parted by a view that undoes it.
     """
     call.freeze_others(labels)
-    _freeze_computed_bounds(labels, call)
+    freeze_computed_bounds(labels, call)
     rest = dict(list(call.arguments.items())[1:])
 
     def execute(layer: Tensor) -> Any:
@@ -54,16 +55,27 @@ def reshape_as(labels: Labels, call: Call) -> Layers:
     return match(labels, [Marked(call.shape, tuple(layers)), call["other"]], call.shape)  # type: ignore[arg-type]
 
 
-def _freeze_computed_bounds(labels: Labels, call: Call) -> None:
+def freeze_computed_bounds(labels: Labels, call: Call) -> bool:
     """Keep the labels along a dimension whose positions follow from another input: the example shows one case only.
 
-    So the first positions of a table are taken, as many as a text is long.
+    So the first positions of a table are taken, as many as a text is long. Returns whether the positions are computed.
     """
     if not call.computed & _BOUNDS:
-        return
+        return False
     dim = call.dim()
     layers = [layer for layer in call.input.layers if layer.shape[dim] > 1]
-    labels.freeze(layers, "which positions are taken is computed")
+    labels.freeze(layers, COMPUTED)
+    return True
+
+
+def take_by_number(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """Handle an operator whose numbers of elements along ``dim`` may be a tensor: labels along it stay then."""
+    if len(call.operands) == 1:
+        return execute_on_labels(labels, call)
+    call.freeze_others(labels)
+    dims = set(range(len(call.input.shape))) if call["dim"] is None else {call.dim()}
+    layers = make_independent(labels, call.input.layers, dims, COMPUTED)
+    return [layers] * len(call.shape) if isinstance(call.shape, list) else layers
 
 
 def take_slice(labels: Labels, call: Call) -> Layers | list[Layers]:
@@ -91,6 +103,55 @@ def expand(labels: Labels, call: Call) -> Layers | list[Layers]:
     return (*execute_on_labels(labels, call), *labels.label_created(call.shape, new))
 
 
+def expand_as(labels: Labels, call: Call) -> Layers:
+    """Expand to the size of another tensor: new dimensions go together with those of the other."""
+    x, other = call["self"], call["other"]
+    offset = len(call.shape) - len(x.shape)
+    new = [dim for dim in range(len(call.shape)) if dim < offset or x.shape[dim - offset] < call.shape[dim]]
+    layers = tuple(layer.reshape((1,) * offset + tuple(layer.shape)) for layer in x.layers)
+    expanded = Marked(tuple(call.shape), (*layers, *labels.label_created(call.shape, new)))
+    return match(labels, [expanded, other], call.shape)
+
+
+def repeat(labels: Labels, call: Call) -> Layers | list[Layers]:
+    """Repeat a literal number of times; a dimension of size 1 that is repeated fits whatever it meets."""
+    times = list(call["repeats"])
+    offset = len(times) - len(call.input.shape)
+    new = [
+        dim
+        for dim, count in enumerate(times)
+        if dim in call.literal and count > 1 and (dim < offset or call.input.shape[dim - offset] == 1)
+    ]
+    return (*execute_on_labels(labels, call), *labels.label_created(call.shape, new))
+
+
+def diagonal(labels: Labels, call: Call) -> Layers:
+    """The elements ``x[i, i]`` as a new last dimension: row and column ``i`` go together."""
+    x = call.input
+    one, other = (int(call[name]) % len(x.shape) for name in ("dim1", "dim2"))
+    if int(call["offset"]) != 0 or x.shape[one] != x.shape[other]:
+        x = Marked(x.shape, make_independent(labels, x.layers, {one, other}, "a diagonal"))
+    labels.freeze([layer for layer in x.layers if layer.shape[one] > 1 and layer.shape[other] > 1], "a diagonal")
+    sides = []
+    for dim, missing in ((one, other), (other, one)):
+        layers = [layer.squeeze(missing) for layer in x.layers if layer.shape[missing] == 1]
+        moved = tuple(layer.movedim(dim - (missing < dim), -1) for layer in layers)
+        sides.append(Marked(tuple(call.shape), moved))
+    return match(labels, sides, call.shape)
+
+
+def diagonal_matrix(labels: Labels, call: Call) -> Layers:
+    """Put the last dimension on the diagonal of a matrix: row and column ``i`` go with element ``i``."""
+    ndim = len(call.shape)
+    dims = [int(call[name]) % ndim for name in ("dim1", "dim2")]
+    x = call.input
+    if int(call["offset"]) != 0:
+        x = Marked(x.shape, make_independent(labels, x.layers, {len(x.shape) - 1}, "a diagonal"))
+    rows = [layer.unsqueeze(-1).movedim((-2, -1), dims) for layer in x.layers]
+    columns = [layer.unsqueeze(-2).movedim((-2, -1), dims) for layer in x.layers if layer.shape[-1] > 1]
+    return (*rows, *columns)
+
+
 def create(labels: Labels, call: Call) -> Layers:
     """Create a tensor of literal sizes, which are rewritten to fit whatever it meets."""
     return labels.label_created(call.shape, sorted(call.literal))
@@ -99,13 +160,13 @@ def create(labels: Labels, call: Call) -> Layers:
 def index_at(labels: Labels, call: Call) -> Layers:
     """``x[indices]``: indexed dimensions keep their size, the others pass."""
     x, indices = call["self"], list(call["indices"])
-    labels.freeze([layer for index in indices if index is not None for layer in index.layers], _LOOKED_UP)
+    labels.freeze([layer for index in indices if index is not None for layer in index.layers], LOOKED_UP)
     indexed_dims = {dim for dim, index in enumerate(indices) if index is not None}
     is_contiguous = sorted(indexed_dims) == list(range(min(indexed_dims), max(indexed_dims) + 1))
     position = min(indexed_dims) if is_contiguous else 0
     index_ndim = len(call.shape) - (len(x.shape) - len(indexed_dims))
     result = []
-    for layer in make_independent(labels, x.layers, indexed_dims, _LOOKED_UP):
+    for layer in make_independent(labels, x.layers, indexed_dims, LOOKED_UP):
         sizes = [size for dim, size in enumerate(layer.shape) if dim not in indexed_dims]
         result.append(layer.reshape([*sizes[:position], *[1] * index_ndim, *sizes[position:]]))
     return tuple(result)
@@ -114,7 +175,7 @@ def index_at(labels: Labels, call: Call) -> Layers:
 def index_select(labels: Labels, call: Call) -> Layers:
     """``x.index_select(dim, indices)``: labels along ``dim`` must stay."""
     call.freeze_others(labels)
-    return make_independent(labels, call.input.layers, {call.dim()}, _LOOKED_UP)
+    return make_independent(labels, call.input.layers, {call.dim()}, LOOKED_UP)
 
 
 def gather(labels: Labels, call: Call) -> Layers:
@@ -122,7 +183,7 @@ def gather(labels: Labels, call: Call) -> Layers:
     x, index, dim = call["self"], call["index"], call.dim()
     across = Marked(
         tuple(1 if d == dim else size for d, size in enumerate(x.shape)),
-        make_independent(labels, x.layers, {dim}, _LOOKED_UP),
+        make_independent(labels, x.layers, {dim}, LOOKED_UP),
     )
     return match(labels, [across, index], call.shape)
 
@@ -271,17 +332,23 @@ def read_size(labels: Labels, call: Call) -> Layers:
 _EXECUTED: tuple[Any, ...] = (
     aten.reshape, aten.flatten, aten.unflatten, aten.permute, aten.transpose, aten.t, aten.numpy_T, aten.mT,
     aten.squeeze, aten.unsqueeze, aten.movedim, aten.swapaxes, aten.chunk, aten.split, aten.split_with_sizes,
-    aten.unbind, aten.select, aten.narrow, aten.flip, aten.repeat, aten.tile, aten.repeat_interleave, aten.unsafe_chunk,
-    aten.unsafe_split, aten.tensor_split, aten.adjoint, aten.swapdims, aten.moveaxis, aten.ravel,
+    aten.unbind, aten.select, aten.narrow, aten.flip, aten.tile, aten.unsafe_chunk,
+    aten.unsafe_split, aten.unsafe_split_with_sizes, aten.adjoint, aten.swapdims, aten.moveaxis,
+    aten.ravel, aten.view, aten.rot90,
 )  # fmt: skip
 
 RULES: dict[Any, Rule] = {
     **dict.fromkeys(_EXECUTED, execute_on_labels),
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
+    **dict.fromkeys((aten.repeat_interleave, aten.tensor_split), take_by_number),
     aten.expand: expand,
     aten.reshape_as: reshape_as,
     aten.view_as: reshape_as,
+    aten.expand_as: expand_as,
+    aten.repeat: repeat,
+    aten.diagonal: diagonal,
+    aten.diag_embed: diagonal_matrix,
     aten.roll: roll,
     aten.index: index_at,
     aten.index_select: index_select,
@@ -295,7 +362,7 @@ RULES: dict[Any, Rule] = {
     aten.pad: pad_channels,
     aten.constant_pad_nd: pad_channels,
     aten.glu: glu,
-    aten.channel_shuffle: channel_shuffle,
+    **dict.fromkeys((aten.channel_shuffle, aten.native_channel_shuffle), channel_shuffle),
     aten.pixel_shuffle: pixel_shuffle,
     aten.pixel_unshuffle: pixel_unshuffle,
     aten.sym_size: read_size,

@@ -37,6 +37,14 @@ def group_norm(labels: Labels, call: Call) -> Layers:
     return per_channel(labels, call.with_input(layers))
 
 
+def embedding_bag(labels: Labels, call: Call) -> list[Layers]:
+    """Sums, means or maxima of rows of ``weight``: rows stay, columns are channels."""
+    call.freeze_others(labels)
+    rows = Marked(call["weight"].shape, make_independent(labels, call["weight"].layers, {0}, "rows of a look-up table"))
+    has_channels = [len(shape) == 2 and shape[1] == rows.shape[1] for shape in call.shape]
+    return [rows.layers if has else () for has in has_channels]
+
+
 def weight_norm(labels: Labels, call: Call) -> Layers:
     """``v * g / norm(v)``, with the norm over all dimensions but ``dim``: zeros do not change it."""
     return match(labels, [call["v"], call["g"]], call.shape)
@@ -70,4 +78,5 @@ RULES: dict[Any, Rule] = {
     aten.layer_norm: layer_norm,
     aten.group_norm: group_norm,
     aten.embedding: embedding,
+    **dict.fromkeys((aten.embedding_bag, aten._embedding_bag, aten._embedding_bag_forward_only), embedding_bag),
 }

@@ -26,9 +26,14 @@ def reduce_dims(labels: Labels, call: Call) -> Layers:
 
 
 def pick_index(labels: Labels, call: Call) -> Layers:
-    """Freeze labels along ``dim``, because the result may be an index there. ``max`` of two tensors is element-wise."""
+    """Freeze labels along ``dim``, because the result may be an index there. ``max`` of two tensors is element-wise.
+
+    If nothing uses the index, ``max(x, dim)[0]``, the result is the maximum of the channels that are left.
+    """
     if isinstance(call.get("other"), Marked):
         return elementwise(labels, call)
+    if call.target in VALUES_OF_CHANNELS and (call.unused == {1} or not isinstance(call.shape, list)):
+        return reduce_dims(labels, call)
     return reduce_dims(labels, call.with_input(_make_constant(labels, call, _reduced_dims(call))))
 
 
@@ -65,20 +70,67 @@ def sample_grid(labels: Labels, call: Call) -> Layers:
     return match(labels, parts, call.shape)
 
 
+def fractional_pool(labels: Labels, call: Call) -> Layers:
+    """Pool windows at random places, ``random_samples[batch, channel, dimension]``."""
+    x, samples = call["self"], call["random_samples"]
+    positions = set(range(2, len(x.shape)))
+    places = make_independent(labels, samples.layers, {2}, "dimensions of a position")
+    shape = (*x.shape[:2], *[1] * len(positions))
+    parts = [
+        Marked(shape, make_independent(labels, x.layers, positions, "computes over these channels")),
+        Marked(shape, tuple(layer.reshape(*layer.shape[:2], *[1] * len(positions)) for layer in places)),
+    ]
+    return match(labels, parts, shape)
+
+
+def unpool(labels: Labels, call: Call) -> Layers:
+    """Undo a pooling: values go to the positions that ``indices`` names; both go together across positions."""
+    x, indices = call["self"], call["indices"]
+    positions = set(range(len(x.shape) - _UNPOOLED[call.target.overloadpacket], len(x.shape)))
+    shape = tuple(1 if dim in positions else size for dim, size in enumerate(x.shape))
+    parts = [
+        Marked(shape, make_independent(labels, part.layers, positions, "computes over these channels"))
+        for part in (x, indices)
+    ]
+    return match(labels, parts, shape)
+
+
+def sliding_windows(labels: Labels, call: Call) -> Layers:
+    """Copy windows along ``dimension`` into a new last dimension; both stay."""
+    dim = call.dim("dimension")
+    return tuple(layer.unsqueeze(-1) for layer in _make_constant(labels, call, {dim}))
+
+
+def affine_grid(labels: Labels, call: Call) -> Layers:
+    """Positions of a grid from a small matrix for each sample; only the batch passes."""
+    layers = _make_constant(labels, call, {1, 2})
+    return tuple(layer.reshape(-1, *[1] * (len(call.shape) - 1)) for layer in layers)
+
+
 def _make_constant(labels: Labels, call: Call, dims: set[int]) -> Layers:
     """Return the layers of the first operand, made constant along ``dims``."""
     call.freeze_others(labels)
     return make_independent(labels, call.input.layers, dims, "computes over these channels")
 
 
+_UNPOOLED: dict[Any, int] = {aten.max_unpool2d: 2, aten.max_unpool3d: 3}
+"""The number of dimensions of positions."""
+VALUES_OF_CHANNELS: tuple[Any, ...] = (
+    aten.max.dim, aten.min.dim, aten.max.default, aten.min.default, aten.prod.default, aten.prod.dim_int,
+)  # fmt: skip
+"""Forms of these operators that compute a value of the channels that are left, if nothing uses an index."""
+
 RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.mean, aten.sum, aten.amax, aten.amin, aten.logsumexp), reduce_dims),
     **dict.fromkeys(
         (aten.var, aten.std, aten.var_mean, aten.std_mean, aten.linalg_vector_norm, aten.norm), reduce_dims
     ),
+    **dict.fromkeys((aten.nansum, aten.count_nonzero, aten.aminmax), reduce_dims),
     **dict.fromkeys((aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.any, aten.all), pick_index),
-    **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten.cumsum, aten.cumprod), mix_along_dim),
-    **dict.fromkeys((aten.sort, aten.argsort, aten.topk), mix_along_dim),
+    **dict.fromkeys((aten.median, aten.nanmedian, aten.kthvalue, aten.mode), pick_index),
+    **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax), mix_along_dim),
+    **dict.fromkeys((aten._safe_softmax, aten.cumsum, aten.cumprod, aten.cummax, aten.cummin), mix_along_dim),
+    **dict.fromkeys((aten.logcumsumexp, aten.sort, aten.argsort, aten.topk), mix_along_dim),
     **dict.fromkeys((aten.tril, aten.triu), window_rule(2)),
     **dict.fromkeys(
         (aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d), window_rule(1)
@@ -89,6 +141,17 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys(
         (aten.max_pool3d, aten.avg_pool3d, aten.adaptive_avg_pool3d, aten.adaptive_max_pool3d), window_rule(3)
     ),
+    **dict.fromkeys((aten.max_pool1d_with_indices,), window_rule(1)),
+    **dict.fromkeys((aten.max_pool2d_with_indices, aten._adaptive_avg_pool2d), window_rule(2)),
+    **dict.fromkeys((aten.max_pool3d_with_indices, aten._adaptive_avg_pool3d), window_rule(3)),
+    **dict.fromkeys(_UNPOOLED, unpool),
+    aten.grid_sampler_2d: window_rule(2),
+    **dict.fromkeys((aten.fractional_max_pool2d, aten.fractional_max_pool3d), fractional_pool),
+    aten.unfold: sliding_windows,
+    aten.affine_grid_generator: affine_grid,
+    aten._upsample_nearest_exact1d: window_rule(1),
+    **dict.fromkeys((aten._upsample_nearest_exact2d, aten._upsample_bicubic2d_aa), window_rule(2)),
+    aten._upsample_nearest_exact3d: window_rule(3),
     **dict.fromkeys((aten.upsample_nearest1d, aten.upsample_linear1d), window_rule(1)),
     **dict.fromkeys((aten.upsample_nearest2d, aten.upsample_bilinear2d, aten.upsample_bicubic2d), window_rule(2)),
     **dict.fromkeys((aten.upsample_nearest3d, aten.upsample_trilinear3d), window_rule(3)),

@@ -1,0 +1,98 @@
+"""Composite operators: those that PyTorch itself computes by others, such as ``tensordot`` or ``vstack``.
+
+``torch.export`` leaves them in the graph. One without a pruning rule of its own is replaced by the operators that it
+consists of, so that their rules apply. ``cdist`` is replaced too: no ONNX exporter writes it as it is.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+_COMPOSITE = "CompositeImplicitAutograd"
+"""PyTorch's dispatch key of an operator that consists of others and has no gradient of its own."""
+
+
+def decompose_composites(module: fx.GraphModule, has_rule: Callable[[Any], bool]) -> None:
+    """Replace every composite operator without a rule by the operators that it consists of, in place.
+
+    Args:
+        module: An exported graph, whose nodes still have their example values (``meta["val"]``).
+        has_rule: Tells whether an operator stays as it is.
+    """
+    for node in list(module.graph.nodes):
+        if node.target in _FORMULAS:
+            _replace(module, node, _FORMULAS[node.target])
+        elif _is_composite(node.target) and not has_rule(node.target):
+            _replace(module, node, node.target.decompose)
+
+
+def _is_composite(target: Any) -> bool:
+    """Tell whether an operator can be replaced: not one that computes differently in training, such as dropout."""
+    if not isinstance(target, torch._ops.OpOverload):
+        return False
+    name: str = target._name
+    in_training = any(argument.name in ("training", "train") for argument in target._schema.arguments)
+    has_kernel = torch._C._dispatch_has_kernel(name)
+    return has_kernel and not in_training and torch._C._dispatch_has_kernel_for_dispatch_key(name, _COMPOSITE)
+
+
+def _replace(module: fx.GraphModule, node: fx.Node, compute: Callable[..., Any]) -> None:
+    """Replace a node by the operators that ``compute`` calls for the same arguments, none of which is composite."""
+    used = node.all_input_nodes
+    values = [_example(module, source) for source in used]
+
+    def run(*given: Any) -> Any:
+        args, kwargs = fx.map_arg((node.args, node.kwargs), dict(zip(used, given, strict=True)).__getitem__)
+        return compute(*args, **kwargs)
+
+    parts = make_fx(run, tracing_mode="symbolic")(*values)
+    inputs: dict[fx.Node, Any] = dict(zip(parts.graph.find_nodes(op="placeholder"), used, strict=True))
+    with module.graph.inserting_before(node):
+        for constant in parts.graph.find_nodes(op="get_attr"):
+            inputs[constant] = _add_constant(module, operator.attrgetter(str(constant.target))(parts))
+        result: Any = module.graph.graph_copy(parts.graph, inputs)
+    if isinstance(result, fx.Node):
+        node.replace_all_uses_with(result)
+    for user in list(node.users):
+        user.replace_all_uses_with(result[user.args[1]])
+        module.graph.erase_node(user)
+    module.graph.erase_node(node)
+
+
+def _add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
+    number = next(count for count in range(len(module.graph.nodes) + 1) if not hasattr(module, f"constant_{count}"))
+    module.register_buffer(f"constant_{number}", value)
+    return module.graph.get_attr(f"constant_{number}")
+
+
+def _example(module: fx.GraphModule, node: fx.Node) -> Any:
+    """Return the value that a node has for the example inputs: without data, except for constants of the module."""
+    return node.meta["val"] if "val" in node.meta else operator.attrgetter(str(node.target))(module)
+
+
+def _distances(one: Tensor, other: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
+    """Compute ``cdist(one[..., p, k], other[..., r, k])``, of shape [..., p, r], as PyTorch does.
+
+    Euclidean distances of more than 25 rows come from products of matrices, unless ``compute_mode`` says otherwise
+    (``aten/src/ATen/native/Distance.cpp``).
+    """
+    is_large = guard_or_false(one.shape[-2] > _FEW_ROWS) or guard_or_false(other.shape[-2] > _FEW_ROWS)
+    if p != 2 or compute_mode == _NEVER_BY_PRODUCTS or not (is_large or compute_mode == _ALWAYS_BY_PRODUCTS):
+        distances: Tensor = torch.linalg.vector_norm(one.unsqueeze(-2) - other.unsqueeze(-3), p, -1)
+        return distances
+    squares: Tensor = one.square().sum(-1, keepdim=True) + other.square().sum(-1).unsqueeze(-2)
+    return (squares - 2 * one @ other.mT).clamp_min(_SMALLEST_SQUARE).sqrt()
+
+
+_FEW_ROWS = 25
+_ALWAYS_BY_PRODUCTS, _NEVER_BY_PRODUCTS = 1, 2
+_SMALLEST_SQUARE = 1e-30
+"""The gradient of a square root at 0 is infinite."""
+_FORMULAS: dict[Any, Callable[..., Any]] = {torch.ops.aten.cdist.default: _distances}

@@ -1,0 +1,78 @@
+"""Composite operators without a rule are replaced by those that they consist of."""
+
+import pytest
+import torch
+from rule_networks import Formula
+from torch import nn
+from torch.nn import functional as F
+
+from edgeopt.passes.network import Network
+
+
+def trace(compute, *inputs):
+    parts = {"a": nn.Linear(5, 12), "table": torch.randn(8, 12)}
+    model = Formula(compute, parts)
+    return model, Network.trace(model, inputs)
+
+
+def operators(network):
+    return {
+        node.target.overloadpacket.__name__
+        for node in network.eval_module.graph.nodes
+        if hasattr(node.target, "overloadpacket")
+    }
+
+
+def test_a_composite_operator_becomes_its_parts_and_computes_the_same_for_another_batch():
+    x = torch.randn(4, 5)
+    model, network = trace(
+        lambda m, x: torch.tensordot(m.a(x), m.table, dims=([1], [1])) + torch.hstack([x, x])[:, :8], x
+    )
+    assert "tensordot" not in operators(network)
+    assert "hstack" not in operators(network)
+    assert network.notes == ()
+    other = torch.randn(7, 5)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))
+
+
+def test_sizes_and_constants_inside_are_those_of_the_operator():
+    x = torch.randn(4, 5)
+    model, network = trace(lambda m, x: m.a(x).quantile(0.3, 1) + F.one_hot(x[:, :1].long().abs() % 3, 3)[:, 0, 0], x)
+    assert "quantile" not in operators(network)
+    other = torch.randn(6, 5)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))
+
+
+def test_several_results_find_their_readers():
+    x = torch.randn(4, 5)
+    model, network = trace(lambda m, x: [torch.add(*torch.meshgrid(m.a(x)[:, 0], x[0], indexing="ij")), m.a(x)], x)
+    assert "meshgrid" not in operators(network)
+    for found, expected in zip(network.eval_module(x), model.eval()(x), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+def test_dropout_stays_because_it_acts_in_training():
+    x = torch.randn(4, 5)
+    _, network = trace(lambda m, x: F.feature_alpha_dropout(F.dropout(m.a(x)), 0.5), x)
+    assert {"dropout", "feature_alpha_dropout"} & operators(network)
+    torch.manual_seed(0)
+    assert not torch.equal(network.train_module(x), network.eval_module(x))
+
+
+def test_an_operator_with_a_rule_stays():
+    _, network = trace(lambda m, x: F.cosine_similarity(m.a(x)[:, None], m.table, -1), torch.randn(4, 5))
+    assert "cosine_similarity" in operators(network)
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+def test_distances_are_written_with_operators_that_an_exporter_knows(rows):
+    x = torch.randn(4, rows, 5)
+    model, network = trace(lambda m, x: torch.cdist(m.a(x), m.table) + torch.cdist(m.a(x), m.table, p=1.0), x)
+    assert "cdist" not in operators(network)
+    assert "_cdist_forward" not in operators(network)
+    other = torch.randn(3, rows, 5)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))
+    y = torch.ones(2, rows, 5, requires_grad=True)
+    _, alike = trace(lambda m, x: torch.cdist(m.a(x), m.a(x)), y.detach())
+    alike.train_module(y).sum().backward()
+    assert y.grad.isfinite().all()

@@ -107,9 +107,7 @@ def _describe(
     if only:
         notes.append(f"{_join(only)} only in training: left out, and its part of the loss too")
     loose = sorted(
-        name
-        for name in trained.trained - evaluated.trained - set(parameters)
-        if not any(name.startswith(f"{module}.") for module in only)
+        name for name in trained.trained - set(parameters) if not any(name.startswith(f"{module}.") for module in only)
     )
     if loose:
         notes.append(f"{_join(loose, 'is used', 'are used')} only in training: left out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import warnings
 from collections import Counter
@@ -32,13 +33,13 @@ class TrainingRun(NamedTuple):
     shapes_read: dict[str, tuple[int, ...]]
     """The shape of the first input of each submodule that ran."""
     trained: frozenset[str]
-    """Parameters that an output's gradient reaches, by each of their names."""
+    """Parameters that an output's gradient reaches, by each of their names; not looked for in evaluation mode."""
     updated: frozenset[str]
     """Buffers of floating point whose values changed."""
 
 
 def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
-    """Run a module in the mode that it is in; buffers and random states are restored.
+    """Run a module in the mode that it is in; its attributes, buffers and the random state are restored.
 
     Args:
         model: Any module.
@@ -58,7 +59,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
     def leave(*_: Any) -> None:
         path.pop()
 
-    with _restored_buffers(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+    with _restored_state(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for name, part in _python_modules(model):
@@ -71,7 +72,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         with _RandomOperators(random, path):
             found = model(*(value.clone() for value in inputs))
         outputs = [value for value in pytree.tree_leaves(found) if isinstance(value, Tensor)]
-        trained = _reached_parameters(model, outputs)
+        trained = _reached_parameters(model, outputs) if model.training else frozenset()
         updated = {
             name
             for name, (now, before_values) in buffers().items()
@@ -130,19 +131,37 @@ def _attention_dropouts() -> Iterator[list[float]]:
 
 
 @contextlib.contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[Any]:
-    """Give the buffers their values back after a block; yields a function: each buffer now and as it was."""
-    kept = [(part, dict(part._buffers)) for _, part in _python_modules(model)]
+def _restored_state(model: nn.Module) -> Iterator[Any]:
+    """Give a model's attributes and buffers their values back after a block.
+
+    Yields a function that returns each buffer as it is now and as it was.
+    """
+    attributes = [(part, dict(part.__dict__), _copy_containers(part)) for _, part in _python_modules(model)]
     values = {name: value.detach().clone() for name, value in model.named_buffers()}
     try:
         yield lambda: {name: (now.detach(), values[name]) for name, now in model.named_buffers() if name in values}
     finally:
-        for part, buffers in kept:
-            part._buffers.update(buffers)
+        for part, before, contents in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(before)
+            for name, content in contents.items():
+                _refill(before[name], content)
         with torch.no_grad():
             for name, value in model.named_buffers():
-                if name in values:
-                    value.copy_(values[name])
+                value.copy_(values[name])
+
+
+def _copy_containers(part: nn.Module) -> dict[str, Any]:
+    """Return copies of a module's lists, dicts and sets, by attribute."""
+    return {name: copy.copy(value) for name, value in part.__dict__.items() if type(value) in (list, dict, set)}
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def _reached_parameters(model: nn.Module, outputs: Sequence[Tensor]) -> frozenset[str]:

@@ -12,7 +12,8 @@ from edgeopt.passes.stochastic import ATTENTION_DROPOUT, find_sample_dropouts
 from edgeopt.passes.training_graph import training_graph
 from edgeopt.passes.training_run import TrainingRun, is_random, module_path, run_module
 
-_BEGIN = "training differs from the model's own: "
+DIFFERENCE_NOTE = "Training differs from the model's own: "
+"""The beginning of a note on something that only the model's own training does."""
 _MAX_NAMES = 4
 _MAX_CHARACTERS = 200
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
@@ -84,14 +85,14 @@ def describe_modes(
         return ()
     if modes.trained is None:
         return (
-            f"{_BEGIN}forward() does not run in training mode on the inputs alone "
+            f"{DIFFERENCE_NOTE}forward() does not run in training mode on the inputs alone "
             f"({modes.problem}). Candidates train the network as it is evaluated; the loss belongs "
-            "in loss(), which gets outputs and targets",
+            "in loss(), which gets outputs and targets.",
         )
     traced = run_module(training_graph(module), inputs)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     notes = _describe(model, modes.evaluated, modes.trained, traced, random_nodes, parameters)
-    return tuple(f"{_BEGIN}{note}" for note in notes)
+    return tuple(f"{DIFFERENCE_NOTE}{note}." for note in notes)
 
 
 def _describe(

@@ -26,10 +26,11 @@ from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.trainable import FROZEN_NOTE
+from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
-from edgeopt.pipeline.artifacts.networks import export_network, original_network
+from edgeopt.pipeline.artifacts.networks import ExportedFile, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build, Clock, Effort, maker_versions
 from edgeopt.pipeline.evaluation import open_task
@@ -240,6 +241,8 @@ def start(build: Build) -> Search:
             count = sum(value.numel() for value in task.model.parameters())
             original = original_network("original", count)
             exported = export_network(build, original)
+    for note in model_notes(exported):
+        build.progress("note", note)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
     return Search(build, TrialRunner(build, original, exported, Evaluator(build, exported.sha256), number))
 
@@ -281,9 +284,13 @@ def task_notes(build: Build) -> tuple[str, ...]:
 
 def training_notes(search: Search) -> tuple[str, ...]:
     """Return what the report has to say about how the candidates were trained."""
-    frozen = [note for note in search.runner.exported.notes if note.endswith(FROZEN_NOTE)]
     gain = undertrained_note(search.runner.trials)
-    return (*frozen, *((gain,) if gain else ()))
+    return (*model_notes(search.runner.exported), *((gain,) if gain else ()))
+
+
+def model_notes(exported: ExportedFile) -> tuple[str, ...]:
+    """Return what candidates train otherwise than the user's module: frozen parameters, parts that only train."""
+    return tuple(note for note in exported.notes if note.endswith(FROZEN_NOTE) or note.startswith(DIFFERENCE_NOTE))
 
 
 def measured(choice: Choice, number: int) -> Measured:

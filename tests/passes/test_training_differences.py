@@ -185,7 +185,7 @@ def test_what_only_training_does_is_named(make, shape, notes):
     found = traced(model, *shape).notes
     assert len(found) == len(notes)
     for note, expected in zip(found, notes, strict=True):
-        assert note.startswith("training differs from the model's own: ")
+        assert note.startswith("Training differs from the model's own: ")
         assert re.search(expected, note), note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())

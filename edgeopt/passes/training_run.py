@@ -148,7 +148,8 @@ def _restored_state(model: nn.Module) -> Iterator[Any]:
                 _refill(before[name], content)
         with torch.no_grad():
             for name, value in model.named_buffers():
-                value.copy_(values[name])
+                if not torch.equal(value, values[name]):  # an expanded buffer cannot be written
+                    value.copy_(values[name])
 
 
 def _copy_containers(part: nn.Module) -> dict[str, Any]:

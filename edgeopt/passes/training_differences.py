@@ -107,9 +107,7 @@ def _describe(
     only = _outermost(trained.called - evaluated.called)
     if only:
         notes.append(f"{_join(only)} only in training: left out, and its part of the loss too")
-    loose = sorted(
-        name for name in trained.trained - set(parameters) if not any(name.startswith(f"{module}.") for module in only)
-    )
+    loose = [name for name in _lost_parameters(model, trained, parameters) if not _is_inside(name, only)]
     if loose:
         notes.append(f"{_join(loose, 'is used', 'are used')} only in training: left out")
     if trained.shapes != evaluated.shapes:
@@ -117,6 +115,9 @@ def _describe(
             f"forward() gives {_outputs(trained)} in training and {_outputs(evaluated)} in evaluation; candidates "
             "train on the latter, and loss() gets them"
         )
+    finished = sorted((evaluated.finishing - trained.finishing).keys())
+    if finished:
+        notes.append(f"{_join(finished)} only in evaluation; candidates train on the result, and loss() gets it")
     silent = [
         name for name, count in trained.random.items() if count > random_nodes[name] and not _is_inside(name, only)
     ]
@@ -132,6 +133,14 @@ def _describe(
     if moving:
         notes.append(f"{_join(moving, 'is', 'are')} updated, which the model's own training keeps as it is")
     return notes
+
+
+def _lost_parameters(model: nn.Module, trained: TrainingRun, parameters: Collection[str]) -> list[str]:
+    """Return the parameters that train in the model and are not in the trace under any of their names."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return sorted(tied[0] for tied in names.values() if trained.trained & set(tied) and not set(parameters) & set(tied))
 
 
 def _outputs(run: TrainingRun) -> str:

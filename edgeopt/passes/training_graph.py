@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, drop_samples
 
@@ -37,7 +38,7 @@ def moving_averages(model: nn.Module) -> Iterator[None]:
 
     A trace of the evaluation holds a momentum of 0 for them: in training they would stand still.
     """
-    norms: list[Any] = [part for part in model.modules() if getattr(part, "momentum", 0.0) is None]
+    norms: list[Any] = [part for part in model.modules() if isinstance(part, _NormBase) and part.momentum is None]
     try:
         for part in norms:
             part.momentum = _MOMENTUM

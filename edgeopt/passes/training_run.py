@@ -16,6 +16,12 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeopt.passes.aten import aten
+
+_FINISHING = {
+    aten._softmax: "softmax", aten._log_softmax: "log_softmax", aten.sigmoid: "sigmoid", aten.tanh: "tanh",
+    aten.argmax: "argmax", aten.topk: "topk", aten.exp: "exp", aten.clamp: "clamp",
+}  # fmt: skip
 _CALL_NUMBER = re.compile(r"@\d+$")
 
 
@@ -28,6 +34,8 @@ class TrainingRun(NamedTuple):
     """Submodules that ran, by path."""
     random: Counter[str]
     """How many random operators each submodule ran itself, by path."""
+    finishing: Counter[str]
+    """How many operators ran that often finish an output only in evaluation, such as softmax."""
     attention_dropouts: tuple[float, ...]
     """The dropout of each scaled dot product attention, in order."""
     shapes_read: dict[str, tuple[int, ...]]
@@ -48,6 +56,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
     path: list[str] = []
     called: set[str] = set()
     random: Counter[str] = Counter()
+    finishing: Counter[str] = Counter()
     shapes: dict[str, tuple[int, ...]] = {}
 
     def enter(name: str, args: tuple[Any, ...]) -> None:
@@ -69,7 +78,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
             stack.callback(after.remove)
         dropouts = stack.enter_context(_attention_dropouts())
         stack.enter_context(torch.enable_grad())
-        with _RandomOperators(random, path):
+        with _CountedOperators(random, finishing, path):
             found = model(*(value.clone() for value in inputs))
         outputs = [value for value in pytree.tree_leaves(found) if isinstance(value, Tensor)]
         trained = _reached_parameters(model, outputs) if model.training else frozenset()
@@ -80,7 +89,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         }
     return TrainingRun(
         shapes=tuple(tuple(value.shape) for value in outputs), called=frozenset(called), random=random,
-        attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
+        finishing=finishing, attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
     )  # fmt: skip
 
 
@@ -100,16 +109,18 @@ def is_random(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
-class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts random operators by the submodule that runs them."""
+class _CountedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts random operators by the submodule that runs them, and those that finish outputs."""
 
-    def __init__(self, counts: Counter[str], path: list[str]) -> None:
+    def __init__(self, random: Counter[str], finishing: Counter[str], path: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts, self.path = counts, path
+        self.random, self.finishing, self.path = random, finishing, path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_random(func):
-            self.counts[self.path[-1] if self.path else ""] += 1
+            self.random[self.path[-1] if self.path else ""] += 1
+        if func.overloadpacket in _FINISHING:
+            self.finishing[_FINISHING[func.overloadpacket]] += 1
         return func(*args, **(kwargs or {}))
 
 

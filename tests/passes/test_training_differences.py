@@ -72,6 +72,18 @@ class Functional(nn.Module):
         return x + (y * torch.empty(len(y), 1).bernoulli_(0.5) if self.training else y)
 
 
+class Probabilities(nn.Module):
+    """Logits in training, probabilities in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if self.training else y.softmax(1)
+
+
 class NeedsTargets(nn.Module):
     def __init__(self):
         super().__init__()
@@ -173,11 +185,12 @@ def test_statistics_averaged_over_all_batches_become_moving_averages():
             (4, 6),
             [],
         ),
+        (Probabilities, (4, 6), ["softmax runs only in evaluation; candidates train on the result"]),
         (NeedsTargets, (4, 6), [r"does not run in training mode on the inputs alone \(ValueError: targets should be"]),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6)), (4, 6), []),
         (lambda: nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True), (4, 5, 6), []),
     ],
-    ids=["auxiliary head", "function", "spectral norm", "fixed average", "targets", "plain", "lstm"],
+    ids=["auxiliary head", "function", "spectral norm", "fixed average", "probabilities", "targets", "plain", "lstm"],
 )
 def test_what_only_training_does_is_named(make, shape, notes):
     model = make().eval()

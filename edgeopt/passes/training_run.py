@@ -89,7 +89,8 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         }
     return TrainingRun(
         shapes=tuple(tuple(value.shape) for value in outputs), called=frozenset(called), random=random,
-        finishing=finishing, attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
+        finishing=finishing, attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained,
+        updated=frozenset(updated),
     )  # fmt: skip
 
 

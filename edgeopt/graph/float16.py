@@ -10,7 +10,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import name_nodes, read_initializers
+from edgeopt.graph.model import lift_constants, name_nodes, read_initializers
 from edgeopt.graph.small_constants import find_small_constant_nodes
 
 _LARGEST = 65504.0
@@ -22,6 +22,7 @@ def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         StepError: a weight is outside float16's range, and would be clamped.
     """
+    lift_constants(model.graph)
     for name, values in read_initializers(model.graph).items():
         largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) if values.dtype == np.float32 else 0.0
         if largest > _LARGEST:

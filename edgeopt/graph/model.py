@@ -91,6 +91,17 @@ def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProt
     return consumers
 
 
+def lift_constants(graph: onnx.GraphProto) -> None:
+    """Turn ``Constant`` nodes of the top graph that hold a tensor into initializers, where steps look for values."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        values = [attribute.t for attribute in node.attribute if attribute.name == "value"]
+        if values:
+            tensor = graph.initializer.add()
+            tensor.CopyFrom(values[0])
+            tensor.name = node.output[0]
+            graph.node.remove(node)
+
+
 def name_nodes(graph: onnx.GraphProto) -> None:
     """Give every node a unique name: recipes and libraries name the nodes that stay float."""
     used: set[str] = set()

@@ -21,6 +21,8 @@ from edgeopt.passes.training_run import TrainingRun, module_path
 
 _SAMPLES = 256
 _TRIES = 16
+_TRAINING_POSITION = 13
+"""Of ``training`` among the arguments of multi-head attention; nearly everyone gives it by name."""
 SAMPLE_DROPOUT = "drops_samples"
 ATTENTION_DROPOUT = "training_dropout"
 """Keys of a node's ``meta``, which copies of a graph keep."""
@@ -89,6 +91,8 @@ def visible_dropouts(model: nn.Module, sample_dropouts: Mapping[str, float]) -> 
             stack.callback(object.__delattr__, part, "forward")
 
         def attention(*args: Any, **kwargs: Any) -> Any:
+            if len(args) > _TRAINING_POSITION:
+                return original(*args, **kwargs)
             with _dropouts_off():
                 return original(*args, **{**kwargs, "training": True})
 

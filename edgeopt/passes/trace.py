@@ -27,6 +27,7 @@ from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dr
 from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
+from edgeopt.passes.training_graph import moving_averages
 from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
@@ -37,7 +38,10 @@ arguments follow it."""
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
 """Of ``torch.export``, on code that it cannot record."""
-_NOISY_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils")
+_NOISY_LOGGERS = (
+    "torch.export", "torch.fx.experimental.symbolic_shapes", "torch._export.non_strict_utils",
+    "torch._subclasses.fake_tensor",
+)  # fmt: skip
 _log = logging.getLogger(__name__)
 
 
@@ -147,7 +151,7 @@ def _export(
     torch.backends.mha.set_fastpath_enabled(False)
     printed = io.StringIO()
     try:
-        with warnings.catch_warnings(), _quiet_loggers(), contextlib.redirect_stderr(printed):
+        with warnings.catch_warnings(), _quiet_loggers(), contextlib.redirect_stderr(printed), moving_averages(model):
             warnings.simplefilter("ignore")  # advice meant for model authors
             fresh = tuple(value.clone() for value in inputs)  # a failed attempt leaves marks on the tensors
             return torch.export.export(model, fresh, dynamic_shapes=dynamic_shapes, strict=False)

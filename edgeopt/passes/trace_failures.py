@@ -61,10 +61,15 @@ _SCRIPT = (
     "it holds TorchScript, whose code cannot be recorded. Build the Python class in its place, and load its "
     "state_dict()."
 )
-_CUSTOM = (
-    "it calls a custom operator without a function for shapes. Write this part with PyTorch's own operators; a custom "
-    "operator would be missing in ONNX Runtime too."
+_OPERATOR = (
+    "it calls an operator whose shapes cannot be inferred, such as a custom or a sparse one. Write this part with "
+    "PyTorch's dense operators; a custom operator would be missing in ONNX Runtime too."
 )
+_QUANTIZED = (
+    "it holds layers that PyTorch has quantized, which cannot be recorded or trained. Return the float model: edgeopt "
+    "quantizes its file."
+)
+_OUTPUT = "forward() returns an object that is not made of tensors. Return tensors, or tuples, lists and dicts of them."
 _GRADIENT = "it computes gradients in forward(). Write the derivative out with PyTorch's operators, or leave it out."
 _FIXED_SIZE = (
     "it turns a dynamic size into a Python number, as len(x) and int(x.shape[0]) do. Write x.shape[0], or -1 in "
@@ -77,8 +82,9 @@ _OTHER = (
 _BY_MESSAGE = (
     (r"\.numpy\(\) is not supported|can't convert .*numpy|__array__|Can't call numpy\(\)", _NUMPY),
     (r"fake tensor in the exported program constant", _CONSTANT),
-    (r"no fake impl|fake impl(ementation)? registered|DynamicOutputShapeException", _CUSTOM),
-    (r"does not require grad and does not have a grad_fn|element 0 of tensors does not require grad", _GRADIENT),
+    (r"no fake impl|fake impl(ementation)? registered|UnsupportedOperatorException", _OPERATOR),
+    (r"in output, which is not a known type", _OUTPUT),
+    (r"FakeTensor\.__format__", _NUMBER),
     (r"Constraints violated|specialized it to be a constant|inferred to be a constant", _FIXED_SIZE),
 )
 
@@ -114,13 +120,20 @@ def _find_reason(model: nn.Module, error: BaseException) -> str:
     if "data-dependent" in message or "DataDependent" in message:
         line = next((frame.line or "" for frame in reversed(frames) if _is_outside(frame.filename)), "").strip()
         return _explain_dependence(line, message)
-    for pattern, reason in _BY_MESSAGE:
-        if re.search(pattern, message):
-            return reason
     if any(isinstance(part, torch.jit.ScriptModule) for part in model.modules()):
         return _SCRIPT
-    first = " ".join(message.splitlines()[0].split())
-    return f"{first[:_MAX_CHARACTERS].removesuffix('.')}. {_OTHER}"
+    if any(".quantized." in type(part).__module__ for part in model.modules()):
+        return _QUANTIZED
+    reason = next((reason for pattern, reason in _BY_MESSAGE if re.search(pattern, message)), None)
+    if reason is _CONSTANT and any(_computes_gradients(part) for part in model.modules()):
+        return _GRADIENT
+    first = " ".join(message.splitlines()[0].split()).partition(". ")[0]
+    return reason or f"{first[:_MAX_CHARACTERS].removesuffix('.')}. {_OTHER}"
+
+
+def _computes_gradients(part: nn.Module) -> bool:
+    code = getattr(type(part).forward, "__code__", None)
+    return code is not None and bool({"grad", "backward"} & set(code.co_names))
 
 
 def _explain_dependence(line: str, message: str) -> str:

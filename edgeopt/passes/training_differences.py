@@ -12,7 +12,8 @@ from edgeopt.passes.stochastic import ATTENTION_DROPOUT, find_sample_dropouts
 from edgeopt.passes.training_graph import training_graph
 from edgeopt.passes.training_run import TrainingRun, is_random, module_path, run_module
 
-_BEGIN = "training differs from the model's own: "
+DIFFERENCE_NOTE = "Training differs from the model's own: "
+"""The beginning of a note on something that only the model's own training does."""
 _MAX_NAMES = 4
 _MAX_CHARACTERS = 200
 _FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
@@ -84,14 +85,14 @@ def describe_modes(
         return ()
     if modes.trained is None:
         return (
-            f"{_BEGIN}forward() does not run in training mode on the inputs alone "
+            f"{DIFFERENCE_NOTE}forward() does not run in training mode on the inputs alone "
             f"({modes.problem}). Candidates train the network as it is evaluated; the loss belongs "
-            "in loss(), which gets outputs and targets",
+            "in loss(), which gets outputs and targets.",
         )
     traced = run_module(training_graph(module), inputs)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     notes = _describe(model, modes.evaluated, modes.trained, traced, random_nodes, parameters)
-    return tuple(f"{_BEGIN}{note}" for note in notes)
+    return tuple(f"{DIFFERENCE_NOTE}{note}." for note in notes)
 
 
 def _describe(
@@ -106,11 +107,7 @@ def _describe(
     only = _outermost(trained.called - evaluated.called)
     if only:
         notes.append(f"{_join(only)} only in training: left out, and its part of the loss too")
-    loose = sorted(
-        name
-        for name in trained.trained - evaluated.trained - set(parameters)
-        if not any(name.startswith(f"{module}.") for module in only)
-    )
+    loose = [name for name in _lost_parameters(model, trained, parameters) if not _is_inside(name, only)]
     if loose:
         notes.append(f"{_join(loose, 'is used', 'are used')} only in training: left out")
     if trained.shapes != evaluated.shapes:
@@ -118,6 +115,9 @@ def _describe(
             f"forward() gives {_outputs(trained)} in training and {_outputs(evaluated)} in evaluation; candidates "
             "train on the latter, and loss() gets them"
         )
+    finished = sorted((evaluated.finishing - trained.finishing).keys())
+    if finished:
+        notes.append(f"{_join(finished)} only in evaluation; candidates train on the result, and loss() gets it")
     silent = [
         name for name, count in trained.random.items() if count > random_nodes[name] and not _is_inside(name, only)
     ]
@@ -133,6 +133,14 @@ def _describe(
     if moving:
         notes.append(f"{_join(moving, 'is', 'are')} updated, which the model's own training keeps as it is")
     return notes
+
+
+def _lost_parameters(model: nn.Module, trained: TrainingRun, parameters: Collection[str]) -> list[str]:
+    """Return the parameters that train in the model and are not in the trace under any of their names."""
+    names: dict[int, list[str]] = {}
+    for name, value in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(value), []).append(name)
+    return sorted(tied[0] for tied in names.values() if trained.trained & set(tied) and not set(parameters) & set(tied))
 
 
 def _outputs(run: TrainingRun) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import warnings
 from collections import Counter
@@ -15,6 +16,12 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgeopt.passes.aten import aten
+
+_FINISHING = {
+    aten._softmax: "softmax", aten._log_softmax: "log_softmax", aten.sigmoid: "sigmoid", aten.tanh: "tanh",
+    aten.argmax: "argmax", aten.topk: "topk", aten.exp: "exp", aten.clamp: "clamp",
+}  # fmt: skip
 _CALL_NUMBER = re.compile(r"@\d+$")
 
 
@@ -27,18 +34,20 @@ class TrainingRun(NamedTuple):
     """Submodules that ran, by path."""
     random: Counter[str]
     """How many random operators each submodule ran itself, by path."""
+    finishing: Counter[str]
+    """How many operators ran that often finish an output only in evaluation, such as softmax."""
     attention_dropouts: tuple[float, ...]
     """The dropout of each scaled dot product attention, in order."""
     shapes_read: dict[str, tuple[int, ...]]
     """The shape of the first input of each submodule that ran."""
     trained: frozenset[str]
-    """Parameters that an output's gradient reaches, by each of their names."""
+    """Parameters that an output's gradient reaches, by each of their names; not looked for in evaluation mode."""
     updated: frozenset[str]
     """Buffers of floating point whose values changed."""
 
 
 def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
-    """Run a module in the mode that it is in; buffers and random states are restored.
+    """Run a module in the mode that it is in; its attributes, buffers and the random state are restored.
 
     Args:
         model: Any module.
@@ -47,6 +56,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
     path: list[str] = []
     called: set[str] = set()
     random: Counter[str] = Counter()
+    finishing: Counter[str] = Counter()
     shapes: dict[str, tuple[int, ...]] = {}
 
     def enter(name: str, args: tuple[Any, ...]) -> None:
@@ -58,7 +68,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
     def leave(*_: Any) -> None:
         path.pop()
 
-    with _restored_buffers(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+    with _restored_state(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for name, part in _python_modules(model):
@@ -68,10 +78,10 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
             stack.callback(after.remove)
         dropouts = stack.enter_context(_attention_dropouts())
         stack.enter_context(torch.enable_grad())
-        with _RandomOperators(random, path):
+        with _CountedOperators(random, finishing, path):
             found = model(*(value.clone() for value in inputs))
         outputs = [value for value in pytree.tree_leaves(found) if isinstance(value, Tensor)]
-        trained = _reached_parameters(model, outputs)
+        trained = _reached_parameters(model, outputs) if model.training else frozenset()
         updated = {
             name
             for name, (now, before_values) in buffers().items()
@@ -79,7 +89,8 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
         }
     return TrainingRun(
         shapes=tuple(tuple(value.shape) for value in outputs), called=frozenset(called), random=random,
-        attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained, updated=frozenset(updated),
+        finishing=finishing, attention_dropouts=tuple(dropouts), shapes_read=shapes, trained=trained,
+        updated=frozenset(updated),
     )  # fmt: skip
 
 
@@ -99,16 +110,18 @@ def is_random(target: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(target, "tags", ())
 
 
-class _RandomOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts random operators by the submodule that runs them."""
+class _CountedOperators(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts random operators by the submodule that runs them, and those that finish outputs."""
 
-    def __init__(self, counts: Counter[str], path: list[str]) -> None:
+    def __init__(self, random: Counter[str], finishing: Counter[str], path: list[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.counts, self.path = counts, path
+        self.random, self.finishing, self.path = random, finishing, path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if is_random(func):
-            self.counts[self.path[-1] if self.path else ""] += 1
+            self.random[self.path[-1] if self.path else ""] += 1
+        if func.overloadpacket in _FINISHING:
+            self.finishing[_FINISHING[func.overloadpacket]] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -130,19 +143,38 @@ def _attention_dropouts() -> Iterator[list[float]]:
 
 
 @contextlib.contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[Any]:
-    """Give the buffers their values back after a block; yields a function: each buffer now and as it was."""
-    kept = [(part, dict(part._buffers)) for _, part in _python_modules(model)]
+def _restored_state(model: nn.Module) -> Iterator[Any]:
+    """Give a model's attributes and buffers their values back after a block.
+
+    Yields a function that returns each buffer as it is now and as it was.
+    """
+    attributes = [(part, dict(part.__dict__), _copy_containers(part)) for _, part in _python_modules(model)]
     values = {name: value.detach().clone() for name, value in model.named_buffers()}
     try:
         yield lambda: {name: (now.detach(), values[name]) for name, now in model.named_buffers() if name in values}
     finally:
-        for part, buffers in kept:
-            part._buffers.update(buffers)
+        for part, before, contents in attributes:
+            part.__dict__.clear()
+            part.__dict__.update(before)
+            for name, content in contents.items():
+                _refill(before[name], content)
         with torch.no_grad():
             for name, value in model.named_buffers():
-                if name in values:
+                if not torch.equal(value, values[name]):  # an expanded buffer cannot be written
                     value.copy_(values[name])
+
+
+def _copy_containers(part: nn.Module) -> dict[str, Any]:
+    """Return copies of a module's lists, dicts and sets, by attribute."""
+    return {name: copy.copy(value) for name, value in part.__dict__.items() if type(value) in (list, dict, set)}
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list):
+        container.extend(content)
+    else:
+        container.update(content)
 
 
 def _reached_parameters(model: nn.Module, outputs: Sequence[Tensor]) -> frozenset[str]:

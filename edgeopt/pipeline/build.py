@@ -27,10 +27,11 @@ from edgeopt.logs import log_to_file
 from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.trainable import FROZEN_NOTE
+from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
-from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
+from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
 from edgeopt.pipeline.evaluation import open_task
@@ -236,6 +237,8 @@ def start(build: Build) -> Search:
             baseline = ExportedNetwork(original, exported)
         else:
             baseline, (original, exported) = export_original(build, task)
+    for note in model_notes(exported):
+        build.progress("note", note)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
     evaluator = Evaluator(build, baseline.exported.sha256)
     return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
@@ -294,11 +297,15 @@ def task_notes(build: Build) -> tuple[str, ...]:
 def training_notes(search: Search) -> tuple[str, ...]:
     """Return what the report has to say about how the candidates were trained."""
     notes = search.runner.exported.notes
-    frozen = [note for note in notes if note.endswith(FROZEN_NOTE)]
     merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
     gain = undertrained_note(search.runner.trials)
     widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
-    return (*merged, *frozen, *widths, *((gain,) if gain else ()))
+    return (*merged, *model_notes(search.runner.exported), *widths, *((gain,) if gain else ()))
+
+
+def model_notes(exported: ExportedFile) -> tuple[str, ...]:
+    """Return what candidates train otherwise than the user's module: frozen parameters, parts that only train."""
+    return tuple(note for note in exported.notes if note.endswith(FROZEN_NOTE) or note.startswith(DIFFERENCE_NOTE))
 
 
 def measured(choice: Choice, number: int) -> Measured:

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from onnx_running import run
 from torch import nn
 
@@ -58,7 +59,9 @@ def test_a_division_by_a_sum_and_a_small_constant_stays_finite_and_right(tmp_pat
         np.testing.assert_allclose(found, expected, atol=HALF_TOLERANCE)
         operators = read_facts(target).operators
         assert operators["Cast"] <= 8
-        assert onnx.TensorProto.FLOAT16 in {tensor.data_type for tensor in onnx.load(target).graph.initializer}
+        stored = [numpy_helper.to_array(tensor) for tensor in onnx.load(target).graph.initializer]
+        assert {np.float32(1e-9), np.float32(1e-12)} <= {values.ravel()[0] for values in stored if values.size == 1}
+        assert np.dtype(np.float16) in {values.dtype for values in stored}
 
 
 def test_a_range_that_is_not_finite_names_its_value_and_operator(tmp_path):

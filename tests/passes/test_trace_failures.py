@@ -1,5 +1,6 @@
 """Each kind of code that torch.export cannot record is refused in a sentence that says what to write instead."""
 
+import copy
 import re
 import warnings
 
@@ -119,6 +120,31 @@ class HoldsScript(nn.Module):
         return self.layers(x)
 
 
+class Differentiates(Layer):
+    def forward(self, x):
+        x = x.detach().requires_grad_(True)
+        with torch.enable_grad():
+            y = self.layer(x).sum()
+        return torch.autograd.grad(y, x, create_graph=True)[0]
+
+
+class Formats(Layer):
+    def forward(self, x):
+        y = self.layer(x)
+        self.title = f"{y.mean():.2f}"
+        return y
+
+
+class Copies(Layer):
+    def forward(self, x):
+        return copy.deepcopy(self.layer)(x)
+
+
+class ReturnsObject(Layer):
+    def forward(self, x):
+        return (value for value in (self.layer(x),))
+
+
 @pytest.mark.parametrize(
     ("kind", "advice"),
     [
@@ -134,6 +160,10 @@ class HoldsScript(nn.Module):
         (UsesNumpy, r"it turns a tensor into a NumPy array.* Use PyTorch's functions"),
         (ReadsNumpy, r"it turns a tensor into a NumPy array.* Use PyTorch's functions"),
         (TakesData, r"it makes a new tensor of computed values.* Use x\.detach\(\) for \.data"),
+        (Differentiates, r"it computes gradients in forward\(\)"),
+        (Formats, r"it takes a number out of a tensor"),
+        (ReturnsObject, r"forward\(\) returns an object that is not made of tensors"),
+        (Copies, r"Cannot access data pointer.*Write this step with PyTorch's operators on tensors"),
         (HoldsScript, r"it holds TorchScript.* Build the Python class"),
     ],
 )
@@ -143,7 +173,7 @@ def test_code_that_cannot_be_recorded_is_refused_with_what_to_write_instead(kind
     sentence = str(tell_apart("task.py:task", caught.value))
     assert re.search(advice, sentence), sentence
     assert len(sentence) < MAX_CHARACTERS
-    if kind not in (TakesData, HoldsScript):
+    if kind not in (TakesData, HoldsScript, Differentiates, ReturnsObject):
         assert "test_trace_failures.py, line " in sentence
     assert "torch.ops.aten" not in capfd.readouterr().err
 

@@ -12,6 +12,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
+from edgeopt.passes.training_run import run_module
 
 DROPPED_RATIO = 0.25
 
@@ -69,6 +70,18 @@ class Functional(nn.Module):
     def forward(self, x):
         y = self.layer(x)
         return x + (y * torch.empty(len(y), 1).bernoulli_(0.5) if self.training else y)
+
+
+class Probabilities(nn.Module):
+    """Logits in training, probabilities in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.layer(x)
+        return y if self.training else y.softmax(1)
 
 
 class NeedsTargets(nn.Module):
@@ -142,6 +155,14 @@ def test_running_statistics_of_instance_norm_are_trained():
     assert not torch.equal(network.state()["branch.running_mean"], before)
 
 
+def test_statistics_averaged_over_all_batches_become_moving_averages():
+    network = traced(nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=None)).eval(), 4, 6)
+    before = network.state()["1.running_mean"].clone()
+    network.train_module(*network.example_inputs)
+    assert network.notes == ()
+    assert not torch.equal(network.state()["1.running_mean"], before)
+
+
 @pytest.mark.parametrize(
     ("make", "shape", "notes"),
     [
@@ -160,15 +181,16 @@ def test_running_statistics_of_instance_norm_are_trained():
             [r"0\.parametrizations\.weight\.0\._u.* keep their values, which the model's own training updates"],
         ),
         (
-            lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=None)),
+            lambda: nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, momentum=0.0)),
             (4, 6),
-            [r"1\.running_mean, 1\.running_var keep their values"],
+            [],
         ),
+        (Probabilities, (4, 6), ["softmax runs only in evaluation; candidates train on the result"]),
         (NeedsTargets, (4, 6), [r"does not run in training mode on the inputs alone \(ValueError: targets should be"]),
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6)), (4, 6), []),
         (lambda: nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True), (4, 5, 6), []),
     ],
-    ids=["auxiliary head", "function", "spectral norm", "cumulative average", "targets", "plain", "lstm"],
+    ids=["auxiliary head", "function", "spectral norm", "fixed average", "probabilities", "targets", "plain", "lstm"],
 )
 def test_what_only_training_does_is_named(make, shape, notes):
     model = make().eval()
@@ -176,7 +198,30 @@ def test_what_only_training_does_is_named(make, shape, notes):
     found = traced(model, *shape).notes
     assert len(found) == len(notes)
     for note, expected in zip(found, notes, strict=True):
-        assert note.startswith("training differs from the model's own: ")
+        assert note.startswith("Training differs from the model's own: ")
         assert re.search(expected, note), note
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not any(module.training for module in model.modules())
+
+
+class Remembers(nn.Module):
+    """Keeps what it saw, in an attribute and in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.last, self.seen = nn.Linear(6, 6), None, []
+        self.register_buffer("positions", torch.arange(1.0).expand(6))
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.seen.append(y)
+        self.last = y if self.last is None else self.last + y
+        return self.last
+
+
+def test_runs_that_compare_the_modes_leave_no_trace_in_the_model():
+    model = Remembers().eval()
+    run_module(model, (torch.randn(4, 6),))
+    run_module(model.train(), (torch.randn(4, 6),))
+    assert model.last is None
+    assert model.seen == []

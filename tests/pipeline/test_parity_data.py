@@ -1,5 +1,6 @@
 """The inputs on which files are compared with their network: real ones, and edge inputs that the network takes."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from onnx_running import run_all
 from torch import nn
+from torch.nn import functional
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import ParityError
@@ -36,6 +38,13 @@ class Logarithm(nn.Module):
         return torch.log(x)
 
 
+class Cosine(nn.Module):
+    """A cosine, whose small constant TorchScript's exporter puts in another place than PyTorch."""
+
+    def forward(self, x):
+        return functional.cosine_similarity(x, x.roll(1, 1), dim=1)
+
+
 def parity_data(module, folder):
     torch.manual_seed(0)
     network = Network.trace(module, (torch.rand(4, 4),))
@@ -53,18 +62,21 @@ def test_only_edge_inputs_on_which_the_network_is_finite_are_kept(tmp_path):
     assert len(read_batches(tmp_path / "inputs.npz")) == len(read_batches(tmp_path / "expected.npz")) == 4
 
 
-def test_a_dropped_epsilon_is_found(tmp_path, monkeypatch):
-    network, edges = parity_data(Shares(), tmp_path)
-    monkeypatch.setattr(to_onnx, "exact_constants", to_onnx.contextlib.nullcontext)  # as onnxscript is
+@pytest.mark.parametrize(
+    ("make", "exporter", "kind", "fault"),
+    [
+        (Shares, "dynamo", "every value is 0", "values that are not finite if every value is 0, and the network's own"),
+        (Cosine, "torchscript", "every value is 1e-9 of an example's", "is off by .* if every value is 1e-9"),
+    ],
+)
+def test_a_small_constant_that_an_exporter_drops_or_moves_is_found(tmp_path, monkeypatch, make, exporter, kind, fault):
+    network, edges = parity_data(make(), tmp_path)
+    monkeypatch.setattr(to_onnx, "exact_constants", contextlib.nullcontext)  # as onnxscript is
     path = tmp_path / "m.onnx"
-    to_onnx.export(
-        network.eval_module, network.example_inputs, path, input_names=["x"], output_names=["y"], max_opset=20,
-        max_ir=10,
-    )  # fmt: skip
+    names = {"input_names": ["x"], "output_names": ["y"], "exporter": exporter}
+    to_onnx.export(network.eval_module, network.example_inputs, path, max_opset=20, max_ir=10, **names)
     batches, expected = read_batches(tmp_path / "inputs.npz"), read_batches(tmp_path / "expected.npz")
-    assert edges[0].kind == "every value is 0"
-    with pytest.raises(ParityError, match="not finite if every value is 0, and the network's own are right there"):
-        check_edge_outputs(
-            list(expected[1].values()), list(run_all(path, batches[1]["x"]).values()), edges[0], stage="exported",
-            tolerance=1e-3,
-        )  # fmt: skip
+    index = [edge.kind for edge in edges].index(kind)
+    found = list(run_all(path, batches[1 + index]["x"]).values())
+    with pytest.raises(ParityError, match=fault):
+        check_edge_outputs(list(expected[1 + index].values()), found, edges[index], stage="exported", tolerance=1e-3)

@@ -26,7 +26,16 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import find_consumers, load, name_nodes, read_batch_axes, read_initializers, read_opset, save
+from edgeopt.graph.model import (
+    find_consumers,
+    lift_constants,
+    load,
+    name_nodes,
+    read_batch_axes,
+    read_initializers,
+    read_opset,
+    save,
+)
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
@@ -111,6 +120,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         notes.append("quantize: prepared without symbolic shape inference, which failed on this graph")
         quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
     prepared = load(path, _STAGE)
+    lift_constants(prepared.graph)
     name_nodes(prepared.graph)
     float_nodes = _find_faster_in_float(prepared)
     notes += [

@@ -200,6 +200,7 @@ NOT_MERGED = {
     "dense in a depthwise one": Branches(conv_norm(8, 8, 3, groups=8), conv_norm(8, 8, 1)),
     "different strides": Branches(conv_norm(8, 8, 3, 2), nn.Sequential(nn.MaxPool2d(2), conv_norm(8, 8, 1))),
     "only a norm": Branches(nn.BatchNorm2d(8), nn.Identity()),
+    "a norm after a sum that is not merged": nn.Sequential(Nested(), nn.BatchNorm2d(8)),
     "a residual block": Branches(nn.Sequential(conv_norm(8, 8, 3), nn.ReLU(), conv_norm(8, 8, 3)), nn.Identity()),
 }  # fmt: skip
 

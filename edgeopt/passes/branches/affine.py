@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -117,6 +117,14 @@ def fit_kernel(branch: Affine, main: Affine) -> Tensor | None:
     return fitted
 
 
+class Outline(NamedTuple):
+    """What may be a convolution, seen without its numbers."""
+
+    source: fx.Node
+    terms: int
+    """Branches that are added up."""
+
+
 class AffineReader:
     """Reads the nodes of a graph in evaluation mode.
 
@@ -129,13 +137,35 @@ class AffineReader:
         self.module = module
         self.shapes = shapes
         self.constants: set[fx.Node] = set()
-        self.found: dict[fx.Node, Affine | None] = {}
+        self.outlines: dict[fx.Node, Outline] = {}
         for node in module.graph.nodes:
             if _is_constant(node, self.constants):
                 self.constants.add(node)
-            self.found[node] = self._read(node)
+            elif (outline := self._outline(node)) is not None:
+                self.outlines[node] = outline
 
-    def _read(self, node: fx.Node) -> Affine | None:
+    def _outline(self, node: fx.Node) -> Outline | None:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in _CONVOLUTIONS:
+            return Outline(argument(node, "input"), 1)
+        if packet is aten.batch_norm:
+            return self._operand_outline(argument(node, "input"))
+        if packet not in (*_SIGNS, *_PRODUCTS):
+            return None
+        operands = [one for one in node.args[:2] if isinstance(one, fx.Node) and one not in self.constants]
+        parts = [self._operand_outline(one) for one in operands]
+        if len(parts) == 2 and (packet in _PRODUCTS or parts[0].source is not parts[1].source):
+            return None
+        return Outline(parts[0].source, sum(part.terms for part in parts)) if parts else None
+
+    def _operand_outline(self, node: fx.Node) -> Outline:
+        found = self.outlines.get(node) if len(node.users) == 1 else None
+        return found or Outline(node, 1)
+
+    def read(self, node: fx.Node) -> Affine | None:
+        """Return what a node computes, if that is a convolution."""
+        if node not in self.outlines:
+            return None
         packet = getattr(node.target, "overloadpacket", None)
         if packet in _CONVOLUTIONS:
             return self._convolution(node)
@@ -151,7 +181,7 @@ class AffineReader:
         """Return a node as a convolution: of its source if only one node reads it, otherwise of itself."""
         if not isinstance(node, fx.Node):
             return None
-        found = self.found[node] if len(node.users) == 1 else None
+        found = self.read(node) if len(node.users) == 1 else None
         return found or self._identity(node)
 
     def _identity(self, node: fx.Node) -> Affine | None:

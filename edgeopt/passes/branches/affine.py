@@ -7,6 +7,7 @@ in float64.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -150,11 +151,12 @@ class AffineReader:
             return Outline(argument(node, "input"), 1)
         if packet is aten.batch_norm:
             return self._operand_outline(argument(node, "input"))
-        if packet not in (*_SIGNS, *_PRODUCTS):
+        if packet not in (*_SIGNS, *_PRODUCTS, aten.sum):
             return None
-        operands = [one for one in node.args[:2] if isinstance(one, fx.Node) and one not in self.constants]
+        given = stacked_values(node) if packet is aten.sum else node.args[:2]
+        operands = [one for one in given if isinstance(one, fx.Node) and one not in self.constants]
         parts = [self._operand_outline(one) for one in operands]
-        if len(parts) == 2 and (packet in _PRODUCTS or parts[0].source is not parts[1].source):
+        if len(parts) > 1 and (packet in _PRODUCTS or any(part.source is not parts[0].source for part in parts)):
             return None
         return Outline(parts[0].source, sum(part.terms for part in parts)) if parts else None
 
@@ -173,9 +175,7 @@ class AffineReader:
             return self._batch_norm(node)
         if packet in _SIGNS:
             return self._sum(node, _SIGNS[packet])
-        if packet in _PRODUCTS:
-            return self._product(node)
-        return None
+        return self._product(node) if packet in _PRODUCTS else self._sum_of_stack(node)
 
     def operand(self, node: Any) -> Affine | None:
         """Return a node as a convolution: of its source if only one node reads it, otherwise of itself."""
@@ -238,6 +238,12 @@ class AffineReader:
         first, second = self.operand(left), self.operand(right)
         return None if first is None or second is None else first.plus(second.scaled(factor, 0.0, node), node)
 
+    def _sum_of_stack(self, node: fx.Node) -> Affine | None:
+        total, *others = [self.operand(value) for value in stacked_values(node)]
+        for other in others:
+            total = None if total is None or other is None else total.plus(other, node)
+        return None if total is None else replace(total, nodes=total.nodes | {node, *node.all_input_nodes})
+
     def _product(self, node: fx.Node) -> Affine | None:
         for one, other in (node.args[:2], node.args[1::-1]):
             factor = self._channel_factor(other, self.shapes[node.name])
@@ -276,6 +282,17 @@ def _is_constant(node: fx.Node, constants: set[fx.Node]) -> bool:
     schema, inputs = getattr(node.target, "_schema", None), node.all_input_nodes
     steady = schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags  # type: ignore[union-attr]
     return node.op == "call_function" and steady and bool(inputs) and constants.issuperset(inputs)
+
+
+def stacked_values(node: fx.Node) -> Sequence[Any]:
+    """Return what a sum of a stack adds up; nothing for any other sum."""
+    stack: Any = node.args[0]
+    if getattr(getattr(stack, "target", None), "overloadpacket", None) is not aten.stack or len(stack.users) > 1:
+        return ()
+    values, dims = stack.args[0], (*node.args, None, None)[1]
+    if not isinstance(dims, list | tuple) or list(dims) != [argument(stack, "dim")] or argument(node, "keepdim"):
+        return ()
+    return tuple(values)
 
 
 def _sizes(given: Any, count: int) -> tuple[int, ...]:

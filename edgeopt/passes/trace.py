@@ -31,6 +31,8 @@ from edgeopt.passes.training_graph import moving_averages
 from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
+FIXED_BATCH_NOTE = "traced with a fixed batch"
+"""The beginning of the note on a graph that runs only on batches of the example's size."""
 _ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "sym_constrain_range_for_size")
 _REGIONS = {"wrap_with_autocast": 4, "wrap_with_set_grad_enabled": 1}
 """Operators that call a region of the graph, and the position of the region among their arguments; the region's own
@@ -98,7 +100,7 @@ def _export_graph(
         )
     if isinstance(program, TraceFailure):
         batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
-        notes = (f"traced with a fixed batch of {batch}: {program.reason}",)
+        notes = (f"{FIXED_BATCH_NOTE} of {batch}: {program.reason}",)
         with visible_dropouts(model, modes.sample_dropouts):
             program = _export(model, inputs, None)
     if isinstance(program, TraceFailure):

@@ -36,7 +36,7 @@ training and can't show that a layer isn't needed at all."""
 ESTIMATE_ERROR_RATIO = 0.1
 UNREACHED_NOTE = "no widths allowed at this size are predicted to reach"
 """In the note of an allocation that misses the latency limit."""
-NOT_SMALL_ENOUGH = "no allowed widths keep the limit on parameters"
+NOT_SMALL_ENOUGH = "no widths allowed have as few parameters as asked: each group is as narrow as it may be"
 BISECTION_STEPS = 40
 TIME_WEIGHT = 0.3
 NOTHING: Mapping[str, int] = {}
@@ -134,14 +134,10 @@ def allocate(
     limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
     solution = _solve(table, predictor, step, parameter_limit, limit_ns, least)
     if isinstance(solution, str):
-        widths = allocate_by_work(table, parameter_limit, step, least)
-        ratio = predictor.ratio(table.widths(widths))
-        notes = [f"{solution}: work was counted instead of latency"]
-        if solution == NOT_SMALL_ENOUGH and max_latency_ratio is not None and ratio > max_latency_ratio:
-            notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
-        return _without_proof(widths, tuple(notes))
+        note = f"{solution}: work was counted instead of latency"
+        return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
     full, ratio = table.widths(), predictor.ratio(solution.widths)
-    notes = []
+    notes = [NOT_SMALL_ENOUGH] if table.parameters(solution.widths) > parameter_limit else []
     if max_latency_ratio is not None and solution.misses_latency:
         notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
     return Allocation(
@@ -183,8 +179,8 @@ def _solve(
 ) -> Solution | str:
     """Return the choice that loses the least importance, or a quicker one that loses about as little.
 
-    If none keeps the latency limit, return the quickest one within the limit on parameters; if there is no choice at
-    all, the reason.
+    If none keeps the latency limit, return the quickest one within the limit on parameters; if none keeps that either,
+    the narrowest one. If the costs cannot be written as a program or the solver gives up, return the reason.
     """
     floors = smallest_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step, least)
     if math.isinf(parameter_limit):
@@ -199,7 +195,12 @@ def _solve(
     best = program.solve(lost, limits)
     if best is None:
         quickest = program.solve(latency, [limit for limit in limits if limit[0] is not latency])
-        return NOT_SMALL_ENOUGH if quickest is None else quickest._replace(misses_latency=True)
+        if quickest is not None:
+            return quickest._replace(misses_latency=True)
+        narrowest = {name: min(widths) for name, widths in options.items()}
+        if table.parameters(narrowest) <= parameter_limit:
+            return "the solver found no widths within its limit on work"
+        return Solution(narrowest, 0.0, predictor.ns(narrowest) > limit_ns)
     if math.isinf(parameter_limit):
         return best
     lowest = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)

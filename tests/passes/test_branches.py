@@ -45,6 +45,22 @@ class InPlace(Branches):
         return total
 
 
+class Stacked(Branches):
+    """The sum of a stack, as some write it."""
+
+    def __init__(self, *modules, dim=0):
+        super().__init__(*modules)
+        self.dim = dim
+
+    def forward(self, x):
+        return torch.stack([branch(x) for branch in self.branches], self.dim).sum(self.dim)
+
+
+class Crossed(Stacked):
+    def forward(self, x):
+        return torch.stack([branch(x) for branch in self.branches], 0).sum(1)
+
+
 class Mixer(nn.Module):
     """FastViT's token mixer: the input plus a scaled difference of two linear branches."""
 
@@ -107,6 +123,8 @@ MERGED = {
         *(conv_norm(8, 8, 3, groups=8) for _ in range(4)), conv_norm(8, 8, 1, groups=8), nn.BatchNorm2d(8)
     ),
     "pointwise copies": lambda: Branches(*(conv_norm(8, 12, 1) for _ in range(3))),
+    "a stack": lambda: Stacked(conv_norm(8, 8, 3), conv_norm(8, 8, 1), nn.BatchNorm2d(8)),
+    "a stack along its last dimension": lambda: Stacked(conv_norm(8, 8, 3), conv_norm(8, 8, 1), dim=-1),
     "large kernel": lambda: Branches(conv_norm(8, 8, 13, groups=8), conv_norm(8, 8, 5, groups=8)),
     "dilated": lambda: Branches(conv_norm(8, 8, 9, groups=8), conv_norm(8, 8, 3, groups=8, dilation=3)),
     "groups in a dense one": lambda: Branches(conv_norm(8, 8, 3, groups=2), conv_norm(8, 8, 1, groups=4)),
@@ -150,7 +168,7 @@ def test_parallel_branches_become_one_convolution_that_computes_the_same(kind):
     assert merged.merged_sums == 1
     assert verify_merge(network, merged, (images(),)) < 1e-12
     assert count(merged, aten.conv1d, aten.conv2d) == 2
-    assert count(merged, aten.add, aten.add_, aten.sub, aten.mul) == 0
+    assert count(merged, aten.add, aten.add_, aten.sub, aten.mul, aten.sum) == 0
     with torch.no_grad():
         expected, found = model(images(3, 16)), merged.eval_module(images(3, 16))
     assert float((expected - found).abs().max() / expected.abs().max()) < FLOAT32_SUMS
@@ -199,7 +217,9 @@ NOT_MERGED = {
     "the input changes in between": Mutating(),
     "dense in a depthwise one": Branches(conv_norm(8, 8, 3, groups=8), conv_norm(8, 8, 1)),
     "different strides": Branches(conv_norm(8, 8, 3, 2), nn.Sequential(nn.MaxPool2d(2), conv_norm(8, 8, 1))),
+    "a stack that is summed along another dimension": Crossed(conv_norm(8, 8, 3), conv_norm(8, 8, 1)),
     "only a norm": Branches(nn.BatchNorm2d(8), nn.Identity()),
+    "a norm after a sum that is not merged": nn.Sequential(Nested(), nn.BatchNorm2d(8)),
     "a residual block": Branches(nn.Sequential(conv_norm(8, 8, 3), nn.ReLU(), conv_norm(8, 8, 3)), nn.Identity()),
 }  # fmt: skip
 

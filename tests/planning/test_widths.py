@@ -6,6 +6,7 @@ from edgeopt.latency.predictor import Predictor
 from edgeopt.planning.width_program import GAP_RATIO, importance_losses
 from edgeopt.planning.widths import (
     ESTIMATE_ERROR_RATIO,
+    NOT_SMALL_ENOUGH,
     UNREACHED_NOTE,
     allocate,
     allocate_by_work,
@@ -152,7 +153,8 @@ def test_a_latency_limit_that_no_widths_reach_is_said_with_both_numbers():
     assert UNREACHED_NOTE in neither.notes[0]
     neither = allocate(table, 8, predictor, max_parameters=100, max_latency_ratio=0.1, least={"a": 50})
     assert neither.widths == {"a": 56, "b": 8}
-    assert "limit on parameters" in neither.notes[0]
+    assert neither.notes[0] == NOT_SMALL_ENOUGH
+    assert neither.latency_ratio == predictor.ratio(table.widths(neither.widths))
     assert UNREACHED_NOTE in neither.notes[1]
 
 

@@ -7,8 +7,9 @@ in float64.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -117,6 +118,14 @@ def fit_kernel(branch: Affine, main: Affine) -> Tensor | None:
     return fitted
 
 
+class Outline(NamedTuple):
+    """What may be a convolution, seen without its numbers."""
+
+    source: fx.Node
+    terms: int
+    """Branches that are added up."""
+
+
 class AffineReader:
     """Reads the nodes of a graph in evaluation mode.
 
@@ -129,13 +138,36 @@ class AffineReader:
         self.module = module
         self.shapes = shapes
         self.constants: set[fx.Node] = set()
-        self.found: dict[fx.Node, Affine | None] = {}
+        self.outlines: dict[fx.Node, Outline] = {}
         for node in module.graph.nodes:
             if _is_constant(node, self.constants):
                 self.constants.add(node)
-            self.found[node] = self._read(node)
+            elif (outline := self._outline(node)) is not None:
+                self.outlines[node] = outline
 
-    def _read(self, node: fx.Node) -> Affine | None:
+    def _outline(self, node: fx.Node) -> Outline | None:
+        packet = getattr(node.target, "overloadpacket", None)
+        if packet in _CONVOLUTIONS:
+            return Outline(argument(node, "input"), 1)
+        if packet is aten.batch_norm:
+            return self._operand_outline(argument(node, "input"))
+        if packet not in (*_SIGNS, *_PRODUCTS, aten.sum):
+            return None
+        given = stacked_values(node) if packet is aten.sum else node.args[:2]
+        operands = [one for one in given if isinstance(one, fx.Node) and one not in self.constants]
+        parts = [self._operand_outline(one) for one in operands]
+        if len(parts) > 1 and (packet in _PRODUCTS or any(part.source is not parts[0].source for part in parts)):
+            return None
+        return Outline(parts[0].source, sum(part.terms for part in parts)) if parts else None
+
+    def _operand_outline(self, node: fx.Node) -> Outline:
+        found = self.outlines.get(node) if len(node.users) == 1 else None
+        return found or Outline(node, 1)
+
+    def read(self, node: fx.Node) -> Affine | None:
+        """Return what a node computes, if that is a convolution."""
+        if node not in self.outlines:
+            return None
         packet = getattr(node.target, "overloadpacket", None)
         if packet in _CONVOLUTIONS:
             return self._convolution(node)
@@ -143,15 +175,13 @@ class AffineReader:
             return self._batch_norm(node)
         if packet in _SIGNS:
             return self._sum(node, _SIGNS[packet])
-        if packet in _PRODUCTS:
-            return self._product(node)
-        return None
+        return self._product(node) if packet in _PRODUCTS else self._sum_of_stack(node)
 
     def operand(self, node: Any) -> Affine | None:
         """Return a node as a convolution: of its source if only one node reads it, otherwise of itself."""
         if not isinstance(node, fx.Node):
             return None
-        found = self.found[node] if len(node.users) == 1 else None
+        found = self.read(node) if len(node.users) == 1 else None
         return found or self._identity(node)
 
     def _identity(self, node: fx.Node) -> Affine | None:
@@ -208,6 +238,12 @@ class AffineReader:
         first, second = self.operand(left), self.operand(right)
         return None if first is None or second is None else first.plus(second.scaled(factor, 0.0, node), node)
 
+    def _sum_of_stack(self, node: fx.Node) -> Affine | None:
+        total, *others = [self.operand(value) for value in stacked_values(node)]
+        for other in others:
+            total = None if total is None or other is None else total.plus(other, node)
+        return None if total is None else replace(total, nodes=total.nodes | {node, *node.all_input_nodes})
+
     def _product(self, node: fx.Node) -> Affine | None:
         for one, other in (node.args[:2], node.args[1::-1]):
             factor = self._channel_factor(other, self.shapes[node.name])
@@ -246,6 +282,17 @@ def _is_constant(node: fx.Node, constants: set[fx.Node]) -> bool:
     schema, inputs = getattr(node.target, "_schema", None), node.all_input_nodes
     steady = schema is not None and not schema.is_mutable and torch.Tag.nondeterministic_seeded not in node.target.tags  # type: ignore[union-attr]
     return node.op == "call_function" and steady and bool(inputs) and constants.issuperset(inputs)
+
+
+def stacked_values(node: fx.Node) -> Sequence[Any]:
+    """Return what a sum of a stack adds up; nothing for any other sum."""
+    stack: Any = node.args[0]
+    if getattr(getattr(stack, "target", None), "overloadpacket", None) is not aten.stack or len(stack.users) > 1:
+        return ()
+    values, dims = stack.args[0], (*node.args, None, None)[1]
+    if not isinstance(dims, list | tuple) or list(dims) != [argument(stack, "dim")] or argument(node, "keepdim"):
+        return ()
+    return tuple(values)
 
 
 def _sizes(given: Any, count: int) -> tuple[int, ...]:

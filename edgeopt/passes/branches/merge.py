@@ -59,8 +59,10 @@ def find_sums(module: fx.GraphModule, shapes: Shapes) -> dict[str, Affine]:
     found: dict[str, Affine] = {}
     inside: set[fx.Node] = set()
     for node in reversed(list(module.graph.nodes)):
-        sum_ = reader.found[node]
-        if sum_ is None or node in inside or sum_.terms < 2 or not _can_be_written(sum_, owners):
+        if node in inside or node not in reader.outlines or reader.outlines[node].terms < 2:
+            continue
+        sum_ = reader.read(node)
+        if sum_ is None or sum_.terms < 2 or not _can_be_written(sum_, owners):
             continue
         norms = tuple(norm for norm in sum_.norms if _norm_tensors(norm) <= owners)
         found[node.name] = replace(sum_, norms=norms)

@@ -40,6 +40,7 @@ from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
+from edgeopt.passes.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
@@ -91,9 +92,10 @@ class TorchJobs:
         """
         if not network.has_parallel_branches:
             return network
-        merged = network.merge_branches(self.saliency_batches[0][0])
+        is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in network.notes)
+        merged = network.merge_branches(network.example_inputs if is_fixed else self.saliency_batches[0][0])
         try:
-            error = verify_merge(network, merged, self.task.example_inputs)
+            error = verify_merge(network, merged, network.example_inputs)
         except ParityError as found:
             network.notes = (*network.notes, f"{UNMERGED_NOTE}: {found.reason}")
             return network

@@ -85,7 +85,8 @@ def _distances(one: Tensor, other: Tensor, p: float = 2.0, compute_mode: int | N
     """
     is_large = guard_or_false(one.shape[-2] > _FEW_ROWS) or guard_or_false(other.shape[-2] > _FEW_ROWS)
     if p != 2 or compute_mode == _NEVER_BY_PRODUCTS or not (is_large or compute_mode == _ALWAYS_BY_PRODUCTS):
-        return torch.linalg.vector_norm(one.unsqueeze(-2) - other.unsqueeze(-3), p, -1)
+        norm: Tensor = torch.linalg.vector_norm(one.unsqueeze(-2) - other.unsqueeze(-3), p, -1)
+        return norm
     squares = one.square().sum(-1, keepdim=True) + other.square().sum(-1).unsqueeze(-2)
     return (squares - 2 * one @ other.mT).clamp_min(_SMALLEST_SQUARE).sqrt()
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from edgeopt.passes.aten import aten
-from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compress
+from edgeopt.passes.prune.labels import FIXED_SIZE, KERNEL, Labels, Marked, compress, varying_dims
 from edgeopt.passes.prune.rules.call import Call, Layers, Rule
 from edgeopt.passes.prune.rules.elementwise import make_independent, match, split, sum_over
 
@@ -174,17 +174,44 @@ def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
         return ()
     kernel = len(x.shape) - 2
     weight = _channels_only(labels, call["weight"], KERNEL)
-    x = _split_groups(_channels_only(labels, x, FIXED_SIZE), 1, groups)
+    x = _split_groups(_without_positions(labels, x, _mixed_positions(call, transposed)), 1, groups)
     weight = _split_groups(weight, 0, groups)
-    layers = contract(labels, [x, weight], ["bgk", "gkn" if transposed else "gnk"], "bgn")
-    if len([layer for layer in layers if layer.shape[0] == 1]) > 1:
-        layers = (labels.follow(layers, ()),)
-    shape = (x.shape[0], call.shape[1])
-    merged = [layer.expand(-1, groups, shape[1] // groups).reshape(layer.shape[0], -1) for layer in layers]
-    layers = tuple(layer.reshape(*layer.shape, *[1] * kernel) for layer in map(compress, merged))
+    positions: list[Hashable] = list(range(kernel))
+    terms: list[list[Hashable]] = [["b", "g", "k", *positions], ["g", "k", "n"] if transposed else ["g", "n", "k"]]
+    layers = contract(labels, [x, weight], terms, ["b", "g", "n", *positions])
+    lines = [layer for layer in layers if set(varying_dims(layer)) <= _GROUPS_AND_CHANNELS]
+    if len(lines) > 1:
+        others = [layer for layer in layers if not set(varying_dims(layer)) <= _GROUPS_AND_CHANNELS]
+        layers = (labels.follow(lines, ()), *others)
+    size = call.shape[1] // groups
+    merged = [layer.expand(-1, groups, size, *[-1] * kernel).flatten(1, 2) for layer in layers]
+    layers = tuple(map(compress, merged))
     if bias is not None:
         bias = Marked((*bias.shape, *[1] * kernel), tuple(layer.reshape(-1, *[1] * kernel) for layer in bias.layers))
     return _add_bias(labels, call, layers, bias)
+
+
+_GROUPS_AND_CHANNELS = {1, 2}
+
+
+def _mixed_positions(call: Call, transposed: bool) -> set[int]:
+    """Return the dimensions of positions that a kernel mixes or moves: not those of width 1 and stride 1."""
+    kernel = call["weight"].shape[2:]
+    dims = range(len(kernel))
+    if transposed:
+        return {dim + 2 for dim in dims}
+    stride, padding = (
+        [value] * len(kernel) if not isinstance(value, list | tuple) else list(value) * (len(kernel) // len(value))
+        for value in (call["stride"], call["padding"])
+    )
+    stays = [kernel[dim] == 1 and stride[dim] == 1 and padding[dim] in (0, "same", "valid") for dim in dims]
+    return {dim + 2 for dim in dims if not stays[dim]}
+
+
+def _without_positions(labels: Labels, value: Marked, positions: set[int]) -> Marked:
+    """Make the layers independent of these positions, and give their dimensions size 1."""
+    shape = tuple(1 if dim in positions else size for dim, size in enumerate(value.shape))
+    return Marked(shape, make_independent(labels, value.layers, positions, FIXED_SIZE))
 
 
 def _channels_only(labels: Labels, value: Marked, why: str) -> Marked:

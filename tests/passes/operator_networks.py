@@ -210,6 +210,12 @@ def regulated_lengths(m, x):
     return m.o(mantissa * exponent)
 
 
+def tokens_mixed(m, x):
+    """Spatial gating: a convolution of width 1 whose channels are tokens, over the features as positions."""
+    u, v = F.gelu(m.a(x)).chunk(2, -1)
+    return m.o(u * m.mix(m.norm(v)))
+
+
 def by_other_names(m, x):
     y = m.a(x)
     y = torch.multiply(torch.subtract(y, 1), 2).divide_(3).arctan()
@@ -346,6 +352,11 @@ ACROSS: dict[str, Case] = {
     "in place": Case(rewritten_in_place, {"a": L(5, 12), "o": L(12, 3)}, {"a": 6, "a#2": 6}),  # neither half is emptied
     "lengths from a tensor": Case(
         regulated_lengths, {"a": L(5, 12), "durations": torch.tensor([1, 2, 0, 3, 1, 0, 2]), "o": L(12, 3)}, {"a": 12}
+    ),
+    "mixed tokens": Case(
+        tokens_mixed,
+        {"a": L(5, 24), "norm": nn.LayerNorm(12), "mix": nn.Conv1d(7, 7, 1), "o": L(12, 3)},
+        {"a": 12},
     ),
     "noise": Case(with_noise, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "other names": Case(by_other_names, {"a": L(5, 12), "o": L(12, 3), "p": L(12, 3)}, {"a": 12}),

@@ -106,6 +106,19 @@ def test_a_tensor_cut_at_a_wrong_index_is_caught_and_the_node_named():
         verify_pruning(network, groups, keep, faulty, network.example_inputs)
 
 
+def test_attention_follows_from_the_pruned_network_though_torch_tags_it_as_random():
+    case = CASES["relative positions"]
+    network = Network.trace(Formula(case.compute, case.parts), case.inputs)
+    groups = analyse(network)
+    keep = random_keep(groups, 0.5, seed=1)
+    faulty = prune(network, groups, keep)
+    [attention] = [node for node in faulty.eval_module.graph.nodes if "attention" in node.name]
+    attention.update_kwarg("scale", 0.01)
+    faulty.eval_module.recompile()
+    with pytest.raises(ParityError, match="scaled_dot_product_attention"):
+        verify_pruning(network, groups, keep, faulty, case.inputs)
+
+
 def test_a_node_of_another_shape_is_caught():
     network, groups = traced("flatten")
     keep = random_keep(groups, 0.5, seed=1)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, plain_form
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_indices, take_indices
@@ -67,14 +67,27 @@ def has_own_value(node: fx.Node) -> bool:
 
     Those are the same in both networks: the original's, of which the pruned network gets the kept part.
     """
-    packet = getattr(node.target, "overloadpacket", None)
-    is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
-    return packet not in _WITHOUT_CONTENT and (not is_random or _is_off_in_evaluation(node))
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return True
+    packet = plain_form(node.target.overloadpacket)
+    if packet in _RANDOM_WITH_FLAG:
+        return _is_off_in_evaluation(node)
+    return packet not in _WITHOUT_CONTENT and packet not in _RANDOM
 
 
 _WITHOUT_CONTENT: tuple[Any, ...] = (
     aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.empty_permuted,
 )  # fmt: skip
+_RANDOM: tuple[Any, ...] = (
+    aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.randint, aten.randint_like, aten.randperm,
+    aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
+    aten.geometric, aten.poisson, aten.multinomial,
+)  # fmt: skip
+_RANDOM_WITH_FLAG = (
+    aten.dropout, aten.alpha_dropout, aten.feature_dropout, aten.feature_alpha_dropout, aten.native_dropout, aten.rrelu,
+)  # fmt: skip
+"""Operators that only hide or draw elements. Torch's own tag for random operators has attention too, which computes:
+its values must follow from the pruned network."""
 
 
 class Masked(Sharpened):

@@ -145,7 +145,6 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.max_pool2d_with_indices, aten._adaptive_avg_pool2d), window_rule(2)),
     **dict.fromkeys((aten.max_pool3d_with_indices, aten._adaptive_avg_pool3d), window_rule(3)),
     **dict.fromkeys(_UNPOOLED, unpool),
-    aten.grid_sampler_2d: window_rule(2),
     **dict.fromkeys((aten.fractional_max_pool2d, aten.fractional_max_pool3d), fractional_pool),
     aten.unfold: sliding_windows,
     aten.affine_grid_generator: affine_grid,

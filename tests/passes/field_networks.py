@@ -86,6 +86,16 @@ def routed_capsules(m, x):
     return m.o(out.squeeze(1).flatten(1))
 
 
+def retained(m, x):
+    """Retention, step by step (Sun et al., 2023): zeros of three literal sizes, two of which only views give."""
+    q, k, v = (layer(m.a(x)).view(*x.shape[:2], 4, -1) for layer in (m.q, m.k, m.v))
+    state, steps = torch.zeros(x.shape[0], 4, 8, 6), []
+    for t in range(3):
+        state = state * m.decay.sigmoid() + k[:, t, :, :, None] * v[:, t, :, None, :]
+        steps.append((q[:, t, :, None, :] @ state).squeeze(2).flatten(1))
+    return m.o(torch.stack(steps, 1))
+
+
 def shifted_in_time(m, x):
     """Shift an eighth of the channels forwards and an eighth backwards in time (Lin et al., 2019)."""
     y = m.a(x).relu()
@@ -210,6 +220,11 @@ FIELD_CASES: dict[str, Case] = {
         {"a": L(6, 40), "w": parameter(1, 10, 3, 6, 4), "o": L(18, 4)},
         {"w:1": 10, "w:3": 6},
         (torch.randn(4, 6),),
+    ),
+    "retention": Case(
+        retained,
+        {"a": L(5, 16), "q": L(16, 32), "k": L(16, 32), "v": L(16, 24), "decay": parameter(1, 4, 1, 1), "o": L(24, 3)},
+        {"a": 16, "q": 8, "v": 6},
     ),
     "slices with a step and a start": Case(pairs, {"a": L(5, 16), "b": L(8, 3)}, {"a": 8}),
     "a slice with a step in the middle": Case(

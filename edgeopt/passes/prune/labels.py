@@ -114,6 +114,7 @@ class Labels:
         self._followers: list[Follower] = []
         self._merged: list[tuple[Follower, Reason]] = []
         self._created: list[range] = []
+        self._created_lines: list[tuple[Tensor, Tensor]] = []
         self._classes: Integers | None = None
 
     @property
@@ -246,6 +247,8 @@ class Labels:
         if key not in self._seen:
             self._seen.add(key)
             self.choices.append(CouplingChoice(layer, line, self.reason))
+            if line is not None and (self.is_created(line) or self.is_created(layer)):
+                self._created_lines.append((line, layer))
 
     def freeze(self, layers: Sequence[Tensor] | Tensor, why: str = FIXED_SIZE) -> None:
         """Keep the labels of these layers: they can no longer go."""
@@ -271,9 +274,15 @@ class Labels:
             gone = np.zeros(self._count, dtype=bool)
             gone[self.classes[~alive.numpy()]] = True
             for created in self._created:
-                alive[created.start : created.stop] = torch.from_numpy(
+                alive[created.start : created.stop] &= torch.from_numpy(
                     ~gone[self.classes[created.start : created.stop]]
                 )
+            for line, layer in self._created_lines:
+                if self.is_created(layer):
+                    alive[layer] &= alive[line]
+                else:
+                    across = [dim for dim in varying_dims(layer) if line.shape[dim] == 1]
+                    alive[line] &= alive[layer].amax(across, keepdim=True)
             if torch.equal(alive, before):
                 return alive
 

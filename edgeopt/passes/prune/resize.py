@@ -198,7 +198,8 @@ def _groups(node: fx.Node, sizes: KeptSizes) -> None:
     entry, source = _argument(node, "groups"), _source(node)
     groups = sizes.number(entry)
     left = len(np.unique(sizes.kept_indices(source)[1] // (sizes.old_shape(source)[1] // groups)))
-    _set_argument(node, "groups", _rescale(node, entry, groups, left))
+    if left < groups:
+        _set_argument(node, "groups", _rescale(node, entry, groups, left))
 
 
 def _norm_groups(node: fx.Node, sizes: KeptSizes) -> None:

@@ -18,8 +18,9 @@ unite or freeze labels; it never changes them. To add an operator:
 3. Add it to that file's table: ``aten.glu: glu``.
 4. If the operator holds a size as a literal number, add it to ``resize.RESIZE``. If it computes over channels (as a
    norm does), add it to the tables of ``masked.py``.
-5. Add the smallest network that has it to ``tests/passes/rule_networks.py`` or ``operator_networks.py``, and an
-   architecture to ``benchmarks/zoo``. The tests prune both by 30 % and 50 % and prove the results.
+5. Add the smallest network that has it to ``tests/passes/rule_networks.py``, ``operator_networks.py`` or (if it takes
+   a few lines as its authors write it) ``field_networks.py``, and an architecture to ``benchmarks/zoo``. The tests
+   prune both by 30 % and 50 % and prove the results.
 
 An operator that no rule could let channels through is in ``frozen``, with the reason. One that PyTorch computes by
 others (a composite one, such as ``tensordot``) needs no rule: ``trace`` replaces it by these.

@@ -28,9 +28,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.zoo import ARCHITECTURES
 from benchmarks.zoo.architecture import Architecture
-from benchmarks.zoo.hugging_face import HUGGING_FACE
+from benchmarks.zoo.every import EVERY
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.profiles import load_profile
@@ -318,8 +317,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
-    architecture = {**ARCHITECTURES, **HUGGING_FACE}[name]
-    common, rows = TOOLS[tool](architecture)
+    common, rows = TOOLS[tool](EVERY[name])
     Path(out).write_text(json.dumps({"common": common, "rows": rows}))
 
 

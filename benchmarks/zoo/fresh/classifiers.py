@@ -13,7 +13,7 @@ IMAGE = (2, 3, 64, 64)
 
 
 class StandardizedConv2d(nn.Conv2d):
-    """A convolution whose weight has mean 0 and variance 1 for each output channel, with a learned gain."""
+    """A convolution whose weight a batch norm standardizes for each output channel, with a learned gain."""
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(channels, out, kernel, stride, kernel // 2, groups=groups)
@@ -21,9 +21,11 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Keep the size, or divide it by the stride."""
-        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True)
-        scale = torch.rsqrt(torch.clamp(variance * self.weight[0].numel(), min=1e-4)) * self.gain
-        weight = self.weight * scale - mean * scale
+        rows, scale = self.weight.reshape(1, self.out_channels, -1), self.weight[0].numel() ** -0.5
+        weight = F.batch_norm(
+            rows, None, None, weight=(self.gain * scale).view(-1), training=True, momentum=0.0, eps=1e-6
+        )
+        weight = weight.reshape_as(self.weight)
         return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -337,7 +339,7 @@ def eca_net() -> Built:
 CLASSIFIERS: dict[str, Architecture] = {
     "nfnet": Architecture(nfnet, "Brock et al., 2021", ("2.3",)),
     "mobileone": Architecture(mobileone, "Vasu et al., 2023", ("11.3",)),
-    "condconv": Architecture(condconv, "Yang et al., 2019", ("head", "route")),
+    "condconv": Architecture(condconv, "Yang et al., 2019", ("head", "route", "wide", "narrow")),
     "res2net": Architecture(res2net, "Gao et al., 2019", ("5.3",)),
     "resnest": Architecture(resnest, "Zhang et al., 2020", ("7.3",)),
     "sknet": Architecture(sknet, "Li et al., 2019", ("7.3",)),

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import shlex
@@ -52,6 +53,12 @@ TIME_LIMIT_SECONDS = 400.0
 MIN_REACHED_RATIO = 0.9
 """Of the requested reduction."""
 PROOF_TOLERANCE = 1e-9
+PROCESSES = multiprocessing.get_context("forkserver")
+PRELOADED = (
+    "benchmarks.coverage_worker", "torch._dynamo", "torch._inductor.decomposition", "torch.onnx", "torch_pruning",
+    "transformers.modeling_utils", "transformers.masking_utils", "transformers.models.auto.modeling_auto",
+)  # fmt: skip
+"""Modules that nearly every process needs; importing them takes longer than pruning a small network."""
 QUICK_ARCHITECTURES = ("mobilenet_v2", "shufflenet_v2", "bert", "tcn")
 PACKAGES = ("torch", "onnx", "onnxruntime", "transformers", "torch-pruning")
 
@@ -59,22 +66,30 @@ Row = dict[str, Any]
 
 
 def measure(tool: str, name: str, seconds: float) -> Row:
-    """Run one tool on one architecture in a separate process."""
+    """Run one tool on one architecture in a separate process, forked from one that has imported the libraries."""
+    from benchmarks import coverage_worker
+
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.json"
-        command = [sys.executable, str(ROOT / "benchmarks" / "coverage_worker.py"), tool, name, str(out)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
         start = time.perf_counter()
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=seconds, check=False, env=environment
-            )
-            reason = None if out.exists() else _reason(done)
-        except subprocess.TimeoutExpired:
+        process = PROCESSES.Process(target=coverage_worker.run, args=(tool, name, out))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
             reason = f"not finished after {seconds:.0f} s"
-        result: Row = json.loads(out.read_text()) if out.exists() else {"common": {}, "rows": []}
+        else:
+            reason = f"exit code {process.exitcode}"
+        result: Row = json.loads(out.read_text()) if out.exists() else {"failure": reason, "common": {}, "rows": []}
     elapsed = time.perf_counter() - start
-    return {"tool": tool, "name": name, "failure": reason, "seconds": elapsed, "revision": _revision(), **result}
+    return {"tool": tool, "name": name, "seconds": elapsed, "revision": _revision(), **result}
+
+
+def _prepare_processes() -> None:
+    """Set what the process that forks must find in its environment, and what it imports."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": _python_path()}
+    PROCESSES.set_forkserver_preload(list(PRELOADED))
 
 
 def _python_path() -> str:
@@ -85,11 +100,6 @@ def _revision() -> str:
     """Return the commit that is measured; ``--add`` may complete a run at a later one."""
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return f"exit code {done.returncode}: {lines[-1][:400] if lines else 'no error output'}"
 
 
 def find_shortfall(sample: Row) -> str:
@@ -214,6 +224,7 @@ def main(quick: bool, only: tuple[str, ...], tools: tuple[str, ...], add: bool, 
     sys.path.insert(0, str(ROOT))
     from benchmarks.zoo.every import EVERY, NEW
 
+    _prepare_processes()
     names = list(only) or (list(QUICK_ARCHITECTURES) if quick else list(EVERY))
     unknown = [name for name in names if name not in EVERY]
     if unknown:

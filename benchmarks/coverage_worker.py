@@ -1,8 +1,9 @@
-"""Prune one architecture with one tool at every ratio, and write the rows as JSON. ``coverage.py`` starts it.
+"""Prune one architecture with one tool at every ratio, and write the rows as JSON. ``coverage.py`` calls ``run``.
 
     python benchmarks/coverage_worker.py {edgeopt|torch_pruning} NAME OUT.json
 
-If it fails, the last line of the traceback is the reason. This process has no ONNX Runtime session.
+If it fails, the last line of the traceback is the reason; this command shows the whole. The process has no ONNX Runtime
+session.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -324,15 +326,33 @@ TOOLS: dict[str, Callable[[str, Architecture], tuple[Row, list[Row]]]] = {
 }
 
 
-def main() -> None:
-    """Run one tool on one architecture."""
-    tool, name, out = sys.argv[1:]
+def run(tool: str, name: str, out: Path) -> None:
+    """Run one tool on one architecture in this process, and write the rows, or why there are none."""
+    _limit_process()
+    with Path(os.devnull).open("w") as nowhere:  # exporters print whole graphs
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(nowhere.fileno(), sys.stderr.fileno())
+    try:
+        common, rows = TOOLS[tool](name, EVERY[name])
+        result: Row = {"failure": None, "common": common, "rows": rows}
+    except Exception as error:  # noqa: BLE001 - any error is the reason why the architecture does not pass
+        result = {"failure": _last_line(error), "common": {}, "rows": []}
+    out.write_text(json.dumps(result))
+
+
+def _limit_process() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+def main() -> None:
+    """Run one tool on one architecture; an error ends in its traceback."""
+    tool, name, out = sys.argv[1:]
+    _limit_process()
     common, rows = TOOLS[tool](name, EVERY[name])
-    Path(out).write_text(json.dumps({"common": common, "rows": rows}))
+    Path(out).write_text(json.dumps({"failure": None, "common": common, "rows": rows}))
 
 
 if __name__ == "__main__":

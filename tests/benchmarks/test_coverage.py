@@ -92,6 +92,7 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
         return a_sample(name, tool)
 
     monkeypatch.setattr(coverage, "measure", measure)
+    monkeypatch.setattr(coverage, "_prepare_processes", lambda: None)
     out = tmp_path / "coverage.json"
     run = CliRunner().invoke
     assert run(coverage.main, ["--only", "tcn", "--tool", "edgeopt", "--json", str(out)]).exit_code == 0

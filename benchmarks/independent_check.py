@@ -3,8 +3,8 @@
 The proof of ``edgeopt.passes.prune`` runs the traced graph node by node. This check shares none of that: it runs the
 user's own module in float64, on inputs of another batch size, and compares the outputs only. A norm over channels would
 count the zeros, which a pruned network does not have; so norms that are modules are computed over the kept channels.
-A network whose own code has a norm, a mean or a softmax over channels, or a cast to float32, cannot be checked from
-outside: ``CHECKED`` names networks whose code has none of these.
+A network cannot be checked from outside if its own code has a norm, a mean or a softmax over channels or a cast to
+float32, or if it uses torch's fused encoder: ``CHECKED`` names networks without these.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeopt.passes.prune.analysis import Groups
 CHECKED = (
     "resnet18", "regnet", "repvgg", "mobilenet_v2", "mobilenet_v3", "efficientnet", "shufflenet_v2", "squeezenet",
     "ghostnet", "densenet", "inception", "unet", "deeplab_v3", "lr_aspp", "bisenet", "ssd_lite", "tcn", "autoencoder",
-    "bert", "vit", "vit_multihead", "ds_cnn", "tc_resnet", "gru", "lstm", "crnn", "mobileone", "res2net", "vovnet",
+    "bert", "vit", "ds_cnn", "tc_resnet", "gru", "lstm", "crnn", "mobileone", "res2net", "vovnet",
     "dpn", "coordinate_attention", "coatnet", "maxvit", "pvt", "ddrnet", "stdc", "segnet", "hrnet", "unet_plus_plus",
     "attention_unet", "efficientdet", "centernet", "fcos", "edsr", "rcan", "espcn", "dncnn", "vae", "r2plus1d",
     "slowfast", "convlstm", "wavenet", "dtln", "crnn_ocr", "quartznet", "demucs", "text_cnn", "siamese", "nerf",

@@ -1,16 +1,24 @@
 """The coverage benchmark: which results pass, and which channels count."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from benchmarks import coverage
 from benchmarks.coverage import compute_figures, find_shortfall, is_silent_no_op
 from benchmarks.coverage_worker import count_channels, find_channel_slots
+from benchmarks.independent_check import CHECKED, compare_with_module
 from benchmarks.zoo import ARCHITECTURES
+from benchmarks.zoo.every import EVERY, NEW
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
+from edgeopt.passes.prune.rewrite import prune
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +41,8 @@ def a_sample(name: str = "net", tool: str = "edgeopt", blocked_by: tuple[str, ..
         (a_sample(reached=0.89), "0.89 of the requested reduction"),
         (a_sample(proof_error=1e-3), "not exact"),
         (a_sample(proof_error=None, proof_refusal="node 'add'"), "node 'add'"),
+        (a_sample(independent_error=1e-3), "not exact: the outputs differ by 0.001"),
+        (a_sample(independent_error=1e-15), ""),
         (a_sample(training_refusal="the loss is not finite"), "not finite"),
         (a_sample(exporter=None, export_refusal="torchscript: no"), "torchscript: no"),
         (a_sample(blocked_by=("aten.gru",)), "no rule for aten.gru"),
@@ -63,6 +73,41 @@ def test_figures_name_the_networks_that_only_torch_pruning_handles():
     assert (figures["pass_ratio"], figures["torch_pruning_pass_ratio"]) == (0.5, 1.0)
     assert figures["handled_by_torch_pruning_alone"] == ["b"]
     assert list(figures["short"]) == ["b"]
+    assert figures["fresh_pass_ratio"] is None
+
+
+def test_figures_count_apart_what_came_after_the_rules_and_what_was_checked_independently():
+    samples = [a_sample("old"), a_sample("new", reached=0.1), a_sample("newer", independent_error=2e-15)]
+    samples[2]["rows"][0]["independent_error"] = 1e-15
+    figures = compute_figures(samples, fresh=("new", "newer", "not measured"))
+    assert (figures["fresh_architectures"], figures["fresh_pass_ratio"]) == (2, 0.5)
+    assert (figures["independently_checked"], figures["worst_independent_error"]) == (1, 2e-15)
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(tool, name, _):
+        measured.append((name, tool))
+        return a_sample(name, tool)
+
+    monkeypatch.setattr(coverage, "measure", measure)
+    monkeypatch.setattr(coverage, "_prepare_processes", lambda: None)
+    out = tmp_path / "coverage.json"
+    run = CliRunner().invoke
+    assert run(coverage.main, ["--only", "tcn", "--tool", "edgeopt", "--json", str(out)]).exit_code == 0
+    assert run(coverage.main, ["--quick", "--add", "--jobs", "2", "--json", str(out)]).exit_code == 0
+    assert len(measured) == len(set(measured)) == 2 * len(coverage.QUICK_ARCHITECTURES)
+    names = [sample["name"] for sample in json.loads(out.read_text())["samples"]]
+    assert names == sorted(names, key=list(EVERY).index)
+    assert run(coverage.main, ["--only", "tcn", "--add", "--json", str(out)]).exit_code == 0
+    assert measured[-2:] == [("tcn", "edgeopt"), ("tcn", "torch_pruning")]
+
+
+def test_a_name_that_the_zoo_does_not_have_is_an_error(tmp_path):
+    done = CliRunner().invoke(coverage.main, ["--only", "resnet19", "--json", str(tmp_path / "x.json")])
+    assert done.exit_code == 2
+    assert "The zoo has no resnet19." in done.output
 
 
 class MixedLayers(nn.Module):
@@ -82,6 +127,61 @@ def test_channels_are_the_outputs_of_all_layers_that_are_not_fixed():
     }  # fmt: skip
     shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
     assert count_channels(slots, shapes) == 6 + 8 + 15 + 15
+
+
+class NormedLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.group = nn.Conv2d(3, 16, 3, padding=1), nn.GroupNorm(4, 16)
+        self.wide, self.norm = nn.Linear(16, 24), nn.LayerNorm(24)
+        self.rnn, self.head = nn.GRU(24, 12, batch_first=True), nn.Linear(12, 4)
+
+    def forward(self, x):
+        y = self.group(self.conv(x)).relu().flatten(2).transpose(1, 2)
+        return self.head(self.rnn(self.norm(self.wide(y)).sigmoid())[0])
+
+
+def pruned_by_half(model, inputs):
+    network = Network.trace(model, inputs)
+    groups = analyse(network)
+    keep = {name: list(range(1, group.channels, 2)) for name, group in groups.free.items()}
+    return groups, keep, prune(network, groups, keep)
+
+
+def test_the_independent_check_agrees_with_a_right_cut_and_finds_a_wrong_one():
+    torch.manual_seed(0)
+    model = NormedLayers().eval()
+    groups, keep, pruned = pruned_by_half(model, (torch.randn(2, 3, 6, 6),))
+    inputs = (torch.randn(3, 3, 6, 6),)
+    assert compare_with_module(model, groups, keep, pruned, inputs) < 1e-12
+    with torch.no_grad():
+        pruned.parameters()["wide.weight"][[0, 1]] = pruned.parameters()["wide.weight"][[1, 0]]
+    assert compare_with_module(model, groups, keep, pruned, inputs) > 1e-3
+
+
+def test_at_least_twenty_networks_are_checked_independently():
+    assert len(CHECKED) == len(set(CHECKED)) >= 20
+    assert set(CHECKED) <= set(EVERY)
+
+
+def test_the_zoo_has_120_networks_of_which_50_are_model_types():
+    assert len(EVERY) >= 120
+    assert sum(name.startswith("hf/") for name in NEW) >= 50
+
+
+class ComputedWeights(nn.Module):
+    def __init__(self):
+        super().__init__()
+        norms = nn.utils.parametrizations
+        self.up, self.wide = norms.weight_norm(nn.ConvTranspose1d(4, 6, 3)), norms.spectral_norm(nn.Linear(6, 8))
+        self.head = norms.spectral_norm(nn.Linear(8, 3))
+        self.weight = nn.Parameter(torch.zeros(4, 8, 8, 8))  # experts
+
+
+def test_channels_of_computed_weights_count_and_those_of_their_fixed_outputs_do_not():
+    assert find_channel_slots(ComputedWeights(), ("head",)) == {
+        ("up.parametrizations.weight.original1",): 1, ("wide.parametrizations.weight.original",): 0,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

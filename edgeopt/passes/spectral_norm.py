@@ -19,28 +19,32 @@ _PRODUCTS = (aten.dot.default, aten.vdot.default)
 _VIEWS: tuple[Any, ...] = (aten.flatten, aten.reshape, aten.permute, aten.transpose, aten.t)
 
 
-def fold_spectral_norms(module: fx.GraphModule) -> tuple[str, ...]:
-    """Divide weights by their spectral norms, in place; return a note if there are any.
+def fold_spectral_norms(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """Divide weights by their spectral norms, in place. A weight that is also used without its norm is left as it is.
 
-    A weight that is also used without its norm is left as it is.
+    Returns:
+        The name of each weight that was divided, with the names of the vectors of its norm.
     """
     divided: dict[int, list[fx.Node]] = {}
     for node in module.graph.find_nodes(op="call_function", target=aten.div.Tensor):
         if _is_divided_by_its_norm(module, node):
             divided.setdefault(id(_read(module, _viewed(node.args[0]))), []).append(node)
     folded = [nodes for nodes in divided.values() if _are_all_uses(module, nodes)]
+    found: dict[str, tuple[str, ...]] = {}
     for nodes in folded:
+        leaves = [leaf for leaf in _ancestors(nodes[0].args[1]) if leaf.op == "get_attr"]
+        vectors = tuple(str(leaf.target) for leaf in leaves if not _is_parameter(module, leaf))
+        found[str(_viewed(nodes[0].args[0]).target)] = vectors
         with torch.no_grad():
             weight = _read(module, _viewed(nodes[0].args[0]))
             weight.data = weight.data / _compute(module, nodes[0].args[1])  # the model may hold the same memory
         for node in nodes:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
             module.graph.erase_node(node)
-    if not folded:
-        return ()
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    return (f"Spectral norms of {len(folded)} weights are folded into them. Candidates train without these norms.",)
+    if folded:
+        module.graph.eliminate_dead_code()
+        module.recompile()
+    return found
 
 
 def _is_divided_by_its_norm(module: fx.GraphModule, node: fx.Node) -> bool:
@@ -72,7 +76,7 @@ def _viewed(node: Any) -> Any:
     return node
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _ancestors(node: Any) -> set[fx.Node]:
     found: set[fx.Node] = set()
     waiting = [node]
     while waiting:

@@ -106,8 +106,9 @@ def _export_graph(
     if isinstance(program, TraceFailure):
         raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)
     module, random_nodes = _plain_graph(program, modes, share_tensors)
-    notes = (*notes, *fold_spectral_norms(module), *make_trainable(module))
-    return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes))
+    norms = fold_spectral_norms(module)
+    notes = (*notes, *make_trainable(module))
+    return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes, norms))
 
 
 def _find_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Axes:

@@ -70,7 +70,12 @@ def _describe_error(error: Exception) -> str:
 
 
 def describe_modes(
-    model: nn.Module, modes: Modes, module: fx.GraphModule, inputs: Sequence[Tensor], random_nodes: Counter[str]
+    model: nn.Module,
+    modes: Modes,
+    module: fx.GraphModule,
+    inputs: Sequence[Tensor],
+    random_nodes: Counter[str],
+    norms: Mapping[str, Sequence[str]],
 ) -> tuple[str, ...]:
     """Return a note on each thing that the model's own training does and the traced network's does not.
 
@@ -80,6 +85,7 @@ def describe_modes(
         module: The traced graph.
         inputs: Those of the runs.
         random_nodes: The result of ``count_random_nodes``.
+        norms: The result of ``fold_spectral_norms``.
     """
     if modes.evaluated is None:
         return ()
@@ -89,9 +95,13 @@ def describe_modes(
             f"({modes.problem}). Candidates train the network as it is evaluated; the loss belongs "
             "in loss(), which gets outputs and targets.",
         )
+    folded = [name for vectors in norms.values() for name in vectors]
+    trained = modes.trained._replace(updated=modes.trained.updated - frozenset(folded))
     traced = run_module(training_graph(module), inputs)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
-    notes = _describe(model, modes.evaluated, modes.trained, traced, random_nodes, parameters)
+    notes = _describe(model, modes.evaluated, trained, traced, random_nodes, parameters)
+    if norms:
+        notes.append(f"{_join(sorted(norms), 'has', 'have')} the spectral norm folded in; candidates train without it")
     return tuple(f"{DIFFERENCE_NOTE}{note}." for note in notes)
 
 

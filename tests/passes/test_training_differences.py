@@ -72,6 +72,13 @@ class Functional(nn.Module):
         return x + (y * torch.empty(len(y), 1).bernoulli_(0.5) if self.training else y)
 
 
+class FusedAttention(nn.Module):
+    """Attention without a dropout, whose fused operator is tagged as random all the same."""
+
+    def forward(self, x):
+        return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
+
+
 class Probabilities(nn.Module):
     """Logits in training, probabilities in evaluation."""
 
@@ -174,6 +181,7 @@ def test_statistics_averaged_over_all_batches_become_moving_averages():
                 r"forward\(\) gives 2 outputs of shape \(4, 4\), \(4, 4\) in training and 1 output of shape",
             ],
         ),
+        (FusedAttention, (4, 2, 5, 8), []),
         (Functional, (4, 6), [r"forward\(\) \(Functional\) is random in training: left out"]),
         (
             lambda: nn.Sequential(spectral_norm(nn.Linear(6, 6)), nn.ReLU()),
@@ -190,7 +198,17 @@ def test_statistics_averaged_over_all_batches_become_moving_averages():
         (lambda: nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.5), nn.BatchNorm1d(6)), (4, 6), []),
         (lambda: nn.LSTM(6, 6, 2, dropout=0.5, batch_first=True), (4, 5, 6), []),
     ],
-    ids=["auxiliary head", "function", "spectral norm", "fixed average", "probabilities", "targets", "plain", "lstm"],
+    ids=[
+        "auxiliary head",
+        "fused attention",
+        "function",
+        "spectral norm",
+        "fixed average",
+        "probabilities",
+        "targets",
+        "plain",
+        "lstm",
+    ],  # fmt: skip
 )
 def test_what_only_training_does_is_named(make, shape, notes):
     model = make().eval()

@@ -47,7 +47,8 @@ class Sharpened(fx.Interpreter):
         self.multipliers = multipliers
         """By node name."""
         self.given = given
-        """The values of operators that have no value of their own, by node name."""
+        """The values of operators that draw random numbers or leave memory as it was, by node name: the kept part of
+        the original's."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
@@ -57,17 +58,6 @@ class Sharpened(fx.Interpreter):
         value = super().run_node(n)
         given = self.given.get(n.name)
         return value if given is None or given.shape != value.shape else value.copy_(given)
-
-
-def has_own_value(node: fx.Node) -> bool:
-    """Tell whether an operator's result follows from its arguments: random numbers and memory without content do not.
-
-    Those are the same in both networks: the original's, of which the pruned network gets the kept part.
-    """
-    return not (
-        isinstance(node.target, torch._ops.OpOverload)
-        and (torch.Tag.nondeterministic_seeded in node.target.tags or node.target.overloadpacket in _WITHOUT_CONTENT)
-    )
 
 
 _WITHOUT_CONTENT: tuple[Any, ...] = (
@@ -95,10 +85,11 @@ class Masked(Sharpened):
             return self._batch_norm(n)
         if packet in _REDUCTIONS:
             return self._reduce(n)
+        state = torch.get_rng_state()
         value = super().run_node(n)
         if not isinstance(value, Tensor):
             return value
-        if not has_own_value(n):
+        if packet in _WITHOUT_CONTENT or not torch.equal(state, torch.get_rng_state()):
             return self._give(n, value)
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return self._zero_lost(n, value)

@@ -13,7 +13,9 @@ from benchmarks.zoo import ARCHITECTURES, MINIATURES
 from edgeopt.errors import ParityError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Groups, analyse
+from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.labels import Slot
+from edgeopt.passes.prune.masked import Masked
 from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.resize import take_indices
 from edgeopt.passes.prune.rewrite import prune
@@ -164,3 +166,13 @@ def test_infinities_in_both_networks_are_equal_and_others_are_not():
         pruned.parameters()["second.bias"][0] = -float("inf")
     with pytest.raises(ParityError, match="relative error inf"):
         verify_pruning(network, groups, keep, pruned, network.example_inputs)
+
+
+def test_only_what_draws_random_numbers_takes_the_values_of_the_original():
+    network, groups = traced("vit")
+    keep = random_keep(groups, 0.5, seed=1)
+    reference = Masked(network.eval_module, groups.marks, groups.alive(keep))
+    assert any(
+        "attention" in str(node.target) for node, _ in execute(network.eval_module, network.example_inputs, reference)
+    )
+    assert not reference.given

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from edgeopt.passes.aten import aten, plain_form
+from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 from edgeopt.passes.prune.resize import kept_indices, take_indices
@@ -50,7 +50,8 @@ class Sharpened(fx.Interpreter):
         self.multipliers = multipliers
         """By node name."""
         self.given = given
-        """The values of operators that have no value of their own, by node name."""
+        """The values of operators that draw random numbers or leave memory as it was, by node name: the kept part of
+        the original's."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node."""
@@ -62,32 +63,9 @@ class Sharpened(fx.Interpreter):
         return value if given is None or given.shape != value.shape else value.copy_(given)
 
 
-def has_own_value(node: fx.Node) -> bool:
-    """Tell whether an operator's result follows from its arguments: random numbers and memory without content do not.
-
-    Those are the same in both networks: the original's, of which the pruned network gets the kept part.
-    """
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return True
-    packet = plain_form(node.target.overloadpacket)
-    if packet in _RANDOM_WITH_FLAG:
-        return _is_off_in_evaluation(node)
-    return packet not in _WITHOUT_CONTENT and packet not in _RANDOM
-
-
 _WITHOUT_CONTENT: tuple[Any, ...] = (
     aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.empty_permuted,
 )  # fmt: skip
-_RANDOM: tuple[Any, ...] = (
-    aten.rand, aten.rand_like, aten.randn, aten.randn_like, aten.randint, aten.randint_like, aten.randperm,
-    aten.bernoulli, aten.normal, aten.normal_functional, aten.log_normal, aten.uniform, aten.exponential, aten.cauchy,
-    aten.geometric, aten.poisson, aten.multinomial,
-)  # fmt: skip
-_RANDOM_WITH_FLAG = (
-    aten.dropout, aten.alpha_dropout, aten.feature_dropout, aten.feature_alpha_dropout, aten.native_dropout, aten.rrelu,
-)  # fmt: skip
-"""Operators that only hide or draw elements. Torch's own tag for random operators has attention too, which computes:
-its values must follow from the pruned network."""
 
 
 class Masked(Sharpened):
@@ -110,10 +88,12 @@ class Masked(Sharpened):
             return self._batch_norm(n)
         if packet in _REDUCTIONS or n.target in _REDUCTIONS:
             return self._reduce(n)
+        state = torch.get_rng_state()
         value = super().run_node(n)
         if not isinstance(value, Tensor):
             return value
-        if not has_own_value(n):
+        draws = packet is not aten.scaled_dot_product_attention and not torch.equal(state, torch.get_rng_state())
+        if draws or packet in _WITHOUT_CONTENT:
             return self._give(n, value)
         if value.is_floating_point() and not bool(value.isfinite().all()):
             return self._zero_lost(n, value)
@@ -195,14 +175,6 @@ def _summed(node: fx.Node, packet: Any) -> list[fx.Node]:
         return node.all_input_nodes
     weight = node.args[1] if packet in _WEIGHTED else None
     return [weight] if isinstance(weight, fx.Node) and weight.op != "get_attr" else []
-
-
-def _is_off_in_evaluation(node: fx.Node) -> bool:
-    """Tell whether an operator has a flag for training that is off, as that of dropout usually is."""
-    arguments = enumerate(node.target._schema.arguments)  # type: ignore[union-attr]
-    given = {name: node.args[at] for at, argument in arguments if (name := argument.name) and at < len(node.args)}
-    given |= node.kwargs
-    return any(given.get(name) is False for name in ("training", "train"))
 
 
 def _find_multiplier(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:

@@ -208,7 +208,7 @@ def test_statistics_averaged_over_all_batches_become_moving_averages():
         "targets",
         "plain",
         "lstm",
-    ],  # fmt: skip
+    ],
 )
 def test_what_only_training_does_is_named(make, shape, notes):
     model = make().eval()

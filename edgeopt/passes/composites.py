@@ -1,7 +1,7 @@
 """Composite operators: those that PyTorch itself computes by others, such as ``tensordot`` or ``vstack``.
 
 ``torch.export`` leaves them in the graph. One without a pruning rule of its own is replaced by the operators that it
-consists of, so that their rules apply. ``cdist`` is replaced too: no ONNX exporter writes it as it is.
+consists of, so that their rules apply. So are ``cdist`` and products of grouped experts, which no ONNX exporter writes.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ def decompose_composites(module: fx.GraphModule, has_rule: Callable[[Any], bool]
         has_rule: Tells whether an operator stays as it is.
     """
     for node in list(module.graph.nodes):
-        if node.target in _FORMULAS:
-            _replace(module, node, _FORMULAS[node.target])
+        formula = _FORMULAS.get(getattr(getattr(node.target, "_schema", None), "name", ""))
+        if formula is not None:
+            _replace(module, node, formula)
         elif _is_composite(node.target) and not has_rule(node.target):
             _replace(module, node, node.target.decompose)
 
@@ -95,4 +96,28 @@ _FEW_ROWS = 25
 _ALWAYS_BY_PRODUCTS, _NEVER_BY_PRODUCTS = 1, 2
 _SMALLEST_SQUARE = 1e-30
 """The gradient of a square root at 0 is infinite."""
-_FORMULAS: dict[Any, Callable[..., Any]] = {torch.ops.aten.cdist.default: _distances}
+
+
+def grouped_products(
+    rows: Tensor, weights: Tensor, ends: Tensor, bias: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Multiply each row (k) by the weight (k, n) of its expert; rows are sorted by expert, ``ends`` says up to where.
+
+    Rows after the last end belong to no expert and become 0, as in ``transformers.integrations.moe``.
+    """
+    numbers = torch.arange(rows.shape[0], device=rows.device, dtype=ends.dtype)
+    before = (numbers.unsqueeze(1) >= ends).sum(1)
+    expert = before.clamp_max(weights.shape[0] - 1)
+    products = (rows.unsqueeze(1) @ weights[expert]).squeeze(1)
+    if bias is not None:
+        products = products + bias[expert]
+    found = products * (before < weights.shape[0]).unsqueeze(1).to(products.dtype)
+    return found if dtype is None else found.to(dtype)
+
+
+_FORMULAS: dict[str, Callable[..., Any]] = {
+    "aten::cdist": _distances,
+    "aten::_grouped_mm": grouped_products,
+    "transformers::grouped_mm_fallback": grouped_products,
+}
+"""By name: the second library's operators exist only where it is imported."""

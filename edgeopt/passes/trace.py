@@ -207,6 +207,8 @@ def _plain_graph(
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
     restore_recurrent_layers(graph)
+    _drop_empty_parts(graph)
+    _copy_before_writing(graph)
     decompose_composites(exported, lambda target: rule_for(target) is not None)
     graph.set_codegen(fx.graph.CodeGen())
     mark_dropouts(graph, modes.sample_dropouts, modes.attention_dropouts)
@@ -225,6 +227,47 @@ def _plain_graph(
         value = operator.attrgetter(target)(exported)
         attributes[target] = copies.setdefault(id(value), _alias(value) if share_tensors else copy.deepcopy(value))
     return fx.GraphModule(attributes, graph), random_nodes
+
+
+_NEED_THEIR_RESULT = tuple(
+    getattr(torch.ops.aten, name)
+    for name in ("softmax", "_softmax", "log_softmax", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "reciprocal", "relu")
+)
+"""Operators whose gradient is computed from their result."""
+
+
+def _copy_before_writing(graph: fx.Graph) -> None:
+    """Let writes in place copy, if the gradient needs the value before.
+
+    An ``autograd.Function`` may write there, as the softmax of DeBERTa does: it has a gradient of its own, and the
+    graph has the operators of its forward pass.
+    """
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        source = node.args[0] if node.args else None
+        writes = schema is not None and schema.name.endswith("_") and schema.is_mutable
+        if not writes or getattr(getattr(source, "target", None), "overloadpacket", None) not in _NEED_THEIR_RESULT:
+            continue
+        assert isinstance(source, fx.Node)
+        with graph.inserting_before(node):
+            copied = graph.call_function(torch.ops.aten.clone.default, (source,))
+        copied.meta = dict(source.meta)
+        for user in [user for user in source.users if user is not copied and order[user] >= order[node]]:
+            user.replace_input_with(source, copied)
+
+
+def _drop_empty_parts(graph: fx.Graph) -> None:
+    """Leave tensors without elements out of concatenations: a network may be configured without its extra tokens."""
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default):
+        parts = list(node.args[0])
+        kept = [part for part in parts if 0 not in _static_sizes(part.meta.get("val"))]
+        if kept and len(kept) < len(parts):
+            node.args = (kept, *node.args[1:])
+
+
+def _static_sizes(value: Any) -> list[int]:
+    return [size for size in value.shape if isinstance(size, int)] if isinstance(value, Tensor) else []
 
 
 def _alias(value: Any) -> Any:

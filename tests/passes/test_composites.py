@@ -6,6 +6,7 @@ from rule_networks import Formula
 from torch import nn
 from torch.nn import functional as F
 
+from edgeopt.passes.composites import grouped_products
 from edgeopt.passes.network import Network
 
 
@@ -76,3 +77,14 @@ def test_distances_are_written_with_operators_that_an_exporter_knows(rows):
     _, alike = trace(lambda m, x: torch.cdist(m.a(x), m.a(x)), y.detach())
     alike.train_module(y).sum().backward()
     assert y.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_products_of_grouped_experts_become_operators_that_exporters_write(has_bias):
+    rows, weights = torch.randn(7, 4), torch.randn(3, 4, 5)
+    bias = torch.randn(3, 5) if has_bias else None
+    ends = torch.tensor([2, 2, 6], dtype=torch.int32)  # the second expert has no row, and the last row no expert
+    expected = torch.zeros(7, 5)
+    for expert, (start, end) in enumerate([(0, 2), (2, 2), (2, 6)]):
+        expected[start:end] = rows[start:end] @ weights[expert] + (bias[expert] if has_bias else 0)
+    torch.testing.assert_close(grouped_products(rows, weights, ends, bias), expected)

@@ -13,6 +13,7 @@ from zoo_networks import random_keep, tensors_in, traced
 
 from edgeopt.errors import DataError, StepError
 from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.tasks.resnet import SmallResNet
 
@@ -244,3 +245,58 @@ def test_a_network_in_its_models_memory_changes_nothing_of_the_model():
     trained.train_module(x)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+class OwnSoftmax(torch.autograd.Function):
+    """A softmax that is written to in place and has a gradient of its own, as DeBERTa's."""
+
+    @staticmethod
+    def forward(ctx, x, masked):
+        y = torch.softmax(x, -1)
+        y.masked_fill_(masked, 0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (y,) = ctx.saved_tensors
+        return y * (gradient - (gradient * y).sum(-1, keepdim=True)), None
+
+
+class OwnGradient(nn.Module):
+    """A layer, and the softmax."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(6, 8)
+
+    def forward(self, x):
+        return OwnSoftmax.apply(self.a(x), x[..., :1] > 1)
+
+
+def test_a_value_that_a_gradient_needs_is_not_written_over():
+    torch.manual_seed(0)
+    model, x = OwnGradient(), torch.randn(5, 6)
+    network = Network.trace(model, (x,))
+    torch.testing.assert_close(network.eval_module(x), model(x))
+    network.train_module(x).square().sum().backward()
+    assert float(network.parameters()["a.weight"].grad.abs().max()) > 0
+
+
+class WithExtraTokens(nn.Module):
+    """Tokens behind extra ones, of which there are none."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.extra = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.empty(1, 0, 8))
+
+    def forward(self, x):
+        return self.b(torch.cat([self.extra.expand(len(x), -1, -1), self.a(x)], 1))
+
+
+def test_tensors_without_elements_are_left_out():
+    model, x = WithExtraTokens().eval(), torch.randn(2, 5, 6)
+    network = Network.trace(model, (x,))
+    torch.testing.assert_close(network.eval_module(x), model(x))
+    groups = analyse(network)
+    assert {name: group.channels for name, group in groups.free.items()} == {"a": 8}

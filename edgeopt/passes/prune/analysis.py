@@ -125,7 +125,7 @@ def _part_channels(marks: Marks, classes: Integers, groups: list[list[int]]) -> 
     for value in collect_marked(list(marks.values.values())):
         for layer in value.layers:
             held = np.unique(classes[layer.numpy()])
-            if held.tobytes() in seen:
+            if not len(held) or held.tobytes() in seen:
                 continue
             seen.add(held.tobytes())
             met = Counter(group_of.get(channel, -1) for channel in held.tolist())

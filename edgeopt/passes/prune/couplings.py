@@ -130,7 +130,7 @@ class _ClassState:
         """Freeze every class that covers a whole dimension: without it nothing would be left."""
         for (name, dim), owned in self.labels.slots.items():
             line = self.classes[owned.start : owned.stop]
-            if (line == line[0]).all():
+            if len(line) and (line == line[0]).all():
                 self.reasons.setdefault(int(line[0]), Reason("dimension", f"{name}:{dim}", LAST))
 
 

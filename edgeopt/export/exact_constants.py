@@ -24,8 +24,12 @@ def exact_constants() -> Iterator[None]:
     original = rules._match_constant
 
     def match(matcher: Any, constant: Any, value: Any) -> bool:
+        before = constant._abs_tol, constant._rel_tol
         constant._abs_tol, constant._rel_tol = 0.0, min(constant._rel_tol, _ROUNDING_RATIO)
-        return bool(original(matcher, constant, value))
+        try:
+            return bool(original(matcher, constant, value))
+        finally:
+            constant._abs_tol, constant._rel_tol = before
 
     rules._match_constant = match
     try:

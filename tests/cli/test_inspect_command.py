@@ -108,10 +108,11 @@ def test_a_tasks_groups_have_channels_importance_and_the_reason_why_they_are_fro
 
 
 def test_the_parameters_of_a_channel_are_all_numbers_that_go_with_it(of_task):
-    (group,) = [group for group in of_task["groups"] if not group["frozen_by"]]
-    # a row of the stem's convolution, of both batch norms (weight, bias); a row and a column of the body's
-    # convolution, whose corner belongs to both; 4 columns of the head
-    assert group["parameters_a_channel"] == 9 + 4 + 9 * (2 * group["channels"] - 1) + 4 * 4
+    stem, body = [group for group in of_task["groups"] if not group["frozen_by"]]
+    # a row of the convolution, two numbers of its batch norm, and a column of the layer that reads the channel: the
+    # sum with the skip connection is merged into the second convolution
+    assert stem["parameters_a_channel"] == 9 + 2 + 9 * body["channels"]
+    assert body["parameters_a_channel"] == 9 * stem["channels"] + 2 + 4 * 4
 
 
 def test_the_table_of_a_task_names_its_groups():

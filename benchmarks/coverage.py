@@ -21,10 +21,10 @@ torch-pruning proves nothing: it counts as exact if it runs and keeps the shapes
 architectures are measured again. With ``--jobs``, the seconds include waiting for the other processes.
 
 Claims: ``architectures``, ``pass_ratio``, ``fresh_pass_ratio`` (over those that came into the zoo after the rules),
-``torch_pruning_pass_ratio``, ``silent_no_ops`` (networks left unchanged without naming an operator),
-``handled_by_torch_pruning_alone``, ``worst_proof_error``, ``independently_checked``, ``worst_independent_error``,
-``planted_faults``, ``caught_fault_ratio``, ``core_operators_decided_ratio``, ``resnet50_analysis_seconds``,
-``largest_analysis_seconds``.
+``torch_pruning_pass_ratio`` (of ``torch_pruning_architectures``), ``silent_no_ops`` (networks left unchanged without
+naming an operator), ``handled_by_torch_pruning_alone``, ``worst_proof_error``, ``independently_checked``,
+``worst_independent_error``, ``planted_faults``, ``caught_fault_ratio``, ``core_operators_decided_ratio``,
+``resnet50_analysis_seconds``, ``largest_analysis_seconds``.
 """
 
 from __future__ import annotations
@@ -180,6 +180,7 @@ def compute_figures(samples: list[Row], fresh: Collection[str] = ()) -> Row:
         "pass_ratio": sum(passed.values()) / len(edgeopt),
         "fresh_architectures": len(passed.keys() & set(fresh)),
         "fresh_pass_ratio": _mean([passed[name] for name in passed if name in fresh]),
+        "torch_pruning_architectures": len(passed_by_peer),
         "torch_pruning_pass_ratio": sum(passed_by_peer.values()) / len(passed_by_peer) if passed_by_peer else None,
         "silent_no_ops": sum(map(is_silent_no_op, edgeopt)),
         "torch_pruning_silent_no_ops": sum(map(is_silent_no_op, peer)),

@@ -67,7 +67,8 @@ def format_default_build(result: dict[str, Any]) -> str:
 
 CLAIMS = {
     "coverage": "{architectures} architectures pruned by 30 and 50 %: {pass_ratio:.0%} pass (exact at every node, "
-    "trained, exported with parity); torch-pruning {torch_pruning_pass_ratio:.0%}; {silent_no_ops} silently unpruned",
+    "trained, exported with parity); torch-pruning {torch_pruning_pass_ratio:.0%} of {torch_pruning_architectures}; "
+    "{silent_no_ops} silently unpruned",
     "predictor": "{networks} held-out pruned networks: the error of the predicted latency is "
     "{median_error_ratio:.1%} at the median and {p90_error_ratio:.1%} at the 90th percentile",
     "quantization": "{architectures} networks on 10,000 test images: a score drop of at most "

@@ -250,11 +250,19 @@ def _copy_before_writing(graph: fx.Graph) -> None:
         if not writes or getattr(getattr(source, "target", None), "overloadpacket", None) not in _NEED_THEIR_RESULT:
             continue
         assert isinstance(source, fx.Node)
+        if any(_is_view(user) for user in source.users if order[user] < order[node]):
+            continue  # the view has to show what is written
         with graph.inserting_before(node):
             copied = graph.call_function(torch.ops.aten.clone.default, (source,))
         copied.meta = dict(source.meta)
         for user in [user for user in source.users if user is not copied and order[user] >= order[node]]:
             user.replace_input_with(source, copied)
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Tell whether an operator's result may lie in the memory of its input."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(value.alias_info is not None for value in schema.returns)
 
 
 def _drop_empty_parts(graph: fx.Graph) -> None:

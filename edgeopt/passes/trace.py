@@ -24,6 +24,7 @@ from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
+from edgeopt.passes.trace_check import compare_with_model
 from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
@@ -64,7 +65,8 @@ def trace(
         trained, also those that the user had frozen.
 
     Raises:
-        StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch.
+        StepError: ``torch.export`` cannot export the model, or not with the dynamic dimensions besides the batch, or
+            its graph computes something else than the model.
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -72,12 +74,16 @@ def trace(
         if axes is None:
             axes = [{} if dim is None else {dim: BATCH} for dim in _find_batch(model, example_inputs)]
         inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
+        _run_first(model, inputs)
         modes = run_in_both_modes(model, inputs)
         model.eval()
-        return inputs, *_export_graph(model, inputs, axes, modes, share_tensors)
+        module, notes = _export_graph(model, inputs, axes, modes, share_tensors)
+        is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in notes)
+        random = compare_with_model(model, module, inputs, axes, is_batch_dynamic=not is_fixed)
+        return inputs, module, (*notes, *random)
     finally:
-        for module, training in flags:
-            module.training = training
+        for part, training in flags:
+            part.training = training
 
 
 def _export_graph(
@@ -109,6 +115,12 @@ def _export_graph(
     norms = fold_spectral_norms(module)
     notes = (*notes, *make_trainable(module))
     return module, (*notes, *describe_modes(model, modes, module, inputs, random_nodes, norms))
+
+
+def _run_first(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Run a model once, so that what only its first call does, such as registering hooks, is done before the trace."""
+    with torch.no_grad(), contextlib.suppress(*_FAILURES):  # one that does not run is named later
+        model(*(value.clone() for value in inputs))
 
 
 def _find_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Axes:

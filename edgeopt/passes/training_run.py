@@ -6,7 +6,7 @@ import contextlib
 import copy
 import re
 import warnings
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ _FINISHING = {
     aten._softmax: "softmax", aten._log_softmax: "log_softmax", aten.sigmoid: "sigmoid", aten.tanh: "tanh",
     aten.argmax: "argmax", aten.topk: "topk", aten.exp: "exp", aten.clamp: "clamp",
 }  # fmt: skip
+_CONTAINERS = (list, dict, OrderedDict, set)
 _CALL_NUMBER = re.compile(r"@\d+$")
 
 
@@ -68,7 +69,7 @@ def run_module(model: nn.Module, inputs: Sequence[Tensor]) -> TrainingRun:
     def leave(*_: Any) -> None:
         path.pop()
 
-    with _restored_state(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
+    with restored_state(model) as buffers, torch.random.fork_rng(devices=[]), contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
         for name, part in _python_modules(model):
@@ -144,7 +145,7 @@ def _attention_dropouts() -> Iterator[list[float]]:
 
 
 @contextlib.contextmanager
-def _restored_state(model: nn.Module) -> Iterator[Any]:
+def restored_state(model: nn.Module) -> Iterator[Any]:
     """Give a model's attributes and buffers their values back after a block.
 
     Yields a function that returns each buffer as it is now and as it was.
@@ -167,7 +168,7 @@ def _restored_state(model: nn.Module) -> Iterator[Any]:
 
 def _copy_containers(part: nn.Module) -> dict[str, Any]:
     """Return copies of a module's lists, dicts and sets, by attribute."""
-    return {name: copy.copy(value) for name, value in part.__dict__.items() if type(value) in (list, dict, set)}
+    return {name: copy.copy(value) for name, value in part.__dict__.items() if type(value) in _CONTAINERS}
 
 
 def _refill(container: Any, content: Any) -> None:

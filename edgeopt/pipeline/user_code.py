@@ -30,7 +30,8 @@ def load_guarded_task(spec: str) -> CheckedTask:
     Raises:
         TaskError: see ``edgeopt.task.load_task``; or the user's code failed.
     """
-    task = run_user_code(spec, "loading the task", load_task, spec)
+    with _GradientMode():
+        task = run_user_code(spec, "loading the task", load_task, spec)
     task.task = GuardedTask(task.task, spec)
     task.students = {name: _guard(spec, f"students['{name}']()", make) for name, make in task.students.items()}
     return task
@@ -66,7 +67,31 @@ class GuardedTask:
 
 
 def _guard(spec: str, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: run_user_code(spec, part, function, *args, **kwargs)
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        with _GradientMode():
+            return run_user_code(spec, part, function, *args, **kwargs)
+
+    return guarded
+
+
+class _GradientMode:
+    """Keeps the gradient mode of user code apart from edgeopt's, which is as before after each block.
+
+    User code may turn gradients off for good, or yield a batch inside ``torch.no_grad()``. Code that yields finds its
+    own mode again in the next block.
+    """
+
+    def __init__(self) -> None:
+        self._theirs: bool | None = None
+
+    def __enter__(self) -> None:
+        self._ours = torch.is_grad_enabled()
+        if self._theirs is not None:
+            torch.set_grad_enabled(self._theirs)
+
+    def __exit__(self, *_: object) -> None:
+        self._theirs = torch.is_grad_enabled()
+        torch.set_grad_enabled(self._ours)
 
 
 class GuardedBatches:
@@ -85,8 +110,14 @@ class GuardedBatches:
 
     def __iter__(self) -> Iterator[Any]:
         _catch_up(self._batches)
-        iterator, end = run_user_code(self._spec, self._part, iter, self._batches), object()
-        while (batch := run_user_code(self._spec, self._part, next, iterator, end)) is not end:
+        mode, end = _GradientMode(), object()
+        with mode:
+            iterator = run_user_code(self._spec, self._part, iter, self._batches)
+        while True:
+            with mode:
+                batch = run_user_code(self._spec, self._part, next, iterator, end)
+            if batch is end:
+                return
             yield batch
 
 

@@ -315,3 +315,54 @@ class WritesBehindAView(nn.Module):
 def test_a_view_shows_what_is_written_after_it():
     model, x = WritesBehindAView(), torch.randn(5, 6)
     torch.testing.assert_close(Network.trace(model, (x,)).eval_module(x), model(x))
+
+
+class CountsItsCalls(nn.Module):
+    """Its answer depends on how often it was called."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.calls = nn.Linear(6, 4), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.linear(x) * self.calls
+
+
+class RandomInEvaluation(nn.Module):
+    def forward(self, x):
+        return x + torch.rand_like(x)
+
+
+def test_attributes_that_calls_change_are_the_same_for_the_trace_and_for_the_comparison():
+    model, x = CountsItsCalls(), torch.randn(5, 6)
+    model(x)
+    network = Network.trace(model, (x,))
+    torch.testing.assert_close(network.eval_module(x), model(x))
+
+
+def test_a_model_that_is_random_in_evaluation_is_not_compared_with_its_trace_and_a_note_says_so():
+    notes = Network.trace(RandomInEvaluation(), (torch.randn(5, 6),)).notes
+    assert any("could not be compared" in note for note in notes)
+
+
+class HooksAtItsFirstCall(nn.Module):
+    """Registers a hook when it is first called, and remembers that, as models of Hugging Face do for their outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.hooked, self.seen = nn.Linear(6, 6), False, []
+
+    def forward(self, x):
+        if not self.hooked:
+            self.linear.register_forward_hook(lambda module, args, output: self.seen.append(output))
+            self.hooked = True
+        self.seen = []
+        y = self.linear(x)
+        return y + sum(self.seen)
+
+
+def test_a_hook_that_the_first_call_registers_is_not_registered_twice():
+    model, x = HooksAtItsFirstCall(), torch.randn(5, 6)
+    network = Network.trace(model, (x,))
+    torch.testing.assert_close(network.eval_module(x), model(x))

@@ -219,3 +219,37 @@ def test_a_score_that_uses_pytorch_on_arrays_is_told_what_they_are():
     task = GuardedTask(SimpleNamespace(score=lambda pairs: pairs[0][0].argmax(dim=1)), "mine")
     with pytest.raises(TaskError, match=r"score\(\) failed with TypeError.*Outputs and targets are numpy arrays here"):
         task.score([(np.zeros((4, 2)), np.zeros(4))])
+
+
+class TurnsGradientsOff:
+    """Yields batches inside ``no_grad``, and leaves gradients off for good in its score."""
+
+    def __init__(self):
+        self.inside = []
+
+    def train_batches(self, seed):
+        with torch.no_grad():
+            for _ in range(3):
+                yield torch.zeros(4, 3), torch.zeros(4)
+                self.inside.append(torch.is_grad_enabled())
+
+    def score(self, pairs):
+        torch.set_grad_enabled(False)
+        return 0.5
+
+
+def test_user_code_that_turns_gradients_off_does_not_turn_off_those_of_a_training():
+    mine = TurnsGradientsOff()
+    task = GuardedTask(mine, "mine")
+    for _ in task.train_batches(0):
+        assert torch.is_grad_enabled()
+    assert mine.inside == [False] * 3
+    task.score([])
+    assert torch.is_grad_enabled()
+
+
+def test_a_file_that_turns_gradients_off_when_it_is_imported_trains_all_the_same(tmp_path, monkeypatch):
+    (tmp_path / "inference.py").write_text(f"{SOURCE}\ntorch.set_grad_enabled(False)\n")
+    monkeypatch.chdir(tmp_path)
+    load_guarded_task("inference.py:Mine")
+    assert torch.is_grad_enabled()

@@ -1,0 +1,93 @@
+import pytest
+import torch
+from torch import fx, nn
+
+from edgeopt.errors import StepError
+from edgeopt.passes import trace as tracing
+from edgeopt.passes.trace_check import compare_with_model
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class ScaledByTheFirstBatch(Head):
+    """What a trace that recorded a number of the examples computes."""
+
+    def __init__(self, head, scale):
+        super().__init__()
+        self.linear, self.scale = head.linear, scale
+
+    def forward(self, x):
+        return self.linear(x) * self.scale
+
+
+class ScaledByItsBatch(Head):
+    def forward(self, x):
+        return self.linear(x) * x.abs().max()
+
+
+class RefusesOddBatches(Head):
+    def forward(self, x):
+        if x.shape[0] % 2:
+            raise ValueError("frames come in pairs")
+        return self.linear(x)
+
+
+class OutputsInfinity(nn.Module):
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x):
+        return torch.where(x > 0, x, self.sign * float("inf"))
+
+
+def compare(model, other, x):
+    return compare_with_model(
+        model.eval(), fx.symbolic_trace(other.eval()), (x,), ({0: "batch"},), is_batch_dynamic=True
+    )
+
+
+def test_a_number_taken_from_the_examples_is_found_on_another_batch():
+    model, x = ScaledByItsBatch(), torch.randn(4, 6)
+    with pytest.raises(StepError, match=r"ScaledByItsBatch differs from it on another batch: output 0 is off by"):
+        compare(model, ScaledByTheFirstBatch(model, float(x.abs().max())), x)
+
+
+def test_an_operator_left_out_is_found_on_the_examples():
+    model, x = ScaledByItsBatch(), torch.randn(4, 6)
+    with pytest.raises(StepError, match="differs from it on the example inputs"):
+        compare(model, ScaledByTheFirstBatch(model, 1.0), x)
+
+
+def test_infinities_of_another_sign_are_found():
+    with pytest.raises(StepError, match="other values that are not finite"):
+        compare(OutputsInfinity(1.0), OutputsInfinity(-1.0), torch.randn(4, 6))
+    assert compare(OutputsInfinity(-1.0), OutputsInfinity(-1.0), torch.randn(4, 6)) == ()
+
+
+def test_a_batch_that_the_model_itself_refuses_is_left_out():
+    model = RefusesOddBatches()
+    same = ScaledByTheFirstBatch(model, 1.0)
+    assert compare(model, same, torch.randn(4, 6)) == ()
+
+
+class WritesBehindAView(nn.Module):
+    def forward(self, x):
+        y = torch.softmax(x, -1)
+        view = y.view(-1)
+        y.masked_fill_(x > 1, 0)
+        return view * 2
+
+
+def test_a_copy_that_breaks_a_view_is_found(monkeypatch):
+    """The fault that this check was written for: with views taken for copies, the trace was silently old."""
+    monkeypatch.setattr(tracing, "_is_view", lambda node: False)
+    with pytest.raises(StepError, match="WritesBehindAView differs from it on the example inputs"):
+        tracing.trace(WritesBehindAView(), (torch.randn(5, 6),))

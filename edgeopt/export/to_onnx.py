@@ -26,6 +26,8 @@ from edgeopt.export.exact_constants import exact_constants
 
 Exporter = Literal["dynamo", "torchscript"]
 
+MAX_WEIGHT_BYTES = 2**31 - 2**20
+"""Of a network that is exported: a file in one piece holds less than 2 GiB, with the graph."""
 _STAGE = "export"
 _DYNAMO_OPSET = 18  # the one that dynamo writes, also if asked for an older one
 _PREFERRED_OPSET = 18  # supported by both exporters and by every ONNX Runtime since 1.14
@@ -100,8 +102,10 @@ def export(
         output_batch: For each output, the dimension that is the batch; None in it for an output without one.
 
     Raises:
-        StepError: the exporter fails, or its file exceeds a limit or has a fixed dimension that should be dynamic.
+        StepError: the weights are too large for one file, the exporter fails, or its file exceeds a limit or has a
+            fixed dimension that should be dynamic.
     """
+    _check_size(module)
     axes = [{0: _BATCH} for _ in example_inputs] if axes is None else axes
     output_batch = (0,) * len(output_names) if output_batch is None else output_batch
     interface = _Interface(tuple(input_names), tuple(output_names), tuple(axes), tuple(output_batch))
@@ -125,6 +129,18 @@ def export(
     path.write_bytes(model.SerializeToString(deterministic=True))
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return ExportResult(path, exporter, opset, model.ir_version, tuple(dict.fromkeys(notes)))
+
+
+def _check_size(module: nn.Module) -> None:
+    tensors = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    total = sum(value.numel() * value.element_size() for value in tensors.values())
+    if total > MAX_WEIGHT_BYTES:
+        raise StepError(
+            _STAGE,
+            f"the network has {total / 1e9:.2f} GB of weights, and an .onnx file in one piece holds at most "
+            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB (the limit of protobuf). Files with weights beside them are not written: "
+            "make the network smaller first, for example with fewer or narrower layers.",
+        )
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:

@@ -2,7 +2,7 @@
 
 Removed: metadata, inferred shapes, operator sets and initializers that nothing uses, attributes at their default,
 zero points that are zero (if every ONNX Runtime since 1.17 fuses without them), second copies of equal initializers,
-and long inner names. Names of inputs and outputs stay.
+transposed copies of matrices, and long inner names. Names of inputs and outputs stay.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgeopt.graph.model import (
     read_opset,
     walk_graphs,
 )
+from edgeopt.graph.weights.tied import store_tied_once
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
 
@@ -37,6 +38,7 @@ def compact(model: onnx.ModelProto) -> None:
         for node in graph.node:
             _drop_default_attributes(node, read_opset(model))
     _share_initializers(model.graph)
+    store_tied_once(model.graph)
     drop_unused_initializers(model.graph)
     _shorten_names(model.graph)
 

@@ -15,8 +15,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.given.values import describe_type, model_inputs, name_element
-from edgeopt.graph.matmul_nbits import count_packed_weights
 from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
+from edgeopt.graph.weights.matmul_nbits import count_packed_weights
+from edgeopt.graph.weights.tables import find_row_scales, find_tables
 
 _STAGE = "facts"
 _DEFLATE_LEVEL = 9
@@ -151,6 +152,11 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
                 quantized |= {name for index, name in enumerate(node.input) if index not in indices}
             if node.op_type == "DequantizeLinear" and len(node.input) > 2:
                 zero_points[node.input[0]] = node.input[2]
+        dynamic = {node.output[1] for node in inner.node if node.op_type == "DynamicQuantizeLinear"}
+        scales |= {name for node in inner.node if dynamic & set(node.input) for name in node.input}
+        row_scales = find_row_scales(inner)
+        quantized |= row_scales.keys()
+        scales |= set(row_scales.values())
     tensors = _stored_tensors(graph)
     total = nonzero = 0
     types: Counter[str] = Counter()
@@ -213,14 +219,14 @@ def is_mostly_products(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape
     return work[True] > work[False]
 
 
-def measure_product_bytes_ratio(model: onnx.ModelProto) -> float:
-    """Return the share of the stored bytes that belongs to products of activations with weights, 0..1."""
+def measure_packable_bytes_ratio(model: onnx.ModelProto) -> float:
+    """Return the share of the stored bytes, 0..1, that belongs to tables and to weights of products."""
     stored = read_initializers(model.graph)
-    products = {
-        node.input[1] for node in model.graph.node if node.op_type in MATRIX_PRODUCTS and node.input[1] in stored
-    }
+    transposed = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Transpose"}
+    weights = {node.input[1] for node in model.graph.node if node.op_type in MATRIX_PRODUCTS}
+    found = {transposed.get(name, name) for name in weights} | find_tables(model.graph).keys()
     total = sum(values.nbytes for values in stored.values())
-    return sum(stored[name].nbytes for name in products) / total if total else 0.0
+    return sum(stored[name].nbytes for name in found if name in stored) / total if total else 0.0
 
 
 def _infer_shapes_of_one_sample(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape]) -> dict[str, Shape]:

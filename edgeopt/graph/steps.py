@@ -17,7 +17,7 @@ from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.model import load, lower_ir, save
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
-from edgeopt.graph.quantization.weight_only import quantize_weights
+from edgeopt.graph.weights.weight_only import quantize_weights
 from edgeopt.records.recipe import (
     Compact,
     Float16,

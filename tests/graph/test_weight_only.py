@@ -9,9 +9,9 @@ from tiny_models import a_network
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import measure_product_bytes_ratio, read_facts
-from edgeopt.graph.matmul_nbits import pack_bits, unpack_bits
-from edgeopt.graph.quantization.weight_only import round_blocks
+from edgeopt.graph.facts import measure_packable_bytes_ratio, read_facts
+from edgeopt.graph.weights.matmul_nbits import pack_bits, unpack_bits
+from edgeopt.graph.weights.weight_only import round_blocks
 from edgeopt.records.recipe import Compact, QuantizeDynamic, QuantizeWeights
 
 LIMITS = {"calibration": None, "max_opset": 20, "max_ir": 9}
@@ -69,7 +69,7 @@ def test_a_linear_layer_keeps_its_bias_and_the_order_of_a_transposed_weight(tmp_
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "linear.onnx")
-    assert measure_product_bytes_ratio(model) > 0.9
+    assert measure_packable_bytes_ratio(model) > 0.9
     x = rng.standard_normal((8, 64)).astype(np.float32)
     path = in_bits(tmp_path / "linear.onnx", tmp_path / "few.onnx", 8)
     assert read_facts(path).operators == {"MatMulNBits": 1, "Add": 1}
@@ -85,8 +85,8 @@ def test_without_products_the_step_refuses(tmp_path):
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.save(model, tmp_path / "relu.onnx")
-    assert measure_product_bytes_ratio(model) == 0.0
-    with pytest.raises(StepError, match="no matrix product of this graph has constant weights"):
+    assert measure_packable_bytes_ratio(model) == 0.0
+    with pytest.raises(StepError, match="no table, and no matrix product"):
         in_bits(tmp_path / "relu.onnx", tmp_path / "few.onnx", 4)
 
 

@@ -1,7 +1,8 @@
 """Dynamic int8: weights are stored in int8, the range of each activation is found when the network runs.
 
 It is for recurrent networks and transformers: their matrix products become faster, and their activations have outliers
-that a fixed range handles badly. Everything else stays float, convolutions too. Runs in a subprocess
+that a fixed range handles badly. Tables of embeddings are stored in int8 too. Everything else stays float, convolutions
+too. Runs in a subprocess
 (``edgeopt.graph.subprocess_worker``).
 """
 
@@ -16,6 +17,8 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
 from edgeopt.graph.model import load, read_initializers, save
+from edgeopt.graph.weights.tables import find_tables, match_products, quantize_tables, round_rows
+from edgeopt.graph.weights.tied import store_tied_apart
 from edgeopt.records.recipe import QuantizeDynamic
 
 _STAGE = "quantize"
@@ -27,7 +30,8 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
     Raises:
         StepError: no product or cell has constant weights.
     """
-    weights = read_initializers(model.graph)
+    store_tied_apart(model.graph)
+    weights, tables = read_initializers(model.graph), find_tables(model.graph)
     quantizable = [
         node
         for node in model.graph.node
@@ -49,4 +53,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(step.float_nodes),
         )
-        return load(result, _STAGE)
+        quantized = load(result, _STAGE)
+    tied = match_products(tables, weights, read_initializers(quantized.graph))
+    quantize_tables(quantized.graph, {name: round_rows(table) for name, table in tables.items()} | tied)
+    return quantized

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
-from edgeopt.graph.facts import is_mostly_products, is_quantized, measure_product_bytes_ratio
+from edgeopt.graph.facts import is_mostly_products, is_quantized, measure_packable_bytes_ratio
 from edgeopt.graph.model import load
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import FIRST_STEPS, graph_steps, int8_steps, runs_only_on_cpu, static_int8
@@ -31,8 +31,8 @@ WEIGHT_BITS: dict[Literal[4, 8], tuple[int, int, int]] = {4: (1, 17, 0), 8: (1, 
 """Bits of weights with float activations, and the first onnxruntime whose CPU provider has kernels for them."""
 WEIGHT_BLOCK_SIZE = 32
 """Weights that share a scale: five bits a weight in all, and narrow networks have products no deeper than this."""
-MIN_PRODUCT_BYTES_RATIO = 0.5
-"""If matrix products hold more than this share of a file, their weights are also tried in fewer bits."""
+MIN_PACKABLE_BYTES_RATIO = 0.5
+"""If matrix products and tables hold more than this share of a file, their weights are also tried in fewer bits."""
 
 
 class MixedPrecision(NamedTuple):
@@ -46,8 +46,8 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     """Yield the graph steps of each variant in a precision.
 
     For int8 that is the static one; the dynamic one too if products dominate the work; and weights in fewer bits if
-    products hold most of the bytes, as far as the oldest onnxruntime named by the target supports them. A given file
-    that is quantized already has none but float32, which leaves its numbers as they are.
+    products and tables hold most of the bytes, as far as the oldest onnxruntime named by the target supports them. A
+    given file that is quantized already has none but float32, which leaves its numbers as they are.
     """
     profile = build.profile
     model = load(build.workspace.artifact(exported.sha256), "quantize")
@@ -58,7 +58,7 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
         return
     if is_mostly_products(model, build.sample_shapes):
         yield int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
-    if runs_only_on_cpu(profile) and measure_product_bytes_ratio(model) > MIN_PRODUCT_BYTES_RATIO:
+    if runs_only_on_cpu(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
             if oldest >= since:

@@ -27,6 +27,7 @@ from torch import fx, nn
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import EdgeoptError, InputError, ParityError, StepError, TaskError
 from edgeopt.export.to_onnx import ExportResult, export
+from edgeopt.graph.weights.tied import write_tied_once
 from edgeopt.passes.branches.proof import UNMERGED_NOTE, merge_note, verify_merge
 from edgeopt.passes.distill.train import TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
@@ -266,6 +267,7 @@ class TorchJobs:
         start = time.perf_counter()
         network = self.network(job.network)
         exported = self.write_onnx(network.eval_module, job, Path(job.out))
+        write_tied_once(exported.path)
         edge_inputs = write_parity_data(network, self.task, Path(job.examples), Path(job.inputs), Path(job.expected))
         return protocol.ExportDone(
             exporter=exported.exporter,

@@ -1,4 +1,4 @@
-"""Weight-only integers: the weights of matrix products get 4 or 8 bits, activations stay float.
+"""Weight-only integers: the weights of matrix products get 4 or 8 bits, tables of embeddings 8; activations stay float.
 
 ONNX Runtime's ``MatMulNBits`` (domain ``com.microsoft``) takes the weights of ``A (m, k) x B (k, n)`` in blocks
 along k, each with its own scale and zero point. A block's range is narrowed to the one with the smallest square error:
@@ -17,8 +17,10 @@ from onnx import helper, numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS
-from edgeopt.graph.matmul_nbits import pack_bits
 from edgeopt.graph.model import MICROSOFT_DOMAIN, Arrays, drop_unused_initializers, read_initializers, replace_nodes
+from edgeopt.graph.weights.matmul_nbits import pack_bits
+from edgeopt.graph.weights.tables import find_tables, quantize_tables, round_rows
+from edgeopt.graph.weights.tied import store_tied_apart
 from edgeopt.records.recipe import QuantizeWeights
 
 _STAGE = "quantize"
@@ -30,13 +32,14 @@ _Floats = NDArray[np.float32]
 
 
 def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.ModelProto:
-    """Return the model with the weights of its matrix products in 4 or 8 bits.
+    """Return the model with the weights of its matrix products in 4 or 8 bits, and its tables in 8.
 
     Raises:
-        StepError: no product has constant weights.
+        StepError: there is no table, and no product has constant weights.
     """
     graph = model.graph
-    constants = read_initializers(graph)
+    store_tied_apart(graph)
+    constants, tables = read_initializers(graph), find_tables(graph)
     nodes: list[onnx.NodeProto] = []
     stored: set[str] = set()
     for index, node in enumerate(graph.node):
@@ -46,11 +49,14 @@ def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.Mode
             continue
         name = node.name or f"{node.op_type}_{index}"
         nodes += _make_product(graph, node, name, weights, step, constants, stored)
-    if not stored:
-        raise StepError(_STAGE, "no matrix product of this graph has constant weights: this variant is skipped.")
+    if not stored and not tables:
+        raise StepError(
+            _STAGE, "this graph has no table, and no matrix product with constant weights: this variant is skipped."
+        )
     replace_nodes(graph, nodes)
+    quantize_tables(graph, {name: round_rows(table) for name, table in tables.items()})
     drop_unused_initializers(graph)
-    if all(entry.domain != MICROSOFT_DOMAIN for entry in model.opset_import):
+    if stored and all(entry.domain != MICROSOFT_DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT_DOMAIN, 1))
     return model
 

@@ -210,7 +210,7 @@ def _find_decided_ratio() -> float | None:
     if importlib.util.find_spec(table) is None:
         return None
     decisions = importlib.import_module(table).decided_core_operators().values()
-    return sum(decision not in (None, "not met yet") for decision in decisions) / len(decisions)
+    return sum(decision is not None for decision in decisions) / len(decisions)
 
 
 @click.command()

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
 from edgeopt.passes.composites import decompose_composites
+from edgeopt.passes.native_norms import write_plain_norms
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
 from edgeopt.passes.spectral_norm import fold_spectral_norms
@@ -221,6 +222,7 @@ def _plain_graph(
     restore_recurrent_layers(graph)
     _drop_empty_parts(graph)
     _copy_before_writing(graph)
+    write_plain_norms(graph)
     decompose_composites(exported, lambda target: rule_for(target) is not None)
     graph.set_codegen(fx.graph.CodeGen())
     mark_dropouts(graph, modes.sample_dropouts, modes.attention_dropouts)

@@ -6,10 +6,11 @@ from typing import Any, Literal
 
 import torch
 
+from edgeopt.passes import native_norms
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.rules import RULES, frozen, is_element_wise
 
-Decision = Literal["rule", "element-wise", "freezes by nature", "not met yet"]
+Decision = Literal["rule", "element-wise", "freezes by nature", "rewritten"]
 
 
 def core_operators() -> dict[str, Any]:
@@ -32,7 +33,7 @@ def decision_on(packet: Any) -> Decision | None:
         return "rule"
     if is_element_wise(packet):
         return "element-wise"
-    return "not met yet" if packet in frozen.NOT_MET else None
+    return "rewritten" if packet in native_norms.PLAIN else None
 
 
 def decided_core_operators() -> dict[str, Decision | None]:

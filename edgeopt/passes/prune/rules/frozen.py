@@ -39,15 +39,6 @@ _FROZEN: dict[str, tuple[Any, ...]] = {
     ),
 }  # fmt: skip
 
-_COMPOSED = "torch.export leaves the operator that it is a part of in one piece"
-NOT_MET: dict[Any, str] = {
-    aten.native_layer_norm: _COMPOSED,
-    aten.native_group_norm: _COMPOSED,
-    aten._native_batch_norm_legit: _COMPOSED,
-    aten._native_batch_norm_legit_no_training: _COMPOSED,
-}
-"""Core operators that no traced network has had yet, so that none has a rule, and why."""
-
 
 def freeze_because(why: str) -> Rule:
     """Make the rule of an operator that freezes its channels by nature."""

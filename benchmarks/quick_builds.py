@@ -5,9 +5,9 @@
 
 Every eighth network, by name, of those that came into the zoo after the pruning rules. Weights and data are random, and
 the network teaches (``random_teachers.py``); a candidate may lose 0.05 of the outputs' variance. The target is the
-server that this machine is, where every verdict counts (a stand-in drops nothing for its int8 verdicts). A build **ships well**
-if its winner has fewer bytes than the same network in float32 and is no slower, or if the result says why not: each
-int8 variant has a reason (slower layers by name, the score, an error).
+server that this machine is, where every verdict counts (a stand-in drops nothing for its int8 verdicts). A build
+**ships well** if its winner has fewer bytes than the same network in float32 and is no slower, or if the result says
+why not: each int8 variant has a reason (slower layers by name, the score, an error).
 
 ``--add`` keeps what the file has and builds only what it lacks.
 

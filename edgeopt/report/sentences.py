@@ -158,6 +158,19 @@ def barred(document: Document) -> str | None:
     return f"{start} left out: {reason} slower than the baseline, which keeps the limits too."
 
 
+def offer(document: Document) -> str | None:
+    """Say how to get the smallest file that was left out because it is slower, int8 or not."""
+    slow = [trial for trial in smaller_trials(document) if trial.pays is False and not trial.misses]
+    sizes = [(size, trial) for trial in slow if (size := deciding_size(trial, document.budget)) is not None]
+    if not sizes:
+        return None
+    size, trial = min(sizes, key=lambda pair: (pair[0], pair[1].number))
+    return (
+        f"If bytes count more than time, the same command with --size-mb {(size + 1) / 1e6:.6f} picks trial {trial.number} "
+        f"({words.size(size)}), without training again."
+    )
+
+
 def is_slower_than_float(trial: TrialPart) -> bool:
     """Tell whether an int8 trial's A/B found it slower than its float counterpart."""
     return trial.against_float is not None and trial.against_float.verdict == "slower"

@@ -116,6 +116,7 @@ def _lines(document: Document) -> Iterator[str]:
         sentences.teacher(document),
         sentences.waived(document),
         *sentences.int8_losses(document),
+        sentences.offer(document),
         *noise.noise_notes(document),
         *noise.timing_notes(noise.compared_trials(document)),
     )

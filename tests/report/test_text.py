@@ -1,6 +1,7 @@
 """The result on a terminal, read as plain text of 80 columns."""
 
 import io
+import re
 from pathlib import Path
 
 import msgspec
@@ -159,6 +160,7 @@ def test_a_smaller_trial_that_is_slower_than_the_baseline_is_explained():
     text = of(a_baseline(), a_trial(1, time_ratio=1.4))
     assert "The baseline itself is the smallest file that keeps every limit: 9.00 kB." in text
     assert "Trial 1 is smaller and within the limits, but was left out: it is slower than the baseline" in text
+    assert re.search(r"If bytes count more than time, the same command with --size-mb \d\.\d{6} picks trial 1 \(", text)
 
 
 def test_an_int8_file_slower_than_its_float_counterpart_is_explained_by_its_layers():

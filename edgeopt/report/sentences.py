@@ -166,8 +166,8 @@ def offer(document: Document) -> str | None:
         return None
     size, trial = min(sizes, key=lambda pair: (pair[0], pair[1].number))
     return (
-        f"If bytes count more than time, the same command with --size-mb {(size + 1) / 1e6:.6f} picks trial {trial.number} "
-        f"({words.size(size)}), without training again."
+        f"If bytes count more than time, the same command with --size-mb {(size + 1) / 1e6:.6f} picks trial "
+        f"{trial.number} ({words.size(size)}), without training again."
     )
 
 

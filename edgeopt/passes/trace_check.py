@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.prune.float64 import Float64Interpreter, new_tensors_in_float64, to_float64
 from edgeopt.passes.training_run import restored_state
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
@@ -18,6 +19,8 @@ _TOLERANCE = 1e-3
 """Largest error of an output, over its largest absolute value. Kernels differ where an operator was decomposed."""
 _HALF_TOLERANCE = 3e-2
 """The same for networks that compute in 16 bits."""
+_EXACT_TOLERANCE = 1e-7
+"""The same in float64."""
 _SAME_ANSWERS_RATIO = 0.99
 """Of integers and truth values, which rounding may turn where two values are nearly equal."""
 _OTHER_SCALE = 0.5
@@ -43,7 +46,7 @@ def compare_with_model(
         is_batch_dynamic: Whether the graph takes batches of any size.
 
     Returns:
-        A note if the model cannot be compared, because two runs of it differ.
+        A note if the model cannot be compared, because two runs of it differ, or differs from its trace by rounding.
 
     Raises:
         StepError: an output differs.
@@ -65,6 +68,8 @@ def compare_with_model(
             continue
         if _describe_difference(expected, _run(model, model, batch)):
             return ("two runs of the model in evaluation mode differ, so its trace could not be compared with it",)
+        if _agree_in_float64(model, module, batch):
+            return (f"the trace differs from the model by rounding: {problem}; in float64 they agree",)
         raise StepError(
             "trace",
             f"the graph that torch.export made of {type(model).__name__} {problem}. It may have recorded a value that "
@@ -72,6 +77,18 @@ def compare_with_model(
             "overwritten while a view of it is in use. Write that part with tensor operators that return new tensors.",
         )
     return ()
+
+
+def _agree_in_float64(model: nn.Module, module: fx.GraphModule, batch: Sequence[Tensor]) -> bool:
+    """Tell whether model and trace agree in float64: rounding may turn a choice between two nearly equal values."""
+    inputs = [to_float64(value) for value in batch]
+    try:
+        with new_tensors_in_float64():
+            exact = to_float64(model)
+            expected, found = _run(exact, exact, inputs), _run(exact, Float64Interpreter(module).run, inputs)
+    except _FAILURES:
+        return False
+    return not _describe_difference(expected, found, _EXACT_TOLERANCE)
 
 
 def _other_rows(value: Tensor, dims: Any, is_batch_dynamic: bool) -> Tensor:
@@ -95,8 +112,8 @@ def _run(model: nn.Module, run: _Run, batch: Sequence[Tensor]) -> list[Tensor]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def _describe_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> str:
-    """Return the first difference that matters, or an empty text."""
+def _describe_difference(expected: Sequence[Tensor], found: Sequence[Tensor], tolerance: float | None = None) -> str:
+    """Return the first difference that matters, or an empty text. ``tolerance`` replaces that of the outputs' type."""
     if len(expected) != len(found):
         return f"{len(found)} outputs instead of {len(expected)}"
     for index, (old, new) in enumerate(zip(expected, found, strict=True)):
@@ -112,7 +129,8 @@ def _describe_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) ->
         if not same_places or not torch.equal(old[~finite].nan_to_num(0), new[~finite].nan_to_num(0)):
             return f"output {index} has other values that are not finite"
         error = _relative_error(old[finite], new[finite])
-        if error > (_TOLERANCE if torch.finfo(old.dtype).bits > 16 else _HALF_TOLERANCE):
+        usual = _TOLERANCE if torch.finfo(old.dtype).bits > 16 else _HALF_TOLERANCE
+        if error > (usual if tolerance is None else tolerance):
             return f"output {index} is off by {error:.2g} of its largest value"
     return ""
 

@@ -91,3 +91,29 @@ def test_a_copy_that_breaks_a_view_is_found(monkeypatch):
     monkeypatch.setattr(tracing, "_is_view", lambda node: False)
     with pytest.raises(StepError, match="WritesBehindAView differs from it on the example inputs"):
         tracing.trace(WritesBehindAView(), (torch.randn(5, 6),))
+
+
+class NearestCode(nn.Module):
+    """Looks up the nearest of two codes, both at nearly the same distance."""
+
+    def __init__(self, shift):
+        super().__init__()
+        self.codes = nn.Parameter(torch.tensor([[0.0, 5.0], [2.0 + 1e-7, -5.0]]))
+        self.shift = shift
+
+    def forward(self, x):
+        distance = ((x[:, None, :1] + self.shift - self.codes[:, :1] - self.shift) ** 2).sum(-1)
+        return self.codes[distance.argmin(1)]
+
+
+def test_a_choice_that_rounding_turned_is_no_error():
+    """In float32, a large number that is added and taken away again rounds the distances to equal ones."""
+    x = torch.ones(4, 2)
+    model, other = NearestCode(0.0), NearestCode(4096.0)
+    with torch.no_grad():
+        other.codes.copy_(model.codes)
+        model.codes[0, 0] -= 1e-4
+        other.codes[0, 0] -= 1e-4
+    assert not torch.equal(model(x), other(x))
+    (note,) = compare(model, other, x)
+    assert "differs from the model by rounding" in note

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeopt.passes.network import Network
-
 
 class Float64Interpreter(fx.Interpreter):
-    """Runs a network in float64; at no time are there more tensors in float64 than those in use."""
+    """Runs a network's graph in float64; at no time are there more tensors in float64 than those in use."""
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(float64_graph(network))
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(float64_graph(module))
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network on inputs in float64."""
@@ -29,12 +27,12 @@ class Float64Interpreter(fx.Interpreter):
         return to_float64(super().fetch_attr(target))
 
 
-def float64_graph(network: Network) -> fx.GraphModule:
+def float64_graph(module: fx.GraphModule) -> fx.GraphModule:
     """Copy a network's graph for float64: casts to narrower numbers become casts to float64.
 
     The tensors stay as they are. Each is read right before its first use.
     """
-    graph = copy.deepcopy(network.eval_module.graph)
+    graph = copy.deepcopy(module.graph)
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.find_nodes(op="get_attr"):
         if node.users:
@@ -42,7 +40,7 @@ def float64_graph(network: Network) -> fx.GraphModule:
     for node in graph.nodes:
         node.args = fx.node.map_aggregate(node.args, _widen_dtype)
         node.kwargs = fx.node.map_aggregate(node.kwargs, _widen_dtype)
-    return fx.GraphModule(network.eval_module, graph)
+    return fx.GraphModule(module, graph)
 
 
 def to_float64(value: Any) -> Any:

@@ -52,7 +52,7 @@ def verify_pruning(
         StepError: the original itself cannot run in float64.
     """
     alive = groups.alive(keep)
-    full, small = float64_graph(original), float64_graph(pruned)
+    full, small = float64_graph(original.eval_module), float64_graph(pruned.eval_module)
     weights = ProofWeights(original, pruned, groups.kept(keep), seed)
     doubled = [to_float64(tensor) for tensor in inputs]
     reference = Masked(full, groups.marks, alive)

@@ -44,7 +44,7 @@ def write_parity_data(
     batches = read_batches(examples)
     outputs = [run_batch(network.eval_module, task, batch) for batch in batches]
     small = dict(zip(batches[0], task.axes.take(list(batches[0].values()), range(_EDGE_SAMPLES)), strict=True))
-    exact = Float64Interpreter(network)
+    exact = Float64Interpreter(network.eval_module)
     kept = []
     for kind, batch in make_edge_inputs(small):
         try:

@@ -30,6 +30,7 @@ from edgeopt.passes.trace_failures import TraceFailure, explain_failure
 from edgeopt.passes.trainable import make_trainable
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
 from edgeopt.passes.training_graph import moving_averages
+from edgeopt.passes.vmap_regions import inline_vmaps
 from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 
@@ -162,9 +163,27 @@ def _describe_failure(model: nn.Module, inputs: tuple[Tensor, ...], modes: Modes
 def _export(
     model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
 ) -> torch.export.ExportedProgram | TraceFailure:
-    """Export, or return why that fails. Transformers' fused path is off: its operator cannot be trained."""
+    """Export, or return why that fails.
+
+    A library may take another path while it is compiled, which has less tried; then the path is exported that the model
+    takes when it runs. Transformers' fused path is off: its operator cannot be trained.
+    """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        program = _try_export(model, inputs, dynamic_shapes)
+        if isinstance(program, TraceFailure):
+            with _seems_to_run():
+                as_run = _try_export(model, inputs, dynamic_shapes)
+            return program if isinstance(as_run, TraceFailure) else as_run
+        return program
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def _try_export(
+    model: nn.Module, inputs: tuple[Tensor, ...], dynamic_shapes: Any
+) -> torch.export.ExportedProgram | TraceFailure:
     printed = io.StringIO()
     try:
         with warnings.catch_warnings(), _quiet_loggers(), contextlib.redirect_stderr(printed), moving_averages(model):
@@ -175,8 +194,17 @@ def _export(
         failure = explain_failure(model, error, printed.getvalue())
         _log.debug("torch.export failed on %s:\n%s", type(model).__name__, failure.trace)
         return failure
+
+
+@contextlib.contextmanager
+def _seems_to_run() -> Iterator[None]:
+    """Answer no to code that asks PyTorch whether it is being compiled, for the length of a block."""
+    asked = torch.compiler.is_compiling
+    torch.compiler.is_compiling = lambda: False
+    try:
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.compiler.is_compiling = asked
 
 
 @contextlib.contextmanager
@@ -219,6 +247,7 @@ def _plain_graph(
     assert nesting is not None, "an exported program has outputs"
     output.args = (_plain_outputs(pytree.tree_unflatten(list(output.args[0]), nesting)),)
     _inline_regions(exported)
+    inline_vmaps(exported)
     restore_recurrent_layers(graph)
     _drop_empty_parts(graph)
     _copy_before_writing(graph)

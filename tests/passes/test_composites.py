@@ -6,7 +6,7 @@ from rule_networks import Formula
 from torch import nn
 from torch.nn import functional as F
 
-from edgeopt.passes.composites import grouped_products
+from edgeopt.passes.composites import convolve_groups, grouped_products
 from edgeopt.passes.network import Network
 
 
@@ -88,3 +88,55 @@ def test_products_of_grouped_experts_become_operators_that_exporters_write(has_b
     for expert, (start, end) in enumerate([(0, 2), (2, 2), (2, 6)]):
         expected[start:end] = rows[start:end] @ weights[expert] + (bias[expert] if has_bias else 0)
     torch.testing.assert_close(grouped_products(rows, weights, ends, bias), expected)
+
+
+def convolve_each(kernels, x, **options):
+    """Convolve each sample by a kernel of its own: the batch is folded into the groups."""
+    batch, channels, height, width = x.shape
+    out = kernels.shape[1]
+    weight = kernels.reshape(batch * out, -1, *kernels.shape[-2:])
+    groups = batch * channels // weight.shape[1]
+    y = F.conv2d(x.reshape(1, batch * channels, height, width), weight, groups=groups, **options)
+    return y.reshape(batch, out, *y.shape[2:])
+
+
+@pytest.mark.parametrize("options", [{}, {"padding": 1}, {"padding": (2, 1), "stride": (2, 1), "dilation": (1, 2)}])
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_kernel_for_each_sample_becomes_products_of_matrices(options, depthwise):
+    x = torch.randn(4, 3, 9, 8)
+    parts = {"mix": nn.Linear(3, 3 * 9 if depthwise else 5 * 3 * 9)}
+
+    def compute(m, x):
+        kernels = m.mix(x.mean((2, 3)))
+        sizes = (3, 1, 3, 3) if depthwise else (5, 3, 3, 3)
+        return convolve_each(kernels.reshape(x.shape[0], *sizes), x, **options)
+
+    model = Formula(compute, parts)
+    network = Network.trace(model, (x,))
+    assert network.notes == ()
+    assert "conv2d" not in operators(network)
+    other = torch.randn(7, 3, 9, 8)
+    torch.testing.assert_close(network.eval_module.double()(other.double()), model.eval().double()(other.double()))
+
+
+def test_a_kernel_over_time_for_each_sample_becomes_a_product_of_matrices():
+    x = torch.randn(4, 3, 11)
+
+    def compute(m, x):
+        kernels = m.mix(x.mean(2)).reshape(x.shape[0] * 3, 1, 4)
+        y = F.conv1d(x.reshape(1, -1, 11), kernels, padding="same", dilation=2, groups=x.shape[0] * 3)
+        return y.reshape(x.shape)
+
+    model = Formula(compute, {"mix": nn.Linear(3, 12)})
+    network = Network.trace(model, (x,))
+    assert network.notes == ()
+    assert "conv1d" not in operators(network)
+    other = torch.randn(7, 3, 11)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))
+
+
+def test_a_computed_bias_and_the_channels_of_grouped_samples():
+    x, weight, bias = torch.randn(1, 12, 7, 7), torch.randn(8, 3, 3, 2), torch.randn(8)
+    for options in ({"padding": (1, 1)}, {"padding": "same", "dilation": (1, 2)}, {"padding": "valid"}):
+        expected = F.conv2d(x, weight, bias, groups=4, **options)
+        torch.testing.assert_close(convolve_groups(x, weight, bias, groups=4, **options), expected)

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from rule_networks import Formula
 from torch import nn
 from zoo_networks import random_keep, tensors_in, traced
 
@@ -366,3 +367,19 @@ def test_a_hook_that_the_first_call_registers_is_not_registered_twice():
     model, x = HooksAtItsFirstCall(), torch.randn(5, 6)
     network = Network.trace(model, (x,))
     torch.testing.assert_close(network.eval_module(x), model(x))
+
+
+def test_a_model_that_cannot_be_compiled_is_traced_as_it_runs():
+    """The encoder of Switch Transformers makes its mask only if nothing compiles it."""
+
+    def compute(m, x):
+        mask = None if torch.compiler.is_compiling() else torch.ones(x.shape[0], 5)
+        return m.a(x * mask[:, :])
+
+    x = torch.randn(2, 5)
+    model = Formula(compute, {"a": nn.Linear(5, 3)})
+    network = Network.trace(model, (x,))
+    assert network.notes == ()
+    assert torch.compiler.is_compiling() is False
+    other = torch.randn(4, 5)
+    torch.testing.assert_close(network.eval_module(other), model.eval()(other))

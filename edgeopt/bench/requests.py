@@ -46,6 +46,7 @@ def runtime_request(
         allow_spinning=profile.allow_spinning,
         memory_arena=profile.memory_arena,
         graph_level=profile.graph_level,
+        states=dict(target.states),
         batch_size=target.batch_size,
         warmup_runs=rule.warmup_runs,
         warmup_seconds=rule.warmup_seconds,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeopt.device.base import Device
@@ -29,3 +30,5 @@ class RunTarget:
     """Samples per run."""
     inputs: Path | None = None
     """A ``.npz`` with one array for each graph input; None for random values."""
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that are fed from an output of the batch before, if a batch does not have them."""

@@ -608,12 +608,23 @@ def read_inputs(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], bool]:
     return next(iter(iterate_batches(path)), {}), True
 
 
+def run_in_order(
+    session: Any, names: list[str], batches: Iterable[dict[str, np.ndarray[Any, Any]]], states: dict[str, str]
+) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
+    """Yield the outputs of each batch; one that lacks an input of ``states`` gets an output of the batch before."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+    for batch in batches:
+        fed = {name: found[output] for name, output in states.items() if name not in batch and output in found}
+        found = dict(zip(names, session.run(names, {**batch, **fed}), strict=True))
+        yield found
+
+
 def run_batches(request: dict[str, Any]) -> dict[str, Any]:
     """Run every batch of the inputs file and write the outputs in the same format."""
     session, _ = load_session(request)
     names = [entry.name for entry in session.get_outputs()]
     batches = iterate_batches(Path(request["inputs"]))
-    outputs = (dict(zip(names, session.run(names, batch), strict=True)) for batch in batches)
+    outputs = run_in_order(session, names, batches, request["states"])
     return {"batches": write_batches(Path(request["outputs"]), outputs)}
 
 

@@ -37,7 +37,8 @@ def command(
     estimate: bool,
     device_uri: str | None,
     batch_size: int | None,
-    inputs: Path | None,
+    inputs: str | None,
+    shapes: tuple[str, ...],
     allow_fallback: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -45,6 +46,7 @@ def command(
     from edgeopt.cli.bench_text import print_summary
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.profiles import load_profile
+    from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import open_device
     from edgeopt.pipeline.bench_file import BenchRequest, bench_file, summarize_bench
     from edgeopt.pipeline.device_calibration import choose_calibration
@@ -67,6 +69,7 @@ def command(
         memory_modes=memory_modes,
         batch_size=batch_size or profile.limits.batch_size,
         inputs=inputs,
+        shapes=merge_shapes(shapes, "--shape"),
         allow_fallback=allow_fallback,
     )
     with ProgressDisplay() as progress:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
+from edgeopt.cli.data_options import DATA_HELP, data_options
 from edgeopt.cli.options import (
     channel_options,
     estimate_option,
@@ -20,6 +21,7 @@ from edgeopt.cli.options import (
     verbose_option,
 )
 from edgeopt.config.limits import LimitOptions
+from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.width_rules import WidthRules
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from edgeopt.records.budget import Budget
     from edgeopt.records.choice import Choice
     from edgeopt.records.profile import Profile
+    from edgeopt.tasks.onnx_file import OnnxTask
 
 NO_TRAINING_SUCCEEDED = 1
 """Exit code."""
@@ -40,12 +43,8 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @click.option(
     "--target", metavar="NAME", help="A target's name, or the path of its .toml (see `edgeopt targets list`)."
 )
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Inputs, and labels if any (.npz, or .npy for a single input), for a TASK that is an .onnx file.",
-)
+@click.option("--data", metavar="DATA", help=f"Inputs and labels for a TASK that is an .onnx file. {DATA_HELP}")
+@data_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -105,7 +104,8 @@ NOTHING_KEEPS_THE_LIMITS = 3
 def command(
     task: str | None,
     target: str | None,
-    data: Path | None,
+    data: str | None,
+    data_options: DataOptions,
     out: Path,
     workspace: Path,
     device_uri: str | None,
@@ -130,6 +130,8 @@ def command(
     profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
+        name = task or project.task or "fashion"
+        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"])  # its mistakes show at once
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
@@ -138,8 +140,9 @@ def command(
         if search.refused:
             progress("set-up", search.refused)
         request = BuildRequest(
-            task=task or project.task or "fashion",
-            data=str(data) if data else None,
+            task=name,
+            data=data,
+            data_options=data_options,
             score_wish=score_wish,
             width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
             profile=profile,
@@ -152,9 +155,25 @@ def command(
             command=("edgeopt", *sys.argv[1:]),
             **passed_on,
         )
-        choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress)
+        choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress, given)
     print_choice(out, as_json)
     return exit_code(choice)
+
+
+def _open_given(
+    task: str, data: str | None, score_wish: ScoreWish, options: DataOptions, shapes: tuple[str, ...]
+) -> OnnxTask | None:
+    """Return the task of a given file, with its data read and checked, before PyTorch is loaded; None for another task.
+
+    Raises:
+        TaskError, DataError, InputError: see ``edgeopt.pipeline.given_model.open_given_task``.
+    """
+    if not task.endswith(".onnx"):
+        return None
+    from edgeopt.config.shapes import merge_shapes
+    from edgeopt.pipeline.given_model import open_given_task
+
+    return open_given_task(Path(task), data, score_wish, options.with_sizes(merge_shapes(shapes, "--shape")))
 
 
 def exit_code(choice: Choice) -> int:

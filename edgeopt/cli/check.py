@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.options import FILE, device_option, fallback_option, verbose_option
+from edgeopt.cli.data_options import DATA_HELP, data_options
+from edgeopt.cli.options import device_option, fallback_option, verbose_option
+from edgeopt.records.given_data import DataOptions
 
 if TYPE_CHECKING:
     from edgeopt.cli.console import ProgressDisplay
@@ -30,7 +32,8 @@ VERDICTS = {
 )
 @fallback_option
 @click.option("--score", metavar="TASK", help="Also score the model on the device, on TASK's whole evaluation set.")
-@click.option("--data", type=FILE, metavar="FILE", help="Inputs and labels (.npz) for --score MODEL.onnx.")
+@click.option("--data", metavar="DATA", help=f"Inputs and labels for --score MODEL.onnx. {DATA_HELP}")
+@data_options
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with raw samples.")
 def command(
@@ -39,7 +42,8 @@ def command(
     target: str | None,
     allow_fallback: tuple[str, ...],
     score: str | None,
-    data: Path | None,
+    data: str | None,
+    data_options: DataOptions,
     as_json: bool,
 ) -> int:
     """Verify BUNDLE, the folder of a finished build: its files, its golden outputs on the device, its limits.
@@ -59,7 +63,7 @@ def command(
 
     profile = load_profile(target or read_manifest(bundle).target)
     with stdout_to_stderr(), ProgressDisplay() as progress:
-        evaluation = _load_evaluation(score, data, progress)
+        evaluation = _load_evaluation(score, data, data_options, progress)
         device = open_device(device_uri or profile.device)
         kind = device_kind(device.uri, profile)
         profile = profile if kind == "measured" else profile.on_stand_in
@@ -72,7 +76,9 @@ def command(
     return EXIT_CODES[result.status]
 
 
-def _load_evaluation(task: str | None, data: Path | None, progress: ProgressDisplay) -> EvaluationSet | None:
+def _load_evaluation(
+    task: str | None, data: str | None, options: DataOptions, progress: ProgressDisplay
+) -> EvaluationSet | None:
     """Load the task that --score names; None without it.
 
     Raises:
@@ -85,11 +91,11 @@ def _load_evaluation(task: str | None, data: Path | None, progress: ProgressDisp
             raise InputError("--data goes with --score MODEL.onnx, the file that the bundle was built from.")
         return None
     if task.endswith(".onnx") and data is None:
-        raise InputError(f"--score {task} needs --data FILE, the .npz of inputs that the bundle was built with.")
+        raise InputError(f"--score {task} needs --data DATA, the inputs that the bundle was built with.")
     progress("set-up", "loading PyTorch")
     from edgeopt.pipeline.evaluation import EvaluationSet, open_task
 
-    return EvaluationSet(open_task(task, data))
+    return EvaluationSet(open_task(task, data, options=options))
 
 
 def _print(result: CheckResult) -> None:

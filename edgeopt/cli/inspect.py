@@ -39,7 +39,8 @@ def command(
     target: str,
     device_uri: str | None,
     batch_size: int | None,
-    inputs: Path | None,
+    inputs: str | None,
+    shapes: tuple[str, ...],
     allow_fallback: tuple[str, ...],
     workspace: Path,
     as_json: bool,
@@ -48,6 +49,7 @@ def command(
     from edgeopt.bench.run_target import RunTarget
     from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
+    from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import device_kind, open_device
     from edgeopt.pipeline.inspect import ModelInspection, inspect_model, inspect_task
     from edgeopt.records.codec import to_json
@@ -67,9 +69,8 @@ def command(
                 kind=device_kind(device.uri, profile),
                 allow_fallback=allow_fallback,
                 batch_size=batch_size or profile.limits.batch_size,
-                inputs=inputs,
             )
-            inspection = inspect_model(Path(subject), run_target, report)
+            inspection = inspect_model(Path(subject), inputs, run_target, report, merge_shapes(shapes, "--shape"))
         else:
             inspection = inspect_task(subject, workspace, progress=report)
     if as_json:

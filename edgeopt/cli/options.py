@@ -149,9 +149,15 @@ def run_options(function: Callable[..., Any]) -> Callable[..., Any]:
         fallback_option,
         click.option(
             "--inputs",
-            type=FILE,
-            metavar="FILE",
-            help="A .npz with one array per input, or a .npy for a single input (default: random values).",
+            metavar="DATA",
+            help="A .npz (one array per input), a .npy, a folder of samples, or file.py:function (default: made up).",
+        ),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            metavar="NAME=1x3x480x640",
+            help="Shape of a made-up input with dynamic dimensions; may be repeated.",
         ),
         click.option(
             "--batch-size", type=click.IntRange(min=1), metavar="N", help="Samples per run (default: the target's)."

@@ -26,6 +26,15 @@ def parse_shapes(texts: Sequence[str], source: str) -> tuple[InputShapes, ...]:
     return tuple(_parse(text, source) for text in texts)
 
 
+def merge_shapes(texts: Sequence[str], source: str) -> InputShapes:
+    """Read shapes that are one case together.
+
+    Raises:
+        ConfigError: see ``parse_shapes``.
+    """
+    return {name: shape for shapes in parse_shapes(texts, source) for name, shape in shapes.items()}
+
+
 def _parse(text: str, source: str) -> InputShapes:
     shapes: InputShapes = {}
     for part in text.split(","):

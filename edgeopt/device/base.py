@@ -38,6 +38,8 @@ class WorkerRequest(Record, frozen=True, kw_only=True):
     """With ``disabled``, every node of the file appears in the profile."""
     prepacking: bool = True
     """Whether kernels may keep weights in their own layout, next to the file's or instead of it."""
+    states: dict[str, str] = {}  # noqa: RUF012 - records copy their defaults
+    """Input to output: in mode ``outputs`` a batch without the input gets this output of the batch before."""
     batch_size: int = 1
     warmup_runs: int = 0
     warmup_seconds: float = 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bench.sustained import run_sustained, sustained_ratio, sustained_verdict
+from edgeopt.config.shapes import InputShapes
 from edgeopt.device.base import Device
 from edgeopt.device.open import device_role
 from edgeopt.errors import CannotProfileError
@@ -49,7 +50,10 @@ class BenchRequest:
     sustained_seconds: float | None
     memory_modes: bool
     batch_size: int
-    inputs: Path | None
+    inputs: str | None
+    """What the user named; None for made-up values."""
+    shapes: InputShapes
+    """Of made-up inputs."""
     allow_fallback: tuple[str, ...]
 
 
@@ -80,12 +84,16 @@ def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], 
         ProviderError, StepError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     with ExitStack() as stack:
-        ready = stack.enter_context(open_given_model(request.model, request.inputs, request.batch_size, is_run=True))
+        ready = stack.enter_context(_open(request, request.model))
         other = None
         if request.against is not None:
-            other = stack.enter_context(open_given_model(request.against, None, request.batch_size, is_run=True)).path
-        opened = replace(request, model=ready.path, against=other, inputs=ready.inputs)
+            other = stack.enter_context(_open(request, request.against)).path
+        opened = replace(request, model=ready.path, against=other)
         return _measure_all(opened, ready, device, progress)
+
+
+def _open(request: BenchRequest, model: Path) -> AbstractContextManager[ReadyModel]:
+    return open_given_model(model, request.inputs, request.batch_size, is_run=True, shapes=request.shapes)
 
 
 def _measure_all(
@@ -94,7 +102,7 @@ def _measure_all(
     kind, profile = device_role(device.uri, request.profile, estimated=request.calibration is not None)
     target = RunTarget(
         device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback,
-        batch_size=request.batch_size, inputs=request.inputs,
+        batch_size=request.batch_size, inputs=ready.inputs,
     )  # fmt: skip
     _logger.debug("bench %s for %s on %s (%s)", request.model, profile.name, device.uri, target.kind)
     sustained = None
@@ -110,7 +118,7 @@ def _measure_all(
     )
     if request.calibration is not None:
         progress("estimating the target's latency")
-        measurement = add_estimate(measurement, request.model, profile, request.calibration, percentile, request.inputs)
+        measurement = add_estimate(measurement, request.model, profile, request.calibration, percentile, ready.inputs)
     comparison = compare(request.model, request.against, target, progress=progress) if request.against else None
     changes, ratios = None, None
     if request.against or len(measurement.providers) > 1:

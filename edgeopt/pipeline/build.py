@@ -35,7 +35,7 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, e
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dims, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
@@ -48,6 +48,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
+from edgeopt.records.given_data import DataOptions
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
@@ -66,7 +67,9 @@ class BuildRequest(Record, frozen=True, kw_only=True):
 
     task: str
     data: str | None
-    """Inputs for a bare ``.onnx``."""
+    """Inputs for a bare ``.onnx``: a file, a folder, or ``file.py:name``."""
+    data_options: DataOptions = DataOptions()
+    """How these become inputs."""
     score_wish: ScoreWish = ScoreWish()
     """How a bare ``.onnx`` is to be scored."""
     yes: bool = False
@@ -97,6 +100,7 @@ def build(
     request: BuildRequest,
     resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
+    given: OnnxTask | None = None,
 ) -> Choice:
     """Run a build and write its bundle.
 
@@ -105,6 +109,7 @@ def build(
         resolve: From the task's own limits for this target (or None), and whether its score is an error, to the limits
             that apply.
         progress: Called with a stage and a detail.
+        given: The task, if it is a given file that the caller has opened.
 
     Raises:
         InputError: the task, a limit or a folder is wrong.
@@ -116,7 +121,7 @@ def build(
     with (
         Workspace(Path(request.workspace)).open() as workspace,
         log_to_file(workspace.log_file),
-        open_build(request, workspace, resolve, progress) as opened,
+        open_build(request, workspace, resolve, progress, given) as opened,
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
@@ -158,6 +163,7 @@ def open_build(
     workspace: Workspace,
     resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
+    given: OnnxTask | None = None,
 ) -> Iterator[Build]:
     """Open ledger, device, task and torch processes for the length of a block."""
     clock = Clock()
@@ -165,7 +171,7 @@ def open_build(
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
-        task = open_task(request.task, Path(request.data) if request.data else None, request.score_wish)
+        task = given or open_task(request.task, request.data, request.score_wish, request.data_options)
         is_error = isinstance(task, CheckedTask) and task.score_direction == "lower"
         budget = resolve(task.budgets.get(profile.name), is_error)
         device = open_device(request.device)
@@ -176,17 +182,16 @@ def open_build(
         sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
-        effort = effort_of(task, request.quick)
         gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
         ranks = task.training.processes if isinstance(task, CheckedTask) else 1
-        workers = most_trainings(request, effort, (len(gpus) or available_cores()) // ranks)
+        workers = most_trainings(request, effort_of(task, request.quick), (len(gpus) or available_cores()) // ranks)
     with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,
             profile=profile,
             budget=budget,
-            effort=effort,
+            effort=effort_of(task, request.quick),
             device=device,
             device_info=DeviceInfo(uri=request.device, kind=kind, id=identity),
             calibration=request.calibration,
@@ -380,10 +385,7 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
 
 def dynamic_dimensions(build: Build) -> tuple[DynamicDimension, ...]:
     """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
-    task = build.data.task
-    if not isinstance(task, CheckedTask):
-        return ()
-    axes = dict.fromkeys(axis for dims in task.interface.dynamic_dims for axis in dims.values())
+    axes = dict.fromkeys(axis for dims in dynamic_dims(build.data.task) for axis in dims.values())
     return tuple(
         DynamicDimension(
             name=axis.name,

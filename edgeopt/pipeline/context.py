@@ -156,6 +156,7 @@ class Build:
                 allow_fallback=self.allow_fallback,
                 batch_size=batch_size,
                 inputs=self.data.timing_inputs(batch_size, sizes),
+                states=self.data.states,
             )
             for sizes in self.sizes
         )

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 from edgeopt.pipeline.boundary import run_user_code
+from edgeopt.pipeline.given_model import open_given_task
 from edgeopt.pipeline.processes import prepare_for_forks
 from edgeopt.pipeline.user_code import load_guarded_task
+from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
+from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.onnx_file import OnnxTask
@@ -24,22 +27,30 @@ from edgeopt.tasks.onnx_file import OnnxTask
 NamedArrays = dict[str, NDArray[Any]]
 
 
-def open_task(spec: str, data: Path | None, score_wish: ScoreWish | None = None) -> CheckedTask | OnnxTask:
+def open_task(
+    spec: str, data: str | None, score_wish: ScoreWish | None = None, options: DataOptions | None = None
+) -> CheckedTask | OnnxTask:
     """Load a task: a bare ``.onnx`` with its inputs (random if ``data`` is None), or the user's Python.
 
     Args:
         spec: As the user named it.
-        data: The ``.npz`` of a bare ``.onnx``.
+        data: Of a bare ``.onnx``.
         score_wish: How a bare ``.onnx`` is to be scored; None leaves it to the data.
+        options: How its data become inputs.
 
     Raises:
         TaskError, DataError: see ``edgeopt.task.load_task`` and ``OnnxTask``.
         InputError: inputs or a score were given for a task that brings its own.
     """
     if spec.endswith(".onnx"):
-        return OnnxTask(Path(spec), data, score_wish)
+        return open_given_task(Path(spec), data, score_wish, options)
     if data:
         raise InputError(f"--data goes with a bare .onnx model; the task '{spec}' brings its own data.")
+    if options is not None and options != DataOptions():
+        raise InputError(
+            f"--mean, --std, --size, --layout, --color and --state go with the data of a bare .onnx model; the task "
+            f"'{spec}' brings its own data."
+        )
     if score_wish is not None and score_wish != ScoreWish():
         raise InputError(
             f"--score, --score-output and --ignore-label go with a bare .onnx model. The task '{spec}' says itself how "
@@ -70,6 +81,16 @@ class EvaluationSet:
         return sum(self.counts)
 
     @property
+    def states(self) -> dict[str, str]:
+        """Inputs of a given file that are outputs of the step before."""
+        return self.task.states if isinstance(self.task, OnnxTask) else {}
+
+    @property
+    def fed_inputs(self) -> list[NamedArrays]:
+        """The inputs as files are scored on them: states are each file's own, so later steps have none."""
+        return self.task.fed_batches() if isinstance(self.task, OnnxTask) else self.inputs
+
+    @property
     def counts(self) -> list[int]:
         """The number of samples in each batch."""
         return [self.task.axes.count(batch) for batch in self.inputs]
@@ -96,7 +117,7 @@ class EvaluationSet:
             return kind
         if self.task.score_kind is None:
             names = self.task.output_names
-            outputs = [[batch[name] for name in names] for batch in baseline]
+            outputs = [flat_arrays(self.task.nest_outputs([batch[name] for name in names])) for batch in baseline]
             self.task.settle_score(outputs, names, self.targets or None)
         return self.task.score_kind
 

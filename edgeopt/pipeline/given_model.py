@@ -6,7 +6,7 @@ In: the paths that the user named. Out: a ``ReadyModel`` for the length of a blo
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +15,43 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import write_batches
+from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError, TaskError
 from edgeopt.graph.compatibility import find_foreign_operators
 from edgeopt.graph.given.files import GivenModel, one_file, read_given
 from edgeopt.graph.given.values import check_inputs, model_inputs
-from edgeopt.tasks.onnx_data import describe_inputs, load_arrays
+from edgeopt.pipeline.boundary import run_user_code
+from edgeopt.records.given_data import DataOptions
+from edgeopt.records.scoring import ScoreWish
+from edgeopt.tasks.onnx_data.functions import is_function
+from edgeopt.tasks.onnx_data.load import load_samples
+from edgeopt.tasks.onnx_data.made_up import make_up_inputs
+from edgeopt.tasks.onnx_data.rows import settle_axes_of_one
+from edgeopt.tasks.onnx_data.samples import GivenSamples
+from edgeopt.tasks.onnx_data.specs import InputSpec, declared_axes, describe_inputs
+from edgeopt.tasks.onnx_file import OnnxTask
 
 _RUNTIME_FORMAT = ".ort"
 """ONNX Runtime's own format, which only it can read."""
+
+
+def open_given_task(
+    path: Path, data: str | None, score_wish: ScoreWish | None = None, options: DataOptions | None = None
+) -> OnnxTask:
+    """Read a model and its data, without PyTorch.
+
+    Args:
+        path: The model.
+        data: A file, a folder, or ``file.py:name``; None for random values.
+        score_wish: How it is to be scored.
+        options: How the data become inputs.
+
+    Raises:
+        TaskError, DataError, InputError: see ``OnnxTask``; a TaskError too if the user's function fails.
+    """
+    if data is not None and is_function(data):
+        return run_user_code(data, "the function", OnnxTask, path, data, score_wish, options)
+    return OnnxTask(path, data, score_wish, options)
 
 
 class ReadyModel(NamedTuple):
@@ -31,28 +60,33 @@ class ReadyModel(NamedTuple):
     path: Path
     """Of one file: the user's, or a packed copy."""
     inputs: Path | None
-    """A batch file with one batch; None for random values."""
+    """A batch file with one batch; None if there are none."""
     size_bytes: int
     """Of all the user's files."""
     notes: tuple[str, ...]
     sample_shapes: dict[str, tuple[int, ...]]
-    """Of the user's arrays for one sample; empty without them."""
+    """Of the inputs for one sample."""
+    no_inputs: str | None = None
+    """Why inputs could not be made up."""
 
 
 @contextmanager
-def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run: bool) -> Iterator[ReadyModel]:
+def open_given_model(
+    path: Path, inputs: str | None, batch_size: int, *, is_run: bool, shapes: InputShapes | None = None
+) -> Iterator[ReadyModel]:
     """Read and check a model and its inputs, and give a block what can be run.
 
     Args:
         path: The user's file.
-        inputs: The user's ``.npz`` or ``.npy``; None for random values.
-        batch_size: Rows to take from it.
-        is_run: Whether ONNX Runtime has to have all of its operators.
+        inputs: What the user named: a file, a folder, or ``file.py:name``; None for made-up values.
+        batch_size: Samples to take.
+        is_run: Whether it has to be run: ONNX Runtime needs all of its operators, and there have to be inputs.
+        shapes: Of made-up inputs with dynamic dimensions.
 
     Raises:
         TaskError: the model cannot be read, has inputs that are not tensors, or has operators that ONNX Runtime lacks.
         DataError: the inputs cannot be read or do not fit.
-        InputError: the model has another fixed batch size, or the inputs have too few rows.
+        InputError: the model has another fixed batch size, the inputs have too few rows, or none can be made up.
     """
     if path.suffix == _RUNTIME_FORMAT:
         if inputs is not None:
@@ -66,14 +100,17 @@ def open_given_model(path: Path, inputs: Path | None, batch_size: int, *, is_run
         raise TaskError(f"{path} uses operators that ONNX Runtime does not have: {', '.join(foreign)}.")
     with ExitStack() as stack:
         model = stack.enter_context(one_file(path, given))
-        notes, file = _packed_notes(given), None
-        shapes: dict[str, tuple[int, ...]] = {}
-        if inputs is not None:
-            taken = take_one_batch(path, given.model, inputs, batch_size)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-inputs-"))
-            file, notes, shapes = Path(folder) / "inputs.npz", (*notes, *taken.notes), taken.sample_shapes
-            write_batches(file, [taken.batch])
-        yield ReadyModel(model, file, given.size_bytes, notes, shapes)
+        try:
+            taken = take_one_batch(path, given.model, inputs, batch_size, shapes)
+        except InputError as error:
+            if is_run or inputs is not None:
+                raise
+            yield ReadyModel(model, None, given.size_bytes, _packed_notes(given), dict(shapes or {}), str(error))
+            return
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeopt-inputs-"))
+        file = Path(folder) / "inputs.npz"
+        write_batches(file, [taken.batch])
+        yield ReadyModel(model, file, given.size_bytes, (*_packed_notes(given), *taken.notes), taken.sample_shapes)
 
 
 def _packed_notes(given: GivenModel) -> tuple[str, ...]:
@@ -83,32 +120,56 @@ def _packed_notes(given: GivenModel) -> tuple[str, ...]:
 
 
 class TakenBatch(NamedTuple):
-    """The first rows of the user's arrays."""
+    """One batch for a model."""
 
     batch: dict[str, NDArray[Any]]
     sample_shapes: dict[str, tuple[int, ...]]
     notes: tuple[str, ...]
 
 
-def take_one_batch(path: Path, model: onnx.ModelProto, inputs: Path, batch_size: int) -> TakenBatch:
-    """Return the first rows of the user's arrays, and notes on casts.
+def take_one_batch(
+    path: Path, model: onnx.ModelProto, inputs: str | None, batch_size: int, shapes: InputShapes | None = None
+) -> TakenBatch:
+    """Return the first samples of the user's data and notes on casts, or made-up inputs and a note on these.
+
+    Of samples of several shapes the first ones are taken.
 
     Raises:
         DataError, InputError: see ``open_given_model``.
     """
     specs = describe_inputs(model_inputs(model.graph))
-    arrays = load_arrays(inputs, specs, judged=False)
-    batch, shapes = dict(arrays.inputs), {name: values.shape for name, values in arrays.inputs.items()}
+    axes = settle_axes_of_one(specs, declared_axes(specs))
+    if inputs is None:
+        made = make_up_inputs(model.graph, specs, axes, batch_size, shapes or {})
+        batch, notes = made.arrays, tuple(filter(None, (made.note,)))
+    elif shapes:
+        raise InputError("--shape is for made-up inputs; --inputs has its own shapes. Leave one of them out.")
+    else:
+        samples = _load(inputs, specs)
+        axes, notes, first = samples.axes, samples.notes, samples.groups[0]
+        if first.samples < batch_size:
+            raise InputError(f"{inputs}: {_rows_of(first.inputs)} {first.samples} rows; the batch needs {batch_size}.")
+        batch = first.cut(0, batch_size, axes).inputs
     for spec in specs:
-        if spec.name in arrays.shared:
-            continue
-        if spec.batch is not None and spec.batch != batch_size:
+        size = spec.size(axes[spec.name])
+        if size is not None and size != batch_size:
             raise InputError(
-                f"{path}: input '{spec.name}' has a fixed batch size of {spec.batch}, not {batch_size}. Give "
-                f"--batch-size {spec.batch}."
+                f"{path}: input '{spec.name}' has a fixed batch size of {size}, not {batch_size}. Give "
+                f"--batch-size {size}."
             )
-        values = batch[spec.name]
-        if len(values) < batch_size:
-            raise InputError(f"{inputs}: array '{spec.name}' has {len(values)} rows; the batch needs {batch_size}.")
-        batch[spec.name], shapes[spec.name] = values[:batch_size], (spec.batch or 1, *values.shape[1:])
-    return TakenBatch(batch, shapes, arrays.notes)
+    one = {name: tuple(values.shape) for name, values in batch.items()}
+    for spec in specs:
+        axis = axes[spec.name]
+        if axis is not None and spec.size(axis) is None:
+            one[spec.name] = (*one[spec.name][:axis], 1, *one[spec.name][axis + 1 :])
+    return TakenBatch(batch, one, notes)
+
+
+def _load(inputs: str, specs: Sequence[InputSpec]) -> GivenSamples:
+    if is_function(inputs):
+        return run_user_code(inputs, "the function", load_samples, inputs, specs, judged=False)
+    return load_samples(inputs, specs, judged=False)
+
+
+def _rows_of(arrays: dict[str, NDArray[Any]]) -> str:
+    return f"array '{next(iter(arrays))}' has" if len(arrays) == 1 else "the arrays have"

@@ -15,7 +15,8 @@ from typing import Literal
 
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.errors import InputError, WorkspaceError
+from edgeopt.config.shapes import InputShapes
+from edgeopt.errors import InputError, StepError, WorkspaceError
 from edgeopt.graph.compatibility import find_foreign_operators
 from edgeopt.graph.facts import ValueInfo, read_facts
 from edgeopt.graph.initializers import list_stored_tensors
@@ -30,6 +31,7 @@ from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Importance
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
+from edgeopt.tasks.onnx_data.made_up import MADE_UP
 
 _logger = logging.getLogger(__name__)
 
@@ -144,30 +146,37 @@ class TaskInspection(Record, frozen=True, kw_only=True):
     groups: tuple[InspectedGroup, ...]
 
 
-def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None]) -> ModelInspection:
-    """Read a file and time its nodes on a device.
+def inspect_model(
+    model: Path,
+    inputs: str | None,
+    target: RunTarget,
+    progress: Callable[[str], None],
+    shapes: InputShapes | None = None,
+) -> ModelInspection:
+    """Read a file, and time its nodes if it can be run.
 
     Args:
         model: An ``.onnx`` file.
+        inputs: See ``open_given_model``.
         target: Where and how it runs.
-        progress: Called with a few words about the current step.
+        progress: Called with a few words.
+        shapes: Of made-up inputs.
 
     Raises:
-        InputError: the file does not exist, or its inputs cannot be made up.
-        TaskError, DataError: see ``edgeopt.pipeline.given_model.open_given_model``.
+        InputError: the file does not exist.
+        TaskError, DataError: see ``open_given_model``.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     if not model.exists():
         raise InputError(f"there is no file {model}. A task is a ready task's name, `module:name` or `file.py:name`.")
     progress("reading the file")
-    with open_given_model(model, target.inputs, target.batch_size, is_run=False) as ready:
+    with open_given_model(model, inputs, target.batch_size, is_run=False, shapes=shapes) as ready:
         file_facts = read_facts(ready.path, ready.sample_shapes)
         tensors = tuple(
             InspectedTensor(**tensor._asdict(), size_ratio=tensor.stored_bytes / ready.size_bytes)
             for tensor in list_stored_tensors(ready.path)
         )
-        foreign = find_foreign_operators(load(ready.path, _STAGE))
-        timed = None if foreign else _time_nodes(ready, target, progress)
+        timed, not_run = _try_to_run(model, ready, target, progress)
     nodes = [] if timed is None else timed.nodes
     total_ns = sum(node.ns for node in nodes) or 1.0
     return ModelInspection(
@@ -176,24 +185,41 @@ def inspect_model(model: Path, target: RunTarget, progress: Callable[[str], None
         device=target.device.uri,
         batch_size=target.batch_size,
         size_bytes=ready.size_bytes,
-        download_bytes=file_facts.download_bytes,
-        parameters=file_facts.parameters,
-        nonzero_parameters=file_facts.nonzero_parameters,
-        weight_types=file_facts.weight_types,
-        macs=file_facts.macs,
-        opset=file_facts.opset,
-        ir_version=file_facts.ir_version,
-        operators=file_facts.operators,
+        **{name: getattr(file_facts, name) for name in _SAME_FACTS},
         inputs=_values(file_facts.inputs),
         outputs=_values(file_facts.outputs),
         tensors=tensors,
         run_ms=None if timed is None else timed.ns / 1e6,
-        not_run=f"ONNX Runtime has no operators {', '.join(foreign)}" if foreign else None,
+        not_run=not_run,
         notes=ready.notes,
         providers=_provider_use(nodes),
         time_by_operator=_time_by_operator(nodes, total_ns),
         nodes=_nodes(nodes, total_ns),
     )
+
+
+_SAME_FACTS = (
+    "download_bytes", "parameters", "nonzero_parameters", "weight_types", "macs", "opset", "ir_version", "operators",
+)  # fmt: skip
+"""Fields that ``OnnxFacts`` and ``ModelInspection`` share."""
+
+
+def _try_to_run(
+    model: Path, ready: ReadyModel, target: RunTarget, progress: Callable[[str], None]
+) -> tuple[FileTime | None, str | None]:
+    """Return the times of a file's nodes, or why it is not run. On the user's own inputs a failure is an error."""
+    foreign = find_foreign_operators(load(ready.path, _STAGE))
+    if foreign:
+        return None, f"ONNX Runtime has no operators {', '.join(foreign)}"
+    if ready.no_inputs is not None:
+        return None, ready.no_inputs
+    try:
+        return _time_nodes(ready, target, progress), None
+    except StepError as error:
+        if not any(note.startswith(MADE_UP) for note in ready.notes):
+            raise
+        reason = error.reason.replace(str(ready.path), str(model))
+        return None, f"the inputs that were made up do not fit: {reason} Pass --inputs FILE.npz, or --shape."
 
 
 def _time_nodes(ready: ReadyModel, target: RunTarget, progress: Callable[[str], None]) -> FileTime:

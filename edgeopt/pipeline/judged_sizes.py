@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError
 from edgeopt.task import CheckedTask
-from edgeopt.task.dynamic_axes import BATCH
+from edgeopt.task.dynamic_axes import BATCH, Dims
 from edgeopt.tasks.onnx_file import OnnxTask
 
 DimensionSizes = dict[str, int]
@@ -21,7 +21,7 @@ DimensionSizes = dict[str, int]
 def judged_sizes(
     task: CheckedTask | OnnxTask, shapes: Sequence[InputShapes], batch_size: int, source: str = "--shape"
 ) -> tuple[DimensionSizes, ...]:
-    """Return the sizes that shapes ask for; those of the example inputs if there are no shapes.
+    """Return the sizes that shapes ask for; without any, those of the example inputs (a given file's largest sample).
 
     Args:
         task: Its inputs are named by the shapes.
@@ -32,38 +32,44 @@ def judged_sizes(
     Raises:
         InputError: a shape names an input that does not exist, or has a size that the network cannot take.
     """
-    if isinstance(task, OnnxTask):
-        if shapes:
-            raise InputError(
-                f"{source} gives shapes, but these go with a task that has dynamic_axes: {task.spec} is measured on "
-                "the inputs of --data. Leave the shapes out."
-            )
-        return ({},)
     example = {
-        axis.name: int(value.shape[dim])
-        for value, dims in zip(task.example_inputs, task.interface.dynamic_dims, strict=True)
+        axis.name: int(shape[dim])
+        for shape, dims in zip(_example_shapes(task), dynamic_dims(task), strict=True)
         for dim, axis in dims.items()
     }
     return tuple({**example, **_sizes(task, one, batch_size, source)} for one in shapes) or (example,)
 
 
-def _sizes(task: CheckedTask, shapes: InputShapes, batch_size: int, source: str) -> DimensionSizes:
+def _example_shapes(task: CheckedTask | OnnxTask) -> list[tuple[int, ...]]:
+    values: Sequence[Any] = task.example_inputs
+    return [tuple(value.shape) for value in values]
+
+
+def dynamic_dims(task: CheckedTask | OnnxTask) -> tuple[Dims, ...]:
+    """Return the dynamic dimensions of each input besides the batch."""
+    return task.dynamic_dims if isinstance(task, OnnxTask) else task.interface.dynamic_dims
+
+
+def _sizes(task: CheckedTask | OnnxTask, shapes: InputShapes, batch_size: int, source: str) -> DimensionSizes:
     sizes: DimensionSizes = {}
     for name, shape in shapes.items():
         if name not in task.input_names:
             raise InputError(f"{source} names the input '{name}', but {task.spec} has {', '.join(task.input_names)}.")
         index = task.input_names.index(name)
-        example, dims = tuple(task.example_inputs[index].shape), task.interface.graph_dims[index]
+        all_dims = task.graph_dims if isinstance(task, OnnxTask) else task.interface.graph_dims
+        example, dims = _example_shapes(task)[index], all_dims[index]
         if len(shape) != len(example):
             raise InputError(f"{source} gives '{name}' {len(shape)} dimensions, but it has {len(example)}: {example}.")
         for dim, size in enumerate(shape):
             axis = dims.get(dim)
             problem = f"{source} gives '{name}' size {size} in dimension {dim}"
             if axis is None and size != example[dim]:
-                raise InputError(
-                    f"{problem}, but the network has {example[dim]} there. Name the dimension in dynamic_axes of "
-                    f"{task.spec} if it may change."
+                advice = (
+                    ""
+                    if isinstance(task, OnnxTask)
+                    else (f" Name the dimension in dynamic_axes of {task.spec} if it may change.")
                 )
+                raise InputError(f"{problem}, but the network has {example[dim]} there.{advice}")
             if axis is None:
                 continue
             if axis.name == BATCH and size != batch_size:
@@ -81,10 +87,10 @@ def resize_arrays(
     task: CheckedTask | OnnxTask, arrays: Mapping[str, NDArray[Any]], sizes: DimensionSizes
 ) -> dict[str, NDArray[Any]]:
     """Return one batch of inputs with other sizes of its dynamic dimensions: cut, or repeated from the start."""
-    if not sizes or isinstance(task, OnnxTask):
+    if not sizes:
         return dict(arrays)
     resized = {}
-    for (name, value), dims in zip(arrays.items(), task.interface.dynamic_dims, strict=True):
+    for (name, value), dims in zip(arrays.items(), dynamic_dims(task), strict=True):
         changed = value
         for dim, axis in dims.items():
             if axis.name in sizes and changed.shape[dim] != sizes[axis.name]:
@@ -93,15 +99,13 @@ def resize_arrays(
     return resized
 
 
-def parity_sizes(
-    task: CheckedTask | OnnxTask, batches: Sequence[Mapping[str, NDArray[Any]]]
-) -> tuple[DimensionSizes, ...]:
+def parity_sizes(task: CheckedTask, batches: Sequence[Mapping[str, NDArray[Any]]]) -> tuple[DimensionSizes, ...]:
     """Return three choices of sizes on which files are compared with the network: example, small and large.
 
     Small and large are the smallest and largest sizes of the selection set; if it has none below or above the
     example's, half and twice that, as far as the given range allows.
     """
-    if isinstance(task, OnnxTask) or not any(task.interface.dynamic_dims):
+    if not any(task.interface.dynamic_dims):
         return ({},)
     (example,) = judged_sizes(task, (), 1)
     small, large = dict(example), dict(example)

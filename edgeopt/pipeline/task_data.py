@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
-from edgeopt.pipeline.judged_sizes import DimensionSizes, parity_sizes, resize_arrays
+from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dims, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
 from edgeopt.store.files import write_whole
 from edgeopt.store.workspace import Workspace
@@ -47,10 +47,16 @@ class TaskData(EvaluationSet):
         super().__init__(task)
         self.folder = workspace.folder("arrays")
         self.fingerprint = self._fingerprint()
-        self.eval_file = self._store("eval", self.inputs)
+        self.eval_file = self._store("eval", self.fed_inputs)
+
+    @cached_property
+    def parity_file(self) -> Path:
+        """The file of real samples on which files are compared with the network."""
+        if isinstance(self.task, OnnxTask):
+            return self._store("parity", self.task.parity_batches(_PARITY_SAMPLES))
         first = self._first_samples(_PARITY_SAMPLES)
-        sizes = parity_sizes(task, self.inputs)
-        self.parity_file = self._store("parity", [resize_arrays(task, first, one) for one in sizes])
+        sizes = parity_sizes(self.task, self.inputs)
+        return self._store("parity", [resize_arrays(self.task, first, one) for one in sizes])
 
     def _first_samples(self, count: int) -> NamedArrays:
         return self._take(self.inputs[0], range(min(count, self.task.axes.count(self.inputs[0]))))
@@ -74,7 +80,9 @@ class TaskData(EvaluationSet):
             digest.update(repr(words_of(target)).encode())
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.sha256.encode())
-            _update_digest(digest, self.task.calibration_arrays.values())
+            digest.update(f"{sorted(self.task.states.items())}{self.task.input_axes}".encode())
+            for batch in self.task.calibration_batches():
+                _update_digest(digest, batch.values())
             return digest.hexdigest()[:20]
         task = self.task
         model = self._call_user("build_model()", lambda: task.model)
@@ -99,9 +107,18 @@ class TaskData(EvaluationSet):
             return self._first_samples(_GOLDEN_SAMPLES)
         return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
 
+    def _batch_of(self, sizes: DimensionSizes) -> NamedArrays:
+        """Return the first batch of these sizes, or else the first of all."""
+        dims = dynamic_dims(self.task)
+        for batch in self.inputs:
+            arrays = zip(batch.values(), dims, strict=True)
+            if all(array.shape[dim] == sizes.get(axis.name) for array, one in arrays for dim, axis in one.items()):
+                return batch
+        return self.inputs[0]
+
     def sample_shapes(self, sizes: DimensionSizes) -> dict[str, tuple[int, ...]]:
         """Return the shapes of one sample of the inputs, at the given sizes of dynamic dimensions."""
-        sample = resize_arrays(self.task, self._take(self.inputs[0], [0]), sizes)
+        sample = resize_arrays(self.task, self._take(self._batch_of(sizes), [0]), sizes)
         return {name: values.shape for name, values in sample.items()}
 
     def timing_inputs(self, batch_size: int, sizes: DimensionSizes) -> Path:
@@ -111,8 +128,9 @@ class TaskData(EvaluationSet):
             batch_size: Samples.
             sizes: Of the dynamic dimensions besides the batch.
         """
-        index = np.arange(batch_size) % self.task.axes.count(self.inputs[0])
-        batch = resize_arrays(self.task, self._take(self.inputs[0], index), sizes)
+        whole = self._batch_of(sizes)
+        index = np.arange(batch_size) % self.task.axes.count(whole)
+        batch = resize_arrays(self.task, self._take(whole, index), sizes)
         name = "-".join([f"timing{batch_size}", *(f"{key}{size}" for key, size in sorted(sizes.items()))])
         return self._store(name, [batch])
 
@@ -123,7 +141,8 @@ class TaskData(EvaluationSet):
             return path
         if isinstance(self.task, OnnxTask):
             given = self.task.calibration_batches()
-            return self._store(f"calibration{samples}", given[: max(1, samples // self.task.axes.count(given[0]))])
+            ends = np.cumsum([self.task.axes.count(batch) for batch in given])
+            return self._store(f"calibration{samples}", given[: max(1, int(np.count_nonzero(ends <= samples)))])
         pairs = self._call_user("calibration_batches()", self._to_arrays, self.task.calibration_batches, samples)
         return self._store(f"calibration{samples}", [inputs for inputs, _ in pairs])
 

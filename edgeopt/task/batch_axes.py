@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgeopt.errors import TaskError
-from edgeopt.task.per_sample import check_number_of_outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Axes = tuple[int | None, ...]
 """For each tensor, the dimension that is the batch; None for one that all samples share."""
-Run = Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]]
+Run = Callable[[tuple["Tensor", ...]], tuple["Tensor", ...]]
 
 _SAME_ANSWER_RATIO = 1e-3
 """Of an output's largest value: kernels for another batch size add in another order."""
@@ -67,9 +67,11 @@ def take_samples(values: Sequence[Any], axes: Axes, index: Any) -> tuple[Any, ..
 
 
 def _take(value: Any, axis: int, index: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.index_select(axis, torch.as_tensor(index, device=value.device))
-    return np.take(value, index, axis)
+    if not hasattr(value, "index_select"):
+        return np.take(value, index, axis)
+    import torch  # only for tensors: a given .onnx has none
+
+    return value.index_select(axis, torch.as_tensor(index, device=value.device))
 
 
 def find_batch_axes(
@@ -90,6 +92,8 @@ def find_batch_axes(
     Raises:
         TaskError: no input has a batch, or the number of outputs follows the number of samples.
     """
+    from edgeopt.task.per_sample import check_number_of_outputs  # imports PyTorch
+
     whole = run(inputs)
     usual: BatchAxes | None = None
     for axes in _choices(inputs, given):

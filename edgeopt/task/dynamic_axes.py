@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from edgeopt.errors import TaskError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BATCH = "batch"
 """Name of the batch in a graph."""
@@ -79,6 +79,8 @@ def with_sizes(value: Tensor, sizes: Mapping[int, int]) -> Tensor:
 
     Token ids stay token ids, and pixels stay pixels.
     """
+    import torch  # not with this module: a given .onnx needs only its names
+
     for dim, size in sizes.items():
         if value.shape[dim] != size:
             value = value.index_select(dim, torch.arange(size) % value.shape[dim])

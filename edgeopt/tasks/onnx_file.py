@@ -1,8 +1,8 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
 
-Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the outputs are judged by these
-(``edgeopt.scoring`` says how). Without labels the score is the agreement with the given file's own outputs. Without a
-file, inputs are random numbers. The report mentions both. Some of the inputs calibrate int8; only the others select.
+Inputs come from ``edgeopt.tasks.onnx_data``; with labels, the outputs are judged by these (``edgeopt.scoring`` says
+how). Without labels the score is the agreement with the given file's own outputs. Without data, inputs are random
+numbers. The report mentions both. Some of the inputs calibrate int8; only the others select. PyTorch is not imported.
 """
 
 from __future__ import annotations
@@ -13,18 +13,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.graph.given.files import read_given
+from edgeopt.graph.given.files import GivenModel, read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
+from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
-from edgeopt.task.values import as_outputs
+from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis
 from edgeopt.tasks.known_score import KnownScore
-from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
+from edgeopt.tasks.onnx_data.load import load_samples
+from edgeopt.tasks.onnx_data.made_up import make_up_inputs
+from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup
+from edgeopt.tasks.onnx_data.specs import InputAxes, declared_axes, describe_inputs, open_dimensions
+from edgeopt.tasks.onnx_data.states import (
+    Step,
+    check_states,
+    iterate_steps,
+    sequence_specs,
+    state_axes,
+    state_shapes,
+)
+from edgeopt.tasks.sample_axes import find_sample_axis, samples_first
 
 _RANDOM_SAMPLES = 160
 _CALIBRATION_RATIO = 0.2
@@ -36,21 +50,34 @@ _MIN_SAMPLES = 32
 _BATCH_SIZE = 32
 _CALIBRATION_BATCH_SIZE = 16
 """Smaller, so that few inputs make several batches: the sensitivity study needs batches that did not calibrate."""
-_LABELS_KEY = ""
-"""Of the labels among the arrays; no input can have this name."""
-
-
-_Arrays = dict[str, NDArray[Any]]
 
 
 class OnnxTask(KnownScore):
-    """A given ``.onnx`` file and the inputs that it is judged on."""
+    """A given ``.onnx`` file and the inputs that it is judged on.
+
+    Args:
+        path: The file.
+        data: A file, a folder, or ``file.py:name``; None for random numbers.
+        score_wish: How it is to be scored; None leaves it to the data.
+        options: How the data become inputs, and which inputs are states.
+
+    Raises:
+        TaskError: the file cannot be taken.
+        DataError, InputError: the data or the options do not fit it.
+    """
 
     kind = "onnx"
 
-    def __init__(self, path: Path, data: Path | None, score_wish: ScoreWish | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        data: Path | str | None,
+        score_wish: ScoreWish | None = None,
+        options: DataOptions | None = None,
+    ) -> None:
         self.path = path
         self.score_wish = score_wish or ScoreWish()
+        self.options = options or DataOptions()
         self.labels_source = str(path)
         self.spec = str(path)
         self.name = path.stem
@@ -68,106 +95,174 @@ class OnnxTask(KnownScore):
         self.inputs = describe_inputs(model_inputs(graph))
         self.input_names = tuple(spec.name for spec in self.inputs)
         self.output_names = tuple(value.name for value in graph.output)
+        self.output_axes: dict[str, int | None] = {}
+        """Dimension of each judged output that is the samples, once the file was run; None for the only sample's."""
+        self.states = self.options.states
+        check_states(path, self.states, self.input_names, self.output_names)
         unjudged = self.keep_judged_outputs(find_selected_outputs(graph))
+        self._leave_out_states()
         self.random_inputs = data is None
-        arrays = self._draw_random() if data is None else load_arrays(data, self.inputs)
-        self.shared_inputs = arrays.shared
-        """Inputs without a batch: every sample gets the same."""
-        self._check_fixed_batch(data, arrays)
-        self.notes = (*self._packed_notes(given.other_files), *unjudged, *arrays.notes)
+        samples = self._draw_random(graph) if data is None else self._load(str(data))
+        if samples.labels_source:
+            self.labels_source = samples.labels_source
+            for group in samples.groups:
+                check_labels(group.labels, self.labels_source)
+        self._check_fixed_batch(data, samples)
+        self.notes = (*self._packed_notes(given), *unjudged, *samples.notes, *self._state_notes())
         """What the report has to say about the file and its data."""
-        if arrays.labels is not None:
-            self.labels_source = f"{data}: '{arrays.labels_key}'"
-            check_labels(arrays.labels, self.labels_source)
-        named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
-        self.calibration_arrays, self.arrays = self._split(named)
-        self.targets = self.arrays.pop(_LABELS_KEY, None)
+        calibrates, selects = self._split(samples)
+        self.shares_samples = calibrates is selects
+        """Whether the same samples calibrate and select, because there are too few for both."""
+        self.selecting = self._in_steps(samples, selects, _BATCH_SIZE)
+        self.calibrating = self._in_steps(samples, calibrates, _CALIBRATION_BATCH_SIZE)
+
+    def _load(self, data: str) -> GivenSamples:
+        """Read the data; those of a model with states are sequences."""
+        if not self.states:
+            samples = load_samples(data, self.inputs, self.options)
+            self.axes_of_inputs: InputAxes = samples.axes
+            return samples
+        self.axes_of_inputs = state_axes(self.inputs, self.states)
+        samples = load_samples(data, sequence_specs(self.inputs, self.axes_of_inputs, self.states), self.options)
+        self.axes_of_inputs.update({name: None for name, axis in samples.axes.items() if axis is None})
+        return samples
+
+    def _leave_out_states(self) -> None:
+        """Judge the other outputs: a wrong state shows in the outputs of the next steps."""
+        others = tuple(name for name in self.output_names if name not in self.states.values())
+        self.output_names = others or self.output_names
 
     @property
     def axes(self) -> BatchAxes:
-        """The batch of each input and output: dimension 0; shared inputs have none."""
-        return BatchAxes(self.input_axes, (0,) * len(self.output_names))
+        """The batch of each input and output; None for an input that all samples share."""
+        return BatchAxes(self.input_axes, tuple(self.output_axes.get(name, 0) for name in self.output_names))
 
-    @staticmethod
-    def nest_outputs(values: Sequence[Any]) -> Any:
-        """Return outputs as the score takes them: a single array as it is, several as a tuple."""
-        return as_outputs(values)
+    def nest_outputs(self, values: Sequence[Any]) -> Any:
+        """Return outputs as the score takes them, samples first: a single array as it is, several as a tuple."""
+        moved = [
+            samples_first(value, self.output_axes.get(name, 0))
+            for name, value in zip(self.output_names, values, strict=True)
+        ]
+        return moved[0] if len(moved) == 1 else tuple(moved)
 
     @property
     def scored_by(self) -> str:
         """The score in words."""
-        words = "accuracy" if self.targets is not None else "agreement with the given file's outputs"
+        words = "accuracy" if self.target_batches() is not None else "agreement with the given file's outputs"
         words = words if self.score_kind is None else self.score_kind.text
         return f"{words} on random inputs" if self.random_inputs else words
 
     @property
     def calibrated_by(self) -> str:
         """The inputs that calibrate int8, in words."""
-        samples = self._count(self.arrays)
-        if self.calibration_arrays is self.arrays:
+        selecting, calibrating = (sum(step.group.samples for step in one) for one in (self.selecting, self.calibrating))
+        if self.shares_samples:
             return (
-                f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its score drop "
+                f"too few inputs to hold some back: the same {selecting} calibrate int8 and select, so its score drop "
                 "may look smaller than it is"
             )
-        return f"{self._count(self.calibration_arrays)} inputs calibrate int8, {samples} others select"
+        return f"{calibrating} inputs calibrate int8, {selecting} others select"
 
     @property
     def input_axes(self) -> tuple[int | None, ...]:
         """The dimension of each input that is the batch; None for one that all samples share."""
-        return tuple(None if name in self.shared_inputs else 0 for name in self.input_names)
+        return tuple(self.axes_of_inputs[name] for name in self.input_names)
 
-    def batches(self) -> list[dict[str, NDArray[Any]]]:
+    def batches(self) -> list[InputArrays]:
         """Return the inputs that select, in batches."""
-        return self._in_batches(self.arrays, _BATCH_SIZE)
+        return [step.group.inputs for step in self.selecting]
 
-    def calibration_batches(self) -> list[dict[str, NDArray[Any]]]:
+    def fed_batches(self) -> list[InputArrays]:
+        """Return the same without states that are outputs of the batch before."""
+        return without_fed_states(self.selecting, self.states)
+
+    def calibration_batches(self) -> list[InputArrays]:
         """Return the inputs that calibrate int8, in batches."""
-        return self._in_batches(self.calibration_arrays, _CALIBRATION_BATCH_SIZE)
+        return [step.group.inputs for step in self.calibrating]
 
-    def _in_batches(self, arrays: _Arrays, size: int) -> list[_Arrays]:
-        """Return batches of the graph's fixed batch size, or of ``size`` if it has none."""
-        count = self._count(arrays)
-        step = self.fixed_batch or size
-        usable = count - count % step if self.fixed_batch else count
-        return [self._take(arrays, slice(start, start + step)) for start in range(0, usable, step)]
+    def record_states(self, steps: Sequence[Step], outputs: Sequence[InputArrays]) -> None:
+        """Put the outputs of each step into the states of the next, so that they are like those of a real run.
 
-    def _count(self, arrays: _Arrays) -> int:
-        """Return the number of samples."""
-        return next(len(values) for name, values in arrays.items() if name not in self.shared_inputs)
-
-    def _take(self, arrays: _Arrays, rows: Any) -> _Arrays:
-        """Return some samples; inputs that all samples share stay whole."""
-        return {name: values if name in self.shared_inputs else values[rows] for name, values in arrays.items()}
-
-    def _split(self, arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
-        """Return the inputs that calibrate and those that select; if there are too few, all of them as both.
-
-        Those that calibrate are taken evenly from the whole file, which may be sorted by class.
+        Args:
+            steps: ``selecting`` or ``calibrating``.
+            outputs: Of the given file for each of them, run without fed states.
         """
-        count, batch = self._count(arrays), self.fixed_batch or 1
-        wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
+        for step, before in zip(steps[1:], outputs, strict=False):
+            if step.continues:
+                step.group.inputs.update({name: before[output] for name, output in self.states.items()})
+
+    def _in_steps(self, samples: GivenSamples, groups: Sequence[SampleGroup], size: int) -> list[Step]:
+        """Return batches of the graph's fixed batch size, or of ``size`` if it has none, for each step of sequences."""
+        step = self.fixed_batch or size
+        steps: list[Step] = []
+        zeros = state_shapes(self.path, self.inputs, self.options, self.axes_of_inputs)
+        for group in groups:
+            usable = group.samples - group.samples % step if self.fixed_batch else group.samples
+            for start in range(0, usable, step):
+                part = group.cut(start, min(start + step, usable), samples.axes)
+                if self.states:
+                    steps += iterate_steps(part, self.inputs, self.axes_of_inputs, zeros)
+                else:
+                    steps.append(Step(part, continues=False))
+        return steps
+
+    def _split(self, samples: GivenSamples) -> tuple[Sequence[SampleGroup], Sequence[SampleGroup]]:
+        """Return the samples that calibrate and those that select; if there are too few, all of them as both.
+
+        Those that calibrate are taken evenly from all samples, which may be sorted by class.
+        """
+        count, batch = samples.samples, self.fixed_batch or 1
+        least = 1 if self.states else _MIN_SAMPLES
+        wanted = min(_MAX_CALIBRATION_SAMPLES, max(least, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
-        if wanted > count - max(_MIN_SAMPLES, batch):
-            return arrays, arrays  # one object: ``targets`` are taken out of both
+        if wanted > count - max(least, batch):
+            return samples.groups, samples.groups
         calibrates = np.zeros(count, dtype=bool)
         calibrates[np.arange(wanted) * count // wanted] = True
-        inputs = {name: values for name, values in arrays.items() if name != _LABELS_KEY}
-        return self._take(inputs, calibrates), self._take(arrays, ~calibrates)
+        ends = np.cumsum([group.samples for group in samples.groups])[:-1]
+        parts: tuple[list[SampleGroup], list[SampleGroup]] = ([], [])
+        for group, mine in zip(samples.groups, np.split(calibrates, ends), strict=True):
+            for part, chosen in zip(parts, (mine, ~mine), strict=True):
+                if chosen.any():
+                    part.append(group.take(np.flatnonzero(chosen), samples.axes))
+        return parts
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches as the inputs, or None if there are no labels."""
-        if self.targets is None:
-            return None
-        sizes = [self._count(batch) for batch in self.batches()]
-        return np.split(self.targets[: sum(sizes)], np.cumsum(sizes)[:-1])
+        labels = [step.group.labels for step in self.selecting]
+        return None if labels[0] is None else labels
 
     def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
-        return super()._kind_of(pairs, by_agreement=by_agreement or self.targets is None)
+        return super()._kind_of(pairs, by_agreement=by_agreement or self.target_batches() is None)
 
     @property
     def fixed_batch(self) -> int | None:
         """The number of samples that the graph takes at a time; None if it takes any."""
-        return next((spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch), None)
+        return next(filter(None, self._fixed_batches().values()), None)
+
+    def _fixed_batches(self) -> dict[str, int | None]:
+        axes = self.axes_of_inputs
+        return {spec.name: spec.size(axes[spec.name]) for spec in self.inputs if axes[spec.name] is not None}
+
+    @property
+    def dynamic_dims(self) -> tuple[Dims, ...]:
+        """The dynamic dimensions of each input besides the batch."""
+        opened = (open_dimensions(spec, self.axes_of_inputs[spec.name]) for spec in self.inputs)
+        return tuple({one.axis: DynamicAxis(one.name) for one in dims} for dims in opened)
+
+    @property
+    def graph_dims(self) -> tuple[Dims, ...]:
+        """The same with the batch."""
+        return tuple(
+            dims if axis is None or spec.size(axis) else {axis: DynamicAxis(BATCH), **dims}
+            for spec, axis, dims in zip(self.inputs, self.input_axes, self.dynamic_dims, strict=True)
+        )
+
+    @property
+    def example_inputs(self) -> tuple[NDArray[Any], ...]:
+        """The largest sample that selects, with a batch of 1."""
+        largest = max(self.selecting, key=lambda step: _values_of_one(step.group, self.axes_of_inputs))
+        return tuple(largest.group.cut(0, 1, self.axes_of_inputs).inputs[name] for name in self.input_names)
 
     def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
         """Compare files from now on only by the outputs whose rows are samples; return a note on the others.
@@ -190,63 +285,112 @@ class OnnxTask(KnownScore):
             "write a task in Python whose score() judges it."
         )
 
-    def find_unlike_outputs(self, batches: Sequence[_Arrays], outputs: Sequence[_Arrays]) -> dict[str, str]:
-        """Return the judged outputs whose number of rows is not that of the samples, each with both numbers."""
+    def settle_output_axes(self, batches: Sequence[InputArrays], outputs: Sequence[InputArrays]) -> dict[str, str]:
+        """Find the dimension of each judged output that is the samples; return the outputs without one, with a reason.
+
+        Args:
+            batches: Inputs, of several batch sizes if the graph takes them.
+            outputs: Of the given file for each.
+        """
+        counts = [self.axes.count(batch) for batch in batches]
+        has_others = any(axis == 1 for axis in self.input_axes)
         unlike: dict[str, str] = {}
-        for batch, found in zip(batches, outputs, strict=True):
-            count = self._count(batch)
-            for name in self.output_names:
-                rows = found[name].shape[0] if found[name].ndim else None
-                if rows != count:
-                    shown = "a single number" if rows is None else f"{rows} row{'' if rows == 1 else 's'}"
-                    unlike.setdefault(name, f"{shown} for {count} sample{'' if count == 1 else 's'}")
+        for name in self.output_names:
+            shapes = [found[name].shape for found in outputs]
+            found = find_sample_axis(shapes, counts, self.fixed_batch, may_be_second=has_others)
+            if isinstance(found, str):
+                unlike[name] = found
+            else:
+                self.output_axes[name] = found
         return unlike
 
-    def row_check_batches(self) -> list[_Arrays]:
+    def row_check_batches(self) -> list[InputArrays]:
         """Return batches of different sizes (of the first ones, if the size is fixed) on which rows are counted."""
-        first, *others = self.batches()
+        firsts = [step.group for step in self.selecting if not step.continues]
         if self.fixed_batch:
-            return [first, *others[:3]]
-        sizes = sorted({1, self._count(first) // 2 or 1, self._count(first)}, reverse=True)
-        return [self._take(first, slice(size)) for size in sizes]
+            return [one.inputs for one in firsts[:4]]
+        first = max(firsts, key=lambda one: one.samples)
+        sizes = sorted({1, first.samples // 2 or 1, first.samples}, reverse=True)
+        return [first.cut(0, size, self.axes_of_inputs).inputs for size in sizes]
 
-    def _packed_notes(self, other_files: tuple[str, ...]) -> tuple[str, ...]:
-        if not other_files:
+    def parity_batches(self, samples: int) -> list[InputArrays]:
+        """Return about this number of samples on which files are compared, the largest and the smallest among them."""
+        ordered = sorted(self.selecting, key=lambda step: -_values_of_one(step.group, self.axes_of_inputs))
+        chosen = [self.selecting[0]] if len({_shapes(step) for step in ordered}) == 1 else [ordered[0], ordered[-1]]
+        chosen += [step for step in self.selecting if step.continues][:1]
+        size = self.fixed_batch or max(1, samples // len(chosen))
+        return [step.group.cut(0, size, self.axes_of_inputs).inputs for step in chosen]
+
+    def _state_notes(self) -> tuple[str, ...]:
+        fed = ", ".join(f"'{name}' from '{output}'" for name, output in self.states.items())
+        return (f"states begin with zeros, and each file's own are fed back over a sequence: {fed}",) if fed else ()
+
+    @staticmethod
+    def _packed_notes(given: GivenModel) -> tuple[str, ...]:
+        files = given.other_files
+        if not files:
             return ()
-        shown = ", ".join(other_files[:3]) + (f" and {len(other_files) - 3} more" if len(other_files) > 3 else "")
+        shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
         return (f"packed into one file with the weights of {shown}",)
 
-    def _check_fixed_batch(self, data: Path | None, arrays: GivenArrays) -> None:
+    def _check_fixed_batch(self, data: Path | str | None, samples: GivenSamples) -> None:
         """Check that there is at least one batch for a graph of a fixed batch size, and that it has only one.
 
         Raises:
             DataError: there are too few samples, or inputs of different batch sizes.
         """
-        sizes = {spec.name: spec.batch for spec in self.inputs if spec.name not in self.shared_inputs and spec.batch}
+        sizes = {name: size for name, size in self._fixed_batches().items() if size}
         if len(set(sizes.values())) > 1:
             raise DataError(
                 f"{self.path} has inputs of several fixed batch sizes ({sizes}). Export it with a dynamic batch, or "
                 "write a task in Python."
             )
-        count, batch = self._count(arrays.inputs), self.fixed_batch or 1
-        if count < batch:
+        batch = self.fixed_batch or 1
+        if max(group.samples for group in samples.groups) < batch:
+            alike = " of one shape" if len(samples.groups) > 1 else ""
             raise DataError(
-                f"{data}: the model takes batches of exactly {batch}, but there are {count} rows. Give {batch} or "
-                "more, or export the model with a dynamic batch."
+                f"{data}: the model takes batches of exactly {batch}, but there are {samples.groups[0].samples} "
+                f"rows{alike}. Give {batch} or more, or export the model with a dynamic batch."
             )
 
-    def _draw_random(self) -> GivenArrays:
-        random = np.random.RandomState(0)
-        arrays: _Arrays = {}
-        has_dynamic = any(spec.dimensions and spec.batch is None for spec in self.inputs)
+    def _draw_random(self, graph: onnx.GraphProto) -> GivenSamples:
+        self.axes_of_inputs = state_axes(self.inputs, self.states) if self.states else declared_axes(self.inputs)
         for spec in self.inputs:
-            dims = spec.dimensions
-            if not dims or None in dims[1:] or not np.issubdtype(spec.dtype, np.floating):
+            dims, asked = spec.dimensions, spec.name in self.options.sizes
+            is_open = bool(open_dimensions(spec, self.axes_of_inputs[spec.name])) and not asked
+            if not dims or is_open or self.states or not np.issubdtype(spec.dtype, np.floating):
                 raise TaskError(
                     f"{self.path}: input '{spec.name}' ({spec.dtype}, shape {spec.shown}) cannot be filled with random "
                     "numbers. Give real inputs with --data inputs.npz (keys: input names, one row per sample)."
                 )
-            size = spec.batch or 1
-            rows = size if has_dynamic and spec.batch else -(-_RANDOM_SAMPLES // size) * size
-            arrays[spec.name] = random.standard_normal((rows, *(d or 1 for d in dims[1:]))).astype(spec.dtype)
-        return GivenArrays(arrays, None, find_shared(self.inputs, arrays), ())
+        has_dynamic = any(size is None for size in self._fixed_batches().values())
+        for spec in self.inputs:
+            if has_dynamic and spec.batch is not None and None not in (spec.dimensions or ()):
+                self.axes_of_inputs[spec.name] = None
+        batch = self.fixed_batch or 1
+        count = -(-_RANDOM_SAMPLES // batch) * batch
+        specs = [
+            spec._replace(dimensions=[None if axis == at else size for at, size in enumerate(spec.dimensions or ())])
+            for spec, axis in zip(self.inputs, self.input_axes, strict=True)
+        ]
+        made = make_up_inputs(graph, specs, self.axes_of_inputs, count, self.options.sizes)
+        return GivenSamples((SampleGroup(made.arrays, None, count),), self.axes_of_inputs)
+
+
+def without_fed_states(steps: Sequence[Step], states: dict[str, str]) -> list[InputArrays]:
+    """Return the inputs of steps without the states that are outputs of the batch before."""
+    return [
+        {name: values for name, values in step.group.inputs.items() if not (step.continues and name in states)}
+        for step in steps
+    ]
+
+
+def _values_of_one(samples: SampleGroup, axes: InputAxes) -> int:
+    """Return how many values one sample has."""
+    return sum(values.size for name, values in samples.inputs.items() if axes[name] is not None) // max(
+        1, samples.samples
+    )
+
+
+def _shapes(step: Step) -> tuple[tuple[int, ...], ...]:
+    return tuple(values.shape for values in step.group.inputs.values())

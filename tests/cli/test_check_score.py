@@ -96,7 +96,7 @@ def test_the_score_is_measured_on_the_device_and_not_on_this_machine(tmp_path, c
         ({"samples": 1000}, (), "scored.py:Scored has 1,000 evaluation samples, but the build had 2,000"),
         (None, ("--score", "fashoin"), "there is no ready task 'fashoin' (did you mean 'fashion'?)"),
         (None, ("--score", "fashion"), "fashion has the inputs input, but the bundle's model takes x"),
-        (None, ("--score", "m.onnx"), "--score m.onnx needs --data FILE"),
+        (None, ("--score", "m.onnx"), "--score m.onnx needs --data DATA"),
         (None, ("--data", "in.npz"), "--data goes with --score MODEL.onnx"),
         ({}, ("--data", "in.npz"), "--data goes with a bare .onnx model; the task 'scored.py:Scored' brings its own"),
         (None, ("--score", "m.onnx", "--data", "other.npz"), "without labels the score is the agreement with the file"),

@@ -7,7 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeopt.errors import DataError
-from edgeopt.tasks.onnx_data import describe_inputs, load_arrays
+from edgeopt.tasks.onnx_data.arrays import load_arrays
+from edgeopt.tasks.onnx_data.specs import describe_inputs
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -40,7 +41,10 @@ KINDS = {np.dtype(helper.tensor_dtype_to_np_dtype(kind)).name: kind for kind in 
 def test_values_that_stay_what_they_are_are_cast_with_a_note(tmp_path, found, wanted):
     values = np.array([[0, 1, 1], [1, 1, 0]]).astype(found)
     arrays = loaded(written(tmp_path, x=values), an_input("x", "n", 3, kind=KINDS[wanted]))
-    assert (arrays.inputs["x"].dtype, arrays.inputs["x"].tolist()) == (np.dtype(wanted), values.tolist())
+    assert (arrays.groups[0].inputs["x"].dtype, arrays.groups[0].inputs["x"].tolist()) == (
+        np.dtype(wanted),
+        values.tolist(),
+    )
     assert arrays.notes == (() if found == ">f4" else (f"'x' cast from {found} to {wanted}",))
 
 
@@ -80,9 +84,9 @@ def test_objects_are_refused_by_name_and_do_not_matter_if_unused(tmp_path):
 
 def test_a_single_input_may_be_an_npy_or_an_array_without_a_name(tmp_path):
     np.save(tmp_path / "in.npy", ROWS)
-    assert loaded(tmp_path / "in.npy").inputs["x"].tolist() == ROWS.tolist()
+    assert loaded(tmp_path / "in.npy").groups[0].inputs["x"].tolist() == ROWS.tolist()
     np.savez(tmp_path / "in.npz", ROWS)
-    assert loaded(tmp_path / "in.npz").inputs["x"].tolist() == ROWS.tolist()
+    assert loaded(tmp_path / "in.npz").groups[0].inputs["x"].tolist() == ROWS.tolist()
     with pytest.raises(DataError, match="holds one array, but the model has the inputs x, z"):
         loaded(tmp_path / "in.npy", X, an_input("z", "n"))
 
@@ -106,7 +110,7 @@ def test_a_damaged_array_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["serving/tokens:0", "0", "0/x", "labels", "x.npy", "a name", "é"])
 def test_an_input_may_have_any_name(tmp_path, name):
     arrays = loaded(written(tmp_path, **{name: ROWS, "other": ROWS[:2] + 1}), an_input(name, "n", 3))
-    assert arrays.inputs[name].tolist() == ROWS.tolist()
+    assert arrays.groups[0].inputs[name].tolist() == ROWS.tolist()
 
 
 def test_names_that_differ_by_an_ending_are_told_apart(tmp_path):
@@ -115,14 +119,14 @@ def test_names_that_differ_by_an_ending_are_told_apart(tmp_path):
         for name, values in (("x.npy.npy", ROWS), ("x.npy", ROWS + 1)):
             with archive.open(name, "w") as stream:
                 np.lib.format.write_array(stream, values)
-    found = loaded(path, X, an_input("x.npy", "n", 3)).inputs
+    found = loaded(path, X, an_input("x.npy", "n", 3)).groups[0].inputs
     assert (found["x"][0, 0], found["x.npy"][0, 0]) == (1, 0)
 
 
 def test_labels_have_another_key_if_an_input_is_called_labels(tmp_path):
     path = written(tmp_path, labels=ROWS, targets=np.arange(4))
     arrays = loaded(path, an_input("labels", "n", 3))
-    assert (arrays.inputs["labels"].shape, arrays.labels.tolist()) == ((4, 3), [0, 1, 2, 3])
+    assert (arrays.groups[0].inputs["labels"].shape, arrays.groups[0].labels.tolist()) == ((4, 3), [0, 1, 2, 3])
 
 
 @pytest.mark.parametrize("key", ["label", "Labels", "y", "targets", "y_true"])
@@ -130,7 +134,7 @@ def test_an_array_that_is_probably_meant_as_labels_is_refused(tmp_path, key):
     path = written(tmp_path, **{"x": ROWS, key: np.arange(4)})
     with pytest.raises(DataError, match=rf"in\.npz has an array '{key}', .* If it holds the labels, name it 'labels'"):
         loaded(path)
-    assert loaded(path, judged=False).labels is None
+    assert loaded(path, judged=False).groups[0].labels is None
 
 
 def test_the_shape_is_named_with_advice(tmp_path):
@@ -158,7 +162,7 @@ def test_rows_have_to_agree(tmp_path):
 def test_single_numbers_and_inputs_of_fixed_size_beside_dynamic_ones_are_shared(tmp_path):
     values = (an_input("s"), X, an_input("adjacency", 5, 5))
     path = written(tmp_path, x=ROWS, s=np.float32(2), adjacency=np.eye(5, dtype=np.float32))
-    assert loaded(path, *values).shared == {"s", "adjacency"}
+    assert loaded(path, *values).axes == {"s": None, "x": 0, "adjacency": None}
     with pytest.raises(DataError, match=r"'s' has shape \(4,\), but the model takes \[\], one number that all samples"):
         loaded(written(tmp_path, x=ROWS, s=np.ones(4, np.float32), adjacency=np.eye(5, dtype=np.float32)), *values)
 
@@ -166,17 +170,24 @@ def test_single_numbers_and_inputs_of_fixed_size_beside_dynamic_ones_are_shared(
 def test_inputs_that_are_all_fixed_at_one_are_batches(tmp_path):
     values = (an_input("x", 1, 3), an_input("z", 1, 2))
     for count in (1, 4):
-        assert loaded(written(tmp_path, x=ROWS[:count], z=ROWS[:count, :2]), *values).shared == set()
+        assert loaded(written(tmp_path, x=ROWS[:count], z=ROWS[:count, :2]), *values).axes == {"x": 0, "z": 0}
 
 
-def test_a_batch_that_is_not_the_first_dimension_is_refused(tmp_path):
-    path = written(tmp_path, x=ROWS, h=np.ones((2, 4, 5), np.float32))
-    with pytest.raises(DataError, match=r"'h' has shape \(2, 4, 5\), .* takes \[2, n, 5\]: its batch is not the first"):
-        loaded(path, X, an_input("h", 2, "n", 5))
+def test_a_state_has_its_batch_where_the_graph_or_the_key_says(tmp_path):
+    state = np.ones((2, 4, 5), np.float32)
+    for shape in ((2, "n", 5), (2, "other", 5), (2, "", 5)):
+        found = loaded(written(tmp_path, x=ROWS, h=state), X, an_input("h", *shape))
+        assert (found.axes, found.samples) == ({"x": 0, "h": 1}, 4)
+    key = {"x": ROWS, "h:1": np.ones((4, 4, 5), np.float32)}
+    assert loaded(written(tmp_path, **key), X, an_input("h", "a", "b", 5)).axes["h"] == 1
+    fixed = (an_input("x", 1, 3), an_input("h", 2, 1, 5))
+    assert loaded(written(tmp_path, x=ROWS, h=state), *fixed).axes["h"] == 1
+    with pytest.raises(DataError, match=r"found \{'x': 4, 'h': 3\} \('h' in dimension 1\).* as in 'state:1'"):
+        loaded(written(tmp_path, x=ROWS, h=state[:, :3]), X, an_input("h", 2, "n", 5))
 
 
 @pytest.mark.parametrize("key", ["y_test", "ground_truth", "arr_1"])
 def test_an_array_with_a_row_for_each_sample_may_be_the_labels_and_is_refused_without_labels(tmp_path, key):
     with pytest.raises(DataError, match=f"has an array '{key}' with a row for each of the 4 samples"):
         loaded(written(tmp_path, x=ROWS, **{key: np.arange(4)}))
-    assert loaded(written(tmp_path, x=ROWS, labels=np.arange(4), **{key: np.arange(4)})).labels is not None
+    assert loaded(written(tmp_path, x=ROWS, labels=np.arange(4), **{key: np.arange(4)})).groups[0].labels is not None

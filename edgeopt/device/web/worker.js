@@ -165,7 +165,13 @@ const MODES = {
   async outputs(request) {
     const { session } = await openSession(request);
     const results = [];
-    for (const batch of unpack(await download(request.inputs))) results.push(await session.run(batch));
+    for (const batch of unpack(await download(request.inputs))) {
+      const before = results.at(-1) ?? {};
+      for (const [name, output] of Object.entries(request.states ?? {})) {
+        if (!(name in batch) && output in before) batch[name] = before[output];
+      }
+      results.push(await session.run(batch));
+    }
     postMessage({ outputs: pack(results) });
     return { batches: results.length };
   },

@@ -31,7 +31,8 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
 from edgeopt.records.trial import EdgeInput
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.onnx_file import OnnxTask, without_fed_states
+from edgeopt.tasks.sample_axes import samples_first
 
 _STAGE = "evaluate"
 _EDGE_SAMPLES = 2
@@ -56,6 +57,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     copy.write_bytes(content)
     original = original_network("given", run_step("facts", read_facts, copy).parameters)
     notes = (*_run_once(build, task, copy), *task.notes)
+    _record_states(build, task, copy)
     edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
@@ -66,7 +68,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
 def _write_parity_data(build: Build, task: OnnxTask, copy: Path, original: StoredNetwork) -> tuple[EdgeInput, ...]:
     """Write examples and the edge inputs on which the file is finite, with its outputs, and return the edge inputs."""
     examples = read_batches(build.data.parity_file)
-    index = range(task.fixed_batch or _EDGE_SAMPLES)
+    index = range(task.fixed_batch or min(_EDGE_SAMPLES, task.axes.count(examples[0])))
     edges = make_edge_inputs(dict(zip(examples[0], task.axes.take(list(examples[0].values()), index), strict=True)))
     try:
         batches = [*examples, *(batch for _, batch in edges)]
@@ -104,8 +106,10 @@ def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:
             f"{reason}. It runs on one sample, so a batch size is written into the graph, as by a Reshape. Export it "
             "with a dynamic batch, or with a batch of 1 as the fixed size of its inputs."
         ) from error
-    notes = task.keep_judged_outputs(task.find_unlike_outputs(batches, outputs))
-    dependent = [name for name in task.output_names if _depends_on_batch([found[name] for found in outputs])]
+    notes = task.keep_judged_outputs(task.settle_output_axes(batches, outputs))
+    axes = {name: task.output_axes.get(name, 0) for name in task.output_names}
+    rows = {name: [samples_first(found[name], axis) for found in outputs] for name, axis in axes.items()}
+    dependent = [name for name, found in rows.items() if _depends_on_batch(found)]
     if not dependent or task.fixed_batch:
         return notes
     note = (
@@ -114,6 +118,15 @@ def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:
     )
     build.progress("warning", note)
     return (*notes, note)
+
+
+def _record_states(build: Build, task: OnnxTask, copy: Path) -> None:
+    """Run the given file over the sequences, so that states in later steps are those of a real run."""
+    if not task.states:
+        return
+    for steps in (task.selecting, task.calibrating):
+        batches = without_fed_states(steps, task.states)
+        task.record_states(steps, run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE))
 
 
 def _depends_on_batch(found: Sequence[NDArray[Any]]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
 from edgeopt.report.document import Document, Span, TrialPart
 from edgeopt.scoring.drop import is_mean, sums_interval, worsening
-from edgeopt.statistics import mean_interval
+from edgeopt.statistics import Interval, mean_interval
 from edgeopt.tasks.onnx_file import OnnxTask
 
 if TYPE_CHECKING:
@@ -117,17 +118,14 @@ def score_on_device(
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.outputs.run_model``.
     """
     task = evaluation.task
-    outputs = run_arrays(bundle / "model.onnx", evaluation.inputs, run_target, _STAGE)
+    run_target = replace(run_target, states=evaluation.states)
+    outputs = run_arrays(bundle / "model.onnx", evaluation.fed_inputs, run_target, _STAGE)
     if isinstance(task, OnnxTask):
-        task.keep_judged_outputs(task.find_unlike_outputs(evaluation.inputs, outputs))
+        task.keep_judged_outputs(task.settle_output_axes(evaluation.inputs, outputs))
     names = task.output_names if isinstance(task, OnnxTask) else [info.name for info in manifest.outputs]
     pairs = evaluation.pairs(outputs, _targets(evaluation, run_target, kind, names), names)
-    value, interval = evaluation.score(pairs), None
-    samples, sums = evaluation.sample_scores(pairs), evaluation.sample_statistics(pairs)
-    if samples is not None and is_mean(value, samples):
-        interval = mean_interval(samples)
-    elif sums is not None:
-        interval = sums_interval(sums, evaluation.score_statistics)
+    value = evaluation.score(pairs)
+    interval = _interval(evaluation, pairs, value)
     built, built_drop = (math.nan if number is None else number for number in (winner.score, winner.score_drop))
     shift = worsening(built, value, evaluation.score_direction)
     span = winner.score_drop_ci95
@@ -145,6 +143,13 @@ def score_on_device(
     )
 
 
+def _interval(evaluation: EvaluationSet, pairs: Sequence[tuple[Any, Any]], value: float) -> Interval | None:
+    samples, sums = evaluation.sample_scores(pairs), evaluation.sample_statistics(pairs)
+    if samples is not None and is_mean(value, samples):
+        return mean_interval(samples)
+    return None if sums is None else sums_interval(sums, evaluation.score_statistics)
+
+
 def _targets(
     evaluation: EvaluationSet, run_target: RunTarget, kind: ScoreKind | None, names: Sequence[str]
 ) -> Sequence[Any]:
@@ -157,6 +162,6 @@ def _targets(
         return targets
     path = Path(task.spec)
     with one_file(path, read_given(path)) as given:
-        reference = run_arrays(given, evaluation.inputs, run_target, _STAGE)
+        reference = run_arrays(given, evaluation.fed_inputs, run_target, _STAGE)
     evaluation.settle_score(reference)
     return targets or [pair[0] for pair in evaluation.pairs(reference, [None] * len(reference), names)]

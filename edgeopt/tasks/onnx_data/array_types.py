@@ -12,7 +12,7 @@ from edgeopt.errors import DataError
 
 
 def fit_type(
-    path: Path, name: str, values: NDArray[Any], wanted: np.dtype[Any]
+    path: Path | str, name: str, values: NDArray[Any], wanted: np.dtype[Any]
 ) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Return an array in the type that a model's input has, and a note if it had another one.
 
@@ -57,7 +57,7 @@ def _find_lost(values: NDArray[Any], cast: NDArray[Any]) -> NDArray[np.bool_]:
     return lost
 
 
-def check_finite(path: Path, name: str, values: NDArray[Any]) -> None:
+def check_finite(path: Path | str, name: str, values: NDArray[Any]) -> None:
     """Check that an array has only finite values.
 
     Raises:

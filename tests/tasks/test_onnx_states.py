@@ -1,0 +1,65 @@
+"""States that are fed back over sequences of chunks."""
+
+import numpy as np
+import pytest
+from onnx_files import accumulator, save, value
+
+from edgeopt.errors import InputError
+from edgeopt.records.given_data import DataOptions
+from edgeopt.tasks.onnx_file import OnnxTask
+
+STATES = DataOptions(states={"s": "next"})
+
+
+@pytest.fixture
+def sequences(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number, steps in enumerate([3, 4, 3, 4, 3, 4, 3, 4]):
+        np.save(tmp_path / "data" / f"{number}.npy", np.full((steps, 2), number + 1, np.float32))
+    return tmp_path / "data"
+
+
+def test_each_step_of_sequences_is_a_batch_and_later_ones_take_the_state_of_the_step_before(tmp_path, sequences):
+    task = OnnxTask(accumulator(tmp_path / "m.onnx"), sequences, options=STATES)
+    assert (task.input_axes, task.output_names) == ((0, 1), ("y",))
+    for batch in task.batches():
+        assert batch["x"].shape[0] == batch["s"].shape[1]
+        assert not batch["s"].any()
+    fed = task.fed_batches()
+    assert [set(batch) for batch in fed] == [{"x"} if step.continues else {"x", "s"} for step in task.selecting]
+    assert [step.continues for step in task.selecting] == [False, True, True, False, True, True, True]
+
+
+def test_recorded_states_are_those_of_a_real_run(tmp_path, sequences):
+    task = OnnxTask(accumulator(tmp_path / "m.onnx"), sequences, options=STATES)
+    outputs, state = [], None
+    for step in task.selecting:
+        x = step.group.inputs["x"]
+        state = x[None] if not step.continues else state + x[None]
+        outputs.append({"y": state[0], "next": state})
+    task.record_states(task.selecting, outputs)
+    for step, found in zip(task.selecting, outputs, strict=True):
+        assert np.array_equal(step.group.inputs["s"] + step.group.inputs["x"], found["next"])
+
+
+def test_states_that_do_not_exist_or_have_no_size_are_refused(tmp_path, sequences):
+    model = accumulator(tmp_path / "m.onnx")
+    for states, reason in (
+        ({"state": "next"}, "has no input 'state'"),
+        ({"s": "nxt"}, r"has no output 'nxt' \(did you mean 'next'\?\)"),
+        ({"s": "next", "x": "y"}, "--state names every input"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            OnnxTask(model, sequences, options=DataOptions(states=states))
+    open_size = save(
+        tmp_path / "o.onnx",
+        [],
+        [value("x", ["n", 2]), value("s", [1, "n", "width"])],
+        [value("x", ["n", 2]), value("s", [1, "n", "width"])],
+    )
+    with pytest.raises(
+        InputError, match=r"the state 's' takes \[1, n, width\], so its size is not known: say it with --shape"
+    ):
+        OnnxTask(open_size, sequences, options=DataOptions(states={"s": "s"}))
+    asked = DataOptions(states={"s": "s"}, sizes={"s": (1, 1, 2)})
+    assert OnnxTask(open_size, sequences, options=asked).batches()[0]["s"].shape[2] == 2

@@ -16,6 +16,7 @@ from edgeopt.errors import TaskError
 from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
+from edgeopt.scoring.agreement import constant_agreement
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.enough import expected_margin, samples_needed
@@ -57,7 +58,8 @@ def _check(build: Build, evaluator: Evaluator) -> BaselineCheck:
     outputs.unlink(missing_ok=True)
     kind = data.settle_score(batches)
     if kind is not None and kind.by_agreement:
-        return BaselineCheck(kind=kind, score=1.0, samples=data.samples)
+        constant = constant_agreement(kind, [tuple(batch.values()) for batch in batches])
+        return BaselineCheck(kind=kind, score=1.0, samples=data.samples, constant=constant)
     pairs = data.pairs(batches, data.targets)
     if kind is None:
         return BaselineCheck(
@@ -146,6 +148,12 @@ def _wide_limit_note(build: Build, check: BaselineCheck) -> list[str]:
     room = worsening(check.score, check.constant, build.data.score_direction)
     if not 0 < room <= allowed:
         return []
+    if check.kind is not None and check.kind.by_agreement:
+        return [
+            f"A file that always gives the mean output would agree to {check.constant:.4f}, and a drop of {allowed:g} "
+            "is allowed: a file that has learned nothing could win. Lower --max-drop, give inputs with --data on which "
+            "the outputs differ more, or labels."
+        ]
     return [
         f"A constant answer scores {check.constant:.4f}, only {room:.4f} worse than the trained network, and a drop of "
         f"{allowed:g} is allowed: a file that has learned nothing could win. Lower --max-drop, or ask for a score that "
@@ -185,5 +193,8 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
 
 
 def _compares_values(kind: ScoreKind) -> bool:
-    """Tell whether the baseline's own scores say nothing about their spread: each agrees with itself exactly."""
-    return kind.by_agreement and any(part.layout == "values" for part in kind.parts)
+    """Tell whether the baseline's own scores say nothing about their spread: each agrees with itself exactly.
+
+    Answers that are right or wrong have the spread of the drop that is allowed.
+    """
+    return kind.by_agreement and any(part.metric != "accuracy" for part in kind.parts)

@@ -9,7 +9,7 @@ from edgeopt.records.base import Record
 ScoreDirection = Literal["higher", "lower"]
 """Whether a higher score is better, as for an accuracy, or a lower one, as for an error."""
 
-Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity"]
+Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity", "cosine", "probability", "edit", "boxes"]
 """The number that the answers are judged by.
 
 - ``accuracy``: share of right answers. A sample with several answers (positions, labels) counts with their mean.
@@ -18,24 +18,35 @@ Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity"]
   there is only one output.
 - ``mae``, ``mse``, ``rmse``: mean absolute, mean squared and root mean squared error, in the unit of the labels (of
   ``mse``: its square); lower is better.
-- ``similarity``: one less the relative error of a sample (2-norm), at least 0.
+- ``similarity``: one less the error of a sample (root mean square) relative to the size of the values over the data, at
+  least 0.
+- ``cosine``: the cosine of the angle between two vectors, at least 0.
+- ``probability``: 0 if the answers differ, otherwise one less the distance of the probabilities.
+- ``edit``: one less the edit distance of two sequences of answers, relative to the longer one.
+- ``boxes``: share of detected boxes that both have: the same class, and an intersection over union of at least 0.5.
 """
 
-ScoreName = Literal["accuracy", "multilabel", "f1", "miou", "mae", "mse", "rmse", "similarity"]
+ScoreName = Literal[
+    "accuracy", "multilabel", "f1", "miou", "mae", "mse", "rmse", "similarity", "cosine", "probability", "edit", "boxes"
+]
 """What a user may ask for: a metric, or ``multilabel``, the accuracy of outputs that each answer yes or no."""
 
 SCORE_NAMES: tuple[ScoreName, ...] = get_args(ScoreName)
 ERROR_METRICS: frozenset[Metric] = frozenset({"mae", "mse", "rmse"})
+AGREEMENT_METRICS: frozenset[Metric] = frozenset({"probability", "edit", "boxes"})
+"""Those that compare outputs with the trained network's own, and never with labels."""
 SUMMED_METRICS: frozenset[Metric] = frozenset({"f1", "miou", "rmse"})
 """Those that are no mean over samples, but a function of sums over samples."""
 
-Layout = Literal["classes", "yes or no", "class numbers", "values"]
+Layout = Literal["classes", "yes or no", "class numbers", "values", "boxes"]
 """How an output answers.
 
 - ``classes``: the largest along ``class_axis`` is the answer.
 - ``yes or no``: each number above ``threshold`` is a yes: one logit or sigmoid a sample, or one for each label.
 - ``class numbers``: the numbers are the answers, as ArgMax gives them.
 - ``values``: the numbers are compared as they are.
+- ``boxes``: along ``class_axis`` are four numbers of a box in pixels, then scores of its classes in 0..1; or its score
+  and the number of its class.
 """
 
 LabelForm = Literal["numbers", "one-hot", "signs", "values", "outputs"]
@@ -72,15 +83,22 @@ class OutputScore(Record, frozen=True, kw_only=True):
     layout: Layout
     labels: LabelForm
     class_axis: int = 1
-    """Of the output with its batch axis; for ``classes`` only."""
+    """Of the output with its batch axis: that of the classes, of a vector for ``cosine``, of ``scales``, of a box."""
     classes: int = 1
     """For ``f1`` and ``miou``: number of classes, or of labels if the layout is ``yes or no``."""
     threshold: float = 0.0
     ignored: int | None = None
     """A label that does not count."""
-    scale: float = 0.0
-    """For ``similarity``: the smallest size that an error is relative to; the root mean square of the baseline's values
-    if a sample has only one."""
+    scales: tuple[float, ...] = ()
+    """For ``similarity``: the root mean square of the baseline's values over the data, which errors are relative to;
+    one for each channel along ``class_axis`` if their sizes differ, as with columns in several units."""
+    yes_ratio: float = 0.0
+    """For ``probability`` of yes and no: the baseline's share of yes over the data. Both answers count alike, so that a
+    rare one is not lost among the others; 0 if there is only one answer, and every position counts alike."""
+    has_corners: bool = False
+    """For ``boxes``: whether the four numbers are left, top, right and bottom instead of centre, width and height."""
+    blank: int = 0
+    """For ``edit``: the class that separates the answers of a sequence and is none itself."""
 
 
 class ScoreKind(Record, frozen=True, kw_only=True):
@@ -139,6 +157,7 @@ _PART_WORDS: dict[Layout, str] = {
     "yes or no": "above {0.threshold:g} is a yes, values",
     "class numbers": "class numbers",
     "values": "values",
+    "boxes": "boxes",
 }
 _METRIC_WORDS: dict[Metric, str] = {
     "accuracy": "accuracy",
@@ -147,5 +166,9 @@ _METRIC_WORDS: dict[Metric, str] = {
     "mae": "mean absolute error",
     "mse": "mean squared error",
     "rmse": "root mean squared error",
-    "similarity": "one less the relative error",
+    "similarity": "one less the error relative to the size of the values over the data",
+    "cosine": "cosine of the angle",
+    "probability": "the same answer, less the distance of the probabilities",
+    "edit": "one less the edit distance of the sequences",
+    "boxes": "share of boxes that both detect",
 }

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError, did_you_mean
-from edgeopt.records.scoring import SCORE_NAMES, Metric, OutputScore, ScoreKind, ScoreWish
+from edgeopt.records.scoring import AGREEMENT_METRICS, SCORE_NAMES, Metric, OutputScore, ScoreKind, ScoreWish
 from edgeopt.scoring.compute import part_values
 from edgeopt.scoring.facts import ArrayFacts, check_labels, collect_facts
 from edgeopt.scoring.fit import Fit, class_axes, find_fits, same_size, without_axis
@@ -232,7 +232,9 @@ def _nothing_fits(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: Score
 
 
 def _advice(outputs: Sequence[ArrayFacts], labels: ArrayFacts, wish: ScoreWish) -> str:
-    if wish.is_error or wish.score == "similarity":
+    if wish.score in AGREEMENT_METRICS:
+        return f"{wish.score} compares outputs with the trained network's own: ask for it without labels."
+    if wish.is_error or wish.score in ("similarity", "cosine"):
         return f"For {wish.score} the labels have the shape of the output: one number for each of its numbers."
     if labels.distributions and labels.low >= 0 and any(labels.shape == output.shape for output in outputs):
         return (

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, StepError
 from edgeopt.records.scoring import OutputScore, ScoreKind
+from edgeopt.scoring.boxes import shared_boxes
 from edgeopt.scoring.facts import flat_arrays, unwrapped
+from edgeopt.scoring.sequences import sequence_scores
 
 _Floats = NDArray[np.float64]
 Pairs = Iterable[tuple[Any, Any]]
@@ -77,8 +79,14 @@ def part_values(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats
         StepError: an output that is judged as a real number is not finite.
     """
     labels = np.asarray(labels)
+    if part.layout == "boxes":
+        return shared_boxes(part, output, labels)
     if part.layout == "values":
         return _value_scores(part, output, labels)
+    if part.metric == "probability":
+        return _probability_scores(part, output, labels)
+    if part.metric == "edit":
+        return sequence_scores(decisions(part, output), decisions(part, labels), part.blank)
     answers = decisions(part, output)
     truth = label_numbers(part, labels, answers.shape)
     right = (answers == truth).reshape(len(answers), -1)
@@ -93,10 +101,37 @@ def _value_scores(part: OutputScore, output: NDArray[Any], labels: NDArray[Any])
     if not np.isfinite(found).all():
         raise StepError("score", f"output '{part.output}' holds values that are not finite (NaN or infinity).")
     if part.metric == "similarity":
-        size = np.maximum(np.linalg.norm(truth, axis=1), max(part.scale, 1e-12))
-        return np.asarray(np.clip(1 - np.linalg.norm(found - truth, axis=1) / size, 0, None), dtype=np.float64)
+        shape = [1] * output.ndim
+        shape[part.class_axis if len(part.scales) > 1 else 0] = len(part.scales)
+        sizes = np.maximum(np.broadcast_to(np.reshape(part.scales, shape), output.shape), 1e-12).reshape(found.shape)
+        relative = np.sqrt((((found - truth) / sizes) ** 2).mean(1))
+        return np.asarray(np.clip(1 - relative, 0, None), dtype=np.float64)
+    if part.metric == "cosine":
+        return _cosines(found.reshape(output.shape), truth.reshape(output.shape))
     error = np.abs(found - truth)
     return np.asarray((error if part.metric == "mae" else error**2).mean(1), dtype=np.float64)
+
+
+def _cosines(found: _Floats, truth: _Floats) -> _Floats:
+    """Return the mean cosine of a sample's vectors, which are on the last axis; that of a zero vector is 0."""
+    lengths = np.linalg.norm(found, axis=-1) * np.linalg.norm(truth, axis=-1)
+    cosines = (found * truth).sum(-1) / np.maximum(lengths, 1e-30)
+    return np.asarray(cosines.reshape(len(found), -1).mean(1).clip(0, 1), dtype=np.float64)
+
+
+def _probability_scores(part: OutputScore, output: NDArray[Any], labels: NDArray[Any]) -> _Floats:
+    """Return for each sample the share of equal answers, each less the distance of its probabilities.
+
+    The distance of two distributions over classes is half the sum of the differences (total variation).
+    """
+    answers, truth = decisions(part, output), decisions(part, labels)
+    distance = np.abs(np.nan_to_num(output.astype(np.float64), nan=2.0) - labels)
+    if part.layout == "classes":
+        distance = distance.sum(part.class_axis) / 2
+    near = (answers == truth) * (1 - distance.clip(0, 1))
+    if part.yes_ratio:
+        near *= np.where(truth == 1, 0.5 / part.yes_ratio, 0.5 / (1 - part.yes_ratio))
+    return np.asarray(near.reshape(len(near), -1).mean(1), dtype=np.float64)
 
 
 def part_counts(part: OutputScore, output: NDArray[Any], labels: Any) -> _Floats:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from edgeopt.records.scoring import LabelForm, Layout, Metric, OutputScore, ScoreName
+from edgeopt.records.scoring import AGREEMENT_METRICS, LabelForm, Layout, Metric, OutputScore, ScoreName
 from edgeopt.scoring.facts import ArrayFacts, Sizes, squeezed
 
 IGNORED_LABELS = (255, -100, -1)
@@ -32,11 +31,11 @@ class Fit:
             metric=metric,
             layout=self.layout,
             labels=self.labels,
-            class_axis=self.class_axis,
+            class_axis=len(output.shape) if metric == "cosine" else self.class_axis,
             classes=self.classes,
             threshold=threshold,
             ignored=self.ignored,
-            scale=output.rms if metric == "similarity" and math.prod(size or 2 for size in output.shape) == 1 else 0.0,
+            scales=(output.rms,) if metric == "similarity" else (),
         )
 
 
@@ -65,7 +64,9 @@ def find_fits(output: ArrayFacts, labels: ArrayFacts, wish: ScoreName | None) ->
         labels: Of the same set.
         wish: The score that the user asked for; it leaves out the ways that it isn't about.
     """
-    if wish in ("mae", "mse", "rmse", "similarity"):
+    if wish in AGREEMENT_METRICS:
+        return []
+    if wish in ("mae", "mse", "rmse", "similarity", "cosine"):
         return [Fit("values", "values")] if same_size(output.shape, labels.shape) else []
     fits = [] if wish == "multilabel" else _class_fits(output, labels, asked=wish is not None)
     if not fits or wish == "multilabel":

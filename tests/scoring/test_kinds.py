@@ -271,15 +271,6 @@ def test_an_embedding_is_compared_by_its_values_and_a_note_says_how_to_change_th
     assert agreement({"y": embedding}, [other], score="accuracy")[0] == 1.0
 
 
-def test_one_sigmoid_agrees_by_its_decision_unless_all_decisions_are_the_same():
-    p = 1 / (1 + np.exp(-MARGIN[:, None]))
-    assert agreement({"p": p}, [np.where(p > 0.5, 0.9, 0.1)])[0] == 1.0
-    quiet = 0.001 * p
-    score, kind = agreement({"p": quiet}, [quiet + 0.9])
-    assert score == 0.0
-    assert "one side of 0.5" in kind.notes[0]
-
-
 def test_probabilities_that_name_one_class_for_every_input_are_compared_by_their_values():
     p = softmax(LOGITS + np.array([0, 99, 0, 0]))
     score, kind = agreement({"p": p}, [np.tile([0.3, 0.4, 0.3, 0.0], (COUNT, 1))])

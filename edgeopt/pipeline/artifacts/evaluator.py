@@ -39,7 +39,7 @@ from edgeopt.scoring.drop import (
 from edgeopt.statistics import Interval, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
 
-SCORING_VERSION = 2
+SCORING_VERSION = 3
 """Goes up when the same outputs get another score or another interval; kept scores are then computed again."""
 
 

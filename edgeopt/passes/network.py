@@ -20,7 +20,7 @@ from edgeopt.passes.low_rank.layers import factorizable_layers, factorize_graph,
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
 from edgeopt.passes.prune.resize import resize, take_indices
-from edgeopt.passes.trace import trace
+from edgeopt.passes.tracing.trace import trace
 from edgeopt.passes.training_graph import training_graph
 from edgeopt.records.low_rank import Factorization
 from edgeopt.task.dynamic_axes import AxisNames

@@ -6,8 +6,8 @@ from rule_networks import Formula
 from torch import nn
 from torch.nn import functional as F
 
-from edgeopt.passes.composites import convolve_groups, grouped_products
 from edgeopt.passes.network import Network
+from edgeopt.passes.tracing.composites import convolve_groups, grouped_products
 
 
 def trace(compute, *inputs):

@@ -2,10 +2,10 @@
 
 import pytest
 
-from edgeopt.passes import native_norms
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune import rules
 from edgeopt.passes.prune.core_operators import core_operators, decided_core_operators
+from edgeopt.passes.tracing import native_norms
 
 FAMILIES = (
     rules.complex_values,

@@ -3,8 +3,8 @@ import torch
 from torch import fx, nn
 
 from edgeopt.errors import StepError
-from edgeopt.passes import trace as tracing
-from edgeopt.passes.trace_check import compare_with_model
+from edgeopt.passes.tracing import trace as tracing
+from edgeopt.passes.tracing.check import compare_with_model
 
 
 class Head(nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import score_channels
-from edgeopt.passes.trainable import FROZEN_NOTE
+from edgeopt.passes.tracing.trainable import FROZEN_NOTE
 from edgeopt.records.recipe import Importance
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import torch
 
-from edgeopt.passes import native_norms
 from edgeopt.passes.aten import aten
 from edgeopt.passes.prune.rules import RULES, frozen, is_element_wise
+from edgeopt.passes.tracing import native_norms
 
 Decision = Literal["rule", "element-wise", "freezes by nature", "rewritten"]
 

@@ -41,7 +41,7 @@ from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
-from edgeopt.passes.trace import FIXED_BATCH_NOTE
+from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol

@@ -19,18 +19,18 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
-from edgeopt.passes.composites import decompose_composites
-from edgeopt.passes.native_norms import write_plain_norms
 from edgeopt.passes.prune.rules import rule_for
-from edgeopt.passes.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
-from edgeopt.passes.spectral_norm import fold_spectral_norms
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
-from edgeopt.passes.trace_check import compare_with_model
-from edgeopt.passes.trace_failures import TraceFailure, explain_failure
-from edgeopt.passes.trainable import make_trainable
+from edgeopt.passes.tracing.check import compare_with_model
+from edgeopt.passes.tracing.composites import decompose_composites
+from edgeopt.passes.tracing.failures import TraceFailure, explain_failure
+from edgeopt.passes.tracing.native_norms import write_plain_norms
+from edgeopt.passes.tracing.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.tracing.spectral_norm import fold_spectral_norms
+from edgeopt.passes.tracing.trainable import make_trainable
+from edgeopt.passes.tracing.vmap_regions import inline_vmaps
 from edgeopt.passes.training_differences import Modes, count_random_nodes, describe_modes, run_in_both_modes
 from edgeopt.passes.training_graph import moving_averages
-from edgeopt.passes.vmap_regions import inline_vmaps
 from edgeopt.task.batch_axes import Axes, find_batch_axes
 from edgeopt.task.dynamic_axes import BATCH, AxisNames
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import fx
 from torch._functorch import predispatch
 
-from edgeopt.passes.composites import insert_operators
+from edgeopt.passes.tracing.composites import insert_operators
 
 
 def inline_vmaps(module: fx.GraphModule) -> None:

@@ -1,0 +1,1 @@
+"""A model becomes a plain graph of ATen operators that computes the same."""

@@ -8,6 +8,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 L, C = nn.Linear, nn.Conv2d
+
+
+def whole_vectors(m, x):
+    y = m.a(x).sigmoid().unsqueeze(1)  # a lost channel is not zero
+    return m.o(torch.cat([kernel(y).squeeze(3).amax(2) for kernel in (m.b, m.c)], 1))
+
+
+def convolved_each(m, x):
+    """The modulated convolution of StyleGAN2."""
+    y, batch = m.a(x).sigmoid(), x.shape[0]
+    weight = m.weight * m.style(x.mean((2, 3))).view(batch, 1, 12, 1, 1)
+    weight = weight * torch.rsqrt(weight.pow(2).sum((2, 3, 4), keepdim=True) + 1e-8)
+    y = F.conv2d(y.reshape(1, batch * 12, 8, 8), weight.view(batch * 8, 12, 3, 3), padding=1, groups=batch)
+    return m.o(y.view(batch, 8, 8, 8).relu())
+
+
 ROWS = torch.tensor([0, 2, 5])
 
 
@@ -357,6 +373,17 @@ ACROSS: dict[str, Case] = {
         tokens_mixed,
         {"a": L(5, 24), "norm": nn.LayerNorm(12), "mix": nn.Conv1d(7, 7, 1), "o": L(12, 3)},
         {"a": 12},
+    ),
+    "kernels over whole vectors": Case(
+        whole_vectors,
+        {"a": L(5, 12), "b": C(1, 8, (3, 12)), "c": C(1, 6, (2, 12)), "o": L(14, 3)},
+        {"a": 12, "b": 8, "c": 6},
+    ),
+    "a kernel for each sample": Case(
+        convolved_each,
+        {"a": C(3, 12, 1), "style": L(3, 12), "weight": parameter(1, 8, 12, 3, 3), "o": C(8, 2, 1)},
+        {"weight:1": 8, "weight:2": 12},
+        images(3, 8, 8),
     ),
     "noise": Case(with_noise, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "other names": Case(by_other_names, {"a": L(5, 12), "o": L(12, 3), "p": L(12, 3)}, {"a": 12}),

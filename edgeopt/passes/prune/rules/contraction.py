@@ -172,33 +172,50 @@ def _convolve(labels: Labels, call: Call, transposed: bool) -> Layers:
     if len(x.shape) != len(call["weight"].shape):
         labels.freeze([layer for value in call.operands for layer in value.layers], "a convolution without a batch")
         return ()
-    kernel = len(x.shape) - 2
-    mixed = {dim for dim in range(2, len(x.shape)) if not _is_pointwise(call, dim - 2)}
+    positions = range(len(x.shape) - 2)
+    whole = {at for at in positions if not transposed and _spans_input(call, at)}
+    mixed = {at + 2 for at in positions if at not in whole and not _is_pointwise(call, at)}
     x = _split_groups(_without_dims(labels, x, mixed, FIXED_SIZE), 1, groups)
-    weight = _without_dims(labels, call["weight"], set(range(2, 2 + kernel)), KERNEL)
-    weight = _split_groups(Marked(weight.shape[:2], tuple(layer.flatten(1) for layer in weight.layers)), 0, groups)
-    positions = list(range(kernel))
-    terms = [["b", "g", "k", *positions], "gkn" if transposed else "gnk"]
+    kernel = {at + 2 for at in positions if at not in whole}
+    weight = _split_groups(_without_dims(labels, call["weight"], kernel, KERNEL), 0, groups)
+    read: list[Hashable] = [("summed", at) if at in whole else at for at in positions]
+    matrix = "gkn" if transposed else "gnk"
+    terms = [["b", "g", "k", *read], [*matrix, *(("summed", at) for at in positions)]]
     layers = contract(labels, [x, weight], terms, ["b", "g", "n", *positions])
     channels = [layer for layer in layers if layer.shape[1] > 1 or layer.shape[2] > 1]
     if len([layer for layer in channels if layer.shape[0] == 1]) > 1:
         layers = (labels.follow(channels, ()), *(layer for layer in layers if layer.shape[1:3] == (1, 1)))
     layers = tuple(compress(_merge_groups(layer, groups, call.shape[1])) for layer in layers)
     if bias is not None:
-        bias = Marked((*bias.shape, *[1] * kernel), tuple(layer.reshape(-1, *[1] * kernel) for layer in bias.layers))
+        ones = [1] * len(positions)
+        bias = Marked((*bias.shape, *ones), tuple(layer.reshape(-1, *ones) for layer in bias.layers))
     return _add_bias(labels, call, layers, bias)
 
 
 def _is_pointwise(call: Call, position: int) -> bool:
     """Tell whether a convolution mixes and moves nothing along a dimension of positions."""
-
-    def entry(name: str, default: int) -> int:
-        value = call.get(name, default)
-        return int(value[min(position, len(value) - 1)] if isinstance(value, (list, tuple)) else value)
-
-    if call["weight"].shape[2 + position] > 1 or entry("stride", 1) > 1:
+    if call["weight"].shape[2 + position] > 1 or _entry(call, "stride", position) > 1:
         return False
-    return call["padding"] in ("same", "valid") or entry("padding", 0) == entry("output_padding", 0) == 0
+    is_unpadded = _entry(call, "padding", position) == _entry(call, "output_padding", position) == 0
+    return call["padding"] == "same" or is_unpadded
+
+
+def _spans_input(call: Call, position: int) -> bool:
+    """Tell whether a kernel is as large as what it reads, so that it sums once over all positions, as over channels.
+
+    TextCNN's kernels span whole word vectors.
+    """
+    size = call["weight"].shape[2 + position]
+    is_unpadded = call["padding"] != "same" and _entry(call, "padding", position) == 0
+    return size > 1 and size == call["input"].shape[2 + position] and is_unpadded
+
+
+def _entry(call: Call, name: str, position: int) -> int:
+    """Return an argument's number for a dimension of positions; 0 if it has none."""
+    value = call.get(name, 0)
+    if isinstance(value, str):
+        return 0
+    return int(value[min(position, len(value) - 1)] if isinstance(value, (list, tuple)) else value)
 
 
 def _without_dims(labels: Labels, value: Marked, dims: set[int], why: str) -> Marked:

@@ -36,7 +36,7 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
         return f"uses operators that ONNX Runtime does not have: {', '.join(foreign)}."
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         return f"is not valid: {str(error).splitlines()[0]}"
     return None
 

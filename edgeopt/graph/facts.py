@@ -212,7 +212,7 @@ def is_mostly_products(model: onnx.ModelProto, sample_shapes: Mapping[str, Shape
 
     Dynamic dimensions have the sizes of a sample, or else 1.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}
+    weights = set(_stored_tensors(model.graph))
     work = {True: 0, False: 0}
     for node, macs in count_macs_by_node(model, sample_shapes):
         work[node.op_type in RECURRENT_CELLS or (node.op_type in MATRIX_PRODUCTS and node.input[1] in weights)] += macs
@@ -248,7 +248,10 @@ def _infer_shapes_of_one_sample(model: onnx.ModelProto, sample_shapes: Mapping[s
             attributes = [attribute for attribute in node.attribute if attribute.name in ("transA", "transB")]
             node.CopyFrom(helper.make_node(standard, [node.input[index] for index in indices], list(node.output)))
             node.attribute.extend(attributes)
-    graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    try:
+        graph = onnx.shape_inference.infer_shapes(copy, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        graph = copy.graph  # only what it says itself is known
     shapes: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     for value in (*graph.input, *graph.value_info, *graph.output):
         dims = value.type.tensor_type.shape.dim

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from edgeopt.errors import StepError
+from edgeopt.graph.given.batch import find_declared_batch
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 MICROSOFT_DOMAIN = "com.microsoft"
@@ -67,8 +68,8 @@ def read_initializers(graph: onnx.GraphProto) -> Arrays:
 def read_batch_axes(graph: onnx.GraphProto) -> dict[str, int | None]:
     """Return the dimension of each input that is the batch; None for an input that all samples share.
 
-    It is the one called ``batch``, as in exported files. In other files it is the first dimension; if that is dynamic
-    in some inputs, those with a fixed first dimension have no batch.
+    It is the one called ``batch``, as in exported files. In other files see ``find_declared_batch``; there an input
+    whose sizes are all fixed has none if others are dynamic, and dimension 1 if only that has the others' batch size.
     """
     weights = {tensor.name for tensor in graph.initializer}  # old files list weights among the inputs
     dims = {value.name: value.type.tensor_type.shape.dim for value in graph.input if value.name not in weights}
@@ -78,8 +79,18 @@ def read_batch_axes(graph: onnx.GraphProto) -> dict[str, int | None]:
     }
     if any(axis is not None for axis in named.values()):
         return named
-    dynamic = {name for name, shape in dims.items() if shape and shape[0].dim_value <= 0}
-    return {name: 0 if shape and (name in dynamic or not dynamic) else None for name, shape in dims.items()}
+    declared: dict[str, list[int | str]] = {
+        name: [dim.dim_value if dim.dim_value > 0 else dim.dim_param for dim in shape] for name, shape in dims.items()
+    }
+    axes: dict[str, int | None] = {}
+    batches = [shape[0] for shape in declared.values() if shape]
+    has_dynamic = any(isinstance(size, str) for size in batches)
+    for name, axis in find_declared_batch(declared).items():
+        shape = declared[name]
+        is_fixed = all(isinstance(size, int) for size in shape)
+        is_second = is_fixed and not has_dynamic and len(shape) > 2 and shape[0] != batches[0] == shape[1]
+        axes[name] = None if is_fixed and has_dynamic else 1 if is_second else axis
+    return axes
 
 
 def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:

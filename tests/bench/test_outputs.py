@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from onnx_files import accumulator
 from tiny_models import a_network, a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_arrays, run_model, write_batches
@@ -21,6 +24,15 @@ def test_outputs_come_back_batch_by_batch_in_order(tmp_path):
     for batch, out in zip(batches, found, strict=True):
         np.testing.assert_allclose(out["y"], np.maximum(batch["x"] @ weight, 0), atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.npz", "m.onnx", "out.npz"]
+
+
+def test_a_batch_without_a_state_gets_the_output_of_the_batch_before(tmp_path):
+    model = accumulator(tmp_path / "m.onnx")
+    x, zeros = np.ones((3, 2), np.float32), np.zeros((1, 3, 2), np.float32)
+    batches = [{"x": x, "s": zeros}, {"x": x}, {"x": 2 * x}, {"x": x, "s": zeros}, {"x": x}]
+    target = replace(a_run_target(), states={"s": "next"})
+    found = run_arrays(model, batches, target, "outputs")
+    assert [float(outputs["y"][0, 0]) for outputs in found] == [1, 2, 4, 1, 2]
 
 
 ANY_NAMES = ("serving/tokens:0", "0", "0/x", "1/0", "x", "X", "x.npy", "names.json", "file", "a name", "é/日本", "..")

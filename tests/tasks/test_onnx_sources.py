@@ -1,6 +1,7 @@
 """Folders of arrays, sounds and images, and Python functions, as the data of a given file."""
 
 import os
+import random
 import subprocess
 import sys
 import wave
@@ -12,7 +13,7 @@ import pytest
 from onnx_files import mean_model, save, value
 
 import edgeopt
-from edgeopt.errors import DataError, InputError
+from edgeopt.errors import DataError, EdgeoptError, InputError
 from edgeopt.graph.given.values import model_inputs
 from edgeopt.records.given_data import DataOptions
 from edgeopt.tasks.onnx_data.load import load_samples
@@ -251,3 +252,34 @@ def test_a_given_file_and_its_data_are_read_without_pytorch(model, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert (done.returncode, done.stderr.split()[-1]) == (2, "False"), done.stderr
     assert f"{tmp_path / 'x.npz'}: 'x' is uint8, but the model takes float32" in " ".join(done.stderr.split())
+
+
+def mutated(content, rng):
+    data = bytearray(content)
+    for _ in range(rng.randint(1, 3)):
+        at = rng.randrange(len(data))
+        if rng.random() < 0.7:
+            data[at] = rng.randrange(256)
+        else:
+            del data[at : at + rng.randint(1, 8)]
+    return bytes(data)
+
+
+@pytest.mark.parametrize("ending", ["npy", "npz", "wav"])
+def test_data_with_a_few_wrong_bytes_are_read_or_refused_in_a_sentence(tmp_path, folder, ending):
+    path, rng = folder / f"a.{ending}", random.Random(0)
+    if ending == "wav":
+        write_wave(path, range(40))
+    else:
+        save_arrays = np.save if ending == "npy" else np.savez
+        save_arrays(path, **{"arr" if ending == "npy" else "x": np.arange(40, dtype=np.float32)})
+    content, specs = path.read_bytes(), specs_of(mean_model(tmp_path / "m.onnx", ["n", "time"]))
+    outcomes = set()
+    for _ in range(300):
+        path.write_bytes(mutated(content, rng))
+        try:
+            load_samples(str(folder), specs)
+            outcomes.add("read")
+        except EdgeoptError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}

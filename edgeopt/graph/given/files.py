@@ -5,7 +5,6 @@ In: a path. Out: a ``GivenModel``, with everything in one piece. Each refusal na
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,16 +13,15 @@ from typing import NamedTuple
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from edgeopt.errors import TaskError
-from edgeopt.graph.model import lower_ir, walk_graphs
+from edgeopt.graph.given.structure import count_bytes, find_fault, walk_tensors
+from edgeopt.graph.model import lower_ir
 
 MAX_MODEL_BYTES = 2**31 - 1
 """Protobuf's limit for one message, which a model in one file is."""
 _GIT_LFS_START = b"version https://git-lfs"
-_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-"""Types of which several values share a byte."""
 
 
 class GivenModel(NamedTuple):
@@ -54,6 +52,9 @@ def read_given(path: Path) -> GivenModel:
     if not model.graph.node and not model.graph.output:
         raise TaskError(f"{path} cannot be read as an ONNX model: it has no graph. {_EXPORT_AGAIN}")
     other_files = _load_weights(path, model, len(data))
+    fault = find_fault(model)
+    if fault is not None:
+        raise TaskError(f"{path} {fault}. {_EXPORT_AGAIN}")
     is_changed = _open_dimensions(model.graph) or bool(other_files)
     content = model.SerializeToString(deterministic=True) if is_changed else data
     total = len(data) + sum((path.parent / name).stat().st_size for name in other_files)
@@ -132,7 +133,7 @@ class _Place(NamedTuple):
 
 def _load_weights(path: Path, model: onnx.ModelProto, own_bytes: int) -> tuple[str, ...]:
     """Move the values of tensors in other files into the model; return the names of those files."""
-    places = [_find_place(path, tensor) for tensor in _walk_tensors(model) if _is_outside(tensor)]
+    places = [_find_place(path, tensor) for tensor in walk_tensors(model) if _is_outside(tensor)]
     names = tuple(dict.fromkeys(place.location for place in places))
     for name in names:
         if not (path.parent / name).is_file():
@@ -168,21 +169,6 @@ def _fill(tensor: TensorProto, values: bytes) -> None:
     del tensor.external_data[:]
 
 
-def _walk_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Yield every tensor that a model stores."""
-    nodes = [node for function in model.functions for node in function.node]
-    for graph in walk_graphs(model.graph):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        nodes.extend(graph.node)
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-
-
 def _find_place(path: Path, tensor: TensorProto) -> _Place:
     """Return where a tensor's values are; only files in the model's own folder, or deeper, are read."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -208,7 +194,7 @@ def _check_length(path: Path, place: _Place) -> int:
     tensor, file = place.tensor, path.parent / place.location
     stored = file.stat().st_size
     length = max(0, stored - place.offset) if place.length is None else place.length
-    needed = _count_bytes(tensor)
+    needed = count_bytes(tensor)
     if place.offset + length > stored or (needed is not None and length < needed):
         end = place.offset + max(length, needed or 0)
         raise TaskError(
@@ -221,17 +207,6 @@ def _check_length(path: Path, place: _Place) -> int:
             f"{length:,} are stored. {_EXPORT_AGAIN}"
         )
     return length if needed is None else needed
-
-
-def _count_bytes(tensor: TensorProto) -> int | None:
-    """Return how many bytes a tensor's values have; None if its type is unknown."""
-    try:
-        name = TensorProto.DataType.Name(tensor.data_type)
-        bits = _PACKED_BITS.get(name) or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except (KeyError, ValueError):
-        return None
-    values: int = math.prod(tensor.dims)
-    return -(-values * bits // 8)
 
 
 def _open_dimensions(graph: onnx.GraphProto) -> bool:

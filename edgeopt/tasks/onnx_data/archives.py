@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -55,11 +56,12 @@ _FAILURES = (
     OSError,
     EOFError,
     ValueError,
+    SyntaxError,
+    RuntimeError,
+    MemoryError,
+    tokenize.TokenError,
     zlib.error,
     zipfile.BadZipFile,
-    MemoryError,
-    NotImplementedError,
-    RuntimeError,
 )
 """Of a damaged file: of zip, of numpy's header, and of an entry that is encrypted or compressed in an unknown way."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def _read(path: Path, *, is_integer: bool) -> tuple[NDArray[Any], int]:
     """Return one channel and the sample rate."""
     try:
         import soundfile  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
+    except (ImportError, OSError):  # not installed, or without its library
         values, rate = _read_wave(path)
     else:
         try:
@@ -105,17 +106,24 @@ def _read(path: Path, *, is_integer: bool) -> tuple[NDArray[Any], int]:
     return mono.astype(np.float32), int(rate)
 
 
+_MAX_SAMPLE_BYTES = 4
+_DAMAGED = (wave.Error, OSError, EOFError, RuntimeError, OverflowError, ValueError, MemoryError, struct.error)
+"""What the standard library raises for a damaged file."""
+
+
 def _read_wave(path: Path) -> tuple[NDArray[np.float64], int]:
     """Return a ``.wav`` of integers as values of -1 to 1, of shape (samples, channels), and its rate."""
     try:
         with wave.open(str(path), "rb") as file:
             width, channels, rate = file.getsampwidth(), file.getnchannels(), file.getframerate()
             content = file.readframes(file.getnframes())
-    except (wave.Error, OSError, EOFError) as error:
+    except _DAMAGED as error:
         raise DataError(
-            f"{path} cannot be read as a .wav of integers: {error or 'it ends too early'}. For other formats: pip "
+            f"{path} cannot be read as a .wav of integers: {str(error) or 'it is damaged'}. For other formats: pip "
             "install soundfile."
         ) from error
+    if width > _MAX_SAMPLE_BYTES:
+        raise DataError(f"{path} has {8 * width} bits for each sample; at most {8 * _MAX_SAMPLE_BYTES} are read.")
     content = content[: len(content) // (width * channels) * width * channels]
     raw = np.frombuffer(content, np.uint8).reshape(-1, channels, width).astype(np.int64)
     if width == 1:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
+from edgeopt.graph.given.batch import find_declared_batch
+
 Dimensions = list[int | None]
 """Of an input as the graph declares it; None is a dynamic dimension."""
 InputAxes = dict[str, int | None]
 """Input to the dimension that is its batch; None if all samples share it."""
-_LIKE_A_BATCH = re.compile(r"batch", re.IGNORECASE)
-_POSITIONS = (0, 1)
-"""Dimensions that are a batch in practice: the first, or the second after layers or time."""
 
 
 class InputSpec(NamedTuple):
@@ -61,40 +58,17 @@ def _describe(value: onnx.ValueInfoProto) -> InputSpec:
 def declared_axes(inputs: Sequence[InputSpec], given: Mapping[str, int] | None = None) -> InputAxes:
     """Return the dimension of each input that is the batch by what the graph says.
 
-    The batch has the same name everywhere. An input such as a state of ``[2, batch, 128]`` has it in dimension 1, and
-    so has one whose first dimension is fixed and whose second is its only dynamic one, next to inputs whose first is
-    dynamic.
-
     Args:
         inputs: Of the graph.
-        given: Those that the user said.
+        given: Those that the user named.
     """
-    given = given or {}
-    batch = _batch_name(inputs)
-    has_dynamic = any(spec.dimensions and spec.batch is None for spec in inputs)
-    axes: InputAxes = {}
-    for spec in inputs:
-        dims = spec.dimensions
-        dynamic = [axis for axis, size in enumerate(dims or ()) if size is None]
-        if spec.name in given:
-            axes[spec.name] = given[spec.name]
-        elif dims is not None and not dims:
-            axes[spec.name] = None
-        elif batch and batch in spec.names[: len(_POSITIONS)]:
-            axes[spec.name] = spec.names.index(batch)
-        elif has_dynamic and spec.batch is not None and dynamic == [1]:
-            axes[spec.name] = 1
-        else:
-            axes[spec.name] = 0
-    return axes
-
-
-def _batch_name(inputs: Sequence[InputSpec]) -> str:
-    """Return the name of the batch: one that reads like it, or else the most frequent in the first dimension."""
-    named = [name for spec in inputs for name in spec.names[: len(_POSITIONS)] if _LIKE_A_BATCH.search(name)]
-    first = [spec.names[0] for spec in inputs if spec.names and spec.names[0]]
-    found = Counter(named or first).most_common(1)
-    return found[0][0] if found else ""
+    declared = {
+        spec.name: None
+        if spec.dimensions is None
+        else [name if size is None else size for size, name in zip(spec.dimensions, spec.names, strict=True)]
+        for spec in inputs
+    }
+    return find_declared_batch(declared) | dict(given or {})
 
 
 class OpenDimension(NamedTuple):

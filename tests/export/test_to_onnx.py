@@ -4,6 +4,7 @@ import warnings
 import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from onnx_running import a_network, run, some_images
 from torch import nn
 
@@ -135,3 +136,21 @@ def test_a_trace_that_may_not_generalize_is_noted(tmp_path):
 def test_equal_networks_give_equal_files(tmp_path):
     first = write(a_network(), tmp_path / "a.onnx").path.read_bytes()
     assert first == write(a_network(), tmp_path / "b.onnx").path.read_bytes()
+
+
+def test_constants_of_two_clips_of_one_value_stay_apart(tmp_path):
+    """The exporter's optimizer gave both the same name, and the file lacked the first."""
+
+    class TwoClips(nn.Module):
+        def forward(self, x):
+            y = x * 2
+            first, second = (
+                torch.minimum(torch.maximum(y, torch.tensor(a)), torch.tensor(b)) for a, b in ((0.0, 1.0), (-1.0, 3.0))
+            )
+            return first + second
+
+    x = torch.linspace(-2, 3, 10).reshape(2, 5)
+    path = tmp_path / "model.onnx"
+    export(TwoClips(), (x,), path, input_names=["x"], output_names=["y"], max_opset=20, max_ir=10)
+    (found,) = ReferenceEvaluator(str(path)).run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), TwoClips()(x))

@@ -219,7 +219,7 @@ def _try_to_run(
         if not any(note.startswith(MADE_UP) for note in ready.notes):
             raise
         reason = error.reason.replace(str(ready.path), str(model))
-        return None, f"the inputs that were made up do not fit: {reason} Pass --inputs FILE.npz, or --shape."
+        return None, f"on made-up inputs: {reason} If these do not fit, pass --inputs FILE.npz, or --shape."
 
 
 def _time_nodes(ready: ReadyModel, target: RunTarget, progress: Callable[[str], None]) -> FileTime:

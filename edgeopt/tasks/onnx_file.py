@@ -32,6 +32,7 @@ from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGro
 from edgeopt.tasks.onnx_data.specs import InputAxes, declared_axes, describe_inputs, open_dimensions
 from edgeopt.tasks.onnx_data.states import (
     Step,
+    check_sequences,
     check_states,
     iterate_steps,
     sequence_specs,
@@ -124,6 +125,7 @@ class OnnxTask(KnownScore):
             return samples
         self.axes_of_inputs = state_axes(self.inputs, self.states)
         samples = load_samples(data, sequence_specs(self.inputs, self.axes_of_inputs, self.states), self.options)
+        check_sequences(data, samples.groups, samples.axes)
         self.axes_of_inputs.update({name: None for name, axis in samples.axes.items() if axis is None})
         return samples
 

@@ -110,3 +110,52 @@ def test_macs_follow_the_shapes_of_given_inputs(tmp_path, edgeopt):
     code, out, err = edgeopt("inspect", "m.onnx", "--inputs", "in.npz", "--json")
     assert code == 0, err
     assert json.loads(out)["macs"] == 316 * 8 * 3 * 5
+
+
+def a_file(path, node, shape, *weights):
+    ends = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape), helper.make_tensor_value_info("y", 1, None)]
+    graph = helper.make_graph([node], "g", ends[:1], ends[1:], list(weights))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def test_without_inputs_a_file_is_run_on_made_up_ones_which_the_result_names(tmp_path, edgeopt):
+    kernel = numpy_helper.from_array(np.ones((8, 3, 5), np.float32), "w")
+    a_file(tmp_path / "m.onnx", helper.make_node("Conv", ["x", "w"], ["y"]), ["n", 3, "t"], kernel)
+    for arguments, length in ((), 128), (("--shape", "x=1x3x320"), 320):
+        code, out, err = edgeopt("inspect", "m.onnx", "--json", *arguments)
+        found = json.loads(out)
+        assert (code, found["macs"]) == (0, (length - 4) * 8 * 3 * 5), err
+        assert found["run_ms"] > 0
+        assert found["notes"] == ([] if arguments else ["made-up inputs: 'x' shape 2x3x128"])
+    assert edgeopt("bench", "m.onnx")[0] == 0
+    np.save(tmp_path / "x.npy", np.zeros((2, 3, 9), np.float32))
+    code, _, err = edgeopt("bench", "m.onnx", "--inputs", "x.npy", "--shape", "x=1x3x320")
+    assert code == 2
+    assert "--shape is for made-up inputs" in err
+
+
+def test_a_file_that_cannot_run_on_made_up_inputs_is_still_shown(tmp_path, edgeopt):
+    sizes = numpy_helper.from_array(np.array([-1, 7]), "s")
+    a_file(tmp_path / "m.onnx", helper.make_node("Reshape", ["x", "s"], ["y"]), ["n", "t", 2], sizes)
+    code, out, _ = edgeopt("inspect", "m.onnx", "--json")
+    found = json.loads(out)
+    assert (code, found["run_ms"], found["nodes"]) == (0, None, [])
+    assert found["not_run"].startswith("on made-up inputs: ONNX Runtime cannot run m.onnx")
+    assert found["not_run"].endswith("If these do not fit, pass --inputs FILE.npz, or --shape.")
+    code, out, _ = edgeopt("inspect", "m.onnx", "--shape", "x=1x7x2", "--json")
+    assert (code, json.loads(out)["run_ms"] > 0) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["inspect", "bench"])
+def test_inputs_are_a_folder_or_a_function_too(tmp_path, edgeopt, command):
+    a_file(tmp_path / "m.onnx", helper.make_node("Relu", ["x"], ["y"]), ["n", "t"])
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        np.save(tmp_path / "data" / f"{number}.npy", np.zeros(5, np.float32))
+    (tmp_path / "own.py").write_text("def rows():\n    yield [1.0, 2.0]\n    yield [3.0, 4.0]\n")
+    for source in ("data", "own.py:rows"):
+        code, _, err = edgeopt(command, "m.onnx", "--inputs", source)
+        assert code == 0, err
+    code, _, err = edgeopt(command, "m.onnx", "--inputs", "nothing.npz")
+    assert code == 2
+    assert "nothing.npz cannot be read as an .npz file of arrays: No such file or directory" in " ".join(err.split())

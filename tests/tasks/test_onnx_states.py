@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx_files import accumulator, save, value
 
-from edgeopt.errors import InputError
+from edgeopt.errors import DataError, InputError
 from edgeopt.records.given_data import DataOptions
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -63,3 +63,24 @@ def test_states_that_do_not_exist_or_have_no_size_are_refused(tmp_path, sequence
         OnnxTask(open_size, sequences, options=DataOptions(states={"s": "s"}))
     asked = DataOptions(states={"s": "s"}, sizes={"s": (1, 1, 2)})
     assert OnnxTask(open_size, sequences, options=asked).batches()[0]["s"].shape[2] == 2
+
+
+def test_labels_of_sequences_are_those_of_each_step(tmp_path):
+    model, x = accumulator(tmp_path / "m.onnx"), np.ones((40, 3, 2), np.float32)
+    np.savez(tmp_path / "d.npz", x=x, labels=np.arange(120).reshape(40, 3))
+    task = OnnxTask(model, tmp_path / "d.npz", options=STATES)
+    assert [labels[0] for labels in task.target_batches()] == [3, 4, 5]
+    np.savez(tmp_path / "d.npz", x=x, labels=np.arange(40))
+    with pytest.raises(DataError, match=r"a sequence of 3 steps have shape \(\).* give a label for each"):
+        OnnxTask(model, tmp_path / "d.npz", options=STATES)
+    np.savez(tmp_path / "d.npz", x=x[:, :0])
+    with pytest.raises(DataError, match=r"the same number of steps, at least one; found \{'x': 0\}"):
+        OnnxTask(model, tmp_path / "d.npz", options=STATES)
+
+
+def test_labels_of_a_files_steps_need_no_row_for_the_sample(tmp_path):
+    (tmp_path / "data").mkdir()
+    for number in range(4):
+        np.savez(tmp_path / "data" / f"{number}.npz", x=np.ones((3, 2), np.float32), labels=np.arange(3) + number)
+    task = OnnxTask(accumulator(tmp_path / "m.onnx"), tmp_path / "data", options=STATES)
+    assert [labels.tolist() for labels in task.target_batches()] == [[1, 2, 3], [2, 3, 4], [3, 4, 5]]

@@ -10,6 +10,8 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgeopt.graph.model import read_batch_axes
+
 ArrayBatch = dict[str, NDArray[Any]]
 ArrayBatches = Callable[[], Iterator[ArrayBatch]]
 """Yields the calibration batches again at each call."""
@@ -78,9 +80,18 @@ def measure_channel_means(
 
 
 def _split(batch: ArrayBatch, model: onnx.ModelProto) -> Iterator[ArrayBatch]:
-    """Split a batch into small ones if the graph's batch size is dynamic."""
-    first = model.graph.input[0].type.tensor_type.shape.dim
-    count = len(next(iter(batch.values())))
-    step = count if first and first[0].HasField("dim_value") else _MAX_RUN_SAMPLES
+    """Split a batch into small ones if the graph's batch size is dynamic; inputs that samples share stay whole."""
+    axes = {name: axis for name, axis in read_batch_axes(model.graph).items() if axis is not None and name in batch}
+    if not axes:
+        yield batch
+        return
+    dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    count = min(batch[name].shape[axis] for name, axis in axes.items())
+    is_fixed = any(dims[name][axis].dim_value > 0 for name, axis in axes.items() if len(dims[name]) > axis)
+    step = count if is_fixed else _MAX_RUN_SAMPLES
     for start in range(0, count, step):
-        yield {name: values[start : start + step] for name, values in batch.items()}
+        part = slice(start, start + step)
+        yield {
+            name: values[(slice(None),) * axes[name] + (part,)] if name in axes else values
+            for name, values in batch.items()
+        }

@@ -72,7 +72,8 @@ def study_sensitivity(
         held_back: Number of samples.
         rank: Whether to rank the nodes, which takes one session per node.
     """
-    samples, batches = _split(calibration, read_batch_axes(model.graph), step.samples, held_back)
+    axes = read_batch_axes(model.graph)
+    samples, batches = _split(calibration, axes, step.samples, held_back)
     plain = msgspec.structs.replace(step, float_nodes=(), equalize=False, correct_bias=False)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         prepared = prepare(model, calibration, samples, Path(folder))
@@ -103,7 +104,7 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        nodes = _list_node_costs(prepared) if rank else ()
+        nodes = _list_node_costs(prepared, _shapes_of_one(batches[0], axes)) if rank else ()
         noises = [(node, measure(ranked, plain, method, (node.name,))) for node in nodes]
     return SensitivityStudy(
         method_snr_db=by_method,
@@ -153,9 +154,17 @@ class _NodeCost(NamedTuple):
     macs: int
 
 
-def _list_node_costs(prepared: PreparedModel) -> tuple[_NodeCost, ...]:
+def _shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each input for one sample of a batch."""
+    return {
+        name: tuple(1 if axis == axes.get(name) else size for axis, size in enumerate(values.shape))
+        for name, values in batch.items()
+    }
+
+
+def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[_NodeCost, ...]:
     weights = read_initializers(prepared.model.graph)
-    macs = {node.name: count for node, count in count_macs_by_node(prepared.model)}
+    macs = {node.name: count for node, count in count_macs_by_node(prepared.model, sample_shapes)}
     return tuple(
         _NodeCost(
             name=node.name,

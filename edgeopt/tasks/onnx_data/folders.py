@@ -73,7 +73,7 @@ def load_folder(
                 if given is not None:
                     group = group._replace(labels=np.repeat(given[number : number + 1], group.samples, axis=0))
                 elif judged and one.labels is not None:
-                    group, has_own = add_labels(path, group, one.labels, labels_key), True
+                    group, has_own = add_labels(path, group, one.labels, labels_key, may_lack_rows=True), True
                 found_notes.extend(note for note in cast if note not in found_notes)
                 yield group
 

@@ -51,9 +51,7 @@ def load_function(source: str, inputs: Sequence[InputSpec], *, judged: bool = Tr
             fitted = {spec.name: as_rows(spec, arrays[spec.name], axes[spec.name]) for spec in inputs}
             group, cast = make_group(where, inputs, fitted, axes)
             if judged and label is not None:
-                labels = np.asarray(label)
-                is_of_one = group.samples == 1 and labels.ndim > 0 and len(labels) != 1
-                group = add_labels(where, group, labels[None] if is_of_one else labels, labels_key)
+                group = add_labels(where, group, np.asarray(label), labels_key, may_lack_rows=True)
             notes.extend(note for note in cast if note not in notes)
             yield group
 

@@ -44,14 +44,17 @@ def make_group(
     return SampleGroup(fitted, None, _count_rows(path, fitted, axes)), tuple(notes)
 
 
-def add_labels(path: Path | str, group: SampleGroup, labels: NDArray[Any], key: str) -> SampleGroup:
+def add_labels(
+    path: Path | str, group: SampleGroup, labels: NDArray[Any], key: str, *, may_lack_rows: bool = False
+) -> SampleGroup:
     """Return a group with labels, one row per sample.
 
     Args:
         path: The file, or words for another source, for errors.
         group: Without labels.
-        labels: Of its samples; those of a single sample with or without a row for it.
+        labels: Of its samples.
         key: What the labels are called, for errors.
+        may_lack_rows: Whether those of a single sample may be without a row for it.
 
     Raises:
         DataError: they are not numbers, or there is another number of them.
@@ -66,7 +69,8 @@ def add_labels(path: Path | str, group: SampleGroup, labels: NDArray[Any], key: 
         raise DataError(
             f"{path}: '{key}' is a single number, but there are {group.samples} samples. Give one label per row."
         )
-    rows = labels[None] if not labels.ndim else labels
+    lacks_rows = not labels.ndim or (may_lack_rows and group.samples == 1 and len(labels) != 1)
+    rows = labels[None] if lacks_rows else labels
     if len(rows) != group.samples:
         counts = {next(iter(group.inputs)): group.samples, key: len(rows)}
         raise DataError(f"{path}: every array needs the same number of rows, at least one; found {counts}.")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from edgeopt.errors import InputError, did_you_mean
+from edgeopt.errors import DataError, InputError, did_you_mean
 from edgeopt.records.given_data import DataOptions
 from edgeopt.tasks.onnx_data.samples import InputArrays, SampleGroup
 from edgeopt.tasks.onnx_data.sounds import STEPS_DIMENSION
@@ -74,7 +74,7 @@ def iterate_steps(
         axes: The batch of each of its inputs, states among them.
         zeros: The shape of each state for one sample, with its batch of 1.
     """
-    steps = next(values.shape[1] for name, values in sequences.inputs.items() if axes[name] is not None)
+    steps = count_steps(sequences, axes)
     for step in range(steps):
         arrays: InputArrays = {}
         for spec in inputs:
@@ -88,6 +88,29 @@ def iterate_steps(
                 arrays[spec.name] = np.ascontiguousarray(np.moveaxis(sequences.inputs[spec.name][:, step], 0, axis))
         labels = None if sequences.labels is None else sequences.labels[:, step]
         yield Step(SampleGroup(arrays, labels, sequences.samples), step > 0)
+
+
+def count_steps(sequences: SampleGroup, axes: InputAxes) -> int:
+    """Return how many steps each of some sequences of equal lengths has."""
+    return next(int(values.shape[1]) for name, values in sequences.inputs.items() if axes[name] is not None)
+
+
+def check_sequences(source: str, groups: Sequence[SampleGroup], axes: InputAxes) -> None:
+    """Check that sequences have steps, the same number in every input, and a label for each if they have labels.
+
+    Raises:
+        DataError: they do not.
+    """
+    for group in groups:
+        counts = {name: values.shape[1] for name, values in group.inputs.items() if axes[name] is not None}
+        if len(set(counts.values())) > 1 or not min(counts.values()):
+            raise DataError(f"{source}: every input needs the same number of steps, at least one; found {counts}.")
+        steps, labels = count_steps(group, axes), group.labels
+        if labels is not None and (labels.ndim < 2 or labels.shape[1] != steps):
+            raise DataError(
+                f"{source}: the labels of a sequence of {steps} steps have shape {labels.shape[1:]}. With --state "
+                "every step is scored: give a label for each, or leave the labels out."
+            )
 
 
 def state_shapes(

@@ -19,6 +19,8 @@ CONVENTIONS = {
     "command": "one in each module of cli, which the lazy group finds by this name",
     "main": "one in each module that runs as a process",
     "RULES": "the table of each family of pruning rules",
+    "TABLE": "the table of each subject of ONNX's operators",
+    "OWN_TABLE": "the same of operators that the conversion writes",
 }
 """Names that several modules share on purpose; they are only reached through the name of their module."""
 

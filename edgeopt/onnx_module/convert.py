@@ -22,7 +22,7 @@ from edgeopt.onnx_module.module import OnnxModule
 from edgeopt.onnx_module.node import STAGE, Node, Operator, read_node
 from edgeopt.onnx_module.operators import operator_for
 from edgeopt.onnx_module.rewriting import rewrite
-from edgeopt.onnx_module.scope import Step, fold, numbers_of
+from edgeopt.onnx_module.scope import Step, compute_constants, numbers_of
 from edgeopt.onnx_module.values import Numbers, as_numbers
 
 _LARGEST_OPERAND = 50
@@ -144,7 +144,7 @@ class _Conversion:
             if not all(name in self.constants for name in part.inputs if name):
                 self.steps.append(step)
             elif not all(name in self.constants for name in part.outputs):
-                for name, tensor in fold(step, self.constants, self.numbers).items():
+                for name, tensor in compute_constants(step, self.constants, self.numbers).items():
                     self._keep(name, tensor)
 
     def finish(self) -> OnnxModule:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from edgeopt.onnx_module.node import Node, Operator
-from edgeopt.onnx_module.shapes import NUMBER_OPERATORS, shape, size
+from edgeopt.onnx_module.shapes import NUMBER_OPERATORS, count_elements, read_shape
 from edgeopt.onnx_module.values import MAX_NUMBERS, Numbers, Value, as_numbers, as_tensor
 
-_READ_SIZES: dict[str, Callable[..., Numbers]] = {"Shape": shape, "Size": size}
+_READ_SIZES: dict[str, Callable[..., Numbers]] = {"Shape": read_shape, "Size": count_elements}
 _MAX_SHAPE_RANK = 1
 """Of constants that take part in arithmetic on shapes."""
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
@@ -114,7 +114,7 @@ def numbers_of(constant: Tensor) -> Numbers | None:
     return as_numbers(constant) if constant.numel() <= MAX_NUMBERS else None
 
 
-def fold(step: Step, constants: Mapping[str, Tensor], numbers: Mapping[str, Numbers]) -> dict[str, Tensor]:
+def compute_constants(step: Step, constants: Mapping[str, Tensor], numbers: Mapping[str, Numbers]) -> dict[str, Tensor]:
     """Compute a node whose inputs are all constants.
 
     Raises:

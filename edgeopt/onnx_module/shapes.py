@@ -22,7 +22,7 @@ _sym: Any = torch
 """torch has no types for its functions on sizes."""
 
 
-def shape(node: Node, x: Any) -> Numbers:
+def read_shape(node: Node, x: Any) -> Numbers:
     """Return the sizes of a tensor, or of numbers."""
     sizes = np.empty(len(x.shape), dtype=object)
     sizes[:] = list(x.shape)
@@ -30,7 +30,7 @@ def shape(node: Node, x: Any) -> Numbers:
     return found
 
 
-def size(_node: Node, x: Any) -> Numbers:
+def count_elements(_node: Node, x: Any) -> Numbers:
     """Return the number of elements."""
     return _objects(math.prod(x.shape))
 

@@ -1,7 +1,7 @@
 """One small function per ONNX operator, in a table for each subject.
 
 A function is ``(node, *inputs) -> outputs``; if an operator changed between operator sets, it asks ``node.opset``. To
-add an operator: a function in the file of its subject and a line in that file's ``OPERATORS``, with the positions of
+add an operator: a function in the file of its subject and a line in that file's ``TABLE``, with the positions of
 the inputs that are weights, or have to be known without running the graph. ``tests/onnx_module/test_conformance.py``
 runs it on ONNX's own tests.
 """
@@ -24,21 +24,21 @@ from edgeopt.onnx_module.operators import (
 )
 
 _STANDARD: dict[str, Operator] = {
-    **contraction.OPERATORS,
-    **convolution.OPERATORS,
-    **elementwise.OPERATORS,
-    **indexing.OPERATORS,
-    **movement.OPERATORS,
-    **normalization.OPERATORS,
-    **pooling.OPERATORS,
-    **recurrent.OPERATORS,
-    **reductions.OPERATORS,
-    **resizing.OPERATORS,
+    **contraction.TABLE,
+    **convolution.TABLE,
+    **elementwise.TABLE,
+    **indexing.TABLE,
+    **movement.TABLE,
+    **normalization.TABLE,
+    **pooling.TABLE,
+    **recurrent.TABLE,
+    **reductions.TABLE,
+    **resizing.TABLE,
 }
 _BY_DOMAIN: dict[str, dict[str, Operator]] = {
     "": _STANDARD,
-    "com.microsoft": runtime.OPERATORS,
-    OWN_DOMAIN: {**contraction.OWN_OPERATORS, **recurrent.OWN_OPERATORS},
+    "com.microsoft": runtime.TABLE,
+    OWN_DOMAIN: {**contraction.OWN_TABLE, **recurrent.OWN_TABLE},
 }
 
 

@@ -23,10 +23,10 @@ def _linear(_node: Node, x: Tensor, weight: Tensor, bias: Tensor | None = None) 
     return F.linear(x, weight, bias)
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "MatMul": Operator(lambda _node, a, b: torch.matmul(a, b), weights=(0, 1)),
     "Gemm": Operator(_gemm, weights=(0, 1, 2)),
     "Einsum": Operator(lambda node, *values: torch.einsum(node.get("equation"), *values), weights=(0, 1)),
     "Det": Operator(lambda _node, x: torch.linalg.det(x)),
 }
-OWN_OPERATORS: dict[str, Operator] = {"Linear": Operator(_linear, weights=(1, 2))}
+OWN_TABLE: dict[str, Operator] = {"Linear": Operator(_linear, weights=(1, 2))}

@@ -71,7 +71,7 @@ def _transposed_pads(
     return (halves, rests) if mode == "SAME_UPPER" else (rests, halves)
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Conv": Operator(_conv, weights=(1, 2)),
     "ConvTranspose": Operator(_conv_transpose, weights=(1, 2)),
 }

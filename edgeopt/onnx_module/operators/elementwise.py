@@ -144,7 +144,7 @@ def _selu(node: Node, x: Tensor) -> Tensor:
     return torch.mul(F.elu(x, alpha), gamma)
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Add": binary(torch.add),
     "Sub": binary(torch.sub),
     "Mul": binary(torch.mul),

@@ -133,7 +133,7 @@ def _reverse_sequence(node: Node, x: Tensor, lengths: Tensor) -> Tensor:
     return torch.gather(x, time, source.reshape(*source.shape, *[1] * (x.dim() - 2)).expand_as(x))
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Gather": Operator(_gather, either=(1,), weights=(0,)),
     "GatherElements": Operator(_gather_elements),
     "GatherND": Operator(_gather_nd),

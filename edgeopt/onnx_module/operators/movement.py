@@ -1,4 +1,4 @@
-"""Operators that arrange elements anew: shapes, order of dimensions, joining, splitting, padding, repeating."""
+"""Operators that move elements: shapes, order of dimensions, joining, splitting, padding, repeating."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _center_crop_pad(node: Node, x: Tensor, sizes: Numbers) -> Tensor:
     return x
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Identity": Operator(lambda _node, x: x),
     "Dropout": Operator(_dropout, either=(1, 2)),
     "Reshape": Operator(_reshape, numbers=(1,)),

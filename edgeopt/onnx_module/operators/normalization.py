@@ -76,7 +76,7 @@ def _lp_norm(node: Node, x: Tensor) -> Tensor:
     return x / torch.where(length == 0, torch.ones_like(length), length)
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "BatchNormalization": Operator(_batch_norm, weights=(1, 2)),
     "InstanceNormalization": Operator(_instance_norm, weights=(1, 2)),
     "LayerNormalization": Operator(_layer_norm, weights=(1, 2)),

@@ -111,7 +111,7 @@ def _spatial(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "MaxPool": Operator(_max_pool),
     "AveragePool": Operator(_average_pool),
     "LpPool": Operator(_lp_pool),

@@ -81,6 +81,9 @@ def _recurrent(
     hidden = params[1].shape[1]
     given = [value.transpose(0, 1) if batch_first and value is not None else value for value in (first, cell)]
     states = [x.new_zeros(count, x.shape[1], hidden) if value is None else value for value in given]
+    for state in states:  # torch does not check it, and computes something else
+        if state.shape[1] != x.shape[1]:
+            raise node.refuse(f"has an initial state for {state.shape[1]} samples, but gets {x.shape[1]}.")
     out, *last = _run(node, x.flip(0) if backwards else x, states, list(params), count)
     out = out.flip(0) if backwards else out
     y = out.reshape(*out.shape[:2], count, hidden)  # [time, batch, direction, hidden]
@@ -127,8 +130,8 @@ def _reset_first(x: Tensor, state: Tensor, params: list[Tensor]) -> tuple[Tensor
     return torch.stack(steps), state
 
 
-OPERATORS: dict[str, Operator] = {kind: Operator(_recurrent) for kind in _GATES}
-OWN_OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {kind: Operator(_recurrent) for kind in _GATES}
+OWN_TABLE: dict[str, Operator] = {
     "RecurrentWeights": Operator(_weights),
     **{kind: Operator(_recurrent, either=(1,), weights=tuple(range(4, 12))) for kind in _GATES},
 }

@@ -89,7 +89,7 @@ def _top_k(node: Node, x: Tensor, count: Numbers | None = None) -> tuple[Tensor,
     return found[0], found[1]
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "ReduceSum": _reduce(_sum),
     "ReduceMean": _reduce(lambda x, dims, keep: x.mean(dims, keepdim=keep)),
     "ReduceMax": _reduce(lambda x, dims, keep: x.amax(dims, keepdim=keep)),

@@ -218,7 +218,7 @@ def _affine_grid(node: Node, theta: Tensor, size: Numbers) -> Tensor:
     return F.affine_grid(theta, as_list(size), bool(node.get("align_corners", 0)))
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Resize": Operator(_resize, numbers=(1, 2, 3)),
     "Upsample": Operator(_resize, numbers=(1, 2, 3)),
     "GridSample": Operator(_grid_sample),

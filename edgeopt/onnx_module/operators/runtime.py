@@ -30,7 +30,7 @@ def _fused_matmul(node: Node, a: Tensor, b: Tensor) -> Tensor:
     return torch.matmul(left, right) * alpha
 
 
-OPERATORS: dict[str, Operator] = {
+TABLE: dict[str, Operator] = {
     "Gelu": Operator(lambda _node, x: F.gelu(x)),
     "QuickGelu": Operator(lambda node, x: x * torch.sigmoid(node.get("alpha", 1.702) * x)),
     "FastGelu": Operator(_fast_gelu, weights=(1,)),

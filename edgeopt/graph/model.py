@@ -17,6 +17,7 @@ from edgeopt.graph.given.batch import find_declared_batch
 STANDARD_DOMAINS = ("", "ai.onnx")
 MICROSOFT_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
+_OLDEST_IR = 4
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -122,6 +123,15 @@ def name_nodes(graph: onnx.GraphProto) -> None:
         used.add(node.name)
 
 
+def has_repeated_names(graph: onnx.GraphProto) -> bool:
+    """Tell whether two nodes of a graph, or of one inside it, have the same name."""
+    for inner in walk_graphs(graph):
+        names = [node.name for node in inner.node if node.name]
+        if len(set(names)) < len(names):
+            return True
+    return False
+
+
 def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     """Replace all nodes of the graph with ``nodes``, in topological order."""
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
@@ -177,7 +187,14 @@ def drop_unused_opsets(model: onnx.ModelProto) -> None:
 
 
 def lower_ir(model: onnx.ModelProto) -> None:
-    """Lower the file format (``ir_version``) to the oldest one that the operator sets in use allow; never raise it."""
+    """Lower the file format (``ir_version``) to the oldest one that the operator sets in use allow, but not below 4.
+
+    Before 4, weights had to be listed among the inputs; from 4 on, those that are can be replaced at run time, so that
+    no runtime takes them for constants. They are removed from the inputs.
+    """
     drop_unused_opsets(model)
     oldest = onnx.helper.find_min_ir_version_for(list(model.opset_import), ignore_unknown=True)
-    model.ir_version = min(model.ir_version, oldest)
+    model.ir_version = max(_OLDEST_IR, min(model.ir_version, oldest))
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in [value for value in model.graph.input if value.name in weights]:
+        model.graph.input.remove(value)

@@ -28,6 +28,7 @@ from edgeopt.records.recipe import (
     QuantizeDynamic,
     QuantizeWeights,
     Simplify,
+    StoreWeights,
 )
 
 StepOutput = tuple[onnx.ModelProto, tuple[str, ...]]
@@ -74,6 +75,13 @@ def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path
     return quantize_weights(model, step), ()
 
 
+def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    from edgeopt.graph.weights.int8_weights import store_int8_weights
+
+    stored, count = store_int8_weights(model)
+    return stored, (f"store-weights: {count} tensors in int8, dequantized when the network runs",)
+
+
 def _convert_to_float16(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.float16 import convert_to_float16
 
@@ -96,6 +104,7 @@ STEPS: dict[type[GraphStep], StepFunction] = {
     Quantize: StepFunction(_quantize, in_subprocess=True),
     QuantizeDynamic: StepFunction(_quantize_dynamic, in_subprocess=True),
     QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=False),
+    StoreWeights: StepFunction(_store_weights, in_subprocess=True),
     Float16: StepFunction(_convert_to_float16, in_subprocess=True),
     FuseQLinear: StepFunction(_fuse_qlinear, in_subprocess=False),
     Compact: StepFunction(_compact, in_subprocess=False),

@@ -145,6 +145,13 @@ class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Weights along the summed axis that share a scale and a zero point; a power of two, 16 or more."""
 
 
+class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="store-weights"):
+    """Weights of any operator in int8 with a scale for each channel, made float again in the graph; all else is float.
+
+    After another quantization: the weights that it has left in float.
+    """
+
+
 class Float16(Record, frozen=True, kw_only=True, tag_field="step", tag="float16"):
     """Weights and activations in float16; inputs and outputs stay float32."""
 
@@ -157,7 +164,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
 
 
-QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights
+QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights
 """The steps that make a file an int8 one."""
 TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
 GraphStep = Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact

@@ -22,6 +22,7 @@ from edgeopt.records.recipe import (
     Recipe,
     Simplify,
     Sparsify,
+    StoreWeights,
     Student,
     TorchStep,
 )
@@ -194,8 +195,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return "dynamic int8"
         case QuantizeWeights(bits=bits):
             return f"{bits}-bit weights in matrix products, float32 activations"
-        case Float16():
-            return "float16"
+        case StoreWeights() | Float16():
+            return "float16" if isinstance(step, Float16) else "weights stored in int8"
         case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
             return None
 

@@ -97,6 +97,7 @@ LONG = {"bench/worker.py": "one file by design: it is copied to a device and run
 """``path`` or ``path:function`` to the reason why it exceeds its size."""
 
 BOUNDARY = "pipeline/boundary.py:run_step"
+ATTEMPT = "graph/preparation/attempts.py:attempt"  # of tools for which there is another way
 """The one function that may catch every exception: there the code of users, exporters and runtimes fails."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -235,14 +236,14 @@ def catches_all(handler: ast.ExceptHandler) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_only_one_function_catches_every_exception(name):
+def test_only_two_functions_catch_every_exception(name):
     found = [
         f"{name}:{function.name}"
         for function in [node for node in ast.walk(tree(PACKAGE / name)) if isinstance(node, ast.FunctionDef)]
         for node in ast.walk(function)
         if isinstance(node, ast.ExceptHandler) and catches_all(node)
     ]
-    assert found == ([BOUNDARY] if name == BOUNDARY.partition(":")[0] else [])
+    assert found == [one for one in (BOUNDARY, ATTEMPT) if name == one.partition(":")[0]]
 
 
 def test_the_table_of_sizes_and_of_lone_files_has_no_dead_rows():

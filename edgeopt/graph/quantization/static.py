@@ -23,13 +23,13 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import (
     find_consumers,
     lift_constants,
     load,
+    lower_ir,
     name_nodes,
     read_batch_axes,
     read_initializers,
@@ -37,6 +37,9 @@ from edgeopt.graph.model import (
     save,
 )
 from edgeopt.graph.pooling import write_global_average_pools
+from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.preparation.operator_sets import convert_operator_set
+from edgeopt.graph.preparation.shapes import prepare_shapes
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
 from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_data
@@ -49,15 +52,17 @@ from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Quantize
 
 _STAGE = "quantize"
-_MIN_OPSET = 13
+_CHANNEL_OPSET = 13
 """The first with a scale for each channel."""
+_MIN_OPSET = 10
+"""The first with QuantizeLinear."""
 _MIN_INT8_INPUT_CHANNELS = 4
 """An int8 convolution gathers its input first; with fewer channels, that costs more time than int8 saves."""
 _PRODUCTS = ("Gemm", "MatMul")
+_WEIGHTED = ("Conv", "ConvTranspose", *_PRODUCTS)
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
 """Operators that ``onnxruntime.quantization`` quantizes by default."""
 _TYPES = {"uint8": QuantType.QUInt8, "int8": QuantType.QInt8}
-_PRE_PROCESSING_FAILURES = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,11 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             raise StepError(_STAGE, f"the recipe leaves '{unknown[0]}' in float, but the graph has no such node.")
         if step.equalize:
             prepared = equalize_prepared(prepared, Path(folder))
-        quantized = quantize_prepared(prepared, step, find_ranges(prepared, step, calibration))
+        notes = list(prepared.notes)
+        quantized = quantize_prepared(prepared, step, find_ranges(prepared, step, calibration), notes=notes)
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(_STAGE, "no operator of this graph was quantized: this variant is skipped.")
-    return quantized, prepared.notes
+    return quantized, tuple(notes)
 
 
 def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Path) -> PreparedModel:
@@ -106,19 +112,15 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         samples: Number of its samples to use.
         folder: For the prepared file, which must exist as long as the result is used.
     """
-    if read_opset(model) < _MIN_OPSET:
-        raise StepError(_STAGE, f"int8 per channel needs operator set {_MIN_OPSET}, the file has {read_opset(model)}.")
-    notes: list[str] = []
+    lower_ir(model)
+    axes = read_batch_axes(model.graph)
+    model, notes = _raise_operator_set(model, calibration, axes, samples)
     write_global_average_pools(model)
     name_nodes(model.graph)
-    axes = read_batch_axes(model.graph)
     plain, path = folder / "plain.onnx", folder / "prepared.onnx"
     save(model, plain)
-    try:
-        quant_pre_process(str(plain), str(path))
-    except _PRE_PROCESSING_FAILURES:
-        notes.append("quantize: prepared without symbolic shape inference, which failed on this graph")
-        quant_pre_process(str(plain), str(path), skip_symbolic_shape=True)
+    failure = prepare_shapes(plain, path)
+    notes += [failure] if failure else []
     prepared = load(path, _STAGE)
     lift_constants(prepared.graph)
     name_nodes(prepared.graph)
@@ -137,6 +139,26 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     return PreparedModel(
         prepared, ActivationRanges(prepared, path, batches), batches, (*float_nodes, *small), tuple(notes)
     )
+
+
+def _raise_operator_set(
+    model: onnx.ModelProto, calibration: Path, axes: Mapping[str, int | None], samples: int
+) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the model in an operator set that knows a scale for each channel, if it can be had, and notes.
+
+    Raises:
+        StepError: it cannot, and the operator set has no quantization at all.
+    """
+    version = read_opset(model)
+    if version >= _CHANNEL_OPSET:
+        return model, []
+    batch = next(read_calibration_batches(calibration, axes, samples))
+    raised, reason = convert_operator_set(model, _CHANNEL_OPSET, batch)
+    if raised is not None:
+        return raised, [f"quantize: operator set {version} raised to {_CHANNEL_OPSET}, for a scale for each channel"]
+    if version < _MIN_OPSET:
+        raise StepError(_STAGE, f"int8 needs operator set {_MIN_OPSET} or newer, the file has {version}: {reason}.")
+    return model, [f"quantize: one scale for each tensor, because operator set {version} cannot be raised ({reason})"]
 
 
 def equalize_prepared(prepared: PreparedModel, folder: Path) -> PreparedModel:
@@ -172,7 +194,11 @@ def find_ranges(prepared: PreparedModel, step: Quantize, calibration: Path) -> T
 
 
 def quantize_prepared(
-    prepared: PreparedModel, step: Quantize, ranges: TensorsData, only: tuple[str, ...] = ()
+    prepared: PreparedModel,
+    step: Quantize,
+    ranges: TensorsData,
+    only: tuple[str, ...] = (),
+    notes: list[str] | None = None,
 ) -> onnx.ModelProto:
     """Return the quantized model.
 
@@ -181,12 +207,14 @@ def quantize_prepared(
         step: Types, and the nodes that stay float.
         ranges: Ranges of its activations.
         only: The only nodes to quantize; empty for all that can be.
+        notes: Is given a note if the quantizer needed another way.
     """
+    told = [] if notes is None else notes
     model = onnx.ModelProto.FromString(prepared.model.SerializeToString())
     if step.correct_bias:
-        rounded = _insert_pairs(onnx.ModelProto.FromString(model.SerializeToString()), prepared, step, ranges, only)
+        rounded = _insert_pairs(model, prepared, step, ranges, only, [])
         correct_biases(model, rounded, prepared.batches)
-    quantized = _insert_pairs(model, prepared, step, ranges, only)
+    quantized = _insert_pairs(model, prepared, step, ranges, only, told)
     if step.activations == "uint8":
         write_hard_swishes(quantized)
         write_hard_sigmoids(quantized)
@@ -195,25 +223,48 @@ def quantize_prepared(
 
 
 def _insert_pairs(
-    model: onnx.ModelProto, prepared: PreparedModel, step: Quantize, ranges: TensorsData, only: tuple[str, ...]
+    model: onnx.ModelProto,
+    prepared: PreparedModel,
+    step: Quantize,
+    ranges: TensorsData,
+    only: tuple[str, ...],
+    notes: list[str],
 ) -> onnx.ModelProto:
-    """Insert quantize and dequantize nodes into a float model, in place."""
-    quantizer = QDQQuantizer(
-        model,
-        step.per_channel,
-        step.reduce_range,
-        QuantType.QInt8,
-        _TYPES[step.activations],
-        ranges,
-        list(only),
-        [*prepared.float_nodes, *step.float_nodes],
-        OPERATORS,
-        {},
-    )
-    quantizer.quantize_model()
-    quantizer.model.topological_sort()  # the new nodes come last
-    quantized: onnx.ModelProto = quantizer.model.model
-    return quantized
+    """Return a float model with quantize and dequantize nodes; if the quantizer gives up, in the next way.
+
+    Raises:
+        StepError: it gives up in every way.
+    """
+    per_channel = step.per_channel and read_opset(model) >= _CHANNEL_OPSET
+    ways = [
+        ("", per_channel, OPERATORS),
+        ("only in convolutions and matrix products", per_channel, list(_WEIGHTED)),
+        ("with one scale for each tensor", False, OPERATORS),
+    ]
+    failures: list[str] = []
+    for words, by_channel, operators in ways:
+        quantizer = QDQQuantizer(
+            onnx.ModelProto.FromString(model.SerializeToString()),
+            by_channel,
+            step.reduce_range,
+            QuantType.QInt8,
+            _TYPES[step.activations],
+            ranges,
+            list(only),
+            [*prepared.float_nodes, *step.float_nodes],
+            operators,
+            {},
+        )
+        reason = attempt(quantizer.quantize_model).reason
+        if reason is not None:
+            failures.append(reason)
+            continue
+        if failures:
+            notes.append(f"quantize: {words}, because onnxruntime.quantization failed: {failures[0]}")
+        quantizer.model.topological_sort()  # the new nodes come last
+        quantized: onnx.ModelProto = quantizer.model.model
+        return quantized
+    raise StepError(_STAGE, f"onnxruntime.quantization fails on this graph: {failures[0]}")
 
 
 def _remove_output_rounding(model: onnx.ModelProto) -> None:

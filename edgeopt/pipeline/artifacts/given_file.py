@@ -19,7 +19,9 @@ from edgeopt.errors import StepError, TaskError
 from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.graph.compatibility import find_incompatibility
 from edgeopt.graph.facts import is_quantized, read_facts
-from edgeopt.graph.given.files import baseline_content, read_given
+from edgeopt.graph.given.files import GivenModel, baseline_content, read_given
+from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save, walk_graphs
+from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
     StoredNetwork,
@@ -48,7 +50,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
             to measure, or no output has a row per sample.
     """
     _check_batch_size(task, build.budget.batch_size)
-    content = baseline_content(read_given(task.path), build.profile.max_ir)
+    content, header_notes = _loadable_content(build, task, read_given(task.path))
     model = onnx.ModelProto.FromString(content)
     reason = run_step("compatibility", find_incompatibility, model, build.profile.max_opset, build.profile.max_ir)
     if reason is not None:
@@ -61,8 +63,47 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
-    notes = (task.calibrated_by, *quantized, *notes)
+    notes = (task.calibrated_by, *quantized, *header_notes, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
+
+
+def _loadable_content(build: Build, task: OnnxTask, given: GivenModel) -> tuple[bytes, tuple[str, ...]]:
+    """Return a given file's bytes with names and an operator set that the target loads, and notes on what was changed.
+
+    What the file computes stays the same: another operator set is taken only if its outputs are.
+    """
+    content, notes = baseline_content(given, build.profile.max_ir), []
+    model = onnx.ModelProto.FromString(content)
+    if has_repeated_names(model.graph):  # ONNX Runtime refuses them
+        for graph in walk_graphs(model.graph):
+            name_nodes(graph)
+        notes.append("nodes that had the same name were given names of their own")
+        content = model.SerializeToString(deterministic=True)
+    version, newest = read_opset(model), build.profile.max_opset
+    if version > newest:
+        lowered, _ = run_step("compatibility", convert_operator_set, model, newest, None)
+        if lowered is not None and _computes_the_same(build, task, model, lowered):
+            notes.append(f"operator set {version} lowered to {newest}, which the target loads")
+            content = lowered.SerializeToString(deterministic=True)
+    return content, tuple(notes)
+
+
+def _computes_the_same(build: Build, task: OnnxTask, model: onnx.ModelProto, changed: onnx.ModelProto) -> bool:
+    found = []
+    for one in (model, changed):
+        path = build.workspace.folder("stages") / f"header-{build.fingerprint}.onnx"
+        save(one, path)
+        try:
+            found.append(run_step(_STAGE, run_arrays, path, task.row_check_batches(), build.run_target, _STAGE))
+        except StepError:
+            return False
+        finally:
+            path.unlink()
+    return all(
+        are_same_outputs(values, after[name])
+        for before, after in zip(*found, strict=True)
+        for name, values in before.items()
+    )
 
 
 def _write_parity_data(build: Build, task: OnnxTask, copy: Path, original: StoredNetwork) -> tuple[EdgeInput, ...]:

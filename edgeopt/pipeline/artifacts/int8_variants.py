@@ -13,16 +13,30 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
-from edgeopt.graph.facts import is_mostly_products, is_quantized, measure_packable_bytes_ratio
-from edgeopt.graph.model import load
+from edgeopt.graph.facts import (
+    MATRIX_PRODUCTS,
+    RECURRENT_CELLS,
+    is_mostly_products,
+    is_quantized,
+    measure_packable_bytes_ratio,
+)
+from edgeopt.graph.model import lift_constants, load
+from edgeopt.graph.weights.int8_weights import measure_stored_ratio
 from edgeopt.pipeline.artifacts.networks import ExportedFile
-from edgeopt.pipeline.artifacts.onnx_files import FIRST_STEPS, graph_steps, int8_steps, runs_only_on_cpu, static_int8
+from edgeopt.pipeline.artifacts.onnx_files import (
+    FIRST_STEPS,
+    graph_steps,
+    int8_steps,
+    runs_only_on_cpu,
+    static_int8,
+    storing_the_rest,
+)
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.codec import to_json
 from edgeopt.records.profile import Precision
 from edgeopt.records.quantization import NodeNoise, SensitivityStudy
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, StoreWeights
 from edgeopt.store.files import write_whole
 
 HELD_BACK_SAMPLES = 128
@@ -31,8 +45,18 @@ WEIGHT_BITS: dict[Literal[4, 8], tuple[int, int, int]] = {4: (1, 17, 0), 8: (1, 
 """Bits of weights with float activations, and the first onnxruntime whose CPU provider has kernels for them."""
 WEIGHT_BLOCK_SIZE = 32
 """Weights that share a scale: five bits a weight in all, and narrow networks have products no deeper than this."""
-MIN_PACKABLE_BYTES_RATIO = 0.5
-"""If matrix products and tables hold more than this share of a file, their weights are also tried in fewer bits."""
+MIN_PACKABLE_BYTES_RATIO = 0.1
+"""If matrix products and recurrent cells hold more than this share of a file, they are also tried in dynamic int8, and
+products with weights in fewer bits."""
+MIN_LEFT_BYTES_RATIO = 0.05
+"""If weights that a form of int8 leaves in float are more than this share of a file, they are also stored in int8."""
+
+
+_PRODUCTS_AND_CELLS = frozenset({*MATRIX_PRODUCTS, *RECURRENT_CELLS})
+_TABLES = frozenset({"Gather"})
+_STATIC_OPERATORS = frozenset({"Conv", "ConvTranspose", *MATRIX_PRODUCTS}) | _TABLES
+_DYNAMIC_OPERATORS = _PRODUCTS_AND_CELLS | _TABLES
+_PACKED_OPERATORS = frozenset(MATRIX_PRODUCTS) | _TABLES
 
 
 class MixedPrecision(NamedTuple):
@@ -45,9 +69,11 @@ class MixedPrecision(NamedTuple):
 def variant_steps(build: Build, exported: ExportedFile, precision: Precision) -> Iterator[tuple[GraphStep, ...]]:
     """Yield the graph steps of each variant in a precision.
 
-    For int8 that is the static one; the dynamic one too if products dominate the work; and weights in fewer bits if
-    products and tables hold most of the bytes, as far as the oldest onnxruntime named by the target supports them. A
-    given file that is quantized already has none but float32, which leaves its numbers as they are.
+    For int8 that is the static one; the dynamic one too if products and recurrent cells matter for work or bytes;
+    weights in fewer bits if products and tables hold some of the bytes, as far as the oldest onnxruntime named by the
+    target supports them; and each of them with the weights in int8 that it would leave in float. A given file is also
+    tried with its weights stored in int8 and everything computed in float. One that is quantized already has none but
+    float32, which leaves its numbers as they are.
     """
     profile = build.profile
     model = load(build.workspace.artifact(exported.sha256), "quantize")
@@ -56,13 +82,26 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     yield graph_steps(precision, profile)
     if precision != "int8":
         return
-    if is_mostly_products(model, build.sample_shapes):
-        yield int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
-    if runs_only_on_cpu(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
+    lift_constants(model.graph)
+    if measure_stored_ratio(model, _STATIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
+        yield storing_the_rest(graph_steps(precision, profile))
+    packable_bytes = measure_packable_bytes_ratio(model)
+    dynamic_bytes = measure_stored_ratio(model, frozenset()) - measure_stored_ratio(model, _PRODUCTS_AND_CELLS)
+    if is_mostly_products(model, build.sample_shapes) or dynamic_bytes > MIN_PACKABLE_BYTES_RATIO:
+        dynamic = int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
+        yield dynamic
+        if measure_stored_ratio(model, _DYNAMIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
+            yield storing_the_rest(dynamic)
+    if runs_only_on_cpu(profile) and packable_bytes > MIN_PACKABLE_BYTES_RATIO:
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
             if oldest >= since:
-                yield int8_steps(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE), profile)
+                steps = int8_steps(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE), profile)
+                yield steps
+                if measure_stored_ratio(model, _PACKED_OPERATORS) > MIN_LEFT_BYTES_RATIO:
+                    yield storing_the_rest(steps)
+    if exported.exporter == "given":
+        yield int8_steps(StoreWeights(), profile)
 
 
 def sensitivity_study(build: Build, exported: ExportedFile, *, rank: bool) -> SensitivityStudy:

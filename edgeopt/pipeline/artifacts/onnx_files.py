@@ -36,6 +36,7 @@ from edgeopt.records.recipe import (
     QuantizeWeights,
     Recipe,
     Simplify,
+    StoreWeights,
 )
 from edgeopt.records.trial import Artifact, Parity
 
@@ -102,6 +103,11 @@ def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
     fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
     return (*FIRST_STEPS, step, *fuse, Compact())
+
+
+def storing_the_rest(steps: tuple[GraphStep, ...]) -> tuple[GraphStep, ...]:
+    """Return the steps of an int8 variant that also stores in int8 the weights that it would leave in float."""
+    return (*steps[:-1], StoreWeights(), steps[-1])
 
 
 def make_artifact(
@@ -207,7 +213,7 @@ def stage_of(step: GraphStep) -> Stage:
             return Stage("simplified")
         case FlushDenormals():
             return Stage("flushed", checked=False)  # the next stage is checked
-        case Quantize() | QuantizeDynamic() | QuantizeWeights():
+        case Quantize() | QuantizeDynamic() | QuantizeWeights() | StoreWeights():
             return Stage("quantized", exact=False)
         case FuseQLinear():
             return Stage("fused")

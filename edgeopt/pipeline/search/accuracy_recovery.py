@@ -12,12 +12,12 @@ import msgspec
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.int8_variants import MixedPrecision, fewest_float_nodes, sensitivity_study
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
-from edgeopt.pipeline.artifacts.onnx_files import static_int8
+from edgeopt.pipeline.artifacts.onnx_files import static_int8, storing_the_rest
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant, distillation, summary_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, QuantizeStep, Sparsify, StoreWeights
 from edgeopt.task import CheckedTask
 
 LEARNING_RATE_RATIO = 0.1
@@ -43,13 +43,15 @@ def mixed_precision(
         variants: Its files in every precision.
 
     Returns:
-        One variant, or none.
+        The one with the fewest nodes in float; the same with the weights of these nodes stored in int8, if that keeps
+        the score too; or none.
     """
     build = runner.build
-    keeping = {variant.recipe.precision for variant in variants if variant.keeps_score(build.budget)}
+    computing = [variant for variant in variants if not _only_stores(variant)]
+    keeping = {variant.recipe.precision for variant in computing if variant.keeps_score(build.budget)}
     made_in_int8 = [
         variant
-        for variant in variants
+        for variant in computing
         if variant.recipe.precision == "int8" and isinstance(variant.made, ScoredArtifact)
     ]
     if "int8" in keeping or "fp32" not in keeping or not made_in_int8 or build.is_out_of_time:
@@ -66,7 +68,17 @@ def mixed_precision(
     except EdgeoptError as error:
         build.progress("failed", f"mixed precision of {summary_of(candidate)}: {as_failed(error).reason}")
         return []
-    return [] if found is None else [made[found.steps]._replace(ranking=study.ranking)]
+    if found is None:
+        return []
+    best = [made[found.steps]._replace(ranking=study.ranking)]
+    stored = runner.make_variant(candidate, network, exported, storing_the_rest(found.steps), {}, found.notes)
+    return [*best, stored._replace(ranking=study.ranking)] if stored.keeps_score(build.budget) else best
+
+
+def _only_stores(variant: Variant) -> bool:
+    """Tell whether a variant has its weights in int8 and computes in float, so that it is not faster than float32."""
+    steps = [step for step in variant.recipe.graph_steps if isinstance(step, QuantizeStep)]
+    return bool(steps) and all(isinstance(step, StoreWeights) for step in steps)
 
 
 def training_for_int8(

@@ -148,7 +148,7 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
         for node in inner.node:
             indices = _SCALE_INPUTS.get(node.op_type, ())
             scales |= {node.input[index] for index in indices if index < len(node.input)}
-            if indices:
+            if indices or node.op_type == "Cast":  # of weights that are stored in int8
                 quantized |= {name for index, name in enumerate(node.input) if index not in indices}
             if node.op_type == "DequantizeLinear" and len(node.input) > 2:
                 zero_points[node.input[0]] = node.input[2]

@@ -7,10 +7,9 @@ import warnings
 import numpy as np
 import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from onnxruntime.transformers.onnx_model import OnnxModel
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import lift_constants, name_nodes, read_initializers
+from edgeopt.graph.model import lift_constants, name_nodes, read_initializers, sort_nodes
 from edgeopt.graph.small_constants import find_small_constant_nodes
 
 _LARGEST = 65504.0
@@ -35,7 +34,7 @@ def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         warnings.simplefilter("ignore", UserWarning)  # one per clamped value
         converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
     _join_float32(converted.graph, set(kept))
-    OnnxModel.graph_topological_sort(converted.graph, is_deterministic=True)  # the new casts come last
+    sort_nodes(converted.graph)  # the new casts come last
     return converted
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,35 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copies)
+
+
+def sort_nodes(graph: onnx.GraphProto) -> None:
+    """Put the nodes into topological order, and otherwise leave their order as it is.
+
+    A node also reads what the graphs inside it (branches, loop bodies) read.
+    """
+    nodes = list(graph.node)
+    producers = {name: index for index, node in enumerate(nodes) for name in node.output if name}
+    waits: list[set[int]] = []
+    followers: dict[int, list[int]] = {}
+    for index, node in enumerate(nodes):
+        inner = [one for attribute in node.attribute for one in (attribute.g, *attribute.graphs)]
+        read = {name for one in inner for deep in walk_graphs(one) for user in deep.node for name in user.input}
+        needed = {producers[name] for name in (*node.input, *read) if name in producers} - {index}
+        waits.append(needed)
+        for producer in needed:
+            followers.setdefault(producer, []).append(index)
+    ready = [index for index, needed in enumerate(waits) if not needed]
+    ordered: list[onnx.NodeProto] = []
+    while ready:
+        index = heapq.heappop(ready)
+        ordered.append(nodes[index])
+        for follower in followers.get(index, []):
+            waits[follower].discard(index)
+            if not waits[follower]:
+                heapq.heappush(ready, follower)
+    assert len(ordered) == len(nodes), "the graph has a cycle"
+    replace_nodes(graph, ordered)
 
 
 def drop_metadata(model: onnx.ModelProto) -> None:

@@ -15,7 +15,9 @@ import onnx
 from edgeopt.errors import StepError
 from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
+from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import load, lower_ir, save
+from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
 from edgeopt.graph.weights.weight_only import quantize_weights
 from edgeopt.records.recipe import (
@@ -26,6 +28,7 @@ from edgeopt.records.recipe import (
     GraphStep,
     Quantize,
     QuantizeDynamic,
+    QuantizeStep,
     QuantizeWeights,
     Simplify,
     StoreWeights,
@@ -79,7 +82,7 @@ def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | 
     from edgeopt.graph.weights.int8_weights import store_int8_weights
 
     stored, count = store_int8_weights(model)
-    return stored, (f"store-weights: {count} tensors in int8, dequantized when the network runs",)
+    return stored, (f"store-weights: {count} tensors in int8, made float again when the file is loaded",)
 
 
 def _convert_to_float16(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -113,7 +116,10 @@ STEPS: dict[type[GraphStep], StepFunction] = {
 
 def apply_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
     """Apply one step in this process: read ``source``, write ``target``, return notes."""
-    model, notes = STEPS[type(step)].run(step, load(source, name_of(step)), calibration)
+    given = load(source, name_of(step))
+    widened = isinstance(step, QuantizeStep) and has_half_weights(given) and widen_halves(given)
+    model, notes = STEPS[type(step)].run(step, given, calibration)
+    notes = (f"{name_of(step)}: from float32, to which 16-bit weights were widened first", *notes) if widened else notes
     lower_ir(model)
     save(model, target)
     return notes

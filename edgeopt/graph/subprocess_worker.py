@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -86,10 +87,13 @@ def main() -> None:
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     sys.modules["torch"] = None  # type: ignore[assignment]  # libraries would import it for nothing
     job: GraphJob = msgspec.json.decode(sys.stdin.buffer.read(), type=GraphJob)
-    try:
-        answer = _do(job)
-    except StepError as error:
-        answer = GraphAnswer(notes=(), reason=error.reason)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
+        os.chdir(folder)  # ONNX Runtime leaves a model there if its shape inference fails
+        try:
+            answer = _do(job)
+        except StepError as error:
+            answer = GraphAnswer(notes=(), reason=error.reason)
+        os.chdir(tempfile.gettempdir())
     with open(answers, "wb") as file:  # noqa: PTH123 - a descriptor has no path
         file.write(to_json(answer))
 

@@ -146,7 +146,7 @@ class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="
 
 
 class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="store-weights"):
-    """Weights of any operator in int8 with a scale for each channel, made float again in the graph; all else is float.
+    """Weights of any operator in int8 with a scale for each channel, float again after loading; all else is float.
 
     After another quantization: the weights that it has left in float.
     """

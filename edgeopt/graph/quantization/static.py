@@ -25,6 +25,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
 from edgeopt.errors import StepError
+from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import (
     find_consumers,
     lift_constants,
@@ -35,11 +36,14 @@ from edgeopt.graph.model import (
     read_initializers,
     read_opset,
     save,
+    sort_nodes,
+    walk_graphs,
 )
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.preparation.attempts import attempt
 from edgeopt.graph.preparation.operator_sets import convert_operator_set
 from edgeopt.graph.preparation.shapes import prepare_shapes
+from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.activations import ArrayBatches
 from edgeopt.graph.quantization.bias_correction import correct_biases
 from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_data
@@ -59,6 +63,8 @@ _MIN_OPSET = 10
 _MIN_INT8_INPUT_CHANNELS = 4
 """An int8 convolution gathers its input first; with fewer channels, that costs more time than int8 saves."""
 _PRODUCTS = ("Gemm", "MatMul")
+_REMOVABLE = ("Relu", "Clip")
+"""Activations that the quantizer removes."""
 _WEIGHTED = ("Conv", "ConvTranspose", *_PRODUCTS)
 OPERATORS = sorted({*QDQRegistry, *QLinearOpsRegistry})
 """Operators that ``onnxruntime.quantization`` quantizes by default."""
@@ -113,6 +119,8 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         folder: For the prepared file, which must exist as long as the result is used.
     """
     lower_ir(model)
+    if has_half_weights(model):
+        widen_halves(model)
     axes = read_batch_axes(model.graph)
     model, notes = _raise_operator_set(model, calibration, axes, samples)
     write_global_average_pools(model)
@@ -133,11 +141,14 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     if small:
         notes.append(f"quantize: {len(small)} nodes around constants below 6e-5 stay float, such as '{small[0]}'")
 
+    inside = [name for name in _find_read_inside(prepared.graph) if name not in (*float_nodes, *small)]
+    notes += [f"quantize: '{name}' stays float: a branch or a loop body reads it" for name in inside]
+
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         return read_calibration_batches(calibration, axes, samples)
 
     return PreparedModel(
-        prepared, ActivationRanges(prepared, path, batches), batches, (*float_nodes, *small), tuple(notes)
+        prepared, ActivationRanges(prepared, path, batches), batches, (*float_nodes, *small, *inside), tuple(notes)
     )
 
 
@@ -261,8 +272,8 @@ def _insert_pairs(
             continue
         if failures:
             notes.append(f"quantize: {words}, because onnxruntime.quantization failed: {failures[0]}")
-        quantizer.model.topological_sort()  # the new nodes come last
         quantized: onnx.ModelProto = quantizer.model.model
+        sort_nodes(quantized.graph)  # the new nodes come last
         return quantized
     raise StepError(_STAGE, f"onnxruntime.quantization fails on this graph: {failures[0]}")
 
@@ -299,6 +310,16 @@ def _find_faster_in_float(model: onnx.ModelProto) -> list[str]:
         and node.input[1] in weights
         and weights[node.input[1]].shape[1] < _MIN_INT8_INPUT_CHANNELS
     ]
+
+
+def _find_read_inside(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of activations that graphs inside nodes read.
+
+    The quantizer removes an activation whose rounding clips the same values, but leaves its readers inside other graphs
+    with the values before it.
+    """
+    inner = {name for other in walk_graphs(graph) if other is not graph for node in other.node for name in node.input}
+    return [node.name for node in graph.node if node.op_type in _REMOVABLE and inner & set(node.output)]
 
 
 def read_calibration_batches(

@@ -31,6 +31,7 @@ from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
+from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
@@ -120,7 +121,7 @@ def build(
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
-        search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
+        search.run(training=opened.data.task.training is not None, more=request.more)
         choice = decide(opened, search, remarks, request.notes)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
@@ -177,10 +178,10 @@ def open_build(
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
-        gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
-        ranks = task.training.processes if isinstance(task, CheckedTask) else 1
+        gpus, ranks = (training_gpus(task.training), task.training.processes) if task.training else ([], 1)
         workers = most_trainings(request, effort, (len(gpus) or available_cores()) // ranks)
-    with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
+        loaded = torch_task(data, workspace, request.task)
+    with closing(ledger), closing(TorchPool(loaded, workers, ranks=ranks)) as torch_pool:
         yield Build(
             task=request.task,
             data=data,

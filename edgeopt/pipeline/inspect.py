@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.errors import InputError, WorkspaceError
@@ -30,6 +32,8 @@ from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Importance
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
+from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.onnx_training import TRAINING_SUFFIX
 
 _logger = logging.getLogger(__name__)
 
@@ -227,6 +231,28 @@ def _nodes(nodes: Sequence[NodeTime], total_ns: float) -> tuple[InspectedNode, .
         )
         for node in sorted(nodes, key=lambda node: -node.ns)
     )
+
+
+def inspect_channels(
+    path: Path, inputs: Path | None, workspace: Path, *, progress: Callable[[str], None]
+) -> TaskInspection:
+    """Find the channel groups of a given ``.onnx``, which becomes a PyTorch module: see ``inspect_task``.
+
+    Args:
+        path: The file.
+        inputs: The user's arrays; None for random numbers, on which the importance of channels means little.
+        workspace: As in ``inspect_task``.
+        progress: As in ``inspect_task``.
+
+    Raises:
+        TaskError, DataError: the file or its inputs cannot be used.
+        StepError: it has an operator without a counterpart in PyTorch, or cannot be traced.
+    """
+    task = OnnxTask(path, inputs)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-", suffix=TRAINING_SUFFIX) as folder:
+        task.write_training(Path(folder))
+        found = inspect_task(folder, workspace, progress=progress)
+    return msgspec.structs.replace(found, task=str(path))
 
 
 def inspect_task(spec: str, workspace: Path, *, progress: Callable[[str], None]) -> TaskInspection:

@@ -75,6 +75,7 @@ class TaskData(EvaluationSet):
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.sha256.encode())
             _update_digest(digest, self.task.calibration_arrays.values())
+            _update_digest(digest, self.task.training_arrays.values())
             return digest.hexdigest()[:20]
         task = self.task
         model = self._call_user("build_model()", lambda: task.model)

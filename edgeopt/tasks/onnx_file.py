@@ -1,4 +1,6 @@
-"""A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
+"""A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged.
+
+With enough inputs it is pruned and trained on its own outputs too (``edgeopt.tasks.onnx_training``).
 
 Inputs come from a file (``edgeopt.tasks.onnx_data``); with labels in it, the outputs are judged by these
 (``edgeopt.scoring`` says how). Without labels the score is the agreement with the given file's own outputs. Without a
@@ -8,29 +10,38 @@ file, inputs are random numbers. The report mentions both. Some of the inputs ca
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError
+from edgeopt.graph.facts import is_quantized
 from edgeopt.graph.given.files import read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
 from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
+from edgeopt.task.protocol import Training
 from edgeopt.task.values import as_outputs
 from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.onnx_data import GivenArrays, describe_inputs, find_shared, load_arrays
+from edgeopt.tasks.onnx_training import GIVEN_TRAINING, TrainingFacts, write_training
 
 _RANDOM_SAMPLES = 160
 _CALIBRATION_RATIO = 0.2
 """Share of the inputs that calibrates int8."""
 _MAX_CALIBRATION_SAMPLES = 384
 """More do not change the ranges."""
+_TRAINING_RATIO = 0.6
+"""Share of the inputs that trains, if there are enough; those that calibrate are among them."""
+_MIN_TRAINING_SAMPLES = 256
+"""Fewer do not show a network what it has to do."""
 _MIN_SAMPLES = 32
 """Fewest inputs that calibrate, and fewest that select; if there are too few for both, all of them do both."""
 _BATCH_SIZE = 32
@@ -79,8 +90,13 @@ class OnnxTask(KnownScore):
         if arrays.labels is not None:
             self.labels_source = f"{data}: '{arrays.labels_key}'"
             check_labels(arrays.labels, self.labels_source)
+        self.training: Training | None = None
+        """How candidates are trained; None if the file is not pruned."""
+        self.training_arrays: _Arrays = {}
+        """The inputs that train."""
+        self.untrained_reason = "without --data there are no inputs to train on"
         named = arrays.inputs | ({} if arrays.labels is None else {_LABELS_KEY: arrays.labels})
-        self.calibration_arrays, self.arrays = self._split(named)
+        self.calibration_arrays, self.arrays = self._split(self._hold_back(named, given.model))
         self.targets = self.arrays.pop(_LABELS_KEY, None)
 
     @property
@@ -109,7 +125,9 @@ class OnnxTask(KnownScore):
                 f"too few inputs to hold some back: the same {samples} calibrate int8 and select, so its score drop "
                 "may look smaller than it is"
             )
-        return f"{self._count(self.calibration_arrays)} inputs calibrate int8, {samples} others select"
+        trains = f"{self._count(self.training_arrays)} inputs train, " if self.training_arrays else ""
+        calibrates = f"{self._count(self.calibration_arrays)} {'of them' if trains else 'inputs'} calibrate int8"
+        return f"{trains}{calibrates}, {samples} others select"
 
     @property
     def input_axes(self) -> tuple[int | None, ...]:
@@ -139,11 +157,60 @@ class OnnxTask(KnownScore):
         """Return some samples; inputs that all samples share stay whole."""
         return {name: values if name in self.shared_inputs else values[rows] for name, values in arrays.items()}
 
+    def _hold_back(self, arrays: _Arrays, model: onnx.ModelProto) -> _Arrays:
+        """Take the inputs that train out of all inputs, if there are enough, and return the others.
+
+        They are taken evenly from the whole file, which may be sorted by class.
+        """
+        count, batch = self._count(arrays), self.fixed_batch or 1
+        wanted = int(count * _TRAINING_RATIO) // batch * batch
+        needed = math.ceil(_MIN_TRAINING_SAMPLES / _TRAINING_RATIO)
+        if self.random_inputs:
+            return arrays
+        if is_quantized(model):
+            self.untrained_reason = "it is quantized already"
+            return arrays
+        if wanted < _MIN_TRAINING_SAMPLES:
+            self.untrained_reason = f"{count} inputs are too few to train on: give {needed} or more"
+            return arrays
+        trains = np.zeros(count, dtype=bool)
+        trains[np.arange(wanted) * count // wanted] = True
+        inputs = {name: values for name, values in arrays.items() if name != _LABELS_KEY}
+        self.training, self.training_arrays = GIVEN_TRAINING, self._take(inputs, trains)
+        return self._take(arrays, ~trains)
+
+    def write_training(self, folder: Path) -> None:
+        """Write what the processes that prune and train load (``edgeopt.tasks.onnx_training``)."""
+        model = read_given(self.path).model
+        facts = TrainingFacts(
+            name=self.name,
+            inputs=list(self.input_names),
+            outputs=[value.name for value in model.graph.output],
+            shared=sorted(self.shared_inputs),
+            dynamic=self.dynamic_dimensions,
+        )
+        training = self.training_arrays or self.calibration_arrays
+        write_training(folder, model.SerializeToString(), facts, training, self.arrays)
+
+    @property
+    def dynamic_dimensions(self) -> dict[str, dict[str, str]]:
+        """The dynamic dimensions of each input besides the batch: its name by its number."""
+        return {
+            spec.name: {
+                str(dim): f"size_{number}_{dim}"
+                for dim, size in enumerate(spec.dimensions or [])
+                if size is None and (dim > 0 or spec.name in self.shared_inputs)
+            }
+            for number, spec in enumerate(self.inputs)
+        }
+
     def _split(self, arrays: _Arrays) -> tuple[_Arrays, _Arrays]:
         """Return the inputs that calibrate and those that select; if there are too few, all of them as both.
 
         Those that calibrate are taken evenly from the whole file, which may be sorted by class.
         """
+        if self.training_arrays:
+            return self._spread(self.training_arrays, _MAX_CALIBRATION_SAMPLES), arrays
         count, batch = self._count(arrays), self.fixed_batch or 1
         wanted = min(_MAX_CALIBRATION_SAMPLES, max(_MIN_SAMPLES, int(count * _CALIBRATION_RATIO)))
         wanted = -(-wanted // batch) * batch
@@ -153,6 +220,12 @@ class OnnxTask(KnownScore):
         calibrates[np.arange(wanted) * count // wanted] = True
         inputs = {name: values for name, values in arrays.items() if name != _LABELS_KEY}
         return self._take(inputs, calibrates), self._take(arrays, ~calibrates)
+
+    def _spread(self, arrays: _Arrays, most: int) -> _Arrays:
+        """Return at most ``most`` samples, taken evenly."""
+        count, batch = self._count(arrays), self.fixed_batch or 1
+        wanted = min(count, -(-most // batch) * batch)
+        return self._take(arrays, np.arange(wanted) * count // wanted)
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches as the inputs, or None if there are no labels."""

@@ -20,6 +20,7 @@ from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.graph.compatibility import find_incompatibility
 from edgeopt.graph.facts import is_quantized, read_facts
 from edgeopt.graph.given.files import baseline_content, read_given
+from edgeopt.pipeline.artifacts.given_training import check_trainable
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
     StoredNetwork,
@@ -30,6 +31,7 @@ from edgeopt.pipeline.artifacts.networks import (
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
+from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.trial import EdgeInput
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -54,12 +56,18 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
         raise TaskError(f"{task.path} {reason}")
     copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
     copy.write_bytes(content)
-    original = original_network("given", run_step("facts", read_facts, copy).parameters)
+    original = original_network(protocol.GIVEN, run_step("facts", read_facts, copy).parameters)
     notes = (*_run_once(build, task, copy), *task.notes)
     edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
+    trainable = check_trainable(build, task, build.workspace.artifact(sha256))
+    if trainable.parameters:
+        original = original_network(protocol.GIVEN, trainable.parameters)
+    else:
+        task.training = None
+    pruned = () if trainable.parameters else (f"not pruned: {trainable.reason}",)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
-    notes = (task.calibrated_by, *quantized, *notes)
+    notes = (task.calibrated_by, *pruned, *quantized, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
 
 

@@ -170,6 +170,9 @@ class OnnxTask(KnownScore):
         if is_quantized(model):
             self.untrained_reason = "it is quantized already"
             return arrays
+        if any(weight.data_type == onnx.TensorProto.FLOAT16 for weight in model.graph.initializer):
+            self.untrained_reason = "its weights are float16, and only float32 is trained: give the float32 file"
+            return arrays
         if wanted < _MIN_TRAINING_SAMPLES:
             self.untrained_reason = f"{count} inputs are too few to train on: give {needed} or more"
             return arrays

@@ -64,6 +64,19 @@ def test_too_few_inputs_to_train_on_are_a_reason_that_the_report_gives(model, tm
     assert task.untrained_reason == "400 inputs are too few to train on: give 427 or more"
 
 
+def test_a_float16_file_is_not_trained_and_the_reason_says_so(tmp_path):
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", half, ["n", 3])],
+        [helper.make_tensor_value_info("y", half, ["n", 3])], [helper.make_tensor("w", half, [3], [1.0, 2.0, 3.0])],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "h.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((900, 3), np.float16))
+    task = OnnxTask(tmp_path / "h.onnx", tmp_path / "data.npz")
+    assert task.training is None
+    assert "float16" in task.untrained_reason
+
+
 def test_too_few_inputs_do_both_and_the_report_says_so(model, tmp_path):
     np.savez(tmp_path / "data.npz", x=np.ones((63, 3), np.float32), labels=np.arange(63))
     task = OnnxTask(model, tmp_path / "data.npz")

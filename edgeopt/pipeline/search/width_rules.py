@@ -32,8 +32,8 @@ def settle_width_rules(asked: WidthRules, task: CheckedTask | OnnxTask) -> Width
     if isinstance(task, OnnxTask):
         if asked.globs:
             raise InputError(
-                f"{_ASKED}: '{asked.globs[0]}' is about channels, but those of an .onnx file cannot be kept by name. Leave it out, or "
-                "give a task with the PyTorch model."
+                f"{_ASKED}: '{asked.globs[0]}' is about channels, but those of an .onnx file cannot be kept by "
+                "name. Leave it out, or give a task with the PyTorch model."
             )
         return asked
     names = [name for name, _ in task.model.named_parameters()]

@@ -32,6 +32,11 @@ SHOWN_ROWS = 10
     type=click.Path(path_type=Path),
     help="Workspace of a build of TASK; its latency table is used if it has one.",
 )
+@click.option(
+    "--channels",
+    is_flag=True,
+    help="Of MODEL.onnx: the channels that could go, as of a TASK's network (--inputs FILE).",
+)
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with every node and tensor.")
 def command(
@@ -43,6 +48,7 @@ def command(
     shapes: tuple[str, ...],
     allow_fallback: tuple[str, ...],
     workspace: Path,
+    channels: bool,
     as_json: bool,
 ) -> None:
     """Show the contents of MODEL.onnx and the time of each node, or the channel groups of TASK's network."""
@@ -51,7 +57,7 @@ def command(
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import device_kind, open_device
-    from edgeopt.pipeline.inspect import ModelInspection, inspect_model, inspect_task
+    from edgeopt.pipeline.inspect import ModelInspection, inspect_channels, inspect_model, inspect_task
     from edgeopt.records.codec import to_json
 
     inspection: ModelInspection | TaskInspection
@@ -60,7 +66,9 @@ def command(
         def report(text: str) -> None:
             progress("inspect", text)
 
-        if subject.endswith(".onnx"):
+        if channels and subject.endswith(".onnx"):
+            inspection = inspect_channels(Path(subject), inputs, workspace, progress=report)
+        elif subject.endswith(".onnx"):
             profile = load_profile(target)
             device = open_device(device_uri or profile.device)
             run_target = RunTarget(

@@ -31,6 +31,7 @@ from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
+from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
@@ -125,7 +126,7 @@ def build(
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
-        search.run(training=isinstance(opened.data.task, CheckedTask), more=request.more)
+        search.run(training=opened.data.task.training is not None, more=request.more)
         choice = decide(opened, search, remarks, request.notes)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
@@ -177,21 +178,21 @@ def open_build(
         device = open_device(request.device)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
-        width_rules = settle_width_rules(request.width_rules, task)
         data = TaskData(task, workspace)
         sizes = sizes_of(request, profile, task, budget.batch_size)
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
-        gpus = training_gpus(task.training) if isinstance(task, CheckedTask) else []
-        ranks = task.training.processes if isinstance(task, CheckedTask) else 1
-        workers = most_trainings(request, effort_of(task, request.quick), (len(gpus) or available_cores()) // ranks)
-    with closing(ledger), closing(TorchPool(request.task, workers, ranks=ranks)) as torch_pool:
+        effort = effort_of(task, request.quick)
+        gpus, ranks = (training_gpus(task.training), task.training.processes) if task.training else ([], 1)
+        workers = most_trainings(request, effort, (len(gpus) or available_cores()) // ranks)
+    pool = TorchPool(torch_task(data, workspace, request.task), workers, ranks=ranks)
+    with closing(ledger), closing(pool) as torch_pool:
         yield Build(
             task=request.task,
             data=data,
             profile=profile,
             budget=budget,
-            effort=effort_of(task, request.quick),
+            effort=effort,
             device=device,
             device_info=DeviceInfo(uri=request.device, kind=kind, id=identity),
             calibration=request.calibration,
@@ -205,7 +206,7 @@ def open_build(
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
-            width_rules=width_rules,
+            width_rules=settle_width_rules(request.width_rules, task),
             clock=clock,
         )
 

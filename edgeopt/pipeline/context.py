@@ -64,7 +64,7 @@ class Effort(Record, frozen=True, kw_only=True):
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     """Return how hard a build tries."""
-    epochs, min_steps = (task.training.epochs, task.training.min_steps) if isinstance(task, CheckedTask) else (0, 0)
+    epochs, min_steps = (task.training.epochs, task.training.min_steps) if task.training else (0, 0)
     effort = Effort(
         rounds=_ROUNDS,
         candidates=_CANDIDATES,

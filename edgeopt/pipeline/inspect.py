@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.shapes import InputShapes
@@ -32,6 +34,8 @@ from edgeopt.records.recipe import Importance
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.tasks.onnx_data.made_up import MADE_UP
+from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
 
 _logger = logging.getLogger(__name__)
 
@@ -253,6 +257,27 @@ def _nodes(nodes: Sequence[NodeTime], total_ns: float) -> tuple[InspectedNode, .
         )
         for node in sorted(nodes, key=lambda node: -node.ns)
     )
+
+
+def inspect_channels(
+    path: Path, inputs: str | None, workspace: Path, *, progress: Callable[[str], None]
+) -> TaskInspection:
+    """Find the channel groups of a given ``.onnx``, as a PyTorch module (``inspect_task``).
+
+    Args:
+        path: The file.
+        inputs: The user's data; None for random numbers, on which importance means little.
+        workspace: As in ``inspect_task``.
+        progress: As in ``inspect_task``.
+
+    Raises:
+        TaskError, DataError: the file or its inputs cannot be used.
+        StepError: it has an operator without a counterpart in PyTorch, or cannot be traced.
+    """
+    task = OnnxTask(path, inputs)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-inspect-", suffix=TRAINING_SUFFIX) as folder:
+        task.write_training(Path(folder))
+        return msgspec.structs.replace(inspect_task(folder, workspace, progress=progress), task=str(path))
 
 
 def inspect_task(spec: str, workspace: Path, *, progress: Callable[[str], None]) -> TaskInspection:

@@ -83,6 +83,8 @@ class TaskData(EvaluationSet):
             digest.update(f"{sorted(self.task.states.items())}{self.task.input_axes}".encode())
             for batch in self.task.calibration_batches():
                 _update_digest(digest, batch.values())
+            for group in self.task.split.training:
+                _update_digest(digest, group.inputs.values())
             return digest.hexdigest()[:20]
         task = self.task
         model = self._call_user("build_model()", lambda: task.model)

@@ -20,7 +20,7 @@ Kind = Literal[
     "group-table", "network", "diverged-training", "low-rank-table", "sparsity-curve", "fake-quant-sites",
     "finished-search", "exported-file", "artifact", "sensitivity-study", "score", "sample-scores", "measurement",
     "comparison", "device-parity", "latency-table", "no-latency-table", "shared-layer-times", "allocation",
-    "layer-times", "float-prefix", "score-check", "parallel-training",
+    "layer-times", "float-prefix", "score-check", "parallel-training", "given-training",
 ]  # fmt: skip
 
 Dependency = Literal["task", "makers", "seed", "ceilings", "hardware", "device", "providers", "session", "timing"]
@@ -61,6 +61,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "layer-times": ("makers", "hardware", "session"),
     "float-prefix": ("task", "makers", "device", "session"),
     "parallel-training": ("task", "makers"),
+    "given-training": ("task", "makers", "ceilings"),
 }
 """Which facts the key of each kind contains, besides the details that the caller gives: for an artifact its recipe."""
 

@@ -10,6 +10,8 @@ from types import ModuleType
 
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.task.checked import CheckedTask
+from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
+from edgeopt.tasks.onnx_training import OnnxTrainingTask
 
 _READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
 
@@ -53,6 +55,8 @@ def load_task(spec: str) -> CheckedTask:
     Raises:
         TaskError: the file, the module or the name does not exist, or a method of the task is missing.
     """
+    if spec.endswith(TRAINING_SUFFIX):
+        return CheckedTask(OnnxTrainingTask(Path(spec)), spec)
     source, _, attribute = _READY_TASKS.get(spec, spec).rpartition(":")
     if not source:
         raise TaskError(

@@ -1,16 +1,20 @@
-"""A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged, not trained.
+"""A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged.
+
+With enough inputs it is pruned and trained on its own outputs too (``edgeopt.tasks.onnx_training``).
 
 Inputs come from ``edgeopt.tasks.onnx_data``; with labels, the outputs are judged by these (``edgeopt.scoring`` says
 how). Without labels the score is the agreement with the given file's own outputs. Without data, inputs are random
-numbers. The report mentions both. Some of the inputs calibrate int8; only the others select. PyTorch is not imported.
+numbers. The report mentions both. Some of the inputs train and calibrate int8; only the others select. PyTorch is not
+imported before the data are checked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -30,24 +34,24 @@ from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
 from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup
 from edgeopt.tasks.onnx_data.specs import InputAxes, declared_axes, describe_inputs, open_dimensions
+from edgeopt.tasks.onnx_data.split import samples_in, split_by_use
 from edgeopt.tasks.onnx_data.states import (
-    Step,
+    SequenceStep,
     check_sequences,
     check_states,
     iterate_steps,
     sequence_specs,
     state_axes,
     state_shapes,
+    without_fed_states,
 )
+from edgeopt.tasks.onnx_trainable import TrainingFacts, why_untrained, write_training
 from edgeopt.tasks.sample_axes import find_sample_axis, samples_first
 
+if TYPE_CHECKING:
+    from edgeopt.task.protocol import Training
+
 _RANDOM_SAMPLES = 160
-_CALIBRATION_RATIO = 0.2
-"""Share of the inputs that calibrates int8."""
-_MAX_CALIBRATION_SAMPLES = 384
-"""More do not change the ranges."""
-_MIN_SAMPLES = 32
-"""Fewest inputs that calibrate, and fewest that select; if there are too few for both, all of them do both."""
 _BATCH_SIZE = 32
 _CALIBRATION_BATCH_SIZE = 16
 """Smaller, so that few inputs make several batches: the sensitivity study needs batches that did not calibrate."""
@@ -111,11 +115,27 @@ class OnnxTask(KnownScore):
         self._check_fixed_batch(data, samples)
         self.notes = (*self._packed_notes(given), *unjudged, *samples.notes, *self._state_notes())
         """What the report has to say about the file and its data."""
-        calibrates, selects = self._split(samples)
-        self.shares_samples = calibrates is selects
-        """Whether the same samples calibrate and select, because there are too few for both."""
-        self.selecting = self._in_steps(samples, selects, _BATCH_SIZE)
-        self.calibrating = self._in_steps(samples, calibrates, _CALIBRATION_BATCH_SIZE)
+        self.untrained_reason = why_untrained(
+            given.model, samples, is_random=self.random_inputs, has_states=bool(self.states)
+        )
+        """Why candidates are not trained; empty if they may be."""
+        self.split = split_by_use(
+            samples,
+            batch=self.fixed_batch or 1,
+            trains=not self.untrained_reason,
+            are_sequences=bool(self.states),
+        )
+        self.selecting = self._in_steps(samples, self.split.selecting, _BATCH_SIZE)
+        self.calibrating = self._in_steps(samples, self.split.calibrating, _CALIBRATION_BATCH_SIZE)
+        self.training = self._choose_training()
+        """How candidates are trained; None if the file is not pruned."""
+
+    def _choose_training(self) -> Training | None:
+        if not self.split.training:
+            return None
+        from edgeopt.tasks.onnx_training import GIVEN_TRAINING  # PyTorch, once the data are checked
+
+        return GIVEN_TRAINING
 
     def _load(self, data: str) -> GivenSamples:
         """Read the data; those of a model with states are sequences."""
@@ -158,12 +178,14 @@ class OnnxTask(KnownScore):
     def calibrated_by(self) -> str:
         """The inputs that calibrate int8, in words."""
         selecting, calibrating = (sum(step.group.samples for step in one) for one in (self.selecting, self.calibrating))
-        if self.shares_samples:
+        if self.split.is_shared:
             return (
                 f"too few inputs to hold some back: the same {selecting} calibrate int8 and select, so its score drop "
                 "may look smaller than it is"
             )
-        return f"{calibrating} inputs calibrate int8, {selecting} others select"
+        training = samples_in(self.split.training)
+        calibrates = f"{calibrating} {'of them' if training else 'inputs'} calibrate int8"
+        return f"{f'{training} inputs train, ' if training else ''}{calibrates}, {selecting} others select"
 
     @property
     def input_axes(self) -> tuple[int | None, ...]:
@@ -182,7 +204,7 @@ class OnnxTask(KnownScore):
         """Return the inputs that calibrate int8, in batches."""
         return [step.group.inputs for step in self.calibrating]
 
-    def record_states(self, steps: Sequence[Step], outputs: Sequence[InputArrays]) -> None:
+    def record_states(self, steps: Sequence[SequenceStep], outputs: Sequence[InputArrays]) -> None:
         """Put the outputs of each step into the states of the next, so that they are like those of a real run.
 
         Args:
@@ -193,10 +215,10 @@ class OnnxTask(KnownScore):
             if step.continues:
                 step.group.inputs.update({name: before[output] for name, output in self.states.items()})
 
-    def _in_steps(self, samples: GivenSamples, groups: Sequence[SampleGroup], size: int) -> list[Step]:
+    def _in_steps(self, samples: GivenSamples, groups: Sequence[SampleGroup], size: int) -> list[SequenceStep]:
         """Return batches of the graph's fixed batch size, or of ``size`` if it has none, for each step of sequences."""
         step = self.fixed_batch or size
-        steps: list[Step] = []
+        steps: list[SequenceStep] = []
         zeros = state_shapes(self.path, self.inputs, self.options, self.axes_of_inputs)
         for group in groups:
             usable = group.samples - group.samples % step if self.fixed_batch else group.samples
@@ -205,29 +227,24 @@ class OnnxTask(KnownScore):
                 if self.states:
                     steps += iterate_steps(part, self.inputs, self.axes_of_inputs, zeros)
                 else:
-                    steps.append(Step(part, continues=False))
+                    steps.append(SequenceStep(part, continues=False))
         return steps
 
-    def _split(self, samples: GivenSamples) -> tuple[Sequence[SampleGroup], Sequence[SampleGroup]]:
-        """Return the samples that calibrate and those that select; if there are too few, all of them as both.
-
-        Those that calibrate are taken evenly from all samples, which may be sorted by class.
-        """
-        count, batch = samples.samples, self.fixed_batch or 1
-        least = 1 if self.states else _MIN_SAMPLES
-        wanted = min(_MAX_CALIBRATION_SAMPLES, max(least, int(count * _CALIBRATION_RATIO)))
-        wanted = -(-wanted // batch) * batch
-        if wanted > count - max(least, batch):
-            return samples.groups, samples.groups
-        calibrates = np.zeros(count, dtype=bool)
-        calibrates[np.arange(wanted) * count // wanted] = True
-        ends = np.cumsum([group.samples for group in samples.groups])[:-1]
-        parts: tuple[list[SampleGroup], list[SampleGroup]] = ([], [])
-        for group, mine in zip(samples.groups, np.split(calibrates, ends), strict=True):
-            for part, chosen in zip(parts, (mine, ~mine), strict=True):
-                if chosen.any():
-                    part.append(group.take(np.flatnonzero(chosen), samples.axes))
-        return parts
+    def write_training(self, folder: Path) -> None:
+        """Write what the processes that prune and train load (``edgeopt.tasks.onnx_training``)."""
+        model = read_given(self.path).model
+        facts = TrainingFacts(
+            name=self.name,
+            inputs=list(self.input_names),
+            outputs=[value.name for value in model.graph.output],
+            shared=[name for name, axis in zip(self.input_names, self.input_axes, strict=True) if axis is None],
+            dynamic={
+                name: {str(dim): re.sub(r"\W", "_", axis.name) for dim, axis in dims.items()}
+                for name, dims in zip(self.input_names, self.dynamic_dims, strict=True)
+            },
+        )
+        training, selecting = self.split.training or self.split.calibrating, self.split.selecting
+        write_training(folder, model.SerializeToString(), facts, training, selecting)
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches as the inputs, or None if there are no labels."""
@@ -263,7 +280,7 @@ class OnnxTask(KnownScore):
     @property
     def example_inputs(self) -> tuple[NDArray[Any], ...]:
         """The largest sample that selects, with a batch of 1."""
-        largest = max(self.selecting, key=lambda step: _values_of_one(step.group, self.axes_of_inputs))
+        largest = max(self.selecting, key=lambda step: step.group.values_of_one(self.axes_of_inputs))
         return tuple(largest.group.cut(0, 1, self.axes_of_inputs).inputs[name] for name in self.input_names)
 
     def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
@@ -317,7 +334,7 @@ class OnnxTask(KnownScore):
 
     def parity_batches(self, samples: int) -> list[InputArrays]:
         """Return about this number of samples on which files are compared, the largest and the smallest among them."""
-        ordered = sorted(self.selecting, key=lambda step: -_values_of_one(step.group, self.axes_of_inputs))
+        ordered = sorted(self.selecting, key=lambda step: -step.group.values_of_one(self.axes_of_inputs))
         chosen = [self.selecting[0]] if len({_shapes(step) for step in ordered}) == 1 else [ordered[0], ordered[-1]]
         chosen += [step for step in self.selecting if step.continues][:1]
         size = self.fixed_batch or max(1, samples // len(chosen))
@@ -379,20 +396,5 @@ class OnnxTask(KnownScore):
         return GivenSamples((SampleGroup(made.arrays, None, count),), self.axes_of_inputs)
 
 
-def without_fed_states(steps: Sequence[Step], states: dict[str, str]) -> list[InputArrays]:
-    """Return the inputs of steps without the states that are outputs of the batch before."""
-    return [
-        {name: values for name, values in step.group.inputs.items() if not (step.continues and name in states)}
-        for step in steps
-    ]
-
-
-def _values_of_one(samples: SampleGroup, axes: InputAxes) -> int:
-    """Return how many values one sample has."""
-    return sum(values.size for name, values in samples.inputs.items() if axes[name] is not None) // max(
-        1, samples.samples
-    )
-
-
-def _shapes(step: Step) -> tuple[tuple[int, ...], ...]:
+def _shapes(step: SequenceStep) -> tuple[tuple[int, ...], ...]:
     return tuple(values.shape for values in step.group.inputs.values())

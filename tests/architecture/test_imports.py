@@ -67,7 +67,7 @@ PIPELINE: dict[str, set[str]] = {
     "task_data": {"evaluation", "judged_sizes", "onnx_teacher"},
     "torch_process": {"boundary", "onnx_teacher", "processes", "user_code"},
     "context": {"judged_sizes", "task_data", "torch_process"},
-    "artifacts": {"boundary", "context", "device_calibration", "evaluation", "torch_process"},
+    "artifacts": {"boundary", "context", "device_calibration", "evaluation", "task_data", "torch_process"},
     "score_checks": {"artifacts", "context"},
     "search": {"artifacts", "boundary", "context", "torch_process"},
     "verify": {"evaluation"},

@@ -22,14 +22,14 @@ from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.codec import to_json
 from edgeopt.records.recipe import Compact, QuantizeAware, Simplify
 from edgeopt.records.trial import Score
-from edgeopt.task import CheckedTask
+from edgeopt.task import Training
 
 TASK = f"{Path(__file__).parent.parent / 'tiny_spread.py'}:task"
 FLOAT, INT8 = a_recipe(), a_recipe(int8=True)
 MIXED = msgspec.structs.replace(
     INT8, graph_steps=(Simplify(), msgspec.structs.replace(A_QUANTIZE, float_nodes=("conv",)), Compact())
 )
-A_TASK = object.__new__(CheckedTask)  # only its type is asked for
+A_TASK = SimpleNamespace(training=Training())
 KEEPS, MISSES = 0.005, 0.1
 """Score drops; the limit allows 0.01."""
 
@@ -66,7 +66,7 @@ def test_a_network_is_trained_for_int8_only_if_float_keeps_the_limit_and_no_smal
     assert is_worth_training(a_build(), [a_variant_of(*variant) for variant in variants]) is expected
 
 
-@pytest.mark.parametrize("changes", [{"task": None}, {"epochs": 0}, {"is_out_of_time": True}])
+@pytest.mark.parametrize("changes", [{"task": SimpleNamespace(training=None)}, {"epochs": 0}, {"is_out_of_time": True}])
 def test_nothing_is_trained_for_int8_without_a_task_that_trains_or_without_time(changes):
     variants = [a_variant_of(INT8, 1000, MISSES), a_variant_of(FLOAT, 4000, KEEPS)]
     assert not is_worth_training(a_build(**changes), variants)

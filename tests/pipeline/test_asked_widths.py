@@ -42,7 +42,7 @@ def test_rules_of_another_form_are_refused(options):
 def test_an_onnx_file_is_not_pruned_so_nothing_can_be_kept():
     given = OnnxTask.__new__(OnnxTask)
     assert settle_width_rules(WidthRules(), given) == WidthRules()
-    with pytest.raises(InputError, match=r"'head' is about channels, but an \.onnx file is not pruned"):
+    with pytest.raises(InputError, match=r"'head' is about channels, but those of an \.onnx file cannot be kept"):
         settle_width_rules(WidthRules(keep=("head",)), given)
 
 

@@ -33,7 +33,7 @@ def first_values(batches):
     return np.concatenate([batch["x"][:, 0] for batch in batches]).astype(int).tolist()
 
 
-@pytest.mark.parametrize(("count", "calibrating"), [(64, 32), (400, 80), (5000, 384)])
+@pytest.mark.parametrize(("count", "calibrating"), [(64, 32), (400, 80)])
 def test_no_input_both_calibrates_and_selects(model, tmp_path, count, calibrating):
     x = np.repeat(np.arange(count, dtype=np.float32)[:, None], 3, axis=1)
     np.savez(tmp_path / "data.npz", x=x, labels=np.arange(count))
@@ -43,6 +43,38 @@ def test_no_input_both_calibrates_and_selects(model, tmp_path, count, calibratin
     assert np.concatenate(task.target_batches()).tolist() == selects
     assert max(np.diff(calibrates)) <= np.ceil(count / calibrating)  # from the whole file
     assert task.calibrated_by == f"{calibrating} inputs calibrate int8, {count - calibrating} others select"
+
+
+def test_no_input_both_trains_and_selects(model, tmp_path):
+    x = np.repeat(np.arange(5000, dtype=np.float32)[:, None], 3, axis=1)
+    np.savez(tmp_path / "data.npz", x=x, labels=np.arange(5000))
+    task = OnnxTask(model, tmp_path / "data.npz")
+    trains, selects = task.training_arrays["x"][:, 0].astype(int).tolist(), first_values(task.batches())
+    assert (len(trains), sorted(trains + selects)) == (3000, list(range(5000)))
+    assert set(first_values(task.calibration_batches())) <= set(trains)
+    assert np.concatenate(task.target_batches()).tolist() == selects
+    assert task.training is not None
+    assert task.calibrated_by == "3000 inputs train, 384 of them calibrate int8, 2000 others select"
+
+
+def test_too_few_inputs_to_train_on_are_a_reason_that_the_report_gives(model, tmp_path):
+    np.savez(tmp_path / "data.npz", x=np.ones((400, 3), np.float32))
+    task = OnnxTask(model, tmp_path / "data.npz")
+    assert task.training is None
+    assert task.untrained_reason == "400 inputs are too few to train on: give 427 or more"
+
+
+def test_a_float16_file_is_not_trained_and_the_reason_says_so(tmp_path):
+    half = TensorProto.FLOAT16
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", half, ["n", 3])],
+        [helper.make_tensor_value_info("y", half, ["n", 3])], [helper.make_tensor("w", half, [3], [1.0, 2.0, 3.0])],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "h.onnx")
+    np.savez(tmp_path / "data.npz", x=np.ones((900, 3), np.float16))
+    task = OnnxTask(tmp_path / "h.onnx", tmp_path / "data.npz")
+    assert task.training is None
+    assert "float16" in task.untrained_reason
 
 
 def test_too_few_inputs_do_both_and_the_report_says_so(model, tmp_path):

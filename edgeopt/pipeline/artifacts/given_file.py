@@ -22,6 +22,7 @@ from edgeopt.graph.facts import is_quantized, read_facts
 from edgeopt.graph.given.files import GivenModel, baseline_content, read_given
 from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save, walk_graphs
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
+from edgeopt.pipeline.artifacts.given_training import check_trainable
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
     StoredNetwork,
@@ -32,8 +33,10 @@ from edgeopt.pipeline.artifacts.networks import (
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
+from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.trial import EdgeInput
-from edgeopt.tasks.onnx_file import OnnxTask, without_fed_states
+from edgeopt.tasks.onnx_data.states import without_fed_states
+from edgeopt.tasks.onnx_file import OnnxTask
 from edgeopt.tasks.sample_axes import samples_first
 
 _STAGE = "evaluate"
@@ -57,13 +60,19 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
         raise TaskError(f"{task.path} {reason}")
     copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
     copy.write_bytes(content)
-    original = original_network("given", run_step("facts", read_facts, copy).parameters)
+    original = original_network(protocol.GIVEN, run_step("facts", read_facts, copy).parameters)
     notes = (*_run_once(build, task, copy), *task.notes)
     _record_states(build, task, copy)
     edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
+    trainable = check_trainable(build, task, build.workspace.artifact(sha256))
+    if trainable.parameters:
+        original = original_network(protocol.GIVEN, trainable.parameters)
+    else:
+        task.training = None
+    pruned = () if trainable.parameters else (f"not pruned: {trainable.reason}",)
     quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
-    notes = (task.calibrated_by, *quantized, *header_notes, *notes)
+    notes = (task.calibrated_by, *pruned, *quantized, *header_notes, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
 
 

@@ -18,7 +18,6 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant, distillation, summary_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, QuantizeStep, Sparsify, StoreWeights
-from edgeopt.task import CheckedTask
 
 LEARNING_RATE_RATIO = 0.1
 """Of the task's learning rate, when a network is trained for int8: its weights are nearly right already."""
@@ -114,7 +113,7 @@ def training_for_int8(
 
 def is_worth_training(build: Build, variants: Sequence[Variant]) -> bool:
     """Tell whether float keeps the score limit, and no int8 variant about as small as plain int8 does."""
-    if not isinstance(build.data.task, CheckedTask) or build.effort.epochs == 0 or build.is_out_of_time:
+    if build.data.task.training is None or build.effort.epochs == 0 or build.is_out_of_time:
         return False
     keeping = [variant for variant in variants if variant.keeps_score(build.budget)]
     in_float = [variant for variant in keeping if variant.recipe.precision != "int8"]

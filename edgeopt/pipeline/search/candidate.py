@@ -35,7 +35,7 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Artifact, Failed, Score, Trial
 from edgeopt.report import words
 from edgeopt.select.limits import judge_score_limits
-from edgeopt.task import CheckedTask
+from edgeopt.task import Training
 
 WARMUP_RATIO = 0.1
 LASSO_EPOCHS_RATIO = 0.25
@@ -141,8 +141,7 @@ def pruned(build: Build, size: SizeTarget, original: StoredNetwork, limit: Laten
 
 def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:
     """Return a cut and its training; if the task asks for a lasso, a quarter of the training comes before the cut."""
-    assert isinstance(build.data.task, CheckedTask)
-    whole, strength = distillation(build), build.data.task.training.group_lasso
+    whole, strength = distillation(build), training_of(build).group_lasso
     before = round(LASSO_EPOCHS_RATIO * whole.epochs)
     if strength <= 0 or not 0 < before < whole.epochs:
         return (prune, whole)
@@ -185,15 +184,19 @@ def factorized(
 
 def importance_of(build: Build) -> Importance:
     """Return how the task's channels are scored."""
-    assert isinstance(build.data.task, CheckedTask)
-    return build.data.task.training.importance
+    return training_of(build).importance
+
+
+def training_of(build: Build) -> Training:
+    """Return how the task's candidates are trained, which is called only if they are."""
+    training = build.data.task.training
+    assert training is not None
+    return training
 
 
 def distillation(build: Build) -> Distill:
     """Return the training that follows every cut."""
-    task = build.data.task
-    assert isinstance(task, CheckedTask)
-    training = task.training
+    training = training_of(build)
     return Distill(
         epochs=build.effort.epochs,
         optimizer=training.optimizer,

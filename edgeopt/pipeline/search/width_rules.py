@@ -27,13 +27,13 @@ def settle_width_rules(asked: WidthRules, task: CheckedTask | OnnxTask) -> Width
 
     Raises:
         ConfigError: a glob matches nothing, or a width is below 1.
-        InputError: the task is an ``.onnx`` file, which is not pruned.
+        InputError: the task is an ``.onnx`` file, whose channels are not kept by name.
     """
     if isinstance(task, OnnxTask):
         if asked.globs:
             raise InputError(
-                f"{_ASKED}: '{asked.globs[0]}' is about channels, but an .onnx file is not pruned. Leave it out, or "
-                "give a task with the PyTorch model."
+                f"{_ASKED}: '{asked.globs[0]}' is about channels, but those of an .onnx file cannot be kept by "
+                "name. Leave it out, or give a task with the PyTorch model."
             )
         return asked
     names = [name for name, _ in task.model.named_parameters()]

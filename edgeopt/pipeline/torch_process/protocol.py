@@ -16,12 +16,15 @@ WORKER_VARIABLE = "EDGEOPT_WORKER"
 AS_TRAINED = "as-trained"
 """The trained model's network before parallel branches are merged; the same as ``original`` if it has none."""
 
+GIVEN = "given"
+"""A given ``.onnx`` file as a module, as it is; the same as ``original`` before parallel branches are merged."""
+
 
 class NetworkRef(Record, frozen=True, kw_only=True):
     """A network: where it started, and the file of its weights (None: as it started)."""
 
     source: str
-    """``original``, ``AS_TRAINED``, or the name of one of the task's students."""
+    """``original``, ``AS_TRAINED``, ``GIVEN``, or the name of one of the task's students."""
     file: str | None
 
 

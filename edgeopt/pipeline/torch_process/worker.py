@@ -109,7 +109,7 @@ class TorchJobs:
         Raises:
             TaskError: there is no such student.
         """
-        if name in ("original", protocol.AS_TRAINED):
+        if name in ("original", protocol.AS_TRAINED, protocol.GIVEN):
             return self.task.model
         if name not in self.task.students:
             raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")

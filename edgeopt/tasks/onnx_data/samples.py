@@ -43,6 +43,11 @@ class SampleGroup(NamedTuple):
         labels = None if self.labels is None else self.labels[start:stop]
         return SampleGroup(inputs, labels, min(stop, self.samples) - start)
 
+    def values_of_one(self, axes: InputAxes) -> int:
+        """Return how many values one sample has."""
+        total = sum(values.size for name, values in self.inputs.items() if axes[name] is not None)
+        return total // max(1, self.samples)
+
 
 class GivenSamples(NamedTuple):
     """The user's data, as the model takes them."""

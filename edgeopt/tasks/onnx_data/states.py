@@ -18,7 +18,7 @@ from edgeopt.tasks.onnx_data.sounds import STEPS_DIMENSION
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec, declared_axes
 
 
-class Step(NamedTuple):
+class SequenceStep(NamedTuple):
     """One batch of one step of several sequences."""
 
     group: SampleGroup
@@ -65,7 +65,7 @@ def _with_steps(spec: InputSpec, axis: int | None) -> InputSpec:
 
 def iterate_steps(
     sequences: SampleGroup, inputs: Sequence[InputSpec], axes: InputAxes, zeros: Mapping[str, tuple[int, ...]]
-) -> Iterator[Step]:
+) -> Iterator[SequenceStep]:
     """Yield the batches of one group of sequences, with zeros for the states of every step.
 
     Args:
@@ -87,7 +87,7 @@ def iterate_steps(
             else:
                 arrays[spec.name] = np.ascontiguousarray(np.moveaxis(sequences.inputs[spec.name][:, step], 0, axis))
         labels = None if sequences.labels is None else sequences.labels[:, step]
-        yield Step(SampleGroup(arrays, labels, sequences.samples), step > 0)
+        yield SequenceStep(SampleGroup(arrays, labels, sequences.samples), step > 0)
 
 
 def count_steps(sequences: SampleGroup, axes: InputAxes) -> int:
@@ -150,3 +150,11 @@ def state_axes(inputs: Sequence[InputSpec], states: Mapping[str, str]) -> InputA
         if spec.name in states and len(dims) > 2 and dims[0] not in batches and dims[1] in batches:
             axes[spec.name] = 1
     return axes
+
+
+def without_fed_states(steps: Sequence[SequenceStep], states: dict[str, str]) -> list[InputArrays]:
+    """Return the inputs of steps without the states that are outputs of the batch before."""
+    return [
+        {name: values for name, values in step.group.inputs.items() if not (step.continues and name in states)}
+        for step in steps
+    ]

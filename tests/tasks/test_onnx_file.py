@@ -49,7 +49,8 @@ def test_no_input_both_trains_and_selects(model, tmp_path):
     x = np.repeat(np.arange(5000, dtype=np.float32)[:, None], 3, axis=1)
     np.savez(tmp_path / "data.npz", x=x, labels=np.arange(5000))
     task = OnnxTask(model, tmp_path / "data.npz")
-    trains, selects = task.training_arrays["x"][:, 0].astype(int).tolist(), first_values(task.batches())
+    (group,) = task.split.training
+    trains, selects = group.inputs["x"][:, 0].astype(int).tolist(), first_values(task.batches())
     assert (len(trains), sorted(trains + selects)) == (3000, list(range(5000)))
     assert set(first_values(task.calibration_batches())) <= set(trains)
     assert np.concatenate(task.target_batches()).tolist() == selects

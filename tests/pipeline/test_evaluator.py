@@ -1,5 +1,6 @@
 """What a build looks up in its ledger is this device's own."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from builders import a_profile
 from stub_builds import a_stub_build
 
 from edgeopt.bench.outputs import write_batches
+from edgeopt.pipeline.artifacts import evaluator as evaluator_module
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.store.ledger import Ledger
@@ -75,3 +77,21 @@ def test_with_another_runtime_provider_or_task_scores_are_computed_again(on, oth
     again = on("here", 0.5, **other)
     assert again.score("file").value == 0.5
     assert again.ran == ("file", "baseline")
+
+
+def test_the_outputs_that_files_are_compared_with_are_computed_once_also_by_several_threads(on):
+    here = on("here", 0.5)
+    inputs = here.build.data.eval_file
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: here.reference(inputs), range(8)))
+    assert here.ran == ("baseline",)
+    assert [float(outputs[0].sum()) for outputs in found] == [0.5] * 8
+
+
+def test_two_runs_of_one_file_at_a_time_write_two_files(on, monkeypatch):
+    here = on("here")
+    written = []
+    monkeypatch.setattr(evaluator_module, "run_model", lambda model, inputs, out, target: written.append(out))
+    Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
+    Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
+    assert len(set(written)) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,6 +41,8 @@ from edgeopt.scoring.drop import (
 from edgeopt.statistics import Interval, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
 
+_numbers = itertools.count()
+"""Of files of outputs: several threads may score the baseline at a time."""
 SCORING_VERSION = 3
 """Goes up when the same outputs get another score or another interval; kept scores are then computed again."""
 
@@ -73,6 +77,9 @@ class Evaluator:
     def __init__(self, build: Build, baseline: str) -> None:
         self.build = build
         self.baseline = baseline
+        self._references: dict[Path, Path] = {}
+        """Files of the baseline's outputs, by the inputs."""
+        self._reference_lock = threading.Lock()
 
     def measurement(self, sha256: str) -> Measurement:
         """Return a file's measurement on the build's device.
@@ -157,7 +164,8 @@ class Evaluator:
     def outputs(self, sha256: str, inputs: Path) -> Path:
         """Run a file on stored inputs and return the file of its outputs, which the caller removes."""
         build = self.build
-        target = build.workspace.folder("arrays") / f"outputs-{sha256[:16]}-{inputs.stem}.npz"
+        name = f"outputs-{sha256[:16]}-{inputs.stem}-{next(_numbers)}.npz"
+        target = build.workspace.folder("arrays") / name
         run_step("evaluate", run_model, build.workspace.artifact(sha256), inputs, target, build.run_target)
         return target
 
@@ -247,7 +255,11 @@ class Evaluator:
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""
-        outputs = read_batches(self.outputs(self.baseline, inputs))
+        with self._reference_lock:
+            if inputs not in self._references:
+                found = self.outputs(self.baseline, inputs)
+                self._references[inputs] = found.replace(found.with_name(f"reference-{inputs.stem}.npz"))
+        outputs = read_batches(self._references[inputs])
         return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
 
 

@@ -43,7 +43,9 @@ def write_parity_data(
     """
     batches = read_batches(examples)
     outputs = [run_batch(network.eval_module, task, batch) for batch in batches]
-    small = dict(zip(batches[0], task.axes.take(list(batches[0].values()), range(_EDGE_SAMPLES)), strict=True))
+    values = list(batches[0].values())
+    few = range(min(_EDGE_SAMPLES, task.axes.count(values)))
+    small = dict(zip(batches[0], task.axes.take(values, few), strict=True))
     exact = Float64Interpreter(network.eval_module)
     kept = []
     for kind, batch in make_edge_inputs(small):

@@ -90,7 +90,7 @@ def _length_of(spec: InputSpec, sizes: list[int | None], has_steps: bool, option
 def _read(path: Path, *, is_integer: bool) -> tuple[NDArray[Any], int]:
     """Return one channel and the sample rate."""
     try:
-        import soundfile  # type: ignore[import-not-found, unused-ignore]
+        import soundfile
     except (ImportError, OSError):  # not installed, or without its library
         values, rate = _read_wave(path)
     else:

@@ -50,7 +50,7 @@ def torch_task(data: TaskData, workspace: Workspace, named: str) -> str:
 
 
 def check_trainable(build: Build, task: OnnxTask, file: Path) -> Trainable:
-    """Return whether a file's module computes what the file computes; kept in the ledger.
+    """Return whether a file's module computes what the file computes; kept in the ledger if it does.
 
     Args:
         build: The build.
@@ -60,7 +60,9 @@ def check_trainable(build: Build, task: OnnxTask, file: Path) -> Trainable:
     if task.training is None:
         return Trainable(reason=task.untrained_reason)
     key = build.keys.of("given-training", file=task.sha256)
-    return build.ledger.remember(key, Trainable, lambda: _check(build, task, file))
+    return build.ledger.remember(
+        key, Trainable, lambda: _check(build, task, file), is_usable=lambda found: found.parameters > 0
+    )
 
 
 def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:

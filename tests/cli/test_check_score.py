@@ -104,7 +104,7 @@ def test_the_score_is_measured_on_the_device_and_not_on_this_machine(tmp_path, c
 )
 def test_a_task_or_data_that_does_not_fit_is_bad_input_and_nothing_runs(tmp_path, check_here, task, arguments, message):
     bundle = a_bundle(tmp_path)
-    np.savez(tmp_path / "other.npz", x=np.zeros((2000 + 384, 32), np.float32))
+    np.savez(tmp_path / "other.npz", x=np.zeros((5000, 32), np.float32))  # 2,000 of them select
     score = () if task is None else ("--score", write_scored_task(tmp_path, **{"right": RIGHT} | task))
     done = check_here(bundle, *score, *arguments)
     assert done.returncode == 2

@@ -121,7 +121,8 @@ def _export_graph(
 
 def _run_first(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     """Run a model once, so that what only its first call does, such as registering hooks, is done before the trace."""
-    with torch.no_grad(), contextlib.suppress(*_FAILURES):  # one that does not run is named later
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.suppress(*_FAILURES):  # what fails is named later
+        warnings.simplefilter("ignore")
         model(*(value.clone() for value in inputs))
 
 

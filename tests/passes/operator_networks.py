@@ -388,3 +388,13 @@ ACROSS: dict[str, Case] = {
     "noise": Case(with_noise, {"a": L(5, 12), "o": L(12, 3)}, {"a": 12}),
     "other names": Case(by_other_names, {"a": L(5, 12), "o": L(12, 3), "p": L(12, 3)}, {"a": 12}),
 }
+
+
+class WritesBehindAView(nn.Module):
+    """A value that is written to after a view of it was taken."""
+
+    def forward(self, x):
+        y = torch.softmax(x, -1)
+        view = y.view(-1)
+        y.masked_fill_(x > 1, 0)
+        return view * 2

@@ -8,6 +8,7 @@ import onnx
 import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
+from operator_networks import WritesBehindAView
 from rule_networks import Formula
 from torch import nn
 from zoo_networks import random_keep, tensors_in, traced
@@ -301,16 +302,6 @@ def test_tensors_without_elements_are_left_out():
     torch.testing.assert_close(network.eval_module(x), model(x))
     groups = analyse(network)
     assert {name: group.channels for name, group in groups.free.items()} == {"a": 8}
-
-
-class WritesBehindAView(nn.Module):
-    """A value that is written to after a view of it was taken."""
-
-    def forward(self, x):
-        y = torch.softmax(x, -1)
-        view = y.view(-1)
-        y.masked_fill_(x > 1, 0)
-        return view * 2
 
 
 def test_a_view_shows_what_is_written_after_it():

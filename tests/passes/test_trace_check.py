@@ -1,5 +1,6 @@
 import pytest
 import torch
+from operator_networks import WritesBehindAView
 from torch import fx, nn
 
 from edgeopt.errors import StepError
@@ -76,14 +77,6 @@ def test_a_batch_that_the_model_itself_refuses_is_left_out():
     model = RefusesOddBatches()
     same = ScaledByTheFirstBatch(model, 1.0)
     assert compare(model, same, torch.randn(4, 6)) == ()
-
-
-class WritesBehindAView(nn.Module):
-    def forward(self, x):
-        y = torch.softmax(x, -1)
-        view = y.view(-1)
-        y.masked_fill_(x > 1, 0)
-        return view * 2
 
 
 def test_a_copy_that_breaks_a_view_is_found(monkeypatch):

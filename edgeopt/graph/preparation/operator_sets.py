@@ -23,7 +23,7 @@ _SAME_RATIO = 1e-4
 def convert_operator_set(
     model: onnx.ModelProto, version: int, batch: Mapping[str, NDArray[Any]] | None
 ) -> tuple[onnx.ModelProto | None, str]:
-    """Return the model in another operator set, or None and the reason if there is no way that can be trusted.
+    """Return the model in another operator set, or None and the reason if no conversion can be trusted.
 
     Args:
         model: The model; it is not changed.

@@ -5,7 +5,6 @@ The written folder and its document go in, a ``Manifest`` comes out. For schemas
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +12,7 @@ import onnx
 import onnx.helper
 
 from edgeopt.bundle.golden import GoldenEntry
+from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.recipe import Recipe
@@ -132,7 +132,7 @@ def build_manifest(folder: Path, document: Document, origin: Origin, golden: tup
 
 def describe_tensors(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, ...]]:
     """Read the names, shapes and types of a model's inputs and outputs from its file."""
-    graph = onnx.load(model).graph
+    graph = onnx.load(model, load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}  # old files list weights among the inputs
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in weights)
     return inputs, tuple(_tensor(value) for value in graph.output)
@@ -167,9 +167,7 @@ def hash_files(folder: Path) -> dict[str, FileEntry]:
     """Hash every file of a bundle except the manifest; keys are paths relative to the bundle, with forward slashes."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
     return {
-        path.relative_to(folder).as_posix(): FileEntry(
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size_bytes=path.stat().st_size
-        )
+        path.relative_to(folder).as_posix(): FileEntry(sha256=hash_of_file(path), size_bytes=path.stat().st_size)
         for path in paths
     }
 

@@ -10,6 +10,7 @@ from edgeopt.bundle.golden import Array, GoldenEntry, tolerance_ratio, write_gol
 from edgeopt.bundle.manifest import MANIFEST_NAME, DynamicDimension, Origin, build_manifest
 from edgeopt.bundle.swap import building_path, recover, swap_in
 from edgeopt.errors import WorkspaceError
+from edgeopt.model_files.layout import copy_model
 from edgeopt.records.choice import Choice
 from edgeopt.report.document import Document, build_document, encode
 from edgeopt.report.page import render_page
@@ -112,7 +113,7 @@ def _fill(
     """Write every file of a bundle; the manifest comes last, because it has the hashes of the others."""
     golden: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
-        shutil.copyfile(model, new / "model.onnx")
+        copy_model(model, new / "model.onnx")
         ratio = tolerance_ratio(document.winner.recipe, document.winner.weight_types)
         golden = write_golden(new, golden_inputs, golden_outputs, ratio)
     (new / "choice.json").write_bytes(encode(document))

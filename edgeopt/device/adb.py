@@ -24,6 +24,7 @@ from edgeopt.device.elf import read_machine
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess, explain_remote_exit, last_line
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError, is_disk_full
+from edgeopt.model_files.layout import weight_files
 from edgeopt.records.base import Record
 
 FOLDER = "/data/local/tmp/edgeopt"
@@ -187,6 +188,8 @@ class AdbDevice(NamedDevice):
         names = {}
         if Path(request.model).is_file():
             names["model"] = self.push(Path(request.model))
+            for path in weight_files(Path(request.model)):
+                self.push(path)  # under the name that the model's graph has for it
         if request.inputs:
             with tempfile.TemporaryDirectory(prefix="edgeopt-adb-") as folder:
                 packed = Path(folder) / "inputs.arrays"

@@ -30,6 +30,7 @@ from edgeopt.device.certificate import make_certificate
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import summarize_message
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
+from edgeopt.model_files.layout import weight_files
 from edgeopt.records.base import Record
 
 RUNTIME_FILES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -208,6 +209,8 @@ class _WebWorker:
         """Let the page download a request's files, and return the request with their names."""
         if request.mode == "nodes":
             raise CannotProfileError(f"{self._uri}: this kind of device can't time single nodes.")
+        if weight_files(Path(request.model)):
+            raise WorkerRefused("model", "a browser loads a model only from one file, which holds at most 2 GiB")
         names = {"model": self._server.offer(Path(request.model))} if Path(request.model).is_file() else {}
         if request.inputs:
             packed = folder / "inputs.arrays"

@@ -22,6 +22,7 @@ from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
 from edgeopt.device.ssh_connection import Address, Connection
 from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.model_files.layout import weight_files
 from edgeopt.records.base import Record
 
 RECONNECT_SECONDS = 90.0
@@ -150,6 +151,9 @@ def _send_files(connection: Connection, request: WorkerRequest) -> WorkerRequest
         for name, path in (("model", request.model), ("inputs", request.inputs))
         if Path(path).is_file()
     }
+    for model in (request.model, *request.models):
+        for path in weight_files(Path(model)):
+            connection.push(path)  # under the name that the model's graph has for it
     outputs = connection.make_path(Path(request.outputs).suffix) if request.outputs else ""
     models = tuple(connection.push(Path(path)) for path in request.models)
     return msgspec.structs.replace(request, outputs=outputs, models=models, **paths)

@@ -1,6 +1,6 @@
-"""Export a torch module to one ``.onnx`` file.
+"""Export a torch module to an ``.onnx``: one file, or a pair if its weights do not fit (``edgeopt.model_files``).
 
-The file has no external data, no metadata and dynamic dimensions as asked, and stays within the opset and IR limits.
+It has no metadata and dynamic dimensions as asked, and stays within the opset and IR limits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch.jit._trace import TracerWarning
 
 from edgeopt.errors import StepError
 from edgeopt.export.exact_constants import exact_constants
+from edgeopt.model_files.layout import max_file_bytes
+from edgeopt.model_files.tensors import read_from_elsewhere, weights_as_inputs, write_model
 
 Exporter = Literal["dynamo", "torchscript"]
 
-MAX_WEIGHT_BYTES = 2**31 - 2**20
-"""Of a network that is exported: a file in one piece holds less than 2 GiB, with the graph."""
 _STAGE = "export"
 _DYNAMO_OPSET = 18  # the one that dynamo writes, also if asked for an older one
 _PREFERRED_OPSET = 18  # supported by both exporters and by every ONNX Runtime since 1.14
@@ -102,10 +102,8 @@ def export(
         output_batch: For each output, the dimension that is the batch; None in it for an output without one.
 
     Raises:
-        StepError: the weights are too large for one file, the exporter fails, or its file exceeds a limit or has a
-            fixed dimension that should be dynamic.
+        StepError: the exporter fails, or its file exceeds a limit or has a fixed dimension that should be dynamic.
     """
-    _check_size(module)
     axes = [{0: _BATCH} for _ in example_inputs] if axes is None else axes
     output_batch = (0,) * len(output_names) if output_batch is None else output_batch
     interface = _Interface(tuple(input_names), tuple(output_names), tuple(axes), tuple(output_batch))
@@ -113,34 +111,23 @@ def export(
         _with_example_batch(value, dims).contiguous() for value, dims in zip(example_inputs, axes, strict=True)
     )
     notes: list[str] = []
-    try:
-        with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
-            traceable = _make_traceable(module)
-            write = _by_dynamo if exporter == "dynamo" else _by_torchscript
-            model = write(traceable, inputs, interface, max_opset)
-    except _EXPORT_ERRORS as error:
-        trace = traceback.format_exc()
-        raise StepError(
-            _STAGE, f"the {exporter} exporter cannot export the module: {_first_lines(error)}", trace
-        ) from error
-    strip_metadata(model)
-    _lower_ir(model)
-    _check(model, exporter, interface, max_opset, max_ir)
-    path.write_bytes(model.SerializeToString(deterministic=True))
+    with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
+        try:
+            with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
+                traceable = _make_traceable(module)
+                write = _by_dynamo if exporter == "dynamo" else _by_torchscript
+                model = write(traceable, inputs, interface, max_opset, Path(folder))
+        except _EXPORT_ERRORS as error:
+            trace = traceback.format_exc()
+            raise StepError(
+                _STAGE, f"the {exporter} exporter cannot export the module: {_first_lines(error)}", trace
+            ) from error
+        strip_metadata(model)
+        _lower_ir(model)
+        _check(model, exporter, interface, max_opset, max_ir)
+        write_model(model, path)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     return ExportResult(path, exporter, opset, model.ir_version, tuple(dict.fromkeys(notes)))
-
-
-def _check_size(module: nn.Module) -> None:
-    tensors = {id(value): value for value in (*module.parameters(), *module.buffers())}
-    total = sum(value.numel() * value.element_size() for value in tensors.values())
-    if total > MAX_WEIGHT_BYTES:
-        raise StepError(
-            _STAGE,
-            f"the network has {total / 1e9:.2f} GB of weights, and an .onnx file in one piece holds at most "
-            f"{MAX_WEIGHT_BYTES / 1e9:.2f} GB (the limit of protobuf). Files with weights beside them are not written: "
-            "make the network smaller first, for example with fewer or narrower layers.",
-        )
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
@@ -153,8 +140,10 @@ def strip_metadata(model: onnx.ModelProto) -> None:
         del proto.metadata_props[:]
 
 
-def _by_dynamo(module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int) -> onnx.ModelProto:
-    """Export through ``torch.export``."""
+def _by_dynamo(
+    module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int, folder: Path
+) -> onnx.ModelProto:
+    """Export through ``torch.export``; weights that do not fit into one file lie in the folder."""
     if max_opset < _DYNAMO_OPSET:
         raise StepError(
             _STAGE,
@@ -177,32 +166,39 @@ def _by_dynamo(module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interf
         )
     if program is None:
         raise RuntimeError("it returned no program")
+    if _weight_bytes(module) > max_file_bytes():
+        program.save(folder / "exported.onnx", external_data=True)
+        return read_from_elsewhere(folder / "exported.onnx")
     model: onnx.ModelProto = program.model_proto
     return model
 
 
+def _weight_bytes(module: nn.Module) -> int:
+    tensors = {id(value): value for value in (*module.parameters(), *module.buffers())}
+    return sum(value.numel() * value.element_size() for value in tensors.values())
+
+
 def _by_torchscript(
-    module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int
+    module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int, folder: Path
 ) -> onnx.ModelProto:
-    """Export by tracing with TorchScript."""
+    """Export by tracing with TorchScript; weights that do not fit into one file lie in the folder."""
     axes = dict(zip(interface.input_names, map(dict, interface.axes), strict=True))
     axes |= {
         name: {} if dim is None else {dim: _BATCH}
         for name, dim in zip(interface.output_names, interface.output_batch, strict=True)
     }
-    with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
-        file = Path(folder) / "traced.onnx"
-        torch.onnx.export(
-            module,
-            inputs,
-            file,
-            dynamo=False,
-            dynamic_axes={name: dims for name, dims in axes.items() if dims} or None,
-            input_names=list(interface.input_names),
-            output_names=list(interface.output_names),
-            opset_version=min(max_opset, _PREFERRED_OPSET),
-        )
-        model = onnx.load_model(file)
+    file = folder / "traced.onnx"
+    torch.onnx.export(
+        module,
+        inputs,
+        file,
+        dynamo=False,
+        dynamic_axes={name: dims for name, dims in axes.items() if dims} or None,
+        input_names=list(interface.input_names),
+        output_names=list(interface.output_names),
+        opset_version=min(max_opset, _PREFERRED_OPSET),
+    )
+    model = read_from_elsewhere(file)
     return _with_inferred_outputs(model) if interface.dynamic_names - {_BATCH} else model
 
 
@@ -326,7 +322,7 @@ def _check(model: onnx.ModelProto, exporter: Exporter, interface: _Interface, ma
             f"{max_opset} and {max_ir}. Use the other exporter or raise min_onnxruntime in the profile.",
         )
     try:
-        onnx.checker.check_model(model, full_check=True)
+        onnx.checker.check_model(weights_as_inputs(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise StepError(_STAGE, f"the {exporter} exporter wrote an invalid file: {_first_lines(error)}") from error
     found = [value.name for value in model.graph.output]

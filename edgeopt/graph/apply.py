@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from edgeopt.errors import CrashError, StepError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
+from edgeopt.model_files.layout import copy_model
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize
@@ -67,7 +67,7 @@ def apply_steps(
         StepError: a step refused, crashed or ran out of time, or the target cannot load its file.
     """
     if not steps:
-        shutil.copyfile(source, target)
+        copy_model(source, target, link_weights=True)
     results: list[StepResult] = []
     for index, step in enumerate(steps):
         last = index == len(steps) - 1

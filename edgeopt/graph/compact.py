@@ -25,6 +25,7 @@ from edgeopt.graph.model import (
     walk_graphs,
 )
 from edgeopt.graph.weights.tied import store_tied_once
+from edgeopt.model_files.tensors import hash_values, is_external
 
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
 
@@ -96,16 +97,18 @@ def _share_initializers(graph: onnx.GraphProto) -> None:
     """Merge equal initializers of the top graph, and store all of them as raw bytes."""
     visible = {value.name for value in (*graph.input, *graph.output)}
     first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    shapes = Counter((tensor.data_type, tuple(tensor.dims)) for tensor in graph.initializer)
     renamed: dict[str, str] = {}
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.STRING or tensor.external_data:
+        if tensor.data_type == TensorProto.STRING:
             continue
-        if not tensor.HasField("raw_data"):
+        if not tensor.HasField("raw_data") and not is_external(tensor):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
         if tensor.name in visible:
             continue
-        key = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
-        renamed[tensor.name] = first.setdefault(key, tensor.name)
+        kind = (tensor.data_type, tuple(tensor.dims))
+        if shapes[kind] > 1:
+            renamed[tensor.name] = first.setdefault((*kind, hash_values(tensor)), tensor.name)
     for inner in walk_graphs(graph):
         for node in inner.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]

@@ -8,6 +8,7 @@ import onnx
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import load, read_opset, walk_graphs
+from edgeopt.model_files.tensors import weights_as_inputs
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operator sets in the released builds of ONNX Runtime."""
@@ -35,7 +36,7 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
     if foreign:
         return f"uses operators that ONNX Runtime does not have: {', '.join(foreign)}."
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(weights_as_inputs(model))
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         return f"is not valid: {str(error).splitlines()[0]}"
     return None

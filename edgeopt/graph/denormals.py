@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from edgeopt.graph.model import walk_graphs
+from edgeopt.model_files.tensors import tensor_values
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
 _PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -25,7 +26,7 @@ def flush_denormals(model: onnx.ModelProto) -> int:
         for tensor in graph.initializer:
             if tensor.data_type not in _FLOATS or tensor.name not in weights - others:
                 continue
-            values = numpy_helper.to_array(tensor)
+            values = tensor_values(tensor)
             tiny = np.finfo(values.dtype).tiny
             denormal = (np.abs(values) < tiny) & (values != 0)
             if denormal.any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zlib
 from collections import Counter
@@ -12,15 +11,18 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from edgeopt.graph.given.values import describe_type, model_inputs, name_element
 from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
 from edgeopt.graph.weights.matmul_nbits import count_packed_weights
 from edgeopt.graph.weights.tables import find_row_scales, find_tables
+from edgeopt.model_files.layout import hash_of_file, max_file_bytes, model_parts
+from edgeopt.model_files.tensors import tensor_values
 
 _STAGE = "facts"
 _DEFLATE_LEVEL = 9
+_SAMPLE_BYTES = 2**20
 _MAIN_TYPE_RATIO = 0.01
 """Share of the parameters from which on a type is named."""
 _WEIGHTS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
@@ -78,6 +80,8 @@ class OnnxFacts(NamedTuple):
     size_bytes: int
     download_bytes: int
     """After deflate."""
+    is_download_estimated: bool
+    """Whether that is an estimate, as for files above 2 GiB."""
     sha256: str
     inputs: tuple[ValueInfo, ...]
     outputs: tuple[ValueInfo, ...]
@@ -95,7 +99,8 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
         StepError: it cannot be read.
     """
     model = load(path, _STAGE)
-    data = path.read_bytes()
+    parts = model_parts(path)
+    size_bytes = sum(part.stat().st_size for part in parts)
     parameters, nonzero, types = _count_parameters(model.graph)
     operators = Counter(node.op_type for graph in walk_graphs(model.graph) for node in graph.node)
     return OnnxFacts(
@@ -105,13 +110,31 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
         macs=sum(macs for _, macs in count_macs_by_node(model, sample_shapes)),
         opset=read_opset(model),
         ir_version=model.ir_version,
-        size_bytes=len(data),
-        download_bytes=len(zlib.compress(data, _DEFLATE_LEVEL)),
-        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=size_bytes,
+        download_bytes=sum(map(_measure_deflated, parts)),
+        is_download_estimated=size_bytes > max_file_bytes(),
+        sha256=hash_of_file(path),
         inputs=tuple(_read_value(value) for value in model_inputs(model.graph)),
         outputs=tuple(_read_value(value) for value in model.graph.output),
         operators=dict(operators.most_common()),
     )
+
+
+def _measure_deflated(path: Path) -> int:
+    """Return a file's size after deflate; that of one too large to be compressed whole is estimated from every 16th MB.
+
+    Deflate takes minutes for a GB, and the weights of a network are alike all over its file.
+    """
+    size_bytes = path.stat().st_size
+    if size_bytes <= max_file_bytes():
+        return len(zlib.compress(path.read_bytes(), _DEFLATE_LEVEL))
+    read = deflated = 0
+    with path.open("rb") as stream:
+        for start in range(0, size_bytes, 16 * _SAMPLE_BYTES):
+            stream.seek(start)
+            block = stream.read(_SAMPLE_BYTES)
+            read, deflated = read + len(block), deflated + len(zlib.compress(block, _DEFLATE_LEVEL))
+    return round(size_bytes * deflated / read)
 
 
 def _read_value(value: onnx.ValueInfoProto) -> ValueInfo:
@@ -164,20 +187,18 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
         node.input[1]: node for inner in walk_graphs(graph) for node in inner.node if node.op_type == "MatMulNBits"
     }
     for node in packed.values():
-        count, used = count_packed_weights(
-            node, {name: numpy_helper.to_array(tensors[name]) for name in node.input[1:]}
-        )
+        count, used = count_packed_weights(node, {name: tensor_values(tensors[name]) for name in node.input[1:]})
         total, nonzero = total + count, nonzero + used
         types[f"int{next((one.i for one in node.attribute if one.name == 'bits'), 4)}"] += count
         scales |= set(node.input[1:])
     for name, tensor in tensors.items():
         if name in scales or tensor.data_type not in (*_WEIGHTS, *(_QUANTIZED if name in quantized else ())):
             continue
-        values = numpy_helper.to_array(tensor)
+        values = tensor_values(tensor)
         total += values.size
         types[name_element(tensor.data_type)] += values.size
         zero = tensors.get(zero_points.get(name, ""))
-        point = np.zeros(()) if zero is None else numpy_helper.to_array(zero)
+        point = np.zeros(()) if zero is None else tensor_values(zero)
         if point.ndim == 1:  # one for each slice along axis 0
             point = np.reshape(point, (-1, *[1] * (values.ndim - 1))) if len(point) == values.shape[0] else 0 * point[0]
         nonzero += int(np.count_nonzero(values != point))

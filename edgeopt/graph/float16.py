@@ -6,11 +6,12 @@ import warnings
 
 import numpy as np
 import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import convert_float_to_float16, convert_np_to_float16
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import lift_constants, name_nodes, read_initializers, sort_nodes
 from edgeopt.graph.small_constants import find_small_constant_nodes
+from edgeopt.model_files.tensors import inputs_as_weights, weights_as_inputs
 
 _LARGEST = 65504.0
 
@@ -32,10 +33,20 @@ def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = find_small_constant_nodes(model.graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # one per clamped value
-        converted: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True, node_block_list=kept)
+        converted = _convert(model, kept)
     _join_float32(converted.graph, set(kept))
     sort_nodes(converted.graph)  # the new casts come last
     return converted
+
+
+def _convert(model: onnx.ModelProto, kept: list[str]) -> onnx.ModelProto:
+    """Convert with ONNX Runtime's tool; the large tensors of a pair, which it cannot read, are converted after it."""
+    graph = weights_as_inputs(model)
+    ends: bool | list[str] = True
+    if graph is not model:
+        ends = [value.name for value in (*model.graph.input, *model.graph.output)]
+    converted: onnx.ModelProto = convert_float_to_float16(graph, keep_io_types=ends, node_block_list=kept)
+    return converted if graph is model else inputs_as_weights(converted, model, convert_np_to_float16)
 
 
 def _join_float32(graph: onnx.GraphProto, kept: set[str]) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from onnx import TensorProto
 
 from edgeopt.graph.model import load, walk_graphs
+from edgeopt.model_files.tensors import count_bytes, is_external
 
 _STAGE = "inspect"
 
@@ -21,6 +22,11 @@ class StoredTensor(NamedTuple):
     """ONNX's name of the type, such as ``FLOAT``."""
     stored_bytes: int
     """In the file, including its name and shape."""
+
+
+def _stored_bytes(tensor: TensorProto) -> int:
+    outside = count_bytes(tensor) if is_external(tensor) else 0
+    return int(tensor.ByteSize()) + (outside or 0)
 
 
 def list_stored_tensors(path: Path) -> list[StoredTensor]:
@@ -41,5 +47,5 @@ def list_stored_tensors(path: Path) -> list[StoredTensor]:
         ]
         for name, tensor in [*((tensor.name, tensor) for tensor in graph.initializer), *constants]:
             dtype = TensorProto.DataType.Name(tensor.data_type)
-            stored.append(StoredTensor(name, tuple(tensor.dims), dtype, tensor.ByteSize()))
+            stored.append(StoredTensor(name, tuple(tensor.dims), dtype, _stored_bytes(tensor)))
     return sorted(stored, key=lambda tensor: -tensor.stored_bytes)

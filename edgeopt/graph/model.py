@@ -10,10 +10,10 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.given.batch import find_declared_batch
+from edgeopt.model_files.tensors import read_model, tensor_values, write_model
 
 STANDARD_DOMAINS = ("", "ai.onnx")
 MICROSOFT_DOMAIN = "com.microsoft"
@@ -23,28 +23,23 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def load(path: Path, stage: str) -> onnx.ModelProto:
-    """Read a model from a single file.
+    """Read a model that edgeopt wrote; of a pair (``edgeopt.model_files``) the large tensors stay in their file.
 
     Raises:
-        StepError: the file is missing, is not an ONNX model, or keeps weights in another file.
+        StepError: the file is missing, is not an ONNX model, or keeps weights in a file of another kind.
     """
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = read_model(path)
+    except ValueError as error:
+        raise StepError(stage, f"{path} {error}") from error
     except (OSError, DecodeError) as error:
         raise StepError(stage, f"{path} cannot be read as an ONNX model ({error}).") from error
     if not model.graph.node and not model.graph.output:
         raise StepError(stage, f"{path} has no graph.")
-    outside = [tensor.name for tensor in model.graph.initializer if tensor.external_data]
-    if outside:
-        raise StepError(
-            stage, f"{path} keeps {len(outside)} tensors in other files ('{outside[0]}'). Save it as one file."
-        )
     return model
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a model to one file; equal models give equal bytes."""
-    path.write_bytes(model.SerializeToString(deterministic=True))
+save = write_model
 
 
 def read_opset(model: onnx.ModelProto) -> int:
@@ -64,7 +59,7 @@ def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 def read_initializers(graph: onnx.GraphProto) -> Arrays:
     """Return the initializers by name."""
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    return {tensor.name: tensor_values(tensor) for tensor in graph.initializer}
 
 
 def read_batch_axes(graph: onnx.GraphProto) -> dict[str, int | None]:
@@ -188,7 +183,7 @@ def drop_metadata(model: onnx.ModelProto) -> None:
 def copy_metadata(source: Path, target: Path) -> None:
     """Give a file the metadata of another one, such as the names of classes, which apps read at run time."""
     given = onnx.load_model(source, load_external_data=False).metadata_props
-    model = onnx.load_model(target)
+    model = read_model(target)
     if list(given) != list(model.metadata_props):
         del model.metadata_props[:]
         model.metadata_props.extend(given)

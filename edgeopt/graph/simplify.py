@@ -11,6 +11,7 @@ import onnxsim
 from edgeopt.errors import StepError
 from edgeopt.graph.model import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
+from edgeopt.model_files.tensors import inputs_as_weights, weights_as_inputs
 
 _STAGE = "simplify"
 
@@ -18,9 +19,12 @@ _STAGE = "simplify"
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return a simpler model with the same outputs, and notes."""
     before = len(model.graph.node)
-    simple, passed = onnxsim.simplify(model)
+    graph = weights_as_inputs(model)
+    simple, passed = onnxsim.simplify(graph)
     if not passed:
         raise StepError(_STAGE, "onnxsim's result computes something different from its input.")
+    if graph is not model:
+        simple = inputs_as_weights(simple, model)
     drop_metadata(simple)  # onnxsim records what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)

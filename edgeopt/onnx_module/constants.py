@@ -7,6 +7,8 @@ import onnx
 import torch
 from torch import Tensor
 
+from edgeopt.model_files.tensors import tensor_values
+
 TYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
     onnx.TensorProto.DOUBLE: torch.float64,
@@ -26,7 +28,7 @@ def read_tensor(proto: onnx.TensorProto) -> Tensor | None:
     """Return a stored tensor, or None if torch has no such type."""
     if proto.data_type not in TYPES:
         return None
-    array = np.array(onnx.numpy_helper.to_array(proto))
+    array = np.array(tensor_values(proto))
     if proto.data_type == onnx.TensorProto.BFLOAT16:
         return torch.from_numpy(array.astype(np.float32)).bfloat16()
     return torch.from_numpy(array)

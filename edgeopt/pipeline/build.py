@@ -5,7 +5,6 @@ In: a ``BuildRequest``. Out: a ``Choice``, and the folder an app takes.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import shlex
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import DeviceError, EdgeoptError, StepError
 from edgeopt.logs import log_to_file
+from edgeopt.model_files.layout import is_unchanged
 from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.tracing.trainable import FROZEN_NOTE
@@ -361,7 +361,7 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
         if choice.winner is not None:
             sha256 = measured(choice, choice.winner).artifact.sha256
             model = build.workspace.artifact(sha256)
-            if hashlib.sha256(model.read_bytes()).hexdigest() != sha256:
+            if not is_unchanged(model, sha256):
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
             try:
                 inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)

@@ -58,7 +58,7 @@ class ReadyModel(NamedTuple):
     """A model that can be run."""
 
     path: Path
-    """Of one file: the user's, or a packed copy."""
+    """The user's file, or a copy as edgeopt writes files."""
     inputs: Path | None
     """A batch file with one batch; None if there are none."""
     size_bytes: int
@@ -116,7 +116,8 @@ def open_given_model(
 def _packed_notes(given: GivenModel) -> tuple[str, ...]:
     first, *others = given.other_files or ("",)
     more = f" and {len(others)} more" if others else ""
-    return (f"run as one file, packed with the weights of {first}{more}",) if first else ()
+    how = "as two files, with" if given.content is None else "as one file, packed with"
+    return (f"run {how} the weights of {first}{more}",) if first else ()
 
 
 class TakenBatch(NamedTuple):

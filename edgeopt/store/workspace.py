@@ -1,7 +1,7 @@
 """The workspace folder: the ledger, files named by their content or their key, and the lock.
 
 ledger.sqlite            every finished part and trial
-artifacts/SHA256.onnx    every file that was made
+artifacts/SHA256.onnx    every file that was made; the weights of those above 2 GiB are in artifacts/SHA256.data
 networks/KEY.safetensors pruned and trained networks
 checkpoints/             trainings under way
 teacher/                 the teacher's outputs for the training stream
@@ -14,7 +14,6 @@ arrays/                  evaluation inputs, calibration inputs, outputs, scores 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.errors import WorkspaceError
+from edgeopt.model_files.layout import has_all_parts, hash_of_file, model_parts, move_model
 from edgeopt.store.files import PARTIAL_MARK
 
 FOLDERS = ("artifacts", "networks", "checkpoints", "teacher", "arrays", "tables", "stages", "latency")
@@ -47,12 +47,17 @@ class Workspace:
         """Return the path of a network's weights."""
         return self.root / "networks" / f"{key}.safetensors"
 
+    def has_artifact(self, sha256: str) -> bool:
+        """Tell whether the file with that hash is there, with its weights if they are in another one."""
+        return has_all_parts(self.artifact(sha256))
+
     def keep_artifact(self, path: Path) -> str:
-        """Move a finished ``.onnx`` in under its hash and return the hash."""
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-        path.replace(self.artifact(sha256))
+        """Move a finished ``.onnx`` in under its hash, and its weights, and return the hash."""
+        sha256 = hash_of_file(path)
+        for part in model_parts(path):
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+        move_model(path, self.artifact(sha256))
         return sha256
 
     @contextmanager

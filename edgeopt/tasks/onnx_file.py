@@ -10,7 +10,6 @@ imported before the data are checked.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.graph.given.files import GivenModel, read_given
+from edgeopt.graph.given.files import GivenModel, hash_given, read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
 from edgeopt.records.given_data import DataOptions
@@ -95,8 +94,7 @@ class OnnxTask(KnownScore):
         graph = given.model.graph
         check_inputs(path, graph)
         check_outputs(path, graph)
-        self.sha256 = hashlib.sha256(given.content).hexdigest()
-        """Of the model in one file."""
+        self.sha256 = hash_given(given)  # of the model as edgeopt writes it
         self.inputs = describe_inputs(model_inputs(graph))
         self.input_names = tuple(spec.name for spec in self.inputs)
         self.output_names = tuple(value.name for value in graph.output)
@@ -244,7 +242,7 @@ class OnnxTask(KnownScore):
             },
         )
         training, selecting = self.split.training or self.split.calibrating, self.split.selecting
-        write_training(folder, model.SerializeToString(), facts, training, selecting)
+        write_training(folder, model, facts, training, selecting)
 
     def target_batches(self) -> list[Any] | None:
         """Return the labels in the same batches as the inputs, or None if there are no labels."""
@@ -350,7 +348,8 @@ class OnnxTask(KnownScore):
         if not files:
             return ()
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        return (f"packed into one file with the weights of {shown}",)
+        how = "kept as two files, with" if given.content is None else "packed into one file with"
+        return (f"{how} the weights of {shown}",)
 
     def _check_fixed_batch(self, data: Path | str | None, samples: GivenSamples) -> None:
         """Check that there is at least one batch for a graph of a fixed batch size, and that it has only one.

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 
 from edgeopt.graph.facts import is_quantized
+from edgeopt.model_files.tensors import write_model
 from edgeopt.tasks.onnx_data.samples import GivenSamples, SampleGroup
 from edgeopt.tasks.onnx_data.split import samples_needed_to_train
 
@@ -40,7 +41,7 @@ class TrainingFacts(dict[str, Any]):
 
 def write_training(
     folder: Path,
-    model: bytes,
+    model: onnx.ModelProto,
     facts: TrainingFacts,
     training: Sequence[SampleGroup],
     selection: Sequence[SampleGroup],
@@ -49,13 +50,13 @@ def write_training(
 
     Args:
         folder: Made if it is missing; its name ends with ``TRAINING_SUFFIX``.
-        model: The file's bytes.
+        model: The file.
         facts: Of the file.
         training: The samples that train.
         selection: Those that select the best epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(model)
+    write_model(model, folder / "model.onnx")
     for name, groups in (("training", training), ("selection", selection)):
         np.savez(folder / f"{name}.npz", *(group.inputs[one] for group in groups for one in facts["inputs"]))
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

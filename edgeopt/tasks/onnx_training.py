@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgeopt.model_files.tensors import read_model
 from edgeopt.onnx_module.convert import to_module
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.task.protocol import Training
@@ -56,7 +56,7 @@ class OnnxTrainingTask(KnownScore):
         Raises:
             StepError: it has an operator without a counterpart.
         """
-        return to_module(onnx.load(self.folder / "model.onnx"))
+        return to_module(read_model(self.folder / "model.onnx"))
 
     @cached_property
     def _teacher(self) -> nn.Module:

@@ -1,5 +1,6 @@
 """A model that the user gives: weights in other files, and files that cannot be read."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from edgeopt.errors import TaskError
-from edgeopt.graph.given import files
-from edgeopt.graph.given.files import baseline_content, one_file, read_given
+from edgeopt.graph.given.files import baseline_of, hash_given, one_file, read_given
+from edgeopt.graph.model import load
+from edgeopt.model_files.layout import hash_of_file, weight_files
+from edgeopt.model_files.tensors import is_external, tensor_values
 
 WEIGHTS = {"w": np.arange(12, dtype=np.float32).reshape(4, 3), "b": np.array([1, 2, 3], np.float32)}
 
@@ -135,11 +138,31 @@ def test_a_place_that_is_not_a_number_is_refused(tmp_path):
         read_given(path)
 
 
-def test_a_model_beyond_the_limit_of_one_file_is_refused(tmp_path, monkeypatch):
-    path = write_in_two_files(tmp_path / "m.onnx")
-    monkeypatch.setattr(files, "MAX_MODEL_BYTES", path.stat().st_size + 10)
-    with pytest.raises(TaskError, match=r"needs the model in one file, which may have at most"):
+def test_a_file_beyond_protobufs_limit_is_refused(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.touch()
+    os.truncate(path, 2**31)  # a sparse file
+    with pytest.raises(TaskError, match=r"m\.onnx has 2\.15 GB, .* Export it again with external data"):
         read_given(path)
+
+
+@pytest.mark.parametrize("location", ["model.data", "weights/part.bin"])
+def test_weights_too_large_for_one_file_stay_in_the_users_and_are_written_as_a_pair(tmp_path, monkeypatch, location):
+    values = np.random.default_rng(0).standard_normal((256, 32)).astype(np.float32)
+    monkeypatch.setitem(WEIGHTS, "w", values)
+    path = write_in_two_files(tmp_path / "m.onnx", location)
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "20000")
+    given = read_given(path)
+    assert (given.content, given.other_files) == (None, (location,))
+    assert given.size_bytes == path.stat().st_size + (tmp_path / location).stat().st_size
+    assert [tensor.name for tensor in given.model.graph.initializer if is_external(tensor)] == ["w"]
+    with one_file(path, given) as packed:
+        (weights,) = weight_files(packed)
+        assert weights.stat().st_size == values.nbytes
+        assert hash_given(given) == hash_of_file(packed)
+        stored = {tensor.name: tensor_values(tensor) for tensor in load(packed, "test").graph.initializer}
+        np.testing.assert_array_equal(stored["w"], values)
+        np.testing.assert_array_equal(stored["b"], WEIGHTS["b"])
 
 
 @pytest.mark.parametrize(
@@ -175,5 +198,5 @@ def test_a_batch_that_was_written_as_a_number_below_one_is_dynamic(tmp_path, bat
 def test_only_a_header_that_is_too_new_is_lowered(tmp_path):
     (tmp_path / "m.onnx").write_bytes(a_model(ir=10).SerializeToString())
     given = read_given(tmp_path / "m.onnx")
-    assert baseline_content(given, 10) == given.content
-    assert onnx.ModelProto.FromString(baseline_content(given, 8)).ir_version <= 8
+    assert baseline_of(given, 10).content == given.content
+    assert onnx.ModelProto.FromString(baseline_of(given, 8).content).ir_version <= 8

@@ -13,6 +13,7 @@ from edgeopt.export import to_onnx
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import measure_packable_bytes_ratio, read_facts
 from edgeopt.graph.weights.tied import store_tied_apart, store_tied_once, write_tied_once
+from edgeopt.model_files.layout import weight_files
 from edgeopt.records.recipe import Compact, QuantizeDynamic, QuantizeWeights
 
 LIMITS = {"calibration": None, "max_opset": 20, "max_ir": 9}
@@ -160,7 +161,12 @@ def test_columns_and_other_types_are_left(tmp_path, how):
         apply_steps((STEPS["8 bits"][0],), source, tmp_path / "s.onnx", **LIMITS)
 
 
-def test_weights_too_large_for_one_file_are_refused_before_they_are_exported(tmp_path, monkeypatch):
-    monkeypatch.setattr(to_onnx, "MAX_WEIGHT_BYTES", 1000)
-    with pytest.raises(StepError, match=r"the network has 0\.00 GB of weights, and an \.onnx file in one piece"):
-        export(tmp_path / "float.onnx")
+@pytest.mark.parametrize("exporter", ["dynamo", "torchscript"])
+def test_weights_too_large_for_one_file_are_exported_as_a_pair(tmp_path, monkeypatch, exporter):
+    export(tmp_path / "whole.onnx", exporter=exporter)
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "20000")
+    export(tmp_path / "pair.onnx", exporter=exporter)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix not in (".onnx", ".data")] == []
+    assert len(weight_files(tmp_path / "pair.onnx")) == 1
+    indices = np.array([[0, 3, 499, 1, 2, 5, 8]])
+    np.testing.assert_array_equal(run(tmp_path / "pair.onnx", indices), run(tmp_path / "whole.onnx", indices))

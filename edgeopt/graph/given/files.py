@@ -1,10 +1,12 @@
 """Reads a model that the user gives: one file, or a file and others next to it that hold its weights.
 
-In: a path. Out: a ``GivenModel``, with everything in one piece. Each refusal names the file and the next step.
+In: a path. Out: a ``GivenModel``, in one piece unless that would be too large for one file: then its large tensors stay
+in the user's files. Each refusal names the file and the next step.
 """
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,20 +18,30 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from edgeopt.errors import TaskError
-from edgeopt.graph.given.structure import count_bytes, find_fault, walk_tensors
+from edgeopt.graph.given.structure import find_fault, walk_tensors
 from edgeopt.graph.model import lower_ir
+from edgeopt.model_files.layout import max_file_bytes
+from edgeopt.model_files.tensors import (
+    count_bytes,
+    hash_model,
+    is_external,
+    refer_to,
+    walk_initializers,
+    write_model,
+)
 
-MAX_MODEL_BYTES = 2**31 - 1
-"""Protobuf's limit for one message, which a model in one file is."""
+_MAX_GRAPH_BYTES = 2**31 - 1
+"""Protobuf's limit for one message, which a file is."""
 _GIT_LFS_START = b"version https://git-lfs"
 
 
 class GivenModel(NamedTuple):
-    """A model in one piece."""
+    """A model as edgeopt reads it."""
 
     model: onnx.ModelProto
-    content: bytes
-    """The bytes of the user's file, if nothing had to be changed; otherwise of ``model``."""
+    content: bytes | None
+    """The bytes of the user's file, if nothing had to be changed; otherwise of ``model``. None if they do not fit into
+    one file: then ``model`` refers to the user's files for its large tensors."""
     is_changed: bool
     """Whether ``content`` differs from the user's file."""
     size_bytes: int
@@ -51,33 +63,60 @@ def read_given(path: Path) -> GivenModel:
         raise TaskError(f"{path} cannot be read as an ONNX model ({error}). {_EXPORT_AGAIN}") from error
     if not model.graph.node and not model.graph.output:
         raise TaskError(f"{path} cannot be read as an ONNX model: it has no graph. {_EXPORT_AGAIN}")
-    other_files = _load_weights(path, model, len(data))
+    other_files = _load_weights(path, model)
     fault = find_fault(model)
     if fault is not None:
         raise TaskError(f"{path} {fault}. {_EXPORT_AGAIN}")
     is_changed = _open_dimensions(model.graph) or bool(other_files)
-    content = model.SerializeToString(deterministic=True) if is_changed else data
+    content = _content_of(model) if is_changed else data
     total = len(data) + sum((path.parent / name).stat().st_size for name in other_files)
     return GivenModel(model, content, is_changed, total, other_files)
 
 
-def baseline_content(given: GivenModel, max_ir: int) -> bytes:
-    """Return the bytes of the file that a build starts from.
+def _content_of(model: onnx.ModelProto) -> bytes | None:
+    if any(map(is_external, walk_initializers(model.graph))):
+        return None
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def with_model(given: GivenModel, model: onnx.ModelProto) -> GivenModel:
+    """Return a given model with changes that were made to it."""
+    return given._replace(model=model, content=_content_of(model), is_changed=True)
+
+
+def baseline_of(given: GivenModel, max_ir: int) -> GivenModel:
+    """Return the model that a build starts from.
 
     The file format's version is only a header: if the target does not load it, it is lowered to the oldest one that the
     operator sets allow.
     """
     if given.model.ir_version <= max_ir:
-        return given.content
-    copy = onnx.ModelProto.FromString(given.content)
+        return given
+    copy = onnx.ModelProto()
+    copy.CopyFrom(given.model)
     lower_ir(copy)
-    lowered: bytes = copy.SerializeToString(deterministic=True)
-    return lowered
+    return with_model(given, copy)
+
+
+def write_given(given: GivenModel, path: Path) -> None:
+    """Write a given model to a file, or as a pair if it does not fit into one."""
+    if given.content is not None:
+        path.write_bytes(given.content)
+    else:
+        write_model(given.model, path)
+
+
+def hash_given(given: GivenModel) -> str:
+    """Return the SHA-256 in hex digits of the file that ``write_given`` writes."""
+    return hash_model(given.model) if given.content is None else hashlib.sha256(given.content).hexdigest()
 
 
 @contextmanager
 def one_file(path: Path, given: GivenModel) -> Iterator[Path]:
-    """Give a block the path of a given model in one file: its own, or that of a copy with everything in one piece.
+    """Give a block the path of a given model as edgeopt writes files: its own, or that of a copy.
+
+    The copy is a single file, or a pair if it would be too large.
 
     Args:
         path: Of the user's file.
@@ -88,7 +127,7 @@ def one_file(path: Path, given: GivenModel) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="edgeopt-given-") as folder:
         packed = Path(folder) / path.name
-        packed.write_bytes(given.content)
+        write_given(given, packed)
         yield packed
 
 
@@ -99,8 +138,12 @@ def _read_bytes(path: Path) -> bytes:
     if path.is_dir():
         raise TaskError(f"{path} is a folder: give the .onnx file in it.")
     try:
-        if path.stat().st_size > MAX_MODEL_BYTES:
-            raise TaskError(_too_large(path, path.stat().st_size))
+        if path.stat().st_size > _MAX_GRAPH_BYTES:
+            raise TaskError(
+                f"{path} has {path.stat().st_size / 1e9:.2f} GB, and an .onnx file holds at most "
+                f"{_MAX_GRAPH_BYTES / 1e9:.2f} GB (protobuf's limit): larger weights are in a file next to it. Export "
+                "it again with external data."
+            )
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise TaskError(f"there is no file {path}.") from error
@@ -111,13 +154,6 @@ def _read_bytes(path: Path) -> bytes:
     if data.startswith(_GIT_LFS_START):
         raise TaskError(f"{path} is a Git LFS pointer, not the model itself. Run `git lfs pull` in its repository.")
     return data
-
-
-def _too_large(path: Path, size_bytes: int) -> str:
-    return (
-        f"{path} has {size_bytes / 1e9:.2f} GB with its weights; edgeopt needs the model in one file, which may have "
-        f"at most {MAX_MODEL_BYTES / 1e9:.2f} GB (protobuf's limit). Export it in float16 or in parts."
-    )
 
 
 class _Place(NamedTuple):
@@ -131,9 +167,12 @@ class _Place(NamedTuple):
     """None: up to the end of the file."""
 
 
-def _load_weights(path: Path, model: onnx.ModelProto, own_bytes: int) -> tuple[str, ...]:
-    """Move the values of tensors in other files into the model; return the names of those files."""
-    places = [_find_place(path, tensor) for tensor in walk_tensors(model) if _is_outside(tensor)]
+def _load_weights(path: Path, model: onnx.ModelProto) -> tuple[str, ...]:
+    """Move the values of tensors in other files into the model, if they fit; return the names of those files.
+
+    If they do not, large initializers stay there, and refer to the files by absolute paths.
+    """
+    places = [_find_place(path, tensor) for tensor in walk_tensors(model) if is_external(tensor)]
     names = tuple(dict.fromkeys(place.location for place in places))
     for name in names:
         if not (path.parent / name).is_file():
@@ -144,23 +183,21 @@ def _load_weights(path: Path, model: onnx.ModelProto, own_bytes: int) -> tuple[s
                 "it next to the model as it was exported, or export the model as a single file."
             )
     lengths = [_check_length(path, place) for place in places]
-    total = own_bytes + sum(lengths)
-    if total > MAX_MODEL_BYTES:
-        raise TaskError(_too_large(path, total))
+    staying: dict[int, TensorProto] = {}
+    if sum(count_bytes(tensor) or 0 for tensor in walk_tensors(model)) > max_file_bytes():
+        staying = {id(tensor): tensor for tensor in walk_initializers(model.graph)}
     for name in names:
         try:
             with (path.parent / name).open("rb") as stream:
                 for place, length in zip(places, lengths, strict=True):
-                    if place.location == name:
+                    if place.location == name and id(place.tensor) in staying:
+                        refer_to(place.tensor, path.parent / name, place.offset, length)
+                    elif place.location == name:
                         stream.seek(place.offset)
                         _fill(place.tensor, stream.read(length))
         except OSError as error:
             raise TaskError(f"{path.parent / name} cannot be read: {error.strerror}. {_EXPORT_AGAIN}") from error
     return names
-
-
-def _is_outside(tensor: TensorProto) -> bool:
-    return tensor.data_location == TensorProto.EXTERNAL
 
 
 def _fill(tensor: TensorProto, values: bytes) -> None:

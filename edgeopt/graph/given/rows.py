@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.model_files.tensors import tensor_values
+
 _ELEMENTWISE = frozenset(
     {
         "Identity", "Cast", "Add", "Sub", "Mul", "Div", "Pow", "Mod", "Neg", "Abs", "Sqrt", "Exp", "Log", "Floor",
@@ -52,7 +54,7 @@ def find_selected_outputs(graph: onnx.GraphProto) -> dict[str, str]:
     Only what is certain from the operators: an output that is missing here may still have rows that are not samples.
     """
     constants = {
-        tensor.name: numpy_helper.to_array(tensor).reshape(-1)
+        tensor.name: tensor_values(tensor).reshape(-1)
         for tensor in graph.initializer
         if tensor.data_type == TensorProto.INT64
     }

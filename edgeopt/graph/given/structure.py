@@ -15,9 +15,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from edgeopt.graph.model import STANDARD_DOMAINS, walk_graphs
+from edgeopt.model_files.tensors import PACKED_BITS, count_bytes
 
-_PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-"""Types of which several values share a byte."""
 _SHOWN_NAMES = 4
 
 
@@ -149,17 +148,6 @@ def walk_tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from attribute.tensors
 
 
-def count_bytes(tensor: TensorProto) -> int | None:
-    """Return how many bytes a tensor's values have; None if its type is unknown."""
-    try:
-        name = TensorProto.DataType.Name(tensor.data_type)
-        bits = _PACKED_BITS.get(name) or 8 * int(helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
-    except (KeyError, ValueError):
-        return None
-    values: int = math.prod(tensor.dims)
-    return -(-values * bits // 8)
-
-
 def _fault_of_tensor(tensor: TensorProto) -> str | None:
     """Return what is wrong with a stored tensor; nothing is found out about one in another file."""
     if any(size < 0 for size in tensor.dims):
@@ -175,6 +163,6 @@ def _fault_of_tensor(tensor: TensorProto) -> str | None:
     field = helper.tensor_dtype_to_field(tensor.data_type)
     found, values = len(getattr(tensor, field)), math.prod(tensor.dims)
     is_complex = tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128)
-    is_packed = TensorProto.DataType.Name(tensor.data_type) in _PACKED_BITS
+    is_packed = TensorProto.DataType.Name(tensor.data_type) in PACKED_BITS
     wanted = 2 * values if is_complex else needed if is_packed else values
     return None if found == wanted else f"of shape {tuple(tensor.dims)} has {found:,} values instead of {wanted:,}"

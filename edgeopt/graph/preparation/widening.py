@@ -7,6 +7,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.model import walk_graphs
+from edgeopt.model_files.tensors import tensor_values
 
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype")
@@ -25,7 +26,7 @@ def widen_halves(model: onnx.ModelProto) -> bool:
                     changed = True
         for tensor in tensors:
             if tensor.data_type in _HALVES:
-                values = numpy_helper.to_array(tensor).astype(np.float32)
+                values = tensor_values(tensor).astype(np.float32)
                 tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
                 changed = True
         del graph.value_info[:]

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import STANDARD_DOMAINS, lift_constants, lower_ir, walk_graphs
+from edgeopt.model_files.tensors import count_bytes, tensor_values
 
 _STAGE = "quantize"
 _MIN_VALUES = 1024
@@ -51,7 +52,7 @@ def measure_stored_ratio(model: onnx.ModelProto, operators: frozenset[str]) -> f
     """
     total = others = 0
     for graph in walk_graphs(model.graph):
-        sizes = {tensor.name: len(numpy_helper.to_array(tensor).tobytes()) for tensor in graph.initializer}
+        sizes = {tensor.name: count_bytes(tensor) or 0 for tensor in graph.initializer}
         total += sum(sizes.values())
         readers = {name: [node.op_type for node in graph.node if name in node.input] for name in _find_weights(graph)}
         others += sum(sizes[name] for name, kinds in readers.items() if not operators & set(kinds))
@@ -74,13 +75,13 @@ def _find_weights(graph: onnx.GraphProto) -> list[str]:
         and tensor.name not in outputs
         and readers.get(tensor.name)
         and all(node.domain in STANDARD_DOMAINS and node.op_type not in _QUANTIZERS for node in readers[tensor.name])
-        and np.isfinite(numpy_helper.to_array(tensor)).all()
+        and np.isfinite(tensor_values(tensor)).all()
     ]
 
 
 def _store(graph: onnx.GraphProto, name: str) -> None:
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
-    values = numpy_helper.to_array(tensor)
+    values = tensor_values(tensor)
     stored, scale, axis = round_weights(values)
     if axis is not None:
         scale = scale.reshape([-1 if one == axis else 1 for one in range(values.ndim)])

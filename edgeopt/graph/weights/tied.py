@@ -42,10 +42,13 @@ def store_tied_once(graph: onnx.GraphProto) -> int:
         for name, values in read_initializers(graph).items()
         if values.ndim == 2 and values.nbytes >= _MIN_BYTES and min(values.shape) > 1 and name not in visible
     }
+    shapes = {(values.dtype, values.shape) for values in matrices.values()}
     kept: dict[tuple[str, bytes], str] = {}
     transposes = []
     for name in sorted(matrices, key=lambda name: name not in tables):
         values = matrices[name]
+        if (values.dtype, values.shape[::-1]) not in shapes:
+            continue
         source = kept.get(_key(values.T))
         if source is None or name in tables:
             kept.setdefault(_key(values), name)

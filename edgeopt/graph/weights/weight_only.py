@@ -28,6 +28,8 @@ _INT8_ACCURACY_LEVEL = 4
 """``accuracy_level``: the kernel rounds activations to int8 block by block, which is fastest."""
 _KEPT_RATIOS = np.linspace(1.0, 0.6, 9, dtype=np.float32)
 """Parts of a block's range to try."""
+_PART_VALUES = 2**24
+"""Weights that are rounded at a time."""
 _Floats = NDArray[np.float32]
 
 
@@ -74,6 +76,11 @@ def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.ui
         with zeros.
     """
     depth, columns = weights.shape
+    step = max(1, _PART_VALUES // max(1, depth))
+    if columns > step:  # a large language model's last layer would take ten times its weights
+        parts = [round_blocks(weights[:, start : start + step], bits, block) for start in range(0, columns, step)]
+        values, scales, zeros = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return values, scales, zeros
     count = math.ceil(depth / block)
     padded = np.zeros((columns, count * block), np.float32)
     padded[:, :depth] = weights.T

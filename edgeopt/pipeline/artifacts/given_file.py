@@ -19,7 +19,7 @@ from edgeopt.errors import StepError, TaskError
 from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.graph.compatibility import find_incompatibility
 from edgeopt.graph.facts import is_quantized, read_facts
-from edgeopt.graph.given.files import GivenModel, baseline_content, read_given
+from edgeopt.graph.given.files import GivenModel, baseline_of, read_given, with_model, write_given
 from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save, walk_graphs
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
 from edgeopt.pipeline.artifacts.given_training import check_trainable
@@ -53,13 +53,13 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
             to measure, or no output has a row per sample.
     """
     _check_batch_size(task, build.budget.batch_size)
-    content, header_notes = _loadable_content(build, task, read_given(task.path))
-    model = onnx.ModelProto.FromString(content)
+    given, header_notes = _make_loadable(build, task, read_given(task.path))
+    model = given.model
     reason = run_step("compatibility", find_incompatibility, model, build.profile.max_opset, build.profile.max_ir)
     if reason is not None:
         raise TaskError(f"{task.path} {reason}")
     copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
-    copy.write_bytes(content)
+    write_given(given, copy)
     original = original_network(protocol.GIVEN, run_step("facts", read_facts, copy).parameters)
     notes = (*_run_once(build, task, copy), *task.notes)
     _record_states(build, task, copy)
@@ -76,25 +76,25 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
 
 
-def _loadable_content(build: Build, task: OnnxTask, given: GivenModel) -> tuple[bytes, tuple[str, ...]]:
-    """Return a given file's bytes with names and an operator set that the target loads, and notes on what was changed.
+def _make_loadable(build: Build, task: OnnxTask, given: GivenModel) -> tuple[GivenModel, tuple[str, ...]]:
+    """Return a given model with names and an operator set that the target loads, and notes on what was changed.
 
     What the file computes stays the same: another operator set is taken only if its outputs are.
     """
-    content, notes = baseline_content(given, build.profile.max_ir), []
-    model = onnx.ModelProto.FromString(content)
+    given, notes = baseline_of(given, build.profile.max_ir), []
+    model = given.model
     if has_repeated_names(model.graph):  # ONNX Runtime refuses them
         for graph in walk_graphs(model.graph):
             name_nodes(graph)
         notes.append("nodes that had the same name were given names of their own")
-        content = model.SerializeToString(deterministic=True)
+        given = with_model(given, model)
     version, newest = read_opset(model), build.profile.max_opset
     if version > newest:
         lowered, _ = run_step("compatibility", convert_operator_set, model, newest, None)
         if lowered is not None and _computes_the_same(build, task, model, lowered):
             notes.append(f"operator set {version} lowered to {newest}, which the target loads")
-            content = lowered.SerializeToString(deterministic=True)
-    return content, tuple(notes)
+            given = with_model(given, lowered)
+    return given, tuple(notes)
 
 
 def _computes_the_same(build: Build, task: OnnxTask, model: onnx.ModelProto, changed: onnx.ModelProto) -> bool:

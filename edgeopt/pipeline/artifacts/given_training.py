@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeopt.bench.outputs import read_batches, run_arrays, write_batches
 from edgeopt.errors import StepError, TaskError
 from edgeopt.export.parity import compare_arrays
+from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.artifacts.networks import PARITY_TOLERANCE
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
@@ -91,6 +92,7 @@ def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:
     except TaskError as error:
         return Trainable(reason=str(error))
     finally:
-        for path in (examples, inputs, expected, out):
+        for path in (examples, inputs, expected):
             path.unlink(missing_ok=True)
+        remove_model(out)
     return Trainable(parameters=done.parameters)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CrashError, ParityError, StepError
 from edgeopt.export.parity import check_edge_outputs, compare_arrays, unexplained_ratio
+from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
@@ -266,7 +267,7 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
         ExportedFile,
         lambda: _export(build, network, key.digest),
         is_usable=lambda found: (
-            build.workspace.artifact(found.sha256).exists() and parity_inputs_file(build, network).exists()
+            build.workspace.has_artifact(found.sha256) and parity_inputs_file(build, network).exists()
         ),
     )
 
@@ -289,7 +290,7 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             done = build.torch_pool.do(job, protocol.ExportDone)
             parity = check_parity(build, network, path, "exported", PARITY_TOLERANCE, done.edge_inputs)
         except (StepError, ParityError) as error:
-            path.unlink(missing_ok=True)
+            remove_model(path)
             notes.append(f"the {exporter} exporter was not used: {error.reason}")
             last = error
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import has_half_weights, read_facts
 from edgeopt.graph.model import copy_metadata, load
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
+from edgeopt.model_files.layout import copy_model
 from edgeopt.pipeline.artifacts.networks import (
     PARITY_TOLERANCE,
     ExportedFile,
@@ -145,7 +145,7 @@ def make_artifact(
             return _keep(build, key.digest, path, exported, parities, notes)
 
     return build.ledger.remember(
-        key, Artifact, make, is_usable=lambda found: build.workspace.artifact(found.sha256).exists()
+        key, Artifact, make, is_usable=lambda found: build.workspace.has_artifact(found.sha256)
     )
 
 
@@ -161,7 +161,7 @@ def _run_steps(
     calibration = None if quantize is None else _calibration(build, network, quantize)
     source = build.workspace.artifact(exported.sha256)
     if not steps:
-        shutil.copyfile(source, target)
+        copy_model(source, target, link_weights=True)
         return target, (), ()
     results = run_step(
         "graph",
@@ -231,6 +231,8 @@ def _keep(
         run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     found = run_step("facts", read_facts, path, build.sample_shapes)
+    if found.is_download_estimated:
+        notes = (*notes, "download: estimated from every 16th MB of the weights")
     risky = find_saturating_nodes(load(path, "facts"))
     if risky:
         notes = (

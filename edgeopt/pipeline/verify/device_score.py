@@ -5,7 +5,6 @@ In: a bundle and an evaluation set. Out: a ``DeviceScore``, from the outputs of 
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +15,7 @@ from edgeopt.bench.outputs import run_arrays
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.errors import TaskError
-from edgeopt.graph.given.files import baseline_content, one_file, read_given
+from edgeopt.graph.given.files import baseline_of, hash_given, one_file, read_given
 from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
@@ -83,8 +82,7 @@ def check_evaluation_set(evaluation: EvaluationSet, manifest: Manifest, document
 def _possible_baselines(path: Path) -> set[str]:
     """Return the hashes of the files that a build may have started from: the given one, with its header or an older."""
     given = read_given(path)
-    contents = (baseline_content(given, max_ir) for max_ir in (given.model.ir_version, 1))
-    return {hashlib.sha256(content).hexdigest() for content in contents}
+    return {hash_given(baseline_of(given, max_ir)) for max_ir in (given.model.ir_version, 1)}
 
 
 def _fits(info: TensorInfo, array: Any) -> bool:

@@ -111,7 +111,7 @@ def export(
         _with_example_batch(value, dims).contiguous() for value, dims in zip(example_inputs, axes, strict=True)
     )
     notes: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="export-", dir=path.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="export.partial-", dir=path.parent) as folder:
         try:
             with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
                 traceable = _make_traceable(module)

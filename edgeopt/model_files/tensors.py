@@ -1,7 +1,7 @@
 """Models in memory: the large tensors of a pair stay in their file, and are mapped into memory when they are read.
 
 An external tensor of a model that ``read_model`` returned names its file by an absolute path. ``write_model`` decides
-anew whether the model fits into one file.
+again whether the model fits into one file.
 """
 
 from __future__ import annotations

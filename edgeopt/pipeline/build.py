@@ -32,6 +32,7 @@ from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
+from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
 from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
@@ -126,7 +127,7 @@ def build(
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
-        search.run(training=opened.data.task.training is not None, more=request.more)
+        search.run(training=may_train(opened, search.runner.original), more=request.more)
         choice = decide(opened, search, remarks, request.notes)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
@@ -306,7 +307,8 @@ def training_notes(search: Search) -> tuple[str, ...]:
     merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
     gain = undertrained_note(search.runner.trials)
     widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
-    return (*merged, *model_notes(search.runner.exported), *widths, *((gain,) if gain else ()))
+    sizes = size_notes(search.build, search.runner.original, search.runner.exported)
+    return (*merged, *model_notes(search.runner.exported), *widths, *sizes, *((gain,) if gain else ()))
 
 
 def model_notes(exported: ExportedFile) -> tuple[str, ...]:

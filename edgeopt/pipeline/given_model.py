@@ -116,7 +116,7 @@ def open_given_model(
 def _packed_notes(given: GivenModel) -> tuple[str, ...]:
     first, *others = given.other_files or ("",)
     more = f" and {len(others)} more" if others else ""
-    how = "as two files, with" if given.content is None else "as one file, packed with"
+    how = "in two files, with" if given.content is None else "as one file, packed with"
     return (f"run {how} the weights of {first}{more}",) if first else ()
 
 

@@ -97,10 +97,13 @@ class Workspace:
             yield self
 
     def _remove_partial_files(self) -> None:
-        """Remove what ``write_whole`` left in a build that was killed."""
+        """Remove what was being written when a build was killed."""
         for name in FOLDERS:
-            for path in self.folder(name).rglob(f"*{PARTIAL_MARK}*"):
-                path.unlink(missing_ok=True)
+            for path in list(self.folder(name).rglob(f"*{PARTIAL_MARK}*")):
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
 
 
 def lock(descriptor: int, root: Path) -> None:

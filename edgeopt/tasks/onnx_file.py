@@ -348,7 +348,7 @@ class OnnxTask(KnownScore):
         if not files:
             return ()
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        how = "kept as two files, with" if given.content is None else "packed into one file with"
+        how = "kept in two files, with" if given.content is None else "packed into one file with"
         return (f"{how} the weights of {shown}",)
 
     def _check_fixed_batch(self, data: Path | str | None, samples: GivenSamples) -> None:

@@ -10,18 +10,21 @@ import time
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from builds import IMPATIENT
 from small_disk import fill_disk, mount_small_disk
 from test_runner import a_request
 from tiny_models import a_network, a_run_target, write_quick_target
 
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import read_batches, run_arrays, run_model, write_batches
 from edgeopt.device import adb
 from edgeopt.device.adb import AdbDevice, read_machine
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
 from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError
+from edgeopt.graph.model import save
+from edgeopt.model_files.layout import weight_files
 
 
 @pytest.fixture
@@ -56,6 +59,17 @@ def test_outputs_come_back_equal_and_only_named_files_stay_on_the_phone(device, 
     here, there = (read_batches(tmp_path / f"{name}.npz") for name in ("here", "there"))
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
     assert sorted(path.suffix for path in (phones.folder / "edgeopt").iterdir()) == ["", ".arrays", ".onnx", ".so"]
+
+
+def test_a_model_above_the_limit_of_one_file_is_sent_with_its_weights(device, phones, tmp_path, monkeypatch):
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "5000")
+    save(onnx.load(a_network(tmp_path / "whole.onnx")), tmp_path / "m.onnx")
+    (weights,) = weight_files(tmp_path / "m.onnx")
+    batches = [{"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}]
+    (there,) = run_arrays(tmp_path / "m.onnx", batches, a_run_target(device=device), "test")
+    (here,) = run_arrays(tmp_path / "whole.onnx", batches, a_run_target(), "test")
+    assert np.array_equal(here["y"], there["y"])
+    assert (phones.folder / "edgeopt" / weights.name).read_bytes() == weights.read_bytes()
 
 
 def test_a_file_is_only_sent_once(device, phones, tmp_path):

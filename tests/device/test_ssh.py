@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 from builds import IMPATIENT
 from scored_task import write_scored_task
@@ -23,7 +24,7 @@ from tiny_bundles import a_bundle
 from tiny_models import a_network, a_quick_profile, a_run_target, write_quick_target
 
 from edgeopt.bench.nodes import ProfilingTurns, profile_nodes
-from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bench.outputs import read_batches, run_arrays, run_model, write_batches
 from edgeopt.bench.requests import runtime_request
 from edgeopt.device import ssh_connection
 from edgeopt.device.base import WorkerRequest
@@ -32,6 +33,8 @@ from edgeopt.device.open import open_device
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.graph.model import save
+from edgeopt.model_files.layout import weight_files
 
 DESCRIBE = WorkerRequest(mode="describe")
 GONE_SECONDS = 20.0  # a busy machine may take a while to end a process
@@ -116,6 +119,17 @@ def test_outputs_come_back_equal_to_those_of_this_machine_and_are_removed_on_the
     assert len(here) == len(there) == 2
     assert all(np.array_equal(a["y"], b["y"]) for a, b in zip(here, there, strict=True))
     assert sorted(path.suffix for path in (sshd.home / "cache" / "edgeopt").iterdir()) == [".npz", ".onnx", ".py"]
+
+
+def test_a_model_above_the_limit_of_one_file_is_sent_with_its_weights(device, sshd, tmp_path, monkeypatch):
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "5000")
+    save(onnx.load(a_network(tmp_path / "whole.onnx")), tmp_path / "m.onnx")
+    (weights,) = weight_files(tmp_path / "m.onnx")
+    batches = [{"x": np.random.default_rng(0).standard_normal((3, 32)).astype(np.float32)}]
+    (there,) = run_arrays(tmp_path / "m.onnx", batches, a_run_target(device=device), "test")
+    (here,) = run_arrays(tmp_path / "whole.onnx", batches, a_run_target(), "test")
+    assert np.array_equal(here["y"], there["y"])
+    assert (sshd.home / "cache" / "edgeopt" / weights.name).read_bytes() == weights.read_bytes()
 
 
 def test_a_file_is_only_sent_once_unless_it_was_damaged(device, sshd, tmp_path):

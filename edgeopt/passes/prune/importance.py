@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -144,13 +145,14 @@ def _sum_rows(values: Tensor, dim: int) -> _Floats:
 
 
 def _norm_score(network: Network, power: int) -> SlotScore:
-    weights = {name: parameter.detach().abs().pow(power) for name, parameter in network.parameters().items()}
+    weights = network.parameters()
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
         if name not in weights:
             return None
-        sums: _Floats = _sum_rows(weights[name], dim)[indices].sum(1) ** (1 / power)
+        terms = weights[name].detach().abs().pow(power)  # of one tensor at a time: all would be another network
+        sums: _Floats = _sum_rows(terms, dim)[indices].sum(1) ** (1 / power)
         return sums
 
     return score
@@ -178,16 +180,26 @@ def _gradient_score(
     slots = {slot for group in groups.free.values() for slot in group.slots if slot[0] in trained}
     rows: dict[Slot, list[_Floats]] = {slot: [] for slot in slots}
     module = take_stride_out(network.eval_module)
-    for inputs, targets in batches:
-        value = loss(module(*as_inputs(inputs)), targets)
-        gradients = torch.autograd.grad(value, list(trained.values()), allow_unused=True)
-        for (name, weight), gradient in zip(trained.items(), gradients, strict=True):
-            if gradient is None:
-                continue
-            values = _weight_terms(method, gradient, weight.detach())
-            for dim in range(weight.dim()):
-                if (name, dim) in rows:
-                    rows[name, dim].append(_sum_rows(values, dim))
+
+    def add_and_drop(name: str, weight: Tensor) -> None:
+        """Add a gradient's sums as soon as it is there: those of all weights would be another network."""
+        assert weight.grad is not None
+        values = _weight_terms(method, weight.grad, weight.detach())
+        weight.grad = None
+        for dim in range(weight.dim()):
+            if (name, dim) in rows:
+                rows[name, dim].append(_sum_rows(values, dim))
+
+    hooks = [
+        weight.register_post_accumulate_grad_hook(partial(add_and_drop, name))  # type: ignore[no-untyped-call]
+        for name, weight in trained.items()
+    ]
+    try:
+        for inputs, targets in batches:
+            loss(module(*as_inputs(inputs)), targets).backward()  # type: ignore[no-untyped-call]
+    finally:
+        for hook in hooks:
+            hook.remove()
     if rows and not any(rows.values()):
         raise InputError(f"Importance '{method}' got no batches; pass at least one.")
 

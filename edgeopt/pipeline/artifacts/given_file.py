@@ -22,6 +22,7 @@ from edgeopt.graph.facts import is_quantized, read_facts
 from edgeopt.graph.given.files import GivenModel, baseline_of, read_given, with_model, write_given
 from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save, walk_graphs
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
+from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.artifacts.given_training import check_trainable
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
@@ -107,7 +108,7 @@ def _computes_the_same(build: Build, task: OnnxTask, model: onnx.ModelProto, cha
         except StepError:
             return False
         finally:
-            path.unlink()
+            remove_model(path)
     return all(
         are_same_outputs(values, after[name])
         for before, after in zip(*found, strict=True)

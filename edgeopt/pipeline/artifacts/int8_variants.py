@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
+import onnx
 
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
 from edgeopt.graph.facts import (
@@ -22,6 +23,7 @@ from edgeopt.graph.facts import (
 )
 from edgeopt.graph.model import lift_constants, load
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio
+from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import (
     FIRST_STEPS,
@@ -73,26 +75,21 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     weights in fewer bits if products and tables hold some of the bytes, as far as the oldest onnxruntime named by the
     target supports them; and each of them with the weights in int8 that it would leave in float. A given file is also
     tried with its weights stored in int8 and everything computed in float. One that is quantized already has none but
-    float32, which leaves its numbers as they are.
+    float32, which leaves its numbers as they are. A file whose weights are in another one, because they do not
+    fit, is only tried with them in fewer bits.
     """
     profile = build.profile
     model = load(build.workspace.artifact(exported.sha256), "quantize")
     if precision != "fp32" and exported.exporter == "given" and is_quantized(model):
         return
-    yield graph_steps(precision, profile)
     if precision != "int8":
+        yield graph_steps(precision, profile)
         return
     lift_constants(model.graph)
-    if measure_stored_ratio(model, _STATIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
-        yield storing_the_rest(graph_steps(precision, profile))
-    packable_bytes = measure_packable_bytes_ratio(model)
-    dynamic_bytes = measure_stored_ratio(model, frozenset()) - measure_stored_ratio(model, _PRODUCTS_AND_CELLS)
-    if is_mostly_products(model, build.sample_shapes) or dynamic_bytes > MIN_PACKABLE_BYTES_RATIO:
-        dynamic = int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
-        yield dynamic
-        if measure_stored_ratio(model, _DYNAMIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
-            yield storing_the_rest(dynamic)
-    if runs_only_on_cpu(profile) and packable_bytes > MIN_PACKABLE_BYTES_RATIO:
+    is_whole = not is_pair(build, exported)
+    if is_whole:
+        yield from _activation_steps(build, model)
+    if runs_only_on_cpu(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
             if oldest >= since:
@@ -100,8 +97,22 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
                 yield steps
                 if measure_stored_ratio(model, _PACKED_OPERATORS) > MIN_LEFT_BYTES_RATIO:
                     yield storing_the_rest(steps)
-    if exported.exporter == "given":
+    if exported.exporter == "given" or not is_whole:
         yield int8_steps(StoreWeights(), profile)
+
+
+def _activation_steps(build: Build, model: onnx.ModelProto) -> Iterator[tuple[GraphStep, ...]]:
+    """Yield the graph steps of the variants in which activations are int8 too: the static one, and the dynamic one."""
+    profile = build.profile
+    yield graph_steps("int8", profile)
+    if measure_stored_ratio(model, _STATIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
+        yield storing_the_rest(graph_steps("int8", profile))
+    dynamic_bytes = measure_stored_ratio(model, frozenset()) - measure_stored_ratio(model, _PRODUCTS_AND_CELLS)
+    if is_mostly_products(model, build.sample_shapes) or dynamic_bytes > MIN_PACKABLE_BYTES_RATIO:
+        dynamic = int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)
+        yield dynamic
+        if measure_stored_ratio(model, _DYNAMIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
+            yield storing_the_rest(dynamic)
 
 
 def sensitivity_study(build: Build, exported: ExportedFile, *, rank: bool) -> SensitivityStudy:

@@ -11,6 +11,7 @@ import msgspec
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.int8_variants import MixedPrecision, fewest_float_nodes, sensitivity_study
+from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
 from edgeopt.pipeline.artifacts.onnx_files import static_int8, storing_the_rest
 from edgeopt.pipeline.boundary import as_failed
@@ -53,6 +54,8 @@ def mixed_precision(
         for variant in computing
         if variant.recipe.precision == "int8" and isinstance(variant.made, ScoredArtifact)
     ]
+    if is_pair(build, exported):
+        return []  # what finds the nodes loads a single file
     if "int8" in keeping or "fp32" not in keeping or not made_in_int8 or build.is_out_of_time:
         return []
     made: dict[tuple[GraphStep, ...], Variant] = {}

@@ -18,13 +18,10 @@ from edgeopt.scoring.facts import unwrapped
 from edgeopt.task import Training
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
+from edgeopt.task.logits import class_logits
 from edgeopt.task.nesting import first_samples, tensors_of
 from edgeopt.task.values import flat_outputs, to_numpy
 from edgeopt.tasks.known_score import KnownScore
-
-_SUM_TOLERANCE = 1e-3
-_SMALLEST_PROBABILITY = 1e-7
-"""Its logarithm is the largest loss of a sample, as for a logit of 16."""
 
 _Batches = Iterable[Any]
 _EXAMPLES = 8
@@ -245,9 +242,7 @@ def _check_numbers(numbers: Tensor, classes: int, ignored: int) -> None:
 
 def _log_probabilities(scores: Tensor) -> Tensor:
     """Return logarithms of probabilities along dimension 1, of logits or of probabilities."""
-    with torch.no_grad():
-        is_softmax = bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM_TOLERANCE).all())
-    return scores.clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else nn.functional.log_softmax(scores, 1)
+    return nn.functional.log_softmax(class_logits(scores), 1)
 
 
 def classification(

@@ -184,7 +184,7 @@ def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
 
 
 def _balanced(part: OutputScore, labels: Sequence[Any]) -> OutputScore:
-    """Return a part whose answers count alike over this set: equal outputs score 1 on any, whatever its share of yes."""
+    """Return a part whose two answers count alike over this set, so that equal outputs score 1 on any set."""
     if not part.yes_ratio:
         return part
     answers = [decisions(part, np.asarray(batch)) == 1 for batch in labels]

@@ -198,40 +198,34 @@ def run_edgeopt(arguments: Sequence[str], folder: Path, seconds: float) -> tuple
     return done.returncode, done.stdout + done.stderr
 
 
-def run_file(name: str, model: Path, data: Path, seconds: float, prune: bool) -> Row:
+def run_file(name: str, model: Path, data: Path, seconds: float, entry: Row) -> Row:
     """Inspect and build a file, fully where it is to be pruned, make the peers' files, and return a row."""
-    row: Row = {"name": name, "given_bytes": model.stat().st_size, "peers": {}, "prune": prune}
+    row: Row = {"name": name, "given_bytes": model.stat().st_size, "peers": {}, "prune": entry.get("prune", False)}
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as temporary:
         folder = Path(temporary)
         row["inspect_exit"], inspected = run_edgeopt(["inspect", str(model)], folder, seconds)
-        build = [
-            "build",
-            str(model),
-            "--data",
-            str(data),
-            "--target",
-            "phone",
-            "--yes",
-            *([] if prune else ["--quick"]),
-        ]
+        build = ["build", str(model), "--data", str(data), "--target", "phone", "--yes", *entry.get("options", [])]
+        build += [] if row["prune"] else ["--quick"]
         start = time.perf_counter()
         row["build_exit"], built = run_edgeopt(build, folder, seconds)
         row["build_seconds"] = time.perf_counter() - start
         row["traceback"] = any(words in inspected + built for words in NEVER)
         row["inspect_output"], row["build_output"] = inspected[-2000:], built[-4000:]
         try:
-            judge_files(row, folder, model, data)
+            judge_files(row, folder, model, data, entry.get("options", []))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors, of a file that it cannot run
             row["fault"] = str(error)[:300]
     return row
 
 
-def judge_files(row: Row, folder: Path, model: Path, data: Path) -> None:
+def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequence[str]) -> None:
     """Add what came out of the build, and of each peer, to a row."""
     batches = load_batches(data, model)[1]
     expected = run_all(model, batches)
     names = [output.name for output in open_session(model).get_outputs()]
-    kind = choose_agreement(expected, names, ScoreWish(), source=str(model))
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    wish = ScoreWish(score=asked.get("--score"), output=asked.get("--score-output"))  # type: ignore[arg-type]
+    kind = choose_agreement(expected, names, wish, source=str(model))
     row["score"] = kind.text
     result = folder / "edgeopt-out" / "model.onnx"
     if result.exists():

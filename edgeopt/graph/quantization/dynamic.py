@@ -71,7 +71,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
 def _round_stacked_matrices(graph: onnx.GraphProto, weights: Mapping[str, NDArray[Any]], levels: int) -> None:
     """Give each column of each matrix a scale, in weights of several matrices such as those of experts.
 
-    ONNX Runtime's quantizer gives a column of all matrices one scale, in a shape that its own kernel refuses. The kernel
+    ONNX Runtime's quantizer gives a column of all matrices one scale, in a shape that its own kernel refuses. That
     takes one zero point and one scale for each column of each matrix, ``(matrices, 1, columns)``.
     """
     stored = {tensor.name: tensor for tensor in graph.initializer}

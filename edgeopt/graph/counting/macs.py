@@ -206,6 +206,12 @@ def _count_many_heads(node: onnx.NodeProto, shapes: KnownShapes) -> int | None:
     return query[0] * query[1] * key[1] * (key[2] + value[2])
 
 
+def _count_linear_model(node: onnx.NodeProto, shapes: KnownShapes) -> int | None:
+    data = shapes.get(node.input[0])
+    coefficients = next((attribute.floats for attribute in node.attribute if attribute.name == "coefficients"), ())
+    return math.prod(data[:-1]) * len(coefficients) if data else None
+
+
 _MACS: dict[str, Callable[[onnx.NodeProto, KnownShapes], int | None]] = {
     "Conv": _count_convolution,
     "FusedConv": _count_convolution,
@@ -230,4 +236,6 @@ _MACS: dict[str, Callable[[onnx.NodeProto, KnownShapes], int | None]] = {
     "Attention": _count_attention,
     "QAttention": _count_attention,
     "MultiHeadAttention": _count_many_heads,
+    "LinearClassifier": _count_linear_model,
+    "LinearRegressor": _count_linear_model,
 }

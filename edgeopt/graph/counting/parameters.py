@@ -28,6 +28,8 @@ _SMALL = frozenset(
 """Types of weights in 16 bits or fewer that need a scale."""
 _QUANTIZED = (*_SMALL, TensorProto.INT32)
 """The same, and that of biases."""
+_CLASSIC_DOMAIN = "ai.onnx.ml"
+"""Linear models, trees and the like, with their weights in attributes."""
 _ARITHMETIC = (1, 2, 4, 5, 6, 7)
 _UNARY = (1, 2, 3, 4)
 _SCALE_INPUTS: dict[str, tuple[int, ...]] = {
@@ -161,7 +163,9 @@ class _Part:
             count, used = _count_values(tensor, self.tensors.get(zero_points.get(name, "")))
             total, nonzero = total + count * values_in_one, nonzero + used * values_in_one
             types[name_element(tensor.data_type) if values_in_one == 1 else "int4"] += count * values_in_one
-        return ParameterCount(total, nonzero, types)
+        attributes = [value for node in self._nodes if node.domain == _CLASSIC_DOMAIN for value in _floats_of(node)]
+        types["float32"] += len(attributes)
+        return ParameterCount(total + len(attributes), nonzero + int(np.count_nonzero(attributes)), +types)
 
     def integers_by_hand(self) -> dict[str, set[str]]:
         """Return stored integers that become floats by a ``Cast``, each with their scales and zero points."""
@@ -203,6 +207,13 @@ class _Part:
             if user.op_type == "GatherBlockQuantized" and self.tensors[name].data_type == TensorProto.UINT8:
                 return 8 // next((int(one.i) for one in user.attribute if one.name == "bits"), 4)
         return 1
+
+
+def _floats_of(node: onnx.NodeProto) -> list[float]:
+    """Return the numbers in a node's attributes: coefficients, thresholds, scales."""
+    tensors = [attribute.t for attribute in node.attribute if attribute.t.data_type in _FLOATS]
+    values = [value for attribute in node.attribute for value in attribute.floats]
+    return [*values, *(float(value) for tensor in tensors for value in numpy_helper.to_array(tensor).ravel())]
 
 
 def _count_values(tensor: TensorProto, zero_point: TensorProto | None) -> tuple[int, int]:

@@ -33,6 +33,8 @@ _STANDARD: dict[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
     "SkipSimplifiedLayerNormalization": ("Identity", (0,), ()),
     "SimplifiedLayerNormalization": ("Identity", (0,), ()),
     "MultiHeadAttention": ("Identity", (0,), ()),
+    "Scaler": ("Identity", (0,), ()),
+    "Normalizer": ("Identity", (0,), ()),
 }
 _FEWER_OUTPUTS = ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "MultiHeadAttention")
 """The others are means, or states for a next step."""

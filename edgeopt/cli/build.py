@@ -131,7 +131,10 @@ def command(
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         name = task or project.task or "fashion"
-        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"])  # its mistakes show at once
+        # its mistakes show at once
+        given = _open_given(
+            name, data, score_wish, data_options, passed_on["shapes"], profile
+        )  # its mistakes show at once
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
@@ -161,7 +164,7 @@ def command(
 
 
 def _open_given(
-    task: str, data: str | None, score_wish: ScoreWish, options: DataOptions, shapes: tuple[str, ...]
+    task: str, data: str | None, score_wish: ScoreWish, options: DataOptions, shapes: tuple[str, ...], profile: Profile
 ) -> OnnxTask | None:
     """Return the task of a given file, with its data read and checked, before PyTorch is loaded; None for another task.
 
@@ -173,7 +176,8 @@ def _open_given(
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.pipeline.given_model import open_given_task
 
-    return open_given_task(Path(task), data, score_wish, options.with_sizes(merge_shapes(shapes, "--shape")))
+    sizes = merge_shapes(shapes, "--shape")
+    return open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
 
 
 def exit_code(choice: Choice) -> int:

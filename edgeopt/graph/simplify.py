@@ -6,6 +6,7 @@ Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
 from __future__ import annotations
 
 import onnx
+import onnx.inliner
 import onnxsim
 
 from edgeopt.errors import StepError
@@ -13,20 +14,27 @@ from edgeopt.graph.model import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
 
 _STAGE = "simplify"
+_MAX_GROWTH_RATIO = 1.05
+"""Of the bytes: a few more are worth fewer nodes."""
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return a simpler model with the same outputs, and notes."""
-    before = len(model.graph.node)
+    notes = []
+    if model.functions:  # no step looks into them
+        notes.append(f"simplify: {len(model.functions)} functions of the file written as the nodes they consist of")
+        model = onnx.inliner.inline_local_functions(model)
+    before, bytes_before = len(model.graph.node), model.ByteSize()
     simple, passed = onnxsim.simplify(model)
     if not passed:
         raise StepError(_STAGE, "onnxsim's result computes something different from its input.")
     drop_metadata(simple)  # onnxsim records what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)
-    if after > before:  # inlined functions; a Flatten after a pooling adds one
-        return model, ("simplify: kept the graph unchanged, onnxsim made it larger",)
-    notes = [f"simplify: {before} to {after} nodes"] if after < before else []
+    # a Flatten after a pooling adds a node; computed constants add bytes, such as floats from stored integers
+    if after > before or simple.ByteSize() > _MAX_GROWTH_RATIO * bytes_before:
+        return model, (*notes, "simplify: kept the graph unchanged, onnxsim made it larger")
+    notes += [f"simplify: {before} to {after} nodes"] if after < before else []
     if pools:
         notes.append(f"simplify: {pools} ReduceMean replaced with GlobalAveragePool")
     return simple, tuple(notes)

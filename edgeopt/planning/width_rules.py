@@ -31,13 +31,16 @@ def matches(glob: str, name: str) -> bool:
     return any(fnmatchcase(one, glob) for one in module_names(name))
 
 
-def check_rules(rules: WidthRules, names: Iterable[str], source: str) -> None:
+def check_rules(
+    rules: WidthRules, names: Iterable[str], source: str, kind: str = "parameter or module of the model"
+) -> None:
     """Refuse a glob that matches nothing, and a width below 1.
 
     Args:
         rules: As the user wrote them.
         names: Of the model's parameters.
         source: Of the rules, for messages.
+        kind: What the names are of, for messages.
 
     Raises:
         ConfigError: names the glob and the nearest names.
@@ -48,7 +51,7 @@ def check_rules(rules: WidthRules, names: Iterable[str], source: str) -> None:
         if not any(matches(glob, name) for name in names):
             close = difflib.get_close_matches(glob.strip("*."), known, n=_NEAREST_NAMES, cutoff=0.0)
             raise ConfigError(
-                f"{source}: '{glob}' matches no parameter or module of the model. The nearest names are "
+                f"{source}: '{glob}' matches no {kind}. The nearest names are "
                 f"{', '.join(close)}; '*' stands for any text, dots included."
             )
     for glob, width in rules.min_widths.items():

@@ -36,6 +36,8 @@ class GivenModel(NamedTuple):
     """Of all the user's files."""
     other_files: tuple[str, ...]
     """Those that hold weights, relative to the model's folder."""
+    opened_batch: int | None = None
+    """The fixed batch size of the user's file, if its batch was made dynamic."""
 
 
 def read_given(path: Path) -> GivenModel:

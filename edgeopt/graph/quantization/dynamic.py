@@ -21,7 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
-from edgeopt.graph.model import load, read_initializers, save
+from edgeopt.graph.model import load, read_initializers, save, sort_nodes
 from edgeopt.graph.weights.tables import find_tables, match_products, quantize_tables, round_rows
 from edgeopt.graph.weights.tied import store_tied_apart
 from edgeopt.records.recipe import QuantizeDynamic
@@ -63,6 +63,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
         )
         quantized = load(result, _STAGE)
     _round_stacked_matrices(quantized.graph, weights, _REDUCED_LEVELS if step.reduce_range else _LEVELS)
+    sort_nodes(quantized.graph)  # the tool's order leaves out what branches and loop bodies read
     tied = match_products(tables, weights, read_initializers(quantized.graph))
     quantize_tables(quantized.graph, {name: round_rows(table) for name, table in tables.items()} | tied)
     return quantized

@@ -27,6 +27,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import (
+    READ_INSIDE,
     find_consumers,
     lift_constants,
     load,
@@ -37,7 +38,6 @@ from edgeopt.graph.model import (
     read_opset,
     save,
     sort_nodes,
-    walk_graphs,
 )
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.preparation.attempts import attempt
@@ -318,7 +318,7 @@ def _find_read_inside(graph: onnx.GraphProto) -> list[str]:
     The quantizer removes an activation whose rounding clips the same values, but leaves its readers inside other graphs
     with the values before it.
     """
-    inner = {name for other in walk_graphs(graph) if other is not graph for node in other.node for name in node.input}
+    inner = {name for name, uses in find_consumers(graph).items() if any(index == READ_INSIDE for _, index in uses)}
     return [node.name for node in graph.node if node.op_type in _REMOVABLE and inner & set(node.output)]
 
 

@@ -72,12 +72,15 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     For int8 that is the static one; the dynamic one too if products and recurrent cells matter for work or bytes;
     weights in fewer bits if products and tables hold some of the bytes, as far as the oldest onnxruntime named by the
     target supports them; and each of them with the weights in int8 that it would leave in float. A given file is also
-    tried with its weights stored in int8 and everything computed in float. One that is quantized already has none but
-    float32, which leaves its numbers as they are.
+    tried with its weights stored in int8 and everything computed in float. One that is quantized already is left as it
+    is (``fp32``), but weights that are still in float are stored in int8 if they are worth it.
     """
     profile = build.profile
     model = load(build.workspace.artifact(exported.sha256), "quantize")
     if precision != "fp32" and exported.exporter == "given" and is_quantized(model):
+        lift_constants(model.graph)
+        if precision == "int8" and measure_stored_ratio(model, frozenset()) > MIN_LEFT_BYTES_RATIO:
+            yield int8_steps(StoreWeights(), profile)
         return
     yield graph_steps(precision, profile)
     if precision != "int8":

@@ -231,6 +231,7 @@ def _keep(
         run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     found = run_step("facts", read_facts, path, build.sample_shapes)
+    notes = (*notes, *found.notes)
     risky = find_saturating_nodes(load(path, "facts"))
     if risky:
         notes = (

@@ -218,7 +218,7 @@ def prune_with_edgeopt(name: str, architecture: Architecture) -> tuple[Row, list
     common["prunable_ratio"] = 1 - fewest / total
     rows = []
     for ratio in PRUNING_RATIOS:
-        widths = {n: max(1, math.floor(g.channels * (1 - ratio) + 1e-9)) for n, g in groups.free.items()}
+        widths = {n: max(g.least, math.floor(g.channels * (1 - ratio) + 1e-9)) for n, g in groups.free.items()}
         keep = choose_strongest(scores, widths)
         pruned = prune(network, groups, keep)
         row = _measure_reduction(slots, shapes, {n: t.shape for n, t in pruned.state().items()}, ratio)

@@ -213,7 +213,7 @@ def prune_with_edgeopt(name: str, architecture: Architecture) -> tuple[Row, list
         "groups": len(groups.groups), "free_groups": len(groups.free), "blocked_by": list(groups.without_rule),
         "frozen": frozen, "notes": list(network.notes),
     }  # fmt: skip
-    smallest = {name: [0] for name in groups.free}
+    smallest = {name: list(range(group.least)) for name, group in groups.free.items()}
     fewest = count_channels(slots, {name: t.shape for name, t in prune(network, groups, smallest).state().items()})
     common["prunable_ratio"] = 1 - fewest / total
     rows = []

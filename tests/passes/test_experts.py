@@ -172,12 +172,28 @@ class Positions(Experts):
         return self.out(x * (index == 3).sum(-1, keepdim=True) * top.sum(-1, keepdim=True))
 
 
+class Sorted(Experts):
+    """Positions are put into another order before they are used."""
+
+    def forward(self, x):
+        top, index = self.logits(x).topk(PICKED)
+        index = index.gather(-1, top.argsort(-1))
+        return self.mix(x, torch.zeros(x.shape[0], EXPERTS).scatter(-1, index, top))
+
+
 class Returned(Experts):
     def forward(self, x):
         return self.logits(x).topk(PICKED)[1], self.out(x)
 
 
-@pytest.mark.parametrize(("form", "reason"), [(Positions, "positions of these channels"), (Returned, "model's output")])
+@pytest.mark.parametrize(
+    ("form", "reason"),
+    [
+        (Positions, "positions of these channels"),
+        (Sorted, "positions of these channels"),
+        (Returned, "model's output"),
+    ],
+)
 def test_experts_stay_if_their_positions_are_used_otherwise(form, reason):
     _, _, _, groups = traced(form)
     frozen = [group for group in groups.groups.values() if ("router.weight", 0) in group.slots]

@@ -7,6 +7,7 @@ some are lost. They may be moved, and used to read or write along that line; any
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -48,8 +49,9 @@ def scatter_at(labels: Labels, call: Call) -> Layers:
     x, line = call["self"], _line_of(call["index"], call.dim(), len(call.shape))
     along, others = _split_line(x, call.dim())
     if line is None or not along:
-        _freeze_places(labels, call)
+        _freeze_places(labels, call.operands)
         return scatter_values(labels, call)
+    _freeze_places(labels, [value for value in call.operands if value is not call["index"]])
     across = scatter_values(labels, call.with_input(others))
     return match(labels, [Marked(x.shape, (*along, *across)), Marked(x.shape, (line,))], x.shape)
 
@@ -59,8 +61,9 @@ def gather_at(labels: Labels, call: Call) -> Layers:
     x, line = call["self"], _line_of(call["index"], call.dim(), len(call.shape))
     along, others = _split_line(x, call.dim())
     if line is None or not along:
-        _freeze_places(labels, call)
+        _freeze_places(labels, call.operands)
         return gather(labels, call)
+    _freeze_places(labels, [x])
     labels.unite(along[0], line)
     return gather(labels, call.with_input(others))
 
@@ -71,8 +74,9 @@ def index_at_places(labels: Labels, call: Call) -> Layers:
     first = indices[0] if indices else None
     along, others = _split_line(x, 0)
     if first is None or len([one for one in indices if one is not None]) > 1 or first.places is None or not along:
-        _freeze_places(labels, call)
+        _freeze_places(labels, call.operands)
         return index_at(labels, call)
+    _freeze_places(labels, [x])
     labels.unite(along[0].reshape(-1), first.places)
     return index_at(labels, call.with_input(others))
 
@@ -86,12 +90,12 @@ def find_places(labels: Labels, call: Call) -> dict[int, Tensor]:
     if packet in _MOVING:
         return {} if call.input.places is None else {0: call.input.places}
     if packet not in _READERS and packet is not aten.index:
-        _freeze_places(labels, call)
+        _freeze_places(labels, call.operands)
     return {}
 
 
-def _freeze_places(labels: Labels, call: Call) -> None:
-    labels.freeze([value.places for value in call.operands if value.places is not None], _READ)
+def _freeze_places(labels: Labels, operands: Sequence[Marked]) -> None:
+    labels.freeze([value.places for value in operands if value.places is not None], _READ)
 
 
 def _split_line(value: Marked, dim: int) -> tuple[Layers, Layers]:

@@ -170,7 +170,7 @@ class Masked(Sharpened):
     def _pick(self, n: fx.Node) -> Any:
         """Compute a softmax or the best of the kept channels: the others have a logit of minus infinity."""
         (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
-        source, picks = n.args[0], n.target.overloadpacket is aten.topk  # type: ignore[union-attr]
+        source, picks = n.args[0], getattr(n.target, "overloadpacket", None) is aten.topk
         assert isinstance(source, fx.Node), "the first argument is a tensor"
         kept = self._kept(source)
         if all(len(indices) == size for indices, size in zip(kept, x.shape, strict=True)):

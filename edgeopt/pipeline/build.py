@@ -170,8 +170,7 @@ def open_build(
     given: OnnxTask | None = None,
 ) -> Iterator[Build]:
     """Open ledger, device, task and torch processes for the length of a block."""
-    clock = Clock()
-    ledger = Ledger(workspace.ledger_file)
+    clock, ledger = Clock(), Ledger(workspace.ledger_file)
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")

@@ -18,11 +18,13 @@ from edgeopt.cli.options import (
     fallback_option,
     limit_options,
     score_options,
+    unseen_row_options,
     verbose_option,
 )
 from edgeopt.config.limits import LimitOptions
 from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreWish
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @estimate_option
 @limit_options
 @channel_options
+@unseen_row_options
 @fallback_option
 @click.option(
     "--shape",
@@ -113,6 +116,7 @@ def command(
     estimate: bool,
     limits: LimitOptions,
     width_rules: WidthRules,
+    unseen_rows: UnseenRows,
     time_limit: float | None,
     quiet: bool,
     as_json: bool,
@@ -148,6 +152,7 @@ def command(
             data_options=data_options,
             score_wish=score_wish,
             width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
+            unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
             profile=profile,
             device="local:" if search.calibration else device_uri or profile.device,
             calibration=search.calibration,

@@ -19,9 +19,11 @@ from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import load, lower_ir, save
 from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
+from edgeopt.graph.weights.unseen_rows import drop_rows
 from edgeopt.graph.weights.weight_only import quantize_weights
 from edgeopt.records.recipe import (
     Compact,
+    DropUnseenRows,
     Float16,
     FlushDenormals,
     FuseQLinear,
@@ -44,6 +46,12 @@ class StepFunction(NamedTuple):
     run: Callable[[GraphStep, onnx.ModelProto, Path | None], StepOutput]
     """Takes the step, a model that it may change, and the calibration file."""
     in_subprocess: bool
+
+
+def _drop_unseen_rows(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    assert isinstance(step, DropUnseenRows)
+    drop_rows(model, step)
+    return model, tuple(f"drop-unseen-rows: '{name}': {kept.sentence}" for name, kept in step.tables.items())
 
 
 def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -102,6 +110,7 @@ def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) 
 
 
 STEPS: dict[type[GraphStep], StepFunction] = {
+    DropUnseenRows: StepFunction(_drop_unseen_rows, in_subprocess=False),
     Simplify: StepFunction(_simplify, in_subprocess=True),
     FlushDenormals: StepFunction(_flush_denormals, in_subprocess=False),
     Quantize: StepFunction(_quantize, in_subprocess=True),

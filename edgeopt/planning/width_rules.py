@@ -60,12 +60,12 @@ def check_rules(
 
 
 def least_widths(table: GroupTable, rules: WidthRules) -> dict[str, int]:
-    """Return the least number of channels of each group that a rule is about.
+    """Return the least number of channels of each group that a rule is about, or of which more than one has to stay.
 
     If the output channels of a layer are in several groups, each keeps the same share of its channels.
     """
     free = {group.name: group.channels for group in table.free}
-    least: dict[str, int] = {}
+    least: dict[str, int] = {group.name: group.least for group in table.free if group.least > 1}
     for tensor in table.tensors:
         if any(matches(glob, tensor.name) for glob in rules.keep):
             least |= {name: free[name] for dim in tensor.dims for name in dim.per_channel if name in free}

@@ -7,6 +7,7 @@ from typing import Literal
 from edgeopt.records.base import Record
 from edgeopt.records.low_rank import Factorization
 from edgeopt.records.profile import Precision
+from edgeopt.records.unseen_rows import KeptRows
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
@@ -101,6 +102,13 @@ class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="qu
     samples: int
 
 
+class DropUnseenRows(Record, frozen=True, kw_only=True, tag_field="step", tag="drop-unseen-rows"):
+    """Drop the rows of embedding tables that no training sample reads; ids without a row of their own share one."""
+
+    tables: dict[str, KeptRows]
+    """Keyed by the name of the table in the exported file; tables not named keep all rows."""
+
+
 class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):
     """Fold constants and remove nodes that compute nothing, with onnxsim."""
 
@@ -167,7 +175,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights
 """The steps that make a file an int8 one."""
 TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
-GraphStep = Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact
+GraphStep = DropUnseenRows | Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import (
     Compact,
     Distill,
+    DropUnseenRows,
     Float16,
     FlushDenormals,
     FuseQLinear,
@@ -27,6 +28,8 @@ from edgeopt.records.recipe import (
     TorchStep,
 )
 
+_Silent = Simplify | FlushDenormals | FuseQLinear | Compact
+"""Steps that change no number."""
 Unit = Literal["ms", "bytes", "per_s", "score"]
 
 MISSING = "—"
@@ -195,8 +198,18 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return "dynamic int8"
         case QuantizeWeights(bits=bits):
             return f"{bits}-bit weights in matrix products, float32 activations"
-        case StoreWeights() | Float16():
-            return "float16" if isinstance(step, Float16) else "weights stored in int8"
+        case _:
+            return _short_text(step)
+
+
+def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str | None:
+    match step:
+        case DropUnseenRows(tables=tables):
+            return f"rows of unseen ids dropped from {plural(len(tables), 'table')}"
+        case StoreWeights():
+            return "weights stored in int8"
+        case Float16():
+            return "float16"
         case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
             return None
 

@@ -59,6 +59,8 @@ class Classification(KnownScore):
         dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
         keep: Sequence[str] = (),
         min_widths: Mapping[str, int] | None = None,
+        drop_unseen_rows: bool = False,
+        unknown_ids: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.input_names, self.output_names = tuple(input_names), tuple(output_names)
@@ -66,6 +68,7 @@ class Classification(KnownScore):
             self.batch_dim = batch_dim
         self.dynamic_axes = dynamic_axes
         self.keep, self.min_widths = keep, min_widths
+        self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
         self.score_wish = ScoreWish(
             score=score,
             output=score_output,
@@ -268,9 +271,12 @@ def classification(
             count; ``input_names``, ``output_names``, ``dynamic_axes`` and ``batch_dim`` as members of a ``Task``
             (``edgeopt guide dynamic-sizes``); ``keep``: globs of parameters and modules that no channel is cut from,
             such as ``("head.*",)``; ``min_widths``: glob to the least number of output channels, such as
-            ``{"stem.*": 16}``; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs
-            and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still compressed, and
-            is still the baseline that candidates are compared with. Without a teacher file, ``model`` teaches.
+            ``{"stem.*": 16}``; ``drop_unseen_rows=True``: embedding rows that no training sample reads may go;
+            ``unknown_ids``: input name to the id whose row all other ids read then, such as ``{"tokens": 100}``, in
+            place of the mean of the dropped rows; and ``teacher``: an ``.onnx`` file with the model's inputs and
+            outputs and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still
+            compressed, and is still the baseline that candidates are compared with. Without a teacher file, ``model``
+            teaches.
     """
     return Classification(model, train, eval, **options)
 

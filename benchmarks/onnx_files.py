@@ -295,9 +295,8 @@ def main(folder: Path, only: tuple[str, ...], add: bool, seconds: float, out: Pa
     for name, entry in entries.items():
         if only and not any(name.startswith(start) for start in only):
             continue
-        row = run_file(
-            name, find_file(entry, folder), make_inputs(name, entries, folder), seconds, entry.get("prune", False)
-        )
+        model, data = find_file(entry, folder), make_inputs(name, entries, folder)
+        row = run_file(name, model, data, seconds, entry)
         rows[name] = row | {key: entry[key] for key in ("package", "version", "path", "licence")}
         mine = row.get("edgeopt", {})
         shown = ", ".join(f"{key} {mine[key]:.3f}" for key in ("size_ratio", "agreement", "latency_ratio") if mine)

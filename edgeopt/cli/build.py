@@ -135,10 +135,7 @@ def command(
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         name = task or project.task or "fashion"
-        # its mistakes show at once
-        given = _open_given(
-            name, data, score_wish, data_options, passed_on["shapes"], profile
-        )  # its mistakes show at once
+        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"], profile)  # mistakes show at once
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration

@@ -160,8 +160,8 @@ class _Conversion:
         module = OnnxModule(steps, names, outputs, self._used_numbers(steps))
         for name, is_trained in self._used_tensors(steps, outputs).items():
             readers = {node.name for node, _ in steps if name in node.inputs}
-            written = frozenset((self.file_names.get(name, set()) | readers) - {""})
-            module.store(name, self.constants[name], is_trained=is_trained, file_names=written)
+            file_names = frozenset((self.file_names.get(name, set()) | readers) - {""})
+            module.store(name, self.constants[name], is_trained=is_trained, file_names=file_names)
         return module.eval()
 
     def _read_inputs(self) -> list[str]:

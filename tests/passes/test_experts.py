@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.zoo.fresh.sequences import mixture_of_experts
 from edgeopt.errors import InputError, ParityError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
@@ -198,3 +199,16 @@ def test_experts_stay_if_their_positions_are_used_otherwise(form, reason):
     _, _, _, groups = traced(form)
     frozen = [group for group in groups.groups.values() if ("router.weight", 0) in group.slots]
     assert all(reason in str(group.frozen_by) for group in frozen)
+
+
+def test_stacked_experts_of_the_zoo_go_whole_and_those_of_a_list_stay():
+    torch.manual_seed(0)
+    module, inputs = mixture_of_experts()
+    network = Network.trace(module, inputs)
+    groups = analyse(network)
+    (name,) = [name for name, group in groups.free.items() if ("mixers.0.router.weight", 0) in group.slots]
+    assert {("mixers.0.w1", 0), ("mixers.0.w2", 0)} < set(groups.free[name].slots)
+    assert groups.free[name].least == 2
+    assert not any(("mixers.1.gate.weight", 0) in group.slots for group in groups.free.values())
+    keep = {name: (0, 2, 3)}
+    assert verify_pruning(network, groups, keep, prune(network, groups, keep), inputs) < PROOF_TOLERANCE

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.given.values import describe_type, model_inputs, name_element
 from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
+from edgeopt.graph.rounding.packing import unpack
 from edgeopt.graph.weights.matmul_nbits import count_packed_weights
 from edgeopt.graph.weights.tables import find_row_scales, find_tables
 
@@ -96,8 +97,9 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
     """
     model = load(path, _STAGE)
     data = path.read_bytes()
-    parameters, nonzero, types = _count_parameters(model.graph)
     operators = Counter(node.op_type for graph in walk_graphs(model.graph) for node in graph.node)
+    packed_bits = unpack(model)
+    parameters, nonzero, types = _count_parameters(model.graph, packed_bits)
     return OnnxFacts(
         parameters=parameters,
         nonzero_parameters=nonzero,
@@ -139,7 +141,7 @@ def _stored_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return tensors
 
 
-def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
+def _count_parameters(graph: onnx.GraphProto, packed_bits: Mapping[str, int]) -> tuple[int, int, Counter[str]]:
     """Return the number of weights, of those not zero (for int8: not equal to their zero point), and of each type."""
     scales: set[str] = set()
     quantized: set[str] = set()
@@ -175,7 +177,7 @@ def _count_parameters(graph: onnx.GraphProto) -> tuple[int, int, Counter[str]]:
             continue
         values = numpy_helper.to_array(tensor)
         total += values.size
-        types[name_element(tensor.data_type)] += values.size
+        types[f"int{packed_bits[name]}" if name in packed_bits else name_element(tensor.data_type)] += values.size
         zero = tensors.get(zero_points.get(name, ""))
         point = np.zeros(()) if zero is None else numpy_helper.to_array(zero)
         if point.ndim == 1:  # one for each slice along axis 0

@@ -14,6 +14,7 @@ from edgeopt.records.recipe import (
     FuseQLinear,
     GraphStep,
     LowRank,
+    PackWeights,
     Prune,
     Quantize,
     QuantizeAware,
@@ -193,16 +194,19 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return _quantize_text(step)
         case QuantizeDynamic():
             return "dynamic int8"
-        case QuantizeWeights(bits=bits):
-            return f"{bits}-bit weights in matrix products, float32 activations"
+        case QuantizeWeights(bits=bits, samples=samples):
+            rounded = ", rounded by samples" if samples else ""
+            return f"{bits}-bit weights in matrix products{rounded}, float32 activations"
         case StoreWeights() | Float16():
             return "float16" if isinstance(step, Float16) else "weights stored in int8"
-        case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
+        case Simplify() | FlushDenormals() | FuseQLinear() | PackWeights() | Compact():
             return None
 
 
 def _quantize_text(step: Quantize) -> str:
-    details = ["7-bit weights"] if step.reduce_range else []
+    bits = min(step.weight_bits or 8, 7 if step.reduce_range else 8)
+    details = [f"{bits}-bit weights"] if bits < 8 else []
+    details += ["rounded by samples"] if step.weight_bits else []
     details += ["equalized"] if step.equalize else []
     details += ["bias-corrected"] if step.correct_bias else []
     details += [f"{plural(len(step.float_nodes), 'node')} in float"] if step.float_nodes else []

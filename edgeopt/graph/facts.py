@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from edgeopt.graph.counting.parameters import (
 )
 from edgeopt.graph.given.values import describe_type, model_inputs
 from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
+from edgeopt.graph.rounding.packing import unpack
 from edgeopt.graph.weights.tables import find_tables
 
 _STAGE = "facts"
@@ -75,12 +77,13 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
     """
     model = load(path, _STAGE)
     data = path.read_bytes()
-    parameters, macs = count_parameters(model), count_macs(model, sample_shapes)
     operators = Counter(node.op_type for graph in walk_graphs(model.graph) for node in graph.node)
+    packed_bits = unpack(model)
+    parameters, macs = count_parameters(model), count_macs(model, sample_shapes)
     return OnnxFacts(
         parameters=parameters.total,
         nonzero_parameters=parameters.nonzero,
-        weight_types=_main_types(parameters.types),
+        weight_types=_main_types(_with_packed(parameters.types, model, packed_bits)),
         macs=macs.total,
         opset=read_opset(model),
         ir_version=model.ir_version,
@@ -99,6 +102,15 @@ def _read_value(value: onnx.ValueInfoProto) -> ValueInfo:
     tensor = value.type.tensor_type
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim)
     return ValueInfo(value.name, shape, describe_type(value.type))
+
+
+def _with_packed(types: Counter[str], model: onnx.ModelProto, bits: Mapping[str, int]) -> Counter[str]:
+    """Return how many weights there are of each type, with the bits that packed ones are stored in."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.name in bits}
+    packed = Counter[str]()
+    for name, size in sizes.items():
+        packed[f"int{bits[name]}"] += size
+    return types - Counter(int8=packed.total()) + packed
 
 
 def _main_types(types: Counter[str]) -> tuple[str, ...]:

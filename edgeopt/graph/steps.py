@@ -19,6 +19,7 @@ from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import load, lower_ir, save
 from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
+from edgeopt.graph.rounding.packing import pack
 from edgeopt.graph.weights.unseen_rows import drop_rows
 from edgeopt.graph.weights.weight_only import quantize_weights
 from edgeopt.records.recipe import (
@@ -28,6 +29,7 @@ from edgeopt.records.recipe import (
     FlushDenormals,
     FuseQLinear,
     GraphStep,
+    PackWeights,
     Quantize,
     QuantizeDynamic,
     QuantizeStep,
@@ -82,8 +84,9 @@ def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path
 
 
 def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+
     assert isinstance(step, QuantizeWeights)
-    return quantize_weights(model, step), ()
+    return quantize_weights(model, step, calibration)
 
 
 def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -104,6 +107,11 @@ def _fuse_qlinear(step: GraphStep, model: onnx.ModelProto, calibration: Path | N
     return model, (f"fuse: {count} nodes written as integer operators",) if count else ()
 
 
+def _pack_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    count = pack(model)
+    return model, (f"pack-weights: {count} tensors of few bits, unpacked when the file is loaded",) if count else ()
+
+
 def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     compact(model)
     return model, ()
@@ -115,8 +123,9 @@ STEPS: dict[type[GraphStep], StepFunction] = {
     FlushDenormals: StepFunction(_flush_denormals, in_subprocess=False),
     Quantize: StepFunction(_quantize, in_subprocess=True),
     QuantizeDynamic: StepFunction(_quantize_dynamic, in_subprocess=True),
-    QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=False),
+    QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=True),
     StoreWeights: StepFunction(_store_weights, in_subprocess=True),
+    PackWeights: StepFunction(_pack_weights, in_subprocess=False),
     Float16: StepFunction(_convert_to_float16, in_subprocess=True),
     FuseQLinear: StepFunction(_fuse_qlinear, in_subprocess=False),
     Compact: StepFunction(_compact, in_subprocess=False),

@@ -15,6 +15,7 @@ from edgeopt.records.recipe import (
     FuseQLinear,
     GraphStep,
     LowRank,
+    PackWeights,
     Prune,
     Quantize,
     QuantizeAware,
@@ -28,7 +29,7 @@ from edgeopt.records.recipe import (
     TorchStep,
 )
 
-_Silent = Simplify | FlushDenormals | FuseQLinear | Compact
+_Silent = Simplify | FlushDenormals | FuseQLinear | PackWeights | Compact
 """Steps that change no number."""
 Unit = Literal["ms", "bytes", "per_s", "score"]
 
@@ -196,8 +197,9 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return _quantize_text(step)
         case QuantizeDynamic():
             return "dynamic int8"
-        case QuantizeWeights(bits=bits):
-            return f"{bits}-bit weights in matrix products, float32 activations"
+        case QuantizeWeights(bits=bits, samples=samples):
+            rounded = ", rounded by samples" if samples else ""
+            return f"{bits}-bit weights in matrix products{rounded}, float32 activations"
         case _:
             return _short_text(step)
 
@@ -210,12 +212,14 @@ def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str 
             return "weights stored in int8"
         case Float16():
             return "float16"
-        case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
+        case Simplify() | FlushDenormals() | FuseQLinear() | PackWeights() | Compact():
             return None
 
 
 def _quantize_text(step: Quantize) -> str:
-    details = ["7-bit weights"] if step.reduce_range else []
+    bits = min(step.weight_bits or 8, 7 if step.reduce_range else 8)
+    details = [f"{bits}-bit weights"] if bits < 8 else []
+    details += ["rounded by samples"] if step.weight_bits else []
     details += ["equalized"] if step.equalize else []
     details += ["bias-corrected"] if step.correct_bias else []
     details += [f"{plural(len(step.float_nodes), 'node')} in float"] if step.float_nodes else []

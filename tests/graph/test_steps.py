@@ -22,6 +22,7 @@ from edgeopt.records.recipe import (
     Float16,
     FlushDenormals,
     FuseQLinear,
+    PackWeights,
     Quantize,
     QuantizeDynamic,
     QuantizeWeights,
@@ -33,9 +34,12 @@ INT8 = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibr
 DYNAMIC = QuantizeDynamic(reduce_range=True)
 WEIGHTS = QuantizeWeights(bits=8, block=32)
 # ``DropUnseenRows`` has test_unseen_rows.py: this network has no table
-EVERY_STEP = (Simplify(), FlushDenormals(), INT8, DYNAMIC, WEIGHTS, StoreWeights(), Float16(), FuseQLinear(), Compact())
-KEEPS_THE_NODES = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
-REPEATABLE = (Simplify(), FlushDenormals(), FuseQLinear(), Compact())
+EVERY_STEP = (
+    Simplify(), FlushDenormals(), INT8, DYNAMIC, WEIGHTS, StoreWeights(), Float16(), FuseQLinear(), PackWeights(),
+    Compact(),
+)  # fmt: skip
+KEEPS_THE_NODES = (Simplify(), FlushDenormals(), FuseQLinear(), PackWeights(), Compact())
+REPEATABLE = (Simplify(), FlushDenormals(), FuseQLinear(), PackWeights(), Compact())
 
 FOLDING_TOLERANCE = 1e-5  # folded constants are rounded once more: a few units in the last place of float32
 INT8_SIGNAL_TO_NOISE_DB = 20.0  # 26 to 28 here; 11 with 8-bit weights that saturate on a processor without VNNI
@@ -107,7 +111,7 @@ def test_a_step_computes_the_same(step, made, expected):
             assert signal_to_noise_db(expected, found) > FLOAT16_SIGNAL_TO_NOISE_DB
         case Simplify():
             compare_arrays([expected], [found], stage="simplified", tolerance=FOLDING_TOLERANCE)
-        case FlushDenormals() | FuseQLinear() | Compact():
+        case FlushDenormals() | FuseQLinear() | PackWeights() | Compact():
             assert (found == expected).all()
 
 

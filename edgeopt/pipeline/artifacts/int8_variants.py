@@ -24,6 +24,7 @@ from edgeopt.graph.model import lift_constants, load
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import (
+    CALIBRATION_SAMPLES,
     FIRST_STEPS,
     graph_steps,
     int8_steps,
@@ -99,7 +100,9 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
             if oldest >= since:
-                steps = int8_steps(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE), profile)
+                steps = int8_steps(
+                    QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE, samples=CALIBRATION_SAMPLES), profile
+                )
                 yield steps
                 if measure_stored_ratio(model, _PACKED_OPERATORS) > MIN_LEFT_BYTES_RATIO:
                     yield storing_the_rest(steps)

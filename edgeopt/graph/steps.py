@@ -21,7 +21,6 @@ from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
 from edgeopt.graph.rounding.packing import pack
 from edgeopt.graph.weights.unseen_rows import drop_rows
-from edgeopt.graph.weights.weight_only import quantize_weights
 from edgeopt.records.recipe import (
     Compact,
     DropUnseenRows,
@@ -84,6 +83,7 @@ def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path
 
 
 def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    from edgeopt.graph.weights.weight_only import quantize_weights
 
     assert isinstance(step, QuantizeWeights)
     return quantize_weights(model, step, calibration)

@@ -213,12 +213,12 @@ def prune_with_edgeopt(name: str, architecture: Architecture) -> tuple[Row, list
         "groups": len(groups.groups), "free_groups": len(groups.free), "blocked_by": list(groups.without_rule),
         "frozen": frozen, "notes": list(network.notes),
     }  # fmt: skip
-    smallest = {name: [0] for name in groups.free}
+    smallest = {name: list(range(group.least)) for name, group in groups.free.items()}
     fewest = count_channels(slots, {name: t.shape for name, t in prune(network, groups, smallest).state().items()})
     common["prunable_ratio"] = 1 - fewest / total
     rows = []
     for ratio in PRUNING_RATIOS:
-        widths = {n: max(1, math.floor(g.channels * (1 - ratio) + 1e-9)) for n, g in groups.free.items()}
+        widths = {n: max(g.least, math.floor(g.channels * (1 - ratio) + 1e-9)) for n, g in groups.free.items()}
         keep = choose_strongest(scores, widths)
         pruned = prune(network, groups, keep)
         row = _measure_reduction(slots, shapes, {n: t.shape for n, t in pruned.state().items()}, ratio)

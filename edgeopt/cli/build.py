@@ -18,11 +18,13 @@ from edgeopt.cli.options import (
     fallback_option,
     limit_options,
     score_options,
+    unseen_row_options,
     verbose_option,
 )
 from edgeopt.config.limits import LimitOptions
 from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreWish
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @estimate_option
 @limit_options
 @channel_options
+@unseen_row_options
 @fallback_option
 @click.option(
     "--shape",
@@ -113,6 +116,7 @@ def command(
     estimate: bool,
     limits: LimitOptions,
     width_rules: WidthRules,
+    unseen_rows: UnseenRows,
     time_limit: float | None,
     quiet: bool,
     as_json: bool,
@@ -131,7 +135,7 @@ def command(
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         name = task or project.task or "fashion"
-        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"])  # its mistakes show at once
+        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"], profile)  # mistakes show at once
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
@@ -145,6 +149,7 @@ def command(
             data_options=data_options,
             score_wish=score_wish,
             width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
+            unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
             profile=profile,
             device="local:" if search.calibration else device_uri or profile.device,
             calibration=search.calibration,
@@ -161,7 +166,7 @@ def command(
 
 
 def _open_given(
-    task: str, data: str | None, score_wish: ScoreWish, options: DataOptions, shapes: tuple[str, ...]
+    task: str, data: str | None, score_wish: ScoreWish, options: DataOptions, shapes: tuple[str, ...], profile: Profile
 ) -> OnnxTask | None:
     """Return the task of a given file, with its data read and checked, before PyTorch is loaded; None for another task.
 
@@ -173,7 +178,8 @@ def _open_given(
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.pipeline.given_model import open_given_task
 
-    return open_given_task(Path(task), data, score_wish, options.with_sizes(merge_shapes(shapes, "--shape")))
+    sizes = merge_shapes(shapes, "--shape")
+    return open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
 
 
 def exit_code(choice: Choice) -> int:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgeopt.cli.console import show_error
+
 if TYPE_CHECKING:
     from edgeopt.store.ledger import Ledger
 
@@ -68,9 +70,12 @@ def command(build: int | None, workspace: Path, as_json: bool) -> None:
     ledger = open_ledger(workspace)
     try:
         builds = ledger.builds()
-        trials = None if build is None else ledger.trials(find_build(ledger, build))
+        stored = None if build is None else ledger.trials(find_build(ledger, build))
     finally:
         ledger.close()
+    trials = None if stored is None else stored.intact
+    for damaged in () if stored is None else stored.damaged.values():
+        show_error(damaged, label="left out: ")
     if as_json:
         fields = ("build", "task", "target", "started_at", "trials")
         rows = [dict(zip(fields, row, strict=True)) for row in builds]

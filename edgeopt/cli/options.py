@@ -11,6 +11,7 @@ import click
 
 from edgeopt.config.limits import LimitOptions, check_options
 from edgeopt.records.scoring import SCORE_NAMES, ScoreWish
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -127,6 +128,40 @@ def channel_options(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="GLOB",
         help="Cut no channel of the parameters or modules whose names match, such as 'head.*'; may be repeated.",
     )(widths)
+
+
+def _parse_id(text: str) -> tuple[str, int]:
+    """Return the input and the id of ``INPUT=N``.
+
+    Raises:
+        click.BadParameter: it is not of that form.
+    """
+    name, separator, number = text.rpartition("=")
+    if not separator or not name or not number.isdecimal():
+        raise click.BadParameter(f"'{text}' is not INPUT=N, such as 'tokens=100'.")
+    return name, int(number)
+
+
+def unseen_row_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options for rows that no training sample reads; they arrive as ``unseen_rows``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, drop_unseen_rows: bool, unknown_id: tuple[tuple[str, int], ...], **kwargs: Any) -> Any:
+        rules = UnseenRows(drop=drop_unseen_rows, unknown_ids=dict(unknown_id))
+        return function(*args, unseen_rows=rules, **kwargs)
+
+    unknown = click.option(
+        "--unknown-id",
+        multiple=True,
+        type=_parse_id,
+        metavar="INPUT=N",
+        help="With --drop-unseen-rows: id whose row an input's other ids read (default: the mean of the dropped rows).",
+    )(wrapper)
+    return click.option(
+        "--drop-unseen-rows",
+        is_flag=True,
+        help="Also try files without the embedding rows that no training sample reads; new words may lose by it.",
+    )(unknown)
 
 
 device_option = click.option("--device", "device_uri", metavar="URI", help="Device to run on (default: the target's).")

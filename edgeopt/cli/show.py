@@ -18,16 +18,19 @@ def command(number: int, build: int | None, workspace: Path, as_json: bool) -> N
     """Show trial number N: its recipe, file, timings and parity, or its traceback if it failed."""
     from rich.console import Console
 
-    from edgeopt.errors import InputError
+    from edgeopt.errors import InputError, WorkspaceError
     from edgeopt.records.codec import to_json
     from edgeopt.report.ledger_text import print_trial
 
     ledger = open_ledger(workspace)
     try:
         build = find_build(ledger, build)
-        trials = {trial.number: trial for trial in ledger.trials(build)}
+        stored = ledger.trials(build)
+        trials = {trial.number: trial for trial in stored.intact}
     finally:
         ledger.close()
+    if number in stored.damaged:
+        raise WorkspaceError(stored.damaged[number])
     if number not in trials:
         held = f"trials {min(trials)} to {max(trials)}" if trials else "no trials yet"
         raise InputError(f"build {build} has no trial {number}; it holds {held}. `edgeopt history {build}` lists them.")

@@ -25,6 +25,10 @@ class Project(Record, frozen=True, kw_only=True):
     """Globs of parameters and modules that no channel is cut from."""
     min_widths: dict[str, int] = msgspec.field(default_factory=dict)
     """Glob to the least number of output channels."""
+    drop_unseen_rows: bool = False
+    """Whether embedding rows that no training sample reads may go."""
+    unknown_ids: dict[str, int] = msgspec.field(default_factory=dict)
+    """Input to the id whose row all other ids read then."""
 
 
 def project_folder(start: Path | None = None) -> Path:

@@ -9,7 +9,7 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16, convert_np_to_float16
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import lift_constants, name_nodes, read_initializers, sort_nodes
+from edgeopt.graph.model import lift_constants, name_nodes, read_initializers, sort_nodes, walk_graphs
 from edgeopt.graph.small_constants import find_small_constant_nodes
 from edgeopt.model_files.tensors import inputs_as_weights, weights_as_inputs
 
@@ -23,7 +23,8 @@ def convert_to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         StepError: a weight is outside float16's range, and would be clamped.
     """
     lift_constants(model.graph)
-    for name, values in read_initializers(model.graph).items():
+    stored = [item for graph in walk_graphs(model.graph) for item in read_initializers(graph).items()]
+    for name, values in stored:
         largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0)) if values.dtype == np.float32 else 0.0
         if largest > _LARGEST:
             raise StepError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,15 @@ STANDARD_DOMAINS = ("", "ai.onnx")
 MICROSOFT_DOMAIN = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
 _OLDEST_IR = 4
+READ_INSIDE = -1
+"""In place of an input's index."""
 Arrays = dict[str, NDArray[Any]]
 
 
 def load(path: Path, stage: str) -> onnx.ModelProto:
     """Read a model that edgeopt wrote; of a pair (``edgeopt.model_files``) the large tensors stay in their file.
+
+    Values inside branches and loop bodies get names that no other graph has.
 
     Raises:
         StepError: the file is missing, is not an ONNX model, or keeps weights in a file of another kind.
@@ -36,6 +41,7 @@ def load(path: Path, stage: str) -> onnx.ModelProto:
         raise StepError(stage, f"{path} cannot be read as an ONNX model ({error}).") from error
     if not model.graph.node and not model.graph.output:
         raise StepError(stage, f"{path} has no graph.")
+    separate_names(model.graph)
     return model
 
 
@@ -47,14 +53,75 @@ def read_opset(model: onnx.ModelProto) -> int:
     return next((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), 1)
 
 
+def inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs in a node's attributes: branches and loop bodies."""
+    graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
+    return [graph for graph in graphs if graph.node or graph.output]
+
+
 def walk_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     """Yield a graph and every graph inside its nodes (branches and loop bodies)."""
     yield graph
     for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    yield from walk_graphs(inner)
+        for inner in inner_graphs(node):
+            yield from walk_graphs(inner)
+
+
+def read_names(node: onnx.NodeProto) -> set[str]:
+    """Return what a node reads, and what the graphs in it read from outside."""
+    names = set(node.input)
+    for graph in inner_graphs(node):
+        read = {value.name for value in graph.output}.union(*(read_names(each) for each in graph.node))
+        names |= read - _own_names(graph)
+    return names
+
+
+def separate_names(graph: onnx.GraphProto) -> None:
+    """Rename values in branches and loop bodies whose names other graphs have too, so that a name is one value.
+
+    Two branches may use a name each in its own way, and some exporters let a body hide a value around it.
+    """
+    _rename(graph, {}, set(), used_names(graph))
+
+
+def used_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of all values of a graph and of those in it."""
+    return {name for inner in walk_graphs(graph) for name in _own_names(inner)}
+
+
+def _own_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of the values that a graph itself gets, stores or computes."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names |= {one.values.name for one in graph.sparse_initializer}
+    return (names | {name for node in graph.node for name in node.output}) - {""}
+
+
+def _rename(graph: onnx.GraphProto, outer: dict[str, str], seen: set[str], taken: set[str]) -> None:
+    """Give a graph's own values new names if another graph has them; ``outer`` holds the new names around it."""
+    names = dict(outer)
+    for name in sorted(_own_names(graph)):
+        names[name] = name if name not in seen else unused_name(name, taken)
+        seen.add(name)
+    renamed = {name: new for name, new in names.items() if name != new}
+    if renamed:
+        for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+            value.name = renamed.get(value.name, value.name)
+        for one in graph.sparse_initializer:
+            one.values.name = renamed.get(one.values.name, one.values.name)
+    for node in graph.node:
+        if renamed:
+            node.input[:] = [renamed.get(name, name) for name in node.input]
+            node.output[:] = [renamed.get(name, name) for name in node.output]
+        for inner in inner_graphs(node):
+            _rename(inner, names, seen, taken)
+
+
+def unused_name(name: str, taken: set[str]) -> str:
+    """Return a name like ``name`` that is not in ``taken``, and add it to that."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    new = next(one for one in itertools.chain((name,), numbered) if one not in taken)
+    taken.add(new)
+    return new
 
 
 def read_initializers(graph: onnx.GraphProto) -> Arrays:
@@ -91,11 +158,16 @@ def read_batch_axes(graph: onnx.GraphProto) -> dict[str, int | None]:
 
 
 def find_consumers(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
-    """Return by value the nodes of the top graph that read it, each with the index of the input."""
+    """Return by value the nodes of the top graph that read it, each with the index of the input.
+
+    The index is ``READ_INSIDE`` for a node in whose branches or loop body it is read.
+    """
     consumers: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in graph.node:
         for index, name in enumerate(node.input):
             consumers.setdefault(name, []).append((node, index))
+        for name in sorted(read_names(node) - set(node.input)) if inner_graphs(node) else ():
+            consumers.setdefault(name, []).append((node, READ_INSIDE))
     return consumers
 
 
@@ -145,9 +217,7 @@ def sort_nodes(graph: onnx.GraphProto) -> None:
     waits: list[set[int]] = []
     followers: dict[int, list[int]] = {}
     for index, node in enumerate(nodes):
-        inner = [one for attribute in node.attribute for one in (attribute.g, *attribute.graphs)]
-        read = {name for one in inner for deep in walk_graphs(one) for user in deep.node for name in user.input}
-        needed = {producers[name] for name in (*node.input, *read) if name in producers} - {index}
+        needed = {producers[name] for name in read_names(node) if name in producers} - {index}
         waits.append(needed)
         for producer in needed:
             followers.setdefault(producer, []).append(index)

@@ -6,19 +6,26 @@ Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
 from __future__ import annotations
 
 import onnx
+import onnx.inliner
 import onnxsim
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import drop_metadata
 from edgeopt.graph.pooling import write_global_average_pools
-from edgeopt.model_files.tensors import inputs_as_weights, weights_as_inputs
+from edgeopt.model_files.tensors import count_model_bytes, inputs_as_weights, weights_as_inputs
 
 _STAGE = "simplify"
+_MAX_GROWTH_RATIO = 1.05
+"""Of the bytes: a few more are worth fewer nodes."""
 
 
 def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     """Return a simpler model with the same outputs, and notes."""
-    before = len(model.graph.node)
+    notes = []
+    if model.functions:  # no step looks into them
+        notes.append(f"simplify: {len(model.functions)} functions of the file written as the nodes they consist of")
+        model = onnx.inliner.inline_local_functions(model)
+    before, bytes_before = len(model.graph.node), count_model_bytes(model)
     graph = weights_as_inputs(model)
     simple, passed = onnxsim.simplify(graph)
     if not passed:
@@ -28,9 +35,10 @@ def simplify(model: onnx.ModelProto) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     drop_metadata(simple)  # onnxsim records what it did
     pools = write_global_average_pools(simple)
     after = len(simple.graph.node)
-    if after > before:  # inlined functions; a Flatten after a pooling adds one
-        return model, ("simplify: kept the graph unchanged, onnxsim made it larger",)
-    notes = [f"simplify: {before} to {after} nodes"] if after < before else []
+    # a Flatten after a pooling adds a node; computed constants add bytes, such as floats from stored integers
+    if after > before or count_model_bytes(simple) > _MAX_GROWTH_RATIO * bytes_before:
+        return model, (*notes, "simplify: kept the graph unchanged, onnxsim made it larger")
+    notes += [f"simplify: {before} to {after} nodes"] if after < before else []
     if pools:
         notes.append(f"simplify: {pools} ReduceMean replaced with GlobalAveragePool")
     return simple, tuple(notes)

@@ -19,13 +19,16 @@ from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import load, lower_ir, save
 from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
-from edgeopt.graph.weights.weight_only import quantize_weights
+from edgeopt.graph.rounding.packing import pack
+from edgeopt.graph.weights.unseen_rows import drop_rows
 from edgeopt.records.recipe import (
     Compact,
+    DropUnseenRows,
     Float16,
     FlushDenormals,
     FuseQLinear,
     GraphStep,
+    PackWeights,
     Quantize,
     QuantizeDynamic,
     QuantizeStep,
@@ -44,6 +47,12 @@ class StepFunction(NamedTuple):
     run: Callable[[GraphStep, onnx.ModelProto, Path | None], StepOutput]
     """Takes the step, a model that it may change, and the calibration file."""
     in_subprocess: bool
+
+
+def _drop_unseen_rows(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    assert isinstance(step, DropUnseenRows)
+    drop_rows(model, step)
+    return model, tuple(f"drop-unseen-rows: '{name}': {kept.sentence}" for name, kept in step.tables.items())
 
 
 def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -74,8 +83,10 @@ def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path
 
 
 def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    from edgeopt.graph.weights.weight_only import quantize_weights
+
     assert isinstance(step, QuantizeWeights)
-    return quantize_weights(model, step), ()
+    return quantize_weights(model, step, calibration)
 
 
 def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -96,18 +107,25 @@ def _fuse_qlinear(step: GraphStep, model: onnx.ModelProto, calibration: Path | N
     return model, (f"fuse: {count} nodes written as integer operators",) if count else ()
 
 
+def _pack_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
+    count = pack(model)
+    return model, (f"pack-weights: {count} tensors of few bits, unpacked when the file is loaded",) if count else ()
+
+
 def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     compact(model)
     return model, ()
 
 
 STEPS: dict[type[GraphStep], StepFunction] = {
+    DropUnseenRows: StepFunction(_drop_unseen_rows, in_subprocess=False),
     Simplify: StepFunction(_simplify, in_subprocess=True),
     FlushDenormals: StepFunction(_flush_denormals, in_subprocess=False),
     Quantize: StepFunction(_quantize, in_subprocess=True),
     QuantizeDynamic: StepFunction(_quantize_dynamic, in_subprocess=True),
-    QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=False),
+    QuantizeWeights: StepFunction(_quantize_weights, in_subprocess=True),
     StoreWeights: StepFunction(_store_weights, in_subprocess=True),
+    PackWeights: StepFunction(_pack_weights, in_subprocess=False),
     Float16: StepFunction(_convert_to_float16, in_subprocess=True),
     FuseQLinear: StepFunction(_fuse_qlinear, in_subprocess=False),
     Compact: StepFunction(_compact, in_subprocess=False),

@@ -75,6 +75,29 @@ def tensor_values(tensor: TensorProto) -> NDArray[Any]:
     return np.asarray(np.memmap(place.file, dtype, "r", place.offset, shape))
 
 
+def count_model_bytes(model: onnx.ModelProto) -> int:
+    """Return the bytes of a model with those of its external tensors."""
+    outside = (count_bytes(tensor) or 0 for tensor in walk_initializers(model.graph) if is_external(tensor))
+    return int(model.ByteSize()) + sum(outside)
+
+
+def in_memory(tensor: TensorProto) -> TensorProto:
+    """Return a tensor whose values are in memory, for tools that read no other files: itself, or a copy."""
+    if not is_external(tensor):
+        return tensor
+    copy = TensorProto()
+    copy.CopyFrom(tensor)
+    _take_in(copy)
+    return copy
+
+
+def copy_model_proto(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy of a model; both refer to the same files for their external tensors."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
 def set_external(tensor: TensorProto, location: str, offset: int, length: int) -> None:
     """Make a tensor external, and drop its values from memory."""
     kept = TensorProto(dims=tensor.dims, data_type=tensor.data_type, name=tensor.name)
@@ -150,8 +173,7 @@ def hash_model(model: onnx.ModelProto) -> str:
         digest = hashlib.sha256()
         for block in _stream(model):
             digest.update(block)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(model)
+        copy = copy_model_proto(model)
         for tensor, offset in _lay_out(copy):
             set_external(tensor, "", offset, count_bytes(tensor) or 0)
         content = _graph_bytes(copy, digest.hexdigest() + WEIGHTS_SUFFIX)
@@ -165,8 +187,7 @@ def weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not any(map(is_external, walk_initializers(model.graph))):
         return model
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+    copy = copy_model_proto(model)
     for tensor in [one for one in walk_initializers(copy.graph) if is_external(one)]:
         if all(value.name != tensor.name for value in copy.graph.input):
             copy.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))

@@ -97,6 +97,8 @@ class _Conversion:
         self.graph = model.graph
         self.constants: dict[str, Tensor] = {}
         self.numbers: dict[str, Numbers] = {}
+        self.file_names: dict[str, set[str]] = {}
+        """Of each constant: the initializers that it is made of, and the nodes that make and read it."""
         self.steps: list[Step] = []
         self._read_initializers(model.graph)
         for node in self._walk(model.graph.node):
@@ -112,6 +114,7 @@ class _Conversion:
                     "does not compute with.",
                 )
             self._keep(initializer.name, tensor)
+            self.file_names[initializer.name] = {initializer.name}
         if graph.sparse_initializer:
             raise StepError(STAGE, "the graph has sparse initializers, which are not supported.")
 
@@ -144,8 +147,10 @@ class _Conversion:
             if not all(name in self.constants for name in part.inputs if name):
                 self.steps.append(step)
             elif not all(name in self.constants for name in part.outputs):
+                sources = {one for name in part.inputs for one in self.file_names.get(name, ())} | {part.name}
                 for name, tensor in compute_constants(step, self.constants, self.numbers).items():
                     self._keep(name, tensor)
+                    self.file_names[name] = {*sources, name}
 
     def finish(self) -> OnnxModule:
         """Return the module of the nodes that the outputs need, with the constants that these use."""
@@ -154,7 +159,9 @@ class _Conversion:
         steps = _needed(self.steps, set(outputs))
         module = OnnxModule(steps, names, outputs, self._used_numbers(steps))
         for name, is_trained in self._used_tensors(steps, outputs).items():
-            module.store(name, self.constants[name], is_trained=is_trained)
+            readers = {node.name for node, _ in steps if name in node.inputs}
+            file_names = frozenset((self.file_names.get(name, set()) | readers) - {""})
+            module.store(name, self.constants[name], is_trained=is_trained, file_names=file_names)
         return module.eval()
 
     def _read_inputs(self) -> list[str]:

@@ -39,16 +39,19 @@ class OnnxModule(nn.Module):
         self._steps = tuple(steps)
         self._numbers = dict(numbers)
         self._places: dict[str, str] = {}
+        self.file_names: dict[str, frozenset[str]] = {}
+        """By parameter or buffer: the names in the file that it goes by, those of its nodes too."""
         self.input_names = tuple(input_names)
         self.outputs = dict(outputs)
 
-    def store(self, name: str, tensor: Tensor, *, is_trained: bool) -> None:
+    def store(self, name: str, tensor: Tensor, *, is_trained: bool, file_names: frozenset[str] = frozenset()) -> None:
         """Keep a constant as a parameter or a buffer.
 
         Args:
             name: In the graph.
             tensor: Its values.
             is_trained: Whether a training changes it.
+            file_names: Of initializers that it is made of, and of nodes that make or read it.
         """
         place = self._free_place(name)
         *folders, leaf = place.split(".")
@@ -62,6 +65,7 @@ class OnnxModule(nn.Module):
         else:
             parent.register_buffer(leaf, tensor.contiguous())
         self._places[name] = place
+        self.file_names[place] = file_names
 
     def _free_place(self, name: str) -> str:
         """Return a path of attributes like a name, which nothing has yet."""

@@ -17,7 +17,6 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
-from edgeopt.bundle.manifest import DynamicDimension
 from edgeopt.bundle.write import check_out, write_bundle
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
@@ -37,11 +36,12 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, e
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dims, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dimensions, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows, unseen_rows_warnings
 from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
@@ -55,6 +55,7 @@ from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 from edgeopt.select.decision import choose
 from edgeopt.select.teacher_gain import undertrained_note
@@ -93,6 +94,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     width_rules: WidthRules = WidthRules()
     """Of ``edgeopt.toml`` and the command line."""
+    unseen_rows: UnseenRows = UnseenRows()
+    """Of the same."""
     quick: bool
     more: bool
     command: tuple[str, ...]
@@ -168,8 +171,7 @@ def open_build(
     given: OnnxTask | None = None,
 ) -> Iterator[Build]:
     """Open ledger, device, task and torch processes for the length of a block."""
-    clock = Clock()
-    ledger = Ledger(workspace.ledger_file)
+    clock, ledger = Clock(), Ledger(workspace.ledger_file)
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
         progress("set-up", f"task {request.task}")
@@ -208,6 +210,7 @@ def open_build(
             time_limit_seconds=request.time_limit_seconds,
             sizes=sizes,
             width_rules=settle_width_rules(request.width_rules, task),
+            unseen_rows=settle_unseen_rows(request.unseen_rows, task),
             clock=clock,
         )
 
@@ -284,7 +287,7 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
     return msgspec.structs.replace(
         choice,
         teacher=teacher,
-        warnings=remarks.warnings,
+        warnings=(*remarks.warnings, *unseen_rows_warnings(choice)),
         score_kind=remarks.kind,
         failed_trainings=count_failed_trainings(choice.trials),
         ended_early=search.ended_early,
@@ -308,7 +311,14 @@ def training_notes(search: Search) -> tuple[str, ...]:
     gain = undertrained_note(search.runner.trials)
     widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
     sizes = size_notes(search.build, search.runner.original, search.runner.exported)
-    return (*merged, *model_notes(search.runner.exported), *widths, *sizes, *((gain,) if gain else ()))
+    return (
+        *merged,
+        *model_notes(search.runner.exported),
+        *widths,
+        *sizes,
+        *search.runner.unseen_rows.notes,
+        *((gain,) if gain else ()),
+    )
 
 
 def model_notes(exported: ExportedFile) -> tuple[str, ...]:
@@ -382,19 +392,5 @@ def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> 
             versions=maker_versions(),
             seed=build.seed,
             command=shlex.join(command),
-            dynamic=dynamic_dimensions(build),
+            dynamic=dynamic_dimensions(build.data.task, build.sizes),
         )
-
-
-def dynamic_dimensions(build: Build) -> tuple[DynamicDimension, ...]:
-    """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
-    axes = dict.fromkeys(axis for dims in dynamic_dims(build.data.task) for axis in dims.values())
-    return tuple(
-        DynamicDimension(
-            name=axis.name,
-            min_size=axis.min_size,
-            max_size=axis.max_size,
-            judged_at=tuple(dict.fromkeys(sizes[axis.name] for sizes in build.sizes)),
-        )
-        for axis in axes
-    )

@@ -21,6 +21,7 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import DeviceInfo, Environment
 from edgeopt.records.profile import Profile
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 from edgeopt.store.keys import BuildFacts, Keys
 from edgeopt.store.ledger import Ledger
@@ -131,6 +132,8 @@ class Build:
     """Of the dynamic dimensions besides the batch, at which limits have to be kept; the largest case is first."""
     width_rules: WidthRules = field(default_factory=WidthRules)
     """Of the task, ``edgeopt.toml`` and the command line."""
+    unseen_rows: UnseenRows = field(default_factory=UnseenRows)
+    """Of the same."""
     seed: int = 0
     clock: Clock = field(default_factory=Clock)
 

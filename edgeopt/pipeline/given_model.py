@@ -36,7 +36,11 @@ _RUNTIME_FORMAT = ".ort"
 
 
 def open_given_task(
-    path: Path, data: str | None, score_wish: ScoreWish | None = None, options: DataOptions | None = None
+    path: Path,
+    data: str | None,
+    score_wish: ScoreWish | None = None,
+    options: DataOptions | None = None,
+    batch_size: int | None = None,
 ) -> OnnxTask:
     """Read a model and its data, without PyTorch.
 
@@ -45,13 +49,14 @@ def open_given_task(
         data: A file, a folder, or ``file.py:name``; None for random values.
         score_wish: How it is to be scored.
         options: How the data become inputs.
+        batch_size: To be measured.
 
     Raises:
         TaskError, DataError, InputError: see ``OnnxTask``; a TaskError too if the user's function fails.
     """
     if data is not None and is_function(data):
-        return run_user_code(data, "the function", OnnxTask, path, data, score_wish, options)
-    return OnnxTask(path, data, score_wish, options)
+        return run_user_code(data, "the function", OnnxTask, path, data, score_wish, options, batch_size)
+    return OnnxTask(path, data, score_wish, options, batch_size)
 
 
 class ReadyModel(NamedTuple):

@@ -195,7 +195,7 @@ def inspect_model(
         tensors=tensors,
         run_ms=None if timed is None else timed.ns / 1e6,
         not_run=not_run,
-        notes=ready.notes,
+        notes=(*ready.notes, *file_facts.notes),
         providers=_provider_use(nodes),
         time_by_operator=_time_by_operator(nodes, total_ns),
         nodes=_nodes(nodes, total_ns),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.bundle.manifest import DynamicDimension
 from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError
 from edgeopt.task import CheckedTask
@@ -48,6 +49,20 @@ def _example_shapes(task: CheckedTask | OnnxTask) -> list[tuple[int, ...]]:
 def dynamic_dims(task: CheckedTask | OnnxTask) -> tuple[Dims, ...]:
     """Return the dynamic dimensions of each input besides the batch."""
     return task.dynamic_dims if isinstance(task, OnnxTask) else task.interface.dynamic_dims
+
+
+def dynamic_dimensions(task: CheckedTask | OnnxTask, judged: Sequence[DimensionSizes]) -> tuple[DynamicDimension, ...]:
+    """Describe the dynamic dimensions of the inputs besides the batch, for apps."""
+    axes = dict.fromkeys(axis for dims in dynamic_dims(task) for axis in dims.values())
+    return tuple(
+        DynamicDimension(
+            name=axis.name,
+            min_size=axis.min_size,
+            max_size=axis.max_size,
+            judged_at=tuple(dict.fromkeys(sizes[axis.name] for sizes in judged)),
+        )
+        for axis in axes
+    )
 
 
 def _sizes(task: CheckedTask | OnnxTask, shapes: InputShapes, batch_size: int, source: str) -> DimensionSizes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,24 @@ class TaskData(EvaluationSet):
             return self._store(f"calibration{samples}", given[: max(1, int(np.count_nonzero(ends <= samples)))])
         pairs = self._call_user("calibration_batches()", self._to_arrays, self.task.calibration_batches, samples)
         return self._store(f"calibration{samples}", [inputs for inputs, _ in pairs])
+
+    def training_inputs(self) -> Iterator[NamedArrays]:
+        """Yield the inputs of one epoch of the training data; of a given ``.onnx``, those that train or calibrate."""
+        if isinstance(self.task, OnnxTask):
+            yield from self.task.calibration_batches()
+            yield from (group.inputs for group in self.task.split.training)
+            return
+        batches = self._call_user("train_batches()", self.task.train_epoch, 0)
+        while (batch := self._call_user("train_batches()", next, batches, None)) is not None:
+            yield dict(zip(self.task.input_names, map(to_numpy, batch[0]), strict=True))
+
+    @cached_property
+    def training_file(self) -> Path:
+        """The file of a few samples of ``training_inputs``."""
+        first = next(iter(self.training_inputs()))
+        count = self.task.axes.count(first)
+        fixed = self.task.fixed_batch if isinstance(self.task, OnnxTask) else None
+        return self._store("training", [self._take(first, range(fixed or min(_PARITY_SAMPLES, count)))])
 
     def test_set(self) -> tuple[Path, list[Any]] | None:
         """Return the file and the targets of the test batches, or None if the task has none."""

@@ -31,13 +31,16 @@ def matches(glob: str, name: str) -> bool:
     return any(fnmatchcase(one, glob) for one in module_names(name))
 
 
-def check_rules(rules: WidthRules, names: Iterable[str], source: str) -> None:
+def check_rules(
+    rules: WidthRules, names: Iterable[str], source: str, kind: str = "parameter or module of the model"
+) -> None:
     """Refuse a glob that matches nothing, and a width below 1.
 
     Args:
         rules: As the user wrote them.
         names: Of the model's parameters.
         source: Of the rules, for messages.
+        kind: What the names are of, for messages.
 
     Raises:
         ConfigError: names the glob and the nearest names.
@@ -48,7 +51,7 @@ def check_rules(rules: WidthRules, names: Iterable[str], source: str) -> None:
         if not any(matches(glob, name) for name in names):
             close = difflib.get_close_matches(glob.strip("*."), known, n=_NEAREST_NAMES, cutoff=0.0)
             raise ConfigError(
-                f"{source}: '{glob}' matches no parameter or module of the model. The nearest names are "
+                f"{source}: '{glob}' matches no {kind}. The nearest names are "
                 f"{', '.join(close)}; '*' stands for any text, dots included."
             )
     for glob, width in rules.min_widths.items():
@@ -57,12 +60,12 @@ def check_rules(rules: WidthRules, names: Iterable[str], source: str) -> None:
 
 
 def least_widths(table: GroupTable, rules: WidthRules) -> dict[str, int]:
-    """Return the least number of channels of each group that a rule is about.
+    """Return the least number of channels of each group that a rule is about, or of which more than one has to stay.
 
     If the output channels of a layer are in several groups, each keeps the same share of its channels.
     """
     free = {group.name: group.channels for group in table.free}
-    least: dict[str, int] = {}
+    least: dict[str, int] = {group.name: group.least for group in table.free if group.least > 1}
     for tensor in table.tensors:
         if any(matches(glob, tensor.name) for glob in rules.keep):
             least |= {name: free[name] for dim in tensor.dims for name in dim.per_channel if name in free}

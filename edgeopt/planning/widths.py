@@ -123,7 +123,7 @@ def allocate(
         predictor: Predicts the latency of this network, or of the one that it was pruned from; None counts work.
         max_parameters: None for no limit.
         max_latency_ratio: Latency over the original's, in the predictor's precision; None for no limit.
-        least: The least width of some groups, as the user asked (``edgeopt.planning.width_rules``).
+        least: The least width of some groups, as ``edgeopt.planning.width_rules`` says.
     """
     parameter_limit = math.inf if max_parameters is None else max_parameters
     if predictor is None:
@@ -137,9 +137,10 @@ def allocate(
         note = f"{solution}: work was counted instead of latency"
         return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
     full, ratio = table.widths(), predictor.ratio(solution.widths)
+    has_rules = any(least.get(group.name, 1) > group.least for group in table.free)
     notes = [NOT_SMALL_ENOUGH] if table.parameters(solution.widths) > parameter_limit else []
     if max_latency_ratio is not None and solution.misses_latency:
-        notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=bool(least)))
+        notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=has_rules))
     return Allocation(
         widths={name: width for name, width in solution.widths.items() if width < full[name]},
         gap_ratio=solution.gap_ratio,

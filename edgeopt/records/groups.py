@@ -20,6 +20,8 @@ class ChannelGroup(Record, frozen=True, kw_only=True):
     unit: int = 1
     """Neighbouring indices that a channel has in multiplied weights, such as the depth of a head or the channels of a
     convolution's group."""
+    least: int = 1
+    """Channels that have to be left, as many as an operator picks among them."""
     in_convolution: bool = False
     """Whether a convolution's weight has them."""
 

@@ -7,12 +7,14 @@ from typing import Literal
 from edgeopt.records.base import Record
 from edgeopt.records.low_rank import Factorization
 from edgeopt.records.profile import Precision
+from edgeopt.records.unseen_rows import KeptRows
 
 ImportanceMethod = Literal["l1", "l2", "batch-norm", "gradient", "taylor", "hessian", "activation", "random"]
 CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
 Optimizer = Literal["sgd", "adamw"]
 MAX_EPOCHS_RATIO = 3
 """Limit for the epochs that a small data set is trained for, over those of the step."""
+WeightBits = Literal[4, 5, 6, 8]
 MultiplyPrecision = Literal["float32", "bfloat16", "float16"]
 """The precision of a training's products; weights are kept in float32."""
 
@@ -101,6 +103,13 @@ class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="qu
     samples: int
 
 
+class DropUnseenRows(Record, frozen=True, kw_only=True, tag_field="step", tag="drop-unseen-rows"):
+    """Drop the rows of embedding tables that no training sample reads; ids without a row of their own share one."""
+
+    tables: dict[str, KeptRows]
+    """Keyed by the name of the table in the exported file; tables not named keep all rows."""
+
+
 class Simplify(Record, frozen=True, kw_only=True, tag_field="step", tag="simplify"):
     """Fold constants and remove nodes that compute nothing, with onnxsim."""
 
@@ -126,6 +135,9 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     """Even out channel ranges between convolutions first (``edgeopt.graph.quantization.cross_layer_equalization``)."""
     correct_bias: bool = False
     """Fold the mean error of rounded weights into the biases (``edgeopt.graph.quantization.bias_correction``)."""
+    weight_bits: WeightBits | None = None
+    """None: each weight is rounded to the nearest step of int8. Otherwise weights have that many bits, and are rounded
+    so that their errors cancel over the calibration samples (``edgeopt.graph.rounding``); 8 keeps the steps."""
 
 
 class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):
@@ -137,12 +149,14 @@ class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Names of the nodes that stay float."""
 
 
-class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-weights"):
+class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-weights", omit_defaults=True):
     """Weights of matrix products in few bits, activations in float; for the CPU provider only."""
 
     bits: Literal[4, 8]
     block: int
     """Weights along the summed axis that share a scale and a zero point; a power of two, 16 or more."""
+    samples: int = 0
+    """Number of training samples over which rounding errors cancel; 0: each weight is rounded to the nearest step."""
 
 
 class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="store-weights"):
@@ -150,6 +164,10 @@ class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="sto
 
     After another quantization: the weights that it has left in float.
     """
+
+
+class PackWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="pack-weights"):
+    """Store int8 weights that need fewer bits densely; ONNX Runtime unpacks them when it loads the file."""
 
 
 class Float16(Record, frozen=True, kw_only=True, tag_field="step", tag="float16"):
@@ -167,7 +185,7 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights
 """The steps that make a file an int8 one."""
 TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
-GraphStep = Simplify | FlushDenormals | QuantizeStep | FuseQLinear | Float16 | Compact
+GraphStep = DropUnseenRows | Simplify | FlushDenormals | QuantizeStep | FuseQLinear | PackWeights | Float16 | Compact
 
 
 class Recipe(Record, frozen=True, kw_only=True):

@@ -93,8 +93,8 @@ class OutputScore(Record, frozen=True, kw_only=True):
     """For ``similarity``: the root mean square of the baseline's values over the data, which errors are relative to;
     one for each channel along ``class_axis`` if their sizes differ, as with columns in several units."""
     yes_ratio: float = 0.0
-    """For ``probability`` of yes and no: the baseline's share of yes over the data. Both answers count alike, so that a
-    rare one is not lost among the others; 0 if there is only one answer, and every position counts alike."""
+    """For ``probability`` of yes and no: the baseline's share of yes over the data. If it is not 0, both answers count
+    alike on any set, so that a rare one is not lost among the others; with 0 every position counts alike."""
     has_corners: bool = False
     """For ``boxes``: whether the four numbers are left, top, right and bottom instead of centre, width and height."""
     blank: int = 0

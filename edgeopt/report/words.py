@@ -9,11 +9,13 @@ from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import (
     Compact,
     Distill,
+    DropUnseenRows,
     Float16,
     FlushDenormals,
     FuseQLinear,
     GraphStep,
     LowRank,
+    PackWeights,
     Prune,
     Quantize,
     QuantizeAware,
@@ -27,6 +29,8 @@ from edgeopt.records.recipe import (
     TorchStep,
 )
 
+_Silent = Simplify | FlushDenormals | FuseQLinear | PackWeights | Compact
+"""Steps that change no number."""
 Unit = Literal["ms", "bytes", "per_s", "score"]
 
 MISSING = "—"
@@ -193,16 +197,29 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return _quantize_text(step)
         case QuantizeDynamic():
             return "dynamic int8"
-        case QuantizeWeights(bits=bits):
-            return f"{bits}-bit weights in matrix products, float32 activations"
-        case StoreWeights() | Float16():
-            return "float16" if isinstance(step, Float16) else "weights stored in int8"
-        case Simplify() | FlushDenormals() | FuseQLinear() | Compact():
+        case QuantizeWeights(bits=bits, samples=samples):
+            rounded = ", rounded by samples" if samples else ""
+            return f"{bits}-bit weights in matrix products{rounded}, float32 activations"
+        case _:
+            return _short_text(step)
+
+
+def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str | None:
+    match step:
+        case DropUnseenRows(tables=tables):
+            return f"rows of unseen ids dropped from {plural(len(tables), 'table')}"
+        case StoreWeights():
+            return "weights stored in int8"
+        case Float16():
+            return "float16"
+        case Simplify() | FlushDenormals() | FuseQLinear() | PackWeights() | Compact():
             return None
 
 
 def _quantize_text(step: Quantize) -> str:
-    details = ["7-bit weights"] if step.reduce_range else []
+    bits = min(step.weight_bits or 8, 7 if step.reduce_range else 8)
+    details = [f"{bits}-bit weights"] if bits < 8 else []
+    details += ["rounded by samples"] if step.weight_bits else []
     details += ["equalized"] if step.equalize else []
     details += ["bias-corrected"] if step.correct_bias else []
     details += [f"{plural(len(step.float_nodes), 'node')} in float"] if step.float_nodes else []

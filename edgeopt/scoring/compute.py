@@ -5,9 +5,10 @@ Samples are on axis 0 of every array. Outputs are arrays, or tuples of arrays if
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -173,11 +174,22 @@ def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
     Raises:
         DataError, StepError: as ``part_values``.
     """
+    pairs = list(pairs)
+    parts = [_balanced(part, [_labels(labels, part) for _, labels in pairs]) for part in kind.parts]
     scores = []
     for outputs, labels in pairs:
-        parts = [part_values(part, output_of(outputs, part), _labels(labels, part)) for part in kind.parts]
-        scores.append(np.mean(parts, axis=0))
+        values = [part_values(part, output_of(outputs, part), _labels(labels, part)) for part in parts]
+        scores.append(np.mean(values, axis=0))
     return np.concatenate(scores)
+
+
+def _balanced(part: OutputScore, labels: Sequence[Any]) -> OutputScore:
+    """Return a part whose two answers count alike over this set, so that equal outputs score 1 on any set."""
+    if not part.yes_ratio:
+        return part
+    answers = [decisions(part, np.asarray(batch)) == 1 for batch in labels]
+    yes_ratio = sum(int(batch.sum()) for batch in answers) / max(1, sum(batch.size for batch in answers))
+    return msgspec.structs.replace(part, yes_ratio=yes_ratio if 0 < yes_ratio < 1 else 0.0)
 
 
 def sample_sums(kind: ScoreKind, pairs: Pairs) -> _Floats:

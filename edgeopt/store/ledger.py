@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -36,6 +36,14 @@ create table if not exists trials (
     build integer not null references builds(id), number integer not null, json blob not null,
     finished_at real not null, primary key (build, number));
 """
+
+
+class StoredTrials(NamedTuple):
+    """The trials of a build."""
+
+    intact: tuple[Trial, ...]
+    damaged: dict[int, str]
+    """What is wrong with the others, by number."""
 
 
 class Ledger:
@@ -146,21 +154,17 @@ class Ledger:
         )
         return [(int(str(r[0])), str(r[1]), str(r[2]), float(str(r[3])), int(str(r[4]))) for r in rows]
 
-    def trials(self, build: int) -> tuple[Trial, ...]:
-        """Return a build's trials by number.
-
-        Raises:
-            WorkspaceError: one of them is damaged.
-        """
+    def trials(self, build: int) -> StoredTrials:
+        """Return a build's trials by number, without those that are damaged, and what is wrong with these."""
         rows = self._run("select number, json from trials where build = ? order by number", (build,))
-        found = []
+        found, damaged = [], {}
         for number, data in rows:
             assert isinstance(data, bytes)
             try:
                 found.append(from_json(data, Trial))
             except msgspec.DecodeError as error:
-                raise WorkspaceError(
+                damaged[int(str(number))] = (
                     f"trial {number} of build {build} in {self.path} is damaged ({error}). Run the build again: what "
                     "is intact will be reused."
-                ) from error
-        return tuple(found)
+                )
+        return StoredTrials(tuple(found), damaged)

@@ -22,7 +22,7 @@ from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
-from edgeopt.task.protocol import Training, check_training, read_width_rules
+from edgeopt.task.protocol import Training, check_training, read_unseen_rows, read_width_rules
 from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
@@ -46,7 +46,8 @@ class CheckedTask:
     and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by
     input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``), ``keep``
     (globs of parameters and modules that no channel is cut from: ``("head.*",)``), ``min_widths`` (glob to the least
-    number of output channels: ``{"stem.*": 16}``).
+    number of output channels: ``{"stem.*": 16}``), ``drop_unseen_rows`` (True: embedding rows that no training sample
+    reads may go) and ``unknown_ids`` (input name to the id whose row all other ids read then: ``{"tokens": 100}``).
 
     Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
     edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get
@@ -75,6 +76,7 @@ class CheckedTask:
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
         self.width_rules = read_width_rules(task, spec)
+        self.unseen_rows = read_unseen_rows(task, spec)
         self.teacher = self._check_teacher(getattr(task, "teacher", None))
 
     def _check_teacher(self, given: Any) -> Path | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, Optimizer
+from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 
 
@@ -77,6 +78,22 @@ def read_width_rules(task: Any, spec: str) -> WidthRules:
         raise TaskError(
             f'{spec}: keep has to be a list of globs such as ("head.*",), and min_widths a dict from globs to channels '
             f'such as {{"stem.*": 16}}; found keep={keep!r:.80} and min_widths={widths!r:.80} ({error}).'
+        ) from error
+
+
+def read_unseen_rows(task: Any, spec: str) -> UnseenRows:
+    """Return the members ``drop_unseen_rows`` and ``unknown_ids`` of a task.
+
+    Raises:
+        TaskError: ``drop_unseen_rows`` is not a bool, or ``unknown_ids`` not a dict from inputs to whole numbers.
+    """
+    drop, unknown = getattr(task, "drop_unseen_rows", False), getattr(task, "unknown_ids", None) or {}
+    try:
+        return msgspec.convert({"drop": drop, "unknown_ids": unknown}, UnseenRows)
+    except msgspec.ValidationError as error:
+        raise TaskError(
+            f"{spec}: drop_unseen_rows has to be True or False, and unknown_ids a dict from inputs to ids such as "
+            f'{{"tokens": 100}}; found drop_unseen_rows={drop!r:.80} and unknown_ids={unknown!r:.80} ({error}).'
         ) from error
 
 

@@ -18,13 +18,10 @@ from edgeopt.scoring.facts import unwrapped
 from edgeopt.task import Training
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
+from edgeopt.task.logits import class_logits
 from edgeopt.task.nesting import first_samples, tensors_of
 from edgeopt.task.values import flat_outputs, to_numpy
 from edgeopt.tasks.known_score import KnownScore
-
-_SUM_TOLERANCE = 1e-3
-_SMALLEST_PROBABILITY = 1e-7
-"""Its logarithm is the largest loss of a sample, as for a logit of 16."""
 
 _Batches = Iterable[Any]
 _EXAMPLES = 8
@@ -62,6 +59,8 @@ class Classification(KnownScore):
         dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
         keep: Sequence[str] = (),
         min_widths: Mapping[str, int] | None = None,
+        drop_unseen_rows: bool = False,
+        unknown_ids: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.input_names, self.output_names = tuple(input_names), tuple(output_names)
@@ -69,6 +68,7 @@ class Classification(KnownScore):
             self.batch_dim = batch_dim
         self.dynamic_axes = dynamic_axes
         self.keep, self.min_widths = keep, min_widths
+        self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
         self.score_wish = ScoreWish(
             score=score,
             output=score_output,
@@ -245,9 +245,7 @@ def _check_numbers(numbers: Tensor, classes: int, ignored: int) -> None:
 
 def _log_probabilities(scores: Tensor) -> Tensor:
     """Return logarithms of probabilities along dimension 1, of logits or of probabilities."""
-    with torch.no_grad():
-        is_softmax = bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM_TOLERANCE).all())
-    return scores.clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else nn.functional.log_softmax(scores, 1)
+    return nn.functional.log_softmax(class_logits(scores), 1)
 
 
 def classification(
@@ -273,9 +271,12 @@ def classification(
             count; ``input_names``, ``output_names``, ``dynamic_axes`` and ``batch_dim`` as members of a ``Task``
             (``edgeopt guide dynamic-sizes``); ``keep``: globs of parameters and modules that no channel is cut from,
             such as ``("head.*",)``; ``min_widths``: glob to the least number of output channels, such as
-            ``{"stem.*": 16}``; and ``teacher``: an ``.onnx`` file with the model's inputs and outputs
-            and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still compressed, and
-            is still the baseline that candidates are compared with. Without a teacher file, ``model`` teaches.
+            ``{"stem.*": 16}``; ``drop_unseen_rows=True``: embedding rows that no training sample reads may go;
+            ``unknown_ids``: input name to the id whose row all other ids read then, such as ``{"tokens": 100}``, in
+            place of the mean of the dropped rows; and ``teacher``: an ``.onnx`` file with the model's inputs and
+            outputs and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still
+            compressed, and is still the baseline that candidates are compared with. Without a teacher file, ``model``
+            teaches.
     """
     return Classification(model, train, eval, **options)
 

@@ -20,7 +20,8 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.graph.given.files import GivenModel, hash_given, read_given
+from edgeopt.graph.given.dynamic_batch import with_dynamic_batch
+from edgeopt.graph.given.files import hash_given, read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
 from edgeopt.records.given_data import DataOptions
@@ -64,6 +65,7 @@ class OnnxTask(KnownScore):
         data: A file, a folder, or ``file.py:name``; None for random numbers.
         score_wish: How it is to be scored; None leaves it to the data.
         options: How the data become inputs, and which inputs are states.
+        batch_size: To be measured. A file with another fixed batch size gets a dynamic batch, which has to be checked.
 
     Raises:
         TaskError: the file cannot be taken.
@@ -78,6 +80,7 @@ class OnnxTask(KnownScore):
         data: Path | str | None,
         score_wish: ScoreWish | None = None,
         options: DataOptions | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self.path = path
         self.score_wish = score_wish or ScoreWish()
@@ -90,7 +93,7 @@ class OnnxTask(KnownScore):
         self.postprocessing = ""
         self.budgets: dict[str, Any] = {}
         self.students: dict[str, Any] = {}
-        given = read_given(path)
+        self.given = given = with_dynamic_batch(read_given(path), batch_size)
         graph = given.model.graph
         check_inputs(path, graph)
         check_outputs(path, graph)
@@ -111,7 +114,7 @@ class OnnxTask(KnownScore):
             for group in samples.groups:
                 check_labels(group.labels, self.labels_source)
         self._check_fixed_batch(data, samples)
-        self.notes = (*self._packed_notes(given), *unjudged, *samples.notes, *self._state_notes())
+        self.notes = (*self._packed_notes(), *unjudged, *samples.notes, *self._state_notes())
         """What the report has to say about the file and its data."""
         self.untrained_reason = why_untrained(
             given.model, samples, is_random=self.random_inputs, has_states=bool(self.states)
@@ -230,7 +233,7 @@ class OnnxTask(KnownScore):
 
     def write_training(self, folder: Path) -> None:
         """Write what the processes that prune and train load (``edgeopt.tasks.onnx_training``)."""
-        model = read_given(self.path).model
+        model = self.given.model
         facts = TrainingFacts(
             name=self.name,
             inputs=list(self.input_names),
@@ -342,14 +345,11 @@ class OnnxTask(KnownScore):
         fed = ", ".join(f"'{name}' from '{output}'" for name, output in self.states.items())
         return (f"states begin with zeros, and each file's own are fed back over a sequence: {fed}",) if fed else ()
 
-    @staticmethod
-    def _packed_notes(given: GivenModel) -> tuple[str, ...]:
-        files = given.other_files
-        if not files:
-            return ()
+    def _packed_notes(self) -> tuple[str, ...]:
+        files = self.given.other_files
         shown = ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-        how = "kept in two files, with" if given.content is None else "packed into one file with"
-        return (f"{how} the weights of {shown}",)
+        how = "kept in two files, with" if self.given.content is None else "packed into one file with"
+        return (f"{how} the weights of {shown}",) if files else ()
 
     def _check_fixed_batch(self, data: Path | str | None, samples: GivenSamples) -> None:
         """Check that there is at least one batch for a graph of a fixed batch size, and that it has only one.

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 
 from edgeopt.graph.facts import is_quantized
-from edgeopt.model_files.tensors import write_model
+from edgeopt.model_files.tensors import copy_model_proto, write_model
 from edgeopt.tasks.onnx_data.samples import GivenSamples, SampleGroup
 from edgeopt.tasks.onnx_data.split import samples_needed_to_train
 
@@ -56,7 +56,7 @@ def write_training(
         selection: Those that select the best epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(model, folder / "model.onnx")
+    write_model(copy_model_proto(model), folder / "model.onnx")
     for name, groups in (("training", training), ("selection", selection)):
         np.savez(folder / f"{name}.npz", *(group.inputs[one] for group in groups for one in facts["inputs"]))
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")

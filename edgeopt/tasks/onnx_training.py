@@ -24,7 +24,7 @@ from edgeopt.records.scoring import ScoreKind
 from edgeopt.task.protocol import Training
 from edgeopt.tasks.known_score import KnownScore
 
-GIVEN_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=1e-3, weight_decay=0.0, hard_weight=0.0)
+GIVEN_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4, weight_decay=0.0, hard_weight=0.0)
 """Only the teacher's outputs count; the rate is one that fits networks of any kind."""
 _BATCH_SIZE = 32
 _EXAMPLES = 2

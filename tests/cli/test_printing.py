@@ -1,5 +1,6 @@
 """What user code prints never reaches stdout, where only the result belongs; and signals that stop a command."""
 
+import shlex
 import signal
 import subprocess
 
@@ -36,6 +37,15 @@ def test_a_stdout_that_is_no_file_is_redirected_too(capsys):
         print("printed by user code")
     print("the result")
     assert capsys.readouterr() == ("the result\n", "printed by user code\n")
+
+
+@pytest.mark.parametrize("closed", ["| head -1", ">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_no_error(tmp_path, closed):
+    printing = "from rich.console import Console; [Console().print('a line ' * 9) for _ in range(3000)]"
+    command = shlex.join(a_command(tmp_path, printing))
+    script = f"set -o pipefail; {command} {closed}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -29,6 +29,12 @@ def test_channels_to_keep_are_read(tmp_path):
     assert project.min_widths == {"stem.*": 16}
 
 
+def test_rows_to_drop_are_read(tmp_path):
+    write(tmp_path, "drop_unseen_rows = true\n[unknown_ids]\ntokens = 100\n")
+    project = load_project(tmp_path)
+    assert (project.drop_unseen_rows, project.unknown_ids) == (True, {"tokens": 100})
+
+
 def test_the_nearest_file_above_counts_and_its_paths_are_relative_to_it(tmp_path):
     write(tmp_path, 'task = "my_task.py:task"\ntarget = "targets/mine.toml"\n')
     deep = tmp_path / "a" / "b"

@@ -23,7 +23,9 @@ def traced(name: str) -> tuple[Network, Groups]:
 def random_keep(groups: Groups, ratio: float, seed: int) -> dict[str, list[int]]:
     random = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randperm(group.channels, generator=random)[: max(1, round(group.channels * (1 - ratio)))].tolist()
+        name: torch.randperm(group.channels, generator=random)[
+            : max(group.least, round(group.channels * (1 - ratio)))
+        ].tolist()
         for name, group in groups.free.items()
     }
 

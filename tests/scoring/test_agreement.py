@@ -224,3 +224,15 @@ def test_a_score_of_the_users_choice_is_taken():
     assert score(y, 2 * y, score="cosine") == pytest.approx(1.0)
     assert score(y, y[..., ::-1], score="edit") < 0.5
     assert score(softmax(y), softmax(y) * 0.999, score="probability") > 0.99
+
+
+@pytest.mark.parametrize("every", [3, 50, 1000])
+def test_equal_outputs_agree_wholly_on_a_set_with_another_share_of_yes(every):
+    chosen_on = np.where(np.arange(1000) % 10 == 0, 0.9, 0.1).astype(np.float32)[:, None]
+    kind = kind_of(chosen_on)
+    assert kind.parts[0].yes_ratio == pytest.approx(0.1)
+    other = np.where(np.arange(999) % every == 1, 0.9, 0.1).astype(np.float32)[:, None]
+    batches = [(other[:500], other[:500]), (other[500:], other[500:])]
+    assert score_of(kind, batches) == pytest.approx(1.0)
+    always_no = [(np.full_like(truth, 0.1), truth) for truth, _ in batches]
+    assert score_of(kind, always_no) == pytest.approx(0.5)

@@ -22,6 +22,7 @@ from edgeopt.graph.given.structure import find_fault, walk_tensors
 from edgeopt.graph.model import lower_ir
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import (
+    copy_model_proto,
     count_bytes,
     hash_model,
     is_external,
@@ -48,6 +49,8 @@ class GivenModel(NamedTuple):
     """Of all the user's files."""
     other_files: tuple[str, ...]
     """Those that hold weights, relative to the model's folder."""
+    opened_batch: int | None = None
+    """The fixed batch size of the user's file, if its batch was made dynamic."""
 
 
 def read_given(path: Path) -> GivenModel:
@@ -93,8 +96,7 @@ def baseline_of(given: GivenModel, max_ir: int) -> GivenModel:
     """
     if given.model.ir_version <= max_ir:
         return given
-    copy = onnx.ModelProto()
-    copy.CopyFrom(given.model)
+    copy = copy_model_proto(given.model)
     lower_ir(copy)
     return with_model(given, copy)
 
@@ -104,7 +106,7 @@ def write_given(given: GivenModel, path: Path) -> None:
     if given.content is not None:
         path.write_bytes(given.content)
     else:
-        write_model(given.model, path)
+        write_model(copy_model_proto(given.model), path)  # the given one goes on referring to the user's files
 
 
 def hash_given(given: GivenModel) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 import onnx
 from onnx import TensorProto, helper
 
-from edgeopt.graph.model import STANDARD_DOMAINS, walk_graphs
+from edgeopt.graph.model import STANDARD_DOMAINS, inner_graphs, read_names, walk_graphs
 from edgeopt.model_files.tensors import PACKED_BITS, count_bytes
 
 _SHOWN_NAMES = 4
@@ -66,7 +66,7 @@ def _faults_of_graph(graph: onnx.GraphProto, outer: Collection[str]) -> Iterator
             yield f"is damaged: nothing computes its output '{value.name}'"
     yield from _cycles(graph)
     for node in graph.node:
-        for inner in _inner_graphs(node):
+        for inner in inner_graphs(node):
             yield from _faults_of_graph(inner, known)
 
 
@@ -103,30 +103,13 @@ def _least_inputs(node: onnx.NodeProto) -> int:
 def _cycles(graph: onnx.GraphProto) -> Iterator[str]:
     makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
     needs = {
-        index: {makers[name] for name in _read_names(node) if name in makers} for index, node in enumerate(graph.node)
+        index: {makers[name] for name in read_names(node) if name in makers} for index, node in enumerate(graph.node)
     }
     try:
         graphlib.TopologicalSorter(needs).prepare()
     except graphlib.CycleError as error:
         shown = " and ".join(_name(graph.node[index]) for index in error.args[1][1 : 1 + _SHOWN_NAMES])
         yield f"is damaged: it computes in a circle, through {shown}"
-
-
-def _inner_graphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
-    """Return the graphs in a node's attributes: branches and loop bodies."""
-    graphs = [graph for attribute in node.attribute for graph in (attribute.g, *attribute.graphs)]
-    return [graph for graph in graphs if graph.node or graph.output]
-
-
-def _read_names(node: onnx.NodeProto) -> set[str]:
-    """Return what a node reads, and what the graphs in it read from outside."""
-    names = set(node.input)
-    for graph in _inner_graphs(node):
-        read = {value.name for value in graph.output}.union(*(_read_names(each) for each in graph.node))
-        own = {name for each in graph.node for name in each.output}
-        own |= {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-        names |= read - own
-    return names
 
 
 def _name(node: onnx.NodeProto) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from edgeopt.graph.model import drop_unused_initializers, find_consumers, replace_nodes
+from edgeopt.graph.model import drop_unused_initializers, find_consumers, read_names, replace_nodes
 
 _STEP_COUNT = 255
 DEFAULT_ALPHA, DEFAULT_BETA = 0.2, 0.5
@@ -99,5 +99,5 @@ def _drop_unread(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.No
     for node in reversed(nodes):
         if used & set(node.output):
             kept.append(node)
-            used |= set(node.input)
+            used |= read_names(node)
     return kept[::-1]

@@ -23,6 +23,7 @@ from edgeopt.graph.model import (
     drop_unused_initializers,
     find_consumers,
     read_initializers,
+    read_names,
     replace_nodes,
 )
 
@@ -111,7 +112,7 @@ def fuse_qlinear(model: onnx.ModelProto) -> int:
             nodes.append(fused_nodes[node.output[0]])
         elif not (node.op_type == "QuantizeLinear" and node.output[0] in replaced):
             nodes.append(node)
-    used = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    used = {name for node in nodes for name in read_names(node)} | {value.name for value in model.graph.output}
     nodes = [node for node in nodes if node.op_type != "DequantizeLinear" or node.output[0] in used]
     replace_nodes(model.graph, nodes)
     drop_unused_initializers(model.graph)

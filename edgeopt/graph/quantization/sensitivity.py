@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from edgeopt.graph.facts import count_macs_by_node
+from edgeopt.graph.counting.macs import count_macs
 from edgeopt.graph.model import read_batch_axes, read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatch, open_cpu_session
 from edgeopt.graph.quantization.calibration import CALIBRATION_METHODS
@@ -164,7 +164,7 @@ def _shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[st
 
 def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[_NodeCost, ...]:
     weights = read_initializers(prepared.model.graph)
-    macs = {node.name: count for node, count in count_macs_by_node(prepared.model, sample_shapes)}
+    macs = {node.name: count for node, count in count_macs(prepared.model, sample_shapes).by_node}
     return tuple(
         _NodeCost(
             name=node.name,

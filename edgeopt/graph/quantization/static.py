@@ -27,6 +27,7 @@ from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import (
+    READ_INSIDE,
     find_consumers,
     lift_constants,
     load,
@@ -37,7 +38,6 @@ from edgeopt.graph.model import (
     read_opset,
     save,
     sort_nodes,
-    walk_graphs,
 )
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.preparation.attempts import attempt
@@ -50,6 +50,7 @@ from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
 from edgeopt.graph.quantization.hard_sigmoid import write_hard_sigmoids
 from edgeopt.graph.quantization.hard_swish import write_hard_swishes
+from edgeopt.graph.rounding.static_weights import round_again
 from edgeopt.graph.small_constants import find_small_constant_nodes
 from edgeopt.records.codec import from_json
 from edgeopt.records.quantization import FakeQuantSites
@@ -104,6 +105,9 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             prepared = equalize_prepared(prepared, Path(folder))
         notes = list(prepared.notes)
         quantized = quantize_prepared(prepared, step, find_ranges(prepared, step, calibration), notes=notes)
+        if step.weight_bits is not None:
+            count = round_again(prepared.model, quantized, prepared.batches, step.weight_bits)
+            notes.append(f"quantize: {count} tensors rounded so that errors cancel over the calibration samples")
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(_STAGE, "no operator of this graph was quantized: this variant is skipped.")
     return quantized, tuple(notes)
@@ -318,7 +322,7 @@ def _find_read_inside(graph: onnx.GraphProto) -> list[str]:
     The quantizer removes an activation whose rounding clips the same values, but leaves its readers inside other graphs
     with the values before it.
     """
-    inner = {name for other in walk_graphs(graph) if other is not graph for node in other.node for name in node.input}
+    inner = {name for name, uses in find_consumers(graph).items() if any(index == READ_INSIDE for _, index in uses)}
     return [node.name for node in graph.node if node.op_type in _REMOVABLE and inner & set(node.output)]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import STANDARD_DOMAINS, lift_constants, lower_ir, walk_graphs
+from edgeopt.graph.model import STANDARD_DOMAINS, lift_constants, lower_ir, unused_name, used_names, walk_graphs
 from edgeopt.model_files.tensors import count_bytes, tensor_values
 
 _STAGE = "quantize"
@@ -32,11 +32,11 @@ def store_int8_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
         StepError: there are none.
     """
     lower_ir(model)
-    count = 0
+    count, taken = 0, used_names(model.graph)
     for graph in walk_graphs(model.graph):
         lift_constants(graph)
         for name in _find_weights(graph):
-            _store(graph, name)
+            _store(graph, name, taken)
             count += 1
     if not count:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")
@@ -79,13 +79,13 @@ def _find_weights(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-def _store(graph: onnx.GraphProto, name: str) -> None:
+def _store(graph: onnx.GraphProto, name: str, taken: set[str]) -> None:
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
     values = tensor_values(tensor)
     stored, scale, axis = round_weights(values)
     if axis is not None:
         scale = scale.reshape([-1 if one == axis else 1 for one in range(values.ndim)])
-    integers, factors, floats = (f"{name}_{part}" for part in ("int8", "scale", "float"))
+    integers, factors, floats = (unused_name(f"{name}_{part}", taken) for part in ("int8", "scale", "float"))
     graph.initializer.remove(tensor)
     graph.initializer.extend([numpy_helper.from_array(stored, integers), numpy_helper.from_array(scale, factors)])
     graph.node.insert(0, helper.make_node("Mul", [floats, factors], [name], f"{name}_scaled"))

@@ -86,22 +86,6 @@ def quantize_tables(graph: onnx.GraphProto, rounded: dict[str, tuple[NDArray[np.
     drop_unused_initializers(graph)
 
 
-def find_row_scales(graph: onnx.GraphProto) -> dict[str, str]:
-    """Return the scales of each int8 table of a graph, both by the names of their initializers."""
-    lookups = {
-        (node.output[0]): (node.input[0], node.input[1]) for node in graph.node if _is_lookup(node) and node.output
-    }
-    cast = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
-    found = {}
-    for node in graph.node:
-        if node.op_type != "Mul" or node.input[0] not in cast or node.input[1] not in lookups:
-            continue
-        rows, scales = lookups.get(cast[node.input[0]]), lookups[node.input[1]]
-        if rows is not None and rows[1] == scales[1]:
-            found[rows[0]] = scales[0]
-    return found
-
-
 def match_products(
     tables: dict[str, _Floats], before: Arrays, quantized: Arrays
 ) -> dict[str, tuple[NDArray[np.int8], _Floats]]:

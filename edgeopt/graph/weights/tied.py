@@ -66,8 +66,8 @@ def store_tied_once(graph: onnx.GraphProto) -> int:
 
 def _key(values: np.ndarray) -> tuple[str, bytes]:
     """Return what is equal for equal matrices."""
-    contiguous = np.ascontiguousarray(values)
-    return f"{values.dtype}{values.shape}", hashlib.sha256(contiguous.data.cast("B")).digest()
+    # bytes, because arrays of types that numpy lacks (bfloat16, float8) have no buffer
+    return f"{values.dtype}{values.shape}", hashlib.sha256(values.tobytes()).digest()
 
 
 def store_tied_apart(graph: onnx.GraphProto) -> None:

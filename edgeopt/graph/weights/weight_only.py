@@ -8,6 +8,8 @@ with only 15 steps, a rare large weight costs the others too much (Nagel et al.,
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,18 @@ from onnx import helper, numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS
-from edgeopt.graph.model import MICROSOFT_DOMAIN, Arrays, drop_unused_initializers, read_initializers, replace_nodes
+from edgeopt.graph.model import (
+    MICROSOFT_DOMAIN,
+    Arrays,
+    drop_unused_initializers,
+    read_batch_axes,
+    read_initializers,
+    replace_nodes,
+)
+from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.quantization.static import read_calibration_batches
+from edgeopt.graph.rounding.compensation import Grid, Moments, round_with_compensation
+from edgeopt.graph.rounding.moments import find_layers, measure_moments
 from edgeopt.graph.weights.matmul_nbits import pack_bits
 from edgeopt.graph.weights.tables import find_tables, quantize_tables, round_rows
 from edgeopt.graph.weights.tied import store_tied_apart
@@ -33,14 +46,25 @@ _PART_VALUES = 2**24
 _Floats = NDArray[np.float32]
 
 
-def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.ModelProto:
-    """Return the model with the weights of its matrix products in 4 or 8 bits, and its tables in 8.
+def quantize_weights(
+    model: onnx.ModelProto, step: QuantizeWeights, calibration: Path | None = None
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model with the weights of its matrix products in 4 or 8 bits, its tables in 8, and notes.
+
+    If the graph cannot be run over the calibration samples, each weight is rounded to the nearest step.
+
+    Args:
+        model: A float model; it is changed.
+        step: Bits, block, and the samples over which rounding errors cancel.
+        calibration: A batch file with the names of the graph's inputs; needed if there are such samples.
 
     Raises:
         StepError: there is no table, and no product has constant weights.
     """
     graph = model.graph
     store_tied_apart(graph)
+    measured = attempt(lambda: _measure_moments(model, step, calibration))
+    moments = measured.result or {}
     constants, tables = read_initializers(graph), find_tables(graph)
     nodes: list[onnx.NodeProto] = []
     stored: set[str] = set()
@@ -50,7 +74,7 @@ def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.Mode
             nodes.append(node)
             continue
         name = node.name or f"{node.op_type}_{index}"
-        nodes += _make_product(graph, node, name, weights, step, constants, stored)
+        nodes += _make_product(graph, node, name, weights, step, constants, stored, moments)
     if not stored and not tables:
         raise StepError(
             _STAGE, "this graph has no table, and no matrix product with constant weights: this variant is skipped."
@@ -60,7 +84,9 @@ def quantize_weights(model: onnx.ModelProto, step: QuantizeWeights) -> onnx.Mode
     drop_unused_initializers(graph)
     if stored and all(entry.domain != MICROSOFT_DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(MICROSOFT_DOMAIN, 1))
-    return model
+    if measured.reason is None:
+        return model, ()
+    return model, (f"quantize: weights rounded to the nearest step, without the samples ({measured.reason})",)
 
 
 def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.uint8], _Floats, NDArray[np.uint8]]:
@@ -103,6 +129,47 @@ def round_blocks(weights: _Floats, bits: int, block: int) -> tuple[NDArray[np.ui
     return best[1].astype(np.uint8), best[2].astype(np.float32), best[3].astype(np.uint8)
 
 
+def round_in_blocks(
+    weights: _Floats,
+    scales: _Floats,
+    zeros: NDArray[np.uint8],
+    shape: tuple[int, ...],
+    bits: int,
+    moments: Moments,
+) -> NDArray[np.uint8]:
+    """Round weights with the scales and zero points of ``round_blocks``, so that errors cancel over samples.
+
+    Args:
+        weights: ``(k, n)``.
+        scales: ``(n, blocks)``.
+        zeros: ``(n, blocks)``.
+        shape: ``(n, blocks, block)``.
+        bits: Bits per weight.
+        moments: Of the product's inputs, ``(1, k, k)``.
+
+    Returns:
+        Values of that shape; the padding has the value of a zero.
+    """
+    columns, blocks, block = shape
+    depth = len(weights)
+    scale, zero = (np.repeat(part.astype(np.float64), block, axis=1) for part in (scales, zeros))
+    values = zero.copy()
+    grid = Grid(scale[None, :, :depth], zero[None, :, :depth], 0, 2**bits - 1)
+    values[:, :depth] = round_with_compensation(weights.T[None], grid, moments)[0]
+    return values.reshape(columns, blocks, block).astype(np.uint8)
+
+
+def _measure_moments(model: onnx.ModelProto, step: QuantizeWeights, calibration: Path | None) -> dict[str, Moments]:
+    """Return the moments of the inputs of products, by the name of their weights; none if no samples are asked for."""
+    if not step.samples:
+        return {}
+    if calibration is None:
+        raise StepError(_STAGE, "needs a calibration file, but none was given.")
+    path, axes = calibration, read_batch_axes(model.graph)
+    layers = [layer for layer in find_layers(model) if not layer.kernel]
+    return measure_moments(model, layers, lambda: read_calibration_batches(path, axes, step.samples))
+
+
 def _read_weights(node: onnx.NodeProto, constants: Arrays) -> _Floats | None:
     """Return the weights ``(k, n)`` of a product that can be replaced; None for any other node."""
     if node.op_type not in MATRIX_PRODUCTS or node.input[1] not in constants:
@@ -124,12 +191,15 @@ def _make_product(
     step: QuantizeWeights,
     constants: Arrays,
     stored: set[str],
+    moments: Mapping[str, Moments],
 ) -> list[onnx.NodeProto]:
     """Return the nodes that replace a product, and store its weights in the graph; tied weights are stored once."""
     key = f"{node.input[1]}_{'t' if weights is not constants[node.input[1]] else 'n'}_{step.bits}bits"
     names = [f"{key}_{part}" for part in ("values", "scales", "zeros")]
     if key not in stored:
         values, scales, zeros = round_blocks(weights, step.bits, step.block)
+        if node.input[1] in moments:
+            values = round_in_blocks(weights, scales, zeros, values.shape, step.bits, moments[node.input[1]])
         parts: tuple[NDArray[Any], ...] = (
             pack_bits(values, step.bits),
             scales.ravel(),

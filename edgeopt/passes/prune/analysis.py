@@ -30,6 +30,8 @@ class Group:
     """(tensor, dimension) to the indices of each channel there, of shape (channels, indices per channel)."""
     frozen_by: Reason | None
     """The reason why they must stay; None if they can go."""
+    least: int = 1
+    """Channels that have to be left: more than one if an operator picks as many."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Groups:
             if group is None:
                 raise InputError(f"The network has no group '{name}'{did_you_mean(name, self.groups)}.")
             chosen = np.unique(np.asarray(channels, dtype=np.int64))
+            if len(chosen) < group.least:
+                raise InputError(f"Group '{name}' keeps at least {group.least} channels: as many of them are picked.")
             if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= group.channels:
                 raise InputError(f"Group '{name}' has channels 0 to {group.channels - 1}; keep at least one of them.")
             if len(chosen) == group.channels:
@@ -106,7 +110,9 @@ def analyse(network: Network, heads: Heads = "most") -> Groups:
         owned_slots = members[channels[0]]
         stacked = {slot: np.array([members[channel][slot] for channel in channels]) for slot in owned_slots}
         name = _make_unique(_slot_title(next(iter(owned_slots))), groups)
-        groups[name] = Group(name, len(channels), stacked, reasons[channels[0]])
+        groups[name] = Group(
+            name, len(channels), stacked, reasons[channels[0]], _least_channels(marks, classes, channels)
+        )
     return Groups(groups, marks)
 
 
@@ -137,6 +143,13 @@ def _part_channels(marks: Marks, classes: Integers, groups: list[list[int]]) -> 
             groups.append(inside)
             group_of |= dict.fromkeys(inside, len(groups) - 1)
     return groups
+
+
+def _least_channels(marks: Marks, classes: Integers, channels: Sequence[int]) -> int:
+    """Return how many of these channels have to be left, because an operator picks as many of them."""
+    held = set(channels)
+    picked = [count for line, count in marks.labels.picked if held & set(classes[line.numpy()].tolist())]
+    return min(len(channels), max(picked, default=1))
 
 
 def _slot_title(slot: Slot) -> str:

@@ -26,6 +26,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
 from edgeopt.passes.prune.interpret import execute, read_name, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
+from edgeopt.passes.prune.routing import routing_shares
 from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.records.recipe import Importance, ImportanceMethod
 
@@ -74,6 +75,9 @@ def score_channels(
     al., 2023); other slots have no score.
     ``random``: a control.
 
+    Of channels that a softmax weighs or ``topk`` picks from, such as experts, the group's score is shared out by how
+    much each gets on the batches (``edgeopt.passes.prune.routing``), for the methods that have batches.
+
     Args:
         network: The network that ``groups`` was made from; its tensors are not changed.
         groups: The result of ``analyse``.
@@ -90,7 +94,9 @@ def score_channels(
     """
     if rule.method in NEEDS_BATCHES and (batches is None or loss is None):
         raise InputError(f"Importance '{rule.method}' needs training batches and a loss; pass both, or use 'l2'.")
-    score = _make_slot_score(network, groups, rule.method, batches or (), loss)
+    batches = list(batches or ()) if rule.method in NEEDS_BATCHES else []
+    shares = routing_shares(network, groups, (as_inputs(inputs) for inputs, _ in batches))
+    score = _make_slot_score(network, groups, rule.method, batches, loss)
     norms = _norm_score(network, 2)
     scores: Scores = {}
     for name, group in groups.free.items():
@@ -99,6 +105,8 @@ def score_channels(
             continue
         slots = _score_slots(group, score) or _score_slots(group, norms)
         reduced = _REDUCTIONS[rule.reduction](np.stack(slots)) if slots else np.zeros(group.channels)
+        if name in shares:
+            reduced = reduced.sum() * shares[name]
         scale = _NORMALIZATIONS[rule.normalization](reduced)
         scores[name] = reduced / scale if scale > 0 else reduced
     if not all(np.isfinite(values).all() for values in scores.values()):

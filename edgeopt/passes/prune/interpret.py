@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.prune.rules.call import Call, Layers
 from edgeopt.passes.prune.rules.elementwise import simplify_layers
 from edgeopt.passes.prune.rules.movement import create
+from edgeopt.passes.prune.rules.picking import find_places
 
 Shapes = dict[str, Any]
 """Node name to the shape of its tensor, to a list of shapes for several tensors, or to a plain number."""
@@ -78,9 +79,9 @@ def mark(module: fx.GraphModule, shapes: Shapes) -> Marks:
             continue
         arguments = fx.map_arg((node.args, node.kwargs), lambda used: values[used.name])
         if node.op == "output":
-            labels.freeze(
-                [layer for value in collect_marked(arguments) for layer in value.layers], "the model's output"
-            )
+            outputs = collect_marked(arguments)
+            labels.freeze([layer for value in outputs for layer in value.layers], "the model's output")
+            labels.freeze([value.places for value in outputs if value.places is not None], "the model's output")
         elif node.target is operator.getitem:
             values[node.name] = arguments[0][0][arguments[0][1]]
         elif node.op == "call_function" and (collect_marked(arguments) or rule_for(node.target) is create):
@@ -106,17 +107,18 @@ def _apply(labels: Labels, call: Call, shape: Any) -> Any:
     layers = [layer for value in call.operands for layer in value.layers]
     rule = rule_for(call.target)
     if rule is None:
-        labels.freeze(layers, NO_RULE)
+        labels.freeze([*layers, *(one.places for one in call.operands if one.places is not None)], NO_RULE)
         return _without_layers(shape)
-    result = rule(labels, call)
+    result, places = rule(labels, call), find_places(labels, call)
     if not isinstance(shape, (tuple, list)):
         return shape
     if isinstance(shape, tuple):
         assert isinstance(result, tuple), f"the rule of {call.target} returns several results for one"
-        return _finish_layers(labels, result, shape)
+        return replace(_finish_layers(labels, result, shape), places=places.get(0))
     if not isinstance(result, list):
         result = [result] * len(shape)
-    return [_finish_layers(labels, one, one_shape) for one, one_shape in zip(result, shape, strict=True)]
+    finished = [_finish_layers(labels, one, one_shape) for one, one_shape in zip(result, shape, strict=True)]
+    return [replace(one, places=places.get(number)) for number, one in enumerate(finished)]
 
 
 def _finish_layers(labels: Labels, layers: Layers, shape: tuple[int, ...]) -> Marked:

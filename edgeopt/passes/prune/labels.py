@@ -38,6 +38,8 @@ class Marked:
 
     shape: tuple[int, ...]
     layers: tuple[Tensor, ...] = ()
+    places: Tensor | None = None
+    """If its values are positions in a line of labels, as those of the best experts: these labels, of one dimension."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Labels:
         self.reason = _NOWHERE
         self.frozen: list[tuple[Integers, Reason]] = []
         self.choices: list[CouplingChoice] = []
+        self.picked: list[tuple[Tensor, int]] = []
+        """Lines of labels of which an operator picks that many, so that no fewer can be left."""
         self._count = 1
         self._pairs: list[Integers] = []
         self._seen: set[bytes] = set()

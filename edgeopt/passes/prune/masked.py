@@ -37,6 +37,9 @@ _CHANNEL_SUMS: tuple[Any, ...] = (
 """Operators that sum over channels of activations. A lost channel may not be zero there (after a sigmoid), so it is
 set to zero."""
 
+_PICKING: tuple[Any, ...] = (aten.softmax, aten._softmax, aten.topk)
+"""Operators for which a lost channel is a logit of minus infinity, not a zero."""
+
 _SHARPENED_STD = 3.0
 """Standard deviation of the input of every softmax, after scaling, in both networks. With initial weights, attention is
 nearly uniform and would hide a wrong index."""
@@ -82,6 +85,8 @@ class Masked(Sharpened):
             self.env[used] = self._zero_lost(used, self.env[used])
         if packet in (aten.softmax, aten._softmax, aten.scaled_dot_product_attention):
             self.multipliers[n.name] = _find_multiplier(*self.fetch_args_kwargs_from_env(n))
+        if packet in _PICKING:
+            return self._pick(n)
         if packet in _NORMS:
             return self._norm(n)
         if packet is aten.batch_norm:
@@ -161,6 +166,22 @@ class Masked(Sharpened):
         if isinstance(reduced, Tensor):
             return self._place(reduced, self._values[n.name])
         return type(reduced)(map(self._place, reduced, self._values[n.name]))
+
+    def _pick(self, n: fx.Node) -> Any:
+        """Compute a softmax or the best of the kept channels: the others have a logit of minus infinity."""
+        (x, *rest), kwargs = self.fetch_args_kwargs_from_env(n)
+        source, picks = n.args[0], getattr(n.target, "overloadpacket", None) is aten.topk
+        assert isinstance(source, fx.Node), "the first argument is a tensor"
+        kept = self._kept(source)
+        if all(len(indices) == size for indices, size in zip(kept, x.shape, strict=True)):
+            return super().run_node(n)
+        part = take_indices(x, dict(enumerate(kept))) * self.multipliers.get(n.name, 1)
+        if not picks:
+            return self._place(n.target(part, *rest, **kwargs), self._values[n.name])  # type: ignore[operator]
+        values, positions = n.target(part, *rest, **kwargs)  # type: ignore[operator]
+        dim = (rest[1] if len(rest) > 1 else kwargs.get("dim", -1)) % x.ndim
+        positions = torch.from_numpy(kept[dim])[positions]
+        return tuple(map(self._place, (values, positions), self._values[n.name]))
 
     def _place(self, part: Tensor, marked: Marked) -> Tensor:
         """Put the kept part into a tensor of the full shape, with zeros elsewhere."""

@@ -110,6 +110,8 @@ def _relative_error(marked: Any, expected: Any, found: Any, alive: Tensor) -> fl
     """
     if not isinstance(marked, Marked) or not isinstance(expected, Tensor):
         return 0.0
+    if marked.places is not None:  # positions among the channels that are left are other numbers
+        expected = (alive[marked.places].cumsum(0) - 1)[expected]
     part = expected.detach()[np.ix_(*kept_indices(marked, alive))] if expected.ndim else expected.detach()
     if not isinstance(found, Tensor) or part.shape != found.shape:
         return float("inf")

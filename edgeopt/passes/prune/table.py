@@ -67,6 +67,7 @@ def build_group_table(
                 importance=tuple(float(score) for score in scores.get(group.name, ())),
                 frozen_by=None if group.frozen_by is None else str(group.frozen_by),
                 unit=find_unit(group, uses),
+                least=group.least,
                 in_convolution=not convolutions.isdisjoint(name for name, _ in group.slots),
             )
             for group in groups.groups.values()

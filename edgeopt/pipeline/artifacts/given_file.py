@@ -19,10 +19,12 @@ from edgeopt.errors import StepError, TaskError
 from edgeopt.export.edge_inputs import make_edge_inputs
 from edgeopt.graph.compatibility import find_incompatibility
 from edgeopt.graph.facts import is_quantized, read_facts
-from edgeopt.graph.given.files import GivenModel, baseline_of, read_given, with_model, write_given
+from edgeopt.graph.given.files import GivenModel, baseline_of, with_model, write_given
 from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save, walk_graphs
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
 from edgeopt.model_files.layout import remove_model
+from edgeopt.model_files.tensors import copy_model_proto
+from edgeopt.pipeline.artifacts.given_batch import check_opened_batch
 from edgeopt.pipeline.artifacts.given_training import check_trainable
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
@@ -41,6 +43,7 @@ from edgeopt.tasks.onnx_file import OnnxTask
 from edgeopt.tasks.sample_axes import samples_first
 
 _STAGE = "evaluate"
+_QUANTIZED_ALREADY = "it is quantized already: only weights that are still in float are stored in int8"
 _EDGE_SAMPLES = 2
 _SAME_ANSWER_RATIO = 1e-2
 """Of an output's largest value: kernels for another batch size add in another order, in float16 too."""
@@ -54,7 +57,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
             to measure, or no output has a row per sample.
     """
     _check_batch_size(task, build.budget.batch_size)
-    given, header_notes = _make_loadable(build, task, read_given(task.path))
+    given, header_notes = _make_loadable(build, task, task.given)
     model = given.model
     reason = run_step("compatibility", find_incompatibility, model, build.profile.max_opset, build.profile.max_ir)
     if reason is not None:
@@ -62,7 +65,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     copy = build.workspace.folder("stages") / f"given-{build.fingerprint}.onnx"
     write_given(given, copy)
     original = original_network(protocol.GIVEN, run_step("facts", read_facts, copy).parameters)
-    notes = (*_run_once(build, task, copy), *task.notes)
+    notes = (*check_opened_batch(build, task, copy), *_run_once(build, task, copy), *task.notes)
     _record_states(build, task, copy)
     edge_inputs = _write_parity_data(build, task, copy, original)
     sha256 = build.workspace.keep_artifact(copy)
@@ -72,7 +75,7 @@ def take_given_file(build: Build, task: OnnxTask) -> tuple[StoredNetwork, Export
     else:
         task.training = None
     pruned = () if trainable.parameters else (f"not pruned: {trainable.reason}",)
-    quantized = ("it is quantized already: int8 and float16 are not tried",) if is_quantized(model) else ()
+    quantized = (_QUANTIZED_ALREADY,) if is_quantized(model) else ()
     notes = (task.calibrated_by, *pruned, *quantized, *header_notes, *notes)
     return original, ExportedFile(sha256=sha256, exporter="given", parities=(), notes=notes, edge_inputs=edge_inputs)
 
@@ -85,6 +88,7 @@ def _make_loadable(build: Build, task: OnnxTask, given: GivenModel) -> tuple[Giv
     given, notes = baseline_of(given, build.profile.max_ir), []
     model = given.model
     if has_repeated_names(model.graph):  # ONNX Runtime refuses them
+        model = copy_model_proto(model)
         for graph in walk_graphs(model.graph):
             name_nodes(graph)
         notes.append("nodes that had the same name were given names of their own")
@@ -102,7 +106,7 @@ def _computes_the_same(build: Build, task: OnnxTask, model: onnx.ModelProto, cha
     found = []
     for one in (model, changed):
         path = build.workspace.folder("stages") / f"header-{build.fingerprint}.onnx"
-        save(one, path)
+        save(copy_model_proto(one), path)
         try:
             found.append(run_step(_STAGE, run_arrays, path, task.row_check_batches(), build.run_target, _STAGE))
         except StepError:

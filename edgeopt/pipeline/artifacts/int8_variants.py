@@ -26,6 +26,7 @@ from edgeopt.graph.weights.int8_weights import measure_stored_ratio
 from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import (
+    CALIBRATION_SAMPLES,
     FIRST_STEPS,
     graph_steps,
     int8_steps,
@@ -74,13 +75,16 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     For int8 that is the static one; the dynamic one too if products and recurrent cells matter for work or bytes;
     weights in fewer bits if products and tables hold some of the bytes, as far as the oldest onnxruntime named by the
     target supports them; and each of them with the weights in int8 that it would leave in float. A given file is also
-    tried with its weights stored in int8 and everything computed in float. One that is quantized already has none but
-    float32, which leaves its numbers as they are. A file whose weights are in another one, because they do not
-    fit, is only tried with them in fewer bits.
+    tried with its weights stored in int8 and everything computed in float. One that is quantized already is left as it
+    is (``fp32``), but weights that are still in float are stored in int8 if they are worth it. A file whose weights are
+    in another one, because they do not fit, is only tried with them in fewer bits, each rounded to the nearest step.
     """
     profile = build.profile
     model = load(build.workspace.artifact(exported.sha256), "quantize")
     if precision != "fp32" and exported.exporter == "given" and is_quantized(model):
+        lift_constants(model.graph)
+        if precision == "int8" and measure_stored_ratio(model, frozenset()) > MIN_LEFT_BYTES_RATIO:
+            yield int8_steps(StoreWeights(), profile)
         return
     if precision != "int8":
         yield graph_steps(precision, profile)
@@ -90,10 +94,11 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     if is_whole:
         yield from _activation_steps(build, model)
     if runs_only_on_cpu(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
+        samples = CALIBRATION_SAMPLES if is_whole else 0
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
             if oldest >= since:
-                steps = int8_steps(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE), profile)
+                steps = int8_steps(QuantizeWeights(bits=bits, block=WEIGHT_BLOCK_SIZE, samples=samples), profile)
                 yield steps
                 if measure_stored_ratio(model, _PACKED_OPERATORS) > MIN_LEFT_BYTES_RATIO:
                     yield storing_the_rest(steps)

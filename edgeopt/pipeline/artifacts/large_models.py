@@ -32,8 +32,8 @@ def size_notes(build: Build, original: StoredNetwork, exported: ExportedFile) ->
         )
     if is_pair(build, exported):
         notes.append(
-            "Int8 was tried for the weights only: onnxruntime's quantizer loads at most 2 GiB, so activations stay "
-            "float32."
+            "Int8 was tried for the weights only, each rounded to the nearest step: onnxruntime's quantizer loads at "
+            "most 2 GiB, so activations stay float32."
         )
     return tuple(notes)
 

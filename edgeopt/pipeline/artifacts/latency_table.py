@@ -200,7 +200,7 @@ def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list
             ratios = rng.uniform(0.3, 0.95, (count, len(free)))
             others = [
                 full
-                | {group.name: max(1, round(ratio * group.channels)) for group, ratio in zip(free, row, strict=True)}
+                | {one.name: max(one.least, round(ratio * one.channels)) for one, ratio in zip(free, row, strict=True)}
                 for row in ratios
             ]
             if are_distinguishable(dimensions, [full, *others]):
@@ -221,7 +221,7 @@ def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
     for row in rows:
         widths = {}
         for group, position in zip(free, row, strict=True):
-            wanted = group.channels * (MIN_PROBE_RATIO + (1 - MIN_PROBE_RATIO) * float(position))
+            wanted = max(group.least, group.channels * (MIN_PROBE_RATIO + (1 - MIN_PROBE_RATIO) * float(position)))
             multiple = group_step(group, step)
             widths[group.name] = min(group.channels, max(1, int(np.ceil(wanted / multiple)) * multiple))
         found.append(full | widths)

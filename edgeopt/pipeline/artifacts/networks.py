@@ -214,6 +214,25 @@ def check_parity(
     return parity
 
 
+def check_same_outputs(build: Build, source: Path, path: Path, stage: str, tolerance: float | None) -> Parity:
+    """Compare two files of a network on samples that it was trained with, by their outputs.
+
+    Args:
+        build: The build.
+        source: The exported file.
+        path: The file that was made of it; what is computed for the comparison lies next to it.
+        stage: The stage that made it.
+        tolerance: See ``compare_arrays``.
+
+    Raises:
+        ParityError: they differ by more than ``tolerance``.
+    """
+    inputs = build.data.training_file
+    expected = _outputs(build, source, stage, inputs, path.with_suffix(".source.npz"))
+    found = _outputs(build, path, stage, inputs)
+    return compare_arrays(expected, found, stage=stage, tolerance=tolerance, names=build.data.task.output_names)
+
+
 def check_imitation(build: Build, network: StoredNetwork, path: Path, max_ratio: float) -> Parity:
     """Compare an int8 file's outputs with those of the module that was trained to compute like it.
 
@@ -245,9 +264,9 @@ def _named_outputs(build: Build, file: Path) -> list[NDArray[Any]]:
     return [batch[name] for batch in read_batches(file) for name in build.data.task.output_names]
 
 
-def _outputs(build: Build, path: Path, stage: str, inputs: Path) -> list[NDArray[Any]]:
-    """Run a file on stored inputs."""
-    outputs = path.with_suffix(".outputs.npz")
+def _outputs(build: Build, path: Path, stage: str, inputs: Path, outputs: Path | None = None) -> list[NDArray[Any]]:
+    """Run a file on stored inputs; ``outputs`` is where they are put for a while."""
+    outputs = outputs or path.with_suffix(".outputs.npz")
     try:
         run_step(stage, run_model, path, inputs, outputs, build.run_target)
         return _named_outputs(build, outputs)

@@ -13,6 +13,7 @@ from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import has_half_weights, read_facts
 from edgeopt.graph.model import copy_metadata, load
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
+from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.model_files.layout import copy_model
 from edgeopt.pipeline.artifacts.networks import (
     PARITY_TOLERANCE,
@@ -20,16 +21,19 @@ from edgeopt.pipeline.artifacts.networks import (
     StoredNetwork,
     check_imitation,
     check_parity,
+    check_same_outputs,
 )
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.profile import Precision, Profile
 from edgeopt.records.recipe import (
     Compact,
+    DropUnseenRows,
     Float16,
     FlushDenormals,
     FuseQLinear,
     GraphStep,
+    PackWeights,
     Quantize,
     QuantizeDynamic,
     QuantizeStep,
@@ -37,6 +41,7 @@ from edgeopt.records.recipe import (
     Recipe,
     Simplify,
     StoreWeights,
+    WeightBits,
 )
 from edgeopt.records.trial import Artifact, Parity
 
@@ -102,7 +107,20 @@ def runs_only_on_cpu(profile: Profile) -> bool:
 def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
     fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
-    return (*FIRST_STEPS, step, *fuse, Compact())
+    pack = (PackWeights(),) if isinstance(step, Quantize) and step.weight_bits in PLANES else ()
+    return (*FIRST_STEPS, step, *fuse, *pack, Compact())
+
+
+def can_unpack(profile: Profile) -> bool:
+    """Tell whether packed weights are unpacked when a file is loaded: by ONNX Runtime's constant folding."""
+    return runs_only_on_cpu(profile) and profile.graph_level != "disabled"
+
+
+def with_weight_bits(steps: tuple[GraphStep, ...], bits: WeightBits) -> tuple[GraphStep, ...]:
+    """Return the steps of a static int8 variant whose weights have that many bits."""
+    pack = (PackWeights(),) if bits in PLANES else ()
+    changed = [msgspec.structs.replace(one, weight_bits=bits) if isinstance(one, Quantize) else one for one in steps]
+    return (*changed[:-1], *pack, changed[-1])
 
 
 def storing_the_rest(steps: tuple[GraphStep, ...]) -> tuple[GraphStep, ...]:
@@ -158,7 +176,7 @@ def _run_steps(
 ) -> tuple[Path, tuple[Parity, ...], tuple[str, ...]]:
     """Apply the steps and check each stage against the network's own outputs."""
     quantize = next((step for step in steps if isinstance(step, Quantize)), None)
-    calibration = None if quantize is None else _calibration(build, network, quantize)
+    calibration = _calibration(build, network, steps)
     source = build.workspace.artifact(exported.sha256)
     if not steps:
         copy_model(source, target, link_weights=True)
@@ -181,18 +199,24 @@ def _run_steps(
         exact = exact and stage.exact
         if stage.checked:
             tolerance = exact_tolerance if exact else None
-            parities.append(check_parity(build, network, result.path, stage.name, tolerance, exported.edge_inputs))
+            if any(isinstance(step, DropUnseenRows) for step in steps):  # other ids have other rows now
+                parities.append(check_same_outputs(build, source, result.path, stage.name, tolerance))
+            else:
+                parities.append(check_parity(build, network, result.path, stage.name, tolerance, exported.edge_inputs))
     if quantize is not None and quantize.calibration == "trained" and network.key is not None:
         parities.append(check_imitation(build, network, target, MAX_UNEXPLAINED_RATIO))
     return target, tuple(parities), tuple(note for result in results for note in result.notes)
 
 
-def _calibration(build: Build, network: StoredNetwork, step: Quantize) -> Path:
-    """Return the file that a step's ranges come from."""
-    if step.calibration == "trained":
-        assert network.fake_quant_sites is not None
-        return build.workspace.folder("tables") / network.fake_quant_sites
-    return build.data.calibration_file(step.samples)
+def _calibration(build: Build, network: StoredNetwork, steps: tuple[GraphStep, ...]) -> Path | None:
+    """Return the file that a step's ranges or rounding come from; None if no step needs one."""
+    for step in steps:
+        if isinstance(step, Quantize) and step.calibration == "trained":
+            assert network.fake_quant_sites is not None
+            return build.workspace.folder("tables") / network.fake_quant_sites
+        if isinstance(step, Quantize | QuantizeWeights) and step.samples:
+            return build.data.calibration_file(step.samples)
+    return None
 
 
 class Stage(NamedTuple):
@@ -209,6 +233,8 @@ class Stage(NamedTuple):
 def stage_of(step: GraphStep) -> Stage:
     """Return the stage that a step leads to."""
     match step:
+        case DropUnseenRows():
+            return Stage("rows dropped")
         case Simplify():
             return Stage("simplified")
         case FlushDenormals():
@@ -217,6 +243,8 @@ def stage_of(step: GraphStep) -> Stage:
             return Stage("quantized", exact=False)
         case FuseQLinear():
             return Stage("fused")
+        case PackWeights():
+            return Stage("packed")
         case Float16():
             return Stage("float16", exact=False)
         case Compact():
@@ -231,6 +259,7 @@ def _keep(
         run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     found = run_step("facts", read_facts, path, build.sample_shapes)
+    notes = (*notes, *found.notes)
     if found.is_download_estimated:
         notes = (*notes, "download: estimated from every 16th MB of the weights")
     risky = find_saturating_nodes(load(path, "facts"))

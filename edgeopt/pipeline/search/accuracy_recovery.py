@@ -74,7 +74,8 @@ def mixed_precision(
         return []
     best = [made[found.steps]._replace(ranking=study.ranking)]
     stored = runner.make_variant(candidate, network, exported, storing_the_rest(found.steps), {}, found.notes)
-    return [*best, stored._replace(ranking=study.ranking)] if stored.keeps_score(build.budget) else best
+    best += [stored._replace(ranking=study.ranking)] if stored.keeps_score(build.budget) else []
+    return [*best, *runner.without_unseen_rows(candidate, network, exported, best)]
 
 
 def _only_stores(variant: Variant) -> bool:

@@ -18,7 +18,7 @@ from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.search.candidate import Candidate, Variant
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.records.quantization import FloatPrefix
-from edgeopt.records.recipe import GraphStep, Quantize
+from edgeopt.records.recipe import DropUnseenRows, GraphStep, Quantize
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.limits import pays
 from edgeopt.statistics import comparison_ratio
@@ -76,6 +76,7 @@ def _new_variant(
 ) -> Variant | None:
     """Return another variant of a trial's network; None if there is a trial of it."""
     candidate = Candidate(steps=trial.recipe.torch_steps, parent=trial.recipe.parent)
+    steps = (*(step for step in trial.recipe.graph_steps if isinstance(step, DropUnseenRows)), *steps)
     if runner.has_tried(candidate.recipe(steps, runner.build.seed)):
         return None
     network = _network(runner, trial)

@@ -6,7 +6,7 @@ Making (``make``) may run in several threads at once; measuring (``measure``, ``
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,6 +41,7 @@ from edgeopt.pipeline.search.comparisons import (
     with_float_counterpart,
     with_parent,
 )
+from edgeopt.pipeline.search.unseen_rows import UnseenRowSteps
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.budget import Limit
 from edgeopt.records.profile import Precision
@@ -78,6 +79,7 @@ class TrialRunner:
         self.baseline = baseline
         self.evaluator = evaluator
         self.build_number = build_number
+        self.unseen_rows = UnseenRowSteps(build)
         self.trials: list[Trial] = []
         self.networks: dict[str | None, StoredNetwork] = {None: original}
         """Networks of measured candidates, by key."""
@@ -121,7 +123,16 @@ class TrialRunner:
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much
             variants += [self.make_variant(candidate, network, exported, steps, seconds) for steps in all_steps]
+        variants += self.without_unseen_rows(candidate, network, exported, variants)
         return CandidateResult(network, exported, variants)
+
+    def without_unseen_rows(
+        self, candidate: Candidate, network: StoredNetwork, exported: ExportedFile, variants: Sequence[Variant]
+    ) -> list[Variant]:
+        """Return those of a network's variants that keep the score once more, without rows that no sample reads."""
+        keeping = {one.recipe.graph_steps: one for one in variants if one.keeps_score(self.build.budget)}
+        made = self.unseen_rows.without_unseen_rows(exported, keeping)
+        return [self.make_variant(candidate, network, exported, steps, {}) for steps in made]
 
     def _without_network(self, candidate: Candidate, failed: Failed, seconds: dict[str, float]) -> CandidateResult:
         return CandidateResult(None, None, [Variant(candidate.recipe((), self.build.seed), failed, seconds)])

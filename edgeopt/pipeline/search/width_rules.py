@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from edgeopt.errors import InputError
-from edgeopt.planning.width_rules import NO_EFFECT_NOTE, check_rules
+from edgeopt.errors import StepError
+from edgeopt.onnx_module.convert import to_module
+from edgeopt.planning.width_rules import NO_EFFECT_NOTE, check_rules, matches
 from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.budget import Budget
 from edgeopt.records.trial import Measured, Trial
@@ -27,19 +28,36 @@ def settle_width_rules(asked: WidthRules, task: CheckedTask | OnnxTask) -> Width
 
     Raises:
         ConfigError: a glob matches nothing, or a width is below 1.
-        InputError: the task is an ``.onnx`` file, whose channels are not kept by name.
     """
     if isinstance(task, OnnxTask):
-        if asked.globs:
-            raise InputError(
-                f"{_ASKED}: '{asked.globs[0]}' is about channels, but those of an .onnx file cannot be kept by "
-                "name. Leave it out, or give a task with the PyTorch model."
-            )
-        return asked
+        return _rules_of_file(asked, task)
     names = [name for name, _ in task.model.named_parameters()]
     check_rules(task.width_rules, names, task.spec)
     check_rules(asked, names, _ASKED)
     return task.width_rules.joined(asked)
+
+
+def _rules_of_file(asked: WidthRules, task: OnnxTask) -> WidthRules:
+    """Return the rules for the module of a given file, whose globs are about the names of its weights and nodes.
+
+    A file that is not pruned keeps all of its channels anyway.
+    """
+    if not asked.globs or task.training is None:
+        return WidthRules()
+    try:
+        file_names = to_module(task.given.model).file_names
+    except StepError:  # the report will say that the file is not pruned because of it
+        return WidthRules()
+    known = sorted({name for names in file_names.values() for name in names})
+    check_rules(asked, known, _ASKED, f"weight of {task.path}, nor a node that has weights")
+    found = {
+        glob: [place for place, names in file_names.items() if any(matches(glob, name) for name in names)]
+        for glob in asked.globs
+    }
+    return WidthRules(
+        keep=tuple(dict.fromkeys(place for glob in asked.keep for place in found[glob])),
+        min_widths={place: width for glob, width in asked.min_widths.items() for place in found[glob]},
+    )
 
 
 def width_notes(rules: WidthRules, trials: Iterable[Trial], budget: Budget) -> tuple[str, ...]:

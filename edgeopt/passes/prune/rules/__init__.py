@@ -44,6 +44,7 @@ from edgeopt.passes.prune.rules import (
     frozen,
     movement,
     normalization,
+    picking,
     recurrent,
     reductions,
     writing,
@@ -61,6 +62,7 @@ RULES: dict[Any, Rule] = {
     **distances.RULES,
     **complex_values.RULES,
     **frozen.RULES,
+    **picking.RULES,
 }
 
 

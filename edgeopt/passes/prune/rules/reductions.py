@@ -128,9 +128,9 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.nansum, aten.count_nonzero, aten.aminmax), reduce_dims),
     **dict.fromkeys((aten.max, aten.min, aten.argmax, aten.argmin, aten.prod, aten.any, aten.all), pick_index),
     **dict.fromkeys((aten.median, aten.nanmedian, aten.kthvalue, aten.mode), pick_index),
-    **dict.fromkeys((aten.softmax, aten.log_softmax, aten._softmax, aten._log_softmax), mix_along_dim),
+    **dict.fromkeys((aten.log_softmax, aten._log_softmax), mix_along_dim),
     **dict.fromkeys((aten._safe_softmax, aten.cumsum, aten.cumprod, aten.cummax, aten.cummin), mix_along_dim),
-    **dict.fromkeys((aten.logcumsumexp, aten.sort, aten.argsort, aten.topk), mix_along_dim),
+    **dict.fromkeys((aten.logcumsumexp, aten.sort, aten.argsort), mix_along_dim),
     **dict.fromkeys((aten.tril, aten.triu), window_rule(2)),
     **dict.fromkeys(
         (aten.max_pool1d, aten.avg_pool1d, aten.adaptive_avg_pool1d, aten.adaptive_max_pool1d), window_rule(1)

@@ -1,0 +1,136 @@
+"""Second moments of the inputs of convolutions and matrix products, over calibration samples."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from onnx import helper
+
+from edgeopt.graph.model import read_initializers
+from edgeopt.graph.quantization.activations import ArrayBatches, read_activations
+from edgeopt.graph.rounding.compensation import Moments
+
+MAX_DEPTH = 4096
+"""Inputs of one output: time grows with its cube, and 4,096 take about ten seconds on one core."""
+_MAX_PLACES = 64
+"""Places of one sample that a layer's weights are seen at; the others are much like them."""
+_Arrays = NDArray[Any]
+
+
+class RowLayer(NamedTuple):
+    """A convolution or matrix product with constant weights, as products of rows."""
+
+    node: str
+    data: str
+    """Name of its input."""
+    weight: str
+    """Name of its weights."""
+    groups: int
+    kernel: tuple[int, ...]
+    """Empty for a matrix product."""
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    pads: tuple[int, ...]
+    """At the start of each dimension, then at the end of each."""
+    is_transposed: bool
+    """Whether a product's weights are ``(outputs, depth)``; otherwise ``(depth, outputs)``."""
+
+    def to_rows(self, weights: _Arrays) -> _Arrays:
+        """Return weights, or anything of their shape, as ``(groups, outputs, depth)``."""
+        if self.kernel:
+            return weights.reshape(self.groups, weights.shape[0] // self.groups, -1)
+        return (weights if self.is_transposed else weights.T)[None]
+
+    def from_rows(self, rows: _Arrays, shape: tuple[int, ...]) -> _Arrays:
+        """Undo ``to_rows``."""
+        if self.kernel:
+            return rows.reshape(shape)
+        return np.asarray(rows[0] if self.is_transposed else rows[0].T)
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the outputs in the weights."""
+        return 0 if self.kernel or self.is_transposed else 1
+
+
+def find_layers(model: onnx.ModelProto) -> list[RowLayer]:
+    """Return the layers of the top graph whose inputs can be read as rows, and whose depth is at most ``MAX_DEPTH``."""
+    constants = read_initializers(model.graph)
+    found = []
+    for node in model.graph.node:
+        weights = constants.get(node.input[1]) if len(node.input) > 1 else None
+        if weights is None or node.domain not in ("", "ai.onnx") or node.input[0] in constants:
+            continue
+        attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
+        layer = _read_layer(node, weights.shape, attributes)
+        if layer is not None and layer.to_rows(weights).shape[2] <= MAX_DEPTH:
+            found.append(layer)
+    return found
+
+
+def _read_layer(node: onnx.NodeProto, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> RowLayer | None:
+    names = (node.name, node.input[0], node.input[1])
+    if node.op_type == "Conv" and attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID"):
+        rank = len(shape) - 2
+        ones = (1,) * rank
+        return RowLayer(
+            *names,
+            groups=int(attributes.get("group", 1)),
+            kernel=shape[2:],
+            strides=tuple(attributes.get("strides", ones)),
+            dilations=tuple(attributes.get("dilations", ones)),
+            pads=tuple(attributes.get("pads", (0,) * (2 * rank))),
+            is_transposed=True,
+        )
+    is_product = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attributes.get("transA", 0))
+    if is_product and len(shape) == 2:
+        return RowLayer(*names, 1, (), (), (), (), bool(attributes.get("transB", 0)))
+    return None
+
+
+def measure_moments(model: onnx.ModelProto, layers: list[RowLayer], batches: ArrayBatches) -> dict[str, Moments]:
+    """Return the moments of each layer's inputs, by the name of its weights.
+
+    Args:
+        model: A float model; it is not changed.
+        layers: Its layers; those that share weights share moments.
+        batches: Calibration batches.
+    """
+    found: dict[str, Moments] = {}
+    rng = np.random.default_rng(0)
+    for values in read_activations(model, [layer.data for layer in layers], batches()):
+        for layer in layers:
+            for rows in _rows_of(layer, values[layer.data], rng):
+                moments = np.matmul(rows.swapaxes(1, 2), rows).astype(np.float64)
+                found[layer.weight] = found[layer.weight] + moments if layer.weight in found else moments
+    return found
+
+
+def _rows_of(layer: RowLayer, values: _Arrays, rng: np.random.Generator) -> Iterator[_Arrays]:
+    """Yield inputs as ``(groups, places, depth)``."""
+    if not layer.kernel:
+        rows = values.reshape(-1, values.shape[-1])
+        count = min(len(rows), _MAX_PLACES * max(1, len(values) if values.ndim > 1 else 1))
+        yield rows[np.sort(rng.choice(len(rows), count, replace=False))][None]
+        return
+    rank = len(layer.kernel)
+    pads = [(0, 0), (0, 0), *zip(layer.pads[:rank], layer.pads[rank:], strict=True)]
+    spans = [1 + (size - 1) * step for size, step in zip(layer.kernel, layer.dilations, strict=True)]
+    axes = tuple(range(2, 2 + rank))
+    windows = sliding_window_view(np.pad(values, pads), spans, axis=axes)
+    every = (slice(None), slice(None))
+    windows = windows[(*every, *(slice(None, None, step) for step in layer.strides))]
+    windows = windows[(*every, *(slice(None),) * rank, *(slice(None, None, step) for step in layer.dilations))]
+    places = list(itertools.product(*(range(size) for size in windows.shape[2 : 2 + rank])))
+    chosen = np.sort(rng.choice(len(places), min(len(places), _MAX_PLACES), replace=False))
+    where = tuple(np.array([places[one] for one in chosen]).T)
+    seen = windows[(*every, *where)]  # (samples, channels, places, *kernel)
+    samples, channels, count = seen.shape[:3]
+    grouped = seen.reshape(samples, layer.groups, channels // layer.groups, count, -1)
+    yield grouped.transpose(1, 0, 3, 2, 4).reshape(layer.groups, samples * count, -1)

@@ -1,0 +1,136 @@
+"""Rounds the weights of a static int8 file again: by what errors do to the layers' outputs, and to fewer bits if asked.
+
+``onnxruntime.quantization`` rounds each weight to the nearest of 127 or 255 steps. With fewer bits the weights keep the
+type int8, so kernels, speed and overflow are those of any int8 file; ``edgeopt.graph.rounding.packing`` then stores
+them densely. Each channel's range is narrowed to the one with the smallest error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from edgeopt.errors import StepError
+from edgeopt.graph.model import read_initializers
+from edgeopt.graph.quantization.activations import ArrayBatches
+from edgeopt.graph.rounding.compensation import Grid, Moments, round_with_compensation
+from edgeopt.graph.rounding.moments import RowLayer, find_layers, measure_moments
+
+MIN_ROUNDED_VALUES = 1024
+"""Smaller tensors keep 8 bits."""
+_INT8_BITS = 8
+_KEPT_RATIOS = np.linspace(1.0, 0.5, 11)
+"""Parts of a channel's range to try."""
+_Arrays = NDArray[Any]
+
+
+class _Stored(NamedTuple):
+    """A layer's weights in the quantized graph: the names of its initializers."""
+
+    integers: str
+    scale: str
+
+
+def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: ArrayBatches, bits: int) -> int:
+    """Round the weights of convolutions and products in a quantized model again, in place; return how many tensors.
+
+    Args:
+        model: The float model.
+        quantized: The same model with QDQ nodes; nodes have the same names in both.
+        batches: Calibration batches.
+        bits: Of each weight; 8 keeps the scales, and so the bytes.
+
+    Raises:
+        StepError: there is no such tensor.
+    """
+    stored = _find_stored(quantized)
+    layers = [layer for layer in find_layers(model) if layer.node in stored]
+    moments = measure_moments(model, layers, batches)
+    exact, constants = read_initializers(model.graph), read_initializers(quantized.graph)
+    replaced: dict[str, _Arrays] = {}
+    for layer in layers:
+        integers, scale = stored[layer.node]
+        weights, before = exact[layer.weight], constants[integers]
+        if integers in replaced or before.size < MIN_ROUNDED_VALUES:
+            continue
+        if bits < _INT8_BITS:
+            if constants[scale].size != weights.shape[layer.channel_axis]:
+                continue  # with one scale for the tensor, few bits are too coarse
+            grid = _narrow(layer.to_rows(weights), moments[layer.weight], bits)
+            replaced[scale] = grid.scale.reshape(constants[scale].shape).astype(np.float32)
+        else:
+            limit = int(np.abs(before.astype(int)).max())
+            grid = Grid(_per_row(constants[scale], layer, weights), np.zeros(()), -limit, limit)
+        rows = round_with_compensation(layer.to_rows(weights), grid, moments[layer.weight])
+        replaced[integers] = layer.from_rows(rows, weights.shape).astype(np.int8)
+    if not replaced:
+        raise StepError(
+            "quantize",
+            f"no layer has {MIN_ROUNDED_VALUES} int8 weights with a scale for each channel: this variant is skipped.",
+        )
+    _rescale_biases(quantized, constants, replaced)
+    _replace(quantized, replaced)
+    return sum(values.dtype == np.int8 for values in replaced.values())
+
+
+def _find_stored(quantized: onnx.ModelProto) -> dict[str, _Stored]:
+    """Return where the weights of each node are stored in int8."""
+    constants = read_initializers(quantized.graph)
+    sources = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    found = {}
+    for node in quantized.graph.node:
+        source = sources.get(node.input[1]) if len(node.input) > 1 else None
+        if source is None or source.input[0] not in constants or constants[source.input[0]].dtype != np.int8:
+            continue
+        if not any(constants[name].any() for name in source.input[2:]):
+            found[node.name] = _Stored(source.input[0], source.input[1])
+    return found
+
+
+def _per_row(scale: _Arrays, layer: RowLayer, weights: _Arrays) -> _Arrays:
+    """Return scales as ``(groups, outputs, 1)``."""
+    count = weights.shape[layer.channel_axis]
+    return np.broadcast_to(scale.reshape(-1), (count,)).reshape(layer.groups, -1, 1).astype(np.float64)
+
+
+def _narrow(rows: _Arrays, moments: Moments, bits: int) -> Grid:
+    """Return a grid of few bits whose scale for each channel has the smallest error, inputs taken as independent."""
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    largest = np.abs(rows).max(2, keepdims=True)
+    power = np.diagonal(moments, axis1=1, axis2=2)[:, None, :]
+    best_error, best = None, largest
+    for kept in _KEPT_RATIOS:
+        scale = np.where(largest > 0, largest * kept / high, 1.0).astype(np.float32).astype(np.float64)
+        grid = Grid(scale, np.zeros(()), low, high)
+        error = (((grid.restore(grid.round(rows)) - rows) ** 2) * power).sum(2, keepdims=True)
+        best = scale if best_error is None else np.where(error < best_error, scale, best)
+        best_error = error if best_error is None else np.minimum(error, best_error)
+    return Grid(best, np.zeros(()), low, high)
+
+
+def _rescale_biases(quantized: onnx.ModelProto, constants: dict[str, _Arrays], replaced: dict[str, _Arrays]) -> None:
+    """Add biases for new scales of weights: an int32 bias has the scale of the products."""
+    sources = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    for node in quantized.graph.node:
+        parts = [sources.get(name) for name in node.input[:3]]
+        if len(parts) < 3 or any(part is None for part in parts):
+            continue
+        data, weight, bias = (part for part in parts if part is not None)
+        if weight.input[1] not in replaced or bias.input[0] not in constants or bias.input[1] in replaced:
+            continue
+        if constants[bias.input[0]].dtype != np.int32:
+            continue
+        values = constants[bias.input[0]] * constants[bias.input[1]].astype(np.float64)
+        scale = (constants[data.input[1]] * replaced[weight.input[1]].reshape(-1)).astype(np.float32)
+        replaced[bias.input[1]] = np.broadcast_to(scale, constants[bias.input[1]].shape).astype(np.float32)
+        replaced[bias.input[0]] = np.rint(values / scale).astype(np.int32)
+
+
+def _replace(quantized: onnx.ModelProto, replaced: dict[str, _Arrays]) -> None:
+    for tensor in quantized.graph.initializer:
+        if tensor.name in replaced:
+            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(replaced[tensor.name]), tensor.name))

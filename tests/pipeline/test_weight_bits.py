@@ -1,0 +1,105 @@
+"""How many bits the weights of a static int8 variant get: as few as keep the score, and when that is tried at all."""
+
+from types import SimpleNamespace
+
+import msgspec
+import onnx
+import pytest
+from builders import A_QUANTIZE, a_budget, a_profile, a_recipe, an_artifact
+from stub_builds import a_stub_build
+from tiny_models import a_convolution
+
+from edgeopt.pipeline.artifacts.onnx_files import with_weight_bits
+from edgeopt.pipeline.search.candidate import ORIGINAL, ScoredArtifact, Variant
+from edgeopt.pipeline.search.weight_bits import fewer_weight_bits
+from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify
+from edgeopt.records.trial import Failed, Score
+
+KEEPS, MISSES = 0.005, 0.1
+"""Score drops; the limit allows 0.01."""
+CPU = msgspec.structs.replace(a_profile(), precisions=("int8", "fp32"))
+
+
+def a_variant(recipe, drop, size_bytes=1000):
+    score = Score(value=0.9 - drop, drop=drop, drop_ci95=None, samples=512)
+    return Variant(recipe, ScoredArtifact(an_artifact(number=1, size_bytes=size_bytes), score), {})
+
+
+class Runner:
+    """Makes variants whose scores are given by bits, and counts them."""
+
+    def __init__(self, build, keeping, fails=()):
+        self.build, self.keeping, self.fails, self.tried = build, keeping, fails, []
+
+    def make_variant(self, candidate, network, exported, steps, spent, reasons=()):
+        bits = next(step.weight_bits for step in steps if isinstance(step, Quantize))
+        self.tried.append(bits)
+        recipe = msgspec.structs.replace(a_recipe(), graph_steps=steps)
+        if bits in self.fails:
+            return Variant(recipe, Failed(stage="quantize", reason="it crashed", trace=""), {})
+        return a_variant(recipe, KEEPS if bits in self.keeping else MISSES, 100 * bits)
+
+
+def found_by(tmp_path, keeping, *, int8=KEEPS, fp32=KEEPS, fails=(), profile=CPU, path=None, **changes):
+    path = path or a_convolution(tmp_path / "model.onnx")
+    build = a_stub_build(
+        budget=a_budget(max_score_drop=0.01), profile=profile,
+        workspace=SimpleNamespace(artifact=lambda sha256: path), **changes,
+    )  # fmt: skip
+    runner = Runner(build, keeping, fails)
+    variants = [a_variant(a_recipe(int8=True), int8), a_variant(a_recipe(), fp32, 4000)]
+    exported = SimpleNamespace(sha256="a")
+    return runner.tried, fewer_weight_bits(runner, ORIGINAL, None, exported, variants)
+
+
+@pytest.mark.parametrize(
+    ("keeping", "int8", "tried", "bits"),
+    [
+        ((4, 5, 6), KEEPS, [4], 4),
+        ((5, 6), KEEPS, [4, 5], 5),
+        ((6,), KEEPS, [4, 5, 6], 6),
+        ((), KEEPS, [4, 5, 6], None),
+        ((8,), MISSES, [4, 5, 6, 8], 8),
+        ((), MISSES, [4, 5, 6, 8], None),
+    ],
+)
+def test_the_fewest_bits_that_keep_the_score_are_found(tmp_path, keeping, int8, tried, bits):
+    done, found = found_by(tmp_path, keeping, int8=int8)
+    assert done == tried
+    assert [next(s.weight_bits for s in v.recipe.graph_steps if isinstance(s, Quantize)) for v in found] == (
+        [bits] if bits else []
+    )
+
+
+def test_a_variant_that_cannot_be_made_is_a_failed_trial_and_the_last(tmp_path):
+    tried, (found,) = found_by(tmp_path, (5,), fails=(4,))
+    assert tried == [4]
+    assert isinstance(found.made, Failed)
+
+
+def test_other_providers_get_no_packed_weights_but_better_rounding(tmp_path):
+    profile = msgspec.structs.replace(CPU, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    assert found_by(tmp_path, (4, 8), profile=profile, int8=KEEPS)[0] == []
+    assert found_by(tmp_path, (4, 8), profile=profile, int8=MISSES)[0] == [8]
+
+
+def test_without_constant_folding_weights_are_not_packed(tmp_path):
+    assert found_by(tmp_path, (4,), profile=msgspec.structs.replace(CPU, graph_level="disabled"))[0] == []
+
+
+@pytest.mark.parametrize("changes", [{"fp32": MISSES}, {"is_out_of_time": True}])
+def test_nothing_is_tried_if_float_misses_the_score_or_time_is_over(tmp_path, changes):
+    assert found_by(tmp_path, (4,), **changes) == ([], [])
+
+
+def test_nothing_is_tried_without_weights_to_round(tmp_path):
+    model = onnx.load(a_convolution(tmp_path / "model.onnx"))
+    del model.graph.initializer[:]
+    onnx.save(model, tmp_path / "empty.onnx")
+    assert found_by(tmp_path, (4,), path=tmp_path / "empty.onnx") == ([], [])
+
+
+def test_packing_comes_before_compacting_and_only_for_few_bits():
+    steps = (Simplify(), A_QUANTIZE, Compact())
+    assert with_weight_bits(steps, 5)[2:] == (PackWeights(), Compact())
+    assert with_weight_bits(steps, 8)[1:] == (msgspec.structs.replace(A_QUANTIZE, weight_bits=8), Compact())

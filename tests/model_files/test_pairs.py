@@ -8,9 +8,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.facts import read_facts
+from edgeopt.graph.counting import parameters
+from edgeopt.graph.facts import is_quantized, read_facts
+from edgeopt.graph.given.dynamic_batch import with_dynamic_batch
+from edgeopt.graph.given.files import read_given, write_given
 from edgeopt.graph.initializers import list_stored_tensors
-from edgeopt.graph.model import load, save
+from edgeopt.graph.model import lift_constants, load, save
+from edgeopt.graph.preparation.operator_sets import convert_operator_set
+from edgeopt.graph.weights.id_tables import IdReader, find_id_tables
+from edgeopt.graph.weights.unseen_rows import choose_rows
 from edgeopt.model_files.layout import (
     copy_model,
     has_all_parts,
@@ -20,7 +26,7 @@ from edgeopt.model_files.layout import (
     move_model,
     weight_files,
 )
-from edgeopt.model_files.tensors import hash_model, tensor_values
+from edgeopt.model_files.tensors import hash_model, is_external, tensor_values
 from edgeopt.records.recipe import Compact, Float16, FlushDenormals, QuantizeWeights, Simplify, StoreWeights
 
 LIMIT_BYTES = 60_000
@@ -214,3 +220,97 @@ def test_denormal_weights_of_a_pair_become_zero(tmp_path, limited):
     assert result.notes == ("flush-denormals: 2048 weights set to zero",)
     stored = {tensor.name: tensor_values(tensor) for tensor in load(tmp_path / "done.onnx", "test").graph.initializer}
     assert not stored["inner"].any()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_weights_in_few_bits_are_counted_alike_in_a_pair_and_in_one_file(bits, whole, tmp_path, monkeypatch):
+    apply_steps((QuantizeWeights(bits=bits, block=32),), whole, tmp_path / "whole" / "done.onnx", **LIMITS)
+    apply_steps((StoreWeights(),), whole, tmp_path / "whole" / "stored.onnx", **LIMITS)
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "4000")
+    monkeypatch.setattr(parameters, "_PART_VALUES", 100)
+    for name in ("done", "stored"):
+        single, other = tmp_path / "whole" / f"{name}.onnx", tmp_path / f"{name}.onnx"
+        save(load(single, "test"), other)
+        assert weight_files(other)
+        found, expected = read_facts(other), read_facts(single)
+        assert found.parameters == expected.parameters == 2 * 500 * 64 + 2 * 64 * 32 + 64
+        assert found.nonzero_parameters == expected.nonzero_parameters
+        assert (found.weight_types, found.macs) == (expected.weight_types, expected.macs)
+        assert is_quantized(load(other, "test"))
+
+
+def test_unseen_rows_of_a_pair_are_dropped_like_those_of_one_file(pair, whole, tmp_path):
+    done = []
+    for source in (pair, whole):
+        model = load(source, "test")
+        lift_constants(model.graph)
+        tables, _ = find_id_tables(model.graph)
+        reader = IdReader(model, tables)
+        reader.read({"x": TOKENS})
+        step, _ = choose_rows(tables, reader.seen, {})
+        assert [(kept.rows, kept.kept) for kept in step.tables.values()] == [(500, 6)]
+        target = source.with_name("cut.onnx")
+        apply_steps((step, Compact()), source, target, **LIMITS)
+        np.testing.assert_allclose(outputs_of(target), outputs_of(source), rtol=1e-5, atol=1e-4)
+        done.append(read_facts(target))
+    assert done[0].parameters == done[1].parameters < read_facts(whole).parameters
+
+
+def test_ids_that_are_looked_up_in_a_large_table_first_are_read_from_a_pair(tmp_path, limited):
+    model = a_language_model()
+    places = np.arange(500)[::-1].copy()
+    model.graph.initializer.append(numpy_helper.from_array(places, "places"))
+    model.graph.node.insert(0, helper.make_node("Gather", ["places", "x"], ["moved"]))
+    model.graph.node.insert(1, helper.make_node("Add", ["x", "moved"], ["ids"]))  # 499 for every id
+    model.graph.node[2].input[1] = "ids"
+    save(model, tmp_path / "m.onnx")
+    loaded = load(tmp_path / "m.onnx", "test")
+    assert any(tensor.name == "places" and is_external(tensor) for tensor in loaded.graph.initializer)
+    reader = IdReader(loaded, find_id_tables(loaded.graph)[0])
+    reader.read({"x": TOKENS})
+    assert [np.flatnonzero(seen).tolist() for seen in reader.seen.values()] == [[499]]
+
+
+def test_functions_of_a_pair_are_written_out_and_nodes_go(tmp_path, limited):
+    model = a_language_model()
+    twice = helper.make_function(
+        "own", "Twice", ["a"], ["c"], [helper.make_node("Add", ["a", "a"], ["c"])], [helper.make_opsetid("", 17)]
+    )
+    model.functions.append(twice)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    model.graph.node[3].CopyFrom(helper.make_node("Twice", ["narrow"], ["active"], domain="own"))
+    save(model, tmp_path / "m.onnx")
+    (result,) = apply_steps((Simplify(),), tmp_path / "m.onnx", tmp_path / "done.onnx", **LIMITS)
+    assert result.notes[0] == "simplify: 1 functions of the file written as the nodes they consist of"
+    assert result.notes[1].endswith("nodes")
+    assert weight_files(tmp_path / "done.onnx")
+    np.testing.assert_allclose(outputs_of(tmp_path / "done.onnx"), outputs_of(tmp_path / "m.onnx"), rtol=1e-5)
+
+
+def test_a_pair_is_converted_to_another_operator_set(pair, tmp_path):
+    converted, reason = convert_operator_set(load(pair, "test"), 16, None)
+    assert converted is not None, reason
+    save(converted, tmp_path / "older.onnx")
+    assert (read_facts(tmp_path / "older.onnx").opset, len(weight_files(tmp_path / "older.onnx"))) == (16, 1)
+    np.testing.assert_array_equal(outputs_of(tmp_path / "older.onnx"), outputs_of(pair))
+
+
+def test_a_fixed_batch_of_a_pair_becomes_dynamic_and_the_user_file_stays_what_is_read(tmp_path, limited):
+    model = a_language_model()
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tmp_path / "given.onnx", save_as_external_data=True, location="given.bin")
+    given = read_given(tmp_path / "given.onnx")
+    opened = with_dynamic_batch(given, 2)
+    assert (opened.opened_batch, opened.content) == (1, None)
+    assert given.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    (tmp_path / "stages").mkdir()
+    write_given(opened, tmp_path / "stages" / "opened.onnx")
+    assert outputs_of(tmp_path / "stages" / "opened.onnx").shape == (2, 3, 500)
+    for path in (tmp_path / "stages").iterdir():
+        path.unlink()
+    assert read_facts_of(opened.model) == 2 * 500 * 64 + 2 * 64 * 32 + 64
+
+
+def read_facts_of(model):
+    return parameters.count_parameters(model).total

@@ -12,6 +12,8 @@ from stub_builds import a_stub_build
 from tiny_models import a_run_target
 
 from edgeopt.errors import TaskError
+from edgeopt.graph.given.files import write_given
+from edgeopt.model_files.layout import has_all_parts, weight_files
 from edgeopt.pipeline.artifacts.given_batch import check_opened_batch
 from edgeopt.tasks.onnx_file import OnnxTask
 
@@ -35,7 +37,7 @@ FLAT = [_node("Reshape", ["x", "shape"], ["f"]), _node("MatMul", ["f", "w"], ["m
 def checked(path, measured=8):
     task = OnnxTask(path, path.with_suffix(".npz"), batch_size=measured)
     opened = path.with_name("opened.onnx")
-    opened.write_bytes(task.given.content)
+    write_given(task.given, opened)
     build = a_stub_build(
         budget=msgspec.structs.replace(a_budget(), batch_size=measured),
         workspace=SimpleNamespace(folder=lambda name: path.parent),
@@ -61,6 +63,24 @@ def test_so_does_a_batch_of_4(tmp_path):
     task, notes = checked(a_file(tmp_path / "m.onnx", nodes, {"shape": np.array([4, -1]), "w": W}, batch=4))
     assert task.fixed_batch is None
     assert notes[0].startswith("the file takes 4 samples at a time; its batch was made dynamic")
+
+
+def test_so_does_that_of_a_file_with_its_weights_in_another_one(tmp_path, monkeypatch):
+    nodes = [*FLAT, _node("MatMul", ["m", "v"], ["wide"]), _node("MatMul", ["wide", "u"], ["y"])]
+    stored = {
+        "shape": np.array([1, -1]),
+        "w": W,
+        "v": np.ones((5, 300), np.float32),
+        "u": np.ones((300, 5), np.float32),
+    }
+    path = a_file(tmp_path / "m.onnx", nodes, stored)
+    onnx.save(onnx.load(path), path, save_as_external_data=True, location="m.bin")
+    monkeypatch.setenv("_EDGEOPT_MAX_FILE_BYTES", "4000")
+    task, notes = checked(path)
+    assert (task.given.content, task.fixed_batch) == (None, None)
+    assert notes[0].startswith("the file takes 1 sample at a time; its batch was made dynamic")
+    assert weight_files(tmp_path / "opened.onnx")
+    assert has_all_parts(tmp_path / "opened.onnx")
 
 
 def test_a_file_that_takes_the_measured_batch_stays_as_it_is(tmp_path):

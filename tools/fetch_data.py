@@ -1,6 +1,6 @@
 """Download data sets into a folder for ``EDGEOPT_DATA``, and check their SHA-256. What is there already stays.
 
-python tools/fetch_data.py DIR [fashion-mnist] [camvid]
+python tools/fetch_data.py DIR [fashion-mnist] [camvid] [fsdd]
 EDGEOPT_DATA=DIR edgeopt build --target phone
 """
 
@@ -37,6 +37,17 @@ CAMVID_PIXELS = {
 }  # fmt: skip
 """SHA-256 of the shrunk images of each part, and then its labels, in the order of their names."""
 CAMVID_SIZE = 240, 180
+FSDD_URL = "https://raw.githubusercontent.com/Jakobovski/free-spoken-digit-dataset/26eb9aaf76e81b692f806f9140c2d2777410d7a1/recordings/"
+FSDD_NAMES = tuple(
+    sorted(
+        f"{digit}_{speaker}_{take}.wav"
+        for digit in range(10)
+        for speaker in ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+        for take in range(50)
+    )
+)
+FSDD_HASH = "ddb17656a0bca4c5ddace082be188ca630516dc2ef1110afe3c4e9cc71173de4"
+"""SHA-256 of all recordings, in the order of their names."""
 _DOWNLOADS = 8
 """At a time."""
 
@@ -100,16 +111,38 @@ def fetch_camvid(folder: Path) -> None:
         print(f"CamVid, {part}: {len(wanted) - len(missing)} of {len(wanted)} files are there")
         for kind in (part, f"{part}annot"):
             (folder / "CamVid" / kind).mkdir(parents=True, exist_ok=True)
-        with ThreadPoolExecutor(_DOWNLOADS) as pool:
-            for done, _ in enumerate(pool.map(_fetch_scene, missing), 1):
-                if done % 100 == 0 or done == len(missing):
-                    print(f"CamVid, {part}: {done} of {len(missing)} downloaded")
+        fetch_all(f"CamVid, {part}", missing, _fetch_scene)
         found = hash_pixels(wanted)
         if found != expected:
             raise click.ClickException(
                 f"{folder / 'CamVid' / part}: the SHA-256 of the pixels is {found}, not {expected}. Remove this folder "
                 f"and {part}annot, and run the command again."
             )
+
+
+def fetch_fsdd(folder: Path) -> None:
+    """Download the recordings of spoken digits that are missing."""
+    wanted = [folder / "recordings" / name for name in FSDD_NAMES]
+    missing = [path for path in wanted if not path.exists()]
+    print(f"spoken digits: {len(wanted) - len(missing)} of {len(wanted)} files are there")
+    (folder / "recordings").mkdir(exist_ok=True)
+    fetch_all("spoken digits", missing, lambda path: write(path, download(FSDD_URL + path.name)))
+    digest = hashlib.sha256()
+    for path in wanted:
+        digest.update(path.read_bytes())
+    if digest.hexdigest() != FSDD_HASH:
+        raise click.ClickException(
+            f"{folder / 'recordings'}: the SHA-256 of the recordings is {digest.hexdigest()}, not {FSDD_HASH}. Remove "
+            "this folder, and run the command again."
+        )
+
+
+def fetch_all(what: str, paths: list[Path], fetch: Callable[[Path], None]) -> None:
+    """Fetch files several at a time, and say how many are there."""
+    with ThreadPoolExecutor(_DOWNLOADS) as pool:
+        for done, _ in enumerate(pool.map(fetch, paths), 1):
+            if done % 100 == 0 or done == len(paths):
+                print(f"{what}: {done} of {len(paths)} downloaded")
 
 
 def _fetch_scene(path: Path) -> None:
@@ -135,7 +168,9 @@ def hash_pixels(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-DATA_SETS: dict[str, Callable[[Path], None]] = {"fashion-mnist": fetch_fashion, "camvid": fetch_camvid}
+DATA_SETS: dict[str, Callable[[Path], None]] = {
+    "fashion-mnist": fetch_fashion, "camvid": fetch_camvid, "fsdd": fetch_fsdd,
+}  # fmt: skip
 
 
 @click.command()

@@ -20,12 +20,16 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from edgeopt.tasks.camvid_segmentation import NAME as CAMVID_SEGMENTATION
 from edgeopt.tasks.camvid_segmentation import CamVidSegmentation
 from edgeopt.tasks.classification import Classification
+from edgeopt.tasks.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
 from edgeopt.tasks.teachers import teacher_path
 
-TASKS = {CAMVID_SEGMENTATION: CamVidSegmentation}
+TASKS: dict[str, type[CamVidSegmentation | SpokenDigits]] = {
+    "camvid_segmentation": CamVidSegmentation,
+    "spoken_digits": SpokenDigits,
+    "spoken_digits_by_speaker": SpokenDigitsBySpeaker,
+}
 
 
 def score(model: nn.Module, task: Classification, batches: Iterable[Any] | None, device: str) -> float:
@@ -74,7 +78,7 @@ def main(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out
     path = out or teacher_path(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
-    model = TASKS[name].make_network(width_ratio).to(device, memory_format=torch.channels_last)
+    model = TASKS[name].make_network(width_ratio).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = TASKS[name](lambda: model)
     best = train(task, epochs, rate, seed, device)
     path.parent.mkdir(parents=True, exist_ok=True)

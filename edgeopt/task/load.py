@@ -16,6 +16,8 @@ from edgeopt.tasks.onnx_training import OnnxTrainingTask
 _READY_TASKS = {
     "camvid_segmentation": "edgeopt.tasks.camvid_segmentation:CamVidSegmentation",
     "fashion": "edgeopt.tasks.fashion:task",
+    "spoken_digits": "edgeopt.tasks.spoken_digits:SpokenDigits",
+    "spoken_digits_by_speaker": "edgeopt.tasks.spoken_digits:SpokenDigitsBySpeaker",
 }
 
 

@@ -14,7 +14,7 @@ from edgeopt.tasks.segmentation import Segmentation
 from edgeopt.tasks.teachers import load_teacher
 from edgeopt.tasks.unet import SmallUNet
 
-NAME = "camvid_segmentation"
+SCENES_NAME = "camvid_segmentation"
 _BATCH_SIZE = 8
 _EVAL_BATCH_SIZE = 16
 _EXAMPLES = 4
@@ -49,7 +49,7 @@ class CamVidSegmentation(Segmentation):
             model or self.load_network,
             self.draw_epoch,
             eval=(),
-            name=NAME,
+            name=SCENES_NAME,
             labels=camvid.SCENE_CLASSES,
             ignore_label=camvid.VOID,
             training=Training(epochs=24, learning_rate=0.05),
@@ -68,7 +68,7 @@ class CamVidSegmentation(Segmentation):
     @classmethod
     def load_network(cls) -> nn.Module:
         """Build the U-Net and load its weights."""
-        return load_teacher(NAME, cls.make_network())
+        return load_teacher(SCENES_NAME, cls.make_network())
 
     @staticmethod
     def draw_epoch(seed: int) -> Iterator[tuple[Tensor, Tensor]]:

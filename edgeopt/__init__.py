@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.records.recipe import Importance
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
+    from edgeopt.tasks.segmentation import segmentation
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "classification",
     "load_task",
     "regression",
+    "segmentation",
 ]
 
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "classification": "edgeopt.tasks.classification",
     "load_task": "edgeopt.task",
     "regression": "edgeopt.tasks.classification",
+    "segmentation": "edgeopt.tasks.segmentation",
 }
 """Public name to the module that defines it."""
 

@@ -13,7 +13,12 @@ from edgeopt.task.checked import CheckedTask
 from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.onnx_training import OnnxTrainingTask
 
-_READY_TASKS = {"fashion": "edgeopt.tasks.fashion:task"}
+_READY_TASKS = {
+    "camvid_segmentation": "edgeopt.tasks.camvid_segmentation:CamVidSegmentation",
+    "fashion": "edgeopt.tasks.fashion:task",
+    "spoken_digits": "edgeopt.tasks.spoken_digits:SpokenDigits",
+    "spoken_digits_by_speaker": "edgeopt.tasks.spoken_digits:SpokenDigitsBySpeaker",
+}
 
 
 def import_file(path: Path) -> ModuleType:

@@ -34,3 +34,25 @@ def erase(images: Tensor, generator: torch.Generator, size: int = 8, ratio: floa
     inside = (rows >= top) & (rows < top + size) & (columns >= left) & (columns < left + size)
     inside &= torch.rand(batch, 1, 1, generator=generator) < ratio
     return images.masked_fill(inside[:, None], 0.0)
+
+
+def change_scenes(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mirror a random half of the images with their labels, cut and enlarge each, and change its light and contrast.
+
+    Args:
+        images: ``(batch, channels, height, width)``.
+        labels: ``(batch, height, width)``, class numbers.
+        generator: Draws.
+    """
+    batch, _, height, width = images.shape
+    cut = 0.6 + 0.4 * torch.rand(batch, generator=generator)
+    mirrored = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
+    transform = torch.zeros(batch, 2, 3)
+    transform[:, 0, 0], transform[:, 1, 1] = cut * mirrored, cut
+    transform[:, :, 2] = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - cut)[:, None]
+    grid = functional.affine_grid(transform, [batch, 1, height, width], align_corners=False)
+    options = {"padding_mode": "border", "align_corners": False}
+    images = functional.grid_sample(images, grid, mode="bilinear", **options)  # type: ignore[arg-type]
+    moved = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", **options)  # type: ignore[arg-type]
+    contrast, light = 0.8 + 0.4 * torch.rand(2, batch, 1, 1, 1, generator=generator)
+    return images * contrast + (light - 1), moved[:, 0].long()

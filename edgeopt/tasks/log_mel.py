@@ -1,0 +1,49 @@
+"""A signal front end as a module: log-mel bands of a waveform, so that the file takes sound as it is recorded."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+
+def mel_filters(rate: int, size: int, bands: int) -> NDArray[np.float32]:
+    """Return triangular filters ``(size // 2 + 1, bands)``, evenly spaced in mel (O'Shaughnessy, 1987).
+
+    Args:
+        rate: Samples a second.
+        size: Of the Fourier transform.
+        bands: Number of filters.
+    """
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 2 / 700), bands + 2) / 2595) - 1)
+    frequencies = np.linspace(0, rate / 2, size // 2 + 1)[:, None]
+    rising = (frequencies - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequencies) / (edges[2:] - edges[1:-1])
+    return np.maximum(0, np.minimum(rising, falling)).astype(np.float32)
+
+
+class LogMel(nn.Module):
+    """Logarithms of the energy in mel bands, by ``torch.stft``.
+
+    Args:
+        rate: Samples a second.
+        size: Samples of a window, which is a Hann window.
+        hop: Samples from one window to the next.
+        bands: Number of bands.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, rate: int, size: int = 256, hop: int = 80, bands: int = 40) -> None:
+        super().__init__()
+        self.size, self.hop = size, hop
+        self.register_buffer("window", torch.hann_window(size))
+        self.register_buffer("filters", torch.from_numpy(mel_filters(rate, size, bands)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map waveforms ``(batch, samples)`` to ``(batch, bands, 1 + samples // hop)``."""
+        spectrum = torch.stft(x, self.size, self.hop, window=self.window, return_complex=True)
+        energy = torch.view_as_real(spectrum).square().sum(-1)
+        return torch.log((energy.transpose(1, 2) @ self.filters).transpose(1, 2) + 1e-6)

@@ -1,0 +1,117 @@
+"""Spoken digits: their data, the front end, and the network that is pruned behind it."""
+
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgeopt.errors import DataError
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
+from edgeopt.tasks import fsdd
+from edgeopt.tasks.log_mel import LogMel, mel_filters
+from edgeopt.tasks.spoken_digits import DigitNetwork, SpokenDigits, SpokenDigitsBySpeaker, word_tensors
+
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+needs_digits = pytest.mark.skipif(
+    not (Path(os.environ.get("EDGEOPT_DATA", "/nowhere")) / "fsdd" / "recordings").is_dir(),
+    reason="EDGEOPT_DATA has no spoken digits",
+)
+
+
+@pytest.fixture
+def recordings(tmp_path, monkeypatch):
+    """Write 3,000 recordings of a few samples; each begins with its digit and its take."""
+    folder = tmp_path / "fsdd" / "recordings"
+    folder.mkdir(parents=True)
+    for digit in range(10):
+        for speaker in SPEAKERS:
+            for take in range(50):
+                write_sound(folder / f"{digit}_{speaker}_{take}.wav", np.array([digit, take, 0, 0]) * 256)
+    monkeypatch.setenv("EDGEOPT_DATA", str(tmp_path))
+    return folder
+
+
+def write_sound(path, samples, rate=fsdd.RATE):
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(np.asarray(samples, "<i2").tobytes())
+
+
+@pytest.mark.parametrize(("split", "counts"), [("take", (2100, 600, 300)), ("speaker", (2000, 500, 500))])
+def test_no_recording_is_in_two_parts(recordings, split, counts):
+    parts = [fsdd.load_words(part, split) for part in ("train", "selection", "test")]
+    assert tuple(len(part.labels) for part in parts) == counts
+    for waves, labels in parts:
+        assert waves.shape[1:] == (fsdd.RATE,)
+        assert np.array_equal(np.rint(waves[:, 3998] * 128), labels)  # in the middle
+    if split == "take":
+        assert set(np.rint(parts[2].waves[:, 3999] * 128)) == set(range(5))
+
+
+def test_a_long_recording_is_cut_in_the_middle(recordings):
+    write_sound(recordings / "0_george_0.wav", np.arange(10_000))
+    wave_of_it = fsdd.load_words("test").waves[0]
+    assert np.array_equal(np.rint(wave_of_it[:3] * 2**15), [1000, 1001, 1002])
+
+
+def test_damaged_recordings_are_named(recordings):
+    (recordings / "0_george_0.wav").write_bytes(b"no sound")
+    with pytest.raises(DataError, match=r"0_george_0\.wav: cannot be read as a sound"):
+        fsdd.load_words("test")
+    write_sound(recordings / "0_george_0.wav", [0, 0], rate=16000)
+    with pytest.raises(DataError, match="is not mono, 16 bits, 8000 Hz"):
+        fsdd.load_words("test")
+    (recordings / "0_george_0.wav").unlink()
+    with pytest.raises(DataError, match="has 2999 recordings, not 3,000"):
+        fsdd.load_words("test")
+
+
+def test_without_data_it_says_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEOPT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"fetch_data\.py DIR fsdd"):
+        fsdd.load_words("train")
+
+
+def test_a_tone_is_loudest_in_its_band():
+    front, time = LogMel(8000), torch.arange(8000) / 8000
+    bands = front(torch.sin(2 * torch.pi * torch.tensor([[300.0], [1000.0], [2500.0]]) * time)).mean(-1)
+    centres = [mel_filters(8000, 256, 40)[:, band].argmax() * 8000 / 256 for band in bands.argmax(1).tolist()]
+    assert np.allclose(centres, [300, 1000, 2500], atol=60)
+
+
+def test_channels_behind_the_front_end_can_go():
+    groups = analyse(Network.trace(DigitNetwork(8, (8, 16, 16)).eval(), (torch.randn(2, 8000),)))
+    free = {name for name in groups.free if not name.startswith("front")}
+    assert {"network.stem.0", "network.stages.0.conv1", "network.stages.4.conv2"} <= free
+    assert not any(name.startswith("front") for name in groups.free)
+
+
+def test_the_task_by_speaker_has_a_network_of_its_own(recordings):
+    with pytest.raises(DataError, match=r"train_teacher\.py spoken_digits_by_speaker"):
+        SpokenDigitsBySpeaker().build_model()
+
+
+@needs_digits
+def test_the_real_words_are_heard_after_two_epochs():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = SpokenDigits.make_network(0.25)
+    task = SpokenDigits(lambda: model)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
+    for epoch in range(2):
+        for inputs, labels in task.train_batches(epoch):
+            loss = task.loss(model(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        found = task.score([(model(inputs).numpy(), labels.numpy()) for inputs, labels in task.eval_batches()])
+    assert found > 0.5
+    word_tensors.cache_clear()

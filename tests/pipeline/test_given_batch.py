@@ -12,9 +12,10 @@ from stub_builds import a_stub_build
 from tiny_models import a_run_target
 
 from edgeopt.errors import TaskError
-from edgeopt.graph.given.files import write_given
+from edgeopt.graph.given.files import hash_given, read_given, write_given
 from edgeopt.model_files.layout import has_all_parts, weight_files
 from edgeopt.pipeline.artifacts.given_batch import check_opened_batch
+from edgeopt.pipeline.verify import device_score
 from edgeopt.tasks.onnx_file import OnnxTask
 
 _node = helper.make_node
@@ -106,3 +107,10 @@ def test_so_is_a_size_inside_the_graph(tmp_path):
     path = a_file(tmp_path / "m.onnx", nodes, {"shape": np.array([1, -1]), "w": W, **stored})
     with pytest.raises(TaskError, match=r"With a dynamic batch in its place, it does not run \(.*m\.onnx"):
         checked(path)
+
+
+def test_a_check_knows_the_file_with_the_dynamic_batch_as_what_a_build_began_with(tmp_path):
+    path = a_file(tmp_path / "m.onnx", [*FLAT, _node("Relu", ["m"], ["y"])], {"shape": np.array([1, -1]), "w": W})
+    opened = OnnxTask(path, path.with_suffix(".npz"), batch_size=8).given
+    assert opened.opened_batch == 1
+    assert {hash_given(opened), hash_given(read_given(path))} <= device_score._possible_baselines(path)

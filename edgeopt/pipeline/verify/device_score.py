@@ -15,6 +15,7 @@ from edgeopt.bench.outputs import run_arrays
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.errors import TaskError
+from edgeopt.graph.given.dynamic_batch import with_dynamic_batch
 from edgeopt.graph.given.files import baseline_of, hash_given, one_file, read_given
 from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreKind
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet
 
 _STAGE = "evaluate"
+_ANY_BATCH = 0
+"""No file has this batch size, so that a fixed one is made dynamic."""
 
 
 class DeviceScore(Record, frozen=True, kw_only=True):
@@ -80,9 +83,13 @@ def check_evaluation_set(evaluation: EvaluationSet, manifest: Manifest, document
 
 
 def _possible_baselines(path: Path) -> set[str]:
-    """Return the hashes of the files that a build may have started from: the given one, with its header or an older."""
+    """Return the hashes of the files that a build may have started from.
+
+    That is the given one, with its header or an older one, and its batch as it is or made dynamic.
+    """
     given = read_given(path)
-    return {hash_given(baseline_of(given, max_ir)) for max_ir in (given.model.ir_version, 1)}
+    models = (given, with_dynamic_batch(given, _ANY_BATCH))
+    return {hash_given(baseline_of(model, max_ir)) for model in models for max_ir in (given.model.ir_version, 1)}
 
 
 def _fits(info: TensorInfo, array: Any) -> bool:

@@ -261,3 +261,9 @@ def test_light_modules_stay_light(module):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_no_two_test_files_have_one_name():
+    """Pytest imports test files by their names alone, and refuses the second one."""
+    names = [path.name for path in PACKAGE.parent.joinpath("tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

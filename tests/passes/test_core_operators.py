@@ -15,6 +15,7 @@ FAMILIES = (
     rules.frozen,
     rules.movement,
     rules.normalization,
+    rules.picking,
     rules.recurrent,
     rules.reductions,
     rules.writing,

@@ -64,7 +64,7 @@ class Groups:
             if group is None:
                 raise InputError(f"The network has no group '{name}'{did_you_mean(name, self.groups)}.")
             chosen = np.unique(np.asarray(channels, dtype=np.int64))
-            if len(chosen) < group.least:
+            if 0 < len(chosen) < group.least:
                 raise InputError(f"Group '{name}' keeps at least {group.least} channels: as many of them are picked.")
             if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= group.channels:
                 raise InputError(f"Group '{name}' has channels 0 to {group.channels - 1}; keep at least one of them.")

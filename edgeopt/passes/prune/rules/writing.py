@@ -149,8 +149,6 @@ RULES: dict[Any, Rule] = {
     aten.index_reduce: index_write,
     aten.index_put: index_put,
     aten._index_put_impl: index_put,
-    aten.scatter: scatter_values,
-    aten.scatter_add: scatter_values,
     aten.scatter_reduce: scatter_values,
     aten.slice_scatter: slice_scatter,
     aten.select_scatter: select_scatter,

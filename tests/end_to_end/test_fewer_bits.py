@@ -26,4 +26,5 @@ def test_convolutions_ship_in_few_bits_if_the_score_is_kept(tmp_path):
     assert not winner["misses"]
     assert "packed" in [parity["stage"] for parity in winner["parities"]]
     assert f"{bits_of(winner)}-bit weights, rounded by samples" in " ".join(done.stdout.split())
-    assert edgeopt(tmp_path, "check", "edgeopt-out").returncode == 0
+    checked = edgeopt(tmp_path, "check", "edgeopt-out", "--target", "tiny.toml")
+    assert checked.returncode == 0, checked.stderr

@@ -96,16 +96,16 @@ def score_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(named)
 
 
-def _parse_width(text: str) -> tuple[str, int]:
-    """Return the glob and the number of ``GLOB=N``.
+def _numbers_of(form: str, example: str) -> Callable[[str], tuple[str, int]]:
+    """Return a parser of ``NAME=N`` into the name and the number; ``form`` and ``example`` are for its errors."""
 
-    Raises:
-        click.BadParameter: it is not of that form.
-    """
-    glob, separator, width = text.rpartition("=")
-    if not separator or not glob or not width.isdecimal():
-        raise click.BadParameter(f"'{text}' is not GLOB=N, such as 'stem.*=16'.")
-    return glob, int(width)
+    def parse(text: str) -> tuple[str, int]:
+        name, _, number = text.rpartition("=")
+        if not name or not number.isdecimal():
+            raise click.BadParameter(f"'{text}' is not {form}, such as '{example}'.")
+        return name, int(number)
+
+    return parse
 
 
 def channel_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -118,7 +118,7 @@ def channel_options(function: Callable[..., Any]) -> Callable[..., Any]:
     widths = click.option(
         "--min-width",
         multiple=True,
-        type=_parse_width,
+        type=_numbers_of("GLOB=N", "stem.*=16"),
         metavar="GLOB=N",
         help="Least number of output channels of the layers whose names match; may be repeated.",
     )(wrapper)
@@ -128,18 +128,6 @@ def channel_options(function: Callable[..., Any]) -> Callable[..., Any]:
         metavar="GLOB",
         help="Cut no channel of the parameters or modules whose names match, such as 'head.*'; may be repeated.",
     )(widths)
-
-
-def _parse_id(text: str) -> tuple[str, int]:
-    """Return the input and the id of ``INPUT=N``.
-
-    Raises:
-        click.BadParameter: it is not of that form.
-    """
-    name, separator, number = text.rpartition("=")
-    if not separator or not name or not number.isdecimal():
-        raise click.BadParameter(f"'{text}' is not INPUT=N, such as 'tokens=100'.")
-    return name, int(number)
 
 
 def unseen_row_options(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -153,7 +141,7 @@ def unseen_row_options(function: Callable[..., Any]) -> Callable[..., Any]:
     unknown = click.option(
         "--unknown-id",
         multiple=True,
-        type=_parse_id,
+        type=_numbers_of("INPUT=N", "tokens=100"),
         metavar="INPUT=N",
         help="With --drop-unseen-rows: id whose row an input's other ids read (default: the mean of the dropped rows).",
     )(wrapper)

@@ -82,7 +82,7 @@ def drop_rows(model: onnx.ModelProto, step: DropUnseenRows) -> None:
     maps: dict[str, str] = {}
     for name, kept in step.tables.items():
         if name not in found or found[name].rows != kept.rows:
-            raise StepError(_STAGE, f"there is no table '{name}' of {kept.rows} rows that is read by ids of an input.")
+            raise StepError(_STAGE, f"the graph has no table '{name}' of {kept.rows} rows that ids of an input read.")
         places, rows = _shrink(tensor_values(stored[name]), kept)
         stored[name].CopyFrom(numpy_helper.from_array(rows, name))
         key = f"{kept.ids} {kept.unknown_id}"

@@ -82,7 +82,7 @@ def _module_name(path: Path) -> str:
 def _import(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(_module_name(path), path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"--data: there is no file {path}. Give FILE.py:NAME with the path of your file.")
+        raise InputError(f"--data: the file {path} does not exist. Give FILE.py:NAME with the path of your file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     sys.path.insert(0, str(path.parent.resolve()))

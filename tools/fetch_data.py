@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import importlib.util
 import io
 import urllib.error
 import urllib.request
@@ -103,6 +104,8 @@ def fetch_fashion(folder: Path) -> None:
 
 def fetch_camvid(folder: Path) -> None:
     """Download the images and labels of CamVid that are missing, each shrunk by half: labels by nearest neighbours."""
+    if importlib.util.find_spec("PIL") is None:
+        raise click.ClickException("Shrinking the street scenes takes Pillow: pip install pillow.")
     for part, expected in CAMVID_PIXELS.items():
         listed = download(f"{CAMVID_URL}{part}.txt").decode().split()
         names = sorted({Path(entry).name for entry in listed})

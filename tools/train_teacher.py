@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from edgeopt.errors import EdgeoptError
 from edgeopt.tasks.camvid_segmentation import CamVidSegmentation
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
@@ -75,6 +76,14 @@ def train(task: Classification, epochs: int, rate: float, seed: int, device: str
 @click.option("--out", type=click.Path(path_type=Path), help="Default: teachers/NAME.safetensors in EDGEOPT_DATA.")
 def main(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out: Path | None) -> None:
     """Train, save, and print the score on the test set."""
+    try:
+        run(name, epochs, rate, seed, width_ratio, out)
+    except EdgeoptError as error:
+        raise click.ClickException(str(error)) from error
+
+
+def run(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out: Path | None) -> None:
+    """Train the network of a task, and save it."""
     path = out or teacher_path(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)

@@ -1,4 +1,7 @@
-"""Logits of outputs that may be probabilities already, because the network ends in a softmax or a sigmoid."""
+"""Logits of outputs that may be probabilities already, because the network ends in a softmax or a sigmoid.
+
+Logits of probabilities are float32: 16 bits have no number so near to 1 as the limit that keeps them finite.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ _SMALLEST_PROBABILITY = 1e-7
 def are_probabilities(scores: Tensor) -> bool:
     """Tell whether the values along dimension 1 are probabilities of classes: none negative, and they add up to 1."""
     with torch.no_grad():
-        return bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < _SUM_TOLERANCE).all())
+        return bool((scores >= 0).all()) and bool(((_wide(scores).sum(1) - 1).abs() < _SUM_TOLERANCE).all())
 
 
 def class_logits(scores: Tensor, *, like: Tensor | None = None) -> Tensor:
@@ -24,9 +27,14 @@ def class_logits(scores: Tensor, *, like: Tensor | None = None) -> Tensor:
         like: Decides whether they are probabilities, ``scores`` if None.
     """
     is_softmax = are_probabilities(scores if like is None else like)
-    return scores.clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else scores
+    return _wide(scores).clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else scores
 
 
 def yes_logits(values: Tensor, threshold: float) -> Tensor:
     """Return answers of yes or no as logits: values are probabilities if a yes is above ``threshold`` 0.5."""
-    return values.logit(_SMALLEST_PROBABILITY) if threshold else values
+    return _wide(values).logit(_SMALLEST_PROBABILITY) if threshold else values
+
+
+def _wide(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are that."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

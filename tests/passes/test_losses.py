@@ -93,3 +93,16 @@ def test_an_output_that_nothing_is_known_of_is_compared_as_numbers():
     output, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 3.0]])
     expected = 0.9 * functional.mse_loss(output, teacher) / teacher.square().mean()
     assert loss_of(None, output, teacher) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_saturated_probabilities_of_16_bits_have_finite_losses(dtype):
+    """As mixed precision gives them: the largest number below 1 is too near to it for the limit of a probability."""
+    teacher = torch.tensor([[1.0], [0.0]], dtype=dtype)
+    output = torch.tensor([[0.0], [1.0]], dtype=dtype, requires_grad=True)
+    parts = judged("yes or no", threshold=0.5), judged("classes")
+    for part, given, found in ((parts[0], teacher, output), (parts[1], teacher[:, 0][None], output[:, 0][None])):
+        loss = teacher_loss(STEP, part, found, given, None)
+        (gradient,) = torch.autograd.grad(loss, output)
+        assert torch.isfinite(loss)
+        assert torch.isfinite(gradient).all()

@@ -92,8 +92,8 @@ def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path
 def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.weights.int8_weights import store_int8_weights
 
-    stored, count = store_int8_weights(model)
-    return stored, (f"store-weights: {count} tensors in int8, made float again when the file is loaded",)
+    assert isinstance(step, StoreWeights)
+    return store_int8_weights(model, step, calibration)
 
 
 def _convert_to_float16(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:

@@ -14,7 +14,7 @@ CalibrationMethod = Literal["minmax", "entropy", "percentile", "mse"]
 Optimizer = Literal["sgd", "adamw"]
 MAX_EPOCHS_RATIO = 3
 """Limit for the epochs that a small data set is trained for, over those of the step."""
-WeightBits = Literal[4, 5, 6, 8]
+WeightBits = Literal[3, 4, 5, 6, 8]
 MultiplyPrecision = Literal["float32", "bfloat16", "float16"]
 """The precision of a training's products; weights are kept in float32."""
 
@@ -159,11 +159,16 @@ class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Number of training samples over which rounding errors cancel; 0: each weight is rounded to the nearest step."""
 
 
-class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="store-weights"):
+class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="store-weights", omit_defaults=True):
     """Weights of any operator in int8 with a scale for each channel, float again after loading; all else is float.
 
     After another quantization: the weights that it has left in float.
     """
+
+    weight_bits: WeightBits = 8
+    """With fewer than 8, ``PackWeights`` stores the int8 tensors densely."""
+    samples: int = 0
+    """Number of training samples over which rounding errors cancel; 0: each weight is rounded to the nearest step."""
 
 
 class PackWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="pack-weights"):
@@ -203,6 +208,12 @@ class Recipe(Record, frozen=True, kw_only=True):
         if any(isinstance(step, QuantizeStep) for step in self.graph_steps):
             return "int8"
         return "fp16" if any(isinstance(step, Float16) for step in self.graph_steps) else "fp32"
+
+    @property
+    def only_stores_weights(self) -> bool:
+        """Whether weights are in int8 and everything is computed in float, so that it is not faster than float32."""
+        steps = [step for step in self.graph_steps if isinstance(step, QuantizeStep)]
+        return bool(steps) and all(isinstance(step, StoreWeights) for step in steps)
 
     @property
     def is_original(self) -> bool:

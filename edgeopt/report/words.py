@@ -208,8 +208,9 @@ def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str 
     match step:
         case DropUnseenRows(tables=tables):
             return f"rows of unseen ids dropped from {plural(len(tables), 'table')}"
-        case StoreWeights():
-            return "weights stored in int8"
+        case StoreWeights(weight_bits=bits, samples=samples):
+            stored = "int8" if bits == 8 else f"{bits} bits"
+            return f"weights stored in {stored}{', rounded by samples' if samples else ''}"
         case Float16():
             return "float16"
         case Simplify() | FlushDenormals() | FuseQLinear() | PackWeights() | Compact():

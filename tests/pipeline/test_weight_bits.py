@@ -11,8 +11,8 @@ from tiny_models import a_convolution
 
 from edgeopt.pipeline.artifacts.onnx_files import with_weight_bits
 from edgeopt.pipeline.search.candidate import ORIGINAL, ScoredArtifact, Variant
-from edgeopt.pipeline.search.weight_bits import fewer_weight_bits
-from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify
+from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
+from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify, StoreWeights
 from edgeopt.records.trial import Failed, Score
 
 KEEPS, MISSES = 0.005, 0.1
@@ -25,6 +25,10 @@ def a_variant(recipe, drop, size_bytes=1000):
     return Variant(recipe, ScoredArtifact(an_artifact(number=1, size_bytes=size_bytes), score), {})
 
 
+def bits_of(steps):
+    return next(step.weight_bits for step in steps if isinstance(step, Quantize | StoreWeights))
+
+
 class Runner:
     """Makes variants whose scores are given by bits, and counts them."""
 
@@ -32,7 +36,7 @@ class Runner:
         self.build, self.keeping, self.fails, self.tried = build, keeping, fails, []
 
     def make_variant(self, candidate, network, exported, steps, spent, reasons=()):
-        bits = next(step.weight_bits for step in steps if isinstance(step, Quantize))
+        bits = bits_of(steps)
         self.tried.append(bits)
         recipe = msgspec.structs.replace(a_recipe(), graph_steps=steps)
         if bits in self.fails:
@@ -40,22 +44,26 @@ class Runner:
         return a_variant(recipe, KEEPS if bits in self.keeping else MISSES, 100 * bits)
 
 
-def found_by(tmp_path, keeping, *, int8=KEEPS, fp32=KEEPS, fails=(), profile=CPU, path=None, **changes):
+def found_by(
+    tmp_path, keeping, *, int8=KEEPS, fp32=KEEPS, fails=(), profile=CPU, path=None,
+    find=fewer_weight_bits, more=(), **changes,
+):  # fmt: skip
     path = path or a_convolution(tmp_path / "model.onnx")
     build = a_stub_build(
         budget=a_budget(max_score_drop=0.01), profile=profile,
         workspace=SimpleNamespace(artifact=lambda sha256: path), **changes,
     )  # fmt: skip
     runner = Runner(build, keeping, fails)
-    variants = [a_variant(a_recipe(int8=True), int8), a_variant(a_recipe(), fp32, 4000)]
+    variants = [a_variant(a_recipe(int8=True), int8), a_variant(a_recipe(), fp32, 4000), *more]
     exported = SimpleNamespace(sha256="a")
-    return runner.tried, fewer_weight_bits(runner, ORIGINAL, None, exported, variants)
+    return runner.tried, find(runner, ORIGINAL, None, exported, variants)
 
 
 @pytest.mark.parametrize(
     ("keeping", "int8", "tried", "bits"),
     [
-        ((4, 5, 6), KEEPS, [4], 4),
+        ((3, 4, 5, 6), KEEPS, [4, 3], 3),
+        ((4, 5, 6), KEEPS, [4, 3], 4),
         ((5, 6), KEEPS, [4, 5], 5),
         ((6,), KEEPS, [4, 5, 6], 6),
         ((), KEEPS, [4, 5, 6], None),
@@ -66,9 +74,7 @@ def found_by(tmp_path, keeping, *, int8=KEEPS, fp32=KEEPS, fails=(), profile=CPU
 def test_the_fewest_bits_that_keep_the_score_are_found(tmp_path, keeping, int8, tried, bits):
     done, found = found_by(tmp_path, keeping, int8=int8)
     assert done == tried
-    assert [next(s.weight_bits for s in v.recipe.graph_steps if isinstance(s, Quantize)) for v in found] == (
-        [bits] if bits else []
-    )
+    assert [bits_of(one.recipe.graph_steps) for one in found] == ([bits] if bits else [])
 
 
 def test_a_variant_that_cannot_be_made_is_a_failed_trial_and_the_last(tmp_path):
@@ -103,3 +109,31 @@ def test_packing_comes_before_compacting_and_only_for_few_bits():
     steps = (Simplify(), A_QUANTIZE, Compact())
     assert with_weight_bits(steps, 5)[2:] == (PackWeights(), Compact())
     assert with_weight_bits(steps, 8)[1:] == (msgspec.structs.replace(A_QUANTIZE, weight_bits=8), Compact())
+
+
+# -- weights alone ---------------------------------------------------------------------------------------------------
+
+
+def with_steps(*steps, drop):
+    return a_variant(msgspec.structs.replace(a_recipe(), graph_steps=steps), drop)
+
+
+@pytest.mark.parametrize(
+    ("more", "int8", "tried"),
+    [
+        ((), KEEPS, [4, 5, 6]),  # plain int8 keeps the score, but in no fewer bits
+        ((), MISSES, [4, 5, 6, 8]),
+        ((with_steps(msgspec.structs.replace(A_QUANTIZE, weight_bits=5), drop=KEEPS),), KEEPS, []),
+        ((with_steps(msgspec.structs.replace(A_QUANTIZE, weight_bits=5), drop=MISSES),), KEEPS, [4, 5, 6]),
+        ((with_steps(StoreWeights(), drop=MISSES),), KEEPS, []),
+        ((with_steps(StoreWeights(), drop=MISSES),), MISSES, [8]),
+        ((with_steps(StoreWeights(), drop=KEEPS),), MISSES, [4, 5, 6]),
+    ],
+)
+def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypatch, more, int8, tried):
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    done, found = found_by(tmp_path, (), int8=int8, find=stored_in_fewer_bits, more=more)
+    assert (done, found) == (tried, [])
+    if 4 in tried:
+        done, (one,) = found_by(tmp_path, (3, 4), int8=int8, find=stored_in_fewer_bits, more=more)
+        assert (done, one.recipe.graph_steps[-2:]) == ([4, 3], (PackWeights(), Compact()))

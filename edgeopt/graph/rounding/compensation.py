@@ -20,6 +20,8 @@ _DAMPING_RATIO = 0.01
 """Of the mean diagonal, added to it: inputs that the samples never excite would have no inverse."""
 _PANEL = 128
 """Inputs whose corrections are applied to the rest at once; the result is the same, matrix products are faster."""
+_KEPT_RATIOS = np.linspace(1.0, 0.5, 11)
+"""Parts of a row's range to try."""
 _Floats = NDArray[Any]
 
 
@@ -38,6 +40,27 @@ class Grid(NamedTuple):
     def restore(self, integers: _Floats) -> _Floats:
         """Return the weights that integers stand for."""
         return np.asarray((integers - self.zero) * self.scale)
+
+
+def find_grid(weights: _Floats, moments: Moments | None, bits: int) -> Grid:
+    """Return a grid of few bits whose scale for each row has the smallest error, inputs taken as independent.
+
+    Args:
+        weights: ``(groups, outputs, depth)``.
+        moments: Of the inputs of each group; None: all inputs are taken to be alike.
+        bits: Of each weight.
+    """
+    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    largest = np.abs(weights).max(2, keepdims=True)
+    power = np.ones(()) if moments is None else np.diagonal(moments, axis1=1, axis2=2)[:, None, :]
+    best_error, best = None, largest
+    for kept in _KEPT_RATIOS:
+        scale = np.where(largest > 0, largest * kept / high, 1.0).astype(np.float32).astype(np.float64)
+        grid = Grid(scale, np.zeros(()), low, high)
+        error = (((grid.restore(grid.round(weights)) - weights) ** 2) * power).sum(2, keepdims=True)
+        best = scale if best_error is None else np.where(error < best_error, scale, best)
+        best_error = error if best_error is None else np.minimum(error, best_error)
+    return Grid(best, np.zeros(()), low, high)
 
 
 def round_with_compensation(weights: _Floats, grid: Grid, moments: Moments) -> _Floats:

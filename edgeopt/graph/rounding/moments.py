@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from onnx import helper
 
-from edgeopt.graph.model import read_initializers
+from edgeopt.graph.model import STANDARD_DOMAINS, read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatches, read_activations
 from edgeopt.graph.rounding.compensation import Moments
 
@@ -20,6 +20,7 @@ MAX_DEPTH = 4096
 """Inputs of one output: time grows with its cube, and 4,096 take about ten seconds on one core."""
 _MAX_PLACES = 64
 """Places of one sample that a layer's weights are seen at; the others are much like them."""
+_CELLS = ("LSTM", "GRU", "RNN")
 _Arrays = NDArray[Any]
 
 
@@ -40,16 +41,20 @@ class RowLayer(NamedTuple):
     """At the start of each dimension, then at the end of each."""
     is_transposed: bool
     """Whether a product's weights are ``(outputs, depth)``; otherwise ``(depth, outputs)``."""
+    is_recurrent: bool = False
+    """Whether these are weights of a recurrent cell, ``(directions, outputs, depth)``: a group for each direction."""
 
     def to_rows(self, weights: _Arrays) -> _Arrays:
         """Return weights, or anything of their shape, as ``(groups, outputs, depth)``."""
+        if self.is_recurrent:
+            return weights
         if self.kernel:
             return weights.reshape(self.groups, weights.shape[0] // self.groups, -1)
         return (weights if self.is_transposed else weights.T)[None]
 
     def from_rows(self, rows: _Arrays, shape: tuple[int, ...]) -> _Arrays:
         """Undo ``to_rows``."""
-        if self.kernel:
+        if self.kernel or self.is_recurrent:
             return rows.reshape(shape)
         return np.asarray(rows[0] if self.is_transposed else rows[0].T)
 
@@ -94,6 +99,27 @@ def _read_layer(node: onnx.NodeProto, shape: tuple[int, ...], attributes: Mappin
     return None
 
 
+def find_recurrent_layers(model: onnx.ModelProto) -> list[RowLayer]:
+    """Return the weights of the top graph's recurrent cells: those of their inputs, and those of their states.
+
+    A cell's states are its first output, which gets a name in the model if nothing reads it.
+    """
+    constants = read_initializers(model.graph)
+    found = []
+    for index, node in enumerate(model.graph.node):
+        if node.op_type not in _CELLS or node.domain not in STANDARD_DOMAINS or len(node.input) < 3:
+            continue
+        if any(one.name == "layout" and one.i for one in node.attribute):  # batch first
+            continue
+        if not node.output[0]:
+            node.output[0] = f"states_of_cell_{index}"
+        for data, weight in ((node.input[0], node.input[1]), (node.output[0], node.input[2])):
+            if weight in constants and data not in constants and constants[weight].shape[2] <= MAX_DEPTH:
+                directions = len(constants[weight])
+                found.append(RowLayer(node.name, data, weight, directions, (), (), (), (), True, is_recurrent=True))
+    return found
+
+
 def measure_moments(model: onnx.ModelProto, layers: list[RowLayer], batches: ArrayBatches) -> dict[str, Moments]:
     """Return the moments of each layer's inputs, by the name of its weights.
 
@@ -113,7 +139,13 @@ def measure_moments(model: onnx.ModelProto, layers: list[RowLayer], batches: Arr
 
 
 def _rows_of(layer: RowLayer, values: _Arrays, rng: np.random.Generator) -> Iterator[_Arrays]:
-    """Yield inputs as ``(groups, places, depth)``."""
+    """Yield inputs as ``(groups, places, depth)``, or ``(1, places, depth)`` if all groups have the same."""
+    if layer.is_recurrent:
+        states = values if values.ndim == 4 else values[:, None]  # (time, directions or 1, batch, depth)
+        by_direction = states.swapaxes(0, 1).reshape(states.shape[1], -1, states.shape[-1])
+        count = min(by_direction.shape[1], _MAX_PLACES * values.shape[-2])
+        yield by_direction[:, np.sort(rng.choice(by_direction.shape[1], count, replace=False))]
+        return
     if not layer.kernel:
         rows = values.reshape(-1, values.shape[-1])
         count = min(len(rows), _MAX_PLACES * max(1, len(values) if values.ndim > 1 else 1))

@@ -5,10 +5,10 @@ kernels. The session then holds the int8 tensors that it would otherwise have re
 
     bytes (1, n) ─ BitShift left ─ BitShift right ─ Reshape ─ Cast ─ Gather in a table ─ Split ─ Reshape ─ the tensor
 
-Four bits are halves of bytes. Five and six bits are four and one or two more, from a second array of bytes, which an
-``Add`` before the ``Gather`` joins. These are the operators with which ONNX Runtime needs the fewest bytes while it
-unpacks: about 10 for each weight of 4 bits. (It does not fold its own operators, and has no 8-bit ``Sub``.) All tensors
-of a width are in one array, so that its nodes are paid for once.
+Four bits are halves of bytes. Five and six bits are four and one or two more, three are two and one, from a second
+array of bytes, which an ``Add`` before the ``Gather`` joins. These are the operators with which ONNX Runtime needs the
+fewest bytes while it unpacks: about 10 for each weight of 4 bits. (It does not fold its own operators, and has no 8-bit
+``Sub``.) All tensors of a width are in one array, so that its nodes are paid for once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgeopt.graph.model import (
     replace_nodes,
 )
 
-PLANES: dict[int, tuple[int, ...]] = {4: (4,), 5: (4, 1), 6: (4, 2)}
+PLANES: dict[int, tuple[int, ...]] = {3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}
 """From the bits of a value to the bits that each of its arrays holds, the lowest first; each divides a byte."""
 MIN_PACKED_VALUES = 512
 """Smaller tensors save little more than their own nodes take."""

@@ -17,14 +17,12 @@ from onnx import numpy_helper
 from edgeopt.errors import StepError
 from edgeopt.graph.model import read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatches
-from edgeopt.graph.rounding.compensation import Grid, Moments, round_with_compensation
+from edgeopt.graph.rounding.compensation import Grid, find_grid, round_with_compensation
 from edgeopt.graph.rounding.moments import RowLayer, find_layers, measure_moments
 
 MIN_ROUNDED_VALUES = 1024
 """Smaller tensors keep 8 bits."""
 _INT8_BITS = 8
-_KEPT_RATIOS = np.linspace(1.0, 0.5, 11)
-"""Parts of a channel's range to try."""
 _Arrays = NDArray[Any]
 
 
@@ -60,7 +58,7 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
         if bits < _INT8_BITS:
             if constants[scale].size != weights.shape[layer.channel_axis]:
                 continue  # with one scale for the tensor, few bits are too coarse
-            grid = _narrow(layer.to_rows(weights), moments[layer.weight], bits)
+            grid = find_grid(layer.to_rows(weights), moments[layer.weight], bits)
             replaced[scale] = grid.scale.reshape(constants[scale].shape).astype(np.float32)
         else:
             limit = int(np.abs(before.astype(int)).max())
@@ -95,21 +93,6 @@ def _per_row(scale: _Arrays, layer: RowLayer, weights: _Arrays) -> _Arrays:
     """Return scales as ``(groups, outputs, 1)``."""
     count = weights.shape[layer.channel_axis]
     return np.broadcast_to(scale.reshape(-1), (count,)).reshape(layer.groups, -1, 1).astype(np.float64)
-
-
-def _narrow(rows: _Arrays, moments: Moments, bits: int) -> Grid:
-    """Return a grid of few bits whose scale for each channel has the smallest error, inputs taken as independent."""
-    low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    largest = np.abs(rows).max(2, keepdims=True)
-    power = np.diagonal(moments, axis1=1, axis2=2)[:, None, :]
-    best_error, best = None, largest
-    for kept in _KEPT_RATIOS:
-        scale = np.where(largest > 0, largest * kept / high, 1.0).astype(np.float32).astype(np.float64)
-        grid = Grid(scale, np.zeros(()), low, high)
-        error = (((grid.restore(grid.round(rows)) - rows) ** 2) * power).sum(2, keepdims=True)
-        best = scale if best_error is None else np.where(error < best_error, scale, best)
-        best_error = error if best_error is None else np.minimum(error, best_error)
-    return Grid(best, np.zeros(()), low, high)
 
 
 def _rescale_biases(quantized: onnx.ModelProto, constants: dict[str, _Arrays], replaced: dict[str, _Arrays]) -> None:

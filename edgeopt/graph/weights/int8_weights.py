@@ -3,9 +3,16 @@
 ONNX Runtime folds both when it loads the file, which it does not do with a ``DequantizeLinear``: the file is small, and
 runs as fast as before. Activations and all arithmetic stay float32, so nothing has to be calibrated, and every operator
 can read such weights: convolutions, recurrent cells, embeddings, the matrices of signal front ends.
+
+With fewer bits the tensors are int8 too, and ``edgeopt.graph.rounding.packing`` then stores them densely. Every row of
+a convolution, product or cell has its own scale, and errors cancel over samples if there are some
+(``edgeopt.graph.rounding``); other tensors have the axis of scales with the smallest error.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -13,34 +20,84 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
-from edgeopt.graph.model import STANDARD_DOMAINS, lift_constants, lower_ir, unused_name, used_names, walk_graphs
+from edgeopt.graph.model import (
+    STANDARD_DOMAINS,
+    lift_constants,
+    lower_ir,
+    read_batch_axes,
+    unused_name,
+    used_names,
+    walk_graphs,
+)
+from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.quantization.static import read_calibration_batches
+from edgeopt.graph.rounding.compensation import Grid, Moments, find_grid, round_with_compensation
+from edgeopt.graph.rounding.moments import RowLayer, find_layers, find_recurrent_layers, measure_moments
 from edgeopt.model_files.tensors import count_bytes, tensor_values
+from edgeopt.records.recipe import StoreWeights, WeightBits
 
 _STAGE = "quantize"
 _MIN_VALUES = 1024
 """Smaller tensors save less than their scales and node cost."""
 _MAX_SCALES_RATIO = 1 / 16
 """Scales of an axis, over the values: with more, they would take a quarter of the saved bytes."""
+_INT8_BITS = 8
 _LEVELS = 127
+_IN_8_BITS = StoreWeights()
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
-def store_int8_weights(model: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
-    """Return the model with its large float32 weights in int8, and how many there are.
+def store_int8_weights(
+    model: onnx.ModelProto, step: StoreWeights = _IN_8_BITS, calibration: Path | None = None
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model with its large float32 weights in int8, and notes.
+
+    If the graph cannot be run over the calibration samples, each weight is rounded to the nearest step.
+
+    Args:
+        model: Any model; it is changed.
+        step: Bits of each weight, and the samples over which rounding errors cancel.
+        calibration: A batch file with the names of the graph's inputs; needed if there are such samples.
 
     Raises:
-        StepError: there are none.
+        StepError: there are no such weights.
     """
     lower_ir(model)
+    measured = attempt(lambda: _measure_rows(model, step, calibration))
+    rows = measured.result or {}
     count, taken = 0, used_names(model.graph)
     for graph in walk_graphs(model.graph):
         lift_constants(graph)
         for name in _find_weights(graph):
-            _store(graph, name, taken)
+            _store(graph, name, taken, step.weight_bits, rows.get(name) if graph is model.graph else None)
             count += 1
     if not count:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")
-    return model, count
+    notes = [f"store-weights: {count} tensors in int8, made float again when the file is loaded"]
+    if measured.reason is not None:
+        notes.append(f"store-weights: rounded to the nearest step, without the samples ({measured.reason})")
+    return model, tuple(notes)
+
+
+class _Rows(NamedTuple):
+    """A tensor as rows, and the moments of what they are multiplied with."""
+
+    layer: RowLayer
+    moments: Moments
+
+
+def _measure_rows(model: onnx.ModelProto, step: StoreWeights, calibration: Path | None) -> dict[str, _Rows]:
+    """Return the layers that the weights of the top graph belong to, by the weights' names; none without samples."""
+    if not step.samples:
+        return {}
+    if calibration is None:
+        raise StepError(_STAGE, "needs a calibration file, but none was given.")
+    path, copy = calibration, onnx.ModelProto.FromString(model.SerializeToString())
+    lift_constants(copy.graph)
+    axes = read_batch_axes(copy.graph)
+    layers = [*find_layers(copy), *find_recurrent_layers(copy)]
+    moments = measure_moments(copy, layers, lambda: read_calibration_batches(path, axes, step.samples))
+    return {layer.weight: _Rows(layer, moments[layer.weight]) for layer in layers}
 
 
 def measure_stored_ratio(model: onnx.ModelProto, operators: frozenset[str]) -> float:
@@ -79,12 +136,10 @@ def _find_weights(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-def _store(graph: onnx.GraphProto, name: str, taken: set[str]) -> None:
+def _store(graph: onnx.GraphProto, name: str, taken: set[str], bits: WeightBits, rows: _Rows | None) -> None:
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
     values = tensor_values(tensor)
-    stored, scale, axis = round_weights(values)
-    if axis is not None:
-        scale = scale.reshape([-1 if one == axis else 1 for one in range(values.ndim)])
+    stored, scale = (rows and _round_rows(values, rows, bits)) or round_weights(values, bits)
     integers, factors, floats = (unused_name(f"{name}_{part}", taken) for part in ("int8", "scale", "float"))
     graph.initializer.remove(tensor)
     graph.initializer.extend([numpy_helper.from_array(stored, integers), numpy_helper.from_array(scale, factors)])
@@ -92,18 +147,55 @@ def _store(graph: onnx.GraphProto, name: str, taken: set[str]) -> None:
     graph.node.insert(0, helper.make_node("Cast", [integers], [floats], f"{name}_cast", to=TensorProto.FLOAT))
 
 
-def round_weights(values: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32], int | None]:
-    """Return weights in int8, their scales, and the axis of the scales with the smallest error; None for one scale."""
-    best: tuple[float, NDArray[np.int8], NDArray[np.float32], int | None] | None = None
+def _round_rows(
+    values: NDArray[np.float32], rows: _Rows, bits: WeightBits
+) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
+    """Return weights in int8 and a scale for each row, so that errors cancel; None if rows are too short for one."""
+    weights = rows.layer.to_rows(values)
+    if weights.shape[2] * _MAX_SCALES_RATIO < 1:
+        return None
+    grid = find_grid(weights, rows.moments, bits)
+    stored = rows.layer.from_rows(round_with_compensation(weights, grid, rows.moments), values.shape)
+    scale = rows.layer.from_rows(np.broadcast_to(grid.scale, weights.shape), values.shape)
+    return np.ascontiguousarray(stored, np.int8), np.ascontiguousarray(_without_repeats(scale), np.float32)
+
+
+def _without_repeats(scale: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Return an array with a single entry along each axis on which all are equal."""
+    for axis in range(scale.ndim):
+        first = scale.take([0], axis)
+        scale = first if (scale == first).all() else scale
+    return scale
+
+
+def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return weights in int8, and their scales, along the axis with the smallest error or a single one.
+
+    Args:
+        values: Of any shape.
+        bits: Of each weight.
+
+    Returns:
+        Integers of that shape, and scales of as many axes, all but one of length 1.
+    """
+    best: tuple[float, NDArray[np.int8], NDArray[np.float32]] | None = None
     for axis in (None, *range(values.ndim)):
         if axis is not None and values.shape[axis] > _MAX_SCALES_RATIO * values.size:
             continue
-        others = tuple(other for other in range(values.ndim) if other != axis)
-        largest = np.abs(values).max(axis=None if axis is None else others, keepdims=axis is not None)
-        scale = np.asarray(np.where(largest > 0, largest / _LEVELS, 1), dtype=np.float32)
-        stored = np.clip(np.rint(values / scale), -_LEVELS, _LEVELS)
+        rows = values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        grid = _nearest_grid(rows, bits)
+        scale = grid.scale.astype(np.float32).reshape([-1 if one == axis else 1 for one in range(values.ndim)])
+        stored = np.clip(np.rint(values / scale), grid.low, grid.high)
         error = float(((stored * scale - values) ** 2).sum(dtype=np.float64))
         if best is None or error < best[0]:
-            best = error, stored.astype(np.int8), scale.reshape(() if axis is None else -1), axis
+            best = error, stored.astype(np.int8), scale
     assert best is not None
     return best[1:]
+
+
+def _nearest_grid(rows: NDArray[np.float32], bits: WeightBits) -> Grid:
+    """Return a scale for each row ``(rows, values)``; in few bits one that cuts off what costs the others too much."""
+    if bits < _INT8_BITS:
+        return find_grid(rows[None], None, bits)
+    largest = np.abs(rows).max(1, initial=0.0)
+    return Grid(np.where(largest > 0, largest / _LEVELS, 1), np.zeros(()), -_LEVELS, _LEVELS)

@@ -107,7 +107,7 @@ def runs_only_on_cpu(profile: Profile) -> bool:
 def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
     fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
-    pack = (PackWeights(),) if isinstance(step, Quantize) and step.weight_bits in PLANES else ()
+    pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and step.weight_bits in PLANES else ()
     return (*FIRST_STEPS, step, *fuse, *pack, Compact())
 
 
@@ -117,10 +117,18 @@ def can_unpack(profile: Profile) -> bool:
 
 
 def with_weight_bits(steps: tuple[GraphStep, ...], bits: WeightBits) -> tuple[GraphStep, ...]:
-    """Return the steps of a static int8 variant whose weights have that many bits."""
+    """Return the steps of an int8 variant whose weights have that many bits."""
     pack = (PackWeights(),) if bits in PLANES else ()
-    changed = [msgspec.structs.replace(one, weight_bits=bits) if isinstance(one, Quantize) else one for one in steps]
+    changed = [_with_bits(one, bits) for one in steps]
     return (*changed[:-1], *pack, changed[-1])
+
+
+def _with_bits(step: GraphStep, bits: WeightBits) -> GraphStep:
+    if isinstance(step, Quantize):
+        return msgspec.structs.replace(step, weight_bits=bits)
+    if isinstance(step, StoreWeights) and bits in PLANES:
+        return msgspec.structs.replace(step, weight_bits=bits, samples=CALIBRATION_SAMPLES)
+    return step
 
 
 def storing_the_rest(steps: tuple[GraphStep, ...]) -> tuple[GraphStep, ...]:
@@ -214,7 +222,7 @@ def _calibration(build: Build, network: StoredNetwork, steps: tuple[GraphStep, .
         if isinstance(step, Quantize) and step.calibration == "trained":
             assert network.fake_quant_sites is not None
             return build.workspace.folder("tables") / network.fake_quant_sites
-        if isinstance(step, Quantize | QuantizeWeights) and step.samples:
+        if isinstance(step, Quantize | QuantizeWeights | StoreWeights) and step.samples:
             return build.data.calibration_file(step.samples)
     return None
 

@@ -18,7 +18,7 @@ from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant, distillation, summary_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, QuantizeStep, Sparsify, StoreWeights
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify
 
 LEARNING_RATE_RATIO = 0.1
 """Of the task's learning rate, when a network is trained for int8: its weights are nearly right already."""
@@ -47,7 +47,7 @@ def mixed_precision(
         the score too; or none.
     """
     build = runner.build
-    computing = [variant for variant in variants if not _only_stores(variant)]
+    computing = [variant for variant in variants if not variant.recipe.only_stores_weights]
     keeping = {variant.recipe.precision for variant in computing if variant.keeps_score(build.budget)}
     made_in_int8 = [
         variant
@@ -76,12 +76,6 @@ def mixed_precision(
     stored = runner.make_variant(candidate, network, exported, storing_the_rest(found.steps), {}, found.notes)
     best += [stored._replace(ranking=study.ranking)] if stored.keeps_score(build.budget) else []
     return [*best, *runner.without_unseen_rows(candidate, network, exported, best)]
-
-
-def _only_stores(variant: Variant) -> bool:
-    """Tell whether a variant has its weights in int8 and computes in float, so that it is not faster than float32."""
-    steps = [step for step in variant.recipe.graph_steps if isinstance(step, QuantizeStep)]
-    return bool(steps) and all(isinstance(step, StoreWeights) for step in steps)
 
 
 def training_for_int8(

@@ -39,7 +39,7 @@ from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefi
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.pipeline.search.weight_bits import fewer_weight_bits
+from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
@@ -171,8 +171,11 @@ class Search:
         if result.network is None or result.exported is None:
             return result
         variants = result.variants
-        variants += fewer_weight_bits(self.runner, candidate, result.network, result.exported, variants)
-        variants += mixed_precision(self.runner, candidate, result.network, result.exported, variants)
+        found = (self.runner, candidate, result.network, result.exported)
+        variants += fewer_weight_bits(*found, variants)
+        mixed = mixed_precision(*found, variants)
+        variants += mixed + (fewer_weight_bits(*found, mixed) if mixed else [])
+        variants += stored_in_fewer_bits(*found, variants)
         try:
             child = training_for_int8(self.build, candidate, result.network, result.exported, variants)
         except EdgeoptError as error:

@@ -1,24 +1,31 @@
-"""Static int8 with weights in 4, 5 or 6 bits, as few as keep the score, stored densely: as fast as int8, and smaller.
+"""Weights in 3 to 6 bits, as few as keep the score, stored densely.
 
-If none of them keeps it, and plain int8 does not either, int8 weights are rounded again by the calibration samples.
+Static int8 comes first: with fewer bits it is as fast, and smaller. If none of them keeps the score, and plain int8
+does not either, int8 weights are rounded again by the calibration samples. Where activations in int8 cost too much,
+weights alone get fewer bits, and everything is computed in float.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from edgeopt.graph.facts import MATRIX_PRODUCTS
 from edgeopt.graph.model import lift_constants, load
+from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio
+from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
-from edgeopt.pipeline.artifacts.onnx_files import can_unpack, with_weight_bits
+from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, can_unpack, int8_steps, with_weight_bits
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.records.recipe import Quantize, WeightBits
+from edgeopt.records.recipe import Quantize, Recipe, StoreWeights, WeightBits
 from edgeopt.records.trial import Failed
 
-FEWEST_FIRST: tuple[WeightBits, ...] = (4, 5, 6)
+TRIED_BITS: tuple[WeightBits, ...] = (4, 5, 6)
+"""In turn, until one keeps the score."""
+_FEWER_THAN_FIRST: WeightBits = 3
+"""Tried only if the first keeps it."""
 MIN_ROUNDED_BYTES_RATIO = 0.1
 """If convolutions and products hold no more than this share of a file, fewer bits save too little to be tried."""
 _ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
@@ -42,19 +49,68 @@ def fewer_weight_bits(
         exported: Its float file.
         variants: Its files in every precision.
     """
-    budget = runner.build.budget
     base = _smallest_static(variants)
-    if base is None or not _is_worth_trying(runner.build, exported, variants):
+    if base is None or not _is_worth_trying(runner.build, exported, variants, _ROUNDED_OPERATORS):
         return []
-    widths: tuple[WeightBits, ...] = FEWEST_FIRST if can_unpack(runner.build.profile) else ()
-    if not any(variant.keeps_score(budget) for variant in variants if variant.recipe.precision == "int8"):
+    widths = TRIED_BITS if can_unpack(runner.build.profile) else ()
+    if not _any_keeps(runner.build, variants):
         widths = (*widths, 8)
-    for bits in widths:
+
+    def make(bits: WeightBits) -> Variant:
         steps = with_weight_bits(base.recipe.graph_steps, bits)
-        found = runner.make_variant(candidate, network, exported, steps, {})
-        if isinstance(found.made, Failed) or found.keeps_score(budget):
+        return runner.make_variant(candidate, network, exported, steps, {})
+
+    return _fewest_bits(runner.build, make, widths)
+
+
+def stored_in_fewer_bits(
+    runner: TrialRunner,
+    candidate: Candidate,
+    network: StoredNetwork,
+    exported: ExportedFile,
+    variants: Sequence[Variant],
+) -> list[Variant]:
+    """Return the variant whose weights have the fewest bits while all is computed in float, or none.
+
+    None is tried if static int8 keeps the score in fewer bits: that is faster. If no int8 variant keeps it, int8
+    weights are rounded by the calibration samples too. The arguments are those of ``fewer_weight_bits``.
+    """
+    build = runner.build
+    if any(_has_few_static_bits(variant.recipe) and variant.keeps_score(build.budget) for variant in variants):
+        return []
+    if is_pair(build, exported) or not _is_worth_trying(build, exported, variants):
+        return []
+    stored = [variant for variant in variants if variant.recipe.only_stores_weights]
+    is_hopeless = bool(stored) and not _any_keeps(build, stored)
+    widths = TRIED_BITS if can_unpack(build.profile) and not is_hopeless else ()
+    if not _any_keeps(build, variants):
+        widths = (*widths, 8)
+
+    def make(bits: WeightBits) -> Variant:
+        steps = int8_steps(StoreWeights(weight_bits=bits, samples=CALIBRATION_SAMPLES), build.profile)
+        return runner.make_variant(candidate, network, exported, steps, {})
+
+    return _fewest_bits(build, make, widths)
+
+
+def _fewest_bits(build: Build, make: Callable[[WeightBits], Variant], widths: Sequence[WeightBits]) -> list[Variant]:
+    """Return the variant of the fewest bits that keeps the score, or none; or the first that cannot be made."""
+    for bits in widths:
+        found = make(bits)
+        if isinstance(found.made, Failed):
             return [found]
+        if found.keeps_score(build.budget):
+            fewer = make(_FEWER_THAN_FIRST) if bits == TRIED_BITS[0] else found
+            return [fewer if fewer.keeps_score(build.budget) else found]
     return []
+
+
+def _any_keeps(build: Build, variants: Sequence[Variant]) -> bool:
+    return any(variant.keeps_score(build.budget) for variant in variants if variant.recipe.precision == "int8")
+
+
+def _has_few_static_bits(recipe: Recipe) -> bool:
+    return any(isinstance(step, Quantize) and step.weight_bits in PLANES for step in recipe.graph_steps)
 
 
 def _smallest_static(variants: Sequence[Variant]) -> Variant | None:
@@ -68,12 +124,26 @@ def _smallest_static(variants: Sequence[Variant]) -> Variant | None:
     return made[min(made)] if made else None
 
 
-def _is_worth_trying(build: Build, exported: ExportedFile, variants: Sequence[Variant]) -> bool:
-    """Tell whether the network keeps the score in float, and weights that can be rounded are much of its file."""
+def _is_worth_trying(
+    build: Build,
+    exported: ExportedFile,
+    variants: Sequence[Variant],
+    operators: frozenset[str] | None = None,
+) -> bool:
+    """Tell whether the network keeps the score in float, and weights that can be rounded are much of its file.
+
+    Args:
+        build: The build.
+        exported: The network's float file.
+        variants: Its files.
+        operators: Those whose weights can be rounded; None: any.
+    """
     in_float = [variant for variant in variants if variant.recipe.precision == "fp32"]
     if build.is_out_of_time or (in_float and not any(variant.keeps_score(build.budget) for variant in in_float)):
         return False
     model = load(build.workspace.artifact(exported.sha256), "quantize")
     lift_constants(model.graph)
-    ratio = measure_stored_ratio(model, frozenset()) - measure_stored_ratio(model, _ROUNDED_OPERATORS)
+    ratio = measure_stored_ratio(model, frozenset())
+    if operators is not None:
+        ratio -= measure_stored_ratio(model, operators)
     return ratio > MIN_ROUNDED_BYTES_RATIO

@@ -170,12 +170,11 @@ class Search:
         result = self.runner.make(candidate)
         if result.network is None or result.exported is None:
             return result
-        variants = result.variants
-        found = (self.runner, candidate, result.network, result.exported)
-        variants += fewer_weight_bits(*found, variants)
-        mixed = mixed_precision(*found, variants)
-        variants += mixed + (fewer_weight_bits(*found, mixed) if mixed else [])
-        variants += stored_in_fewer_bits(*found, variants)
+        made = (self.runner, candidate, result.network, result.exported)
+        variants = result.variants + fewer_weight_bits(*made, result.variants)
+        mixed = mixed_precision(*made, variants)
+        variants += mixed + fewer_weight_bits(*made, mixed)
+        variants += stored_in_fewer_bits(*made, variants)
         try:
             child = training_for_int8(self.build, candidate, result.network, result.exported, variants)
         except EdgeoptError as error:

@@ -23,7 +23,7 @@ import click
 LABELS_ONLY = '''"""The default task, trained on the labels only."""
 
 import msgspec
-from edgeopt.tasks.fashion import Fashion
+from edgeopt.tasks.ready.fashion import Fashion
 
 task = Fashion()
 task.training = msgspec.structs.replace(task.training, kl_weight=0.0, mse_weight=0.0, hard_weight=1.0)

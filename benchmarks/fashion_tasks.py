@@ -16,7 +16,7 @@ import edgeopt
 from benchmarks.zoo.fashion import FASHION
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.fashion import Fashion, load_batches
+from edgeopt.tasks.ready.fashion import Fashion, load_batches
 
 WEIGHTS_VARIABLE = "EDGEOPT_BENCHMARK_WEIGHTS"
 

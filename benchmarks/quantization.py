@@ -82,7 +82,7 @@ TRAIN_CODE = """
 import math, sys, time, torch
 from safetensors.torch import save_file
 from benchmarks.zoo.fashion import FASHION
-from edgeopt.tasks.fashion import load_tensors
+from edgeopt.tasks.ready.fashion import load_tensors
 name, out, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 torch.set_num_threads(1); torch.manual_seed(0)
 images, labels = load_tensors("train")
@@ -108,7 +108,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from benchmarks.zoo.fashion import FASHION
 from edgeopt.export.to_onnx import export
-from edgeopt.tasks.fashion import Fashion, load_tensors
+from edgeopt.tasks.ready.fashion import Fashion, load_tensors
 name, weights, out = sys.argv[1:]
 if name == "default":
     network = Fashion.load_network()
@@ -121,7 +121,7 @@ export(network.eval(), (load_tensors("train")[0][:2],), Path(out), input_names=[
 
 DATA_CODE = """
 import sys, numpy as np
-from edgeopt.tasks.fashion import load_tensors
+from edgeopt.tasks.ready.fashion import load_tensors
 for split in ("train", "selection", "test"):
     images, labels = (value.numpy() for value in load_tensors(split))
     count = int(sys.argv[2]) if split == "train" else len(images)

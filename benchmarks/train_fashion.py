@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.zoo.fashion import FASHION
-from edgeopt.tasks.fashion import load_tensors
+from edgeopt.tasks.ready.fashion import load_tensors
 
 BATCH_SIZE = 128
 WARMUP_RATIO = 0.1

@@ -15,7 +15,7 @@ from torch import nn
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.export.to_onnx import export
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
 
 IMAGES = 16
 _OPTIMIZE = (

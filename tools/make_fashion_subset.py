@@ -1,6 +1,6 @@
 """Make the Fashion-MNIST subset that ships with edgeopt, from the full set.
 
-    EDGEOPT_DATA=DIR python tools/make_fashion_subset.py --out edgeopt/tasks/data/fashion-mnist-subset.npz
+    EDGEOPT_DATA=DIR python tools/make_fashion_subset.py --out edgeopt/tasks/ready/data/fashion-mnist-subset.npz
 
 It has all 5,000 selection images, 1,500 training images of each class and 200 official test images of each class.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from edgeopt.tasks import fashion_mnist
+from edgeopt.tasks.ready import fashion_mnist
 
 TRAIN_PER_CLASS = 1500
 TEST_PER_CLASS = 200

@@ -1,6 +1,6 @@
 """Train the network that ships with the default task, on Fashion-MNIST's training set without the selection images.
 
-    EDGEOPT_DATA=DIR python tools/train_fashion_teacher.py --out edgeopt/tasks/data/fashion-resnet.safetensors
+    EDGEOPT_DATA=DIR python tools/train_fashion_teacher.py --out edgeopt/tasks/ready/data/fashion-resnet.safetensors
 
 It uses one thread and a fixed seed: the same machine and versions give the same file. Takes about an hour on one core.
 """
@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgeopt.tasks import augment, fashion_mnist
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
+from edgeopt.tasks.ready import augment, fashion_mnist
 
 
 def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

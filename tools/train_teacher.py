@@ -21,10 +21,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.tasks.camvid_segmentation import CamVidSegmentation
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
-from edgeopt.tasks.teachers import teacher_path
+from edgeopt.tasks.ready.camvid_segmentation import CamVidSegmentation
+from edgeopt.tasks.ready.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
+from edgeopt.tasks.ready.teachers import teacher_path
 
 TASKS: dict[str, type[CamVidSegmentation | SpokenDigits]] = {
     "camvid_segmentation": CamVidSegmentation,

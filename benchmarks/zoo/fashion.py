@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
 
 CLASSES = 10
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edgeopt.records.budget import Budget
     from edgeopt.records.choice import Choice
     from edgeopt.records.profile import Profile
-    from edgeopt.tasks.onnx_file import OnnxTask
+    from edgeopt.tasks.given.onnx_file import OnnxTask
 
 NO_TRAINING_SUCCEEDED = 1
 """Exit code."""

@@ -22,7 +22,7 @@ from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.values import to_numpy
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 NamedArrays = dict[str, NDArray[Any]]
 

@@ -23,13 +23,13 @@ from edgeopt.graph.given.values import check_inputs, model_inputs
 from edgeopt.pipeline.boundary import run_user_code
 from edgeopt.records.given_data import DataOptions
 from edgeopt.records.scoring import ScoreWish
+from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.onnx_data.functions import is_function
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
 from edgeopt.tasks.onnx_data.rows import settle_axes_of_one
 from edgeopt.tasks.onnx_data.samples import GivenSamples
 from edgeopt.tasks.onnx_data.specs import InputSpec, declared_axes, describe_inputs
-from edgeopt.tasks.onnx_file import OnnxTask
 
 _RUNTIME_FORMAT = ".ort"
 """ONNX Runtime's own format, which only it can read."""

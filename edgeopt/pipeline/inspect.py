@@ -33,9 +33,9 @@ from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Importance
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
+from edgeopt.tasks.given.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.onnx_data.made_up import MADE_UP
-from edgeopt.tasks.onnx_file import OnnxTask
-from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
 
 _logger = logging.getLogger(__name__)
 

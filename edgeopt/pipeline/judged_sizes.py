@@ -13,7 +13,7 @@ from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError
 from edgeopt.task import CheckedTask
 from edgeopt.task.dynamic_axes import BATCH, Dims
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 DimensionSizes = dict[str, int]
 """Name of a dynamic dimension to its size, without the batch."""

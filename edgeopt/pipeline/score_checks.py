@@ -21,7 +21,7 @@ from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.enough import expected_margin, samples_needed
 from edgeopt.scoring.samples import shift_targets
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _SHIFTS = (1, 2, 3)
 """By how many samples targets are moved to see what chance scores."""

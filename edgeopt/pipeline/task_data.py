@@ -26,7 +26,7 @@ from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
 from edgeopt.task.nesting import tensors_of, words_of
 from edgeopt.task.values import to_numpy
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _PARITY_SAMPLES = 32
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""

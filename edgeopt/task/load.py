@@ -10,14 +10,14 @@ from types import ModuleType
 
 from edgeopt.errors import TaskError, did_you_mean
 from edgeopt.task.checked import CheckedTask
-from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
-from edgeopt.tasks.onnx_training import OnnxTrainingTask
+from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
+from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
 
 _READY_TASKS = {
-    "camvid_segmentation": "edgeopt.tasks.camvid_segmentation:CamVidSegmentation",
-    "fashion": "edgeopt.tasks.fashion:task",
-    "spoken_digits": "edgeopt.tasks.spoken_digits:SpokenDigits",
-    "spoken_digits_by_speaker": "edgeopt.tasks.spoken_digits:SpokenDigitsBySpeaker",
+    "camvid_segmentation": "edgeopt.tasks.ready.camvid_segmentation:CamVidSegmentation",
+    "fashion": "edgeopt.tasks.ready.fashion:task",
+    "spoken_digits": "edgeopt.tasks.ready.spoken_digits:SpokenDigits",
+    "spoken_digits_by_speaker": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsBySpeaker",
 }
 
 

@@ -1,1 +1,1 @@
-"""Ready tasks."""
+"""Tasks from a model and data loaders; rooms for ready tasks, their networks, and given ``.onnx`` files."""

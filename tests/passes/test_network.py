@@ -17,7 +17,7 @@ from edgeopt.errors import DataError, StepError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.rewrite import prune
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
 
 FLOAT32_SUMS = 1e-5
 """Sums of some thousand float32 products, in another order."""

@@ -11,7 +11,7 @@ from edgeopt.export.to_onnx import export
 from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.task import CheckedTask
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 
 def a_task(**options):

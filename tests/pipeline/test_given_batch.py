@@ -16,7 +16,7 @@ from edgeopt.graph.given.files import hash_given, read_given, write_given
 from edgeopt.model_files.layout import has_all_parts, weight_files
 from edgeopt.pipeline.artifacts.given_batch import check_opened_batch
 from edgeopt.pipeline.verify import device_score
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _node = helper.make_node
 

@@ -17,7 +17,7 @@ from edgeopt.pipeline.score_checks import check_score
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 RNG = np.random.default_rng(0)
 COUNT = 240

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from edgeopt.errors import DataError
 from edgeopt.task import load_task
-from edgeopt.tasks import augment, camvid, camvid_segmentation
-from edgeopt.tasks.camvid_segmentation import CamVidSegmentation
+from edgeopt.tasks.ready import augment, camvid, camvid_segmentation
+from edgeopt.tasks.ready.camvid_segmentation import CamVidSegmentation
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

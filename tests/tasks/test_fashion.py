@@ -6,7 +6,7 @@ import torch
 
 from edgeopt.errors import DataError
 from edgeopt.task import load_task
-from edgeopt.tasks import augment, fashion_mnist
+from edgeopt.tasks.ready import augment, fashion_mnist
 
 
 @pytest.fixture(autouse=True)

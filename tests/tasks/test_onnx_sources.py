@@ -16,9 +16,9 @@ import edgeopt
 from edgeopt.errors import DataError, EdgeoptError, InputError
 from edgeopt.graph.given.values import model_inputs
 from edgeopt.records.given_data import DataOptions
+from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.specs import describe_inputs
-from edgeopt.tasks.onnx_file import OnnxTask
 
 
 def specs_of(path):

@@ -6,7 +6,7 @@ from onnx_files import accumulator, save, value
 
 from edgeopt.errors import DataError, InputError
 from edgeopt.records.given_data import DataOptions
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 STATES = DataOptions(states={"s": "next"})
 

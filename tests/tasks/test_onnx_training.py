@@ -5,9 +5,9 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeopt.tasks.onnx_file import OnnxTask
-from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
-from edgeopt.tasks.onnx_training import OnnxTrainingTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
+from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
 
 
 def a_file_of_any_length(path):

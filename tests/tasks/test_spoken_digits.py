@@ -11,9 +11,9 @@ import torch
 from edgeopt.errors import DataError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.tasks import fsdd
-from edgeopt.tasks.log_mel import LogMel, mel_filters
-from edgeopt.tasks.spoken_digits import DigitNetwork, SpokenDigits, SpokenDigitsBySpeaker, word_tensors
+from edgeopt.tasks.networks.log_mel import LogMel, mel_filters
+from edgeopt.tasks.ready import fsdd
+from edgeopt.tasks.ready.spoken_digits import DigitNetwork, SpokenDigits, SpokenDigitsBySpeaker, word_tensors
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 needs_digits = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
 
 Built = tuple[nn.Module, tuple[Tensor, ...]]
 

@@ -16,7 +16,7 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _STAGE = "device"
 HOST_PROVIDERS = ("CPUExecutionProvider",)

@@ -19,7 +19,7 @@ from edgeopt.graph.preparation.operator_sets import are_same_outputs
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _STAGE = "evaluate"
 _SMALL_BATCH = 2

@@ -38,9 +38,9 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.trial import EdgeInput
+from edgeopt.tasks.given.onnx_file import OnnxTask
+from edgeopt.tasks.given.sample_axes import samples_first
 from edgeopt.tasks.onnx_data.states import without_fed_states
-from edgeopt.tasks.onnx_file import OnnxTask
-from edgeopt.tasks.sample_axes import samples_first
 
 _STAGE = "evaluate"
 _QUANTIZED_ALREADY = "it is quantized already: only weights that are still in float are stored in int8"

@@ -19,8 +19,8 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
-from edgeopt.tasks.onnx_file import OnnxTask
-from edgeopt.tasks.onnx_trainable import TRAINING_SUFFIX
+from edgeopt.tasks.given.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 
 _STAGE = "convert"
 

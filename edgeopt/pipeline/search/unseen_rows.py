@@ -20,7 +20,7 @@ from edgeopt.records.choice import Choice
 from edgeopt.records.recipe import DropUnseenRows, GraphStep
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.task import CheckedTask
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _ASKED = "--drop-unseen-rows, --unknown-id or edgeopt.toml"
 

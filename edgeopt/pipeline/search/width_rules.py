@@ -14,7 +14,7 @@ from edgeopt.records.width_rules import WidthRules
 from edgeopt.report import words
 from edgeopt.select.limits import judge_limits
 from edgeopt.task import CheckedTask
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _ASKED = "--keep, --min-width or edgeopt.toml"
 

@@ -23,7 +23,7 @@ from edgeopt.records.trial import Score
 from edgeopt.report.document import Document, Span, TrialPart
 from edgeopt.scoring.drop import is_mean, sums_interval, worsening
 from edgeopt.statistics import Interval, mean_interval
-from edgeopt.tasks.onnx_file import OnnxTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet

@@ -1,7 +1,7 @@
 """The PyTorch task of a given ``.onnx`` file, for the processes that prune and train: it learns its own outputs.
 
-In: a folder that ``edgeopt.tasks.onnx_trainable`` wrote. The file becomes a module (``edgeopt.onnx_module``); its own
-outputs on the user's inputs are the targets. No sample that trains also selects.
+In: a folder that ``edgeopt.tasks.given.onnx_trainable`` wrote. The file becomes a module (``edgeopt.onnx_module``); its
+own outputs on the user's inputs are the targets. No sample that trains also selects.
 """
 
 from __future__ import annotations

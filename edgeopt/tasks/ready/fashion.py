@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from edgeopt.errors import DataError
 from edgeopt.task import Training
-from edgeopt.tasks import augment, fashion_mnist
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.resnet import SmallResNet
+from edgeopt.tasks.networks.resnet import SmallResNet
+from edgeopt.tasks.ready import augment, fashion_mnist
 
 _WEIGHTS_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
 _EPOCH_IMAGES = 12_000

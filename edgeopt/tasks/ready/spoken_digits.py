@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.task import Training
-from edgeopt.tasks import fsdd
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.log_mel import LogMel
-from edgeopt.tasks.resnet import SmallResNet
-from edgeopt.tasks.teachers import load_teacher
+from edgeopt.tasks.networks.log_mel import LogMel
+from edgeopt.tasks.networks.resnet import SmallResNet
+from edgeopt.tasks.ready import fsdd
+from edgeopt.tasks.ready.teachers import load_teacher
 
 DIGITS_NAME = "spoken_digits"
 _BATCH_SIZE = 32

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.task import Training
-from edgeopt.tasks import augment, camvid
+from edgeopt.tasks.networks.unet import SmallUNet
+from edgeopt.tasks.ready import augment, camvid
+from edgeopt.tasks.ready.teachers import load_teacher
 from edgeopt.tasks.segmentation import Segmentation
-from edgeopt.tasks.teachers import load_teacher
-from edgeopt.tasks.unet import SmallUNet
 
 SCENES_NAME = "camvid_segmentation"
 _BATCH_SIZE = 8

@@ -1,6 +1,6 @@
 """A task for a model that exists only as ``.onnx``: it is measured, simplified, quantized and judged.
 
-With enough inputs it is pruned and trained on its own outputs too (``edgeopt.tasks.onnx_training``).
+With enough inputs it is pruned and trained on its own outputs too (``edgeopt.tasks.given.onnx_training``).
 
 Inputs come from ``edgeopt.tasks.onnx_data``; with labels, the outputs are judged by these (``edgeopt.scoring`` says
 how). Without labels the score is the agreement with the given file's own outputs. Without data, inputs are random
@@ -29,6 +29,8 @@ from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis
+from edgeopt.tasks.given.onnx_trainable import TrainingFacts, why_untrained, write_training
+from edgeopt.tasks.given.sample_axes import find_sample_axis, samples_first
 from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
@@ -45,8 +47,6 @@ from edgeopt.tasks.onnx_data.states import (
     state_shapes,
     without_fed_states,
 )
-from edgeopt.tasks.onnx_trainable import TrainingFacts, why_untrained, write_training
-from edgeopt.tasks.sample_axes import find_sample_axis, samples_first
 
 if TYPE_CHECKING:
     from edgeopt.task.protocol import Training
@@ -134,7 +134,7 @@ class OnnxTask(KnownScore):
     def _choose_training(self) -> Training | None:
         if not self.split.training:
             return None
-        from edgeopt.tasks.onnx_training import GIVEN_TRAINING  # PyTorch, once the data are checked
+        from edgeopt.tasks.given.onnx_training import GIVEN_TRAINING  # PyTorch, once the data are checked
 
         return GIVEN_TRAINING
 
@@ -232,7 +232,7 @@ class OnnxTask(KnownScore):
         return steps
 
     def write_training(self, folder: Path) -> None:
-        """Write what the processes that prune and train load (``edgeopt.tasks.onnx_training``)."""
+        """Write what the processes that prune and train load (``edgeopt.tasks.given.onnx_training``)."""
         model = self.given.model
         facts = TrainingFacts(
             name=self.name,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgeopt.tasks.resnet import ResidualBlock
+from edgeopt.tasks.networks.resnet import ResidualBlock
 
 
 class _Merge(nn.Module):

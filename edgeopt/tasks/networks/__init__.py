@@ -1,0 +1,1 @@
+"""Networks of the ready tasks, with initial weights."""

@@ -1,0 +1,1 @@
+"""Tasks that a name is enough for, and the data that they read."""

@@ -95,3 +95,13 @@ def test_two_runs_of_one_file_at_a_time_write_two_files(on, monkeypatch):
     Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
     Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
     assert len(set(written)) == 2
+
+
+def test_an_interval_by_resampling_runs_each_file_once(on):
+    here = on("here", 0.5)
+    here.build.data.sample_scores = lambda pairs: None
+    here.score("baseline")
+    assert here.ran == ("baseline",)
+    for name in ("one", "two"):
+        here.score(name)
+    assert here.ran == ("baseline", "one", "baseline", "two")  # the baseline once more, to keep its outputs

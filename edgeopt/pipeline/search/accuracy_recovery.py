@@ -112,13 +112,15 @@ def training_for_int8(
         candidate: The candidate.
         network: Its network.
         exported: Its float file.
-        variants: Its files, including those in mixed precision.
+        variants: Its files, including those in mixed precision. Those that only store weights in integers are no
+            replacement, as they are no faster than float; of a given file they are, which spares a training.
 
     Raises:
         StepError: the calibration method cannot be chosen, because the graph cannot be studied.
     """
     sparse = any(isinstance(step, Sparsify) for step in candidate.steps)  # its zeros would not stay
-    if sparse or not is_worth_training(build, variants):
+    computing = [one for one in variants if exported.exporter == "given" or not one.recipe.only_stores_weights]
+    if sparse or not is_worth_training(build, computing):
         return None
     method = sensitivity_study(build, exported, rank=False).method
     plain, distill = static_int8(build.profile), distillation(build)

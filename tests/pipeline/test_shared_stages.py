@@ -1,5 +1,7 @@
 """Stages that several variants begin with are made once; what failed or is large is made again."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -69,3 +71,16 @@ def test_large_files_are_not_kept(build, tmp_path, monkeypatch):
     for _ in range(2):
         assert stages(build).make(STEPS, None, tmp_path / "own.onnx", maker) == (tmp_path / "own.onnx", STAGE)
     assert maker.calls == 2
+
+
+def test_threads_that_begin_alike_wait_for_one_of_them(build, tmp_path):
+    slow = Maker()
+
+    def make(path):
+        time.sleep(0.2)
+        return slow(path)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: stages(build).make(STEPS, None, tmp_path / "own.onnx", make), range(4)))
+    assert slow.calls == 1
+    assert len({path for path, _ in found}) == 1

@@ -7,6 +7,7 @@ again instead: a network has about ten variants of four stages each.
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from edgeopt.records.trial import Parity
 from edgeopt.store.files import write_whole
 
 MAX_BYTES = 64_000_000
+_locks: dict[Path, threading.Lock] = {}
+"""Of files that are being made, or were: variants are made by several threads."""
 
 
 class MadeStage(Record, frozen=True, kw_only=True):
@@ -64,16 +67,18 @@ class SharedStages:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"{digest((steps, calibration and calibration.name))}.onnx"
         known = path.with_suffix(".json")
-        if known.exists():
-            return path, from_json(known.read_bytes(), MadeStage)
-        found = make(path)
-        write_whole(known, to_json(found))
-        return path, found
+        with _locks.setdefault(path, threading.Lock()):
+            if known.exists():
+                return path, from_json(known.read_bytes(), MadeStage)
+            found = make(path)
+            write_whole(known, to_json(found))
+            return path, found
 
 
 def forget_stages(build: Build) -> None:
     """Remove all shared files."""
     shutil.rmtree(_root(build), ignore_errors=True)
+    _locks.clear()
 
 
 def _root(build: Build) -> Path:

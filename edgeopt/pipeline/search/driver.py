@@ -152,6 +152,7 @@ class Search:
     def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
         """Make candidates in parallel, then measure them; return what came of each, in order."""
         runner = self.runner
+        runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
         found = []

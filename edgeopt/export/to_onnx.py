@@ -23,6 +23,7 @@ from torch.jit._trace import TracerWarning
 
 from edgeopt.errors import StepError
 from edgeopt.export.exact_constants import exact_constants
+from edgeopt.export.names import placeholder_names, set_names
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import read_from_elsewhere, weights_as_inputs, write_model
 
@@ -158,8 +159,8 @@ def _by_dynamo(
             inputs,
             dynamo=True,
             dynamic_shapes=shapes if dims else None,
-            input_names=list(interface.input_names),
-            output_names=list(interface.output_names),
+            input_names=placeholder_names("input", len(interface.input_names)),
+            output_names=placeholder_names("output", len(interface.output_names)),
             opset_version=_PREFERRED_OPSET,
             external_data=False,
             verbose=False,
@@ -168,8 +169,10 @@ def _by_dynamo(
         raise RuntimeError("it returned no program")
     if _weight_bytes(module) > max_file_bytes():
         program.save(folder / "exported.onnx", external_data=True)
-        return read_from_elsewhere(folder / "exported.onnx")
-    model: onnx.ModelProto = program.model_proto
+        model = read_from_elsewhere(folder / "exported.onnx")
+    else:
+        model = program.model_proto
+    set_names(model, interface.input_names, interface.output_names)
     return model
 
 
@@ -182,10 +185,11 @@ def _by_torchscript(
     module: nn.Module, inputs: tuple[Tensor, ...], interface: _Interface, max_opset: int, folder: Path
 ) -> onnx.ModelProto:
     """Export by tracing with TorchScript; weights that do not fit into one file lie in the folder."""
-    axes = dict(zip(interface.input_names, map(dict, interface.axes), strict=True))
+    inputs_of = placeholder_names("input", len(interface.input_names))
+    outputs_of = placeholder_names("output", len(interface.output_names))
+    axes = dict(zip(inputs_of, map(dict, interface.axes), strict=True))
     axes |= {
-        name: {} if dim is None else {dim: _BATCH}
-        for name, dim in zip(interface.output_names, interface.output_batch, strict=True)
+        name: {} if dim is None else {dim: _BATCH} for name, dim in zip(outputs_of, interface.output_batch, strict=True)
     }
     file = folder / "traced.onnx"
     torch.onnx.export(
@@ -194,11 +198,12 @@ def _by_torchscript(
         file,
         dynamo=False,
         dynamic_axes={name: dims for name, dims in axes.items() if dims} or None,
-        input_names=list(interface.input_names),
-        output_names=list(interface.output_names),
+        input_names=inputs_of,
+        output_names=outputs_of,
         opset_version=min(max_opset, _PREFERRED_OPSET),
     )
     model = read_from_elsewhere(file)
+    set_names(model, interface.input_names, interface.output_names)
     return _with_inferred_outputs(model) if interface.dynamic_names - {_BATCH} else model
 
 

@@ -154,3 +154,19 @@ def test_constants_of_two_clips_of_one_value_stay_apart(tmp_path):
     export(TwoClips(), (x,), path, input_names=["x"], output_names=["y"], max_opset=20, max_ir=10)
     (found,) = ReferenceEvaluator(str(path)).run(None, {"x": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), TwoClips()(x))
+
+
+@pytest.mark.parametrize("exporter", EXPORTERS)
+def test_outputs_and_inputs_may_have_names_that_a_trace_gives_to_inner_values(tmp_path, exporter):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    image = torch.from_numpy(some_images(2))
+    plain = onnx.load(write(network, tmp_path / "plain.onnx", exporter=exporter).path)
+    inner = [name for node in plain.graph.node for name in node.output if name != "logits"]
+    names = {"input_names": [plain.graph.initializer[0].name], "output_names": [inner[0]]}
+    exported = write(network, tmp_path / "m.onnx", exporter=exporter, **names)
+    with torch.no_grad():
+        expected = network(image).numpy()
+    compare_arrays([expected], [run(exported.path, image.numpy())], stage="exported", tolerance=FLOAT_TOLERANCE)
+    model = onnx.load(exported.path)
+    assert [value.name for value in model.graph.output] == names["output_names"]
+    assert [value.name for value in model.graph.input] == names["input_names"]

@@ -1,0 +1,117 @@
+"""Boxes that a data loader yields: checked, and images that come as a list stacked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeopt.errors import DataError
+from edgeopt.task.values import describe_value
+from edgeopt.tasks.loaders import Batches, LoaderTask
+
+_FORM = (
+    "Targets are a list with a dict for each image: 'boxes' (N, 4), left, top, right and bottom in pixels, and 'labels' "
+    "(N,), class numbers from 0."
+)
+_NORMALIZED_LIMIT = 1.5
+"""Right and bottom ends in pixels go further than this."""
+
+
+class BoxBatches:
+    """Batches of a loader as ``(images, list of dicts)``, as often as the loader can be iterated.
+
+    Args:
+        task: Whose batches they are.
+        part: Names the loader in errors.
+        batches: Of the user's loader.
+        to_inputs: From the inputs of a batch to those of the model.
+    """
+
+    def __init__(self, task: LoaderTask, part: str, batches: Batches) -> None:
+        self._task, self._part, self._batches = task, part, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)  # type: ignore[arg-type] - raises TypeError as the loader does
+
+    def __iter__(self) -> Iterator[tuple[Any, list[Any]]]:
+        for batch in self._batches:
+            inputs, targets = self._task.read_batch(batch, self._part)
+            if not isinstance(targets, list | tuple) or not all(isinstance(one, Mapping) for one in targets):
+                raise DataError(f"{self._task.name}: {self._part} yields targets {describe_value(targets)}. {_FORM}")
+            yield _stacked(inputs, len(targets), f"{self._task.name}: {self._part}"), list(targets)
+
+
+def _stacked(images: Any, count: int, source: str) -> Any:
+    """Return images that a collate function left in a list, as detectors of torchvision take them, as one tensor."""
+    if not isinstance(images, list | tuple) or len(images) != count:
+        return images
+    if not all(isinstance(image, Tensor | np.ndarray) and image.ndim == 3 for image in images):
+        return images
+    sizes = sorted({tuple(image.shape) for image in images})
+    if len(sizes) > 1:
+        raise DataError(
+            f"{source} yields a batch of images of different sizes: {', '.join(map(str, sizes[:4]))}. A file has one "
+            "input for a batch: resize or pad the images of a batch to one size, and move their boxes along."
+        )
+    return torch.stack([torch.as_tensor(image) for image in images])
+
+
+def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, source: str) -> None:
+    """Check the boxes of a batch or a set.
+
+    Args:
+        targets: A dict for each image.
+        classes: How many the network knows; None if that is not known.
+        source: Where they come from, for errors.
+
+    Raises:
+        DataError: a dict has no boxes or labels, their numbers differ, or they are not what they should be.
+    """
+    ends = []
+    for number, target in enumerate(targets):
+        missing = [name for name in ("boxes", "labels") if name not in target]
+        if missing:
+            found = ", ".join(map(str, target)) or "nothing"
+            raise DataError(f"{source}: image {number} has no '{missing[0]}', but {found}. {_FORM}")
+        boxes, labels = _array(target["boxes"]), _array(target["labels"])
+        if boxes.size != 4 * labels.size or (boxes.size and boxes.shape != (len(boxes), 4)):
+            raise DataError(
+                f"{source}: image {number} has boxes of shape {boxes.shape} and labels of shape {labels.shape}. {_FORM}"
+            )
+        crowds = target.get("iscrowd")
+        if crowds is not None and _array(crowds).size != labels.size:
+            raise DataError(f"{source}: image {number} has {labels.size} boxes, but {_array(crowds).size} 'iscrowd'.")
+        if boxes.size:
+            _check_values(boxes, labels, classes, f"{source}: image {number}")
+            ends.append(boxes.max())
+    if ends and max(ends) < _NORMALIZED_LIMIT:
+        raise DataError(
+            f"{source}: no box reaches further than {max(ends):.3g}, so they seem to be relative to the image. Multiply "
+            "them by its width and height: boxes are in pixels of the network's input."
+        )
+
+
+def _check_values(boxes: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int | None, source: str) -> None:
+    wrong = ~np.isfinite(boxes).all(1) | ~(boxes[:, 2:] > boxes[:, :2]).all(1)
+    if wrong.any():
+        box = ", ".join(f"{value:g}" for value in boxes[wrong.argmax()])
+        raise DataError(
+            f"{source} has the box ({box}), whose right end is not right of the left one, or bottom not below top. Boxes "
+            "are (left, top, right, bottom) in pixels; for (left, top, width, height) add the first two to the others, "
+            "and leave out boxes without an area."
+        )
+    known = "" if classes is None else f", but the network has {classes} classes, 0 to {classes - 1}"
+    outside = (labels < 0) | (labels != np.rint(labels)) | (labels >= (np.inf if classes is None else classes))
+    if outside.any():
+        raise DataError(
+            f"{source} has the label {labels.reshape(-1)[outside.reshape(-1).argmax()]:g}{known}. Labels are class "
+            "numbers from 0; if 0 is your background, as with torchvision, subtract 1."
+        )
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)

@@ -3,8 +3,9 @@
     EDGEOPT_DATA=DIR python tools/train_teacher.py camvid_segmentation
     EDGEOPT_DATA=DIR python tools/train_teacher.py camvid_segmentation --width-ratio 0.5 --out half.safetensors
 
-The optimizer and its weight decay are those of the task's own training. The epoch with the best score on the selection set is kept. With ``--width-ratio`` it trains a narrower network of the
-same family alike, as a reference: a teacher is worth compressing only if that one is worse.
+The optimizer and its weight decay are those of the task's own training. The epoch with the best score on the selection
+set is kept. With ``--width-ratio`` it trains a narrower network of the same family alike, as a reference: a teacher is
+worth compressing only if that one is worse.
 """
 
 from __future__ import annotations

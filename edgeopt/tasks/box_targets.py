@@ -14,8 +14,8 @@ from edgeopt.task.values import describe_value
 from edgeopt.tasks.loaders import Batches, LoaderTask
 
 _FORM = (
-    "Targets are a list with a dict for each image: 'boxes' (N, 4), left, top, right and bottom in pixels, and 'labels' "
-    "(N,), class numbers from 0."
+    "Targets are a list with a dict for each image: 'boxes' (N, 4), left, top, right and bottom in pixels, and "
+    "'labels' (N,), class numbers from 0."
 )
 _NORMALIZED_LIMIT = 1.5
 """Right and bottom ends in pixels go further than this."""
@@ -28,14 +28,13 @@ class BoxBatches:
         task: Whose batches they are.
         part: Names the loader in errors.
         batches: Of the user's loader.
-        to_inputs: From the inputs of a batch to those of the model.
     """
 
     def __init__(self, task: LoaderTask, part: str, batches: Batches) -> None:
         self._task, self._part, self._batches = task, part, batches
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type] - raises TypeError as the loader does
+        return len(self._batches)  # type: ignore[arg-type]  # raises TypeError as the loader does
 
     def __iter__(self) -> Iterator[tuple[Any, list[Any]]]:
         for batch in self._batches:
@@ -90,8 +89,8 @@ def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, sourc
             ends.append(boxes.max())
     if ends and max(ends) < _NORMALIZED_LIMIT:
         raise DataError(
-            f"{source}: no box reaches further than {max(ends):.3g}, so they seem to be relative to the image. Multiply "
-            "them by its width and height: boxes are in pixels of the network's input."
+            f"{source}: no box reaches further than {max(ends):.3g}, so they seem to be relative to the image. "
+            "Multiply them by its width and height: boxes are in pixels of the network's input."
         )
 
 
@@ -100,9 +99,9 @@ def _check_values(boxes: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], cla
     if wrong.any():
         box = ", ".join(f"{value:g}" for value in boxes[wrong.argmax()])
         raise DataError(
-            f"{source} has the box ({box}), whose right end is not right of the left one, or bottom not below top. Boxes "
-            "are (left, top, right, bottom) in pixels; for (left, top, width, height) add the first two to the others, "
-            "and leave out boxes without an area."
+            f"{source} has the box ({box}), whose right end is not right of its left one, or whose bottom is not below "
+            "its top. Boxes are (left, top, right, bottom) in pixels; for (left, top, width, height) add the first two "
+            "to the others, and leave out boxes without an area."
         )
     known = "" if classes is None else f", but the network has {classes} classes, 0 to {classes - 1}"
     outside = (labels < 0) | (labels != np.rint(labels)) | (labels >= (np.inf if classes is None else classes))

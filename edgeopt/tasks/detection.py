@@ -58,9 +58,9 @@ class Detection(LoaderTask):
         if self._decode is not None:
             return "boxes, as decode() of the task reads them"
         return (
-            "a heat-map of logits, one map per class, and the logarithms of the distances from the middle of a place to "
-            f"the left, top, right and bottom of a box, in steps of {self.stride} pixels. A place of the heat-map that "
-            "is as high as its eight neighbours is an object; its sigmoid is the score (edgeopt.tasks.peaks)"
+            "a heat-map of logits, one map per class, and the logarithms of the distances from the middle of a place "
+            f"to the left, top, right and bottom of a box, in steps of {self.stride} pixels. A place of the heat-map "
+            "that is as high as its eight neighbours is an object; its sigmoid is the score (edgeopt.tasks.peaks)"
         )
 
     def example_inputs(self) -> Any:
@@ -180,10 +180,7 @@ def find_stride(image: tuple[int, ...], places: tuple[int, ...], source: str) ->
     fitting = [
         stride
         for stride in range(1, 2 * max(image) + 1)
-        if any(
-            all(rounded(size, stride) == count for size, count in zip(image, places, strict=True))
-            for rounded in (lambda a, b: a // b, lambda a, b: -(-a // b))
-        )
+        if tuple(size // stride for size in image) == places or tuple(-(-size // stride) for size in image) == places
     ]
     powers = [stride for stride in fitting if stride & (stride - 1) == 0] or fitting
     if len(powers) != 1:
@@ -217,8 +214,8 @@ def detection(
             true for boxes that need not be found.
         eval: Batches that decide which trial wins (the selection set); iterated several times.
         options: ``stride``: pixels from one place of the maps to the next, if the sizes of image and map do not tell;
-            ``decode(outputs)``: from outputs as arrays, in the nesting of the model, to a list with a dict of ``boxes``,
-            ``scores`` and ``labels`` for each image; ``loss(outputs, targets)`` and
+            ``decode(outputs)``: from outputs as arrays, in the nesting of the model, to a list with a dict of
+            ``boxes``, ``scores`` and ``labels`` for each image; ``loss(outputs, targets)`` and
             ``distill_loss(outputs, teacher_outputs, targets)`` in place of those above; and those of ``classification``
             except for ``score``, ``score_output`` and ``ignore_label``.
 

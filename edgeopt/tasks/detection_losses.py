@@ -1,7 +1,7 @@
 """Losses of an anchor-free detector, whose outputs ``edgeopt.tasks.peaks`` describes.
 
-Objects are drawn into heat-maps as Gaussians whose size follows the box (Liu et al., 2020, TTFNet); the heat-map gets the
-penalty-reduced focal loss of CenterNet (Zhou et al., 2019), and each object's box the generalized intersection over
+Objects are drawn into heat-maps as Gaussians whose size follows the box (Liu et al., 2020, TTFNet); the heat-map gets
+the penalty-reduced focal loss of CenterNet (Zhou et al., 2019), and each object's box the generalized intersection over
 union (Rezatofighi et al., 2019) at all places near its centre.
 """
 

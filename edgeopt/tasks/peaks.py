@@ -4,7 +4,7 @@ A detector gives two maps for each image, with one place for each square of ``st
 
 - a heat-map ``(classes, height, width)`` of logits: how likely the centre of an object of a class lies in the place;
 - sides ``(4, height, width)``: natural logarithms of the distances from the middle of the place to the left, top, right
-  and bottom of that object's box, in strides. Logarithms, because an error counts by its ratio to the box, also in int8.
+  and bottom of that object's box, in strides. Logarithms, because an error counts by its ratio to the box, in int8 too.
 
 An object is a place of the heat-map that is as high as its eight neighbours. Apps decode the same way.
 """

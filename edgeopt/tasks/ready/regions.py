@@ -23,7 +23,7 @@ def find_boxes(labels: NDArray[np.integer], classes: Sequence[int], min_area: in
         min_area: Pixels of an object. A smaller region is a crowd: it need not be found, and finding it is not wrong.
 
     Returns:
-        ``boxes`` (N, 4), left, top, right and bottom in pixels, float32; ``labels`` (N,), int64; ``iscrowd`` (N,), bool.
+        ``boxes`` (N, 4), left, top, right and bottom in pixels, float32; ``labels`` (N,), int64; ``iscrowd`` (N,).
     """
     boxes, kinds, crowds = [], [], []
     for kind, number in enumerate(classes):

@@ -24,6 +24,7 @@ from edgeopt.tasks.peaks import decode_peaks
 _Floats = NDArray[np.float64]
 _Pairs = Iterable[tuple[Any, Sequence[Mapping[str, Any]]]]
 _Loss = Callable[..., Tensor]
+_STRIDE_WORDS = "the pixels from one place of the heat-map to the next"
 
 
 class Detection(LoaderTask):
@@ -91,7 +92,10 @@ class Detection(LoaderTask):
         """
         if self._stride is not None:
             return self._stride
-        images = torch.as_tensor(self.example_inputs())[:1]
+        images = self.example_inputs()
+        if not isinstance(images, Tensor | np.ndarray):
+            raise TaskError(f"{self.name}: inputs are {describe_value(images)}. Give stride=N, {_STRIDE_WORDS}.")
+        images = torch.as_tensor(images)[:1]
         network = copy.deepcopy(self.build_model()).eval()  # the user's own may be in training
         device = next((value.device for value in network.parameters()), images.device)
         with torch.no_grad():
@@ -186,7 +190,7 @@ def find_stride(image: tuple[int, ...], places: tuple[int, ...], source: str) ->
     if len(powers) != 1:
         raise TaskError(
             f"{source}: an image of {image[0]}x{image[1]} has a heat-map of {places[0]}x{places[1]}, from which the "
-            "stride does not follow. Give stride=N, the pixels from one place to the next."
+            f"stride does not follow. Give stride=N, {_STRIDE_WORDS}."
         )
     return powers[0]
 

@@ -63,12 +63,13 @@ def match_rows(found: Sequence[Boxes], truth: Sequence[Boxes]) -> _Floats:
     """Return the matches of each image, from which ``score_of_matches`` computes the score of any draw of images.
 
     Returns:
-        Shape (images, classes + 3 * ``MAX_DETECTIONS``): for each class the number of boxes to find; then the scores of
-        the detections, the highest first, their labels, and 1 for those that are right. Detections that do not count,
-        because they overlap a crowd, are left out; the rest of the row is NaN.
+        Shape (images, classes + ``MAX_DETECTIONS``): for each class the number of boxes to find; then a number for each
+        detection, ``2 * (rank * classes + label) + is_right``, the highest score first. Ranks are those of the scores
+        over all images: 0 is the highest, and equal scores have equal ranks. Detections that do not count, because they
+        overlap a crowd, are left out; the rest of the row is NaN.
     """
     classes = count_classes(truth)
-    rows = np.full((len(truth), classes + 3 * MAX_DETECTIONS), np.nan)
+    rows = np.full((len(truth), classes + MAX_DETECTIONS), np.nan)
     rows[:, :classes] = 0
     for row, one in zip(rows, truth, strict=True):
         labels = np.asarray(one["labels"], dtype=np.int64).reshape(-1)
@@ -77,15 +78,15 @@ def match_rows(found: Sequence[Boxes], truth: Sequence[Boxes]) -> _Floats:
         return rows
     evaluation = _evaluate(found, truth, classes)
     matched = {int(pair.partition("_")[0]): int(pair.partition("_")[2]) for pair in evaluation.eval["matched"]}
-    ends = np.zeros(len(truth), np.int64)
-    for number, detection in evaluation.cocoDt.anns.items():  # of an image, the highest score first
-        match = evaluation.cocoGt.anns.get(matched.get(number))
-        if match is not None and match["iscrowd"]:
-            continue
-        image = detection["image_id"] - 1
-        values = (detection["score"], detection["category_id"] - 1, match is not None)
-        rows[image, classes + ends[image] + MAX_DETECTIONS * np.arange(3)] = values
-        ends[image] += 1
+    detections = list(evaluation.cocoDt.anns.values())  # of an image, the highest score first
+    ranks = np.unique([-one["score"] for one in detections], return_inverse=True)[1]
+    ends = np.full(len(truth), classes)
+    for rank, detection in zip(ranks.tolist(), detections, strict=True):
+        match = evaluation.cocoGt.anns.get(matched.get(detection["id"]))
+        if match is None or not match["iscrowd"]:
+            image = detection["image_id"] - 1
+            rows[image, ends[image]] = 2 * (rank * classes + detection["category_id"] - 1) + (match is not None)
+            ends[image] += 1
     return rows
 
 
@@ -94,17 +95,22 @@ def score_of_matches(rows: _Floats) -> float:
 
     An image that was drawn twice is there twice.
     """
-    classes = rows.shape[1] - 3 * MAX_DETECTIONS
-    scores, labels, right = np.moveaxis(rows[:, classes:].reshape(len(rows), 3, MAX_DETECTIONS), 1, 0)
+    classes = rows.shape[1] - MAX_DETECTIONS
+    if not classes:
+        return 0.0
+    numbers = rows[:, classes:].reshape(-1)
+    numbers = numbers[~np.isnan(numbers)].astype(np.int64)
+    ranks = numbers // (2 * classes)
+    if ranks.max(initial=0) < 2**16:
+        ranks = ranks.astype(np.uint16)  # which numpy sorts ten times faster
+    labels, right = np.divmod(numbers[np.argsort(ranks, kind="stable")] % (2 * classes), 2)
     averages = []
     for kind, total in enumerate(rows[:, :classes].sum(0)):
         if not total:
             continue
-        mine = labels == kind
-        order = np.argsort(-scores[mine], kind="stable")
-        hits = np.cumsum(right[mine][order])
+        hits = np.cumsum(right[labels == kind])
         precision = hits / np.arange(1, len(hits) + 1)
-        precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # 0 where no recall is reached
+        precision = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)  # 0 if no recall is that high
         averages.append(precision[np.searchsorted(hits / total, _RECALLS)].mean())
     return float(np.mean(averages)) if averages else 0.0
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeopt.errors import DataError
+from edgeopt.errors import DataError, TaskError
 from edgeopt.task.values import describe_value
 from edgeopt.tasks.loaders import Batches, LoaderTask
 
+_Array = NDArray[Any]
 _FORM = (
     "Targets are a list with a dict for each image: 'boxes' (N, 4), left, top, right and bottom in pixels, and "
     "'labels' (N,), class numbers from 0."
@@ -59,13 +61,22 @@ def _stacked(images: Any, count: int, source: str) -> Any:
     return torch.stack([torch.as_tensor(image) for image in images])
 
 
-def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, source: str) -> None:
-    """Check the boxes of a batch or a set.
+class Seen(NamedTuple):
+    """What a network sees."""
+
+    classes: int
+    height: int
+    """Of images, in pixels, rounded up to whole places."""
+    width: int
+
+
+def check_boxes(targets: Sequence[Mapping[str, Any]], source: str, seen: Seen | None = None) -> None:
+    """Check the boxes of a batch.
 
     Args:
         targets: A dict for each image.
-        classes: How many the network knows; None if that is not known.
         source: Where they come from, for errors.
+        seen: None if that is not known.
 
     Raises:
         DataError: a dict has no boxes or labels, their numbers differ, or they are not what they should be.
@@ -77,7 +88,7 @@ def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, sourc
             found = ", ".join(map(str, target)) or "nothing"
             raise DataError(f"{source}: image {number} has no '{missing[0]}', but {found}. {_FORM}")
         boxes, labels = _array(target["boxes"]), _array(target["labels"])
-        if boxes.size != 4 * labels.size or (boxes.size and boxes.shape != (len(boxes), 4)):
+        if not _fit(boxes, labels):
             raise DataError(
                 f"{source}: image {number} has boxes of shape {boxes.shape} and labels of shape {labels.shape}. {_FORM}"
             )
@@ -85,7 +96,7 @@ def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, sourc
         if crowds is not None and _array(crowds).size != labels.size:
             raise DataError(f"{source}: image {number} has {labels.size} boxes, but {_array(crowds).size} 'iscrowd'.")
         if boxes.size:
-            _check_values(boxes, labels, classes, f"{source}: image {number}")
+            _check_values(boxes, labels.reshape(-1), seen, f"{source}: image {number}")
             ends.append(boxes.max())
     if ends and max(ends) < _NORMALIZED_LIMIT:
         raise DataError(
@@ -94,23 +105,62 @@ def check_boxes(targets: Sequence[Mapping[str, Any]], classes: int | None, sourc
         )
 
 
-def _check_values(boxes: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], classes: int | None, source: str) -> None:
+def check_detections(found: Any, count: int, source: str) -> None:
+    """Check what a user's ``decode`` returns for a batch.
+
+    Args:
+        found: As it was returned.
+        count: Images of the batch.
+        source: Names the function in errors.
+
+    Raises:
+        TaskError: it is not a dict of boxes, scores and labels for each image.
+    """
+    form = "It has to return a list with a dict of boxes (N, 4), scores (N,) and labels (N,) for each image."
+    if not isinstance(found, list | tuple) or len(found) != count:
+        raise TaskError(f"{source} returns {describe_value(found)} for {count} images. {form}")
+    for number, one in enumerate(found):
+        if not isinstance(one, Mapping) or not {"boxes", "scores", "labels"} <= set(one):
+            raise TaskError(f"{source} returns {describe_value(one)} for image {number}. {form}")
+        boxes, scores, labels = (_array(one[name]) for name in ("boxes", "scores", "labels"))
+        if not _fit(boxes, labels) or scores.size != labels.size:
+            raise TaskError(f"{source} returns {describe_value(one)} for image {number}. {form}")
+
+
+def _fit(boxes: _Array, labels: _Array) -> bool:
+    """Tell whether there are four numbers for each label; without any, the shape of boxes is free."""
+    return boxes.size == 4 * labels.size and (not boxes.size or boxes.shape == (labels.size, 4))
+
+
+def _check_values(boxes: _Array, labels: _Array, seen: Seen | None, source: str) -> None:
     wrong = ~np.isfinite(boxes).all(1) | ~(boxes[:, 2:] > boxes[:, :2]).all(1)
     if wrong.any():
-        box = ", ".join(f"{value:g}" for value in boxes[wrong.argmax()])
         raise DataError(
-            f"{source} has the box ({box}), whose right end is not right of its left one, or whose bottom is not below "
-            "its top. Boxes are (left, top, right, bottom) in pixels; for (left, top, width, height) add the first two "
-            "to the others, and leave out boxes without an area."
+            f"{source} has the box {_words(boxes[wrong])}, whose right end is not right of its left one, or whose "
+            "bottom is not below its top. Boxes are (left, top, right, bottom) in pixels; for (left, top, width, "
+            "height) add the first two to the others, and leave out boxes without an area."
         )
-    known = "" if classes is None else f", but the network has {classes} classes, 0 to {classes - 1}"
-    outside = (labels < 0) | (labels != np.rint(labels)) | (labels >= (np.inf if classes is None else classes))
+    known = "" if seen is None else f", but the network has {seen.classes} classes, 0 to {seen.classes - 1}"
+    outside = (labels < 0) | (labels != np.rint(labels)) | (labels >= (np.inf if seen is None else seen.classes))
     if outside.any():
         raise DataError(
-            f"{source} has the label {labels.reshape(-1)[outside.reshape(-1).argmax()]:g}{known}. Labels are class "
-            "numbers from 0; if 0 is your background, as with torchvision, subtract 1."
+            f"{source} has the label {labels[outside][0]:g}{known}. Labels are class numbers from 0; if 0 is your "
+            "background, as with torchvision, subtract 1."
+        )
+    if seen is None:
+        return
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    away = ((centres < 0) | (centres > (seen.width, seen.height))).any(1)
+    if away.any():
+        raise DataError(
+            f"{source} has the box {_words(boxes[away])}, whose centre is outside of the image of "
+            f"{seen.width}x{seen.height} pixels. Boxes are in pixels of the network's input: scale them with the image."
         )
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
+def _words(boxes: _Array) -> str:
+    return f"({', '.join(f'{value:g}' for value in boxes[0])})"
+
+
+def _array(value: Any) -> _Array:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)

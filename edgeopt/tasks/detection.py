@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgeopt.errors import TaskError
+from edgeopt.errors import DataError, TaskError
 from edgeopt.scoring.average_precision import check_evaluator, match_rows, mean_average_precision, score_of_matches
 from edgeopt.task.nesting import tensors_of
 from edgeopt.task.values import describe_value, to_numpy
-from edgeopt.tasks.box_targets import BoxBatches, check_boxes
+from edgeopt.tasks.box_targets import BoxBatches, Seen, check_boxes, check_detections
 from edgeopt.tasks.detection_losses import detection_distill_loss, detection_loss
 from edgeopt.tasks.loaders import EXAMPLES, Batches, LoaderTask
 from edgeopt.tasks.peaks import decode_peaks
@@ -111,13 +111,13 @@ class Detection(LoaderTask):
         if self._loss is not None:
             return self._loss(outputs, targets)
         heatmap, sides = self._maps(outputs)
-        check_boxes(targets, heatmap.shape[1], f"{self.name}: train")
+        check_boxes(targets, f"{self.name}: train", self._seen(heatmap))
         return detection_loss(heatmap, sides, targets, self.stride)
 
     @property
     def distill_loss(self) -> _Loss | None:
         """The loss against the teacher's outputs; None leaves outputs of the user's own form to edgeopt."""
-        return self._distill_loss or (self._taught_loss if self._loss is None else None)
+        return self._distill_loss or (self._taught_loss if self._decode is None else None)
 
     def _taught_loss(self, outputs: Any, teacher: Any, targets: Sequence[Mapping[str, Any]]) -> Tensor:
         taught = detection_distill_loss(*self._maps(outputs), *self._maps(teacher))
@@ -136,26 +136,33 @@ class Detection(LoaderTask):
         return score_of_matches(rows)
 
     def _boxes(self, pairs: _Pairs) -> tuple[list[Any], list[Any]]:
-        """Return the boxes that were found, and those that should be, of all images."""
+        """Return the boxes that were found, and those that should be, of all images.
+
+        Raises:
+            DataError: targets are not what they should be, or have no box.
+            TaskError: ``decode`` returns something else than detections for each image.
+        """
         found: list[Any] = []
         truth: list[Any] = []
-        classes = None
         for outputs, targets in pairs:
+            seen = None
             if self._decode is not None:
                 boxes = self._decode(outputs)
+                check_detections(boxes, len(targets), f"{self.name}: decode()")
             else:
                 heatmap, sides = self._maps(outputs)
-                classes = heatmap.shape[1]
-                boxes = decode_peaks(heatmap, sides, self.stride)
-            if len(boxes) != len(targets):
-                raise TaskError(
-                    f"{self.name}: decode() returns {len(boxes)} entries for {len(targets)} images; it has to return a "
-                    "dict with boxes, scores and labels for each image."
-                )
+                boxes, seen = decode_peaks(heatmap, sides, self.stride), self._seen(heatmap)
+            check_boxes(targets, f"{self.name}: eval", seen)
             found += [to_numpy(one) for one in boxes]
             truth += [to_numpy(one) for one in targets]
-        check_boxes(truth, classes, f"{self.name}: eval")
+        if not any(np.size(one["labels"]) for one in truth):
+            raise DataError(f"{self.name}: none of the {len(truth):,} evaluation images has a box to find.")
         return found, truth
+
+    def _seen(self, heatmap: Any) -> Seen:
+        """Return what the network sees: its classes, and the size of its images."""
+        height, width = (count * self.stride for count in heatmap.shape[-2:])
+        return Seen(classes=heatmap.shape[1], height=height, width=width)
 
     def _maps(self, outputs: Any) -> tuple[Any, Any]:
         """Return heat-map and sides.

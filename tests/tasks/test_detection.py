@@ -184,6 +184,10 @@ def test_outputs_of_another_form_are_read_by_the_users_own_functions():
     assert checked.distill_loss(torch.zeros(8, 3, 6), torch.zeros(8, 3, 6), targets) is None
     with pytest.raises(TaskError, match="so the loss has to be your own"):
         edgeopt.detection(Points, batches(0, 8), batches(0, 8), decode=decode)
+    for wrong in (lambda outputs: [{}] * 8, lambda outputs: outputs, lambda outputs: decode(outputs)[:3]):
+        task = edgeopt.detection(Points, batches(0, 8), batches(0, 8), decode=wrong, loss=loss)
+        with pytest.raises(TaskError, match=r"decode\(\) returns .* a dict of boxes"):
+            task.score([(found, targets)])
     with pytest.raises(TaskError, match=r"array 8x3x6.*a heat-map"):
         CheckedTask(edgeopt.detection(Points, batches(0, 8), batches(0, 8)), "tests").score([(found, targets)])
 
@@ -212,6 +216,7 @@ def changed(target):
         ({"boxes": [[1, 1, np.nan, 9]], "labels": [0]}, "nan"),
         ({"boxes": [[1, 1, 9, 9]], "labels": [2]}, "2 classes, 0 to 1.*background"),
         ({"boxes": [[1, 1, 9, 9]], "labels": [0], "iscrowd": [0, 0]}, "1 boxes, but 2 'iscrowd'"),
+        ({"boxes": [[100, 40, 180, 60]], "labels": [0]}, "centre is outside of the image of 64x48"),
     ],
 )
 def test_wrong_targets_are_named(target, message):
@@ -233,6 +238,10 @@ def test_relative_boxes_other_targets_and_images_of_several_sizes_are_refused():
     task = edgeopt.detection(tiny_detector(), batches(0, 8), [(torch.stack(images), torch.zeros(8, 4))])
     with pytest.raises(DataError, match="eval yields targets tensor 8x4"):
         task.example_inputs()
+    outputs = {"heatmap": np.zeros((8, 2, 12, 16)), "sides": np.zeros((8, 4, 12, 16))}
+    task = edgeopt.detection(tiny_detector(), batches(0, 8), batches(0, 8))
+    with pytest.raises(DataError, match="none of the 8 evaluation images has a box"):
+        task.score([(outputs, [{"boxes": [], "labels": []}] * 8)])
     uneven = [(torch.zeros(3, 40, 40), *images[1:])]
     task = edgeopt.detection(tiny_detector(), [(uneven[0], targets)], batches(0, 8))
     with pytest.raises(DataError, match="images of different sizes"):

@@ -36,7 +36,7 @@ def check_evaluator(source: str) -> None:
         source: What needs it, for the error.
     """
     if importlib.util.find_spec("faster_coco_eval") is None:
-        raise TaskError(f"{source} is scored by faster-coco-eval, which is missing: pip install 'edgeopt[detection]'.")
+        raise TaskError(f"{source} is scored by faster-coco-eval, which is missing: pip install faster-coco-eval.")
 
 
 def count_classes(truth: Sequence[Boxes]) -> int:

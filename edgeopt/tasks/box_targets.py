@@ -29,17 +29,20 @@ class BoxBatches:
     Args:
         task: Whose batches they are.
         part: Names the loader in errors.
-        batches: Of the user's loader.
+        loader: The user's.
     """
 
-    def __init__(self, task: LoaderTask, part: str, batches: Batches) -> None:
-        self._task, self._part, self._batches = task, part, batches
+    def __init__(self, task: LoaderTask, part: str, loader: Batches) -> None:
+        self._task, self._part, self.loader = task, part, loader
 
     def __len__(self) -> int:
-        return len(self._batches)  # type: ignore[arg-type]  # raises TypeError as the loader does
+        return len(self.loader)  # type: ignore[arg-type]  # raises TypeError as the loader does
+
+    def __bool__(self) -> bool:
+        return True  # not every loader has a length
 
     def __iter__(self) -> Iterator[tuple[Any, list[Any]]]:
-        for batch in self._batches:
+        for batch in self.loader:
             inputs, targets = self._task.read_batch(batch, self._part)
             if not isinstance(targets, list | tuple) or not all(isinstance(one, Mapping) for one in targets):
                 raise DataError(f"{self._task.name}: {self._part} yields targets {describe_value(targets)}. {_FORM}")

@@ -211,7 +211,7 @@ def detection(
     """Make a task of a trained detector and two data loaders.
 
     The score is the mean average precision at an intersection over union of 0.5 (COCO's; ``pip install
-    'edgeopt[detection]'``), and its intervals are those of a bootstrap over images. The teacher's part of the training
+    faster-coco-eval``), and its intervals are those of a bootstrap over images. The teacher's part of the training
     loss compares its heat-maps, and its boxes as far as it is certain of them.
 
     Args:

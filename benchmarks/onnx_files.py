@@ -15,7 +15,8 @@ Figures: ``files``, ``built`` (a file came out), ``tracebacks``, ``worst_size_ra
 the smallest peer's file that agrees to within 0.01), ``worst_agreement``, ``median_size_ratio`` and
 ``median_latency_ratio`` (both to the given file), ``small_files`` (at most 0.35 of the given bytes, and the limit on
 agreement kept), ``pruned_files`` (marked ``prune``), and ``worst_pruned_size_ratio`` (of these: the bytes of the result
-over those of the smallest file of the same build that keeps the limits with every channel).
+over those of the smallest file of the same build that keeps the limits with every channel, in any number of bits) and
+``worst_pruned_size_ratio_to_int8`` (the same, over the smallest such file with 8-bit weights).
 """
 
 from __future__ import annotations
@@ -233,14 +234,17 @@ def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequen
         choice = json.loads((folder / "edgeopt-out" / "choice.json").read_text("utf-8"))
         recipe = choice["winner"]["recipe"]
         row["steps"] = [step["step"] for step in (*recipe["torch_steps"], *recipe["graph_steps"])]
-        row["unpruned_bytes"] = min(
-            (
-                trial["size_bytes"]
-                for trial in choice["trials"]
-                if trial["status"] == "measured" and not trial["misses"] and not trial["recipe"]["torch_steps"]
-            ),
-            default=None,
-        )
+        whole = [
+            trial
+            for trial in choice["trials"]
+            if trial["status"] == "measured" and not trial["misses"] and not trial["recipe"]["torch_steps"]
+        ]
+        row["unpruned_bytes"] = min((trial["size_bytes"] for trial in whole), default=None)
+        row["int8_bytes"] = min((trial["size_bytes"] for trial in whole if has_8_bits(trial)), default=None)
+        row["trials"] = [
+            {key: trial.get(key) for key in ("number", "recipe", "status", "size_bytes", "score", "misses")}
+            for trial in choice["trials"]
+        ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for peer, code in PEERS.items():
         made = folder / f"{peer}.onnx"
@@ -254,10 +258,19 @@ def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequen
             row["peers"][peer] = {"error": str(error)[:300]}
 
 
+def has_8_bits(trial: Row) -> bool:
+    """Tell whether a trial's file is int8 with weights in 8 bits."""
+    steps = [step for step in trial["recipe"]["graph_steps"] if step["step"].startswith(("quantize", "store-weights"))]
+    return bool(steps) and not any(step.get("weight_bits", step.get("bits", 8)) not in (None, 8) for step in steps)
+
+
 def compute_figures(rows: Sequence[Row]) -> Row:
     """Return the figures of all rows."""
     made = [row for row in rows if "edgeopt" in row]
-    pruned = [row["edgeopt"]["size_bytes"] / row["unpruned_bytes"] for row in made if row["prune"]]
+    pruned, pruned_to_int8 = (
+        [row["edgeopt"]["size_bytes"] / row[other] for row in made if row["prune"] and row.get(other)]
+        for other in ("unpruned_bytes", "int8_bytes")
+    )
     ratios = []
     for row in made:
         agreeing = [peer["size_bytes"] for peer in row["peers"].values() if peer.get("agreement", 0) >= 1 - MAX_DROP]
@@ -276,6 +289,7 @@ def compute_figures(rows: Sequence[Row]) -> Row:
         ),
         "pruned_files": len(pruned),
         "worst_pruned_size_ratio": max(pruned, default=None),
+        "worst_pruned_size_ratio_to_int8": max(pruned_to_int8, default=None),
     }
 
 

@@ -287,6 +287,7 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
     return msgspec.structs.replace(
         choice,
         teacher=teacher,
+        given_sha256=task.file_sha256 if isinstance(task, OnnxTask) else None,
         warnings=(*remarks.warnings, *unseen_rows_warnings(choice)),
         score_kind=remarks.kind,
         failed_trainings=count_failed_trainings(choice.trials),

@@ -129,6 +129,8 @@ class Choice(Record, frozen=True, kw_only=True):
     """What the score is; None if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; None if the original network did."""
+    given_sha256: str | None = None
+    """Of the given ``.onnx`` as it was read; None for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """None if no training failed."""
     ended_early: str | None = None

@@ -187,6 +187,8 @@ class Document(Part, frozen=True, kw_only=True):
     """What the score is; null if the task scores itself."""
     teacher: str | None = None
     """The ``.onnx`` file that taught the trained networks; null if the original network did."""
+    given_sha256: str | None = None
+    """Of the given ``.onnx`` as it was read; null for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """Null if no training failed."""
     ended_early: str | None = None
@@ -227,6 +229,7 @@ def build_document(choice: Choice) -> Document:
         warnings=choice.warnings,
         score_kind=choice.score_kind,
         teacher=choice.teacher,
+        given_sha256=choice.given_sha256,
         failed_trainings=choice.failed_trainings,
         ended_early=choice.ended_early,
     )

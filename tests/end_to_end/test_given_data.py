@@ -1,6 +1,7 @@
 """A bare ``.onnx`` built from a folder of samples of different lengths, and one with a state over sequences."""
 
 import numpy as np
+import onnx
 import pytest
 from building import choice_of, edgeopt, write_target
 from onnx import helper, numpy_helper
@@ -72,3 +73,24 @@ def test_a_state_is_fed_back_over_sequences_also_when_the_bundle_is_checked(fold
     checked = edgeopt(folder, "check", "edgeopt-out", "--score", "m.onnx", *data, "--target", "tiny.toml")
     assert "score" in checked.stdout, checked.stderr
     assert checked.returncode in (0, 3), checked.stderr
+
+
+def test_a_check_knows_the_file_that_was_built_though_its_operator_set_was_lowered(folder):
+    for name, opset in (("m.onnx", 21), ("other.onnx", 20)):
+        save(
+            folder / name, [helper.make_node("MatMul", ["x", "w"], ["y"])], [value("x", ["n", 8])],
+            [value("y", ["n", 64])], [weight("w", 8, 64)],
+        )  # fmt: skip
+        model = onnx.load(folder / name)
+        model.opset_import[0].version = opset
+        onnx.save(model, folder / name)
+    np.savez(folder / "in.npz", x=np.random.default_rng(0).standard_normal((200, 8)).astype(np.float32))
+    done = edgeopt(folder, "build", "m.onnx", "--data", "in.npz", "--target", "tiny.toml", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert choice_of(folder)["baseline"]["opset"] == 20
+    check = ("check", "edgeopt-out", "--data", "in.npz", "--target", "tiny.toml", "--score")
+    done = edgeopt(folder, *check, "m.onnx")
+    assert done.returncode == 0, done.stderr
+    done = edgeopt(folder, *check, "other.onnx")
+    assert done.returncode == 2
+    assert "other.onnx is a different file" in " ".join(done.stderr.split())

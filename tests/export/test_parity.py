@@ -29,9 +29,17 @@ def test_an_error_above_the_tolerance_names_the_output():
 
 
 def test_an_output_of_zeros_is_compared_absolutely():
-    assert compare_arrays([ONES * 0], [ONES * 1e-6], stage="exported", tolerance=1e-4).max_rel_error == pytest.approx(
+    assert compare_arrays([ONES * 0], [ONES * -1e-6], stage="exported", tolerance=1e-4).max_rel_error == pytest.approx(
         1e-6
     )
+
+
+def test_small_probabilities_are_compared_as_exactly_as_a_runtime_computes_them():
+    small, off = np.float32([7e-6, 1e-8]), np.float32([7.03e-6, 0])
+    assert compare_arrays([small], [off], stage="exported", tolerance=1e-3).max_rel_error == 0
+    for expected, actual in ((small, small * 1.1), (-small, -off), (np.float32([0.5]), np.float32([0.501]))):
+        with pytest.raises(ParityError):
+            compare_arrays([expected], [actual], stage="exported", tolerance=1e-3)
 
 
 def test_a_different_shape_is_an_error():

@@ -118,3 +118,13 @@ def test_a_score_of_rows_has_its_interval_from_draws_of_rows_and_has_to_be_the_s
     rows["other"], data.score_rows = rows["file"], lambda rows: middle(rows) + 0.01
     with pytest.raises(TaskError, match=r"score_rows\(\) gives .* but score\(\) gives"):
         here.score("other")
+
+
+def test_an_interval_by_resampling_runs_each_file_once(on):
+    here = on("here", 0.5)
+    here.build.data.sample_scores = lambda pairs: None
+    here.score("baseline")
+    assert here.ran == ("baseline",)
+    for name in ("one", "two"):
+        here.score(name)
+    assert here.ran == ("baseline", "one", "baseline", "two")  # the baseline once more, to keep its outputs

@@ -9,6 +9,7 @@ given, so the file keeps its bytes.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,20 +43,25 @@ class Grid(NamedTuple):
         return np.asarray((integers - self.zero) * self.scale)
 
 
-def find_grid(weights: _Floats, moments: Moments | None, bits: int) -> Grid:
+def find_grid(weights: _Floats, moments: Moments | None, bits: int, *, any_sign: bool = False) -> Grid:
     """Return a grid of few bits whose scale for each row has the smallest error, inputs taken as independent.
 
     Args:
         weights: ``(groups, outputs, depth)``.
         moments: Of the inputs of each group; None: all inputs are taken to be alike.
         bits: Of each weight.
+        any_sign: Whether scales may be negative, so that a row's largest weight may take the one integer more that
+            there is below zero.
     """
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
-    largest = np.abs(weights).max(2, keepdims=True)
+    largest = np.take_along_axis(weights, np.abs(weights).argmax(2)[..., None], 2)
+    steps = [np.abs(largest) / high]
+    if any_sign:
+        steps += [largest / low, -largest / low]
     power = np.ones(()) if moments is None else np.diagonal(moments, axis1=1, axis2=2)[:, None, :]
     best_error, best = None, largest
-    for kept in _KEPT_RATIOS:
-        scale = np.where(largest > 0, largest * kept / high, 1.0).astype(np.float32).astype(np.float64)
+    for step, kept in itertools.product(steps, _KEPT_RATIOS):
+        scale = np.where(largest != 0, step * kept, 1.0).astype(np.float32).astype(np.float64)
         grid = Grid(scale, np.zeros(()), low, high)
         error = (((grid.restore(grid.round(weights)) - weights) ** 2) * power).sum(2, keepdims=True)
         best = scale if best_error is None else np.where(error < best_error, scale, best)

@@ -154,7 +154,7 @@ def _round_rows(
     weights = rows.layer.to_rows(values)
     if weights.shape[2] * _MAX_SCALES_RATIO < 1:
         return None
-    grid = find_grid(weights, rows.moments, bits)
+    grid = find_grid(weights, rows.moments, bits, any_sign=True)
     stored = rows.layer.from_rows(round_with_compensation(weights, grid, rows.moments), values.shape)
     scale = rows.layer.from_rows(np.broadcast_to(grid.scale, weights.shape), values.shape)
     return np.ascontiguousarray(stored, np.int8), np.ascontiguousarray(_without_repeats(scale), np.float32)
@@ -196,6 +196,6 @@ def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[ND
 def _nearest_grid(rows: NDArray[np.float32], bits: WeightBits) -> Grid:
     """Return a scale for each row ``(rows, values)``; in few bits one that cuts off what costs the others too much."""
     if bits < _INT8_BITS:
-        return find_grid(rows[None], None, bits)
+        return find_grid(rows[None], None, bits, any_sign=True)
     largest = np.abs(rows).max(1, initial=0.0)
     return Grid(np.where(largest > 0, largest / _LEVELS, 1), np.zeros(()), -_LEVELS, _LEVELS)

@@ -58,6 +58,8 @@ class FileScore(NamedTuple):
     """Scores of single samples."""
     rows: NDArray[np.float64] | None = None
     """A row of numbers for each sample, which the score is computed from, or from their sums."""
+    pairs: list[tuple[Any, Any]] | None = None
+    """Outputs and targets, if the file was run just now."""
 
     @property
     def mean_of(self) -> NDArray[np.float64] | None:
@@ -212,7 +214,8 @@ class Evaluator:
             if data.scores_rows:
                 return rows_drop_interval(base.rows, found.rows, data.score_rows, direction)
             return sums_drop_interval(base.rows, found.rows, data.score_statistics, direction)
-        before, after = (self.pairs(name, inputs, targets) for name in (self.baseline, sha256))
+        before = data.pairs(self._baseline_outputs(inputs), targets or self.reference(inputs))
+        after = found.pairs or self.pairs(sha256, inputs, targets)
         counts = self._counts(inputs)
         return resampled_drop_interval(before, after, counts, data.score, direction, seed=self.build.seed)
 
@@ -241,6 +244,7 @@ class Evaluator:
             total=sum(self._counts(inputs)),
             samples=data.sample_scores(pairs),
             rows=data.sample_statistics(pairs),
+            pairs=pairs,
         )
         if found.rows is not None:
             check_statistics(found.value, data.score_rows(found.rows), data.task.spec)
@@ -258,12 +262,16 @@ class Evaluator:
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""
+        outputs = self._baseline_outputs(inputs)
+        return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
+
+    def _baseline_outputs(self, inputs: Path) -> list[dict[str, NDArray[Any]]]:
+        """Return what the baseline's file gives for a set; it is run once."""
         with self._reference_lock:
             if inputs not in self._references:
                 found = self.outputs(self.baseline, inputs)
                 self._references[inputs] = found.replace(found.with_name(f"reference-{inputs.stem}.npz"))
-        outputs = read_batches(self._references[inputs])
-        return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
+        return read_batches(self._references[inputs])
 
 
 def worst_measurement(measurements: Sequence[Measurement], percentile: float) -> Measurement:

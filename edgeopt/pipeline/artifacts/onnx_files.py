@@ -23,6 +23,7 @@ from edgeopt.pipeline.artifacts.networks import (
     check_parity,
     check_same_outputs,
 )
+from edgeopt.pipeline.artifacts.shared_stages import MadeStage, SharedStages
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.profile import Precision, Profile
@@ -183,37 +184,45 @@ def _run_steps(
     build: Build, network: StoredNetwork, exported: ExportedFile, steps: tuple[GraphStep, ...], target: Path
 ) -> tuple[Path, tuple[Parity, ...], tuple[str, ...]]:
     """Apply the steps and check each stage against the network's own outputs."""
-    quantize = next((step for step in steps if isinstance(step, Quantize)), None)
-    calibration = _calibration(build, network, steps)
-    source = build.workspace.artifact(exported.sha256)
+    source = exported_file = build.workspace.artifact(exported.sha256)
     if not steps:
         copy_model(source, target, link_weights=True)
         return target, (), ()
-    results = run_step(
-        "graph",
-        apply_steps,
-        steps,
-        source,
-        target,
-        calibration=calibration,
-        max_opset=build.profile.max_opset,
-        max_ir=build.profile.max_ir,
-    )
-    parities = []
-    exact = True
+    calibration = _calibration(build, network, steps)
     exact_tolerance = HALF_PARITY_TOLERANCE if has_half_weights(load(source, "graph")) else PARITY_TOLERANCE
-    for result in results:
-        stage = stage_of(result.step)
+    drops_rows = any(isinstance(step, DropUnseenRows) for step in steps)  # other ids have other rows then
+    shared, made, exact = SharedStages(build, network, exported), list[MadeStage](), True
+    for index, step in enumerate(steps):
+        stage = stage_of(step)
         exact = exact and stage.exact
-        if stage.checked:
-            tolerance = exact_tolerance if exact else None
-            if any(isinstance(step, DropUnseenRows) for step in steps):  # other ids have other rows now
-                parities.append(check_same_outputs(build, source, result.path, stage.name, tolerance))
-            else:
-                parities.append(check_parity(build, network, result.path, stage.name, tolerance, exported.edge_inputs))
+        tolerance = exact_tolerance if exact else None
+
+        def make(
+            path: Path, step: GraphStep = step, source: Path = source, stage: Stage = stage,
+            tolerance: float | None = tolerance,
+        ) -> MadeStage:  # fmt: skip
+            (result,) = run_step(
+                "graph", apply_steps, (step,), source, path,
+                calibration=calibration, max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
+            )  # fmt: skip
+            parity = None
+            if stage.checked and drops_rows:
+                parity = check_same_outputs(build, exported_file, path, stage.name, tolerance)
+            elif stage.checked:
+                parity = check_parity(build, network, path, stage.name, tolerance, exported.edge_inputs)
+            return MadeStage(notes=result.notes, parity=parity)
+
+        if index == len(steps) - 1:
+            found = make(target)
+        else:
+            own = target.with_name(f"{target.stem}.{index}.onnx")
+            source, found = shared.make(steps[: index + 1], calibration, own, make)
+        made.append(found)
+    parities = [one.parity for one in made if one.parity is not None]
+    quantize = next((step for step in steps if isinstance(step, Quantize)), None)
     if quantize is not None and quantize.calibration == "trained" and network.key is not None:
         parities.append(check_imitation(build, network, target, MAX_UNEXPLAINED_RATIO))
-    return target, tuple(parities), tuple(note for result in results for note in result.notes)
+    return target, tuple(parities), tuple(note for one in made for note in one.notes)
 
 
 def _calibration(build: Build, network: StoredNetwork, steps: tuple[GraphStep, ...]) -> Path | None:

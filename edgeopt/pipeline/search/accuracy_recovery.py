@@ -18,12 +18,36 @@ from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant, distillation, summary_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify
 
 LEARNING_RATE_RATIO = 0.1
 """Of the task's learning rate, when a network is trained for int8: its weights are nearly right already."""
 MAX_SIZE_RATIO = 1.02
 """An int8 variant that keeps the score at up to this multiple of plain int8's bytes leaves nothing to train for."""
+
+
+def further_variants(
+    runner: TrialRunner,
+    candidate: Candidate,
+    network: StoredNetwork,
+    exported: ExportedFile,
+    variants: Sequence[Variant],
+) -> list[Variant]:
+    """Return what a candidate is tried in besides every precision: fewer bits, and what keeps the score if int8 fails.
+
+    Args:
+        runner: Makes and scores files.
+        candidate: The candidate.
+        network: Its network.
+        exported: Its float file.
+        variants: Its files in every precision.
+    """
+    made = (runner, candidate, network, exported)
+    fewer = fewer_weight_bits(*made, variants)
+    mixed = mixed_precision(*made, [*variants, *fewer])
+    mixed += fewer_weight_bits(*made, mixed)
+    return [*fewer, *mixed, *stored_in_fewer_bits(*made, [*variants, *fewer, *mixed])]
 
 
 def mixed_precision(
@@ -88,13 +112,15 @@ def training_for_int8(
         candidate: The candidate.
         network: Its network.
         exported: Its float file.
-        variants: Its files, including those in mixed precision.
+        variants: Its files, including those in mixed precision. Those that only store weights in integers are no
+            replacement, as they are no faster than float; of a given file they are, which spares a training.
 
     Raises:
         StepError: the calibration method cannot be chosen, because the graph cannot be studied.
     """
     sparse = any(isinstance(step, Sparsify) for step in candidate.steps)  # its zeros would not stay
-    if sparse or not is_worth_training(build, variants):
+    computing = [one for one in variants if exported.exporter == "given" or not one.recipe.only_stores_weights]
+    if sparse or not is_worth_training(build, computing):
         return None
     method = sensitivity_study(build, exported, rank=False).method
     plain, distill = static_int8(build.profile), distillation(build)

@@ -15,9 +15,10 @@ from edgeopt.errors import CrashError, EdgeoptError
 from edgeopt.graph.apply import kill_graph_processes
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.shared_stages import forget_stages
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.accuracy_recovery import mixed_precision, training_for_int8
+from edgeopt.pipeline.search.accuracy_recovery import further_variants, training_for_int8
 from edgeopt.pipeline.search.candidate import (
     ORIGINAL,
     Candidate,
@@ -39,7 +40,6 @@ from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefi
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
@@ -152,6 +152,7 @@ class Search:
     def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
         """Make candidates in parallel, then measure them; return what came of each, in order."""
         runner = self.runner
+        runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
         found = []
@@ -163,6 +164,7 @@ class Search:
                     runner.networks[result.network.key] = result.network
                 trials = [runner.measure(variant) for variant in result.variants]
                 found.append(CandidateTrials(result.network, trials))
+        forget_stages(self.build)
         return found
 
     def make(self, candidate: Candidate) -> CandidateResult:
@@ -170,18 +172,15 @@ class Search:
         result = self.runner.make(candidate)
         if result.network is None or result.exported is None:
             return result
-        made = (self.runner, candidate, result.network, result.exported)
-        variants = result.variants + fewer_weight_bits(*made, result.variants)
-        mixed = mixed_precision(*made, variants)
-        variants += mixed + fewer_weight_bits(*made, mixed)
-        variants += stored_in_fewer_bits(*made, variants)
+        more = further_variants(self.runner, candidate, result.network, result.exported, result.variants)
+        variants = [*result.variants, *more]
         try:
             child = training_for_int8(self.build, candidate, result.network, result.exported, variants)
         except EdgeoptError as error:
             failed = Candidate(steps=(), parent=result.network.key).recipe((), self.build.seed)
             return result._replace(variants=[*variants, Variant(failed, as_failed(error), {})])
         if child is None:
-            return result
+            return result._replace(variants=variants)
         label = f"{summary_of(candidate)}, for int8"
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
 

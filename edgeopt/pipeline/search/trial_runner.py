@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -85,6 +86,8 @@ class TrialRunner:
         """Networks of measured candidates, by key."""
         self.smallest_bytes = math.inf
         """Size of the smallest file so far that keeps every limit."""
+        self.variants_at_a_time = 1
+        """How many files of a candidate are made in parallel, which is worth it if few candidates are."""
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +125,10 @@ class TrialRunner:
         for precision, all_steps in self._steps(candidate, exported):
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much
-            variants += [self.make_variant(candidate, network, exported, steps, seconds) for steps in all_steps]
+            with ThreadPoolExecutor(self.variants_at_a_time) as pool:
+                variants += pool.map(
+                    lambda steps: self.make_variant(candidate, network, exported, steps, seconds), all_steps
+                )
         variants += self.without_unseen_rows(candidate, network, exported, variants)
         return CandidateResult(network, exported, variants)
 

@@ -15,8 +15,7 @@ from edgeopt.bench.outputs import run_arrays
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.errors import TaskError
-from edgeopt.graph.given.dynamic_batch import with_dynamic_batch
-from edgeopt.graph.given.files import baseline_of, hash_given, one_file, read_given
+from edgeopt.graph.given.files import hash_given, one_file, read_given
 from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
@@ -75,21 +74,11 @@ def check_evaluation_set(evaluation: EvaluationSet, manifest: Manifest, document
             f"different sets can't be compared. {advice}"
         )
     by_agreement = not evaluation.targets and evaluation.task.kind == "onnx"
-    if by_agreement and document.baseline.sha256 not in _possible_baselines(Path(spec)):
+    if by_agreement and document.given_sha256 != hash_given(read_given(Path(spec))):
         raise TaskError(
             f"without labels the score is the agreement with the file that the bundle was built from, and {spec} is a "
             f"different file. {advice}"
         )
-
-
-def _possible_baselines(path: Path) -> set[str]:
-    """Return the hashes of the files that a build may have started from.
-
-    That is the given one, with its header or an older one, and its batch as it is or made dynamic.
-    """
-    given = read_given(path)
-    models = (given, with_dynamic_batch(given, _ANY_BATCH))
-    return {hash_given(baseline_of(model, max_ir)) for model in models for max_ir in (given.model.ir_version, 1)}
 
 
 def _fits(info: TensorInfo, array: Any) -> bool:

@@ -85,15 +85,16 @@ class OnnxTask(KnownScore):
         self.path = path
         self.score_wish = score_wish or ScoreWish()
         self.options = options or DataOptions()
-        self.labels_source = str(path)
-        self.spec = str(path)
+        self.spec = self.labels_source = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
         self.preprocessing = ""
         self.postprocessing = ""
         self.budgets: dict[str, Any] = {}
         self.students: dict[str, Any] = {}
-        self.given = given = with_dynamic_batch(read_given(path), batch_size)
+        read = read_given(path)
+        self.file_sha256 = hash_given(read)
+        self.given = given = with_dynamic_batch(read, batch_size)
         graph = given.model.graph
         check_inputs(path, graph)
         check_outputs(path, graph)

@@ -1,0 +1,250 @@
+"""Files that other ways make of a task's teacher, for ``workloads.py``: each returns ``.onnx`` files, or says why not.
+
+Trainings learn the teacher's outputs with edgeopt's own loss and schedule, and a peer's trainings see together as many
+samples as the whole search of edgeopt did, so that ways are compared and not budgets.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeopt.bench.outputs import write_batches
+from edgeopt.export.to_onnx import export
+from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.train import evaluate, learning_rate, make_optimizer
+from edgeopt.pipeline.search.candidate import WARMUP_RATIO
+from edgeopt.records.recipe import MAX_EPOCHS_RATIO, Distill
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import flat_outputs
+
+PRUNING_RATIOS = (0.3, 0.45, 0.6, 0.7, 0.8)
+"""Of the channels that torch-pruning removes, one training for each."""
+WIDTH_RATIOS = (0.35, 0.5)
+"""Of the channels of narrower networks of the teacher's family."""
+CALIBRATION_SAMPLES = 256
+GRADIENT_NORM_LIMIT = 5.0
+LIMITS: dict[str, Any] = {"max_opset": 20, "max_ir": 9}
+
+QUANTIZE = """
+import sys, numpy as np
+from edgeopt.bench.outputs import read_batches
+from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from pathlib import Path
+how, model, out, data = sys.argv[1:]
+class Reader(CalibrationDataReader):
+    def __init__(self): self.batches = iter(read_batches(Path(data)))
+    def get_next(self): return next(self.batches, None)
+quant_pre_process(model, out + ".prepared", skip_symbolic_shape=True)
+if how == "static":
+    quantize_static(out + ".prepared", out, Reader())
+elif how == "static per channel":
+    quantize_static(out + ".prepared", out, Reader(), per_channel=True, reduce_range=True)
+else:
+    quantize_dynamic(out + ".prepared", out)
+"""
+
+
+class PeerFile(NamedTuple):
+    """What a peer made, or the reason why it made nothing."""
+
+    name: str
+    path: Path | None
+    reason: str = ""
+    samples_seen: int = 0
+    """In its training."""
+
+
+class Teacher(NamedTuple):
+    """What peers start from."""
+
+    task: CheckedTask
+    file: Path
+    """Its exported file, which edgeopt's baseline is too."""
+    calibration: Path
+    """A file of batches."""
+    folder: Path
+
+
+def open_teacher(task: CheckedTask, file: Path, folder: Path) -> Teacher:
+    """Write the calibration samples, and return what peers start from."""
+    calibration = folder / "calibration.npz"
+    left, batches = CALIBRATION_SAMPLES, []
+    for inputs, _ in task.calibration_batches():
+        batches.append({name: value[:left].numpy() for name, value in zip(task.input_names, inputs, strict=True)})
+        left -= len(inputs[0])
+        if left <= 0:
+            break
+    write_batches(calibration, batches)
+    return Teacher(task, file, calibration, folder)
+
+
+# -- without training ------------------------------------------------------------------------------------------------
+
+
+def quantize_file(teacher: Teacher, model: Path, how: str, name: str) -> PeerFile:
+    """Quantize a file with ``onnxruntime.quantization`` in another process."""
+    out = teacher.folder / f"{name.replace(' ', '-')}.onnx"
+    command = [sys.executable, "-W", "ignore", "-c", QUANTIZE, how, str(model), str(out), str(teacher.calibration)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return PeerFile(name, None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300])
+    return PeerFile(name, out)
+
+
+def quantize_teacher(teacher: Teacher) -> Iterator[PeerFile]:
+    """Yield onnxruntime's own int8 files of the teacher."""
+    for how in ("static", "static per channel", "dynamic"):
+        yield quantize_file(teacher, teacher.file, how, f"onnxruntime {how}")
+
+
+# -- with training ---------------------------------------------------------------------------------------------------
+
+
+def distillation_of(task: CheckedTask, samples: int) -> tuple[Distill, int]:
+    """Return a training that sees about that many samples, and how many it sees in an epoch."""
+    training = task.training
+    assert training is not None
+    each = sum(len(inputs[0]) for inputs, _ in task.train_epoch(0))
+    step = Distill(
+        epochs=max(1, round(samples / each)), optimizer=training.optimizer, learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay, warmup_ratio=WARMUP_RATIO, temperature=training.temperature,
+        kl_weight=training.kl_weight, mse_weight=training.mse_weight, hard_weight=training.hard_weight,
+    )  # fmt: skip
+    return step, each
+
+
+def distill(student: nn.Module, task: CheckedTask, samples: int) -> int:
+    """Train a network on the teacher's outputs and keep its best epoch, in place; return how many samples it saw."""
+    step, each = distillation_of(task, samples)
+    teacher = task.model.eval()
+    torch.manual_seed(0)
+    optimizer = make_optimizer(step, list(student.parameters()))
+    best, kept = None, student.state_dict()
+    count = sum(1 for _ in task.train_epoch(0))
+    for epoch in range(step.epochs):
+        student.train()
+        for index, (inputs, targets) in enumerate(task.train_epoch(epoch)):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, (epoch + index / count) / step.epochs)
+            with torch.no_grad():
+                expected = tuple(flat_outputs(teacher(*inputs)))
+            loss = distill_loss(task, step, student(*inputs), expected, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM_LIMIT)
+            optimizer.step()
+        score = evaluate(student.eval(), task)
+        if best is None or task.is_as_good(score, best):
+            best, kept = score, copy.deepcopy(student.state_dict())
+        click.echo(f"  epoch {epoch + 1} of {step.epochs}: {score:.4f}", err=True)
+    student.load_state_dict(kept)
+    return step.epochs * each
+
+
+def export_student(teacher: Teacher, student: nn.Module, name: str) -> Path:
+    """Write a trained network as ONNX."""
+    path, task = teacher.folder / f"{name.replace(' ', '-')}-float.onnx", teacher.task
+    export(student.eval(), task.example_inputs, path, input_names=task.input_names, output_names=task.output_names,
+           **LIMITS)  # fmt: skip
+    return path
+
+
+def train_and_quantize(teacher: Teacher, name: str, make: Callable[[], nn.Module], samples: int) -> Iterator[PeerFile]:
+    """Make a network, distill and quantize it; yield its files, or why there are none."""
+    click.echo(name, err=True)
+    try:
+        student = make()
+        seen = distill(student, teacher.task, samples)
+        path = export_student(teacher, student, name)
+    except Exception as error:  # noqa: BLE001 - any error of the other tool is the reason why it failed
+        yield PeerFile(name, None, traceback.format_exception_only(error)[-1].strip()[:300])
+        return
+    yield PeerFile(f"{name}, float32", path, samples_seen=seen)
+    for how in ("static per channel", "dynamic"):
+        yield quantize_file(teacher, path, how, f"{name}, int8 {how}")._replace(samples_seen=seen)
+
+
+def prune_with_torch_pruning(task: CheckedTask, ratio: float, outputs: frozenset[str]) -> nn.Module:
+    """Return a pruned copy of the teacher, cut as torch-pruning's documentation says."""
+    import torch_pruning
+
+    model = copy.deepcopy(task.model).eval()
+    pruner = torch_pruning.pruner.MagnitudePruner(
+        model, task.example_inputs, importance=torch_pruning.importance.MagnitudeImportance(p=2),
+        global_pruning=False, pruning_ratio=ratio, round_to=8,
+        ignored_layers=[model.get_submodule(name) for name in outputs],
+    )  # fmt: skip
+    pruner.step()
+    return model
+
+
+def find_output_layers(task: CheckedTask) -> frozenset[str]:
+    """Return the names of the last layers with weights: their channels are the outputs'."""
+    layers = [name for name, module in task.model.named_modules() if getattr(module, "weight", None) is not None
+              and isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]  # fmt: skip
+    sizes = {tuple(output.shape)[1] for output in _outputs_of(task) if output.ndim > 1}
+    modules = dict(task.model.named_modules())
+    found = [name for name in layers if modules[name].weight.shape[0] in sizes]
+    return frozenset(found[-len(sizes) :])
+
+
+def _outputs_of(task: CheckedTask) -> list[Tensor]:
+    with torch.no_grad():
+        return list(flat_outputs(task.model.eval()(*task.example_inputs)))
+
+
+def prune_in_five_sizes(teacher: Teacher, samples: int) -> Iterator[PeerFile]:
+    """Yield torch-pruning's files of five sizes, each distilled on a fifth of the samples."""
+    outputs = find_output_layers(teacher.task)
+    for ratio in PRUNING_RATIOS:
+        make = partial(prune_with_torch_pruning, teacher.task, ratio, outputs)
+        name = f"torch-pruning {ratio:.0%}"
+        yield from train_and_quantize(teacher, name, make, samples // len(PRUNING_RATIOS))
+
+
+def train_narrower(teacher: Teacher, make: Callable[[float], nn.Module], samples: int) -> Iterator[PeerFile]:
+    """Yield files of narrower networks of the same family, distilled from initial weights."""
+    for ratio in WIDTH_RATIOS:
+        name = f"narrower {ratio:.0%}"
+        yield from train_and_quantize(teacher, name, partial(make, ratio), samples // len(WIDTH_RATIOS))
+
+
+def count_samples_seen(choice: dict[str, Any], each: int, batches: int) -> int:
+    """Return how many samples the trainings of a build saw, each network counted once."""
+    seen: dict[str, int] = {}
+    for trial in choice["trials"]:
+        recipe = trial["recipe"]
+        epochs = 0
+        for step in recipe["torch_steps"]:
+            if step["step"] == "distill":
+                needed = -(-step.get("min_steps", 0) // batches)
+                epochs += max(step["epochs"], min(needed, MAX_EPOCHS_RATIO * step["epochs"]))
+        seen[repr((recipe["torch_steps"], recipe["parent"]))] = each * epochs
+    return sum(seen.values())
+
+
+def all_peers(teacher: Teacher, narrower: Callable[[float], nn.Module] | None, samples: int) -> Iterator[PeerFile]:
+    """Yield the files of every peer."""
+    parts: list[Iterator[PeerFile]] = [quantize_teacher(teacher), prune_in_five_sizes(teacher, samples)]
+    if narrower is not None:
+        parts.append(train_narrower(teacher, narrower, samples))
+    yield from itertools.chain(*parts)
+
+
+def as_arrays(values: Any) -> Any:
+    """Return targets as arrays."""
+    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -4,8 +4,8 @@
 are what an interval is computed from: drawing images again changes no match, only which boxes are ranked together.
 
 A detection is a dict of arrays for each image: ``boxes`` (N, 4), left, top, right and bottom in pixels, ``labels``
-(N,), from 0, and ``scores`` (N,). What should be found has ``iscrowd`` (N,) instead of scores, or neither: such a box
-need not be found, and what overlaps it is not wrong.
+(N,), from 0, and ``scores`` (N,). What should be found has no scores, but perhaps ``iscrowd`` (N,): a box for which that
+is true need not be found, and a detection that overlaps it is not wrong.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _evaluate(found: Sequence[Boxes], truth: Sequence[Boxes], classes: int) -> A
     """Return the library's evaluation at one overlap, of boxes of any size."""
     from faster_coco_eval import COCO, COCOeval_faster
 
-    wanted = [{**one, "iscrowd": _crowds(one)} for one in truth]
+    wanted = [{**one, "labels": np.reshape(one["labels"], -1), "iscrowd": _crowds(one)} for one in truth]
     evaluation = COCOeval_faster(
         COCO(_data_set(wanted, classes)), COCO(_data_set([_best(one, classes) for one in found], classes)), "bbox",
         print_function=lambda *_: None,

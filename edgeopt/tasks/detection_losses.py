@@ -46,7 +46,9 @@ def gather_objects(targets: Sequence[Mapping[str, Any]], like: Tensor) -> Object
         count = len(boxes[-1])
         labels.append(torch.as_tensor(target["labels"], dtype=torch.int64).reshape(-1))
         crowd = target.get("iscrowd")
-        crowds.append(torch.zeros(count, dtype=torch.bool) if crowd is None else torch.as_tensor(crowd).bool())
+        crowds.append(
+            torch.zeros(count, dtype=torch.bool) if crowd is None else torch.as_tensor(crowd).bool().reshape(-1)
+        )
         images.append(torch.full((count,), number))
     parts = (torch.cat(images), *(torch.cat([one.to(like.device) for one in each]) for each in (labels, boxes, crowds)))
     return Objects(*(part.to(like.device) for part in parts))

@@ -54,6 +54,12 @@ def test_classes_count_alike_and_those_without_an_object_do_not():
     assert mean_average_precision([found(BOX)], [wanted()]) == 0
 
 
+def test_labels_may_be_a_column_and_real_numbers():
+    truth = {"boxes": [BOX, OTHER], "labels": [[0.0], [1.0]], "iscrowd": [[0], [0]]}
+    detections = {"boxes": [BOX, OTHER], "labels": [[0.0], [1.0]], "scores": [[0.5], [0.4]]}
+    assert both([detections], [truth]) == pytest.approx(1)
+
+
 def test_a_crowd_need_not_be_found_and_what_overlaps_it_is_not_wrong():
     truth = [wanted(BOX, THIRD, iscrowd=[0, 1])]
     assert both([found(BOX)], truth) == pytest.approx(1)

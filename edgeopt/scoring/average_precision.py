@@ -4,8 +4,8 @@
 are what an interval is computed from: drawing images again changes no match, only which boxes are ranked together.
 
 A detection is a dict of arrays for each image: ``boxes`` (N, 4), left, top, right and bottom in pixels, ``labels``
-(N,), from 0, and ``scores`` (N,). What should be found has no scores, but perhaps ``iscrowd`` (N,): a box for which that
-is true need not be found, and a detection that overlaps it is not wrong.
+(N,), from 0, and ``scores`` (N,). What should be found has no scores, but perhaps ``iscrowd`` (N,): a box with a crowd
+need not be found, and a detection that overlaps it is not wrong.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -243,8 +242,3 @@ def all_peers(teacher: Teacher, narrower: Callable[[float], nn.Module] | None, s
     if narrower is not None:
         parts.append(train_narrower(teacher, narrower, samples))
     yield from itertools.chain(*parts)
-
-
-def as_arrays(values: Any) -> Any:
-    """Return targets as arrays."""
-    return values.numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -35,7 +35,7 @@ from typing import Any
 import click
 from torch import nn
 
-from benchmarks.workload_peers import PeerFile, all_peers, as_arrays, count_samples_seen, open_teacher
+from benchmarks.workload_peers import PeerFile, all_peers, count_samples_seen, open_teacher
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
@@ -46,8 +46,9 @@ from edgeopt.records.codec import to_json
 from edgeopt.statistics import comparison_ratio
 from edgeopt.task import CheckedTask
 from edgeopt.task.load import load_task
+from edgeopt.task.values import to_numpy
 
-TASKS = {"camvid_segmentation": "car", "spoken_digits": "phone"}
+TASKS = {"camvid_detection": "car", "camvid_segmentation": "car", "spoken_digits": "phone"}
 """From ready tasks to their targets."""
 MAX_DROP = 0.01
 Row = dict[str, Any]
@@ -65,7 +66,7 @@ class HeldOut:
 
     def __init__(self, task: CheckedTask, batches: Sequence[Any], folder: Path, target: RunTarget) -> None:
         self.task = task
-        self.targets = [as_arrays(targets) for _, targets in batches]
+        self.targets = [to_numpy(targets) for _, targets in batches]
         self.inputs, self.outputs = folder / "inputs.npz", folder / "outputs.npz"
         self.target = target
         folder.mkdir()

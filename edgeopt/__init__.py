@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.records.recipe import Importance
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
+    from edgeopt.tasks.detection import detection
     from edgeopt.tasks.segmentation import segmentation
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "Training",
     "__version__",
     "classification",
+    "detection",
     "load_task",
     "regression",
     "segmentation",
@@ -44,6 +46,7 @@ _MODULES = {
     "TaskError": "edgeopt.errors",
     "Training": "edgeopt.task",
     "classification": "edgeopt.tasks.classification",
+    "detection": "edgeopt.tasks.detection",
     "load_task": "edgeopt.task",
     "regression": "edgeopt.tasks.classification",
     "segmentation": "edgeopt.tasks.segmentation",

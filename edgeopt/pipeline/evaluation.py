@@ -172,11 +172,23 @@ class EvaluationSet:
         return value
 
     def sample_statistics(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
-        """Return the numbers of each sample whose sums the score is computed from, or None if the task gives none."""
+        """Return the row of numbers of each sample that the score is computed from, or None if the task gives none."""
         value: NDArray[np.float64] | None = self._call_user("sample_statistics()", self.task.sample_statistics, pairs)
         return value
 
     def score_statistics(self, sums: NDArray[np.float64]) -> float:
         """Return the score from the sums of ``sample_statistics``."""
         value: float = self._call_user("score_statistics()", self.task.score_statistics, sums)
+        return value
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether the score is computed from the rows of ``sample_statistics``, instead of their sums."""
+        return not isinstance(self.task, OnnxTask) and self.task.scores_rows
+
+    def score_rows(self, rows: NDArray[np.float64]) -> float:
+        """Return the score from the rows of ``sample_statistics``, or from their sums."""
+        if isinstance(self.task, OnnxTask) or not self.task.scores_rows:
+            return self.score_statistics(rows.sum(0))
+        value: float = self._call_user("score_rows()", self.task.score_rows, rows)
         return value

@@ -126,9 +126,13 @@ def _catch_up(batches: Any) -> None:
 
     Such a loader draws it only the first time. Without this, the order of shuffled batches would depend on that, and
     differ from that of a loader without workers.
+
+    Args:
+        batches: A loader, or what stands before it and keeps it as ``loader``.
     """
-    if isinstance(batches, DataLoader) and getattr(batches, "_iterator", None) is not None:
-        torch.empty((), dtype=torch.int64).random_(generator=batches.generator)
+    loader = getattr(batches, "loader", batches)
+    if isinstance(loader, DataLoader) and getattr(loader, "_iterator", None) is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
 
 
 def _guard_batches(spec: str, part: str, batches: Any) -> Any:

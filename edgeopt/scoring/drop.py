@@ -2,8 +2,9 @@
 
 If the score is the mean of scores of single samples, these are resampled. If it is not (mIoU, F1, average precision,
 word error rate), the samples are resampled and the whole score is computed again for each draw; from sums over samples
-if the task gives some, otherwise by ``score`` of the drawn samples, as often as a time limit allows. If samples cannot
-be drawn, there is no interval: that of another number would be a wrong one.
+or from rows of numbers, one for each sample, if the task gives these, otherwise by ``score`` of the drawn samples, as
+often as a time limit allows. If samples cannot be drawn, there is no interval: that of another number would be a wrong
+one.
 """
 
 from __future__ import annotations
@@ -90,6 +91,37 @@ def sums_interval(samples: _Floats, score: Callable[[_Floats], float], seed: int
     return _interval(score(samples.sum(0)), found)
 
 
+def rows_drop_interval(
+    baseline: _Floats, samples: _Floats, score: Callable[[_Floats], float], direction: ScoreDirection, seed: int = 0
+) -> Interval | None:
+    """Return the drop of a score that is computed from rows of single samples, with its 95 % interval.
+
+    Args:
+        baseline: Of the baseline: a row of numbers for each sample.
+        samples: Of the file, in the same order.
+        score: From the rows of any draw of samples to the score.
+        direction: Of the score.
+        seed: Of the draws.
+
+    Returns:
+        None if the time limit allows fewer than ``MIN_REPEATS`` draws.
+    """
+    rng, count = np.random.default_rng(seed), len(baseline)
+
+    def drop(chosen: NDArray[np.int64]) -> float:
+        return worsening(score(baseline[chosen]), score(samples[chosen]), direction)
+
+    drops = _repeat(lambda: drop(np.sort(rng.integers(0, count, count))))
+    return None if drops is None else _interval(drop(np.arange(count)), drops)
+
+
+def rows_interval(samples: _Floats, score: Callable[[_Floats], float], seed: int = 0) -> Interval | None:
+    """Return a score that is computed from rows, with its 95 % interval; see ``rows_drop_interval``."""
+    rng, count = np.random.default_rng(seed), len(samples)
+    found = _repeat(lambda: score(samples[np.sort(rng.integers(0, count, count))]))
+    return None if found is None else _interval(score(samples), found)
+
+
 def resampled_drop_interval(
     baseline: Sequence[Pair],
     pairs: Sequence[Pair],
@@ -122,26 +154,38 @@ def resampled_drop_interval(
     sets = [SampleSet(group, counts) for group in (baseline, pairs)]
     if total < 2 or not all(one.can_be_drawn for one in sets):
         return None
-    rng, began = np.random.default_rng(seed), time.perf_counter()
-    drops: list[float] = []
+    rng = np.random.default_rng(seed)
     try:
         whole = worsening(score(baseline), score(pairs), direction)
         by_sample = _ignores_batches(sets[1], score)
         if not by_sample and len(counts) < MIN_BATCHES:
             return None
-        while len(drops) < max_repeats:
-            spent = time.perf_counter() - began
-            if drops and spent / len(drops) * MIN_REPEATS > max_seconds:
-                return None  # too slow for an interval that means something
-            if spent > max_seconds and len(drops) >= MIN_REPEATS:
-                break
-            units = total if by_sample else len(counts)
-            draw = rng.integers(0, units, units).tolist()
-            first, second = (one.draw(draw) if by_sample else [one.pairs[index] for index in draw] for one in sets)
-            drops.append(worsening(score(first), score(second), direction))
+        units = total if by_sample else len(counts)
+
+        def draw() -> float:
+            chosen = rng.integers(0, units, units).tolist()
+            first, second = (one.draw(chosen) if by_sample else [one.pairs[index] for index in chosen] for one in sets)
+            return worsening(score(first), score(second), direction)
+
+        drops = _repeat(draw, max_repeats, max_seconds)
     except TaskError:
         return None  # this score needs the whole set
-    return _interval(whole, np.asarray(drops))
+    return None if drops is None else _interval(whole, drops)
+
+
+def _repeat(
+    draw: Callable[[], float], max_repeats: int = MAX_REPEATS, max_seconds: float = MAX_DRAW_SECONDS
+) -> _Floats | None:
+    """Return the values of repeated draws; None if they are too slow for an interval that means something."""
+    began, found = time.perf_counter(), list[float]()
+    while len(found) < max_repeats:
+        spent = time.perf_counter() - began
+        if found and spent / len(found) * MIN_REPEATS > max_seconds:
+            return None
+        if spent > max_seconds and len(found) >= MIN_REPEATS:
+            break
+        found.append(draw())
+    return np.asarray(found)
 
 
 def _ignores_batches(samples: SampleSet, score: _ScoreFunction) -> bool:

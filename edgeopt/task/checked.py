@@ -36,8 +36,9 @@ class CheckedTask:
 
     Optional members of the user's task: ``test_batches()``, ``score_direction`` (``"higher"`` or ``"lower"``), and
     ``sample_scores(pairs)`` (one score per sample, for paired intervals; it counts only if its mean is the score),
-    ``sample_statistics(pairs)`` and ``score_statistics(sums)`` (numbers for each sample, and the score from their sums
-    over samples: the fast way to the interval of a score that isn't a mean), ``students`` (name to a function that
+    ``sample_statistics(pairs)`` (a row of numbers for each sample) with ``score_statistics(sums)`` (the score from the
+    sums of the rows) or ``score_rows(rows)`` (from the rows of any draw of samples, if sums are not enough): the fast
+    way to the interval of a score that isn't a mean, ``students`` (name to a function that
     builds a smaller network), ``training`` (``Training``), ``calibration_batches()``,
     ``distill_loss(outputs, teacher_outputs, targets)``, ``training_step(model, inputs, targets, teacher_outputs)``
     (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
@@ -267,18 +268,30 @@ class CheckedTask:
         return self._numbers("sample_scores", pairs)
 
     def sample_statistics(self, pairs: Sequence[tuple[Any, Any]]) -> NDArray[np.float64] | None:
-        """Return the numbers of each sample that add up to the score's, or None if the task has none.
+        """Return the row of numbers of each sample that the score is computed from, or None if the task has none.
 
         Raises:
-            TaskError: they are not one row of numbers for each sample, or ``score_statistics`` is missing.
+            TaskError: they are not one row of numbers for each sample, or ``score_statistics`` and ``score_rows`` are
+                missing.
         """
         found = self._numbers("sample_statistics", pairs)
-        if found is not None and (found.ndim != 2 or not callable(getattr(self.task, "score_statistics", None))):
+        has_score = self.scores_rows or callable(getattr(self.task, "score_statistics", None))
+        if found is not None and (found.ndim != 2 or not has_score):
             raise TaskError(
                 f"{self.spec}: sample_statistics() returned shape {found.shape}; it has to be (samples, numbers), and "
-                "score_statistics(sums) has to return the score from the sums over the samples."
+                "score_statistics(sums) has to return the score from the sums over the samples, or score_rows(rows) "
+                "from the rows of any draw of samples."
             )
         return found
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether the score is computed from rows of ``sample_statistics``, instead of their sums."""
+        return callable(getattr(self.task, "score_rows", None))
+
+    def score_rows(self, rows: NDArray[np.float64]) -> float:
+        """Return the score from rows of ``sample_statistics``."""
+        return float(self.task.score_rows(rows))
 
     def score_statistics(self, sums: NDArray[np.float64]) -> float:
         """Return the score from the sums of ``sample_statistics``."""

@@ -14,6 +14,7 @@ from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
 
 _READY_TASKS = {
+    "camvid_detection": "edgeopt.tasks.ready.camvid_detection:CamVidDetection",
     "camvid_segmentation": "edgeopt.tasks.ready.camvid_segmentation:CamVidSegmentation",
     "fashion": "edgeopt.tasks.ready.fashion:task",
     "spoken_digits": "edgeopt.tasks.ready.spoken_digits:SpokenDigits",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.records.budget import Budget
 from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName, ScoreWish
 from edgeopt.scoring.facts import unwrapped
-from edgeopt.task import Training
-from edgeopt.task.batches import split_batch
-from edgeopt.task.inputs import forward_parameters
 from edgeopt.task.logits import class_logits
-from edgeopt.task.nesting import first_samples, tensors_of
 from edgeopt.task.values import flat_outputs, to_numpy
 from edgeopt.tasks.known_score import KnownScore
-
-_Batches = Iterable[Any]
-_EXAMPLES = 8
+from edgeopt.tasks.loaders import Batches, LoaderTask
 
 
-class Classification(KnownScore):
+class Classification(LoaderTask, KnownScore):
     """A ``Task`` whose outputs answer with classes, or with yes or no; its score and its loss follow from its data.
 
     ``edgeopt.scoring`` says which outputs and labels are known. The trained network shows what its outputs are before
@@ -38,37 +29,13 @@ class Classification(KnownScore):
 
     def __init__(
         self,
-        model: nn.Module | Callable[[], nn.Module],
-        train: _Batches | Callable[[int], _Batches],
-        eval: _Batches,  # noqa: A002 - the word of the field
-        *,
-        test: _Batches | None = None,
-        name: str = "classification",
-        labels: Sequence[str] = (),
-        training: Training | None = None,
-        students: Mapping[str, Callable[[], nn.Module]] | None = None,
-        budgets: Mapping[str, Budget] | None = None,
-        preprocessing: str = "",
-        teacher: str | Path | None = None,
+        *args: Any,
         score: ScoreName | None = None,
         score_output: str | None = None,
         ignore_label: int | None = None,
-        input_names: Sequence[str] = (),
-        output_names: Sequence[str] = (),
-        batch_dim: int | Mapping[str, int | None] | None = None,
-        dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
-        keep: Sequence[str] = (),
-        min_widths: Mapping[str, int] | None = None,
-        drop_unseen_rows: bool = False,
-        unknown_ids: Mapping[str, int] | None = None,
+        **options: Any,
     ) -> None:
-        self.name = name
-        self.input_names, self.output_names = tuple(input_names), tuple(output_names)
-        if batch_dim is not None:
-            self.batch_dim = batch_dim
-        self.dynamic_axes = dynamic_axes
-        self.keep, self.min_widths = keep, min_widths
-        self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
+        super().__init__(*args, **{"name": "classification", **options})
         self.score_wish = ScoreWish(
             score=score,
             output=score_output,
@@ -76,54 +43,6 @@ class Classification(KnownScore):
             how="score=KIND and score_output=NAME",
             ignoring="ignore_label=N",
         )
-        self.labels = tuple(labels)
-        self.training = training or Training()
-        self.students = students or {}
-        self.budgets = budgets or {}
-        self.preprocessing = preprocessing
-        self.teacher = teacher
-        for part, batches in (("train", train), ("eval", eval), ("test", test)):
-            if isinstance(batches, Iterator):
-                raise TaskError(
-                    f"{name}: {part} is a {type(batches).__name__}, which can be iterated only once. Give a list, a "
-                    f"DataLoader{', or a function of a seed that returns an epoch' if part == 'train' else ''}."
-                )
-        self._model = model
-        self._train = train
-        self._eval = eval
-        self._test = test
-        caller = inspect.currentframe()
-        while caller is not None and str(caller.f_globals.get("__name__", "")).startswith("edgeopt"):
-            caller = caller.f_back
-        self.source_module = caller.f_globals.get("__name__") if caller is not None else None
-
-    def build_model(self) -> nn.Module:
-        """Return the trained model."""
-        if callable(self._model) and not isinstance(self._model, nn.Module):
-            self._model = self._model()  # once: it may train
-        return self._model
-
-    def example_inputs(self) -> Any:
-        """Return the first evaluation inputs, at most eight samples."""
-        model = self.build_model()
-        parameters = [one.name for one in forward_parameters(model)] if isinstance(model, nn.Module) else []
-        for batch in self._eval:
-            inputs, targets = split_batch(batch, parameters, f"{self.name}: eval")
-            sized = [value for value in (*tensors_of(targets), *tensors_of(inputs)) if value.ndim]
-            return first_samples(inputs, _EXAMPLES, len(sized[0])) if sized else inputs
-        raise TaskError(f"{self.name}: the evaluation batches are empty.")
-
-    def train_batches(self, seed: int) -> _Batches:
-        """Return one epoch; if ``train`` is a function, it is called with the seed."""
-        return self._train(seed) if callable(self._train) else self._train
-
-    def eval_batches(self) -> _Batches:
-        """Return the selection set, which decides."""
-        return self._eval
-
-    def test_batches(self) -> _Batches | None:
-        """Return the test set, which is looked at once."""
-        return self._test
 
     def settle_score(
         self, outputs: Sequence[Sequence[NDArray[Any]]], names: Sequence[str], labels: Sequence[Any] | None
@@ -250,8 +169,8 @@ def _log_probabilities(scores: Tensor) -> Tensor:
 
 def classification(
     model: nn.Module | Callable[[], nn.Module],
-    train: _Batches | Callable[[int], _Batches],
-    eval: _Batches,  # noqa: A002 - the word of the field
+    train: Batches | Callable[[int], Batches],
+    eval: Batches,  # noqa: A002 - the word of the field
     **options: Any,
 ) -> Classification:
     """Make a task of a trained classifier and two data loaders.
@@ -283,8 +202,8 @@ def classification(
 
 def regression(
     model: nn.Module | Callable[[], nn.Module],
-    train: _Batches | Callable[[int], _Batches],
-    eval: _Batches,  # noqa: A002 - the word of the field
+    train: Batches | Callable[[int], Batches],
+    eval: Batches,  # noqa: A002 - the word of the field
     **options: Any,
 ) -> Regression:
     """Make a task of a trained network that estimates numbers, and two data loaders.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from edgeopt.records.scoring import ScoreName
 from edgeopt.tasks.classification import Classification
-
-_Batches = Iterable[Any]
+from edgeopt.tasks.loaders import Batches
 
 
 class Segmentation(Classification):
@@ -30,8 +29,8 @@ class Segmentation(Classification):
 
 def segmentation(
     model: nn.Module | Callable[[], nn.Module],
-    train: _Batches | Callable[[int], _Batches],
-    eval: _Batches,  # noqa: A002 - the word of the field
+    train: Batches | Callable[[int], Batches],
+    eval: Batches,  # noqa: A002 - the word of the field
     **options: Any,
 ) -> Segmentation:
     """Make a task of a trained segmentation network and two data loaders.

@@ -11,6 +11,7 @@ from builders import a_profile
 from stub_builds import a_stub_build
 
 from edgeopt.bench.outputs import write_batches
+from edgeopt.errors import TaskError
 from edgeopt.pipeline.artifacts import evaluator as evaluator_module
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.records.measurement import DeviceInfo
@@ -95,6 +96,28 @@ def test_two_runs_of_one_file_at_a_time_write_two_files(on, monkeypatch):
     Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
     Evaluator.outputs(here, "0" * 64, here.build.data.eval_file)
     assert len(set(written)) == 2
+
+
+def middle(rows):
+    """Return a score that is neither a mean of samples nor computed from sums over them."""
+    return float(np.median(rows[:, 0]))
+
+
+def test_a_score_of_rows_has_its_interval_from_draws_of_rows_and_has_to_be_the_score(on):
+    here = on("here")
+    rows = {"baseline": np.linspace(0.5, 0.9, 41)[:, None], "file": np.linspace(0.4, 0.9, 41)[:, None]}
+    data = here.build.data
+    data.counts, data.task, data.scores_rows, data.score_rows = [41], SimpleNamespace(spec="t"), True, middle
+    data.pairs = lambda outputs, targets: rows[here.ran[-1]]
+    data.score, data.sample_scores, data.sample_statistics = middle, lambda pairs: None, lambda pairs: pairs
+    score = here.score("file")
+    assert score.drop == pytest.approx(0.05)
+    low, high = score.drop_ci95
+    assert low < score.drop < high  # paired: both files' rows of the same samples are drawn
+    assert high - low < 0.1
+    rows["other"], data.score_rows = rows["file"], lambda rows: middle(rows) + 0.01
+    with pytest.raises(TaskError, match=r"score_rows\(\) gives .* but score\(\) gives"):
+        here.score("other")
 
 
 def test_an_interval_by_resampling_runs_each_file_once(on):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+import edgeopt
 from edgeopt.errors import CrashError, DivergedError, StepError, TaskError
 from edgeopt.pipeline.boundary import as_failed, run_step, tell_apart
 from edgeopt.pipeline.user_code import GuardedTask, load_guarded_task
@@ -180,6 +181,26 @@ def test_workers_that_stay_do_not_change_the_order_of_shuffled_batches():
         for seed in (0, 1, 0):
             torch.manual_seed(seed)
             found.append([batch.tolist() for (batch,) in task.train_batches()])
+        return found
+
+    assert orders(num_workers=1, persistent_workers=True) == orders()
+
+
+def collate_boxes(numbers):
+    targets = [{"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([0])} for _ in numbers]
+    return [torch.full((3, 8, 8), number[0]) for number in numbers], targets
+
+
+def test_workers_that_stay_do_not_change_the_order_behind_a_task_that_wraps_its_loader():
+    pytest.importorskip("faster_coco_eval")
+
+    def orders(**options):
+        loader = DataLoader(TensorDataset(torch.arange(12)), 4, shuffle=True, collate_fn=collate_boxes, **options)
+        task = GuardedTask(edgeopt.detection(torch.nn.Identity(), loader, loader), "mine")
+        found = []
+        for seed in (0, 1, 0):
+            torch.manual_seed(seed)
+            found.append([images[:, 0, 0, 0].tolist() for images, _ in task.train_batches(seed)])
         return found
 
     assert orders(num_workers=1, persistent_workers=True) == orders()

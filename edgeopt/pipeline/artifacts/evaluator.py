@@ -35,6 +35,7 @@ from edgeopt.scoring.drop import (
     is_mean,
     mean_drop_interval,
     resampled_drop_interval,
+    rows_drop_interval,
     sums_drop_interval,
     worsening,
 )
@@ -43,7 +44,7 @@ from edgeopt.store.files import write_whole
 
 _numbers = itertools.count()
 """Of files of outputs: several threads may score the baseline at a time."""
-SCORING_VERSION = 3
+SCORING_VERSION = 4
 """Goes up when the same outputs get another score or another interval; kept scores are then computed again."""
 
 
@@ -55,8 +56,8 @@ class FileScore(NamedTuple):
     """Number of samples."""
     samples: NDArray[np.float64] | None = None
     """Scores of single samples."""
-    sums: NDArray[np.float64] | None = None
-    """Numbers of single samples whose sums the score is computed from."""
+    rows: NDArray[np.float64] | None = None
+    """A row of numbers for each sample, which the score is computed from, or from their sums."""
     pairs: list[tuple[Any, Any]] | None = None
     """Outputs and targets, if the file was run just now."""
 
@@ -209,8 +210,10 @@ class Evaluator:
             return mean_drop_interval(base.mean_of, found.mean_of, direction)
         if sha256 == self.baseline:
             return Interval(0.0, 0.0, 0.0)
-        if base.sums is not None and found.sums is not None and base.sums.shape == found.sums.shape:
-            return sums_drop_interval(base.sums, found.sums, data.score_statistics, direction)
+        if base.rows is not None and found.rows is not None and base.rows.shape == found.rows.shape:
+            if data.scores_rows:
+                return rows_drop_interval(base.rows, found.rows, data.score_rows, direction)
+            return sums_drop_interval(base.rows, found.rows, data.score_statistics, direction)
         before = data.pairs(self._baseline_outputs(inputs), targets or self.reference(inputs))
         after = found.pairs or self.pairs(sha256, inputs, targets)
         counts = self._counts(inputs)
@@ -233,21 +236,21 @@ class Evaluator:
         path = build.workspace.folder("arrays") / f"samples-{key.digest}.npz"
         if path.exists():
             with np.load(path, allow_pickle=False) as stored:
-                parts = {name: stored[name] for name in ("samples", "sums") if name in stored.files}
+                parts = {name: stored[name] for name in ("samples", "rows") if name in stored.files}
                 return FileScore(float(stored["score"]), int(stored["total"]), **parts)
         pairs = self.pairs(sha256, inputs, targets)
         found = FileScore(
             value=data.score(pairs),
             total=sum(self._counts(inputs)),
             samples=data.sample_scores(pairs),
-            sums=data.sample_statistics(pairs),
+            rows=data.sample_statistics(pairs),
             pairs=pairs,
         )
-        if found.sums is not None:
-            check_statistics(found.value, data.score_statistics(found.sums.sum(0)), data.task.spec)
+        if found.rows is not None:
+            check_statistics(found.value, data.score_rows(found.rows), data.task.spec)
         arrays: dict[str, Any] = {"score": found.value, "total": found.total}
         arrays |= {} if found.samples is None else {"samples": found.samples}
-        arrays |= {} if found.sums is None else {"sums": found.sums}
+        arrays |= {} if found.rows is None else {"rows": found.rows}
         write_whole(path, lambda partial: np.savez(partial, **arrays))
         return found
 
@@ -280,16 +283,17 @@ def worst_measurement(measurements: Sequence[Measurement], percentile: float) ->
     return msgspec.structs.replace(slowest, memory=max(peaks, key=lambda memory: memory.peak_bytes))
 
 
-def check_statistics(score: float, from_sums: float, spec: str) -> None:
-    """Check that a task's ``score_statistics`` is its score.
+def check_statistics(score: float, from_rows: float, spec: str) -> None:
+    """Check that a task's ``score_statistics`` or ``score_rows`` is its score.
 
     Raises:
         TaskError: it is not, so an interval of it would be that of another number.
     """
-    if not is_mean(score, np.asarray([from_sums])):
+    if not is_mean(score, np.asarray([from_rows])):
         raise TaskError(
-            f"task '{spec}': score_statistics() gives {from_sums:g} for the sums of sample_statistics(), but score() "
-            f"gives {score:g}. Both have to be the same number; without sample_statistics() the interval takes longer."
+            f"task '{spec}': score_statistics() or score_rows() gives {from_rows:g} for sample_statistics(), but "
+            f"score() gives {score:g}. Both have to be the same number; without sample_statistics() the interval takes "
+            "longer."
         )
 
 

@@ -20,7 +20,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
 from edgeopt.report.document import Document, Span, TrialPart
-from edgeopt.scoring.drop import is_mean, sums_interval, worsening
+from edgeopt.scoring.drop import is_mean, rows_interval, sums_interval, worsening
 from edgeopt.statistics import Interval, mean_interval
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
@@ -41,7 +41,7 @@ class DeviceScore(Record, frozen=True, kw_only=True):
     """The drop is from the baseline's score in the build. Its interval is the build's, shifted by the change of the
     score, because a bundle has no baseline to run on the same samples."""
     ci95: Span | None
-    """Of the score; None if it is neither a mean of scores of single samples nor computed from sums over them."""
+    """Of the score; None if it is neither a mean of scores of single samples nor computed from numbers of them."""
     built: float
     """The score that the build measured on its own device."""
 
@@ -138,10 +138,14 @@ def score_on_device(
 
 
 def _interval(evaluation: EvaluationSet, pairs: Sequence[tuple[Any, Any]], value: float) -> Interval | None:
-    samples, sums = evaluation.sample_scores(pairs), evaluation.sample_statistics(pairs)
+    samples, rows = evaluation.sample_scores(pairs), evaluation.sample_statistics(pairs)
     if samples is not None and is_mean(value, samples):
         return mean_interval(samples)
-    return None if sums is None else sums_interval(sums, evaluation.score_statistics)
+    if rows is None:
+        return None
+    if evaluation.scores_rows:
+        return rows_interval(rows, evaluation.score_rows)
+    return sums_interval(rows, evaluation.score_statistics)
 
 
 def _targets(

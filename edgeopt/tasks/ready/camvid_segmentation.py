@@ -22,6 +22,9 @@ _CALIBRATION_STEP = 3
 """Neighbours are frames of one drive."""
 _MEAN, _STD = 0.42, 0.3
 """Of all channels of the training images, in 0..1."""
+SCENE_PREPROCESSING = (
+    f"RGB image, 240x180, bytes divided by 255, less {_MEAN}, divided by {_STD}, shape (batch, 3, 180, 240), float32"
+)
 
 
 @cache
@@ -53,10 +56,7 @@ class CamVidSegmentation(Segmentation):
             labels=camvid.SCENE_CLASSES,
             ignore_label=camvid.VOID,
             training=Training(epochs=24, learning_rate=0.05),
-            preprocessing=(
-                f"RGB image, 240x180, bytes divided by 255, less {_MEAN}, divided by {_STD}, shape "
-                "(batch, 3, 180, 240), float32"
-            ),
+            preprocessing=SCENE_PREPROCESSING,
         )
 
     @staticmethod

@@ -195,7 +195,7 @@ def _round_weights(module: fx.GraphModule, sites: FakeQuantSites, arrays: _Array
         layer, quantized = _fold_batch_norm(module, node, weights)
         if quantized is None:
             continue
-        levels = (quantized.axis, *sites.weight_levels)
+        levels = (quantized.axis, *quantized.levels)
         weight, bias = layer.args[1], layer.args[2] if len(layer.args) > 2 else None
         with graph.inserting_before(layer):
             layer.update_arg(1, graph.call_function(round_weight, (weight, *levels)))
@@ -209,7 +209,7 @@ def _round_weights(module: fx.GraphModule, sites: FakeQuantSites, arrays: _Array
         quantized = weights.find(value) if value is not None and value.dim() >= 2 and readers else None
         if quantized is not None:
             with graph.inserting_after(node):
-                new = graph.call_function(round_weight, (node, quantized.axis, *sites.weight_levels))
+                new = graph.call_function(round_weight, (node, quantized.axis, *quantized.levels))
             for reader in readers:
                 reader.replace_input_with(node, new)
     return [site.tensor for site in sites.weights if site.tensor not in weights.seen]

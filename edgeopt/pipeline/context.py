@@ -61,6 +61,8 @@ class Effort(Record, frozen=True, kw_only=True):
     """Shares of zero weights to try on the smallest network that keeps the score, if the download size counts."""
     low_rank: bool
     """Whether to try factorizing layers of the smallest network that keeps the score."""
+    few_bits: bool
+    """Whether to train that network for weights in 4 bits, if rounding them costs too much."""
 
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
@@ -73,12 +75,14 @@ def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
         min_steps=min_steps,
         sparsities=_SPARSITIES,
         low_rank=True,
+        few_bits=True,
     )
     if not quick:
         return effort
     return msgspec.structs.replace(
-        effort, rounds=1, epochs=min(epochs, _QUICK_EPOCHS), min_steps=0, sparsities=_SPARSITIES[:1], low_rank=False
-    )
+        effort, rounds=1, epochs=min(epochs, _QUICK_EPOCHS), min_steps=0, sparsities=_SPARSITIES[:1], low_rank=False,
+        few_bits=False,
+    )  # fmt: skip
 
 
 class Clock:

@@ -61,14 +61,16 @@ class FakeQuantWeight(Record, frozen=True, kw_only=True):
     """The dimension with one scale per index; None: one scale for all weights."""
     input_scale: float | None
     """Times a weight's scale: the step of the bias, which the file holds in 32 bits. None without a bias."""
+    levels: tuple[int, int]
+    """The least and the greatest integer."""
 
 
 class FakeQuantSites(Record, frozen=True, kw_only=True):
-    """Everything that the int8 file of a network rounds. Levels are the least and the greatest integer."""
+    """Everything that the int8 file of a network rounds."""
 
     activations: tuple[FakeQuantActivation, ...]
     weights: tuple[FakeQuantWeight, ...]
     activation_levels: tuple[int, int]
-    weight_levels: tuple[int, int]
+    """The least and the greatest integer."""
     ranges: dict[str, tuple[float, float]]
     """Value of the float graph to the range that its scale was computed from."""

@@ -90,7 +90,7 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
         return max(self.epochs, min(needed, MAX_EPOCHS_RATIO * self.epochs))
 
 
-class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware"):
+class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-aware", omit_defaults=True):
     """Make the training that follows round as the network's int8 file does (Jacob et al., 2018).
 
     The file is made by the ``Quantize`` step with these values. Its ranges are calibrated before the training and stay.
@@ -101,6 +101,8 @@ class QuantizeAware(Record, frozen=True, kw_only=True, tag_field="step", tag="qu
     reduce_range: bool
     calibration: CalibrationMethod
     samples: int
+    weight_bits: WeightBits | None = None
+    """Of large weights; None: as many as int8 has."""
 
 
 class DropUnseenRows(Record, frozen=True, kw_only=True, tag_field="step", tag="drop-unseen-rows"):

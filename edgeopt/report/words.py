@@ -189,8 +189,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return f"{percent(ratio)} of the weights set to zero ({method})"
         case LowRank(layers=layers):
             return f"{plural(len(layers), 'layer')} factorized (low rank)"
-        case QuantizeAware():
-            return "trained for int8"
+        case QuantizeAware(weight_bits=bits):
+            return f"trained for int8 with {bits}-bit weights" if bits else "trained for int8"
         case Distill():
             return _distill_text(step)
         case Quantize():
@@ -220,7 +220,7 @@ def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str 
 def _quantize_text(step: Quantize) -> str:
     bits = min(step.weight_bits or 8, 7 if step.reduce_range else 8)
     details = [f"{bits}-bit weights"] if bits < 8 else []
-    details += ["rounded by samples"] if step.weight_bits else []
+    details += ["rounded by samples"] if step.weight_bits and step.calibration != "trained" else []
     details += ["equalized"] if step.equalize else []
     details += ["bias-corrected"] if step.correct_bias else []
     details += [f"{plural(len(step.float_nodes), 'node')} in float"] if step.float_nodes else []

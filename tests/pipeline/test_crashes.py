@@ -18,6 +18,7 @@ from edgeopt.pipeline.artifacts.networks import train_with_retry
 from edgeopt.pipeline.build import score_on_test_set
 from edgeopt.pipeline.search.candidate import CandidateTrials, SizeTarget
 from edgeopt.pipeline.search.driver import Search
+from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.planning.bisection import Point
@@ -146,7 +147,7 @@ def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
         [], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger, effort=SimpleNamespace(candidates=2)
     )
     search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
-    search.tune_training()
+    tune_training(search.build)
     assert pool.count == 1
 
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -24,11 +25,14 @@ from edgeopt.graph.quantization.static import (
     quantize_prepared,
     read_calibration_batches,
 )
+from edgeopt.graph.rounding.packing import PLANES
+from edgeopt.graph.rounding.static_weights import round_to_nearest, symmetric_levels
 from edgeopt.records.quantization import FakeQuantActivation, FakeQuantSites, FakeQuantWeight
 from edgeopt.records.recipe import Quantize
 
 _READ_SAMPLE_COUNT = 4
 """Samples to run: enough to distinguish the values of a graph."""
+_INT8_BITS = 8
 _QUANTIZED_SUFFIX = "_QuantizeLinear_Output"
 """``onnxruntime.quantization`` appends this to a value's name."""
 _Arrays = dict[str, NDArray[Any]]
@@ -51,8 +55,19 @@ def read_fake_quant_sites(
         prepared = prepare(model, calibration, step.samples, Path(folder))
         ranges = find_ranges(prepared, step, calibration)
         quantized = quantize_prepared(prepared, step, ranges)
+        few = frozenset[str]()
+        if step.weight_bits in PLANES:
+            assert step.weight_bits is not None
+            few = round_to_nearest(prepared.model, quantized, step.weight_bits)
     batch = next(read_calibration_batches(inputs, read_batch_axes(prepared.model.graph), _READ_SAMPLE_COUNT))
-    activations, weights = _find_activations(quantized, prepared), _find_weights(quantized, prepared)
+    activations = _find_activations(quantized, prepared)
+    levels = _find_levels(onnx.TensorProto.INT8, reduce_range=step.reduce_range, symmetric=True)
+    weights = tuple(
+        msgspec.structs.replace(weight, levels=symmetric_levels(step.weight_bits or _INT8_BITS))
+        if weight.tensor in few
+        else weight
+        for weight in _find_weights(quantized, prepared, levels)
+    )
     floats = read_initializers(prepared.model.graph)
     values = {f"input/{name}": value for name, value in batch.items()}
     computed = _run(prepared.model, batch, [activation.tensor for activation in activations])
@@ -66,7 +81,6 @@ def read_fake_quant_sites(
         activations=activations,
         weights=weights,
         activation_levels=_find_levels(types[step.activations]),
-        weight_levels=_find_levels(onnx.TensorProto.INT8, reduce_range=step.reduce_range, symmetric=True),
         ranges={name: (float(low), float(high)) for name, (low, high) in _list_ends(ranges)},
     )
 
@@ -108,8 +122,10 @@ def _find_shift(node: onnx.NodeProto | None, offset: float) -> float:
     return offset - float(attributes.get("beta", offset))
 
 
-def _find_weights(quantized: onnx.ModelProto, prepared: PreparedModel) -> tuple[FakeQuantWeight, ...]:
-    """Return the weights that dequantize nodes read."""
+def _find_weights(
+    quantized: onnx.ModelProto, prepared: PreparedModel, levels: tuple[int, int]
+) -> tuple[FakeQuantWeight, ...]:
+    """Return the weights that dequantize nodes read, all with the same levels."""
     constants, floats, readers = (
         read_initializers(quantized.graph),
         read_initializers(prepared.model.graph),
@@ -127,7 +143,9 @@ def _find_weights(quantized: onnx.ModelProto, prepared: PreparedModel) -> tuple[
         layer = next((user for user, _ in readers[output]), None)
         bias = dequantizers.get(layer.input[2]) if layer is not None and len(layer.input) > 2 else None
         input_scale = None if bias is None else (constants[bias.input[1]].flat[0] / scale.flat[0]).item()
-        weights[tensor] = FakeQuantWeight(tensor=tensor, axis=axis if scale.ndim else None, input_scale=input_scale)
+        weights[tensor] = FakeQuantWeight(
+            tensor=tensor, axis=axis if scale.ndim else None, input_scale=input_scale, levels=levels
+        )
     return tuple(weights.values())
 
 

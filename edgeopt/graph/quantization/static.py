@@ -50,7 +50,8 @@ from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
 from edgeopt.graph.quantization.hard_sigmoid import write_hard_sigmoids
 from edgeopt.graph.quantization.hard_swish import write_hard_swishes
-from edgeopt.graph.rounding.static_weights import round_again
+from edgeopt.graph.rounding.packing import PLANES
+from edgeopt.graph.rounding.static_weights import round_again, round_to_nearest
 from edgeopt.graph.small_constants import find_small_constant_nodes
 from edgeopt.records.codec import from_json
 from edgeopt.records.quantization import FakeQuantSites
@@ -105,7 +106,10 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             prepared = equalize_prepared(prepared, Path(folder))
         notes = list(prepared.notes)
         quantized = quantize_prepared(prepared, step, find_ranges(prepared, step, calibration), notes=notes)
-        if step.weight_bits is not None:
+        if step.weight_bits in PLANES and step.calibration == "trained":
+            assert step.weight_bits is not None
+            round_to_nearest(prepared.model, quantized, step.weight_bits)
+        elif step.weight_bits is not None:
             count = round_again(prepared.model, quantized, prepared.batches, step.weight_bits)
             notes.append(f"quantize: {count} tensors rounded so that errors cancel over the calibration samples")
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):

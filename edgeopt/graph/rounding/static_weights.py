@@ -23,6 +23,9 @@ from edgeopt.graph.rounding.moments import RowLayer, find_layers, measure_moment
 MIN_ROUNDED_VALUES = 1024
 """Smaller tensors keep 8 bits."""
 _INT8_BITS = 8
+_NOTHING_TO_ROUND = (
+    f"no layer has {MIN_ROUNDED_VALUES} int8 weights with a scale for each channel: this variant is skipped."
+)
 _Arrays = NDArray[Any]
 
 
@@ -56,8 +59,8 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
         if integers in replaced or before.size < MIN_ROUNDED_VALUES:
             continue
         if bits < _INT8_BITS:
-            if constants[scale].size != weights.shape[layer.channel_axis]:
-                continue  # with one scale for the tensor, few bits are too coarse
+            if not _can_have_few_bits(layer, exact, constants, stored[layer.node]):
+                continue
             grid = find_grid(layer.to_rows(weights), moments[layer.weight], bits)
             replaced[scale] = grid.scale.reshape(constants[scale].shape).astype(np.float32)
         else:
@@ -66,13 +69,62 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
         rows = round_with_compensation(layer.to_rows(weights), grid, moments[layer.weight])
         replaced[integers] = layer.from_rows(rows, weights.shape).astype(np.int8)
     if not replaced:
-        raise StepError(
-            "quantize",
-            f"no layer has {MIN_ROUNDED_VALUES} int8 weights with a scale for each channel: this variant is skipped.",
-        )
+        raise StepError("quantize", _NOTHING_TO_ROUND)
     _rescale_biases(quantized, constants, replaced)
     _replace(quantized, replaced)
     return sum(values.dtype == np.int8 for values in replaced.values())
+
+
+def symmetric_levels(bits: int) -> tuple[int, int]:
+    """Return the integers that weights in few bits of a trained network take: as many below zero as above."""
+    highest = 2 ** (bits - 1) - 1
+    return -highest, highest
+
+
+def round_to_nearest(model: onnx.ModelProto, quantized: onnx.ModelProto, bits: int) -> frozenset[str]:
+    """Round the weights of convolutions and products to the nearest of few steps, in place, as a training has done.
+
+    The largest weight of a channel becomes the last step.
+
+    Args:
+        model: The float model.
+        quantized: The same model with QDQ nodes; nodes have the same names in both.
+        bits: Of each weight, 6 or fewer.
+
+    Returns:
+        The names of the float weights that were rounded; the others keep 8 bits.
+
+    Raises:
+        StepError: there is no such tensor.
+    """
+    stored, (low, high) = _find_stored(quantized), symmetric_levels(bits)
+    exact, constants = read_initializers(model.graph), read_initializers(quantized.graph)
+    replaced: dict[str, _Arrays] = {}
+    rounded = set()
+    for layer in find_layers(model):
+        if layer.node not in stored or not _can_have_few_bits(layer, exact, constants, stored[layer.node]):
+            continue
+        integers, scale = stored[layer.node]
+        rounded.add(layer.weight)
+        rows = layer.to_rows(exact[layer.weight])
+        largest = np.abs(rows).max(2, keepdims=True)
+        steps = np.where(largest > 0, largest / high, 1.0).astype(np.float32)
+        values = np.clip(np.rint(rows / steps), low, high)
+        replaced[scale] = steps.reshape(constants[scale].shape)
+        replaced[integers] = layer.from_rows(values, exact[layer.weight].shape).astype(np.int8)
+    if not rounded:
+        raise StepError("quantize", _NOTHING_TO_ROUND)
+    _rescale_biases(quantized, constants, replaced)
+    _replace(quantized, replaced)
+    return frozenset(rounded)
+
+
+def _can_have_few_bits(
+    layer: RowLayer, exact: dict[str, _Arrays], constants: dict[str, _Arrays], stored: _Stored
+) -> bool:
+    """Tell whether a layer's weights are many, and have a scale for each channel: with one, few bits are too coarse."""
+    weights = exact[layer.weight]
+    return weights.size >= MIN_ROUNDED_VALUES and constants[stored.scale].size == weights.shape[layer.channel_axis]
 
 
 def _find_stored(quantized: onnx.ModelProto) -> dict[str, _Stored]:

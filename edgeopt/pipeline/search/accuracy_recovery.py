@@ -13,16 +13,27 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.int8_variants import MixedPrecision, fewest_float_nodes, sensitivity_study
 from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
-from edgeopt.pipeline.artifacts.onnx_files import static_int8, storing_the_rest
+from edgeopt.pipeline.artifacts.onnx_files import can_unpack, static_int8, storing_the_rest
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant, distillation, summary_of
+from edgeopt.pipeline.search.candidate import (
+    Candidate,
+    ScoredArtifact,
+    Variant,
+    distillation,
+    keeps_score,
+    summary_of,
+)
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify, WeightBits
+from edgeopt.records.trial import Measured, Trial
 
 LEARNING_RATE_RATIO = 0.1
 """Of the task's learning rate, when a network is trained for int8: its weights are nearly right already."""
+FEW_BITS: WeightBits = 4
+FEW_BITS_RATE_RATIO = 0.3
+"""The same for training with weights in so few bits, which moves them further."""
 MAX_SIZE_RATIO = 1.02
 """An int8 variant that keeps the score at up to this multiple of plain int8's bytes leaves nothing to train for."""
 
@@ -122,6 +133,49 @@ def training_for_int8(
     computing = [one for one in variants if exported.exporter == "given" or not one.recipe.only_stores_weights]
     if sparse or not is_worth_training(build, computing):
         return None
+    return _trained_for(build, network, exported, None, LEARNING_RATE_RATIO)
+
+
+def training_for_few_bits(
+    build: Build, network: StoredNetwork, exported: ExportedFile, trials: Sequence[Trial]
+) -> Candidate | None:
+    """Return the candidate that trains a network for int8 with 4-bit weights, or None if that is not worth a training.
+
+    Args:
+        build: The build.
+        network: One that keeps the score in float.
+        exported: Its float file.
+        trials: All trials so far.
+
+    Raises:
+        StepError: the calibration method cannot be chosen, because the graph cannot be studied.
+    """
+    task, profile = build.data.task, build.profile
+    if task.training is None or not build.effort.few_bits or build.is_out_of_time:
+        return None
+    if "int8" not in profile.precisions or not can_unpack(profile) or is_pair(build, exported):
+        return None
+    own = [trial for trial in trials if _network_key(build, trial) == network.key]
+    if any(_has_few_bits(trial) and keeps_score(trial.outcome.score, build.budget) for trial in own
+           if isinstance(trial.outcome, Measured)):  # fmt: skip
+        return None
+    return _trained_for(build, network, exported, FEW_BITS, FEW_BITS_RATE_RATIO)
+
+
+def _network_key(build: Build, trial: Trial) -> str | None:
+    recipe = trial.recipe
+    return build.keys.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent
+
+
+def _has_few_bits(trial: Trial) -> bool:
+    steps = trial.recipe.graph_steps
+    return any(isinstance(step, Quantize) and (step.weight_bits or 8) <= FEW_BITS for step in steps)
+
+
+def _trained_for(
+    build: Build, network: StoredNetwork, exported: ExportedFile, bits: WeightBits | None, rate_ratio: float
+) -> Candidate:
+    """Return the candidate that trains a network to compute as its int8 file does."""
     method = sensitivity_study(build, exported, rank=False).method
     plain, distill = static_int8(build.profile), distillation(build)
     aware = QuantizeAware(
@@ -130,8 +184,9 @@ def training_for_int8(
         reduce_range=plain.reduce_range,
         calibration=method,
         samples=plain.samples,
+        weight_bits=bits,
     )
-    gentle = msgspec.structs.replace(distill, learning_rate=distill.learning_rate * LEARNING_RATE_RATIO)
+    gentle = msgspec.structs.replace(distill, learning_rate=distill.learning_rate * rate_ratio)
     return Candidate(steps=(aware, gentle), parent=network.key)
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
-from edgeopt.errors import CrashError, EdgeoptError
+from edgeopt.errors import EdgeoptError
 from edgeopt.graph.apply import kill_graph_processes
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, export_network, group_table_of
 from edgeopt.pipeline.artifacts.shared_stages import forget_stages
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.accuracy_recovery import further_variants, training_for_int8
+from edgeopt.pipeline.search.accuracy_recovery import further_variants, training_for_few_bits, training_for_int8
 from edgeopt.pipeline.search.candidate import (
     ORIGINAL,
     Candidate,
@@ -39,14 +39,13 @@ from edgeopt.pipeline.search.comparisons import with_full_int8
 from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefix_variant, may_fall_back
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
+from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
-from edgeopt.report import words
 from edgeopt.select.decision import contenders
 from edgeopt.select.limits import replaces
 
@@ -83,7 +82,7 @@ class Search:
             more: Continue after a finished search, towards this build's limits.
         """
         if training:
-            self.tune_training()
+            tune_training(self.build)
         self.measure_original()
         if training:
             self.go_on_if_it_fails(self.search, more)
@@ -232,29 +231,6 @@ class Search:
                 new.append((candidate, ratio))
         return new
 
-    def tune_training(self) -> None:
-        """Find out, or look up, how trainings share the cores; on GPUs there is one on each."""
-        build, pool = self.build, self.build.torch_pool
-        if build.gpus:
-            build.progress("workers", f"training on {build.gpus}")
-            return
-        key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
-        try:
-            with build.clock.stage("train and make files"):
-                found = build.ledger.remember(
-                    key, ParallelTraining, lambda: pool.tune(build.fixed_workers, build.effort.candidates)
-                )
-        except CrashError as error:
-            pool.count = 1
-            build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")
-            return
-        pool.use(found)
-        threads = words.plural(found.useful_threads, "thread")
-        half = "" if found.precision == "float32" else f", in {found.precision}"
-        build.progress(
-            "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
-        )
-
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
         precision = self.shipping_precision or self.runner.precisions[0]
@@ -277,7 +253,7 @@ class Search:
             return None
 
     def refine(self, ratio: float | None) -> None:
-        """Try factorized layers and zeros on the network of that share of the parameters; None if there is none."""
+        """Try factorized layers, fewer bits and zeros on the network of that share of the parameters; None if none."""
         build = self.build
         network = next((found for found in self.runner.networks.values() if found.ratio == ratio), None)
         if network is None or build.is_out_of_time:
@@ -291,6 +267,10 @@ class Search:
                 build.progress("low-rank", reason)
             if candidates and not build.is_out_of_time:
                 self.run_round(candidates)
+        exported = export_network(build, network) if network.key else self.runner.exported
+        few_bits = training_for_few_bits(build, network, exported, self.runner.trials)
+        if few_bits is not None:
+            self.run_round([few_bits])
         candidates = sparse_candidates(build, network)
         if candidates:
             curve, reason = sparsity_curve(build, network)

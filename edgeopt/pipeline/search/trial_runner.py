@@ -321,4 +321,5 @@ def quantize_step(aware: QuantizeAware) -> Quantize:
         reduce_range=aware.reduce_range,
         calibration=aware.calibration,
         samples=aware.samples,
+        weight_bits=aware.weight_bits,
     )

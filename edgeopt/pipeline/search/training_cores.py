@@ -1,0 +1,32 @@
+"""How trainings share this machine's cores, found out once by a short trial."""
+
+from __future__ import annotations
+
+from edgeopt.errors import CrashError
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.torch_process.pool import ParallelTraining
+from edgeopt.report import words
+
+
+def tune_training(build: Build) -> None:
+    """Find out, or look up, how trainings share the cores; on GPUs there is one on each."""
+    pool = build.torch_pool
+    if build.gpus:
+        build.progress("workers", f"training on {build.gpus}")
+        return
+    key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
+    try:
+        with build.clock.stage("train and make files"):
+            found = build.ledger.remember(
+                key, ParallelTraining, lambda: pool.tune(build.fixed_workers, build.effort.candidates)
+            )
+    except CrashError as error:
+        pool.count = 1
+        build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")
+        return
+    pool.use(found)
+    threads = words.plural(found.useful_threads, "thread")
+    half = "" if found.precision == "float32" else f", in {found.precision}"
+    build.progress(
+        "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
+    )

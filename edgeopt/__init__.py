@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
     from edgeopt.tasks.segmentation import segmentation
+    from edgeopt.tasks.unlabelled import unlabelled
 
 __version__ = "0.1.0"
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_task",
     "regression",
     "segmentation",
+    "unlabelled",
 ]
 
 _MODULES = {
@@ -47,6 +49,7 @@ _MODULES = {
     "load_task": "edgeopt.task",
     "regression": "edgeopt.tasks.classification",
     "segmentation": "edgeopt.tasks.segmentation",
+    "unlabelled": "edgeopt.tasks.unlabelled",
 }
 """Public name to the module that defines it."""
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,22 +10,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.records.budget import Budget
-from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName, ScoreWish
+from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName
 from edgeopt.scoring.facts import unwrapped
-from edgeopt.task import Training
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
 from edgeopt.task.logits import class_logits
 from edgeopt.task.nesting import first_samples, tensors_of
 from edgeopt.task.values import flat_outputs, to_numpy
-from edgeopt.tasks.known_score import KnownScore
+from edgeopt.tasks.model_task import ModelTask
 
 _Batches = Iterable[Any]
 _EXAMPLES = 8
 
 
-class Classification(KnownScore):
+class Classification(ModelTask):
     """A ``Task`` whose outputs answer with classes, or with yes or no; its score and its loss follow from its data.
 
     ``edgeopt.scoring`` says which outputs and labels are known. The trained network shows what its outputs are before
@@ -44,64 +40,18 @@ class Classification(KnownScore):
         *,
         test: _Batches | None = None,
         name: str = "classification",
-        labels: Sequence[str] = (),
-        training: Training | None = None,
-        students: Mapping[str, Callable[[], nn.Module]] | None = None,
-        budgets: Mapping[str, Budget] | None = None,
-        preprocessing: str = "",
-        teacher: str | Path | None = None,
-        score: ScoreName | None = None,
-        score_output: str | None = None,
-        ignore_label: int | None = None,
-        input_names: Sequence[str] = (),
-        output_names: Sequence[str] = (),
-        batch_dim: int | Mapping[str, int | None] | None = None,
-        dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
-        keep: Sequence[str] = (),
-        min_widths: Mapping[str, int] | None = None,
-        drop_unseen_rows: bool = False,
-        unknown_ids: Mapping[str, int] | None = None,
+        **options: Any,
     ) -> None:
-        self.name = name
-        self.input_names, self.output_names = tuple(input_names), tuple(output_names)
-        if batch_dim is not None:
-            self.batch_dim = batch_dim
-        self.dynamic_axes = dynamic_axes
-        self.keep, self.min_widths = keep, min_widths
-        self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
-        self.score_wish = ScoreWish(
-            score=score,
-            output=score_output,
-            ignored=ignore_label,
-            how="score=KIND and score_output=NAME",
-            ignoring="ignore_label=N",
-        )
-        self.labels = tuple(labels)
-        self.training = training or Training()
-        self.students = students or {}
-        self.budgets = budgets or {}
-        self.preprocessing = preprocessing
-        self.teacher = teacher
+        super().__init__(model, name=name, **options)
         for part, batches in (("train", train), ("eval", eval), ("test", test)):
             if isinstance(batches, Iterator):
                 raise TaskError(
                     f"{name}: {part} is a {type(batches).__name__}, which can be iterated only once. Give a list, a "
                     f"DataLoader{', or a function of a seed that returns an epoch' if part == 'train' else ''}."
                 )
-        self._model = model
         self._train = train
         self._eval = eval
         self._test = test
-        caller = inspect.currentframe()
-        while caller is not None and str(caller.f_globals.get("__name__", "")).startswith("edgeopt"):
-            caller = caller.f_back
-        self.source_module = caller.f_globals.get("__name__") if caller is not None else None
-
-    def build_model(self) -> nn.Module:
-        """Return the trained model."""
-        if callable(self._model) and not isinstance(self._model, nn.Module):
-            self._model = self._model()  # once: it may train
-        return self._model
 
     def example_inputs(self) -> Any:
         """Return the first evaluation inputs, at most eight samples."""
@@ -140,17 +90,6 @@ class Classification(KnownScore):
                 "edgeopt.regression(...), which is scored by the mean absolute error, or name another score."
             )
         return kind
-
-    @property
-    def postprocessing(self) -> str:
-        """How an app reads the outputs."""
-        part = self.score_kind.parts[0] if self.score_kind else None
-        if part is None or part.layout == "classes":
-            return "logits, one per class: the largest is the answer, softmax gives probabilities"
-        if part.layout == "yes or no":
-            form = "probabilities" if part.threshold else "logits, of which the sigmoid gives probabilities"
-            return f"{form}: a value above {part.threshold:g} is a yes"
-        return "the number of the class" if part.layout == "class numbers" else "values in the unit of the labels"
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the loss that belongs to the score.

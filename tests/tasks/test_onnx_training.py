@@ -39,7 +39,7 @@ def test_samples_of_different_lengths_train_in_batches_of_one_length_on_the_file
     task.write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
     training = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}")
     seen = []
-    for (x, gain), y in training.train_batches(0):
+    for (x, gain), (y,) in training.train_batches(0):
         assert (gain.shape, float(gain)) == ((), 2)
         assert x.shape[2] in (20, 31)
         torch.testing.assert_close(y, torch.conv1d(2 * x, torch.from_numpy(weights)))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgeopt.records.recipe import Importance
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
+    from edgeopt.tasks.image_folder import image_folder
     from edgeopt.tasks.segmentation import segmentation
     from edgeopt.tasks.unlabelled import unlabelled
 
@@ -30,6 +31,7 @@ __all__ = [
     "Training",
     "__version__",
     "classification",
+    "image_folder",
     "load_task",
     "regression",
     "segmentation",
@@ -46,6 +48,7 @@ _MODULES = {
     "TaskError": "edgeopt.errors",
     "Training": "edgeopt.task",
     "classification": "edgeopt.tasks.classification",
+    "image_folder": "edgeopt.tasks.image_folder",
     "load_task": "edgeopt.task",
     "regression": "edgeopt.tasks.classification",
     "segmentation": "edgeopt.tasks.segmentation",

@@ -11,26 +11,57 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import click
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.task.nesting import map_tensors
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.ready.camvid_segmentation import CamVidSegmentation
+from edgeopt.tasks.ready.docstring_topics import DocstringTopics
 from edgeopt.tasks.ready.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
 from edgeopt.tasks.ready.teachers import teacher_path
 
-TASKS: dict[str, type[CamVidSegmentation | SpokenDigits]] = {
-    "camvid_segmentation": CamVidSegmentation,
-    "spoken_digits": SpokenDigits,
-    "spoken_digits_by_speaker": SpokenDigitsBySpeaker,
+
+class TeacherRecipe(NamedTuple):
+    """How the network of a ready task is trained."""
+
+    make_task: Callable[[Callable[[], nn.Module] | None], Classification]
+    make_network: Callable[[float], nn.Module]
+    epochs: int = 30
+    rate: float = 0.1
+    """Highest learning rate of the one-cycle schedule."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+
+    def make_optimizer(self, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+        """Return the optimizer of a network's parameters."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+        return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+TASKS: dict[str, TeacherRecipe] = {
+    "camvid_segmentation": TeacherRecipe(CamVidSegmentation, CamVidSegmentation.make_network),
+    "docstring_topics": TeacherRecipe(DocstringTopics, DocstringTopics.make_network, 12, 1e-3, "adamw"),
+    "spoken_digits": TeacherRecipe(SpokenDigits, SpokenDigits.make_network),
+    "spoken_digits_by_speaker": TeacherRecipe(SpokenDigitsBySpeaker, SpokenDigitsBySpeaker.make_network),
 }
+
+
+def run_network(model: nn.Module, inputs: Any, device: str) -> Any:
+    """Return a network's outputs; inputs are a tensor, or a dict by the parameters of ``forward``."""
+
+    def put(value: Tensor) -> Tensor:
+        return value.to(device, memory_format=torch.channels_last if value.ndim == 4 else torch.preserve_format)
+
+    placed = map_tensors(put, inputs)
+    return model(**placed) if isinstance(placed, Mapping) else model(placed)
 
 
 def score(model: nn.Module, task: Classification, batches: Iterable[Any] | None, device: str) -> float:
@@ -38,7 +69,7 @@ def score(model: nn.Module, task: Classification, batches: Iterable[Any] | None,
     model.eval()
     with torch.no_grad():
         return task.score(
-            [(model(inputs.to(device)).cpu().numpy(), labels.numpy()) for inputs, labels in batches or ()]
+            [(run_network(model, inputs, device).cpu().numpy(), labels.numpy()) for inputs, labels in batches or ()]
         )
 
 
@@ -46,15 +77,14 @@ def train(task: Classification, epochs: int, rate: float, seed: int, device: str
     """Train a task's network in place; return its best score on the selection set."""
     model = task.build_model()
     steps = sum(1 for _ in task.train_batches(0))
-    optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = TASKS[task.name].make_optimizer(model, rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.2)
     best, kept = score(model, task, task.eval_batches(), device), model.state_dict()
     for epoch in range(epochs):
         start = time.perf_counter()
         model.train()
         for inputs, labels in task.train_batches(seed * 1000 + epoch):
-            batch = inputs.to(device, memory_format=torch.channels_last if inputs.ndim == 4 else torch.preserve_format)
-            loss = task.loss(model(batch), labels.to(device))
+            loss = task.loss(run_network(model, inputs, device), labels.to(device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -69,15 +99,16 @@ def train(task: Classification, epochs: int, rate: float, seed: int, device: str
 
 @click.command()
 @click.argument("name", type=click.Choice(sorted(TASKS)))
-@click.option("--epochs", default=30, show_default=True)
-@click.option("--rate", default=0.1, show_default=True, help="Highest learning rate of the one-cycle schedule.")
+@click.option("--epochs", type=int, help="Default: those of the task, about 20 minutes on two cores.")
+@click.option("--rate", type=float, help="Highest learning rate of the one-cycle schedule. Default: that of the task.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--width-ratio", default=1.0, show_default=True, help="Of the channels, for a reference.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: teachers/NAME.safetensors in EDGEOPT_DATA.")
-def main(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out: Path | None) -> None:
+def main(name: str, epochs: int | None, rate: float | None, seed: int, width_ratio: float, out: Path | None) -> None:
     """Train, save, and print the score on the test set."""
+    recipe = TASKS[name]
     try:
-        run(name, epochs, rate, seed, width_ratio, out)
+        run(name, epochs or recipe.epochs, rate or recipe.rate, seed, width_ratio, out)
     except EdgeoptError as error:
         raise click.ClickException(str(error)) from error
 
@@ -87,8 +118,9 @@ def run(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out:
     path = out or teacher_path(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
-    model = TASKS[name].make_network(width_ratio).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = TASKS[name](lambda: model)
+    recipe = TASKS[name]
+    model = recipe.make_network(width_ratio).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = recipe.make_task(lambda: model)
     best = train(task, epochs, rate, seed, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {

@@ -15,6 +15,7 @@ from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
 
 _READY_TASKS = {
     "camvid_segmentation": "edgeopt.tasks.ready.camvid_segmentation:CamVidSegmentation",
+    "docstring_topics": "edgeopt.tasks.ready.docstring_topics:DocstringTopics",
     "fashion": "edgeopt.tasks.ready.fashion:task",
     "spoken_digits": "edgeopt.tasks.ready.spoken_digits:SpokenDigits",
     "spoken_digits_by_speaker": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsBySpeaker",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from edgeopt.errors import DataError, did_you_mean
 from edgeopt.tasks.image_files import IMAGE_ENDINGS
+from edgeopt.tasks.name_hash import hash_percent
 
 FolderPart = Literal["train", "selection", "test"]
 _FOLDERS: dict[FolderPart, tuple[str, ...]] = {
@@ -61,7 +60,7 @@ def find_class_folders(folder: Path, classes: Sequence[str] = ()) -> ClassFolder
     files = _list_images(whole, found)
     parts: dict[FolderPart, tuple[LabelledFile, ...]] = {"train": files, "selection": (), "test": ()}
     if train is None:
-        shares = [(one, name_percent(one.path)) for one in files]
+        shares = [(one, hash_percent(one.path.name)) for one in files]
         parts["test"] = tuple(one for one, percent in shares if percent < _TEST_PERCENT)
         limit = _TEST_PERCENT + _SELECTION_PERCENT
         parts["selection"] = tuple(one for one, percent in shares if _TEST_PERCENT <= percent < limit)
@@ -69,8 +68,8 @@ def find_class_folders(folder: Path, classes: Sequence[str] = ()) -> ClassFolder
     else:
         parts["test"] = () if test is None else _list_images(test, found)
         if selection is None:
-            parts["selection"] = tuple(one for one in files if name_percent(one.path) < _SELECTION_PERCENT)
-            parts["train"] = tuple(one for one in files if name_percent(one.path) >= _SELECTION_PERCENT)
+            parts["selection"] = tuple(one for one in files if hash_percent(one.path.name) < _SELECTION_PERCENT)
+            parts["train"] = tuple(one for one in files if hash_percent(one.path.name) >= _SELECTION_PERCENT)
         else:
             parts["selection"] = _list_images(selection, found)
     _check(folder, found, parts, is_split=train is None or selection is None)
@@ -124,9 +123,3 @@ def _list_images(folder: Path, classes: Sequence[str]) -> tuple[LabelledFile, ..
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def name_percent(path: Path) -> int:
-    """Return a number from 0 to 99 that depends only on the file's name, the same on every system."""
-    name = unicodedata.normalize("NFC", path.name)
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 100

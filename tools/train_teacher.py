@@ -9,6 +9,7 @@ same family alike, as a reference: a teacher is worth compressing only if that o
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,7 +26,13 @@ from edgeopt.task.nesting import map_tensors
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.ready.camvid_segmentation import CamVidSegmentation
 from edgeopt.tasks.ready.docstring_topics import DocstringTopics
-from edgeopt.tasks.ready.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
+from edgeopt.tasks.ready.fashion import FashionVisionTransformer
+from edgeopt.tasks.ready.spoken_digits import (
+    SpokenDigits,
+    SpokenDigitsByConvolution,
+    SpokenDigitsBySpeaker,
+    SpokenDigitsRecurrent,
+)
 from edgeopt.tasks.ready.teachers import teacher_path
 
 
@@ -49,8 +56,13 @@ class TeacherRecipe(NamedTuple):
 TASKS: dict[str, TeacherRecipe] = {
     "camvid_segmentation": TeacherRecipe(CamVidSegmentation, CamVidSegmentation.make_network),
     "docstring_topics": TeacherRecipe(DocstringTopics, DocstringTopics.make_network, 12, 1e-3, "adamw"),
+    "fashion_vit": TeacherRecipe(FashionVisionTransformer, FashionVisionTransformer.make_network, 30, 1e-3, "adamw"),
     "spoken_digits": TeacherRecipe(SpokenDigits, SpokenDigits.make_network),
     "spoken_digits_by_speaker": TeacherRecipe(SpokenDigitsBySpeaker, SpokenDigitsBySpeaker.make_network),
+    "spoken_digits_convolution": TeacherRecipe(SpokenDigitsByConvolution, SpokenDigitsByConvolution.make_network),
+    "spoken_digits_recurrent": TeacherRecipe(
+        SpokenDigitsRecurrent, SpokenDigitsRecurrent.make_network, rate=3e-3, optimizer="adamw"
+    ),
 }
 
 
@@ -79,7 +91,7 @@ def train(task: Classification, epochs: int, rate: float, seed: int, device: str
     steps = sum(1 for _ in task.train_batches(0))
     optimizer = TASKS[task.name].make_optimizer(model, rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.2)
-    best, kept = score(model, task, task.eval_batches(), device), model.state_dict()
+    best, kept = score(model, task, task.eval_batches(), device), copy.deepcopy(model.state_dict())
     for epoch in range(epochs):
         start = time.perf_counter()
         model.train()
@@ -91,7 +103,7 @@ def train(task: Classification, epochs: int, rate: float, seed: int, device: str
             schedule.step()
         found = score(model, task, task.eval_batches(), device)
         if found >= best:
-            best, kept = found, {name: value.clone() for name, value in model.state_dict().items()}
+            best, kept = found, copy.deepcopy(model.state_dict())
         print(f"epoch {epoch + 1}: {time.perf_counter() - start:.0f} s, selection {found:.4f}", flush=True)
     model.load_state_dict(kept)
     return best

@@ -24,11 +24,14 @@ _BATCH_SIZE = 32
 _NOISE_RATIO = 1.0
 """Of the noise in ``noisy_loss``, over the spread of the outputs."""
 
+_GROUPS, _ROWS = "groups", "rows"
+"""Keys of the targets of a training batch."""
+
 SampleTensors = tuple[Tensor, ...]
 
 
 class OwnOutputs(ABC):
-    """Batches whose targets are the original's own outputs, from samples in groups of equal shapes."""
+    """Batches to be answered as the original does, from samples in groups of equal shapes."""
 
     @property
     @abstractmethod
@@ -53,38 +56,46 @@ class OwnOutputs(ABC):
         """Return inputs in the form in which the model is called."""
         return inputs
 
-    def train_batches(self, seed: int) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
-        """Yield an epoch of the samples that train, in random order; those of a batch have equal shapes."""
+    def train_batches(self, seed: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+        """Yield an epoch of the samples that train, in random order; those of a batch have equal shapes.
+
+        The targets are the numbers of the samples: a student learns from the teacher's outputs, and only ``loss`` asks
+        for the original's.
+        """
         random = torch.Generator().manual_seed(seed)
         batches = [
             (group, rows)
-            for group in self.training_groups
-            for rows in torch.split(torch.randperm(self._count(group), generator=random), _BATCH_SIZE)
+            for group in range(len(self.training_groups))
+            for rows in torch.split(
+                torch.randperm(self._count(self.training_groups[group]), generator=random), _BATCH_SIZE
+            )
         ]
         for index in torch.randperm(len(batches), generator=random).tolist():
-            yield self._taught(*batches[index])
+            group, rows = batches[index]
+            inputs = self._take(self.training_groups[group], rows)
+            yield self.nest_inputs(inputs), {_GROUPS: torch.full_like(rows, group), _ROWS: rows}
 
     def eval_batches(self) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
-        """Yield the samples that select."""
+        """Yield the samples that select, with the original's outputs."""
         return self.in_order(self.selection_groups)
 
     def in_order(self, groups: Sequence[SampleTensors]) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
-        """Yield samples in their order."""
+        """Yield samples in their order, with the original's outputs."""
         for group in groups:
             for rows in torch.split(torch.arange(self._count(group)), _BATCH_SIZE):
-                yield self._taught(group, rows)
+                inputs = self._take(group, rows)
+                yield self.nest_inputs(inputs), self.answer(inputs)
 
-    def loss(self, outputs: Any, targets: Any) -> Tensor:
+    def loss(self, outputs: Any, targets: dict[str, Tensor]) -> Tensor:
         """Return how far outputs are from the original's own plus noise; see ``noisy_loss``."""
-        return noisy_loss(tensors_of(outputs), tensors_of(targets))
+        group = self.training_groups[int(targets[_GROUPS][0])]
+        return noisy_loss(tensors_of(outputs), self.answer(self._take(group, targets[_ROWS].cpu())))
+
+    def _take(self, group: SampleTensors, rows: Tensor) -> SampleTensors:
+        return take_samples(group, self.sample_axes, rows.numpy())
 
     def _count(self, group: SampleTensors) -> int:
         return count_samples(group, self.sample_axes)
-
-    def _taught(self, group: SampleTensors, rows: Tensor) -> tuple[Any, tuple[Tensor, ...]]:
-        """Return samples with the original's outputs."""
-        inputs = take_samples(group, self.sample_axes, rows.numpy())
-        return self.nest_inputs(inputs), self.answer(inputs)
 
 
 def noisy_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
     from edgeopt.tasks.detection import detection
+    from edgeopt.tasks.image_folder import image_folder
     from edgeopt.tasks.segmentation import segmentation
+    from edgeopt.tasks.unlabelled import unlabelled
 
 __version__ = "0.1.0"
 __all__ = [
@@ -31,9 +33,11 @@ __all__ = [
     "__version__",
     "classification",
     "detection",
+    "image_folder",
     "load_task",
     "regression",
     "segmentation",
+    "unlabelled",
 ]
 
 _MODULES = {
@@ -47,9 +51,11 @@ _MODULES = {
     "Training": "edgeopt.task",
     "classification": "edgeopt.tasks.classification",
     "detection": "edgeopt.tasks.detection",
+    "image_folder": "edgeopt.tasks.image_folder",
     "load_task": "edgeopt.task",
     "regression": "edgeopt.tasks.classification",
     "segmentation": "edgeopt.tasks.segmentation",
+    "unlabelled": "edgeopt.tasks.unlabelled",
 }
 """Public name to the module that defines it."""
 

@@ -3,23 +3,23 @@
     EDGEOPT_DATA=DIR python tools/train_teacher.py camvid_segmentation
     EDGEOPT_DATA=DIR python tools/train_teacher.py camvid_segmentation --width-ratio 0.5 --out half.safetensors
 
-The optimizer and its weight decay are those of the task's own training. The epoch with the best score on the selection
-set is kept. With ``--width-ratio`` it trains a narrower network of the same family alike, as a reference: a teacher is
-worth compressing only if that one is worse.
+The epoch with the best score on the selection set is kept. With ``--width-ratio`` it trains a narrower network of the
+same family alike, as a reference: a teacher is worth compressing only if that one is worse.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import click
 import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.task.nesting import map_tensors
@@ -28,26 +28,48 @@ from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.detection import Detection
 from edgeopt.tasks.ready.camvid_detection import CamVidDetection
 from edgeopt.tasks.ready.camvid_segmentation import CamVidSegmentation
-from edgeopt.tasks.ready.spoken_digits import SpokenDigits, SpokenDigitsBySpeaker
+from edgeopt.tasks.ready.docstring_topics import DocstringTopics
+from edgeopt.tasks.ready.fashion import FashionVisionTransformer
+from edgeopt.tasks.ready.spoken_digits import (
+    SpokenDigits,
+    SpokenDigitsByConvolution,
+    SpokenDigitsBySpeaker,
+    SpokenDigitsRecurrent,
+)
 from edgeopt.tasks.ready.teachers import teacher_path
 
-TASKS: dict[str, type[CamVidDetection | CamVidSegmentation | SpokenDigits]] = {
-    "camvid_detection": CamVidDetection,
-    "camvid_segmentation": CamVidSegmentation,
-    "spoken_digits": SpokenDigits,
-    "spoken_digits_by_speaker": SpokenDigitsBySpeaker,
+TrainedTask = Classification | Detection
+
+
+class TeacherRecipe(NamedTuple):
+    """How the network of a ready task is trained."""
+
+    make_task: Callable[[Callable[[], nn.Module] | None], TrainedTask]
+    make_network: Callable[[float], nn.Module]
+    epochs: int = 30
+    rate: float = 0.1
+    """Highest learning rate of the one-cycle schedule."""
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+
+    def make_optimizer(self, model: nn.Module, rate: float) -> torch.optim.Optimizer:
+        """Return the optimizer of a network's parameters."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+        return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+TASKS: dict[str, TeacherRecipe] = {
+    "camvid_detection": TeacherRecipe(CamVidDetection, CamVidDetection.make_network, 40, 6e-3, "adamw"),
+    "camvid_segmentation": TeacherRecipe(CamVidSegmentation, CamVidSegmentation.make_network),
+    "docstring_topics": TeacherRecipe(DocstringTopics, DocstringTopics.make_network, 12, 1e-3, "adamw"),
+    "fashion_vit": TeacherRecipe(FashionVisionTransformer, FashionVisionTransformer.make_network, 30, 1e-3, "adamw"),
+    "spoken_digits": TeacherRecipe(SpokenDigits, SpokenDigits.make_network),
+    "spoken_digits_by_speaker": TeacherRecipe(SpokenDigitsBySpeaker, SpokenDigitsBySpeaker.make_network),
+    "spoken_digits_convolution": TeacherRecipe(SpokenDigitsByConvolution, SpokenDigitsByConvolution.make_network),
+    "spoken_digits_recurrent": TeacherRecipe(
+        SpokenDigitsRecurrent, SpokenDigitsRecurrent.make_network, rate=3e-3, optimizer="adamw"
+    ),
 }
-RATES = {"adamw": 0.006, "sgd": 0.1}
-"""Highest learning rate by optimizer."""
-
-
-def score(model: nn.Module, task: Classification | Detection, batches: Iterable[Any] | None, device: str) -> float:
-    """Return the task's score of a network."""
-    model.eval()
-    with torch.no_grad():
-        return task.score(
-            [(to_numpy(model(inputs.to(device))), to_numpy(targets)) for inputs, targets in batches or ()]
-        )
 
 
 def find_layout(model: nn.Module) -> torch.memory_format:
@@ -60,35 +82,50 @@ def find_layout(model: nn.Module) -> torch.memory_format:
     return torch.contiguous_format if crashes else torch.channels_last
 
 
-def make_optimizer(task: Classification | Detection, model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """Return the optimizer of a task's training."""
-    decay = task.training.weight_decay
-    if task.training.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), rate, weight_decay=decay)
-    return torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=decay, nesterov=True)
+def run_network(model: nn.Module, inputs: Any, device: str, layout: torch.memory_format) -> Any:
+    """Return a network's outputs; inputs are a tensor, or a dict by the parameters of ``forward``."""
+
+    def put(value: Tensor) -> Tensor:
+        return value.to(device, memory_format=layout if value.ndim == 4 else torch.preserve_format)
+
+    placed = map_tensors(put, inputs)
+    return model(**placed) if isinstance(placed, Mapping) else model(placed)
 
 
-def train(task: Classification | Detection, epochs: int, rate: float, seed: int, device: str) -> float:
+def score(model: nn.Module, task: TrainedTask, batches: Iterable[Any] | None, device: str) -> float:
+    """Return the task's score of a network."""
+    model.eval()
+    layout = find_layout(model)
+    with torch.no_grad():
+        return task.score(
+            [
+                (to_numpy(run_network(model, inputs, device, layout)), to_numpy(targets))
+                for inputs, targets in batches or ()
+            ]
+        )
+
+
+def train(task: TrainedTask, epochs: int, rate: float, seed: int, device: str) -> float:
     """Train a task's network in place; return its best score on the selection set."""
     model = task.build_model()
     steps = sum(1 for _ in task.train_batches(0))
-    optimizer = make_optimizer(task, model, rate)
+    optimizer = TASKS[task.name].make_optimizer(model, rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, epochs * steps, pct_start=0.2)
     layout = find_layout(model)
-    best, kept = score(model, task, task.eval_batches(), device), model.state_dict()
+    best, kept = score(model, task, task.eval_batches(), device), copy.deepcopy(model.state_dict())
     for epoch in range(epochs):
         start = time.perf_counter()
         model.train()
         for inputs, targets in task.train_batches(seed * 1000 + epoch):
-            batch = inputs.to(device, memory_format=layout if inputs.ndim == 4 else torch.preserve_format)
-            loss = task.loss(model(batch), map_tensors(lambda value: value.to(device), targets))
+            outputs = run_network(model, inputs, device, layout)
+            loss = task.loss(outputs, map_tensors(lambda value: value.to(device), targets))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             schedule.step()
         found = score(model, task, task.eval_batches(), device)
         if found >= best:
-            best, kept = found, {name: value.clone() for name, value in model.state_dict().items()}
+            best, kept = found, copy.deepcopy(model.state_dict())
         print(f"epoch {epoch + 1}: {time.perf_counter() - start:.0f} s, selection {found:.4f}", flush=True)
     model.load_state_dict(kept)
     return best
@@ -96,28 +133,29 @@ def train(task: Classification | Detection, epochs: int, rate: float, seed: int,
 
 @click.command()
 @click.argument("name", type=click.Choice(sorted(TASKS)))
-@click.option("--epochs", default=30, show_default=True)
-@click.option("--rate", type=float, help="Highest rate of the one-cycle schedule (default: 0.006 adamw, 0.1 sgd).")
+@click.option("--epochs", type=int, help="Default: those of the task, about 20 minutes on two cores.")
+@click.option("--rate", type=float, help="Highest learning rate of the one-cycle schedule. Default: that of the task.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--width-ratio", default=1.0, show_default=True, help="Of the channels, for a reference.")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: teachers/NAME.safetensors in EDGEOPT_DATA.")
-def main(name: str, epochs: int, rate: float | None, seed: int, width_ratio: float, out: Path | None) -> None:
+def main(name: str, epochs: int | None, rate: float | None, seed: int, width_ratio: float, out: Path | None) -> None:
     """Train, save, and print the score on the test set."""
+    recipe = TASKS[name]
     try:
-        run(name, epochs, rate, seed, width_ratio, out)
+        run(name, epochs or recipe.epochs, rate or recipe.rate, seed, width_ratio, out)
     except EdgeoptError as error:
         raise click.ClickException(str(error)) from error
 
 
-def run(name: str, epochs: int, rate: float | None, seed: int, width_ratio: float, out: Path | None) -> None:
+def run(name: str, epochs: int, rate: float, seed: int, width_ratio: float, out: Path | None) -> None:
     """Train the network of a task, and save it."""
     path = out or teacher_path(name)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
-    model = TASKS[name].make_network(width_ratio).to(device)
+    recipe = TASKS[name]
+    model = recipe.make_network(width_ratio).to(device)
     model = model.to(memory_format=find_layout(model))  # type: ignore[call-overload]
-    task = TASKS[name](lambda: model)
-    rate = RATES[task.training.optimizer] if rate is None else rate
+    task = recipe.make_task(lambda: model)
     best = train(task, epochs, rate, seed, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     settings = {

@@ -1,7 +1,7 @@
 """Gives the inputs and outputs of an exported graph their names, also if an inner value has one of them already.
 
-PyTorch's exporters rename an output without looking, so that an output ``conv2d_19`` beside a value that the trace has
-called so makes an invalid file. They are given names of our own, which are replaced afterwards.
+PyTorch's exporters rename an output without looking: if a value of the trace is called ``conv2d_19``, an output of that
+name makes an invalid file. They are given names of our own, which are replaced afterwards.
 """
 
 from __future__ import annotations

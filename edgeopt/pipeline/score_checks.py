@@ -17,9 +17,11 @@ from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
 from edgeopt.scoring.agreement import constant_agreement
+from edgeopt.scoring.compute import decisions
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.enough import expected_margin, samples_needed
+from edgeopt.scoring.facts import flat_arrays
 from edgeopt.scoring.samples import shift_targets
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
@@ -57,12 +59,11 @@ def _check(build: Build, evaluator: Evaluator) -> BaselineCheck:
     batches = read_batches(outputs)
     outputs.unlink(missing_ok=True)
     kind = data.settle_score(batches)
+    pairs = data.pairs(batches, data.targets or [None] * len(batches))
     if kind is not None and kind.by_agreement:
-        assert isinstance(data.task, OnnxTask)
-        outputs_by_batch = [[batch[name] for name in data.task.output_names] for batch in batches]
-        constant = constant_agreement(kind, outputs_by_batch)
-        return BaselineCheck(kind=kind, score=1.0, samples=data.samples, constant=constant)
-    pairs = data.pairs(batches, data.targets)
+        constant = constant_agreement(kind, [flat_arrays(found) for found, _ in pairs])
+        score = data.score(pairs) if data.targets else 1.0
+        return BaselineCheck(kind=kind, score=score, samples=data.samples, constant=constant)
     if kind is None:
         return BaselineCheck(
             kind=None, score=data.score(pairs), samples=data.samples, shuffled=_score_shuffled(build, pairs)
@@ -153,8 +154,8 @@ def _wide_limit_note(build: Build, check: BaselineCheck) -> list[str]:
     if check.kind is not None and check.kind.by_agreement:
         return [
             f"A file that always gives the mean output would agree to {check.constant:.4f}, and a drop of {allowed:g} "
-            "is allowed: a file that has learned nothing could win. Lower --max-drop, give inputs with --data on which "
-            "the outputs differ more, or labels."
+            "is allowed: a file that has learned nothing could win. Lower --max-drop, give inputs on which the outputs "
+            "differ more, or labels."
         ]
     return [
         f"A constant answer scores {check.constant:.4f}, only {room:.4f} worse than the trained network, and a drop of "
@@ -183,7 +184,7 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
     scores = found.mean_of
     if scores is None:
         return []
-    single = check.kind is None or all(np.size(target) == len(target) for target in build.data.targets)
+    single = check.kind is None or all(_are_single(check.kind, target) for target in build.data.targets)
     needed = samples_needed(scores, allowed, single_answers=single)
     if len(scores) >= needed:
         return []
@@ -192,6 +193,14 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
         f"{len(scores):,} samples cannot show a score drop of {allowed:g} at 95 %; about {needed:,} can. The end of "
         f"the interval that decides is expected to be {margin:.2g} above the drop that is found."
     ]
+
+
+def _are_single(kind: ScoreKind, target: Any) -> bool:
+    """Tell whether each sample of a batch has one answer."""
+    if not kind.by_agreement:
+        return bool(np.size(target) == len(target))
+    answers = [decisions(part, flat_arrays(target)[part.index]) for part in kind.parts]
+    return all(array.size == len(array) for array in answers)
 
 
 def _compares_values(kind: ScoreKind) -> bool:

@@ -121,7 +121,7 @@ class ScoreKind(Record, frozen=True, kw_only=True):
         parts = [f"{_PART_WORDS[part.layout]} of '{part.output}'".format(part) for part in self.parts]
         if self.by_agreement:
             measures = [f"{words}: {_METRIC_WORDS[part.metric]}" for part, words in zip(self.parts, parts, strict=True)]
-            return f"agreement with the given file's outputs ({'; '.join(measures)})"
+            return f"agreement with the given model's outputs ({'; '.join(measures)})"
         part = self.parts[0]
         if part.metric == "miou" and part.layout == "yes or no" and part.classes == 1:
             return f"intersection over union of the yes answers ({parts[0]})"

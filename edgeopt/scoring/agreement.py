@@ -24,11 +24,9 @@ from edgeopt.scoring.fit import Fit, class_axes
 from edgeopt.scoring.sequences import find_blank
 
 _ONE_ANSWER = (
-    "'{}' {} for every input, so agreement shows nothing: give inputs with --data for which its answers differ, or "
-    "labels."
+    "'{}' {} for every input, so agreement shows nothing: give inputs for which its answers differ, or labels."
 )
-_NO_BOXES = "'{}' holds boxes, but detects none on this data, so agreement shows nothing: give inputs with --data on "
-_NO_BOXES += "which it finds some."
+_NO_BOXES = "'{}' holds boxes, but detects none on this data, so agreement shows nothing: give inputs with some."
 _FEW_CLASSES = 100
 """8-bit outputs with larger values are pictures or scores rather than class numbers."""
 _UNIT_TOLERANCE = 5e-3
@@ -92,13 +90,14 @@ def constant_agreement(kind: ScoreKind, outputs: Sequence[Sequence[NDArray[Any]]
         kind: An agreement.
         outputs: Of the baseline: for each batch, its outputs.
     """
-    if len({tuple(array.shape[1:] for array in batch) for batch in outputs}) != 1:
+    judged = [part.index for part in kind.parts]
+    if len({tuple(batch[at].shape[1:] for at in judged) for batch in outputs}) != 1:
         return None
-    total = sum(len(batch[0]) for batch in outputs)
-    means = [sum(batch[at].astype(np.float64).sum(0) for batch in outputs) / total for at in range(len(outputs[0]))]
+    total = sum(len(batch[judged[0]]) for batch in outputs)
+    means = {at: sum(batch[at].astype(np.float64).sum(0) for batch in outputs) / total for at in judged}
     pairs = []
     for batch in outputs:
-        constant = [np.broadcast_to(mean, array.shape) for mean, array in zip(means, batch, strict=True)]
+        constant = [np.broadcast_to(means.get(at, array), array.shape) for at, array in enumerate(batch)]
         pairs.append((tuple(constant), tuple(batch)))
     return score_of(kind, pairs)
 
@@ -164,7 +163,7 @@ def _classes(output: ArrayFacts, arrays: _Batches, index: int, axis: int) -> _Ju
         if blank is not None:
             note = (
                 f"'{output.name}' names class {blank} at most steps and others in between, as CTC does: compared by "
-                "the edit distance of its sequences; for each step by itself, ask for accuracy with --score."
+                "the edit distance of its sequences; for each step by itself, ask for accuracy."
             )
             return msgspec.structs.replace(part, metric="edit", blank=blank), note
     if _count_answers(part, arrays) > 1:
@@ -246,9 +245,7 @@ def _asked(output: ArrayFacts, arrays: _Batches, index: int, wish: ScoreWish, so
         return fit.judge(output, index, metric), ""
     if wish.score == "multilabel" or not axes:
         if output.low == output.high:
-            raise DataError(
-                f"{source}: output {output} is the same for every input; give real inputs with --data FILE."
-            )
+            raise DataError(f"{source}: output {output} is the same for every input; give real inputs.")
         count = (output.shape[0] or 1) if len(squeezed(output.shape)) == 1 else 1
         fit = Fit("yes or no", "outputs", classes=count)
         return fit.judge(output, index, metric, threshold=threshold_of(output)), ""
@@ -267,7 +264,7 @@ def _asked_agreement(output: ArrayFacts, arrays: _Batches, index: int, metric: M
         if form is None:
             raise DataError(
                 f"{source}: output {output} holds no boxes: these are (N, boxes, values) or (N, values, boxes), with "
-                "four numbers in pixels and then scores in 0..1. Name another output with --score-output."
+                "four numbers in pixels and then scores in 0..1. Name another output."
             )
         return _boxes(output, arrays, index, form)
     if metric == "edit":

@@ -126,6 +126,24 @@ def find_batch_axes(
     )
 
 
+def is_batch(run: Run, inputs: tuple[Tensor, ...]) -> bool:
+    """Tell whether dimension 0 of every input is the samples, so that one has the same answer alone as among others.
+
+    Args:
+        run: As in ``find_batch_axes``.
+        inputs: Perhaps a batch, perhaps a single sample without a dimension for the samples.
+    """
+    if any(not value.dim() for value in inputs) or len({len(value) for value in inputs}) != 1:
+        return False
+    axes: Axes = (0,) * len(inputs)
+    rows = list(range(len(inputs[0]))) if len(inputs[0]) > 1 else [0, 0]
+    whole, alone = (_run_samples(run, inputs, axes, samples) for samples in (rows, [0]))
+    outputs = None if whole is None else _output_axes(whole, [alone], len(rows))
+    if whole is None or alone is None or outputs is None:
+        return False
+    return any(axis is not None for axis in outputs) and _agrees(whole, alone, outputs, 0)
+
+
 def _find_axes_of_one(
     run: Run,
     inputs: tuple[Tensor, ...],

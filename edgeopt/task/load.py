@@ -16,9 +16,13 @@ from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
 _READY_TASKS = {
     "camvid_detection": "edgeopt.tasks.ready.camvid_detection:CamVidDetection",
     "camvid_segmentation": "edgeopt.tasks.ready.camvid_segmentation:CamVidSegmentation",
+    "docstring_topics": "edgeopt.tasks.ready.docstring_topics:DocstringTopics",
     "fashion": "edgeopt.tasks.ready.fashion:task",
+    "fashion_vit": "edgeopt.tasks.ready.fashion:FashionVisionTransformer",
     "spoken_digits": "edgeopt.tasks.ready.spoken_digits:SpokenDigits",
     "spoken_digits_by_speaker": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsBySpeaker",
+    "spoken_digits_convolution": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsByConvolution",
+    "spoken_digits_recurrent": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsRecurrent",
 }
 
 

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName, ScoreWish
+from edgeopt.records.scoring import OutputScore, ScoreKind, ScoreName
 from edgeopt.scoring.facts import unwrapped
 from edgeopt.task.logits import class_logits
 from edgeopt.task.values import flat_outputs, to_numpy
-from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.loaders import Batches, LoaderTask
+from edgeopt.tasks.model_task import ScoredModelTask
 
 
-class Classification(LoaderTask, KnownScore):
+class Classification(LoaderTask, ScoredModelTask):
     """A ``Task`` whose outputs answer with classes, or with yes or no; its score and its loss follow from its data.
 
     ``edgeopt.scoring`` says which outputs and labels are known. The trained network shows what its outputs are before
@@ -27,22 +27,8 @@ class Classification(LoaderTask, KnownScore):
 
     labels_source = "eval, labels"
 
-    def __init__(
-        self,
-        *args: Any,
-        score: ScoreName | None = None,
-        score_output: str | None = None,
-        ignore_label: int | None = None,
-        **options: Any,
-    ) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"name": "classification", **options})
-        self.score_wish = ScoreWish(
-            score=score,
-            output=score_output,
-            ignored=ignore_label,
-            how="score=KIND and score_output=NAME",
-            ignoring="ignore_label=N",
-        )
 
     def settle_score(
         self, outputs: Sequence[Sequence[NDArray[Any]]], names: Sequence[str], labels: Sequence[Any] | None
@@ -59,17 +45,6 @@ class Classification(LoaderTask, KnownScore):
                 "edgeopt.regression(...), which is scored by the mean absolute error, or name another score."
             )
         return kind
-
-    @property
-    def postprocessing(self) -> str:
-        """How an app reads the outputs."""
-        part = self.score_kind.parts[0] if self.score_kind else None
-        if part is None or part.layout == "classes":
-            return "logits, one per class: the largest is the answer, softmax gives probabilities"
-        if part.layout == "yes or no":
-            form = "probabilities" if part.threshold else "logits, of which the sigmoid gives probabilities"
-            return f"{form}: a value above {part.threshold:g} is a yes"
-        return "the number of the class" if part.layout == "class numbers" else "values in the unit of the labels"
 
     def loss(self, outputs: Any, targets: Any) -> Tensor:
         """Return the loss that belongs to the score.

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from edgeopt.errors import TaskError
-from edgeopt.records.budget import Budget
-from edgeopt.task import Training
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
 from edgeopt.task.nesting import first_samples, tensors_of
+from edgeopt.tasks.model_task import ModelTask
 
 Batches = Iterable[Any]
 EXAMPLES = 8
 
 
-class LoaderTask:
-    """A model, data loaders, and the members of a ``Task`` that its user may give; loss and score are a subclass's."""
+class LoaderTask(ModelTask):
+    """A task from a model and data loaders; loss and score are a subclass's."""
 
     def __init__(
         self,
@@ -31,54 +28,18 @@ class LoaderTask:
         *,
         name: str,
         test: Batches | None = None,
-        labels: Sequence[str] = (),
-        training: Training | None = None,
-        students: Mapping[str, Callable[[], nn.Module]] | None = None,
-        budgets: Mapping[str, Budget] | None = None,
-        preprocessing: str = "",
-        teacher: str | Path | None = None,
-        input_names: Sequence[str] = (),
-        output_names: Sequence[str] = (),
-        batch_dim: int | Mapping[str, int | None] | None = None,
-        dynamic_axes: Mapping[str, Mapping[int, Any]] | None = None,
-        keep: Sequence[str] = (),
-        min_widths: Mapping[str, int] | None = None,
-        drop_unseen_rows: bool = False,
-        unknown_ids: Mapping[str, int] | None = None,
+        **options: Any,
     ) -> None:
-        self.name = name
-        self.input_names, self.output_names = tuple(input_names), tuple(output_names)
-        if batch_dim is not None:
-            self.batch_dim = batch_dim
-        self.dynamic_axes = dynamic_axes
-        self.keep, self.min_widths = keep, min_widths
-        self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
-        self.labels = tuple(labels)
-        self.training = training or Training()
-        self.students = students or {}
-        self.budgets = budgets or {}
-        self.preprocessing = preprocessing
-        self.teacher = teacher
+        super().__init__(model, name=name, **options)
         for part, batches in (("train", train), ("eval", eval), ("test", test)):
             if isinstance(batches, Iterator):
                 raise TaskError(
                     f"{name}: {part} is a {type(batches).__name__}, which can be iterated only once. Give a list, a "
                     f"DataLoader{', or a function of a seed that returns an epoch' if part == 'train' else ''}."
                 )
-        self._model = model
         self._train = train
         self._eval = eval
         self._test = test
-        caller = inspect.currentframe()
-        while caller is not None and str(caller.f_globals.get("__name__", "")).startswith("edgeopt"):
-            caller = caller.f_back
-        self.source_module = caller.f_globals.get("__name__") if caller is not None else None
-
-    def build_model(self) -> nn.Module:
-        """Return the trained model."""
-        if callable(self._model) and not isinstance(self._model, nn.Module):
-            self._model = self._model()  # once: it may train
-        return self._model
 
     def example_inputs(self) -> Any:
         """Return the first evaluation inputs, at most eight samples."""

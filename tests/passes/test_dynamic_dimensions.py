@@ -1,5 +1,7 @@
 """Networks with dynamic dimensions, from the task to a pruned file that is right at three sizes."""
 
+import time
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -88,6 +90,16 @@ def test_recurrent_layers_take_sequences_of_any_length(kind, options):
     order = ("batch", "time") if options.get("batch_first") else ("time", "batch")
     network = Network.trace(layer, (torch.randn(4, 3, 6),), (dict(enumerate(order)),))
     x = torch.randn(9, 2, 6)
+    assert torch.allclose(network.eval_module(x)[0], layer(x)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
+def test_a_long_sequence_of_a_fixed_length_is_one_operator_and_not_run_step_by_step(kind):
+    layer = getattr(nn, kind)(6, 5, num_layers=2, batch_first=True).eval()
+    start = time.perf_counter()
+    network = Network.trace(layer, (torch.randn(4, 1500, 6),))
+    assert time.perf_counter() - start < 60  # step by step: several minutes
+    x = torch.randn(3, 1500, 6)
     assert torch.allclose(network.eval_module(x)[0], layer(x)[0], atol=1e-6)
 
 

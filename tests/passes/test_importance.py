@@ -178,3 +178,35 @@ def test_a_network_in_which_nothing_can_go_has_no_scores():
     network = Network.trace(Skip(), (torch.randn(2, 4),))
     batches = [(torch.randn(2, 4), torch.randn(2, 4))]
     assert score_channels(network, analyse(network), TAYLOR, batches, nn.functional.mse_loss) == {}
+
+
+class FixedWaves(nn.Module):
+    """The energy of waves in bands, neither of them a parameter, as in the front end of a speech network."""
+
+    def __init__(self):
+        super().__init__()
+        steps = torch.arange(16) * torch.tensor([[1.0], [2.0], [3.0], [5.0]]) * torch.pi / 8
+        self.register_buffer("waves", steps.sin()[:, None])
+        self.register_buffer("bands", torch.tensor([[1.0, 1, 0.5, 0.5], [0.5, 0.5, 1, 1]])[..., None])
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, x):
+        energy = nn.functional.conv1d(x, self.waves, stride=16).square()
+        return self.head(nn.functional.conv1d(energy, self.bands).mean(-1))
+
+
+@pytest.mark.parametrize("method", ["taylor", "gradient", "hessian", "l1"])
+def test_channels_of_buffers_have_a_score_of_their_own(method):
+    torch.manual_seed(0)
+    model = FixedWaves()
+    with torch.no_grad():
+        model.waves[3] *= 0.01  # hardly heard
+    x = torch.randn(32, 1, 64)
+    network = Network.trace(model, (x,))
+    batches = [(x, torch.randint(2, (32,)))]
+    groups = analyse(network)
+    name = next(name for name in groups.free if "waves" in name)
+    scores = score_channels(network, groups, Importance(method=method), batches, nn.functional.cross_entropy)[name]
+    assert (scores > 0).all()
+    assert scores[3] < (1 if method == "l1" else 0.2) * max(scores[:3])
+    assert not network.eval_module.waves.requires_grad

@@ -1,12 +1,17 @@
 import gzip
+import itertools
 
 import numpy as np
 import pytest
 import torch
 
 from edgeopt.errors import DataError
+from edgeopt.passes.network import Network
+from edgeopt.passes.prune.analysis import analyse
 from edgeopt.task import load_task
-from edgeopt.tasks.ready import augment, fashion_mnist
+from edgeopt.tasks.networks.vision_transformer import SmallVisionTransformer
+from edgeopt.tasks.ready import augment, fashion, fashion_mnist
+from edgeopt.tasks.ready.fashion import FashionVisionTransformer
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +81,24 @@ def test_shift_moves_and_erase_zeroes():
     erased = augment.erase(images, generator, size=8, ratio=0.5)
     changed = (erased == 0).flatten(1).any(1).float().mean()
     assert 0.2 < float(changed) < 0.8
+
+
+def test_the_vision_transformer_learns_and_its_width_can_go(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    model = SmallVisionTransformer(width=16, layers=2, heads=2)
+    task = FashionVisionTransformer(lambda: model)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for images, labels in itertools.islice(task.train_batches(0), 40):
+        optimizer.zero_grad()
+        task.loss(model(images), labels).backward()
+        optimizer.step()
+    images, labels = fashion.load_tensors("selection")
+    with torch.no_grad():
+        found = (model.eval()(images[:1000]).argmax(1) == labels[:1000]).float().mean()
+    assert found > 0.3
+    free = set(analyse(Network.trace(model, (images[:2],))).free)
+    assert {"patches", "layers.0.wide", "layers.1.attention.value"} <= free
+    monkeypatch.setenv("EDGEOPT_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"train_teacher\.py fashion_vit`"):
+        FashionVisionTransformer().build_model()

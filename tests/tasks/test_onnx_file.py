@@ -102,7 +102,7 @@ def test_a_graph_with_a_fixed_batch_size_calibrates_on_whole_batches(tmp_path):
 
 def test_without_data_the_inputs_are_random_and_the_report_says_so(model):
     task = OnnxTask(model, None)
-    assert task.scored_by == "agreement with the given file's outputs on random inputs"
+    assert task.scored_by == "agreement with the given model's outputs on random inputs"
     assert task.target_batches() is None
 
 

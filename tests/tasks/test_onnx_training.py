@@ -8,6 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
+from edgeopt.tasks.own_outputs import noisy_loss
 
 
 def a_file_of_any_length(path):
@@ -39,10 +40,13 @@ def test_samples_of_different_lengths_train_in_batches_of_one_length_on_the_file
     task.write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
     training = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}")
     seen = []
-    for (x, gain), y in training.train_batches(0):
+    for (x, gain), targets in training.train_batches(0):
         assert (gain.shape, float(gain)) == ((), 2)
         assert x.shape[2] in (20, 31)
-        torch.testing.assert_close(y, torch.conv1d(2 * x, torch.from_numpy(weights)))
+        y = torch.conv1d(2 * x, torch.from_numpy(weights))
+        (found,) = training.answer((x, gain))
+        torch.testing.assert_close(found, y)
+        torch.testing.assert_close(training.loss(y, targets), noisy_loss([y], [y]))
         seen += x[:, 0, 0].int().tolist()
     selects = [int(value) for (x, _), _ in training.eval_batches() for value in x[:, 0, 0]]
     assert (len(seen), len(set(seen))) == (270, 270)

@@ -11,9 +11,17 @@ import torch
 from edgeopt.errors import DataError
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.tasks.networks.log_mel import LogMel, mel_filters
+from edgeopt.task import load_task
+from edgeopt.tasks.networks.log_mel import ConvolutionLogMel, LogMel, mel_filters
 from edgeopt.tasks.ready import fsdd
-from edgeopt.tasks.ready.spoken_digits import DigitNetwork, SpokenDigits, SpokenDigitsBySpeaker, word_tensors
+from edgeopt.tasks.ready.spoken_digits import (
+    DigitNetwork,
+    SpokenDigits,
+    SpokenDigitsByConvolution,
+    SpokenDigitsBySpeaker,
+    SpokenDigitsRecurrent,
+    word_tensors,
+)
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 needs_digits = pytest.mark.skipif(
@@ -115,3 +123,31 @@ def test_the_real_words_are_heard_after_two_epochs():
         found = task.score([(model(inputs).numpy(), labels.numpy()) for inputs, labels in task.eval_batches()])
     assert found > 0.5
     word_tensors.cache_clear()
+
+
+def test_a_convolution_gives_the_same_bands_as_the_transform():
+    waves = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0))
+    expected, found = LogMel(8000)(waves), ConvolutionLogMel(8000)(waves)
+    assert found.shape == expected.shape == (3, 40, 101)
+    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("task", "free"),
+    [
+        (SpokenDigitsByConvolution, {"front.waves", "network.stem.0", "network.stages.4.conv2"}),
+        (SpokenDigitsRecurrent, {"front.waves", "recurrent.weight_ih_l0", "recurrent.weight_ih_l0:1"}),
+    ],
+)
+def test_further_networks_have_names_weights_and_channels_of_their_own(recordings, task, free):
+    name = f"spoken_digits{task.suffix}"
+    with pytest.raises(Exception, match=rf"train_teacher\.py {name}`"):
+        _ = load_task(name).model
+    torch.manual_seed(0)
+    model = task.make_network(0.125).eval()
+    groups = analyse(Network.trace(model, (torch.randn(2, 8000),)))
+    assert free <= set(groups.free)
+    outputs = model(torch.randn(2, 8000))
+    assert outputs.shape == (2, 10)
+    outputs.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -97,7 +98,7 @@ def score_channels(
     batches = list(batches or ()) if rule.method in NEEDS_BATCHES else []
     shares = routing_shares(network, groups, (as_inputs(inputs) for inputs, _ in batches))
     score = _make_slot_score(network, groups, rule.method, batches, loss)
-    norms = _norm_score(network, 2)
+    norms = _norm_score(network, groups, 2)
     scores: Scores = {}
     for name, group in groups.free.items():
         if rule.method == "random":
@@ -132,13 +133,13 @@ def _make_slot_score(
 ) -> SlotScore:
     match method:
         case "l1":
-            return _norm_score(network, 1)
+            return _norm_score(network, groups, 1)
         case "l2":
-            return _norm_score(network, 2)
+            return _norm_score(network, groups, 2)
         case "batch-norm":
-            return _batch_norm_score(network)
+            return _batch_norm_score(network, groups)
         case "activation":
-            return _activation_score(network, batches)
+            return _activation_score(network, groups, batches)
         case "random":
             return lambda slot, indices: None
         case _:
@@ -152,8 +153,21 @@ def _sum_rows(values: Tensor, dim: int) -> _Floats:
     return np.asarray(rows.sum(1, dtype=torch.float64).numpy())
 
 
-def _norm_score(network: Network, power: int) -> SlotScore:
-    weights = network.parameters()
+def _scored_tensors(network: Network, groups: Groups) -> dict[str, Tensor]:
+    """Return the parameters, and the buffers of groups without a parameter, such as the waves of a Fourier transform.
+
+    Without a score of their own, the channels of such a group would all seem to be worth nothing.
+    """
+    parameters = network.parameters()
+    without = [group for group in groups.free.values() if not any(name in parameters for name, _ in group.slots)]
+    names = {name for group in without for name, _ in group.slots}
+    buffers = {name: attrgetter(name)(network.eval_module) for name in sorted(names)}
+    buffers = {name: tensor for name, tensor in buffers.items() if tensor.is_floating_point()}
+    return {**parameters, **buffers}
+
+
+def _norm_score(network: Network, groups: Groups, power: int) -> SlotScore:
+    weights = _scored_tensors(network, groups)
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
         name, dim = slot
@@ -174,17 +188,19 @@ def _find_nodes(network: Network, operator: str) -> list[Any]:
     ]
 
 
-def _batch_norm_score(network: Network) -> SlotScore:
+def _batch_norm_score(network: Network, groups: Groups) -> SlotScore:
     names = tensor_names(network.eval_module)
     scales = {read_name(names, node.args[1]) for node in _find_nodes(network, "batch_norm")}
-    norms = _norm_score(network, 1)
+    norms = _norm_score(network, groups, 1)
     return lambda slot, indices: norms(slot, indices) if slot[0] in scales else None
 
 
 def _gradient_score(
     network: Network, groups: Groups, method: ImportanceMethod, batches: Iterable[_Batch], loss: _Loss
 ) -> SlotScore:
-    trained = {name: parameter for name, parameter in network.parameters().items() if parameter.requires_grad}
+    scored, parameters = _scored_tensors(network, groups), network.parameters()
+    buffers = [tensor for name, tensor in scored.items() if name not in parameters]
+    trained = {name: tensor for name, tensor in scored.items() if name not in parameters or tensor.requires_grad}
     slots = {slot for group in groups.free.values() for slot in group.slots if slot[0] in trained}
     rows: dict[Slot, list[_Floats]] = {slot: [] for slot in slots}
     module = take_stride_out(network.eval_module)
@@ -198,17 +214,22 @@ def _gradient_score(
             if (name, dim) in rows:
                 rows[name, dim].append(_sum_rows(values, dim))
 
+    for tensor in buffers:
+        tensor.requires_grad_()
     hooks = [
         weight.register_post_accumulate_grad_hook(partial(add_and_drop, name))  # type: ignore[no-untyped-call]
         for name, weight in trained.items()
     ]
+    count = 0
     try:
-        for inputs, targets in batches:
+        for count, (inputs, targets) in enumerate(batches, 1):  # noqa: B007 - count is read below
             loss(module(*as_inputs(inputs)), targets).backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
             hook.remove()
-    if rows and not any(rows.values()):
+        for tensor in buffers:
+            tensor.requires_grad_(False)
+    if rows and not count:
         raise InputError(f"Importance '{method}' got no batches; pass at least one.")
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:
@@ -235,7 +256,7 @@ _READERS = {"conv1d": 1, "conv2d": 1, "conv3d": 1, "convolution": 1, "linear": -
 """Operators whose weight reads the input's channels along dimension 1, and the channel dimension of the input."""
 
 
-def _activation_score(network: Network, batches: Iterable[_Batch]) -> SlotScore:
+def _activation_score(network: Network, groups: Groups, batches: Iterable[_Batch]) -> SlotScore:
     names = tensor_names(network.eval_module)
     readers: dict[Any, list[tuple[str, int]]] = {}
     for operator, dim in _READERS.items():
@@ -249,7 +270,7 @@ def _activation_score(network: Network, batches: Iterable[_Batch]) -> SlotScore:
                 squares[name] = squares.get(name, 0.0) + _sum_rows(value.square(), dim % value.dim())
     if not squares:
         raise InputError("Importance 'activation' got no batches, or the network has no convolution or linear layer.")
-    norm = _norm_score(network, 2)
+    norm = _norm_score(network, groups, 2)
     shapes = {name: parameter.shape for name, parameter in network.parameters().items()}
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:

@@ -1,8 +1,8 @@
-"""Recurrent layers over sequences of a dynamic length, for ``torch.export``.
+"""Recurrent layers over sequences, for ``torch.export``.
 
 PyTorch computes the shape of a recurrent layer's result by running it step by step, so an export takes the length of
-the sequence for a constant. Here the layers are traced as operators of our own, which know the shape of their result,
-and become PyTorch's own operators again in the exported graph.
+the sequence for a constant, and needs minutes for a long one. Here the layers are traced as operators of our own, which
+know the shape of their result, and become PyTorch's own operators again in the exported graph.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _LIBRARY = "edgeopt_recurrent"
 
 
 @contextmanager
-def dynamic_recurrent_layers() -> Iterator[None]:
-    """Let recurrent layers be traced with a dynamic length, for the length of a block."""
+def recurrent_layers_as_one() -> Iterator[None]:
+    """Let a recurrent layer be traced as one operator, however long its sequence is, for the length of a block."""
     functions = torch._VF
     before = {name: functions.__dict__.get(name) for name in _OPERATORS}
     try:

@@ -25,7 +25,7 @@ from edgeopt.passes.tracing.check import compare_with_model
 from edgeopt.passes.tracing.composites import decompose_composites
 from edgeopt.passes.tracing.failures import TraceFailure, explain_failure
 from edgeopt.passes.tracing.native_norms import write_plain_norms
-from edgeopt.passes.tracing.recurrent_ops import dynamic_recurrent_layers, restore_recurrent_layers
+from edgeopt.passes.tracing.recurrent_ops import recurrent_layers_as_one, restore_recurrent_layers
 from edgeopt.passes.tracing.spectral_norm import fold_spectral_norms
 from edgeopt.passes.tracing.trainable import make_trainable
 from edgeopt.passes.tracing.vmap_regions import inline_vmaps
@@ -94,7 +94,7 @@ def _export_graph(
     notes: tuple[str, ...] = ()
     others = sorted({name for dims in axes for name in dims.values()} - {BATCH})
     with (
-        dynamic_recurrent_layers() if others else contextlib.nullcontext(),
+        recurrent_layers_as_one(),
         visible_dropouts(model, modes.sample_dropouts),
     ):
         program = _export(model, inputs, _dynamic_shapes(model, axes))
@@ -109,7 +109,7 @@ def _export_graph(
     if isinstance(program, TraceFailure):
         batch = next((value.shape[dim] for value, dims in zip(inputs, axes, strict=True) for dim in dims), 1)
         notes = (f"{FIXED_BATCH_NOTE} of {batch}: {program.reason}",)
-        with visible_dropouts(model, modes.sample_dropouts):
+        with recurrent_layers_as_one(), visible_dropouts(model, modes.sample_dropouts):
             program = _export(model, inputs, None)
     if isinstance(program, TraceFailure):
         raise StepError("trace", _describe_failure(model, inputs, modes, program), program.trace)

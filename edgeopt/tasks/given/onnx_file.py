@@ -36,7 +36,7 @@ from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
 from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup
 from edgeopt.tasks.onnx_data.specs import InputAxes, declared_axes, describe_inputs, open_dimensions
-from edgeopt.tasks.onnx_data.split import samples_in, split_by_use
+from edgeopt.tasks.onnx_data.split import describe_use, samples_in, split_by_use
 from edgeopt.tasks.onnx_data.states import (
     SequenceStep,
     check_sequences,
@@ -135,9 +135,9 @@ class OnnxTask(KnownScore):
     def _choose_training(self) -> Training | None:
         if not self.split.training:
             return None
-        from edgeopt.tasks.given.onnx_training import GIVEN_TRAINING  # PyTorch, once the data are checked
+        from edgeopt.tasks.own_outputs import LABEL_FREE_TRAINING  # PyTorch, once the data are checked
 
-        return GIVEN_TRAINING
+        return LABEL_FREE_TRAINING
 
     def _load(self, data: str) -> GivenSamples:
         """Read the data; those of a model with states are sequences."""
@@ -172,7 +172,7 @@ class OnnxTask(KnownScore):
     @property
     def scored_by(self) -> str:
         """The score in words."""
-        words = "accuracy" if self.target_batches() is not None else "agreement with the given file's outputs"
+        words = "accuracy" if self.target_batches() is not None else "agreement with the given model's outputs"
         words = words if self.score_kind is None else self.score_kind.text
         return f"{words} on random inputs" if self.random_inputs else words
 
@@ -185,9 +185,7 @@ class OnnxTask(KnownScore):
                 f"too few inputs to hold some back: the same {selecting} calibrate int8 and select, so its score drop "
                 "may look smaller than it is"
             )
-        training = samples_in(self.split.training)
-        calibrates = f"{calibrating} {'of them' if training else 'inputs'} calibrate int8"
-        return f"{f'{training} inputs train, ' if training else ''}{calibrates}, {selecting} others select"
+        return describe_use(samples_in(self.split.training), calibrating, selecting)
 
     @property
     def input_axes(self) -> tuple[int | None, ...]:

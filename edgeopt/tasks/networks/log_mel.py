@@ -1,4 +1,4 @@
-"""A signal front end as a module: log-mel bands of a waveform, so that the file takes sound as it is recorded."""
+"""Signal front ends as modules: log-mel bands of a waveform, so that the file takes sound as it is recorded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 def mel_filters(rate: int, size: int, bands: int) -> NDArray[np.float32]:
@@ -47,3 +48,31 @@ class LogMel(nn.Module):
         spectrum = torch.stft(x, self.size, self.hop, window=self.window, return_complex=True)
         energy = torch.view_as_real(spectrum).square().sum(-1)
         return torch.log((energy.transpose(1, 2) @ self.filters).transpose(1, 2) + 1e-6)
+
+
+class ConvolutionLogMel(nn.Module):
+    """The same numbers as those of ``LogMel``, by a convolution with the sines and cosines of the transform.
+
+    Args:
+        rate: Samples a second.
+        size: Samples of a window, which is a Hann window.
+        hop: Samples from one window to the next.
+        bands: Number of bands.
+    """
+
+    waves: Tensor
+    filters: Tensor
+
+    def __init__(self, rate: int, size: int = 256, hop: int = 80, bands: int = 40) -> None:
+        super().__init__()
+        self.size, self.hop = size, hop
+        angles = 2 * torch.pi * torch.arange(size // 2 + 1)[:, None] * torch.arange(size) / size
+        waves = torch.cat([angles.cos(), angles.sin()]) * torch.hann_window(size)
+        self.register_buffer("waves", waves[:, None])
+        self.register_buffer("filters", torch.from_numpy(mel_filters(rate, size, bands)).t()[:, :, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map waveforms ``(batch, samples)`` to ``(batch, bands, 1 + samples // hop)``."""
+        padded = functional.pad(x[:, None], [self.size // 2] * 2, mode="reflect")
+        cosines, sines = functional.conv1d(padded, self.waves, stride=self.hop).chunk(2, dim=1)
+        return torch.log(functional.conv1d(cosines.square() + sines.square(), self.filters) + 1e-6)

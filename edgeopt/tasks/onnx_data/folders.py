@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.records.given_data import DataOptions
+from edgeopt.tasks.image_files import IMAGE_ENDINGS
 from edgeopt.tasks.onnx_data.archives import StoredArrays, find_keys
 from edgeopt.tasks.onnx_data.arrays import labels_key_of
 from edgeopt.tasks.onnx_data.images import image_reader
@@ -25,7 +26,7 @@ from edgeopt.tasks.onnx_data.specs import InputSpec, declared_axes
 
 _ENDINGS = {
     "arrays": frozenset((".npy", ".npz")),
-    "images": frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")),
+    "images": IMAGE_ENDINGS,
     "sounds": frozenset((".wav", ".flac", ".ogg")),
 }
 """Kind of a folder to the endings of its files, in lower case."""

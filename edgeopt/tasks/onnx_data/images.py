@@ -1,7 +1,4 @@
-"""A folder of images: resized, in the model's layout, and scaled as in training.
-
-Pillow reads them; it is imported only here.
-"""
+"""A folder of images: resized, in the model's layout, and scaled as in training."""
 
 from __future__ import annotations
 
@@ -12,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeopt.errors import DataError, InputError
+from edgeopt.errors import InputError
 from edgeopt.records.given_data import DataOptions
+from edgeopt.tasks.image_files import ImageFit, PixelScaling, check_pillow, make_scaling, read_image
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec
 
@@ -29,11 +27,8 @@ class _Form(NamedTuple):
     size: tuple[int, int] | None
     """Height and width; None: those of each image."""
     is_bgr: bool
-    is_integer: bool
-    scale: float
-    """What pixels of 0 to 255 are divided by first."""
-    mean: NDArray[np.float32]
-    std: NDArray[np.float32]
+    scaling: PixelScaling | None
+    """None: the model takes bytes."""
 
 
 def image_reader(
@@ -56,21 +51,11 @@ def image_reader(
             "Give a folder with an .npz for each sample, or a Python function (file.py:samples)."
         )
     form = _form_of(inputs[0], options)
-    try:
-        from PIL import Image, UnidentifiedImageError  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise InputError(f"reading images such as {first} takes Pillow: pip install pillow.") from error
+    check_pillow(first)
+    fit = None if form.size is None else ImageFit(*form.size)
 
     def read(path: Path) -> list[InputArrays]:
-        try:
-            with Image.open(path) as image:
-                converted = image.convert("L" if form.channels == 1 else "RGB")
-                if form.size is not None:
-                    converted = converted.resize(form.size[::-1], Image.Resampling.BILINEAR)
-                pixels = np.asarray(converted, dtype=np.uint8)
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"{path} cannot be read as an image: {error}.") from error
-        return [{inputs[0].name: _prepare(pixels, form)}]
+        return [{inputs[0].name: _prepare(read_image(path, form.channels, fit), form)}]
 
     return read, _describe(form)
 
@@ -99,29 +84,18 @@ def _form_of(spec: InputSpec, options: DataOptions) -> _Form:
     is_integer = spec.dtype.kind == "u"
     if is_integer and (options.mean or options.std):
         raise InputError(f"--mean and --std are for float inputs; '{spec.name}' takes uint8 pixels as they are.")
-    mean, std = options.mean or (0.0,), options.std or (1.0,)
-    for name, values in (("--mean", mean), ("--std", std)):
-        if len(values) not in (1, channels):
-            raise InputError(f"{name} has {len(values)} numbers; give one, or {channels}, one for each channel.")
-    scale = 1.0 if is_integer or max(map(abs, (*mean, *std))) > 1 else 255.0
-    stats = (np.array(mean, np.float32), np.array(std, np.float32))
-    return _Form(first, channels, size, options.color == "bgr", is_integer, scale, *stats)
+    scaling = None if is_integer else make_scaling(options.mean, options.std, channels, prefix="--")
+    return _Form(first, channels, size, options.color == "bgr", scaling)
 
 
 def _prepare(pixels: NDArray[np.uint8], form: _Form) -> NDArray[Any]:
-    """Return pixels of shape (height, width) or (height, width, channels) as one sample."""
-    values: NDArray[Any] = pixels.reshape(*pixels.shape[:2], form.channels)
-    values = values[..., ::-1] if form.is_bgr else values
-    if not form.is_integer:
-        values = ((values.astype(np.float32) / np.float32(form.scale)) - form.mean) / form.std
+    """Return pixels of shape (height, width, channels) as one sample."""
+    values: NDArray[Any] = pixels[..., ::-1] if form.is_bgr else pixels
+    values = values if form.scaling is None else form.scaling.apply(values)
     return np.ascontiguousarray(np.moveaxis(values, -1, 0) if form.channels_first else values)
 
 
 def _describe(form: _Form) -> str:
     size = "in their own sizes" if form.size is None else f"resized to {form.size[0]}x{form.size[1]} (bilinear)"
     colors = "gray" if form.channels == 1 else "BGR" if form.is_bgr else "RGB"
-    if form.is_integer:
-        return f"images {size}, {colors}, pixels of 0 to 255"
-    scaled = "pixels of 0 to 1" if form.scale > 1 else "pixels of 0 to 255"
-    shown = [", ".join(f"{value:.4g}" for value in values) for values in (form.mean, form.std)]
-    return f"images {size}, {colors}, {scaled} less {shown[0]}, divided by {shown[1]}"
+    return f"images {size}, {colors}, {'pixels of 0 to 255' if form.scaling is None else form.scaling.text}"

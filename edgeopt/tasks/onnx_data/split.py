@@ -63,13 +63,30 @@ def split_by_use(samples: GivenSamples, *, batch: int, trains: bool, are_sequenc
     wanted = int(count * TRAINING_RATIO) // batch * batch
     if trains and wanted >= MIN_TRAINING_SAMPLES:
         training, selecting = _divide(samples.groups, samples.axes, wanted)
-        most = min(samples_in(training), -(-_MAX_CALIBRATION_SAMPLES // batch) * batch)
-        return SampleSplit(training, _divide(training, samples.axes, most)[0], selecting)
+        return SampleSplit(training, calibrating_part(training, samples.axes, batch), selecting)
     wanted = min(_MAX_CALIBRATION_SAMPLES, max(least, int(count * _CALIBRATION_RATIO)))
     wanted = -(-wanted // batch) * batch
     if wanted > count - max(least, batch):
         return SampleSplit((), samples.groups, samples.groups)
     return SampleSplit((), *_divide(samples.groups, samples.axes, wanted))
+
+
+def calibrating_part(training: _Groups, axes: InputAxes, batch: int = 1) -> _Groups:
+    """Return the samples among those that train that calibrate int8, taken evenly.
+
+    Args:
+        training: The samples that train.
+        axes: The batch of each input.
+        batch: The batch size that the graph fixes, or 1.
+    """
+    most = min(samples_in(training), -(-_MAX_CALIBRATION_SAMPLES // batch) * batch)
+    return _divide(training, axes, most)[0]
+
+
+def describe_use(training: int, calibrating: int, selecting: int) -> str:
+    """Return how many samples are for what, in words."""
+    calibrates = f"{calibrating} {'of them' if training else 'inputs'} calibrate int8"
+    return f"{f'{training} inputs train, ' if training else ''}{calibrates}, {selecting} others select"
 
 
 def _divide(groups: _Groups, axes: InputAxes, wanted: int) -> tuple[_Groups, _Groups]:

@@ -1,4 +1,4 @@
-"""Random changes to image batches that keep the label: flip, shift, erase. Each draws from the given generator."""
+"""Random changes to image batches that keep the label: flip, shift, erase, cut. Each draws from the given generator."""
 
 from __future__ import annotations
 
@@ -44,15 +44,33 @@ def change_scenes(images: Tensor, labels: Tensor, generator: torch.Generator) ->
         labels: ``(batch, height, width)``, class numbers.
         generator: Draws.
     """
-    batch, _, height, width = images.shape
-    cut = 0.6 + 0.4 * torch.rand(batch, generator=generator)
-    mirrored = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
-    transform = torch.zeros(batch, 2, 3)
-    transform[:, 0, 0], transform[:, 1, 1] = cut * mirrored, cut
-    transform[:, :, 2] = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - cut)[:, None]
-    grid = functional.affine_grid(transform, [batch, 1, height, width], align_corners=False)
+    grid = _draw_views(images, generator, 0.6, mirror=True)
     options = {"padding_mode": "border", "align_corners": False}
     images = functional.grid_sample(images, grid, mode="bilinear", **options)  # type: ignore[arg-type]
     moved = functional.grid_sample(labels[:, None].float(), grid, mode="nearest", **options)  # type: ignore[arg-type]
-    contrast, light = 0.8 + 0.4 * torch.rand(2, batch, 1, 1, 1, generator=generator)
+    contrast, light = 0.8 + 0.4 * torch.rand(2, len(images), 1, 1, 1, generator=generator)
     return images * contrast + (light - 1), moved[:, 0].long()
+
+
+def change_views(images: Tensor, generator: torch.Generator, least_ratio: float, *, mirror: bool) -> Tensor:
+    """Cut a random part out of each image and enlarge it to the size of the whole.
+
+    Args:
+        images: ``(batch, channels, height, width)``.
+        generator: Draws.
+        least_ratio: Smallest part of each side; 1 keeps the whole.
+        mirror: Whether a random half is mirrored.
+    """
+    grid = _draw_views(images, generator, least_ratio, mirror=mirror)
+    return functional.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _draw_views(images: Tensor, generator: torch.Generator, least_ratio: float, *, mirror: bool) -> Tensor:
+    """Return a grid for ``grid_sample`` of a random part of each image."""
+    batch, _, height, width = images.shape
+    cut = least_ratio + (1 - least_ratio) * torch.rand(batch, generator=generator)
+    mirrored = torch.where(torch.rand(batch, generator=generator) < (0.5 if mirror else 0.0), -1.0, 1.0)
+    transform = torch.zeros(batch, 2, 3)
+    transform[:, 0, 0], transform[:, 1, 1] = cut * mirrored, cut
+    transform[:, :, 2] = (2 * torch.rand(batch, 2, generator=generator) - 1) * (1 - cut)[:, None]
+    return functional.affine_grid(transform, [batch, 1, height, width], align_corners=False)

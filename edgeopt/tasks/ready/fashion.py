@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +16,9 @@ from edgeopt.errors import DataError
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.networks.resnet import SmallResNet
+from edgeopt.tasks.networks.vision_transformer import SmallVisionTransformer
 from edgeopt.tasks.ready import augment, fashion_mnist
+from edgeopt.tasks.ready.teachers import load_teacher
 
 _WEIGHTS_FILE = Path(__file__).parent / "data" / "fashion-resnet.safetensors"
 _EPOCH_IMAGES = 12_000
@@ -38,21 +40,27 @@ def load_batches(split: fashion_mnist.Split, size: int = 500) -> list[tuple[Tens
 
 
 class Fashion(Classification):
-    """Fashion-MNIST with the packaged residual network; see ``fashion_mnist`` for the split."""
+    """Fashion-MNIST with the packaged residual network; see ``fashion_mnist`` for the split.
 
-    def __init__(self) -> None:
+    Args:
+        model: Makes another network than the trained one.
+    """
+
+    training = Training(epochs=8, learning_rate=0.03, min_steps=0)
+    own_name = "fashion"
+
+    def __init__(self, model: Callable[[], nn.Module] | None = None) -> None:
         super().__init__(
-            self.load_network,
+            model or self.load_network,
             self.draw_epoch,
             eval=(),
-            name="fashion",
+            name=self.own_name,
             labels=fashion_mnist.CLASSES,
-            training=Training(epochs=8, learning_rate=0.03, min_steps=0),
+            training=self.training,
             preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
         )
 
-    @staticmethod
-    def load_network() -> nn.Module:
+    def load_network(self) -> nn.Module:
         """Build the residual network and load its packaged weights."""
         network = SmallResNet(stem=32)
         try:
@@ -87,6 +95,22 @@ class Fashion(Classification):
         """Return training images without augmentation: calibration needs images like those the network will see."""
         images, labels = load_tensors("train")
         return list(zip(torch.split(images[:1000], 100), torch.split(labels[:1000], 100), strict=True))
+
+
+class FashionVisionTransformer(Fashion):
+    """The same images with the vision transformer that ``tools/train_teacher.py`` has trained."""
+
+    training = Training(epochs=8, optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, min_steps=0)
+    own_name = "fashion_vit"
+
+    @staticmethod
+    def make_network(width_ratio: float = 1.0) -> nn.Module:
+        """Return the transformer with initial weights; its width times ``width_ratio``."""
+        return SmallVisionTransformer(width=int(128 * width_ratio))
+
+    def load_network(self) -> nn.Module:
+        """Build the transformer and load its weights."""
+        return load_teacher(self.name, self.make_network())
 
 
 def task() -> Fashion:

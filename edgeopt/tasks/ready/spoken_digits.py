@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.networks.log_mel import LogMel
+from edgeopt.tasks.networks.log_mel import ConvolutionLogMel, LogMel
 from edgeopt.tasks.networks.resnet import SmallResNet
 from edgeopt.tasks.ready import fsdd
 from edgeopt.tasks.ready.teachers import load_teacher
@@ -19,6 +19,7 @@ DIGITS_NAME = "spoken_digits"
 _BATCH_SIZE = 32
 _EVAL_BATCH_SIZE = 100
 _EXAMPLES = 8
+_BANDS = 40
 _MEAN, _STD = -5.0, 2.5
 """Of the log-mel values, about."""
 _MAX_SHIFT = 1600
@@ -31,17 +32,43 @@ class DigitNetwork(nn.Module):
     Args:
         stem: Channels of the first convolution.
         widths: Of each stage.
+        front: Maps waveforms to log-mel bands; by default by ``torch.stft``.
     """
 
-    def __init__(self, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128)) -> None:
+    def __init__(self, stem: int = 16, widths: tuple[int, ...] = (32, 64, 128), front: nn.Module | None = None) -> None:
         super().__init__()
-        self.front = LogMel(fsdd.RATE)
+        self.front = front or LogMel(fsdd.RATE)
         self.network = SmallResNet(10, 1, stem, widths)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map waveforms ``(batch, 8000)`` to logits ``(batch, 10)``."""
-        logits: Tensor = self.network(((self.front(x) - _MEAN) / _STD).unsqueeze(1))
+        logits: Tensor = self.network(_normalized(self.front(x)).unsqueeze(1))
         return logits
+
+
+class RecurrentDigitNetwork(nn.Module):
+    """Log-mel bands by a convolution, layers of gated recurrent units, and the mean of their outputs over time.
+
+    Args:
+        width: Of a recurrent layer.
+        layers: Number of them.
+    """
+
+    def __init__(self, width: int = 128, layers: int = 2) -> None:
+        super().__init__()
+        self.front = ConvolutionLogMel(fsdd.RATE)
+        self.recurrent = nn.GRU(_BANDS, width, layers, batch_first=True)
+        self.head = nn.Linear(width, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map waveforms ``(batch, 8000)`` to logits ``(batch, 10)``."""
+        outputs, _ = self.recurrent(_normalized(self.front(x)).transpose(1, 2))
+        logits: Tensor = self.head(outputs.mean(1))
+        return logits
+
+
+def _normalized(bands: Tensor) -> Tensor:
+    return (bands - _MEAN) / _STD
 
 
 @cache
@@ -56,28 +83,36 @@ class SpokenDigits(Classification):
 
     Args:
         model: Makes another network than the trained one.
-        split: Whether takes or speakers part training from selection and test.
     """
 
     split: fsdd.SpeechSplit = "take"
+    """Whether takes or speakers part training from selection and test."""
+    suffix = ""
+    """Of the task's name."""
+    training = Training(epochs=20, learning_rate=0.03)
 
     def __init__(self, model: Callable[[], nn.Module] | None = None) -> None:
         super().__init__(
             model or self.load_network,
             self.draw_epoch,
             eval=(),
-            name=DIGITS_NAME if self.split == "take" else f"{DIGITS_NAME}_by_speaker",
+            name=f"{DIGITS_NAME}{self.suffix}",
             labels=tuple(map(str, range(10))),
             input_names=("waveform",),
-            training=Training(epochs=20, learning_rate=0.03),
+            training=self.training,
             preprocessing="mono sound at 8 kHz, one second, in -1..1, shape (batch, 8000), float32",
         )
 
-    @staticmethod
-    def make_network(width_ratio: float = 1.0) -> nn.Module:
+    @classmethod
+    def make_network(cls, width_ratio: float = 1.0) -> nn.Module:
         """Return the network with initial weights; its channels times ``width_ratio``."""
         stem, *widths = (int(channels * width_ratio) for channels in (16, 32, 64, 128))
-        return DigitNetwork(stem, tuple(widths))
+        return DigitNetwork(stem, tuple(widths), cls.make_front())
+
+    @staticmethod
+    def make_front() -> nn.Module:
+        """Return what maps waveforms to log-mel bands."""
+        return LogMel(fsdd.RATE)
 
     def load_network(self) -> nn.Module:
         """Build the network and load its weights."""
@@ -121,3 +156,27 @@ class SpokenDigitsBySpeaker(SpokenDigits):
     """The same words; the speakers who select and test are not among those who train."""
 
     split = "speaker"
+    suffix = "_by_speaker"
+
+
+class SpokenDigitsByConvolution(SpokenDigits):
+    """The same words and network; the front end is a convolution instead of ``torch.stft``."""
+
+    suffix = "_convolution"
+
+    @staticmethod
+    def make_front() -> nn.Module:
+        """Return the front end."""
+        return ConvolutionLogMel(fsdd.RATE)
+
+
+class SpokenDigitsRecurrent(SpokenDigits):
+    """The same words with a recurrent network."""
+
+    suffix = "_recurrent"
+    training = Training(epochs=20, optimizer="adamw", learning_rate=2e-3, weight_decay=0.01)
+
+    @classmethod
+    def make_network(cls, width_ratio: float = 1.0) -> nn.Module:
+        """Return the network with initial weights; its width times ``width_ratio``."""
+        return RecurrentDigitNetwork(int(128 * width_ratio))

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
-from builders import A_DISTILL, A_QUANTIZE, a_budget, a_profile, a_recipe, an_artifact
+from builders import A_DISTILL, A_QUANTIZE, a_budget, a_profile, a_recipe, a_trial, an_artifact
 from safetensors.numpy import load_file
 from stub_builds import a_stub_build
 from tiny_task import images
@@ -15,6 +15,7 @@ from tiny_task import images
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites
+from edgeopt.pipeline.search import accuracy_recovery
 from edgeopt.pipeline.search.accuracy_recovery import is_worth_training
 from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
 from edgeopt.pipeline.torch_process import protocol
@@ -70,6 +71,40 @@ def test_a_network_is_trained_for_int8_only_if_float_keeps_the_limit_and_no_smal
 def test_nothing_is_trained_for_int8_without_a_task_that_trains_or_without_time(changes):
     variants = [a_variant_of(INT8, 1000, MISSES), a_variant_of(FLOAT, 4000, KEEPS)]
     assert not is_worth_training(a_build(**changes), variants)
+
+
+def a_trial_of(steps, drop, torch_steps=()):
+    recipe = msgspec.structs.replace(a_recipe(), graph_steps=steps, torch_steps=torch_steps)
+    return a_trial(1, recipe=recipe, drop=drop)
+
+
+FOUR_BITS = msgspec.structs.replace(A_QUANTIZE, weight_bits=4)
+
+
+@pytest.mark.parametrize(
+    ("trials", "changes", "expected"),
+    [
+        ([], {}, True),
+        ([a_trial_of((FOUR_BITS,), MISSES)], {}, True),
+        ([a_trial_of((FOUR_BITS,), KEEPS)], {}, False),
+        ([a_trial_of((FOUR_BITS,), KEEPS, (A_DISTILL,))], {}, True),  # of another network
+        ([], {"is_out_of_time": True}, False),
+        ([], {"task": SimpleNamespace(training=None)}, False),
+    ],
+)
+def test_the_smallest_network_is_trained_for_4_bits_unless_rounding_keeps_the_score(
+    monkeypatch, trials, changes, expected
+):
+    monkeypatch.setattr(accuracy_recovery, "is_pair", lambda build, exported: False)
+    monkeypatch.setattr(accuracy_recovery, "sensitivity_study", lambda *_, rank: SimpleNamespace(method="minmax"))
+    build = a_build(**changes)
+    build.effort.few_bits = True
+    found = accuracy_recovery.training_for_few_bits(build, SimpleNamespace(key=None), None, trials)
+    assert (found is not None) is expected
+    if found is not None:
+        aware, distill = found.steps
+        assert (aware.weight_bits, found.parent) == (4, None)
+        assert distill.learning_rate == pytest.approx(0.3 * Training().learning_rate)
 
 
 def an_int8_reference(pool, folder):

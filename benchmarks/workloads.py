@@ -48,7 +48,13 @@ from edgeopt.task import CheckedTask
 from edgeopt.task.load import load_task
 from edgeopt.task.values import to_numpy
 
-TASKS = {"camvid_detection": "car", "camvid_segmentation": "car", "spoken_digits": "phone"}
+TASKS = {
+    "camvid_detection": "car",
+    "camvid_segmentation": "car",
+    "docstring_topics": "server",
+    "fashion": "server",
+    "spoken_digits": "phone",
+}
 """From ready tasks to their targets."""
 MAX_DROP = 0.01
 Row = dict[str, Any]

@@ -94,8 +94,8 @@ def summarize(choice: dict[str, Any]) -> Row:
 
 
 def is_int8(trial: dict[str, Any]) -> bool:
-    """Tell whether a trial's file has 8-bit or 4-bit weights."""
-    return any(step["step"].startswith("quantize") for step in trial["recipe"]["graph_steps"])
+    """Tell whether a trial's file has weights in integers, of 3 to 8 bits."""
+    return any(step["step"].startswith(("quantize", "store-weights")) for step in trial["recipe"]["graph_steps"])
 
 
 def find_float_counterpart(trials: list[dict[str, Any]], winner: dict[str, Any]) -> dict[str, Any] | None:

@@ -137,3 +137,8 @@ def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypa
     if 4 in tried:
         done, (one,) = found_by(tmp_path, (3, 4), int8=int8, find=stored_in_fewer_bits, more=more)
         assert (done, one.recipe.graph_steps[-2:]) == ([4, 3], (PackWeights(), Compact()))
+
+
+def test_a_target_without_int8_gets_no_integers(tmp_path):
+    profile = msgspec.structs.replace(CPU, precisions=("fp32",))
+    assert found_by(tmp_path, (4,), profile=profile, find=stored_in_fewer_bits) == ([], [])

@@ -78,7 +78,9 @@ def stored_in_fewer_bits(
     build = runner.build
     if any(_has_few_static_bits(variant.recipe) and variant.keeps_score(build.budget) for variant in variants):
         return []
-    if is_pair(build, exported) or not _is_worth_trying(build, exported, variants):
+    if "int8" not in build.profile.precisions or is_pair(build, exported):
+        return []
+    if not _is_worth_trying(build, exported, variants):
         return []
     stored = [variant for variant in variants if variant.recipe.only_stores_weights]
     is_hopeless = bool(stored) and not _any_keeps(build, stored)

@@ -8,7 +8,7 @@ import pytest
 
 from edgeopt.errors import StepError
 from edgeopt.pipeline.artifacts import shared_stages
-from edgeopt.pipeline.artifacts.shared_stages import MadeStage, SharedStages, forget_stages
+from edgeopt.pipeline.artifacts.shared_stages import MadeStage, SharedStages, forget_stages, without_old_stages
 from edgeopt.records.recipe import Compact, FlushDenormals, Simplify
 from edgeopt.store.workspace import Workspace
 
@@ -84,3 +84,12 @@ def test_threads_that_begin_alike_wait_for_one_of_them(build, tmp_path):
         found = list(pool.map(lambda _: stages(build).make(STEPS, None, tmp_path / "own.onnx", make), range(4)))
     assert slow.calls == 1
     assert len({path for path, _ in found}) == 1
+
+
+def test_what_a_killed_build_left_is_not_used(build, tmp_path):
+    path, _ = stages(build).make(STEPS, None, tmp_path / "own.onnx", Maker())
+    again = Maker()
+    with without_old_stages(build):
+        stages(build).make(STEPS, None, tmp_path / "own.onnx", again)
+    assert again.calls == 1
+    assert not path.exists()

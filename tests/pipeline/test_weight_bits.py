@@ -11,6 +11,7 @@ from tiny_models import a_convolution
 
 from edgeopt.pipeline.artifacts.onnx_files import with_weight_bits
 from edgeopt.pipeline.search.candidate import ORIGINAL, ScoredArtifact, Variant
+from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify, StoreWeights
 from edgeopt.records.trial import Failed, Score
@@ -56,7 +57,7 @@ def found_by(
     runner = Runner(build, keeping, fails)
     variants = [a_variant(a_recipe(int8=True), int8), a_variant(a_recipe(), fp32, 4000), *more]
     exported = SimpleNamespace(sha256="a")
-    return runner.tried, find(runner, ORIGINAL, None, exported, variants)
+    return runner.tried, find(VariantMaker(runner, ORIGINAL, None, exported), variants)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgeopt.model_files.layout import measure_bytes
@@ -73,6 +74,16 @@ class SharedStages:
             found = make(path)
             write_whole(known, to_json(found))
             return path, found
+
+
+@contextmanager
+def without_old_stages(build: Build) -> Iterator[None]:
+    """Remove all shared files before and after a block: a killed build, of any version, may have left some."""
+    forget_stages(build)
+    try:
+        yield
+    finally:
+        forget_stages(build)
 
 
 def forget_stages(build: Build) -> None:

@@ -24,7 +24,7 @@ from edgeopt.pipeline.search.candidate import (
     keeps_score,
     summary_of,
 )
-from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify, WeightBits
 from edgeopt.records.trial import Measured, Trial
@@ -38,50 +38,31 @@ MAX_SIZE_RATIO = 1.02
 """An int8 variant that keeps the score at up to this multiple of plain int8's bytes leaves nothing to train for."""
 
 
-def further_variants(
-    runner: TrialRunner,
-    candidate: Candidate,
-    network: StoredNetwork,
-    exported: ExportedFile,
-    variants: Sequence[Variant],
-) -> list[Variant]:
+def further_variants(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
     """Return what a candidate is tried in besides every precision: fewer bits, and what keeps the score if int8 fails.
 
     Args:
-        runner: Makes and scores files.
-        candidate: The candidate.
-        network: Its network.
-        exported: Its float file.
+        maker: Of the candidate.
         variants: Its files in every precision.
     """
-    made = (runner, candidate, network, exported)
-    fewer = fewer_weight_bits(*made, variants)
-    mixed = mixed_precision(*made, [*variants, *fewer])
-    mixed += fewer_weight_bits(*made, mixed)
-    return [*fewer, *mixed, *stored_in_fewer_bits(*made, [*variants, *fewer, *mixed])]
+    fewer = fewer_weight_bits(maker, variants)
+    mixed = mixed_precision(maker, [*variants, *fewer])
+    mixed += fewer_weight_bits(maker, mixed)
+    return [*fewer, *mixed, *stored_in_fewer_bits(maker, [*variants, *fewer, *mixed])]
 
 
-def mixed_precision(
-    runner: TrialRunner,
-    candidate: Candidate,
-    network: StoredNetwork,
-    exported: ExportedFile,
-    variants: Sequence[Variant],
-) -> list[Variant]:
+def mixed_precision(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
     """Return an int8 variant with a few nodes in float, if float32 keeps the score limit and int8 does not.
 
     Args:
-        runner: Makes and scores files.
-        candidate: The candidate.
-        network: Its network.
-        exported: Its float file.
+        maker: Of the candidate.
         variants: Its files in every precision.
 
     Returns:
         The one with the fewest nodes in float; the same with the weights of these nodes stored in int8, if that keeps
         the score too; or none.
     """
-    build = runner.build
+    build, exported = maker.build, maker.exported
     computing = [variant for variant in variants if not variant.recipe.only_stores_weights]
     keeping = {variant.recipe.precision for variant in computing if variant.keeps_score(build.budget)}
     made_in_int8 = [
@@ -96,21 +77,21 @@ def mixed_precision(
     made: dict[tuple[GraphStep, ...], Variant] = {}
 
     def keeps_score(mixed: MixedPrecision) -> bool:
-        made[mixed.steps] = runner.make_variant(candidate, network, exported, mixed.steps, {}, mixed.notes)
+        made[mixed.steps] = maker.make(mixed.steps, mixed.notes)
         return made[mixed.steps].keeps_score(build.budget)
 
     try:
         study = sensitivity_study(build, exported, rank=True)
         found = fewest_float_nodes(build, study, keeps_score)
     except EdgeoptError as error:
-        build.progress("failed", f"mixed precision of {summary_of(candidate)}: {as_failed(error).reason}")
+        build.progress("failed", f"mixed precision of {summary_of(maker.candidate)}: {as_failed(error).reason}")
         return []
     if found is None:
         return []
     best = [made[found.steps]._replace(ranking=study.ranking)]
-    stored = runner.make_variant(candidate, network, exported, storing_the_rest(found.steps), {}, found.notes)
+    stored = maker.make(storing_the_rest(found.steps), found.notes)
     best += [stored._replace(ranking=study.ranking)] if stored.keeps_score(build.budget) else []
-    return [*best, *runner.without_unseen_rows(candidate, network, exported, best)]
+    return [*best, *maker.runner.without_unseen_rows(maker.candidate, maker.network, exported, best)]
 
 
 def training_for_int8(

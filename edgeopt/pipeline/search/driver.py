@@ -15,7 +15,7 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.graph.apply import kill_graph_processes
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, export_network, group_table_of
-from edgeopt.pipeline.artifacts.shared_stages import forget_stages
+from edgeopt.pipeline.artifacts.shared_stages import forget_stages, without_old_stages
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.accuracy_recovery import further_variants, training_for_few_bits, training_for_int8
@@ -40,7 +40,7 @@ from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefi
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.training_cores import tune_training
-from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Recipe, Student
@@ -81,12 +81,13 @@ class Search:
             training: Whether the task can be trained.
             more: Continue after a finished search, towards this build's limits.
         """
-        if training:
-            tune_training(self.build)
-        self.measure_original()
-        if training:
-            self.go_on_if_it_fails(self.search, more)
-        self.go_on_if_it_fails(self.compare_contenders)
+        with without_old_stages(self.build):
+            if training:
+                tune_training(self.build)
+            self.measure_original()
+            if training:
+                self.go_on_if_it_fails(self.search, more)
+            self.go_on_if_it_fails(self.compare_contenders)
 
     def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run a part of the search. If it fails, the build ends with the trials that there are.
@@ -171,8 +172,8 @@ class Search:
         result = self.runner.make(candidate)
         if result.network is None or result.exported is None:
             return result
-        more = further_variants(self.runner, candidate, result.network, result.exported, result.variants)
-        variants = [*result.variants, *more]
+        maker = VariantMaker(self.runner, candidate, result.network, result.exported)
+        variants = [*result.variants, *further_variants(maker, result.variants)]
         try:
             child = training_for_int8(self.build, candidate, result.network, result.exported, variants)
         except EdgeoptError as error:

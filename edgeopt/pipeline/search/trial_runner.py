@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -51,6 +52,25 @@ from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.select.limits import judge_limits, measured_size
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
+
+
+class VariantMaker(NamedTuple):
+    """What makes further files of a candidate."""
+
+    runner: TrialRunner
+    candidate: Candidate
+    network: StoredNetwork
+    exported: ExportedFile
+    """The network's float file."""
+
+    @property
+    def build(self) -> Build:
+        """The build."""
+        return self.runner.build
+
+    def make(self, steps: tuple[GraphStep, ...], reasons: tuple[str, ...] = ()) -> Variant:
+        """Make and score one file; see ``TrialRunner.make_variant``."""
+        return self.runner.make_variant(self.candidate, self.network, self.exported, steps, {}, reasons)
 
 
 class TrialRunner:

@@ -14,11 +14,11 @@ from edgeopt.graph.model import lift_constants, load
 from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio
 from edgeopt.pipeline.artifacts.large_models import is_pair
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
+from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, can_unpack, int8_steps, with_weight_bits
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
-from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
+from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.records.recipe import Quantize, Recipe, StoreWeights, WeightBits
 from edgeopt.records.trial import Failed
 
@@ -31,56 +31,41 @@ MIN_ROUNDED_BYTES_RATIO = 0.1
 _ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
 
 
-def fewer_weight_bits(
-    runner: TrialRunner,
-    candidate: Candidate,
-    network: StoredNetwork,
-    exported: ExportedFile,
-    variants: Sequence[Variant],
-) -> list[Variant]:
+def fewer_weight_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
     """Return the static int8 variant of the fewest weight bits that keeps the score limit, or none.
 
     A variant that cannot be made is returned too, as a failed trial; then no others are tried.
 
     Args:
-        runner: Makes and scores files.
-        candidate: The candidate.
-        network: Its network.
-        exported: Its float file.
+        maker: Of the candidate.
         variants: Its files in every precision.
     """
+    build = maker.build
     base = _smallest_static(variants)
-    if base is None or not _is_worth_trying(runner.build, exported, variants, _ROUNDED_OPERATORS):
+    if base is None or not _is_worth_trying(build, maker.exported, variants, _ROUNDED_OPERATORS):
         return []
-    widths = TRIED_BITS if can_unpack(runner.build.profile) else ()
-    if not _any_keeps(runner.build, variants):
+    widths = TRIED_BITS if can_unpack(build.profile) else ()
+    if not _any_keeps(build, variants):
         widths = (*widths, 8)
 
     def make(bits: WeightBits) -> Variant:
-        steps = with_weight_bits(base.recipe.graph_steps, bits)
-        return runner.make_variant(candidate, network, exported, steps, {})
+        return maker.make(with_weight_bits(base.recipe.graph_steps, bits))
 
-    return _fewest_bits(runner.build, make, widths)
+    return _fewest_bits(build, make, widths)
 
 
-def stored_in_fewer_bits(
-    runner: TrialRunner,
-    candidate: Candidate,
-    network: StoredNetwork,
-    exported: ExportedFile,
-    variants: Sequence[Variant],
-) -> list[Variant]:
+def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
     """Return the variant whose weights have the fewest bits while all is computed in float, or none.
 
     None is tried if static int8 keeps the score in fewer bits: that is faster. If no int8 variant keeps it, int8
     weights are rounded by the calibration samples too. The arguments are those of ``fewer_weight_bits``.
     """
-    build = runner.build
+    build = maker.build
     if any(_has_few_static_bits(variant.recipe) and variant.keeps_score(build.budget) for variant in variants):
         return []
-    if "int8" not in build.profile.precisions or is_pair(build, exported):
+    if "int8" not in build.profile.precisions or is_pair(build, maker.exported):
         return []
-    if not _is_worth_trying(build, exported, variants):
+    if not _is_worth_trying(build, maker.exported, variants):
         return []
     stored = [variant for variant in variants if variant.recipe.only_stores_weights]
     is_hopeless = bool(stored) and not _any_keeps(build, stored)
@@ -89,8 +74,7 @@ def stored_in_fewer_bits(
         widths = (*widths, 8)
 
     def make(bits: WeightBits) -> Variant:
-        steps = int8_steps(StoreWeights(weight_bits=bits, samples=CALIBRATION_SAMPLES), build.profile)
-        return runner.make_variant(candidate, network, exported, steps, {})
+        return maker.make(int8_steps(StoreWeights(weight_bits=bits, samples=CALIBRATION_SAMPLES), build.profile))
 
     return _fewest_bits(build, make, widths)
 

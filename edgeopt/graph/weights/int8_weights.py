@@ -65,11 +65,12 @@ def store_int8_weights(
     lower_ir(model)
     measured = attempt(lambda: _measure_rows(model, step, calibration))
     rows = measured.result or {}
-    count, taken = 0, used_names(model.graph)
-    for graph in walk_graphs(model.graph):
+    top, count = model.graph, 0
+    taken = used_names(top)
+    for graph in walk_graphs(top):
         lift_constants(graph)
         for name in _find_weights(graph):
-            _store(graph, name, taken, step.weight_bits, rows.get(name) if graph is model.graph else None)
+            _store(graph, name, taken, step.weight_bits, rows.get(name) if graph is top else None)
             count += 1
     if not count:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")

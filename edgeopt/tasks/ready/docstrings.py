@@ -66,7 +66,7 @@ def split_words(text: str) -> list[str]:
 
 
 def word_ids(words: list[str]) -> NDArray[np.int64]:
-    """Return an id for each word, by a checksum of it: there is no list of words that an app would have to carry."""
+    """Return an id for each word, by a checksum of it, so that an app needs no list of words."""
     return np.array([2 + zlib.crc32(word.encode()) % (TABLE_ROWS - 2) for word in words], np.int64)
 
 

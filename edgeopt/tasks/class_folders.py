@@ -79,7 +79,7 @@ def find_class_folders(folder: Path, classes: Sequence[str] = ()) -> ClassFolder
 def _check(
     folder: Path, classes: Sequence[str], parts: dict[FolderPart, tuple[LabelledFile, ...]], *, is_split: bool
 ) -> None:
-    """Check that images train and select, and that each class has some that train.
+    """Check that images train and select, and that there are several classes.
 
     Raises:
         DataError: they do not.

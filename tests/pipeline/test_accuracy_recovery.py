@@ -78,26 +78,30 @@ def a_trial_of(steps, drop, torch_steps=()):
     return a_trial(1, recipe=recipe, drop=drop)
 
 
+PLAIN = a_trial_of((A_QUANTIZE,), MISSES)
 FOUR_BITS = msgspec.structs.replace(A_QUANTIZE, weight_bits=4)
 
 
 @pytest.mark.parametrize(
     ("trials", "changes", "expected"),
     [
-        ([], {}, True),
-        ([a_trial_of((FOUR_BITS,), MISSES)], {}, True),
-        ([a_trial_of((FOUR_BITS,), KEEPS)], {}, False),
-        ([a_trial_of((FOUR_BITS,), KEEPS, (A_DISTILL,))], {}, True),  # of another network
-        ([], {"is_out_of_time": True}, False),
-        ([], {"task": SimpleNamespace(training=None)}, False),
+        ([PLAIN], {}, True),
+        ([], {}, False),  # nothing says that static int8 can be made
+        ([PLAIN, a_trial_of((FOUR_BITS,), MISSES)], {}, True),
+        ([PLAIN, a_trial_of((FOUR_BITS,), KEEPS)], {}, False),
+        ([PLAIN, a_trial_of((FOUR_BITS,), KEEPS, (A_DISTILL,))], {}, True),  # of another network
+        ([PLAIN], {"is_out_of_time": True}, False),
+        ([PLAIN], {"task": SimpleNamespace(training=None)}, False),
+        ([PLAIN], {"weights": False}, False),
     ],
 )
 def test_the_smallest_network_is_trained_for_4_bits_unless_rounding_keeps_the_score(
     monkeypatch, trials, changes, expected
 ):
+    monkeypatch.setattr(accuracy_recovery, "holds_many_weights", lambda *_: changes.get("weights", True))
     monkeypatch.setattr(accuracy_recovery, "is_pair", lambda build, exported: False)
     monkeypatch.setattr(accuracy_recovery, "sensitivity_study", lambda *_, rank: SimpleNamespace(method="minmax"))
-    build = a_build(**changes)
+    build = a_build(**{name: value for name, value in changes.items() if name != "weights"})
     build.effort.few_bits = True
     found = accuracy_recovery.training_for_few_bits(build, SimpleNamespace(key=None), None, trials)
     assert (found is not None) is expected

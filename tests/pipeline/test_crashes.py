@@ -162,6 +162,17 @@ def test_a_size_whose_parent_cannot_be_analysed_is_left_out(monkeypatch):
     assert search.notes == ["A network with 25.0% of the parameters was not tried: no labels"]
 
 
+def test_a_network_that_cannot_be_studied_is_not_trained_for_few_bits(monkeypatch):
+    def fail(*_):
+        raise StepError("quantize", "no layer computes in int8")
+
+    monkeypatch.setattr("edgeopt.pipeline.search.driver.training_for_few_bits", fail)
+    search = a_search([])
+    search.runner.exported = None
+    assert search.few_bits(SimpleNamespace(key=None)) is None
+    assert search.notes == ["Training for int8 with weights in few bits was not tried: no layer computes in int8"]
+
+
 def test_a_comparison_that_fails_leaves_the_file_that_won():
     def fail(_):
         raise StepError("compare", "the worker died")

@@ -25,7 +25,12 @@ from edgeopt.pipeline.search.candidate import (
     summary_of,
 )
 from edgeopt.pipeline.search.trial_runner import VariantMaker
-from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
+from edgeopt.pipeline.search.weight_bits import (
+    ROUNDED_OPERATORS,
+    fewer_weight_bits,
+    holds_many_weights,
+    stored_in_fewer_bits,
+)
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeAware, Sparsify, WeightBits
 from edgeopt.records.trial import Measured, Trial
 
@@ -136,9 +141,16 @@ def training_for_few_bits(
         return None
     if "int8" not in profile.precisions or not can_unpack(profile) or is_pair(build, exported):
         return None
-    own = [trial for trial in trials if _network_key(build, trial) == network.key]
-    if any(_has_few_bits(trial) and keeps_score(trial.outcome.score, build.budget) for trial in own
-           if isinstance(trial.outcome, Measured)):  # fmt: skip
+    own = [
+        (trial, trial.outcome)
+        for trial in trials
+        if _network_key(build, trial) == network.key and isinstance(trial.outcome, Measured)
+    ]
+    if not any(_is_static_int8(trial) for trial, _ in own):
+        return None
+    if any(_has_few_bits(trial) and keeps_score(measured.score, build.budget) for trial, measured in own):
+        return None
+    if not holds_many_weights(build, exported, ROUNDED_OPERATORS):
         return None
     return _trained_for(build, network, exported, FEW_BITS, FEW_BITS_RATE_RATIO)
 
@@ -146,6 +158,10 @@ def training_for_few_bits(
 def _network_key(build: Build, trial: Trial) -> str | None:
     recipe = trial.recipe
     return build.keys.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent
+
+
+def _is_static_int8(trial: Trial) -> bool:
+    return any(isinstance(step, Quantize) for step in trial.recipe.graph_steps)
 
 
 def _has_few_bits(trial: Trial) -> bool:

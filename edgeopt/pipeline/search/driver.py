@@ -268,8 +268,7 @@ class Search:
                 build.progress("low-rank", reason)
             if candidates and not build.is_out_of_time:
                 self.run_round(candidates)
-        exported = export_network(build, network) if network.key else self.runner.exported
-        few_bits = training_for_few_bits(build, network, exported, self.runner.trials)
+        few_bits = self.few_bits(network)
         if few_bits is not None:
             self.run_round([few_bits])
         candidates = sparse_candidates(build, network)
@@ -279,6 +278,17 @@ class Search:
             if reason:
                 self.notes.append(reason)
             self.run_round(candidates)
+
+    def few_bits(self, network: StoredNetwork) -> Candidate | None:
+        """Return the candidate that trains a network for few bits; None if it is not worth it, or cannot be made."""
+        try:
+            exported = export_network(self.build, network) if network.key else self.runner.exported
+            return training_for_few_bits(self.build, network, exported, self.runner.trials)
+        except EdgeoptError as error:
+            note = f"Training for int8 with weights in few bits was not tried: {as_failed(error).reason}"
+            self.notes.append(note)
+            self.build.progress("failed", note)
+            return None
 
     # -- which sizes keep the score ----------------------------------------------------------------------------------
 

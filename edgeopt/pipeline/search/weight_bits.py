@@ -28,7 +28,8 @@ _FEWER_THAN_FIRST: WeightBits = 3
 """Tried only if the first keeps it."""
 MIN_ROUNDED_BYTES_RATIO = 0.1
 """If convolutions and products hold no more than this share of a file, fewer bits save too little to be tried."""
-_ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
+ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
+"""Those of static int8 whose weights can have fewer bits."""
 
 
 def fewer_weight_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
@@ -42,7 +43,7 @@ def fewer_weight_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[
     """
     build = maker.build
     base = _smallest_static(variants)
-    if base is None or not _is_worth_trying(build, maker.exported, variants, _ROUNDED_OPERATORS):
+    if base is None or not _is_worth_trying(build, maker.exported, variants, ROUNDED_OPERATORS):
         return []
     widths = TRIED_BITS if can_unpack(build.profile) else ()
     if not _any_keeps(build, variants):
@@ -127,6 +128,17 @@ def _is_worth_trying(
     in_float = [variant for variant in variants if variant.recipe.precision == "fp32"]
     if build.is_out_of_time or (in_float and not any(variant.keeps_score(build.budget) for variant in in_float)):
         return False
+    return holds_many_weights(build, exported, operators)
+
+
+def holds_many_weights(build: Build, exported: ExportedFile, operators: frozenset[str] | None = None) -> bool:
+    """Tell whether weights that can be rounded to fewer bits are much of a float file.
+
+    Args:
+        build: The build.
+        exported: The file.
+        operators: Those whose weights can be rounded; None: any.
+    """
     model = load(build.workspace.artifact(exported.sha256), "quantize")
     lift_constants(model.graph)
     ratio = measure_stored_ratio(model, frozenset())

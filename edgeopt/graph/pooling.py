@@ -7,10 +7,12 @@ has an int8 kernel.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 from onnx import helper
 
-from edgeopt.graph.model import drop_unused_initializers, read_initializers, replace_nodes
+from edgeopt.graph.model import Arrays, drop_unused_initializers, read_initializers, replace_nodes
 
 _IMAGE_RANK = 4
 
@@ -23,16 +25,12 @@ def write_global_average_pools(model: onnx.ModelProto) -> int:
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
-        attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-        axes = attributes.get("axes")
-        if len(node.input) > 1 and node.input[1] in constants:
-            axes = constants[node.input[1]].ravel().tolist()
-        is_spatial = axes is not None and sorted(axis % _IMAGE_RANK for axis in axes) == [2, 3]
-        if node.op_type != "ReduceMean" or not is_spatial or ranks.get(node.input[0]) != _IMAGE_RANK:
+        is_image = node.op_type == "ReduceMean" and ranks.get(node.input[0]) == _IMAGE_RANK
+        if not is_image or sorted(axis % _IMAGE_RANK for axis in _axes(node, constants)) != [2, 3]:
             nodes.append(node)
             continue
         count += 1
-        keeps = attributes.get("keepdims", 1) == 1
+        keeps = all(one.i == 1 for one in node.attribute if one.name == "keepdims")
         pooled = node.output[0] if keeps else f"{node.output[0]}_pooled"
         nodes.append(helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name))
         if not keeps:
@@ -41,6 +39,13 @@ def write_global_average_pools(model: onnx.ModelProto) -> int:
         replace_nodes(graph, nodes)
         drop_unused_initializers(graph)
     return count
+
+
+def _axes(node: onnx.NodeProto, constants: Arrays) -> Sequence[int]:
+    """Return the constant axes of a reduction: an input since operator set 18; none if unknown, or all are reduced."""
+    if len(node.input) > 1 and node.input[1] in constants:
+        return [int(axis) for axis in constants[node.input[1]].ravel()]
+    return next((one.ints for one in node.attribute if one.name == "axes"), ())
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:

@@ -1,17 +1,19 @@
-"""What is not tried with a model because of its size, and why: training beyond the memory, int8 beyond one file."""
+"""What a model's size rules out: training beyond the memory, int8 beyond one file, many files at a time."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from edgeopt.model_files.layout import weight_files
+from edgeopt.model_files.layout import measure_bytes, weight_files
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
 from edgeopt.pipeline.context import Build
 
 _TRAINING_COPIES = 7
 """Copies of a network's float32 weights while one of its size trains: the original in this process and in the one that
 trains, the network itself, its gradients, the optimizer's two moments, and the weights of the best epoch."""
+_STEP_COPIES = 4
+"""Copies of a file's bytes that a graph step holds at a time, in this process or in its own."""
 _LARGE_PARAMETERS = 2**27
 """Below this many, activations are what takes memory, and a training that needs too much fails by itself."""
 
@@ -41,6 +43,18 @@ def size_notes(build: Build, original: StoredNetwork, exported: ExportedFile) ->
 def is_pair(build: Build, exported: ExportedFile) -> bool:
     """Tell whether an exported file keeps its weights in another one, because they do not fit."""
     return bool(weight_files(build.workspace.artifact(exported.sha256)))
+
+
+def files_at_a_time(build: Build, exported: ExportedFile, most: int) -> int:
+    """Return how many files of a network are made in parallel: those whose steps fit into half of the memory.
+
+    Args:
+        build: The build.
+        exported: The network's exported file.
+        most: As many as there are cores for.
+    """
+    needed = _STEP_COPIES * measure_bytes(build.workspace.artifact(exported.sha256))
+    return max(1, min(most, int(total_memory_bytes() / 2 / needed)))
 
 
 def _training_bytes(original: StoredNetwork) -> int:

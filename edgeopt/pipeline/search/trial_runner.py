@@ -17,6 +17,7 @@ from edgeopt.errors import DivergedError, EdgeoptError
 from edgeopt.pipeline.artifacts.device_parity import device_parity
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, timed
 from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, variant_steps
+from edgeopt.pipeline.artifacts.large_models import files_at_a_time
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
     ExportedNetwork,
@@ -107,7 +108,7 @@ class TrialRunner:
         self.smallest_bytes = math.inf
         """Size of the smallest file so far that keeps every limit."""
         self.variants_at_a_time = 1
-        """How many files of a candidate are made in parallel, which is worth it if few candidates are."""
+        """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
 
     # -- making ------------------------------------------------------------------------------------------------------
 
@@ -142,10 +143,11 @@ class TrialRunner:
                 build.ledger.put(diverged, failed)
             return self._without_network(candidate, failed, seconds)
         variants: list[Variant] = []
+        at_a_time = files_at_a_time(build, exported, self.variants_at_a_time)
         for precision, all_steps in self._steps(candidate, exported):
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much
-            with ThreadPoolExecutor(self.variants_at_a_time) as pool:
+            with ThreadPoolExecutor(at_a_time) as pool:
                 variants += pool.map(
                     lambda steps: self.make_variant(candidate, network, exported, steps, seconds), all_steps
                 )

@@ -24,6 +24,7 @@ from torch.jit._trace import TracerWarning
 from edgeopt.errors import StepError
 from edgeopt.export.exact_constants import exact_constants
 from edgeopt.export.names import placeholder_names, set_names
+from edgeopt.model_files.inferred_shapes import infer_shapes, write_inferred_shapes
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import read_from_elsewhere, weights_as_inputs, write_model
 
@@ -213,12 +214,12 @@ def _with_inferred_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
         for dim in value.type.tensor_type.shape.dim:
             dim.Clear()
     del model.graph.value_info[:]
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
-    for value in inferred.graph.output:
+    write_inferred_shapes(model, data_prop=True)
+    for value in model.graph.output:
         for number, dim in enumerate(value.type.tensor_type.shape.dim):
             if not dim.HasField("dim_value") and not dim.dim_param:
                 dim.dim_param = f"{value.name}_{number}"
-    return inferred
+    return model
 
 
 def _with_example_batch(value: Tensor, dims: Mapping[int, str]) -> Tensor:
@@ -345,7 +346,7 @@ def _check(model: onnx.ModelProto, exporter: Exporter, interface: _Interface, ma
                 )
     if not any(_BATCH in dims.values() for dims in interface.axes):
         return
-    outputs = onnx.shape_inference.infer_shapes(model).graph.output
+    outputs = infer_shapes(model).output
     for value, batch in zip(outputs, interface.output_batch, strict=True):
         shape = value.type.tensor_type.shape.dim
         if batch is not None and batch < len(shape) and shape[batch].HasField("dim_value"):

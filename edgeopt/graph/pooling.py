@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from edgeopt.graph.model import Arrays, drop_unused_initializers, read_initializers, replace_nodes
+from edgeopt.model_files.inferred_shapes import infer_shapes
 
 _IMAGE_RANK = 4
 
@@ -50,7 +51,7 @@ def _axes(node: onnx.NodeProto, constants: Arrays) -> Sequence[int]:
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
     """Return the rank of each value whose shape can be inferred."""
-    graph = onnx.shape_inference.infer_shapes(model).graph
+    graph = infer_shapes(model)
     values = (*graph.input, *graph.value_info, *graph.output)
     return {
         value.name: len(value.type.tensor_type.shape.dim)

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 from onnx import AttributeProto, helper, numpy_helper
-from onnx.shape_inference import infer_shapes
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import walk_graphs
+from edgeopt.model_files.inferred_shapes import infer_shapes
 from edgeopt.records.groups import Dimension
 
 LATENCY_TABLE_STAGE = "latency table"
@@ -192,7 +192,7 @@ def normalize_graph(model: onnx.ModelProto) -> None:
     numbers for names, and equal ones (the shapes of two reshapes, the scales of two layers) are shared: here they are
     named after the node that reads them first, and each reader has its own copy of shapes and scalars.
     """
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).graph.value_info}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).value_info}
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     names: dict[str, str] = {}
     constants: list[onnx.TensorProto] = []

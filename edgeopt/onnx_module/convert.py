@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from edgeopt.errors import StepError
+from edgeopt.model_files.inferred_shapes import write_inferred_shapes
+from edgeopt.model_files.tensors import copy_model_proto
 from edgeopt.onnx_module.constants import TYPES, name_type, read_tensor
 from edgeopt.onnx_module.module import OnnxModule
 from edgeopt.onnx_module.node import STAGE, Node, Operator, read_node
@@ -75,7 +77,8 @@ def _unknown_operators(model: onnx.ModelProto) -> set[str]:
 
 def _with_types(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model with the types of all values, also of initializers, which the inliner needs."""
-    typed = onnx.shape_inference.infer_shapes(model)
+    typed = copy_model_proto(model)
+    write_inferred_shapes(typed)
     known = {value.name for value in (*typed.graph.value_info, *typed.graph.input)}
     for tensor in typed.graph.initializer:
         if tensor.name not in known:

@@ -18,6 +18,7 @@ from onnx import helper
 from edgeopt.graph.counting.bodies import Body, KnownShapes, find_bodies, read_shapes, shape_loop_outputs
 from edgeopt.graph.counting.standard_operators import use_standard_operators
 from edgeopt.graph.model import read_opset
+from edgeopt.model_files.inferred_shapes import write_inferred_shapes
 from edgeopt.model_files.tensors import copy_model_proto
 
 _MAX_COPIED_VALUES = 1024
@@ -131,7 +132,7 @@ class _Counter:
         copy.graph.value_info.extend(known)
         use_standard_operators(copy.graph)
         with contextlib.suppress(onnx.shape_inference.InferenceError):  # only what it says itself is known then
-            copy = onnx.shape_inference.infer_shapes(copy, data_prop=True)
+            write_inferred_shapes(copy, data_prop=True)
         inferred: onnx.GraphProto = copy.graph
         return inferred
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import onnx
 import onnxruntime
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import load, save
 from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.model_files.inferred_shapes import write_inferred_shapes
 
 _STAGE = "quantize"
 
@@ -26,7 +26,9 @@ class _Way(NamedTuple):
 
 
 def _infer_plainly(source: Path, target: Path) -> None:
-    save(onnx.shape_inference.infer_shapes(load(source, _STAGE), data_prop=True), target)
+    model = load(source, _STAGE)
+    write_inferred_shapes(model, data_prop=True)
+    save(model, target)
 
 
 _WAYS = (

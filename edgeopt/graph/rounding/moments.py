@@ -133,9 +133,15 @@ def measure_moments(model: onnx.ModelProto, layers: list[RowLayer], batches: Arr
     for values in read_activations(model, [layer.data for layer in layers], batches()):
         for layer in layers:
             for rows in _rows_of(layer, values[layer.data], rng):
-                moments = np.matmul(rows.swapaxes(1, 2), rows).astype(np.float64)
-                found[layer.weight] = found[layer.weight] + moments if layer.weight in found else moments
+                if layer.weight not in found:
+                    found[layer.weight] = np.zeros((len(rows), rows.shape[2], rows.shape[2]))
+                found[layer.weight] += _products(rows)
     return found
+
+
+def _products(rows: _Arrays) -> _Arrays:
+    """Return the sums of products of ``(groups, places, depth)``; NumPy computes half of them for a single matrix."""
+    return np.asarray((rows[0].T @ rows[0])[None] if len(rows) == 1 else np.matmul(rows.swapaxes(1, 2), rows))
 
 
 def _rows_of(layer: RowLayer, values: _Arrays, rng: np.random.Generator) -> Iterator[_Arrays]:

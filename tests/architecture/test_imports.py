@@ -47,7 +47,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "graph": ({"records", "errors", "model_files"}, {"onnxsim", "onnxruntime", "numpy", *ONNX}),
     "device": ({"records", "errors", "model_files"}, {"numpy", "segno"}),
     "bench": ({"records", "errors", "statistics", "device", "model_files"}, {"onnxruntime", "numpy"}),
-    "latency": ({"records", "errors", "statistics", "graph", "bench"}, {"numpy", "scipy", "onnx"}),
+    "latency": ({"records", "errors", "statistics", "graph", "bench", "model_files"}, {"numpy", "scipy", "onnx"}),
     "select": ({"records", "errors", "statistics"}, set()),
     "bundle": ({"records", "errors", "report", "model_files"}, {"numpy", "msgspec", *ONNX}),
     "report": ({"records", "errors", "statistics"}, {"jinja2", "rich"}),

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeopt.errors import CrashError, StepError
+from edgeopt.errors import CrashError, StepError, StoppedError
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
@@ -34,6 +34,8 @@ _MAX_SECONDS = 1800.0
 
 _running: set[subprocess.Popen[bytes]] = set()
 """Subprocesses at work, each awaited by a thread."""
+_killed: set[subprocess.Popen[bytes]] = set()
+"""Those of them that ``kill_graph_processes`` has ended."""
 
 
 class StepResult(NamedTuple):
@@ -59,12 +61,13 @@ def apply_steps(
         steps: In order; without any, the file is copied.
         source: The file to start from; it is not changed.
         target: Path of the last stage's file. Earlier ones are next to it, as ``STEM.0-simplify.onnx`` and so on.
-        calibration: A batch file (``edgeopt.bench.worker.write_batches``), for ``Quantize``.
+        calibration: What a step reads samples or ranges from (``edgeopt.bench.outputs.write_batches``).
         max_opset: The newest operator set that the target loads.
         max_ir: The newest file format that the target loads.
 
     Raises:
         StepError: a step refused, crashed or ran out of time, or the target cannot load its file.
+        StoppedError: ``kill_graph_processes`` was called.
     """
     if not steps:
         copy_model(source, target, link_weights=True)
@@ -198,6 +201,9 @@ def _run_to_end(command: list[str], job: bytes, environment: dict[str, str]) -> 
             finally:
                 process.kill()  # if it has not ended
                 _running.discard(process)
+            if process in _killed:
+                _killed.discard(process)
+                raise StoppedError("a graph step was stopped.")
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
     finally:
         os.close(watched)
@@ -207,6 +213,7 @@ def _run_to_end(command: list[str], job: bytes, environment: dict[str, str]) -> 
 def kill_graph_processes() -> None:
     """Kill the subprocesses that other threads are waiting for, because their results are no longer wanted."""
     for process in tuple(_running):
+        _killed.add(process)
         process.kill()
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from edgeopt.graph.model import Arrays, drop_unused_initializers, read_initializers, replace_nodes
 from edgeopt.model_files.inferred_shapes import infer_shapes
 
 _IMAGE_RANK = 4
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 def write_global_average_pools(model: onnx.ModelProto) -> int:
     """Replace every ``ReduceMean`` over axes 2 and 3 of an image tensor, in place; return their number."""
     graph = model.graph
+    if all(node.op_type != "ReduceMean" for node in graph.node):
+        return 0
     ranks = _ranks(model)
     constants = read_initializers(graph)
     nodes: list[onnx.NodeProto] = []
@@ -50,11 +53,14 @@ def _axes(node: onnx.NodeProto, constants: Arrays) -> Sequence[int]:
 
 
 def _ranks(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the rank of each value whose shape can be inferred."""
-    graph = infer_shapes(model)
+    """Return the rank of each float value whose shape can be inferred; only those have a kernel for pooling."""
+    try:
+        graph = infer_shapes(model)
+    except onnx.shape_inference.InferenceError:  # a declared shape contradicts the graph
+        return {}
     values = (*graph.input, *graph.value_info, *graph.output)
     return {
         value.name: len(value.type.tensor_type.shape.dim)
         for value in values
-        if value.type.tensor_type.HasField("shape")
+        if value.type.tensor_type.HasField("shape") and value.type.tensor_type.elem_type in _FLOATS
     }

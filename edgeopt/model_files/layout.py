@@ -10,6 +10,7 @@ This module only looks at files, and imports onnx where it reads one.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import shutil
@@ -38,7 +39,7 @@ def weight_files(model: Path) -> list[Path]:
 
     from edgeopt.model_files.tensors import external_entries, walk_initializers
 
-    if model.suffix != ".onnx" or not model.is_file():
+    if model.suffix != ".onnx" or not model.is_file() or not _names_weights(model):
         return []
     try:
         graph = onnx.load_model(model, load_external_data=False).graph
@@ -46,6 +47,15 @@ def weight_files(model: Path) -> list[Path]:
         return []
     locations = [external_entries(tensor).get("location", "") for tensor in walk_initializers(graph)]
     return [model.parent / location for location in dict.fromkeys(locations) if is_weights_name(location)]
+
+
+def _names_weights(model: Path) -> bool:
+    """Tell whether a file has the bytes of the end of a weights file's name: most are large, and have none."""
+    with model.open("rb") as stream:
+        if not os.fstat(stream.fileno()).st_size:
+            return False
+        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(WEIGHTS_SUFFIX.encode()) >= 0
 
 
 def is_weights_name(location: str) -> bool:

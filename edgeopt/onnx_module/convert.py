@@ -61,7 +61,7 @@ def _without_functions(model: onnx.ModelProto) -> Any:
             model = onnx.inliner.inline_selected_functions(
                 _with_types(model), [("", name) for name in sorted(unknown)], inline_schema_functions=True
             )
-        except RuntimeError as error:  # it needs a type that is not known; the operator is refused by its name
+        except (RuntimeError, onnx.shape_inference.InferenceError) as error:  # the operator is refused by its name
             _log.debug("ONNX cannot expand %s: %s", unknown, error)
             return model
         before |= unknown

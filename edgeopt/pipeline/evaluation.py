@@ -5,6 +5,7 @@ In: a task, and a file's outputs on the set. Out: one score, or one per sample.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,8 @@ class EvaluationSet:
 
     def __init__(self, task: CheckedTask | OnnxTask) -> None:
         self.task = task
+        self.lock = threading.RLock()
+        """Held while the user's code runs, which knows nothing of threads."""
         self.inputs: list[NamedArrays]
         self.targets: list[Any]
         """One entry per batch; empty if a given file is judged by agreement."""
@@ -122,7 +125,8 @@ class EvaluationSet:
         return self.task.score_kind
 
     def _call_user(self, part: str, function: Callable[..., Any], *args: Any) -> Any:
-        return run_user_code(self.task.spec, part, function, *args)
+        with self.lock:
+            return run_user_code(self.task.spec, part, function, *args)
 
     def _load(self) -> tuple[list[NamedArrays], list[Any]]:
         if isinstance(self.task, OnnxTask):

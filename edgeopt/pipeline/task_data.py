@@ -139,8 +139,10 @@ class TaskData(EvaluationSet):
     def calibration_file(self, samples: int) -> Path:
         """Return the file of inputs that calibrate int8."""
         path = self.folder / f"calibration{samples}-{self.fingerprint}.npz"
-        if path.exists():
-            return path
+        with self.lock:
+            return path if path.exists() else self._make_calibration_file(samples)
+
+    def _make_calibration_file(self, samples: int) -> Path:
         if isinstance(self.task, OnnxTask):
             given = self.task.calibration_batches()
             ends = np.cumsum([self.task.axes.count(batch) for batch in given])
@@ -161,10 +163,14 @@ class TaskData(EvaluationSet):
     @cached_property
     def training_file(self) -> Path:
         """The file of a few samples of ``training_inputs``."""
-        first = next(iter(self.training_inputs()))
-        count = self.task.axes.count(first)
-        fixed = self.task.fixed_batch if isinstance(self.task, OnnxTask) else None
-        return self._store("training", [self._take(first, range(fixed or min(_PARITY_SAMPLES, count)))])
+        path = self.folder / f"training-{self.fingerprint}.npz"
+        with self.lock:
+            if path.exists():
+                return path
+            first = next(iter(self.training_inputs()))
+            count = self.task.axes.count(first)
+            fixed = self.task.fixed_batch if isinstance(self.task, OnnxTask) else None
+            return self._store("training", [self._take(first, range(fixed or min(_PARITY_SAMPLES, count)))])
 
     def test_set(self) -> tuple[Path, list[Any]] | None:
         """Return the file and the targets of the test batches, or None if the task has none."""

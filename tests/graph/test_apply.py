@@ -3,13 +3,14 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx_running import a_network, write
 
-from edgeopt.errors import StepError
+from edgeopt.errors import StepError, StoppedError
 from edgeopt.graph import apply
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility
@@ -99,6 +100,22 @@ def test_a_subprocess_that_hangs_is_stopped(tmp_path, source, monkeypatch):
     monkeypatch.setattr(apply, "_MAX_SECONDS", 0.05)
     with pytest.raises(StepError, match="simplify: did not end within"):
         apply_steps((Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
+
+
+def test_a_step_that_is_stopped_is_no_failure_of_the_step(tmp_path, source, monkeypatch):
+    popen = subprocess.Popen
+
+    def sleep(command, **options):
+        return popen([sys.executable, "-c", "import time; time.sleep(60)"], **options)
+
+    monkeypatch.setattr(apply.subprocess, "Popen", sleep)
+    with ThreadPoolExecutor(1) as pool:
+        step = pool.submit(apply_steps, (Simplify(),), source, tmp_path / "out.onnx", **LIMITS)
+        while not apply._running:
+            time.sleep(0.01)
+        apply.kill_graph_processes()
+        with pytest.raises(StoppedError):
+            step.result(timeout=30)
 
 
 def test_the_debug_log_holds_the_job_its_duration_its_exit_code_and_its_stderr(tmp_path, source, monkeypatch, caplog):

@@ -17,7 +17,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites
 from edgeopt.pipeline.search import accuracy_recovery
 from edgeopt.pipeline.search.accuracy_recovery import is_worth_training
-from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
+from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.codec import to_json
@@ -109,6 +109,16 @@ def test_the_smallest_network_is_trained_for_4_bits_unless_rounding_keeps_the_sc
         aware, distill = found.steps
         assert (aware.weight_bits, found.parent) == (4, None)
         assert distill.learning_rate == pytest.approx(0.3 * Training().learning_rate)
+
+
+def test_a_network_that_was_trained_for_its_integers_is_not_trained_for_int8_again():
+    aware = QuantizeAware(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=256)
+    candidate = Candidate(steps=(aware, A_DISTILL), parent=None)
+    variants = [a_variant_of(INT8, 1000, MISSES), a_variant_of(FLOAT, 4000, KEEPS)]
+    exported = SimpleNamespace(exporter="dynamo")
+    assert accuracy_recovery.training_for_int8(a_build(), candidate, None, exported, variants) is None
+    maker = SimpleNamespace(candidate=candidate)
+    assert accuracy_recovery.further_variants(maker, variants) == []
 
 
 def an_int8_reference(pool, folder):

@@ -9,7 +9,9 @@ from edgeopt.pipeline.artifacts.networks import original_network
 
 
 def a_build(*, gpus="", training=True):
-    return SimpleNamespace(data=SimpleNamespace(task=SimpleNamespace(training=training or None)), gpus=gpus)
+    profile = SimpleNamespace(precisions=("int8", "fp32"))
+    task = SimpleNamespace(training=training or None)
+    return SimpleNamespace(data=SimpleNamespace(task=task), gpus=gpus, profile=profile)
 
 
 @pytest.mark.parametrize(
@@ -34,13 +36,15 @@ def test_the_report_says_why_nothing_was_trained(monkeypatch):
     assert notes[1].startswith("Int8 was tried for the weights only")
 
 
-@pytest.mark.parametrize(("megabytes", "expected"), [(1, 8), (500, 4), (2_000, 1), (20_000, 1)])
+@pytest.mark.parametrize(("megabytes", "expected"), [(1, (8, 8)), (100, (8, 2)), (500, (4, 1)), (20_000, (1, 1))])
 def test_files_whose_steps_exceed_half_of_the_memory_are_not_made_at_a_time(monkeypatch, megabytes, expected):
     monkeypatch.setattr(large_models, "total_memory_bytes", lambda: 16e9)
     monkeypatch.setattr(large_models, "measure_bytes", lambda path: megabytes * 10**6)
     build = a_build()
     build.workspace = SimpleNamespace(artifact=lambda sha256: sha256)
-    assert large_models.files_at_a_time(build, SimpleNamespace(sha256="file"), 8) == expected
+    exported = SimpleNamespace(sha256="file")
+    found = [large_models.files_at_a_time(build, exported, 8, candidates=candidates) for candidates in (1, 8)]
+    assert tuple(found) == expected
 
 
 def test_the_memory_of_this_machine_is_a_number_of_bytes():

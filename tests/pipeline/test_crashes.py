@@ -16,7 +16,7 @@ from edgeopt.cli.build import exit_code
 from edgeopt.errors import CrashError, DeviceLostError, StepError, StoppedError, TaskError
 from edgeopt.pipeline.artifacts.networks import train_with_retry
 from edgeopt.pipeline.build import score_on_test_set
-from edgeopt.pipeline.search.candidate import CandidateTrials, SizeTarget
+from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, SizeTarget
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.torch_process import protocol
@@ -171,6 +171,13 @@ def test_a_network_that_cannot_be_studied_is_not_trained_for_few_bits(monkeypatc
     search.runner.exported = None
     assert search.few_bits(SimpleNamespace(key=None)) is None
     assert search.notes == ["Training for int8 with weights in few bits was not tried: no layer computes in int8"]
+
+
+def test_a_candidate_of_a_finished_search_is_known():
+    search = a_search([])
+    search.candidates = [Candidate(steps=(A_DISTILLATION,), parent=None)]
+    assert search.is_known(Candidate(steps=(A_DISTILLATION,), parent=None))
+    assert not search.is_known(Candidate(steps=(A_DISTILLATION,), parent="other"))
 
 
 def test_a_comparison_that_fails_leaves_the_file_that_won():

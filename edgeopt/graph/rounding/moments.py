@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -65,18 +65,31 @@ class RowLayer(NamedTuple):
 
 
 def find_layers(model: onnx.ModelProto) -> list[RowLayer]:
-    """Return the layers of the top graph whose inputs can be read as rows, and whose depth is at most ``MAX_DEPTH``."""
+    """Return the float32 layers of the top graph whose inputs can be read as rows.
+
+    Those deeper than ``MAX_DEPTH`` are left out, and weights that are read in two ways, such as a tied matrix that one
+    product transposes.
+    """
     constants = read_initializers(model.graph)
-    found = []
+    found = list[RowLayer]()
     for node in model.graph.node:
         weights = constants.get(node.input[1]) if len(node.input) > 1 else None
-        if weights is None or node.domain not in ("", "ai.onnx") or node.input[0] in constants:
+        if weights is None or node.domain not in STANDARD_DOMAINS or node.input[0] in constants:
+            continue
+        if weights.dtype != np.float32:
             continue
         attributes = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         layer = _read_layer(node, weights.shape, attributes)
-        if layer is not None and layer.to_rows(weights).shape[2] <= MAX_DEPTH:
+        if layer is not None:
             found.append(layer)
-    return found
+    ways: dict[str, set[tuple[object, ...]]] = {}
+    for layer in found:
+        ways.setdefault(layer.weight, set()).add((layer.groups, layer.kernel, layer.is_transposed))
+    return [
+        layer
+        for layer in found
+        if len(ways[layer.weight]) == 1 and layer.to_rows(constants[layer.weight]).shape[2] <= MAX_DEPTH
+    ]
 
 
 def _read_layer(node: onnx.NodeProto, shape: tuple[int, ...], attributes: Mapping[str, Any]) -> RowLayer | None:
@@ -114,7 +127,9 @@ def find_recurrent_layers(model: onnx.ModelProto) -> list[RowLayer]:
         if not node.output[0]:
             node.output[0] = f"states_of_cell_{index}"
         for data, weight in ((node.input[0], node.input[1]), (node.output[0], node.input[2])):
-            if weight in constants and data not in constants and constants[weight].shape[2] <= MAX_DEPTH:
+            if weight not in constants or data in constants or constants[weight].dtype != np.float32:
+                continue
+            if constants[weight].shape[2] <= MAX_DEPTH:
                 directions = len(constants[weight])
                 found.append(RowLayer(node.name, data, weight, directions, (), (), (), (), True, is_recurrent=True))
     return found
@@ -162,13 +177,13 @@ def _rows_of(layer: RowLayer, values: _Arrays, rng: np.random.Generator) -> Iter
     spans = [1 + (size - 1) * step for size, step in zip(layer.kernel, layer.dilations, strict=True)]
     axes = tuple(range(2, 2 + rank))
     windows = sliding_window_view(np.pad(values, pads), spans, axis=axes)
-    every = (slice(None), slice(None))
+    every: tuple[Any, ...] = (slice(None), slice(None))
     windows = windows[(*every, *(slice(None, None, step) for step in layer.strides))]
     windows = windows[(*every, *(slice(None),) * rank, *(slice(None, None, step) for step in layer.dilations))]
-    places = list(itertools.product(*(range(size) for size in windows.shape[2 : 2 + rank])))
-    chosen = np.sort(rng.choice(len(places), min(len(places), _MAX_PLACES), replace=False))
-    where = tuple(np.array([places[one] for one in chosen]).T)
-    seen = windows[(*every, *where)]  # (samples, channels, places, *kernel)
+    sizes = windows.shape[2 : 2 + rank]
+    count = math.prod(sizes)
+    where = np.unravel_index(np.sort(rng.choice(count, min(count, _MAX_PLACES), replace=False)), sizes)
+    seen = np.asarray(windows[(*every, *where)])  # (samples, channels, places, *kernel)
     samples, channels, count = seen.shape[:3]
     grouped = seen.reshape(samples, layer.groups, channels // layer.groups, count, -1)
     yield grouped.transpose(1, 0, 3, 2, 4).reshape(layer.groups, samples * count, -1)

@@ -155,25 +155,53 @@ def unpack(model: onnx.ModelProto) -> dict[str, int]:
     if not any(node.op_type == "BitShift" for node in graph.node):
         return {}
     constants = read_initializers(graph)
-    inside, parts, wanted, chain, left = set[str](), set[str](), list[str](), list[onnx.NodeProto](), []
-    for node in graph.node:
-        inputs = set(node.input)
-        is_first = node.op_type == "BitShift" and inputs <= constants.keys()
-        if not is_first and not (inputs & inside and inputs <= constants.keys() | inside):
-            left.append(node)
+    makers = {name: node for node in graph.node for name in node.output}
+    readers = find_consumers(graph)
+    found: Arrays = {}
+    removed = set[str]()
+    for split in [node for node in graph.node if node.op_type == "Split"]:
+        names = _nodes_before(split, makers, constants)
+        last = [node for name in split.output for node, _ in readers.get(name, [])]
+        if names is None or not last or any(node.op_type != "Reshape" for node in last):
             continue
-        chain.append(node)
-        if node.op_type == "Reshape" and node.input[0] in parts:
-            wanted += node.output
-        else:
-            inside |= set(node.output)
-            parts |= set(node.output) if node.op_type == "Split" else set()
-    found = _compute(chain, constants)
-    found = {name: found[name] for name in wanted}
-    replace_nodes(graph, left)
+        inside = {*split.output, *names}
+        names |= {node.output[0] for node in (split, *last)}
+        if any(node.output[0] not in names for name in inside for node, _ in readers.get(name, [])):
+            continue
+        chain = [node for node in graph.node if names & set(node.output)]
+        known = _compute(chain, constants)
+        found |= {node.output[0]: known[node.output[0]] for node in last}
+        removed |= names
+    replace_nodes(graph, [node for node in graph.node if not removed & set(node.output)])
     graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in found.items())
     drop_unused_initializers(graph)
     return {name: bits for name, values in found.items() if (bits := _bits_of(values)) is not None}
+
+
+_CHAIN_OPERATORS = ("BitShift", "Reshape", "Cast", "Add", "Gather")
+"""Before the ``Split``."""
+
+
+def _nodes_before(split: onnx.NodeProto, makers: dict[str, onnx.NodeProto], constants: Arrays) -> set[str] | None:
+    """Return the first outputs of the nodes that a ``Split`` depends on; None if they are no chain of ``pack``."""
+    table = makers.get(split.input[0])
+    if table is None or table.op_type != "Gather" or not set(split.input[1:]) <= constants.keys():
+        return None
+    if table.input[0] not in constants or constants[table.input[0]].dtype != np.int8:
+        return None
+    names, waiting, kinds = set[str](), [table], set[str]()
+    while waiting:
+        node = waiting.pop()
+        if node.op_type not in _CHAIN_OPERATORS:
+            return None
+        names.add(node.output[0])
+        kinds.add(node.op_type)
+        for name in node.input:
+            if name not in constants and name not in makers:
+                return None
+            if name not in constants:
+                waiting.append(makers[name])
+    return names if "BitShift" in kinds else None
 
 
 def _compute(chain: list[onnx.NodeProto], constants: Arrays) -> Arrays:
@@ -193,7 +221,9 @@ def _compute(chain: list[onnx.NodeProto], constants: Arrays) -> Arrays:
                 results = [inputs[0] + inputs[1]]
             case "Gather":
                 results = [inputs[0][inputs[1]]]
-            case _:  # Split
+            case "Split":
                 results = np.split(inputs[0], np.cumsum(inputs[1])[:-1])
+            case other:
+                raise AssertionError(f"{other} is in no chain")
         known |= dict(zip(node.output, results, strict=True))
     return known

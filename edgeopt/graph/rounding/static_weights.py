@@ -23,6 +23,8 @@ from edgeopt.graph.rounding.moments import RowLayer, find_layers, measure_moment
 MIN_ROUNDED_VALUES = 1024
 """Smaller tensors keep 8 bits."""
 _INT8_BITS = 8
+_MAX_BIAS = 2.0**31 * 0.999
+"""Of int32, less what rounding of the scales adds."""
 _NOTHING_TO_ROUND = (
     f"no layer has {MIN_ROUNDED_VALUES} int8 weights with a scale for each channel: this variant is skipped."
 )
@@ -52,6 +54,7 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
     layers = [layer for layer in find_layers(model) if layer.node in stored]
     moments = measure_moments(model, layers, batches)
     exact, constants = read_initializers(model.graph), read_initializers(quantized.graph)
+    least = _least_scales(quantized, constants)
     replaced: dict[str, _Arrays] = {}
     for layer in layers:
         integers, scale = stored[layer.node]
@@ -62,6 +65,7 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
             if not _can_have_few_bits(layer, exact, constants, stored[layer.node]):
                 continue
             grid = find_grid(layer.to_rows(weights), moments[layer.weight], bits)
+            grid = grid._replace(scale=np.maximum(grid.scale, _per_row(least[scale], layer, weights)))
             replaced[scale] = grid.scale.reshape(constants[scale].shape).astype(np.float32)
         else:
             limit = int(np.abs(before.astype(int)).max())
@@ -99,6 +103,7 @@ def round_to_nearest(model: onnx.ModelProto, quantized: onnx.ModelProto, bits: i
     """
     stored, (low, high) = _find_stored(quantized), symmetric_levels(bits)
     exact, constants = read_initializers(model.graph), read_initializers(quantized.graph)
+    least = _least_scales(quantized, constants)
     replaced: dict[str, _Arrays] = {}
     rounded = set()
     for layer in find_layers(model):
@@ -108,7 +113,8 @@ def round_to_nearest(model: onnx.ModelProto, quantized: onnx.ModelProto, bits: i
         rounded.add(layer.weight)
         rows = layer.to_rows(exact[layer.weight])
         largest = np.abs(rows).max(2, keepdims=True)
-        steps = np.where(largest > 0, largest / high, 1.0).astype(np.float32)
+        steps = np.where(largest > 0, largest / high, 1.0)
+        steps = np.maximum(steps, _per_row(least[scale], layer, exact[layer.weight])).astype(np.float32)
         values = np.clip(np.rint(rows / steps), low, high)
         replaced[scale] = steps.reshape(constants[scale].shape)
         replaced[integers] = layer.from_rows(values, exact[layer.weight].shape).astype(np.int8)
@@ -147,22 +153,60 @@ def _per_row(scale: _Arrays, layer: RowLayer, weights: _Arrays) -> _Arrays:
     return np.broadcast_to(scale.reshape(-1), (count,)).reshape(layer.groups, -1, 1).astype(np.float64)
 
 
-def _rescale_biases(quantized: onnx.ModelProto, constants: dict[str, _Arrays], replaced: dict[str, _Arrays]) -> None:
-    """Add biases for new scales of weights: an int32 bias has the scale of the products."""
+class _Bias(NamedTuple):
+    """A layer's bias in int32."""
+
+    integers: str
+    scale: str
+    weight_scale: str
+    """The scale of the layer's weights."""
+    data_scale: _Arrays
+    values: _Arrays
+    """What the integers stand for."""
+
+
+def _read_biases(quantized: onnx.ModelProto, constants: dict[str, _Arrays]) -> list[_Bias]:
+    """Return the int32 biases of a quantized graph."""
     sources = {node.output[0]: node for node in quantized.graph.node if node.op_type == "DequantizeLinear"}
+    found = []
     for node in quantized.graph.node:
         parts = [sources.get(name) for name in node.input[:3]]
         if len(parts) < 3 or any(part is None for part in parts):
             continue
         data, weight, bias = (part for part in parts if part is not None)
-        if weight.input[1] not in replaced or bias.input[0] not in constants or bias.input[1] in replaced:
+        names = (data.input[1], weight.input[1], *bias.input[:2])
+        if all(name in constants for name in names) and constants[bias.input[0]].dtype == np.int32:
+            values = constants[bias.input[0]] * constants[bias.input[1]].astype(np.float64)
+            found.append(_Bias(bias.input[0], bias.input[1], weight.input[1], constants[data.input[1]], values))
+    return found
+
+
+def _least_scales(quantized: onnx.ModelProto, constants: dict[str, _Arrays]) -> dict[str, _Arrays]:
+    """Return the smallest scales of weights with which int32 biases do not overflow, by the name of the scale.
+
+    A channel that batch norm has all but switched off has tiny weights, and a bias of an ordinary size.
+    """
+    least: dict[str, _Arrays] = {}
+    for name in {stored.scale for stored in _find_stored(quantized).values()}:
+        least[name] = np.zeros(constants[name].shape)
+    for bias in _read_biases(quantized, constants):
+        if bias.weight_scale in least:
+            product = np.maximum(np.abs(bias.values) / _MAX_BIAS, np.finfo(np.float32).tiny)
+            needed = product / bias.data_scale.astype(np.float64)
+            least[bias.weight_scale] = np.maximum(least[bias.weight_scale], needed)
+    return least
+
+
+def _rescale_biases(quantized: onnx.ModelProto, constants: dict[str, _Arrays], replaced: dict[str, _Arrays]) -> None:
+    """Add biases for new scales of weights: an int32 bias has the scale of the products."""
+    for bias in _read_biases(quantized, constants):
+        if bias.weight_scale not in replaced or bias.scale in replaced:
             continue
-        if constants[bias.input[0]].dtype != np.int32:
-            continue
-        values = constants[bias.input[0]] * constants[bias.input[1]].astype(np.float64)
-        scale = (constants[data.input[1]] * replaced[weight.input[1]].reshape(-1)).astype(np.float32)
-        replaced[bias.input[1]] = np.broadcast_to(scale, constants[bias.input[1]].shape).astype(np.float32)
-        replaced[bias.input[0]] = np.rint(values / scale).astype(np.int32)
+        scale = (bias.data_scale * replaced[bias.weight_scale].reshape(-1)).astype(np.float32)
+        integers = np.rint(bias.values / scale)
+        assert np.abs(integers).max(initial=0) < 2**31, "the scales are at least those of _least_scales"
+        replaced[bias.scale] = np.broadcast_to(scale, constants[bias.scale].shape).astype(np.float32)
+        replaced[bias.integers] = integers.astype(np.int32)
 
 
 def _replace(quantized: onnx.ModelProto, replaced: dict[str, _Arrays]) -> None:

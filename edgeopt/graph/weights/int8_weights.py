@@ -112,8 +112,11 @@ def measure_stored_ratio(model: onnx.ModelProto, operators: frozenset[str]) -> f
     for graph in walk_graphs(model.graph):
         sizes = {tensor.name: count_bytes(tensor) or 0 for tensor in graph.initializer}
         total += sum(sizes.values())
-        readers = {name: [node.op_type for node in graph.node if name in node.input] for name in _find_weights(graph)}
-        others += sum(sizes[name] for name, kinds in readers.items() if not operators & set(kinds))
+        kinds: dict[str, set[str]] = {}
+        for node in graph.node:
+            for name in node.input:
+                kinds.setdefault(name, set()).add(node.op_type)
+        others += sum(sizes[name] for name in _find_weights(graph) if not operators & kinds.get(name, set()))
     return others / total if total else 0.0
 
 

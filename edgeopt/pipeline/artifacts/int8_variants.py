@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 import onnx
 
+from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
 from edgeopt.graph.facts import (
     MATRIX_PRODUCTS,
@@ -39,7 +40,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.records.codec import to_json
 from edgeopt.records.profile import Precision
 from edgeopt.records.quantization import NodeNoise, SensitivityStudy
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, StoreWeights
+from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, Simplify, StoreWeights
 from edgeopt.store.files import write_whole
 
 HELD_BACK_SAMPLES = 128
@@ -147,15 +148,27 @@ def sensitivity_study(build: Build, exported: ExportedFile, *, rank: bool) -> Se
 def float_file(build: Build, exported: ExportedFile, name: str) -> Iterator[Path]:
     """Give a network's file after the steps that every variant begins with, for the length of a block.
 
+    If onnxsim fails, the file is not simplified, as in ``make_artifact``.
+
     Raises:
         StepError: a step fails.
     """
     with build.workspace.scratch(name) as folder:
-        results = run_step(
-            "graph", apply_steps, FIRST_STEPS, build.workspace.artifact(exported.sha256), folder / "float.onnx",
-            calibration=None, max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
-        )  # fmt: skip
-        yield results[-1].path
+
+        def apply(steps: tuple[GraphStep, ...]) -> Path:
+            results = run_step(
+                "graph", apply_steps, steps, build.workspace.artifact(exported.sha256), folder / "float.onnx",
+                calibration=None, max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
+            )  # fmt: skip
+            return results[-1].path
+
+        try:
+            path = apply(FIRST_STEPS)
+        except StepError as error:
+            if error.stage != "simplify":
+                raise
+            path = apply(tuple(step for step in FIRST_STEPS if not isinstance(step, Simplify)))
+        yield path
 
 
 def fewest_float_nodes(

@@ -32,7 +32,7 @@ def size_notes(build: Build, original: StoredNetwork, exported: ExportedFile) ->
             f"{_training_bytes(original) / 1e9:.0f} GB ({_TRAINING_COPIES} copies of the weights), and this machine "
             f"has {total_memory_bytes() / 1e9:.0f} GB. Build it on one with more."
         )
-    if is_pair(build, exported):
+    if is_pair(build, exported) and "int8" in build.profile.precisions:
         notes.append(
             "Int8 was tried for the weights only, each rounded to the nearest step: onnxruntime's quantizer loads at "
             "most 2 GiB, so activations stay float32."
@@ -45,15 +45,16 @@ def is_pair(build: Build, exported: ExportedFile) -> bool:
     return bool(weight_files(build.workspace.artifact(exported.sha256)))
 
 
-def files_at_a_time(build: Build, exported: ExportedFile, most: int) -> int:
+def files_at_a_time(build: Build, exported: ExportedFile, most: int, candidates: int) -> int:
     """Return how many files of a network are made in parallel: those whose steps fit into half of the memory.
 
     Args:
         build: The build.
         exported: The network's exported file.
         most: As many as there are cores for.
+        candidates: Networks whose files are made at the same time.
     """
-    needed = _STEP_COPIES * measure_bytes(build.workspace.artifact(exported.sha256))
+    needed = _STEP_COPIES * measure_bytes(build.workspace.artifact(exported.sha256)) * candidates
     return max(1, min(most, int(total_memory_bytes() / 2 / needed)))
 
 

@@ -268,7 +268,7 @@ def _outputs(build: Build, path: Path, stage: str, inputs: Path, outputs: Path |
     """Run a file on stored inputs; ``outputs`` is where they are put for a while."""
     outputs = outputs or path.with_suffix(".outputs.npz")
     try:
-        run_step(stage, run_model, path, inputs, outputs, build.run_target)
+        run_step(stage, run_model, path, inputs, outputs, build.run_target, stage=stage)
         return _named_outputs(build, outputs)
     finally:
         outputs.unlink(missing_ok=True)

@@ -201,6 +201,7 @@ def _run_steps(
             path: Path, step: GraphStep = step, source: Path = source, stage: Stage = stage,
             tolerance: float | None = tolerance,
         ) -> MadeStage:  # fmt: skip
+            build.torch_pool.check_open()
             (result,) = run_step(
                 "graph", apply_steps, (step,), source, path,
                 calibration=calibration, max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
@@ -216,7 +217,8 @@ def _run_steps(
             found = make(target)
         else:
             own = target.with_name(f"{target.stem}.{index}.onnx")
-            source, found = shared.make(steps[: index + 1], calibration, own, make)
+            before = steps[: index + 1]
+            source, found = shared.make(before, _calibration(build, network, before), own, make)
         made.append(found)
     parities = [one.parity for one in made if one.parity is not None]
     quantize = next((step for step in steps if isinstance(step, Quantize)), None)

@@ -50,6 +50,8 @@ def further_variants(maker: VariantMaker, variants: Sequence[Variant]) -> list[V
         maker: Of the candidate.
         variants: Its files in every precision.
     """
+    if any(isinstance(step, QuantizeAware) for step in maker.candidate.steps):
+        return []  # it was trained for one form
     fewer = fewer_weight_bits(maker, variants)
     mixed = mixed_precision(maker, [*variants, *fewer])
     mixed += fewer_weight_bits(maker, mixed)
@@ -115,9 +117,9 @@ def training_for_int8(
     Raises:
         StepError: the calibration method cannot be chosen, because the graph cannot be studied.
     """
-    sparse = any(isinstance(step, Sparsify) for step in candidate.steps)  # its zeros would not stay
+    has_own_grid = any(isinstance(step, Sparsify | QuantizeAware) for step in candidate.steps)  # it would not stay
     computing = [one for one in variants if exported.exporter == "given" or not one.recipe.only_stores_weights]
-    if sparse or not is_worth_training(build, computing):
+    if has_own_grid or not is_worth_training(build, computing):
         return None
     return _trained_for(build, network, exported, None, LEARNING_RATE_RATIO)
 

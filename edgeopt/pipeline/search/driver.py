@@ -152,6 +152,7 @@ class Search:
     def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
         """Make candidates in parallel, then measure them; return what came of each, in order."""
         runner = self.runner
+        runner.candidates_at_a_time = max(1, min(len(candidates), self.build.torch_pool.count))
         runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
         with self.build.clock.stage("train and make files"):
             results = self.in_parallel(self.make, candidates)
@@ -226,11 +227,14 @@ class Search:
         """Return the planned candidates that cut something and were not tried before."""
         new: list[tuple[Candidate, float]] = []
         for candidate, ratio in plans:
-            known = (*self.candidates, *(other for other, _ in new))
-            again = any((one.steps, one.parent) == (candidate.steps, candidate.parent) for one in known)
-            if not again and not changes_nothing(candidate):
+            if not self.is_known(candidate, [other for other, _ in new]) and not changes_nothing(candidate):
                 new.append((candidate, ratio))
         return new
+
+    def is_known(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> bool:
+        """Tell whether a candidate was tried before, in this search or in the one that it continues."""
+        known = (*self.candidates, *others)
+        return any((one.steps, one.parent) == (candidate.steps, candidate.parent) for one in known)
 
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
@@ -266,12 +270,13 @@ class Search:
             if reason and reason not in self.notes:
                 self.notes.append(reason)
                 build.progress("low-rank", reason)
+            candidates = [one for one in candidates if not self.is_known(one)]
             if candidates and not build.is_out_of_time:
                 self.run_round(candidates)
         few_bits = self.few_bits(network)
-        if few_bits is not None:
+        if few_bits is not None and not self.is_known(few_bits):
             self.run_round([few_bits])
-        candidates = sparse_candidates(build, network)
+        candidates = [one for one in sparse_candidates(build, network) if not self.is_known(one)]
         if candidates:
             curve, reason = sparsity_curve(build, network)
             self.sparsity = curve or self.sparsity

@@ -107,6 +107,7 @@ class TrialRunner:
         """Networks of measured candidates, by key."""
         self.smallest_bytes = math.inf
         """Size of the smallest file so far that keeps every limit."""
+        self.candidates_at_a_time = 1
         self.variants_at_a_time = 1
         """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
 
@@ -143,7 +144,7 @@ class TrialRunner:
                 build.ledger.put(diverged, failed)
             return self._without_network(candidate, failed, seconds)
         variants: list[Variant] = []
-        at_a_time = files_at_a_time(build, exported, self.variants_at_a_time)
+        at_a_time = files_at_a_time(build, exported, self.variants_at_a_time, self.candidates_at_a_time)
         for precision, all_steps in self._steps(candidate, exported):
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much

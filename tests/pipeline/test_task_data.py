@@ -1,0 +1,59 @@
+"""Data of a task: the user's code is called by one thread at a time, and files of samples are made once."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import tiny_task
+
+import edgeopt
+from edgeopt.pipeline.task_data import TaskData
+from edgeopt.store.workspace import Workspace
+from edgeopt.task import CheckedTask
+
+
+class CountedBatches:
+    """A task's batches that refuse to be read by two threads at a time."""
+
+    def __init__(self):
+        self.reads = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, seed=0):
+        assert self.lock.acquire(blocking=False), "two threads at a time"
+        try:
+            self.reads += 1
+            time.sleep(0.05)
+            yield from tiny_task.batches(64, seed)
+        finally:
+            self.lock.release()
+
+
+def test_variants_that_need_calibration_at_the_same_time_read_the_samples_once(tmp_path):
+    train = CountedBatches()
+    task = CheckedTask(edgeopt.classification(tiny_task.TinyNet(8), train, tiny_task.batches(64, 1000)), "tests")
+    with Workspace(tmp_path / "workspace").open() as workspace:
+        data = TaskData(task, workspace)
+        reads = train.reads
+        with ThreadPoolExecutor(4) as pool:
+            paths = list(pool.map(data.calibration_file, [32] * 4))
+    assert len(set(paths)) == 1
+    assert train.reads == reads + 1
+
+
+def test_scores_are_computed_by_one_thread_at_a_time(tmp_path):
+    busy = threading.Lock()
+
+    def score(pairs):
+        assert busy.acquire(blocking=False), "two threads at a time"
+        time.sleep(0.05)
+        busy.release()
+        return 0.5
+
+    network = tiny_task.TinyNet(8)
+    task = edgeopt.classification(network, lambda seed: tiny_task.batches(64, seed), tiny_task.batches(64, 1000))
+    task.score = score
+    with Workspace(tmp_path / "workspace").open() as workspace:
+        data = TaskData(CheckedTask(task, "tests"), workspace)
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(lambda _: data._call_user("score()", data.task.score, []), range(4))) == {0.5}

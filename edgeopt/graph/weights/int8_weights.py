@@ -173,7 +173,7 @@ def _without_repeats(scale: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return weights in int8, and their scales, along the axis with the smallest error or a single one.
+    """Return weights in int8, and their scales, along the axis with the smallest error; a single one if all are short.
 
     Args:
         values: Of any shape.
@@ -183,9 +183,10 @@ def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[ND
         Integers of that shape, and scales of as many axes, all but one of length 1.
     """
     best: tuple[float, NDArray[np.int8], NDArray[np.float32]] | None = None
-    for axis in (None, *range(values.ndim)):
-        if axis is not None and values.shape[axis] > _MAX_SCALES_RATIO * values.size:
-            continue
+    axes: list[int | None] = [
+        axis for axis in range(values.ndim) if values.shape[axis] <= _MAX_SCALES_RATIO * values.size
+    ]
+    for axis in axes or [None]:
         rows = values.reshape(1, -1) if axis is None else np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
         grid = _nearest_grid(rows, bits)
         scale = grid.scale.astype(np.float32).reshape([-1 if one == axis else 1 for one in range(values.ndim)])

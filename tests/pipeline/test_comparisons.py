@@ -66,11 +66,13 @@ def a_sparse_variant(runner: TrialRunner) -> Variant:
     return Variant(recipe, ScoredArtifact(variant.outcome.artifact, variant.outcome.score), {})
 
 
-def test_a_sparse_network_is_compared_with_the_baseline_and_with_the_network_it_was_made_of():
+def test_a_sparse_network_is_compared_with_the_network_it_was_made_of_and_with_the_baseline_only_if_it_may_win():
     runner = a_runner()
     outcome = runner.measure(a_sparse_variant(runner)).outcome
     assert isinstance(outcome, Measured)
-    assert outcome.against_baseline is not None
+    assert outcome.against_baseline is None
+    assert runner.needs_comparison(2)
+    assert runner.compare(2).outcome.against_baseline is not None
     assert outcome.against_parent.trial == 1
     assert outcome.artifact.notes == ()
 
@@ -80,28 +82,24 @@ def test_a_failed_comparison_with_the_parent_leaves_a_good_trial_with_a_note(err
     runner = a_runner(parent=error)
     outcome = runner.measure(a_sparse_variant(runner)).outcome
     assert isinstance(outcome, Measured)
-    assert outcome.against_baseline is not None
     assert outcome.against_parent is None
     (note,) = outcome.artifact.notes
     assert "trial 1" in note
     assert "the worker died" in note
 
 
-def test_a_failed_comparison_with_the_baseline_is_repeated_if_the_trial_would_win():
+def test_a_failed_comparison_with_the_baseline_leaves_the_trial_as_it_was():
     runner = a_runner(baseline=DeviceError("the worker died"))
-    outcome = runner.measure(a_sparse_variant(runner)).outcome
-    assert isinstance(outcome, Measured)
-    assert outcome.against_baseline is None
-    assert outcome.against_parent is not None
-    assert runner.needs_comparison(2)
+    before = runner.measure(a_sparse_variant(runner))
+    with pytest.raises(DeviceError):
+        runner.compare(2)
+    assert runner.trials[2] == before
     runner.evaluator.failures.clear()
-    runner.compare(2)
-    assert runner.trials[2].outcome.against_baseline is not None
+    assert runner.compare(2).outcome.against_baseline is not None
 
 
-@pytest.mark.parametrize("against", ["baseline", "parent"])
-def test_a_lost_device_ends_the_build_before_the_trial_is_written_so_the_same_command_repeats_it(against):
-    runner = a_runner(**{against: DeviceLostError("ssh://pi: the connection broke")})
+def test_a_lost_device_ends_the_build_before_the_trial_is_written_so_the_same_command_repeats_it():
+    runner = a_runner(parent=DeviceLostError("ssh://pi: the connection broke"))
     with pytest.raises(DeviceLostError):
         runner.measure(a_sparse_variant(runner))
     assert len(runner.trials) == 2

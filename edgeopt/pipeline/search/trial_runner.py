@@ -5,7 +5,6 @@ Making (``make``) may run in several threads at once; measuring (``measure``, ``
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,7 +49,7 @@ from edgeopt.records.budget import Limit
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import GraphStep, Prune, Quantize, QuantizeAware, Recipe
 from edgeopt.records.trial import Failed, Measured, Trial
-from edgeopt.select.limits import judge_limits, measured_size
+from edgeopt.select.limits import judge_limits
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
@@ -105,8 +104,6 @@ class TrialRunner:
         self.trials: list[Trial] = []
         self.networks: dict[str | None, StoredNetwork] = {None: original}
         """Networks of measured candidates, by key."""
-        self.smallest_bytes = math.inf
-        """Size of the smallest file so far that keeps every limit."""
         self.candidates_at_a_time = 1
         self.variants_at_a_time = 1
         """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
@@ -268,9 +265,9 @@ class TrialRunner:
         return trial
 
     def _measured(self, number: int, variant: Variant) -> Measured:
-        """Return a variant's measurement with its A/Bs: against the baseline, if it may win, and against its parent.
+        """Return a variant's measurement, with its A/B against the network that it was made of, if there is one.
 
-        An A/B against the baseline that fails is tried again when the winner is chosen.
+        Only trials that may win are compared with the baseline, once all are measured: most are not the smallest then.
         """
         assert isinstance(variant.made, ScoredArtifact)
         artifact, score = variant.made
@@ -285,13 +282,6 @@ class TrialRunner:
             against_baseline=None,
             ranking=variant.ranking,
         )
-        size_bytes = measured_size(artifact, self.build.budget)
-        if number > 0 and not self.missed_limits(outcome) and size_bytes < self.smallest_bytes:
-            self.smallest_bytes = size_bytes
-            try:
-                outcome = with_baseline(self.evaluator, outcome)
-            except EdgeoptError as error:
-                self.build.progress("compare", f"trial {number} was not compared: {as_failed(error).reason}")
         return with_parent(self.evaluator, variant.recipe, outcome, self.trials)
 
     def needs_comparison(self, number: int) -> bool:

@@ -6,7 +6,7 @@
 Every eighth network, by name, of those that came into the zoo after the pruning rules. Weights and data are random, and
 the network teaches (``random_teachers.py``); a candidate may lose 0.05 of the outputs' variance. The target is the
 server that this machine is, where every verdict counts (a stand-in drops nothing for its int8 verdicts); limits in
-milliseconds are waived, since A/Bs decide what is slower. After 20 minutes a build begins nothing new. A build
+milliseconds are waived, since A/Bs decide what is slower. After 10 minutes a build begins nothing new. A build
 **ships well** if its winner has fewer bytes than the same network in float32 and is no slower, or if the result says
 why not: each int8 variant has a reason (slower layers by name, the score, an error).
 
@@ -36,7 +36,7 @@ import click
 ROOT = Path(__file__).parents[1]
 EVERY_NTH = 8
 MAX_DROP = 0.05
-BUILD_MINUTES = 20
+BUILD_MINUTES = 10
 """A build begins nothing new after that: two language models train a step a second here, and would go on for longer."""
 TIME_LIMIT_SECONDS = 2700
 BUILT = (0, 3)

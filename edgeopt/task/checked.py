@@ -309,7 +309,7 @@ class CheckedTask:
         value = self.task.loss(self.nest_outputs(flat_outputs(outputs)), targets)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise TaskError(f"{self.spec}: loss() has to return a tensor with one element, not {value!r:.80}.")
-        return value
+        return value.reshape(())
 
     def distill_loss(self, outputs: Any, teacher: Any, targets: Any) -> Tensor | None:
         """Return the task's own distillation loss, or None if it has none."""
@@ -318,7 +318,7 @@ class CheckedTask:
             return None
         nested = self.nest_outputs(flat_outputs(outputs))
         value: Tensor = function(nested, self.nest_outputs(flat_outputs(teacher)), targets)
-        return value
+        return value.reshape(()) if isinstance(value, Tensor) and value.numel() == 1 else value
 
     @property
     def has_training_step(self) -> bool:

@@ -97,17 +97,21 @@ def training_loss(part: OutputScore, output: Tensor, targets: Tensor) -> Tensor:
         ignored = -100 if part.ignored is None else part.ignored
         numbers = _fit(targets, scores.shape[:1] + scores.shape[2:], output).long()
         _check_numbers(numbers, scores.shape[1], ignored)
-        return nn.functional.nll_loss(_log_probabilities(scores), numbers, ignore_index=ignored)
+        total = nn.functional.nll_loss(_log_probabilities(scores), numbers, ignore_index=ignored, reduction="sum")
+        return total / (numbers != ignored).sum().clamp_min(1)
     truth = _fit(targets, output.shape, output)
     if part.layout == "values":
         error = nn.functional.l1_loss if part.metric == "mae" else nn.functional.mse_loss
         return error(output, truth.to(output.dtype))
     counts = torch.ones_like(truth, dtype=torch.bool) if part.ignored is None else truth != part.ignored
+    _check_answers(truth[counts], -1 if part.labels == "signs" else 0)
     yes = truth.to(output.dtype).clamp(0, 1)[counts]
     answers = output[counts]
     if part.threshold:
-        return nn.functional.binary_cross_entropy(answers.clamp(0, 1), yes)
-    return nn.functional.binary_cross_entropy_with_logits(answers, yes)
+        total = nn.functional.binary_cross_entropy(answers.clamp(0, 1), yes, reduction="sum")
+    else:
+        total = nn.functional.binary_cross_entropy_with_logits(answers, yes, reduction="sum")
+    return total / counts.sum().clamp_min(1)
 
 
 def _fit(targets: Tensor, shape: torch.Size, output: Tensor) -> Tensor:
@@ -133,6 +137,18 @@ def _check_numbers(numbers: Tensor, classes: int, ignored: int) -> None:
     if len(wrong):
         raise DataError(
             f"train gives the label {int(wrong[0])}, but the network has {classes} classes, 0 to {classes - 1}. "
+            "Correct the labels, or name a label that doesn't count with ignore_label."
+        )
+
+
+def _check_answers(labels: Tensor, lowest: int) -> None:
+    """Raise DataError if training labels of yes or no are beyond 1; not checked on a GPU, which would wait."""
+    if labels.device.type != "cpu":
+        return
+    wrong = labels[(labels < lowest) | (labels > 1)]
+    if len(wrong):
+        raise DataError(
+            f"train gives the label {float(wrong[0]):g}, but the network answers yes or no: labels are {lowest} to 1. "
             "Correct the labels, or name a label that doesn't count with ignore_label."
         )
 

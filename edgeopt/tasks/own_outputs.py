@@ -6,8 +6,10 @@ are trained in this way.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from edgeopt.task.protocol import Training
 LABEL_FREE_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4, weight_decay=0.0, hard_weight=0.0)
 """Only the teacher's outputs count; the rate is one that fits networks of any kind."""
 _BATCH_SIZE = 32
+_MAX_KEPT_BYTES = 256_000_000
+"""Of the original's outputs for the samples that select."""
 _NOISE_RATIO = 1.0
 """Of the noise in ``noisy_loss``, over the spread of the outputs."""
 
@@ -66,9 +70,7 @@ class OwnOutputs(ABC):
         batches = [
             (group, rows)
             for group in range(len(self.training_groups))
-            for rows in torch.split(
-                torch.randperm(self._count(self.training_groups[group]), generator=random), _BATCH_SIZE
-            )
+            for rows in _in_batches(torch.randperm(self._count(self.training_groups[group]), generator=random))
         ]
         for index in torch.randperm(len(batches), generator=random).tolist():
             group, rows = batches[index]
@@ -76,15 +78,32 @@ class OwnOutputs(ABC):
             yield self.nest_inputs(inputs), {_GROUPS: torch.full_like(rows, group), _ROWS: rows}
 
     def eval_batches(self) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
-        """Yield the samples that select, with the original's outputs."""
-        return self.in_order(self.selection_groups)
+        """Yield the samples that select, with the original's outputs, which are kept: each epoch asks for them."""
+        known = self._selection_answers
+        for number, inputs in enumerate(self._batches_of(self.selection_groups)):
+            answers = known[number] if number < len(known) else self.answer(inputs)
+            if number == len(known) and sum(map(_count_bytes, known)) + _count_bytes(answers) <= _MAX_KEPT_BYTES:
+                known.append(answers)
+            yield self.nest_inputs(inputs), answers
+
+    @cached_property
+    def _selection_answers(self) -> list[tuple[Tensor, ...]]:
+        """The original's outputs for the first batches that select."""
+        return []
 
     def in_order(self, groups: Sequence[SampleTensors]) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
         """Yield samples in their order, with the original's outputs."""
+        for inputs in self._batches_of(groups):
+            yield self.nest_inputs(inputs), self.answer(inputs)
+
+    def batch_sizes(self, groups: Sequence[SampleTensors]) -> list[int]:
+        """Return the number of samples of each batch of ``in_order``."""
+        return [len(rows) for group in groups for rows in torch.split(torch.arange(self._count(group)), _BATCH_SIZE)]
+
+    def _batches_of(self, groups: Sequence[SampleTensors]) -> Iterator[SampleTensors]:
         for group in groups:
             for rows in torch.split(torch.arange(self._count(group)), _BATCH_SIZE):
-                inputs = self._take(group, rows)
-                yield self.nest_inputs(inputs), self.answer(inputs)
+                yield self._take(group, rows)
 
     def loss(self, outputs: Any, targets: dict[str, Tensor]) -> Tensor:
         """Return how far outputs are from the original's own plus noise; see ``noisy_loss``."""
@@ -117,3 +136,12 @@ def noisy_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         spread = target.std().clamp_min(1e-6) if target.numel() > 1 else target.abs().clamp_min(1e-6)
         total = total + functional.mse_loss(output / spread, target / spread + _NOISE_RATIO * noise)
     return total
+
+
+def _in_batches(rows: Tensor) -> tuple[Tensor, ...]:
+    """Return batches of about equal sizes: one of a single sample has no variance to normalize by."""
+    return torch.tensor_split(rows, math.ceil(len(rows) / _BATCH_SIZE))
+
+
+def _count_bytes(tensors: Sequence[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

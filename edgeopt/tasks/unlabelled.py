@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import DataError, TaskError
 from edgeopt.records.scoring import ScoreKind
+from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task import Training
 from edgeopt.task.batch_axes import Axes, count_samples
 from edgeopt.task.interface import ModelInterface
@@ -175,12 +176,12 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
     def settle_score(
         self, outputs: Sequence[Sequence[NDArray[Any]]], names: Sequence[str], labels: Sequence[Any] | None
     ) -> ScoreKind:
-        """Decide how outputs are compared with the model's own; ``labels`` are these outputs.
+        """Decide how outputs are compared with the model's own: by ``labels``, which are these for all batches.
 
         Raises:
             DataError, TaskError: see ``choose_agreement``; a TaskError too if no output has its samples in dimension 0.
         """
-        del labels
+        own = outputs if labels is None else [flat_arrays(batch) for batch in labels]
         axes = self._interface.axes.outputs
         judged = [index for index, axis in enumerate(axes) if axis == 0]
         others = ", ".join(f"'{name}'" for name, axis in zip(names, axes, strict=True) if axis != 0)
@@ -190,7 +191,7 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
                 "compared sample by sample. Let forward() return the samples first."
             )
         kind = super().settle_score(
-            [[batch[index] for index in judged] for batch in outputs], [names[index] for index in judged], None
+            [[batch[index] for index in judged] for batch in own], [names[index] for index in judged], None
         )
         split = self._split
         notes = (

@@ -242,3 +242,33 @@ def test_a_size_that_depends_on_data_is_refused_with_its_node():
     module = to_module(a_model(nodes, inputs, [value("y", None)]))
     with pytest.raises(StepError, match="Reshape of node 'r' takes 'shape' from values that are computed from data"):
         module(torch.zeros(2, 4), torch.tensor([4, 2], dtype=torch.int32))
+
+
+def test_statistics_of_batch_norm_move_in_training_and_stay_in_evaluation(tmp_path):
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((4, 3, 3, 3)), "scale": np.ones(4), "bias": np.zeros(4),
+        "mean": np.zeros(4), "variance": np.ones(4),
+    }  # fmt: skip
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["x", "w"], ["c"]),
+            helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "variance"], ["y"], momentum=0.8),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 4, 6, 6])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    module = to_module(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    x = 5 + torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = Network.trace(module, (x,))
+    before = network.eval_module(x)
+    network.train_module(x)
+    mean = torch.conv2d(x, torch.from_numpy(weights["w"]).float()).mean((0, 2, 3))
+    buffers = [value for _, value in network.eval_module.named_buffers() if value.shape == mean.shape]
+    moved = [value for value in buffers if torch.allclose(value, 0.2 * mean, rtol=1e-4)]
+    assert len(moved) == 1
+    after = network.eval_module(x)
+    assert not torch.allclose(after, before)
+    assert torch.equal(network.eval_module(x), after)

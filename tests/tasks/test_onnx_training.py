@@ -2,9 +2,12 @@
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.task import CheckedTask
+from edgeopt.task.values import to_numpy
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
@@ -54,3 +57,58 @@ def test_samples_of_different_lengths_train_in_batches_of_one_length_on_the_file
     again = [x[:, 0, 0].int().tolist() for (x, _), _ in training.train_batches(0)]
     assert [value for batch in again for value in batch] == seen
     assert training.dynamic_axes["x"] == {2: "length"}
+
+
+def a_cell_with_its_last_state(path):
+    """Write a recurrent cell that returns every step, samples first, and its last states, samples second."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w": rng.standard_normal((1, 12, 3)).astype(np.float32),
+        "r": rng.standard_normal((1, 12, 4)).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+            helper.make_node("GRU", ["steps", "w", "r"], ["all", "last"], hidden_size=4),
+            helper.make_node("Squeeze", ["all", "one"], ["flat"]),
+            helper.make_node("Transpose", ["flat"], ["y"], perm=[1, 0, 2]),
+        ],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 5, 3])],
+        [
+            helper.make_tensor_value_info("last", TensorProto.FLOAT, [1, "batch", 4]),
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 5, 4]),
+        ],
+        [*(numpy_helper.from_array(values, name) for name, values in weights.items()),
+         numpy_helper.from_array(np.array([1], np.int64), "one")],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_an_output_whose_samples_are_not_in_dimension_0_is_not_judged_in_training(tmp_path):
+    path = a_cell_with_its_last_state(tmp_path / "cell.onnx")
+    np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((450, 5, 3)).astype(np.float32))
+    task = OnnxTask(path, tmp_path / "inputs.npz")
+    task.write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
+    training = CheckedTask(OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}"), "tests")
+    (part,) = training.score_kind.parts
+    assert (part.output, part.index) == ("y", 1)
+    pairs = [(training.interface.run(inputs), targets) for inputs, targets in training.eval_batches()]
+    found = [([to_numpy(value) for value in outputs], to_numpy(targets)) for outputs, targets in pairs]
+    assert training.score(found) == pytest.approx(1.0)
+
+
+def test_the_files_own_outputs_that_select_are_computed_once(tmp_path, monkeypatch):
+    path = a_cell_with_its_last_state(tmp_path / "cell.onnx")
+    np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((450, 5, 3)).astype(np.float32))
+    OnnxTask(path, tmp_path / "inputs.npz").write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
+    training = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}")
+    first = [tensor for _, targets in training.eval_batches() for tensor in targets]
+
+    def fail(inputs):
+        raise AssertionError("answered again")
+
+    monkeypatch.setattr(training, "answer", fail)
+    again = [tensor for _, targets in training.eval_batches() for tensor in targets]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))

@@ -81,3 +81,22 @@ def test_nan_in_the_data_is_not_blamed_on_the_weights():
     task = CheckedTask(edgeopt.classification(nn.Linear(6, 4), [(x, Y)], [(x, Y)]), "tests")
     with pytest.raises(TaskError, match=r"example_inputs\(\) has NaN in 'input', \(8, 6\)"):
         _ = task.model
+
+
+def test_a_batch_without_a_label_that_counts_has_no_loss_and_no_gradient_that_is_nan():
+    ignored = torch.full_like(Y, -100)
+    assert loss_of(a_task(ignored)) == 0
+
+
+def a_yes_or_no_task(train_labels):
+    torch.manual_seed(0)
+    labels = (Y > 1).float()
+    return CheckedTask(edgeopt.classification(nn.Linear(6, 1), [(X, train_labels)], [(X, labels)]), "tests")
+
+
+def test_labels_of_yes_or_no_beyond_1_are_named():
+    labels = (Y > 1).float()
+    assert loss_of(a_yes_or_no_task(labels)) > 0
+    labels[5] = 255
+    with pytest.raises(DataError, match="train gives the label 255, but the network answers yes or no: labels are 0"):
+        loss_of(a_yes_or_no_task(labels))

@@ -20,7 +20,8 @@ def _batch_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor
         raise node.refuse(
             "normalizes over the batch (training_mode) or by position (spatial = 0): export in inference."
         )
-    return F.batch_norm(x, mean, variance, scale, bias, False, 0.0, node.get("epsilon", 1e-5))
+    momentum = 1 - node.get("momentum", 0.9)  # ONNX weighs the old statistics, PyTorch the new ones
+    return F.batch_norm(x, mean, variance, scale, bias, False, momentum, node.get("epsilon", 1e-5))
 
 
 def _instance_norm(node: Node, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -34,6 +34,12 @@ class AveragedWeights:
                 self.values[name].lerp_(value, 1 - decay)
             else:
                 self.values[name].copy_(value)
+
+    def apply_masks(self, masks: Mapping[str, Tensor]) -> None:
+        """Set to zero what is zero in the module: the average of the weights before would not be."""
+        for name, mask in masks.items():
+            if name in self.values:
+                self.values[name] *= mask
 
     def restore(self, values: dict[str, Tensor], steps: int) -> None:
         """Continue from a checkpoint."""

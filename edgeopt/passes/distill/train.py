@@ -226,6 +226,7 @@ class Distillation:
                 apply_masks(self.train_module, masks)
             if self.average:
                 self.average.update()
+                self.average.apply_masks(masks)
         return losses.mean()
 
     def apply_gradients(self) -> None:

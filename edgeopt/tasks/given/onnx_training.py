@@ -12,14 +12,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgeopt.errors import TaskError
 from edgeopt.model_files.tensors import read_model
 from edgeopt.onnx_module.convert import to_module
 from edgeopt.records.scoring import ScoreKind
+from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task.batch_axes import Axes, count_samples, take_samples
 from edgeopt.task.nesting import tensors_of
 from edgeopt.tasks.known_score import KnownScore
@@ -75,9 +78,33 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
     def settle_score(
         self, outputs: Sequence[Sequence[NDArray[Any]]], names: Sequence[str], labels: Sequence[Any] | None
     ) -> ScoreKind:
-        """Decide how outputs are compared with the file's own: as the build does without labels."""
-        del labels
-        return super().settle_score(outputs, names, None)
+        """Decide how outputs are compared with the file's own: as the build does without labels.
+
+        Outputs whose first dimension is not the samples, such as the last states of a recurrent cell, are not judged.
+
+        Args:
+            outputs: Of the first batches.
+            names: Of the outputs.
+            labels: The file's own outputs for all batches.
+
+        Raises:
+            DataError, TaskError: see ``choose_agreement``; a TaskError too if no output can be judged.
+        """
+        own = outputs if labels is None else [flat_arrays(batch) for batch in labels]
+        sizes = self.batch_sizes(self.selection_groups)
+        judged = [
+            index
+            for index in range(len(names))
+            if all(batch[index].ndim and len(batch[index]) == size for batch, size in zip(own, sizes, strict=False))
+        ]
+        if not judged:
+            raise TaskError(f"{self.name}: no output has its samples in dimension 0, so it cannot be trained.")
+        kind = super().settle_score(
+            [[batch[index] for index in judged] for batch in own], [names[index] for index in judged], None
+        )
+        parts = tuple(msgspec.structs.replace(part, index=judged[part.index]) for part in kind.parts)
+        self.score_kind = msgspec.structs.replace(kind, parts=parts)
+        return self.score_kind
 
     @cached_property
     def training_groups(self) -> list[SampleTensors]:

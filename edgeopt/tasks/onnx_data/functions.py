@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +43,11 @@ def load_function(source: str, inputs: Sequence[InputSpec], *, judged: bool = Tr
     labels_key, notes = labels_key_of(inputs), list[str]()
 
     def samples() -> Iterator[SampleGroup]:
-        for number, item in enumerate(itertools.islice(_call(source), _MAX_SAMPLES)):
+        total = 0
+        for number, item in enumerate(_call(source)):
+            if total >= _MAX_SAMPLES:
+                notes.append(f"the first {total:,} samples of {source} are used")
+                return
             where = f"{source}, sample {number}"
             given, label = _split(item)
             arrays = _named(where, given, inputs)
@@ -52,13 +55,12 @@ def load_function(source: str, inputs: Sequence[InputSpec], *, judged: bool = Tr
             group, cast = make_group(where, inputs, fitted, axes)
             if judged and label is not None:
                 group = add_labels(where, group, np.asarray(label), labels_key, may_lack_rows=True)
+            total += group.samples
             notes.extend(note for note in cast if note not in notes)
             yield group
 
     groups = group_samples(samples(), axes, source)
     has_labels = groups[0].labels is not None
-    if sum(group.samples for group in groups) >= _MAX_SAMPLES:
-        notes.append(f"the first {_MAX_SAMPLES:,} samples of {source} are used")
     return GivenSamples(groups, axes, tuple(notes), f"the labels of {source}" if has_labels else "")
 
 
@@ -85,11 +87,10 @@ def _import(path: Path) -> Any:
         raise InputError(f"--data: the file {path} does not exist. Give FILE.py:NAME with the path of your file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    sys.path.insert(0, str(path.parent.resolve()))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
+    folder = str(path.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # and it stays: the function may import its neighbours when it runs
+    spec.loader.exec_module(module)
     return module
 
 

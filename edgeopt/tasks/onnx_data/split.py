@@ -23,6 +23,9 @@ _MAX_CALIBRATION_SAMPLES = 384
 _MIN_SAMPLES = 32
 """Fewest that calibrate, and fewest that select; if there are too few for both, all of them do both."""
 
+_PART_SAMPLES = 16
+"""Fewest neighbours that some are taken from at random."""
+
 _Groups = tuple[SampleGroup, ...]
 
 
@@ -51,7 +54,7 @@ def samples_needed_to_train() -> int:
 
 
 def split_by_use(samples: GivenSamples, *, batch: int, trains: bool, are_sequences: bool) -> SampleSplit:
-    """SampleSplit samples evenly: they may be sorted by class.
+    """Split samples evenly: they may be sorted by class, or take turns.
 
     Args:
         samples: All of them.
@@ -90,10 +93,16 @@ def describe_use(training: int, calibrating: int, selecting: int) -> str:
 
 
 def _divide(groups: _Groups, axes: InputAxes, wanted: int) -> tuple[_Groups, _Groups]:
-    """Return as many samples as wanted, taken evenly, and the others."""
-    count = samples_in(groups)
+    """Return as many samples as wanted, and the others: some at random from each of many equal parts.
+
+    So sorted samples are taken evenly, and of samples whose classes take turns not always the same classes.
+    """
+    count, rng = samples_in(groups), np.random.default_rng(0)
     chosen = np.zeros(count, dtype=bool)
-    chosen[np.arange(wanted) * count // wanted] = True
+    parts = max(1, min(wanted, count // _PART_SAMPLES))
+    edges, taken = (np.arange(parts + 1) * total // parts for total in (count, wanted))
+    for start, end, number in zip(edges, edges[1:], np.diff(taken), strict=False):
+        chosen[rng.choice(np.arange(start, end), number, replace=False)] = True
     ends = np.cumsum([group.samples for group in groups])[:-1]
     shares = list(zip(groups, np.split(chosen, ends), strict=True))
     return _keep(shares, axes), _keep([(group, ~mine) for group, mine in shares], axes)

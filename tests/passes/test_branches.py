@@ -257,3 +257,22 @@ def test_a_wrong_merge_is_caught_by_the_proof(monkeypatch):
     network = Network.trace(trained(MERGED["RepVGG"]()), (images(),))
     with pytest.raises(ParityError, match=r"merge branches: node 'relu_1' differs by .* in float64"):
         verify_merge(network, network.merge_branches((images(),)), (images(),))
+
+
+class OfBytes(nn.Module):
+    """A network behind the bytes of an image."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.float() / 255)
+
+
+def test_a_network_that_casts_to_float32_is_merged_and_proven():
+    x = (255 * images().sigmoid()).to(torch.uint8)
+    network = Network.trace(OfBytes(trained(MERGED["RepVGG"]())).eval(), (x,))
+    merged = network.merge_branches((x,))
+    assert merged.merged_sums == 1
+    assert verify_merge(network, merged, (x,)) < 1e-12

@@ -110,6 +110,27 @@ def test_the_proof_holds_and_finds_a_changed_tensor_or_graph(network):
         verify_factorization(network, other, factorized, [a_batch()])
 
 
+class Masked(nn.Module):
+    """Attention over tokens of which some are masked out."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.Linear(64, 64)
+
+    def forward(self, x):
+        y = self.wide(x)
+        scores = (y @ y.transpose(1, 2)).masked_fill(torch.ones(6, 6).tril() == 0, float("-inf"))
+        return scores.softmax(-1) @ y
+
+
+def test_infinities_that_both_sides_have_are_no_difference():
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, 64)
+    network = Network.trace(Masked().eval(), (x,))
+    low = {"wide.weight": Factorization(rank=16, form="pointwise")}
+    assert verify_factorization(network, low, factorize(network, low, [((x,), None)]), [x]) < 1e-12
+
+
 def test_a_network_can_be_pruned_before_and_after_a_factorization_and_is_loaded_as_saved(network, tmp_path):
     groups = analyse(network)
     smaller = prune(network, groups, random_keep(groups, 0.7, 0))

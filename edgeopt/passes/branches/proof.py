@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor, fx
 
 from edgeopt.errors import ParityError
 from edgeopt.passes.network import Network
+from edgeopt.passes.prune.float64 import float64_graph, new_tensors_in_float64, to_float64
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.proof import PROOF_TOLERANCE
 
@@ -53,12 +53,19 @@ def verify_merge(original: Network, merged: Network, inputs: Sequence[Tensor]) -
     Raises:
         ParityError: a node differs by more than rounding; the message names it.
     """
-    before = Network(copy.deepcopy(original.eval_module).double(), original.example_inputs)
-    doubled = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
-    proven = Network(before.eval_module, doubled).merge_branches(doubled)
-    error = _largest_error(before.eval_module, proven.eval_module, doubled, PROOF_TOLERANCE)
-    _largest_error(before.eval_module, copy.deepcopy(merged.eval_module).double(), doubled, _STORED_TOLERANCE)
+    doubled = tuple(to_float64(tensor) for tensor in inputs)
+    with new_tensors_in_float64():
+        before = _in_float64(original.eval_module)
+        proven = Network(before, doubled).merge_branches(doubled)
+        error = _largest_error(before, proven.eval_module, doubled, PROOF_TOLERANCE)
+        _largest_error(before, _in_float64(merged.eval_module), doubled, _STORED_TOLERANCE)
     return error
+
+
+def _in_float64(module: fx.GraphModule) -> fx.GraphModule:
+    """Return a copy that computes in float64, also where the module casts to float32."""
+    copied: fx.GraphModule = to_float64(float64_graph(module))
+    return copied
 
 
 def _largest_error(before: fx.GraphModule, after: fx.GraphModule, inputs: Sequence[Tensor], tolerance: float) -> float:

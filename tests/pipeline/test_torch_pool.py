@@ -65,6 +65,23 @@ def test_a_worker_does_job_after_job_and_reports_the_error_of_a_failed_one(pool,
     pool.do(a_table_job(tmp_path, "narrow"), protocol.TableDone)
 
 
+def test_one_job_after_another_goes_to_the_same_process_which_stays_if_fewer_train(tmp_path):
+    pool = TorchPool(TASK, 2)
+    try:
+        pids = []
+        for _ in range(2):
+            pool.do(a_table_job(tmp_path), protocol.TableDone)
+            with pool.worker() as worker:
+                pids.append(worker.process.pid)
+        pool.count = 1
+        pool.end_surplus()
+        assert [worker.process.pid for worker in pool.processes] == [pids[0]]
+        assert pids[0] == pids[1]
+        assert pool.is_idle
+    finally:
+        pool.close()
+
+
 def test_a_short_trial_finds_how_many_parallel_trainings_are_worthwhile():
     pool = TorchPool(TASK, 2)
     try:

@@ -98,7 +98,8 @@ class TorchPool:
         self.processes: list[TorchProcess] = []
         self.others: dict[int, TorchProcess] = {}
         """Those that train along, by number; each is started when first needed."""
-        self.free: queue.Queue[TorchProcess] = queue.Queue()
+        self.free: queue.LifoQueue[TorchProcess] = queue.LifoQueue()
+        """Idle processes. The next job goes to the one that worked last: it has the network and the data."""
         self.starting = threading.Lock()
         self.is_closed = False
 
@@ -132,8 +133,8 @@ class TorchPool:
     def worker(self) -> Iterator[TorchProcess]:
         """Take a free process for a block. The first call starts all of them, so that they load in parallel."""
         with self.starting:
-            while len(self.processes) < self.count:
-                self.free.put(self.start())
+            for new in reversed([self.start() for _ in range(self.count - len(self.processes))]):
+                self.free.put(new)
         worker = self.free.get()
         if worker.process.poll() is not None:
             worker = self.replace(worker)
@@ -197,7 +198,9 @@ class TorchPool:
         speedup = 1.0
         if not fixed_workers and self.count > 1:
             self.count = min(self.count, max(least, self.cores // (self.useful_threads * self.ranks)))
+            self.end_surplus()
             speedup = self.tune_worker_count(seconds)
+        self.end_surplus()
         self.tune_precision(seconds)
         return ParallelTraining(
             workers=self.count, useful_threads=self.useful_threads, speedup_ratio=speedup, precision=self.precision
@@ -206,6 +209,21 @@ class TorchPool:
     def use(self, found: ParallelTraining) -> None:
         """Train as an earlier trial found best."""
         self.count, self.useful_threads, self.precision = found.workers, found.useful_threads, found.precision
+        self.end_surplus()
+
+    def end_surplus(self) -> None:
+        """End idle processes beyond those that train at a time: each holds the network and the data."""
+        with self.starting:
+            kept, surplus = self.processes[: self.count], self.processes[self.count :]
+            if not surplus or not self.is_idle:
+                return
+            while not self.free.empty():
+                self.free.get()
+            for worker in reversed(kept):
+                self.free.put(worker)
+            self.processes = kept
+            for worker in surplus:
+                worker.close()
 
     def tune_worker_count(self, seconds: float = TRIAL_SECONDS) -> float:
         """Keep as many processes as a short trial finds useful: cores may be shared, or be threads of one core.

@@ -17,6 +17,9 @@ from edgeopt.task.values import flat_outputs, to_numpy
 from edgeopt.tasks.loaders import Batches, LoaderTask
 from edgeopt.tasks.model_task import ScoredModelTask
 
+_ROUNDING = 1e-3
+"""By which labels that were mixed or smoothed in float16 may leave their range."""
+
 
 class Classification(LoaderTask, ScoredModelTask):
     """A ``Task`` whose outputs answer with classes, or with yes or no; its score and its loss follow from its data.
@@ -145,7 +148,7 @@ def _check_answers(labels: Tensor, lowest: int) -> None:
     """Raise DataError if training labels of yes or no are beyond 1; not checked on a GPU, which would wait."""
     if labels.device.type != "cpu":
         return
-    wrong = labels[(labels < lowest) | (labels > 1)]
+    wrong = labels[(labels < lowest - _ROUNDING) | (labels > 1 + _ROUNDING)]
     if len(wrong):
         raise DataError(
             f"train gives the label {float(wrong[0]):g}, but the network answers yes or no: labels are {lowest} to 1. "

@@ -97,6 +97,7 @@ def a_yes_or_no_task(train_labels):
 def test_labels_of_yes_or_no_beyond_1_are_named():
     labels = (Y > 1).float()
     assert loss_of(a_yes_or_no_task(labels)) > 0
+    assert loss_of(a_yes_or_no_task(labels * (1 + 1e-6))) > 0  # mixed labels, rounded
     labels[5] = 255
     with pytest.raises(DataError, match="train gives the label 255, but the network answers yes or no: labels are 0"):
         loss_of(a_yes_or_no_task(labels))

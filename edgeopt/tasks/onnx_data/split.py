@@ -100,7 +100,8 @@ def _divide(groups: _Groups, axes: InputAxes, wanted: int) -> tuple[_Groups, _Gr
     count, rng = samples_in(groups), np.random.default_rng(0)
     chosen = np.zeros(count, dtype=bool)
     parts = max(1, min(wanted, count // _PART_SAMPLES))
-    edges, taken = (np.arange(parts + 1) * total // parts for total in (count, wanted))
+    edges = np.arange(parts + 1) * count // parts
+    taken = edges * wanted // count  # so no part has to give more than it has
     for start, end, number in zip(edges, edges[1:], np.diff(taken), strict=False):
         chosen[rng.choice(np.arange(start, end), number, replace=False)] = True
     ends = np.cumsum([group.samples for group in groups])[:-1]

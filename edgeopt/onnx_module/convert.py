@@ -6,6 +6,7 @@ are buffers, or numbers in the code of the traced graph.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -156,15 +157,30 @@ class _Conversion:
                     self.file_names[name] = {*sources, name}
 
     def finish(self) -> OnnxModule:
-        """Return the module of the nodes that the outputs need, with the constants that these use."""
+        """Return the module of the nodes that the outputs need, with the constants that these use.
+
+        A linear layer whose weight equals a table (as the last layer of a language model) gets the table as its weight.
+        """
         names = self._read_inputs()
         outputs = {value.name: TYPES.get(value.type.tensor_type.elem_type) for value in self.graph.output}
         steps = _needed(self.steps, set(outputs))
         module = OnnxModule(steps, names, outputs, self._used_numbers(steps))
-        for name, is_trained in self._used_tensors(steps, outputs).items():
-            readers = {node.name for node, _ in steps if name in node.inputs}
-            file_names = frozenset((self.file_names.get(name, set()) | readers) - {""})
-            module.store(name, self.constants[name], is_trained=is_trained, file_names=file_names)
+        used = self._used_tensors(steps, outputs)
+        readers = {name: [node for node, _ in steps if name in node.inputs] for name in used}
+        tables = {
+            _key(self.constants[name]): name
+            for name, is_trained in used.items()
+            if is_trained and any(node.operator == "Gather" for node in readers[name])
+        }
+        for name, is_trained in sorted(used.items(), key=lambda entry: entry[0] not in tables.values()):
+            others = {node.name for node in readers[name]}
+            file_names = frozenset((self.file_names.get(name, set()) | others) - {""})
+            is_layer = is_trained and any(node.operator == "Linear" for node in readers[name])
+            table = tables.get(_key(self.constants[name]), name) if tables and is_layer else name
+            if table == name:
+                module.store(name, self.constants[name], is_trained=is_trained, file_names=file_names)
+            else:
+                module.share(name, table, file_names)
         return module.eval()
 
     def _read_inputs(self) -> list[str]:
@@ -222,6 +238,13 @@ def _is_weight(constant: Tensor, operator: Operator) -> bool:
         return False
     is_operand = bool(set(operator.either) & set(operator.weights))
     return not is_operand or float(constant.abs().max()) < _LARGEST_OPERAND
+
+
+def _key(constant: Tensor) -> tuple[torch.Size, bytes]:
+    """Return what is equal for equal constants."""
+    return constant.shape, hashlib.sha256(
+        constant.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    ).digest()
 
 
 def _needed(steps: list[Step], wanted: set[str]) -> list[Step]:

@@ -67,6 +67,17 @@ class OnnxModule(nn.Module):
         self._places[name] = place
         self.file_names[place] = file_names
 
+    def share(self, name: str, other: str, file_names: frozenset[str]) -> None:
+        """Let a constant be the parameter that another one is, so that a training keeps them equal.
+
+        Args:
+            name: In the graph.
+            other: The stored one.
+            file_names: As those of ``store``.
+        """
+        place = self._places[name] = self._places[other]
+        self.file_names[place] |= file_names
+
     def _free_place(self, name: str) -> str:
         """Return a path of attributes like a name, which nothing has yet."""
         parts = [part for part in _ILLEGAL.sub("_", name.removesuffix(".transposed")).split(".") if part]

@@ -24,6 +24,7 @@ Pairs = Iterable[tuple[Any, Any]]
 
 NO_ANSWER = -1
 """The decision where an output is NaN: wrong whatever the label is."""
+_NONE_COUNTS = "no label counts: every one is the ignored value {}."
 IGNORED = -2
 """The number of a label that does not count."""
 
@@ -101,16 +102,24 @@ def _value_scores(part: OutputScore, output: NDArray[Any], labels: NDArray[Any])
     truth = _in_shape(part, labels, output.shape).reshape(found.shape).astype(np.float64)
     if not np.isfinite(found).all():
         raise StepError("score", f"output '{part.output}' holds values that are not finite (NaN or infinity).")
+    counts = np.ones(truth.shape) if part.ignored is None else (truth != part.ignored).astype(np.float64)
+    found, truth, any_counts = found * counts, truth * counts, counts.any(1)
     if part.metric == "similarity":
         shape = [1] * output.ndim
         shape[part.class_axis if len(part.scales) > 1 else 0] = len(part.scales)
         sizes = np.maximum(np.broadcast_to(np.reshape(part.scales, shape), output.shape), 1e-12).reshape(found.shape)
-        relative = np.sqrt((((found - truth) / sizes) ** 2).mean(1))
+        relative = np.sqrt(_mean_where(((found - truth) / sizes) ** 2, counts))
         return np.asarray(np.clip(1 - relative, 0, None), dtype=np.float64)
     if part.metric == "cosine":
-        return _cosines(found.reshape(output.shape), truth.reshape(output.shape))
+        return _cosines(found.reshape(output.shape), truth.reshape(output.shape))[any_counts]
     error = np.abs(found - truth)
-    return np.asarray((error if part.metric == "mae" else error**2).mean(1), dtype=np.float64)
+    return _mean_where(error if part.metric == "mae" else error**2, counts)
+
+
+def _mean_where(errors: _Floats, counts: _Floats) -> _Floats:
+    """Return the mean of each sample over the values that count; samples without one are left out."""
+    total = counts.sum(1)
+    return np.asarray(errors.sum(1)[total > 0] / total[total > 0], dtype=np.float64)
 
 
 def _cosines(found: _Floats, truth: _Floats) -> _Floats:
@@ -239,8 +248,11 @@ def score_of(kind: ScoreKind, pairs: Pairs) -> float:
         DataError, StepError: as ``part_values``.
     """
     if kind.is_summed:
-        return score_from_sums(kind, sample_sums(kind, pairs).sum(0))
+        sums = sample_sums(kind, pairs)
+        if kind.parts[0].ignored is None or (sums.size and sums.any()):
+            return score_from_sums(kind, sums.sum(0))
+        raise DataError(_NONE_COUNTS.format(kind.parts[0].ignored))
     values = sample_values(kind, pairs)
     if not values.size:
-        raise DataError(f"no label counts: every one is the ignored value {kind.parts[0].ignored}.")
+        raise DataError(_NONE_COUNTS.format(kind.parts[0].ignored))
     return float(values.mean())

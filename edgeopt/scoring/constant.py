@@ -100,13 +100,8 @@ def _constant_outputs(
     """Return pairs of the best constant answers and labels, both in the form of answers."""
     if part.layout == "values":
         truth = [label.reshape(len(label), -1).astype(np.float64) for label in labels]
-        middle = np.median if part.metric == "mae" else np.mean
-        best = (
-            middle(np.concatenate(truth), axis=0)
-            if len({t.shape[1] for t in truth}) == 1
-            else middle(np.concatenate([t.reshape(-1) for t in truth]))
-        )
-        return [(np.broadcast_to(best, t.shape), t) for t in truth]
+        constant = _best_values(part, truth)
+        return [(np.broadcast_to(constant, one.shape), one) for one in truth]
     answers = [
         label_numbers(part, label, decisions(part, output).shape) for output, label in zip(outputs, labels, strict=True)
     ]
@@ -120,6 +115,18 @@ def _constant_outputs(
     values, counts = np.unique(flat[flat != IGNORED], return_counts=True)
     best = values[counts.argmax()] if values.size else 0
     return [(np.full(a.shape, best, np.int64), a) for a in answers]
+
+
+def _best_values(part: OutputScore, truth: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Return the constant of least error: one for each value of a sample, or for all if samples differ in shape."""
+    alike = len({one.shape[1] for one in truth}) == 1
+    values = np.concatenate(truth) if alike else np.concatenate([one.reshape(-1) for one in truth])
+    if part.ignored is not None:
+        values = np.where(values == part.ignored, np.nan, values)
+        if np.isnan(values).all(0).any():  # a place that never counts: one number for all
+            values = values.reshape(-1)[~np.isnan(values.reshape(-1))]
+    middle = np.nanmedian if part.metric == "mae" else np.nanmean
+    return np.asarray(middle(values, axis=0) if values.size else 0.0, dtype=np.float64)
 
 
 def _as_answers(kind: ScoreKind) -> ScoreKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,22 @@ class RandomStates:
         self.torch = generator.get_state()
         self.numpy = np.random.RandomState(seed % 2**32).get_state()
         self.python = random.Random(seed).getstate()  # noqa: S311 - data augmentation, not secrets
+
+
+def seed_generators(seed: int) -> None:
+    """Seed the global generators, which a network and a training step may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def seed_own_generators(loader: Any, seed: int) -> None:
+    """Seed the generators that a ``DataLoader`` or its samplers bring along."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for owner in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
 
 
 @contextmanager

@@ -103,10 +103,11 @@ def training_loss(part: OutputScore, output: Tensor, targets: Tensor) -> Tensor:
         total = nn.functional.nll_loss(_log_probabilities(scores), numbers, ignore_index=ignored, reduction="sum")
         return total / (numbers != ignored).sum().clamp_min(1)
     truth = _fit(targets, output.shape, output)
+    counts = torch.ones_like(truth, dtype=torch.bool) if part.ignored is None else truth != part.ignored
     if part.layout == "values":
         error = nn.functional.l1_loss if part.metric == "mae" else nn.functional.mse_loss
-        return error(output, truth.to(output.dtype))
-    counts = torch.ones_like(truth, dtype=torch.bool) if part.ignored is None else truth != part.ignored
+        total = error(output[counts], truth.to(output.dtype)[counts], reduction="sum")
+        return total / counts.sum().clamp_min(1)
     _check_answers(truth[counts], -1 if part.labels == "signs" else 0)
     yes = truth.to(output.dtype).clamp(0, 1)[counts]
     answers = output[counts]

@@ -11,6 +11,7 @@ from edgeopt.errors import TaskError
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import forward_parameters
 from edgeopt.task.nesting import first_samples, tensors_of
+from edgeopt.task.random_states import seed_own_generators
 from edgeopt.tasks.model_task import ModelTask
 
 Batches = Iterable[Any]
@@ -56,8 +57,11 @@ class LoaderTask(ModelTask):
         return split_batch(batch, parameters, f"{self.name}: {part}")
 
     def train_batches(self, seed: int) -> Batches:
-        """Return one epoch; if ``train`` is a function, it is called with the seed."""
-        return self._train(seed) if callable(self._train) else self._train
+        """Return one epoch, the same for the same seed; if ``train`` is a function, it is called with the seed."""
+        if callable(self._train):
+            return self._train(seed)
+        seed_own_generators(self._train, seed)
+        return self._train
 
     def eval_batches(self) -> Batches:
         """Return the selection set, which decides."""

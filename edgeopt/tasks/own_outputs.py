@@ -25,11 +25,16 @@ LABEL_FREE_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4,
 _BATCH_SIZE = 32
 _MAX_KEPT_BYTES = 256_000_000
 """Of the original's outputs for the samples that select."""
+_PURE_RATIO = 0.5
+"""Of the samples of a batch that are not mixed."""
 _NOISE_RATIO = 1.0
 """Of the noise in ``noisy_loss``, over the spread of the outputs."""
 
-_GROUPS, _ROWS = "groups", "rows"
-"""Keys of the targets of a training batch."""
+_TABLE_RANK = 2
+"""Dimensions of samples that are rows of a table, with a meaning for each column."""
+
+_GROUPS, _ROWS, _PARTNERS, _SHARES = "groups", "rows", "partners", "shares"
+"""Keys of the targets of a training batch: which samples were mixed, and how much of the first is in the mixture."""
 
 SampleTensors = tuple[Tensor, ...]
 
@@ -60,9 +65,24 @@ class OwnOutputs(ABC):
         """Return inputs in the form in which the model is called."""
         return inputs
 
+    @cached_property
+    def mixes_samples(self) -> bool:
+        """Whether a network trains on mixtures of two samples too, which the original answers as any other input.
+
+        This is what lets few samples teach a network ("A good teacher is patient and consistent", Beyer et al., 2022).
+        Token ids, class numbers, masks and the like cannot be mixed, whatever their type is.
+        """
+        return all(
+            _are_quantities(value)
+            for group in self.training_groups
+            for value, axis in zip(group, self.sample_axes, strict=True)
+            if axis is not None
+        )
+
     def train_batches(self, seed: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         """Yield an epoch of the samples that train, in random order; those of a batch have equal shapes.
 
+        Half of them are mixed with others, but none with seed 0, which no training uses: it shows what inputs are like.
         The targets are the numbers of the samples: a student learns from the teacher's outputs, and only ``loss`` asks
         for the original's.
         """
@@ -74,8 +94,29 @@ class OwnOutputs(ABC):
         ]
         for index in torch.randperm(len(batches), generator=random).tolist():
             group, rows = batches[index]
-            inputs = self._take(self.training_groups[group], rows)
-            yield self.nest_inputs(inputs), {_GROUPS: torch.full_like(rows, group), _ROWS: rows}
+            targets = {_GROUPS: torch.full_like(rows, group), _ROWS: rows, **self._draw_mixture(rows, random, seed)}
+            yield self.nest_inputs(self._training_inputs(targets)), targets
+
+    def _draw_mixture(self, rows: Tensor, random: torch.Generator, seed: int) -> dict[str, Tensor]:
+        """Return with which sample of the batch each is mixed, and its own share: 1 for half of them."""
+        if seed == 0 or not self.mixes_samples:
+            return {}
+        shares = torch.rand(len(rows), generator=random)
+        shares[torch.rand(len(rows), generator=random) < _PURE_RATIO] = 1.0
+        return {_PARTNERS: rows[torch.randperm(len(rows), generator=random)], _SHARES: shares}
+
+    def _training_inputs(self, targets: dict[str, Tensor]) -> SampleTensors:
+        """Return the samples of a batch, mixed as its targets say."""
+        targets = {name: value.cpu() for name, value in targets.items()}
+        group = self.training_groups[int(targets[_GROUPS][0])]
+        inputs = self._take(group, targets[_ROWS])
+        if _SHARES not in targets:
+            return inputs
+        others = self._take(group, targets[_PARTNERS])
+        return tuple(
+            one if axis is None else _mix(one, other, targets[_SHARES], axis)
+            for one, other, axis in zip(inputs, others, self.sample_axes, strict=True)
+        )
 
     def eval_batches(self) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
         """Yield the samples that select, with the original's outputs, which are kept: each epoch asks for them."""
@@ -107,8 +148,7 @@ class OwnOutputs(ABC):
 
     def loss(self, outputs: Any, targets: dict[str, Tensor]) -> Tensor:
         """Return how far outputs are from the original's own plus noise; see ``noisy_loss``."""
-        group = self.training_groups[int(targets[_GROUPS][0])]
-        return noisy_loss(tensors_of(outputs), self.answer(self._take(group, targets[_ROWS].cpu())))
+        return noisy_loss(tensors_of(outputs), self.answer(self._training_inputs(targets)))
 
     def _take(self, group: SampleTensors, rows: Tensor) -> SampleTensors:
         return take_samples(group, self.sample_axes, rows.numpy())
@@ -136,6 +176,20 @@ def noisy_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         spread = target.std().clamp_min(1e-6) if target.numel() > 1 else target.abs().clamp_min(1e-6)
         total = total + functional.mse_loss(output / spread, target / spread + _NOISE_RATIO * noise)
     return total
+
+
+def _mix(one: Tensor, other: Tensor, shares: Tensor, axis: int) -> Tensor:
+    """Return the weighted mean of two batches of samples, each with its own share."""
+    shares = shares.to(one.dtype).reshape([-1 if dim == axis else 1 for dim in range(one.dim())])
+    return torch.where(shares == 1, one, other + shares * (one - other))
+
+
+def _are_quantities(values: Tensor) -> bool:
+    """Tell whether numbers can be mixed: not if a column of a table has whole numbers only, or all are 0 or 1."""
+    if not values.is_floating_point():
+        return False
+    whole = values == values.round()
+    return not bool(whole.all(0).any() if values.dim() <= _TABLE_RANK else (whole & (values.abs() <= 1)).all())
 
 
 def _in_batches(rows: Tensor) -> tuple[Tensor, ...]:

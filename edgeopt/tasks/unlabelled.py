@@ -20,7 +20,7 @@ from edgeopt.task.batch_axes import Axes, count_samples
 from edgeopt.task.interface import ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
 from edgeopt.task.nesting import first_samples, tensors_of
-from edgeopt.task.random_states import RandomStates, use_random_states
+from edgeopt.task.random_states import RandomStates, seed_own_generators, use_random_states
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.loose_inputs import LooseInputs, read_loose_inputs
 from edgeopt.tasks.model_task import ScoredModelTask
@@ -93,6 +93,7 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
 
     def _read_part(self, part: str, given: Any) -> LooseInputs:
         """Read inputs; a loader that shuffles them gives the same order in every process."""
+        seed_own_generators(given, 0)
         with use_random_states(RandomStates(0)):
             are_batches = getattr(self, "batch_dim", None) is not None
             return read_loose_inputs(given, self._original, f"{self.name}: {part}", are_batches=are_batches)

@@ -8,6 +8,7 @@ from edgeopt.records.scoring import ScoreWish
 from edgeopt.scoring.agreement import choose_agreement
 from edgeopt.scoring.choose import choose_score
 from edgeopt.scoring.compute import sample_values, score_of
+from edgeopt.scoring.constant import check_constant
 
 RNG = np.random.default_rng(0)
 COUNT = 60
@@ -155,6 +156,20 @@ def test_a_label_that_the_user_does_not_count_is_left_out_of_any_kind(ignored):
     assert score == pytest.approx(((MARGIN > 0) == (signs > 0))[signs != ignored].mean())
     outputs = {"mask": MAPS}
     assert chosen(outputs, MASKS, ignored=ignored, score="miou")[1] > 0.3
+
+
+@pytest.mark.parametrize("score", ["mae", "rmse"])
+def test_an_ignored_value_of_real_numbers_does_not_count(score):
+    depths = RNG.random((COUNT, 4, 4)) + 1
+    found = (depths + 0.25).astype(np.float32)
+    unknown = RNG.random(depths.shape) < 0.3
+    unknown[0] = True  # a sample of which nothing is known
+    kind, value = chosen({"depth": found}, np.where(unknown, 0, depths), ignored=0, score=score)
+    assert value == pytest.approx(0.25, rel=1e-5)
+    assert "labels of 0 don't count." in kind.notes
+    check = check_constant(kind, [(found, np.where(unknown, 0, depths))])
+    assert check.constant == pytest.approx({"mae": 0.25, "rmse": 12**-0.5}[score], abs=0.03)
+    assert check.samples == COUNT - 1
 
 
 def test_intersection_over_union_is_that_of_the_whole_set():

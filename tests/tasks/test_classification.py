@@ -7,8 +7,10 @@ from torch import nn
 
 import edgeopt
 from edgeopt.errors import DataError, TaskError
+from edgeopt.records.scoring import OutputScore
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import flat_outputs, to_numpy
+from edgeopt.tasks.classification import training_loss
 
 COUNT = 64
 GENERATOR = torch.Generator().manual_seed(0)
@@ -181,3 +183,24 @@ def test_numbers_of_classes_cannot_be_trained():
     with pytest.raises(TaskError, match="gives the numbers of classes, which cannot be trained"):
         task.loss(task.model(X[:16]), CLASSES[:16])
     assert np.isclose(task.score([(CLASSES.numpy(), CLASSES.numpy())]), 1.0)
+
+
+@pytest.mark.parametrize("has_batch_sampler", [False, True])
+def test_a_loader_with_a_generator_of_its_own_gives_the_same_epoch_for_the_same_seed(has_batch_sampler):
+    data = torch.utils.data.TensorDataset(X, CLASSES)
+    generator = torch.Generator().manual_seed(7)
+    order = {"batch_size": 16, "shuffle": True, "generator": generator}
+    if has_batch_sampler:
+        random = torch.utils.data.RandomSampler(data, generator=generator)
+        order = {"batch_sampler": torch.utils.data.BatchSampler(random, 16, drop_last=False)}
+    task = edgeopt.classification(Take(3), torch.utils.data.DataLoader(data, **order), batches(CLASSES))
+    first, other, again = ([inputs for inputs, _ in task.train_batches(seed)] for seed in (1, 2, 1))
+    assert all(torch.equal(one, same) for one, same in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+
+
+def test_an_ignored_value_of_real_numbers_does_not_train():
+    part = OutputScore(output="y", index=0, metric="mae", layout="values", labels="values", ignored=0)
+    found = torch.full((2, 4), 5.0)
+    assert float(training_loss(part, found, torch.tensor([[5.0, 0, 0, 0], [5, 5, 5, 5]]))) == 0
+    assert float(training_loss(part, found, torch.tensor([[3.0, 0, 0, 0], [5, 5, 5, 5]]))) == pytest.approx(2 / 5)

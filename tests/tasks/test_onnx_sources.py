@@ -76,6 +76,21 @@ def test_labels_are_in_the_files_or_in_one_file_or_the_names_of_subfolders(model
         load_samples(str(folder), specs_of(model))
 
 
+def test_labels_of_a_folder_under_another_name_are_not_dropped(model, folder):
+    np.savez(folder / "a.npz", x=np.zeros((3, 4), np.float32), label=np.int64(4))
+    with pytest.raises(DataError, match=r"a\.npz has an array 'label', .* name it 'labels'"):
+        load_samples(str(folder), specs_of(model))
+    assert load_samples(str(folder), specs_of(model), judged=False).groups[0].labels is None
+    np.save(folder / "labels.npy", np.array([5]))
+    assert load_samples(str(folder), specs_of(model)).groups[0].labels.tolist() == [5]
+    np.savez(folder / "a.npz", x=np.zeros((3, 4), np.float32), answer=np.int64(4))
+    (folder / "labels.npy").rename(folder / "label.npy")
+    with pytest.raises(DataError, match=r"label\.npy would be a sample. .* name it labels\.npy"):
+        load_samples(str(folder), specs_of(model))
+    (folder / "label.npy").unlink()
+    assert load_samples(str(folder), specs_of(model)).notes == ("not used of each file: answer",)
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [(["a.txt"], "has no files of samples"), (["a.npy", "b.wav"], r"1 arrays \(such as a\.npy\) and 1 sounds")],
@@ -102,6 +117,24 @@ def test_sounds_are_one_channel_of_any_length(tmp_path, folder):
     samples = load_samples(str(folder), specs_of(model))
     assert [group.inputs["x"].tolist() for group in samples.groups] == [[[0, 0.5, -1]], [[0.25, 0.25]]]
     assert samples.notes == ("sounds whole, one channel, values of -1 to 1",)
+
+
+def test_sounds_of_several_rates_are_refused_unless_the_model_reads_the_rate(tmp_path, folder):
+    write_wave(folder / "a.wav", [0, 1, 2])
+    write_wave(folder / "b.wav", [0, 1, 2], rate=16000)
+    with pytest.raises(DataError, match=r"a\.wav has 8,000 samples a second, and .*b\.wav has 16,000"):
+        load_samples(str(folder), specs_of(mean_model(tmp_path / "m.onnx", ["n", "time"])))
+    inputs = [value("x", ["n", "time"]), value("sr", [], "int64")]
+    path = save(tmp_path / "rate.onnx", [], inputs, [value("sr", [], "int64")])
+    with pytest.raises(DataError, match="sr"):  # one number for all samples cannot be two
+        load_samples(str(folder), specs_of(path))
+
+
+def test_a_size_to_measure_at_does_not_cut_sounds(tmp_path, folder):
+    write_wave(folder / "a.wav", [0, 1, 2, 3, 4])
+    specs = specs_of(mean_model(tmp_path / "m.onnx", ["n", "time"]))
+    samples = load_samples(str(folder), specs, DataOptions(sizes={"x": (2,)}))
+    assert samples.groups[0].inputs["x"].shape == (1, 5)
 
 
 def test_sounds_are_cut_to_a_fixed_length_with_their_rate(tmp_path, folder):
@@ -185,6 +218,11 @@ def arrays():
 def labelled():
     for label in range(3):
         yield {"x": np.zeros((3, 4))}, label
+def with_labels():
+    for label in range(3):
+        yield {"x": np.zeros((3, 4)), "labels": label}
+def with_targets():
+    yield {"x": np.zeros((3, 4)), "target": 1}
 def batches():
     yield np.zeros((2, 3, 4)), [0, 1]
 def wrong():
@@ -199,12 +237,16 @@ def fails():
 """
 
 
+READABLE = ("arrays", "labelled", "with_labels", "batches")
+
+
 def test_a_python_function_yields_arrays_dicts_and_labels(model, tmp_path):
     source = tmp_path / "own.py"
     source.write_text(FUNCTIONS)
-    found = {name: load_samples(f"{source}:{name}", specs_of(model)) for name in ("arrays", "labelled", "batches")}
+    found = {name: load_samples(f"{source}:{name}", specs_of(model)) for name in READABLE}
     assert sizes(found["arrays"]) == [(2, (2, 3, 4)), (1, (1, 3, 5))]
     assert found["labelled"].groups[0].labels.tolist() == [0, 1, 2]
+    assert found["with_labels"].groups[0].labels.tolist() == [0, 1, 2]
     assert found["batches"].groups[0].labels.tolist() == [0, 1]
 
 
@@ -212,6 +254,7 @@ def test_a_python_function_yields_arrays_dicts_and_labels(model, tmp_path):
     ("name", "reason"),
     [
         ("wrong", r"sample 0 has no array 'x'; the model's inputs are x, the sample has y"),
+        ("with_targets", r"sample 0 has an array 'target', .* name it 'labels'"),
         ("words", "'x' has shape"),
         ("number", r"has to yield samples, one at a time; it returned int"),
         ("array", r"has no function 'array' \(did you mean 'arrays'\?\)"),

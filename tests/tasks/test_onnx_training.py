@@ -6,8 +6,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.records.scoring import ScoreWish
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import to_numpy
+from edgeopt.tasks import own_outputs
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
@@ -42,20 +44,26 @@ def test_samples_of_different_lengths_train_in_batches_of_one_length_on_the_file
     assert task.training is not None
     task.write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
     training = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}")
-    seen = []
-    for (x, gain), targets in training.train_batches(0):
+    selects = {int(value) for (x, _), _ in training.eval_batches() for value in x[:, 0, 0]}
+    seen, values = [], []
+    for (x, gain), targets in training.train_batches(1):
         assert (gain.shape, float(gain)) == ((), 2)
         assert x.shape[2] in (20, 31)
         y = torch.conv1d(2 * x, torch.from_numpy(weights))
         (found,) = training.answer((x, gain))
         torch.testing.assert_close(found, y)
         torch.testing.assert_close(training.loss(y, targets), noisy_loss([y], [y]))
-        seen += x[:, 0, 0].int().tolist()
-    selects = [int(value) for (x, _), _ in training.eval_batches() for value in x[:, 0, 0]]
-    assert (len(seen), len(set(seen))) == (270, 270)
-    assert sorted(seen + selects) == list(range(450))
-    again = [x[:, 0, 0].int().tolist() for (x, _), _ in training.train_batches(0)]
-    assert [value for batch in again for value in batch] == seen
+        first = training.training_groups[int(targets["groups"][0])][0][:, 0, 0]
+        numbers, others, shares = first[targets["rows"]], first[targets["partners"]], targets["shares"]
+        mixed = (shares * numbers + (1 - shares) * others).tolist()
+        assert x[:, 0, 0].tolist() == pytest.approx(mixed, rel=1e-5)
+        seen += numbers.int().tolist()
+        values += x[:, 0, 0].tolist()
+    assert (len(seen), set(seen) | selects, set(seen) & selects) == (270, set(range(450)), set())
+    pure = sum(value == number for value, number in zip(values, seen, strict=True))
+    assert 0.35 < pure / 270 < 0.65  # the others are mixtures of two
+    assert [value for (x, _), _ in training.train_batches(1) for value in x[:, 0, 0].tolist()] == values
+    assert all("shares" not in targets for _, targets in training.train_batches(0))  # what inputs are like
     assert training.dynamic_axes["x"] == {2: "length"}
 
 
@@ -99,6 +107,34 @@ def test_an_output_whose_samples_are_not_in_dimension_0_is_not_judged_in_trainin
     assert training.score(found) == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("wish", "metric"), [(ScoreWish(), "similarity"), (ScoreWish(score="cosine"), "cosine")])
+def test_the_best_epoch_is_chosen_by_the_score_that_the_user_asked_for(tmp_path, wish, metric):
+    path = a_cell_with_its_last_state(tmp_path / "cell.onnx")
+    np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((450, 5, 3)).astype(np.float32))
+    OnnxTask(path, tmp_path / "inputs.npz", wish).write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
+    training = CheckedTask(OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}"), "tests")
+    assert [part.metric for part in training.score_kind.parts] == [metric]
+
+
+def test_a_table_that_the_last_layer_uses_transposed_is_one_parameter(tmp_path):
+    table = np.random.default_rng(0).standard_normal((50, 16)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["rows"]), helper.make_node("MatMul", ["rows", "last"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", 6])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 6, 50])],
+        [numpy_helper.from_array(table, "table"), numpy_helper.from_array(np.ascontiguousarray(table.T), "last")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "tied.onnx")
+    ids = np.random.default_rng(1).integers(0, 50, (450, 6))
+    np.savez(tmp_path / "inputs.npz", ids=ids)
+    OnnxTask(tmp_path / "tied.onnx", tmp_path / "inputs.npz").write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
+    module = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}").build_model()
+    assert sum(parameter.numel() for parameter in module.parameters()) == table.size
+    torch.testing.assert_close(module(torch.from_numpy(ids[:2])), torch.from_numpy(table[ids[:2]] @ table.T))
+
+
 def test_the_files_own_outputs_that_select_are_computed_once(tmp_path, monkeypatch):
     path = a_cell_with_its_last_state(tmp_path / "cell.onnx")
     np.savez(tmp_path / "inputs.npz", x=np.random.default_rng(1).standard_normal((450, 5, 3)).astype(np.float32))
@@ -112,3 +148,18 @@ def test_the_files_own_outputs_that_select_are_computed_once(tmp_path, monkeypat
     monkeypatch.setattr(training, "answer", fail)
     again = [tensor for _, targets in training.eval_batches() for tensor in targets]
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.rand(8, 3), True),
+        (torch.rand(8, 3, 4, 4).mul(255).round(), True),
+        (torch.cat([torch.rand(8, 2), torch.arange(8.0)[:, None]], 1), False),
+        (torch.rand(8, 20, 20).round(), False),
+        (torch.arange(8)[:, None], False),
+    ],
+    ids=["numbers", "pixels", "a column of codes", "a mask", "integers"],
+)
+def test_only_quantities_are_mixed(values, expected):
+    assert own_outputs._are_quantities(values) is expected

@@ -16,7 +16,8 @@ ArrayBatch = dict[str, NDArray[Any]]
 ArrayBatches = Callable[[], Iterator[ArrayBatch]]
 """Yields the calibration batches again at each call."""
 _MAX_RUN_SAMPLES = 16
-"""Samples in one run: every value that is read is in memory."""
+_MAX_RUN_BYTES = 400_000_000
+"""Of the values of one run, which are all in memory: large images run one at a time."""
 
 
 def open_cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
@@ -30,7 +31,9 @@ def open_cpu_session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 def read_activations(
     model: onnx.ModelProto, names: Iterable[str], batches: Iterable[ArrayBatch]
 ) -> Iterator[ArrayBatch]:
-    """Yield the named values, in batches of at most ``_MAX_RUN_SAMPLES`` if the graph allows it.
+    """Yield the named values, in batches that are as small as ``_MAX_RUN_SAMPLES`` and ``_MAX_RUN_BYTES`` say.
+
+    The first sample shows how large the values are. A graph with a fixed batch size gets that.
 
     Args:
         model: A float model; it is not changed.
@@ -48,10 +51,23 @@ def read_activations(
     )
     computed = [name for name in wanted if name not in inputs]
     session = open_cpu_session(copy)
+    size = _RunSize()
     for batch in batches:
-        for part in _split(batch, model):
+        for part, samples in _split(batch, model, size):
             values = dict(zip(computed, session.run(computed, part), strict=True)) if computed else {}
+            size.learn(values, samples)
             yield {name: values[name] if name in values else part[name] for name in wanted}
+
+
+class _RunSize:
+    """How many samples the next run takes: one, until the values of a run have shown how large they are."""
+
+    samples = 1
+
+    def learn(self, values: ArrayBatch, samples: int) -> None:
+        """Take note of the values of a run over that many samples."""
+        sample_bytes = sum(value.nbytes for value in values.values()) // samples
+        self.samples = min(_MAX_RUN_SAMPLES, max(1, _MAX_RUN_BYTES // max(1, sample_bytes)))
 
 
 def measure_channel_peaks(
@@ -79,19 +95,30 @@ def measure_channel_means(
     return {name: total / counts[name] for name, total in sums.items()}
 
 
-def _split(batch: ArrayBatch, model: onnx.ModelProto) -> Iterator[ArrayBatch]:
-    """Split a batch into small ones if the graph's batch size is dynamic; inputs that samples share stay whole."""
+def _split(batch: ArrayBatch, model: onnx.ModelProto, size: _RunSize) -> Iterator[tuple[ArrayBatch, int]]:
+    """Split a batch if the graph's batch size is dynamic; yield each part with its number of samples.
+
+    Inputs that samples share stay whole.
+
+    Args:
+        batch: Inputs of the graph.
+        model: Has the graph.
+        size: Of the parts.
+    """
     axes = {name: axis for name, axis in read_batch_axes(model.graph).items() if axis is not None and name in batch}
     if not axes:
-        yield batch
+        yield batch, 1
         return
     dims = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     count = min(batch[name].shape[axis] for name, axis in axes.items())
     is_fixed = any(dims[name][axis].dim_value > 0 for name, axis in axes.items() if len(dims[name]) > axis)
-    step = count if is_fixed else _MAX_RUN_SAMPLES
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        yield {
+    start = 0
+    while start < count:
+        end = count if is_fixed else min(start + size.samples, count)
+        part = slice(start, end)
+        inputs = {
             name: values[(slice(None),) * axes[name] + (part,)] if name in axes else values
             for name, values in batch.items()
         }
+        yield inputs, end - start
+        start = end

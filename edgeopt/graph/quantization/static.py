@@ -50,6 +50,7 @@ from edgeopt.graph.quantization.calibration import ActivationRanges, to_tensors_
 from edgeopt.graph.quantization.cross_layer_equalization import equalize
 from edgeopt.graph.quantization.hard_sigmoid import write_hard_sigmoids
 from edgeopt.graph.quantization.hard_swish import write_hard_swishes
+from edgeopt.graph.quantization.weight_axes import find_single_scale_weights
 from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.graph.rounding.static_weights import round_again, round_to_nearest
 from edgeopt.graph.small_constants import find_small_constant_nodes
@@ -255,6 +256,8 @@ def _insert_pairs(
         StepError: it gives up in every way.
     """
     per_channel = step.per_channel and read_opset(model) >= _CHANNEL_OPSET
+    one_scale = {"quant_type": QuantType.QInt8, "symmetric": True}
+    overrides = {name: [one_scale] for name in find_single_scale_weights(model.graph)} if per_channel else {}
     ways = [
         ("", per_channel, OPERATORS),
         ("only in convolutions and matrix products", per_channel, list(_WEIGHTED)),
@@ -272,7 +275,7 @@ def _insert_pairs(
             list(only),
             [*prepared.float_nodes, *step.float_nodes],
             operators,
-            {},
+            {"TensorQuantOverrides": overrides},
         )
         reason = attempt(quantizer.quantize_model).reason
         if reason is not None:

@@ -31,6 +31,7 @@ from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask
+from edgeopt.task.random_states import seed_generators
 from edgeopt.task.values import flat_outputs, to_numpy
 
 A = TypeVar("A")
@@ -208,7 +209,7 @@ class Distillation:
     def train_epoch(self, epoch: int) -> float:
         """Train one epoch and return its mean loss."""
         count = self.stream.prepare(epoch)
-        torch.manual_seed(epoch + _SEED_STEP * self.ranks.rank)
+        seed_generators(epoch + _SEED_STEP * self.ranks.rank)
         masks = self.sparsity.begin_epoch(self.eval_module, epoch) if self.sparsity else {}
         self.ranks.copy_first(masks)
         if self.lasso:

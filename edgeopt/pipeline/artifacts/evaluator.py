@@ -44,7 +44,7 @@ from edgeopt.store.files import write_whole
 
 _numbers = itertools.count()
 """Of files of outputs: several threads may score the baseline at a time."""
-SCORING_VERSION = 4
+SCORING_VERSION = 5
 """Goes up when the same outputs get another score or another interval; kept scores are then computed again."""
 
 

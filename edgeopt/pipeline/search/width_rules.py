@@ -54,9 +54,11 @@ def _rules_of_file(asked: WidthRules, task: OnnxTask) -> WidthRules:
         glob: [place for place, names in file_names.items() if any(matches(glob, name) for name in names)]
         for glob in asked.globs
     }
+    widths: dict[str, int] = {}
+    for glob, width in asked.min_widths.items():
+        widths |= {place: max(width, widths.get(place, 0)) for place in found[glob]}
     return WidthRules(
-        keep=tuple(dict.fromkeys(place for glob in asked.keep for place in found[glob])),
-        min_widths={place: width for glob, width in asked.min_widths.items() for place in found[glob]},
+        keep=tuple(dict.fromkeys(place for glob in asked.keep for place in found[glob])), min_widths=widths
     )
 
 

@@ -34,6 +34,7 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.recipe import Distill, MultiplyPrecision
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.modules import widen_inputs
+from edgeopt.task.random_states import seed_generators
 
 _WARMUP_STEPS = 2
 
@@ -130,7 +131,7 @@ class Trainer:
         inputs, targets = to_channels_last(batch[0]), batch[1]
 
         def gradient(compute: ComputeDevice) -> Tensor:
-            torch.manual_seed(0)  # the same dropout in every precision
+            seed_generators(0)  # the same dropout in every precision
             with compute.autocast():
                 outputs = module(*inputs)
             loss = self.task.loss(pytree.tree_map_only(Tensor, widen_inputs, outputs), targets)

@@ -111,11 +111,13 @@ def score_on_device(
         TaskError: the task's score fails on the outputs.
         ProviderError, StepError, DeviceError: see ``edgeopt.bench.outputs.run_model``.
     """
-    task = evaluation.task
-    run_target = replace(run_target, states=evaluation.states)
-    outputs = run_arrays(bundle / "model.onnx", evaluation.fed_inputs, run_target, _STAGE)
+    task, model = evaluation.task, bundle / "model.onnx"
     if isinstance(task, OnnxTask):
-        task.keep_judged_outputs(task.settle_output_axes(evaluation.inputs, outputs))
+        several_sizes = task.row_check_batches()
+        found = run_arrays(model, several_sizes, run_target, _STAGE)
+        task.keep_judged_outputs(task.settle_output_axes(several_sizes, found))
+    run_target = replace(run_target, states=evaluation.states)
+    outputs = run_arrays(model, evaluation.fed_inputs, run_target, _STAGE)
     names = task.output_names if isinstance(task, OnnxTask) else [info.name for info in manifest.outputs]
     pairs = evaluation.pairs(outputs, _targets(evaluation, run_target, kind, names), names)
     value = evaluation.score(pairs)

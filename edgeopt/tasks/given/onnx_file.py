@@ -237,6 +237,8 @@ class OnnxTask(KnownScore):
             name=self.name,
             inputs=list(self.input_names),
             outputs=[value.name for value in model.graph.output],
+            score=self.score_wish.score if self.target_batches() is None else None,
+            score_output=self.score_wish.output,
             shared=[name for name, axis in zip(self.input_names, self.input_axes, strict=True) if axis is None],
             dynamic={
                 name: {str(dim): re.sub(r"\W", "_", axis.name) for dim, axis in dims.items()}

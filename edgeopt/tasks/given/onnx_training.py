@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeopt.errors import TaskError
 from edgeopt.model_files.tensors import read_model
 from edgeopt.onnx_module.convert import to_module
-from edgeopt.records.scoring import ScoreKind
+from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task.batch_axes import Axes, count_samples, take_samples
 from edgeopt.task.nesting import tensors_of
@@ -43,6 +43,7 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
         self.name: str = facts["name"]
         self.input_names: tuple[str, ...] = tuple(facts["inputs"])
         self.output_names: tuple[str, ...] = tuple(facts["outputs"])
+        self.score_wish = ScoreWish(score=facts["score"], output=facts["score_output"])
         self.batch_dim = {name: None if name in facts["shared"] else 0 for name in self.input_names}
         self.dynamic_axes = {
             name: {int(dim): axis for dim, axis in dims.items()} for name, dims in facts["dynamic"].items()
@@ -94,11 +95,14 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
         sizes = self.batch_sizes(self.selection_groups)
         judged = [
             index
-            for index in range(len(names))
-            if all(batch[index].ndim and len(batch[index]) == size for batch, size in zip(own, sizes, strict=False))
+            for index, name in enumerate(names)
+            if self.score_wish.output in (None, name)
+            and all(batch[index].ndim and len(batch[index]) == size for batch, size in zip(own, sizes, strict=False))
         ]
         if not judged:
-            raise TaskError(f"{self.name}: no output has its samples in dimension 0, so it cannot be trained.")
+            raise TaskError(
+                f"{self.name}: no output that is judged has its samples in dimension 0, so it cannot be trained."
+            )
         kind = super().settle_score(
             [[batch[index] for index in judged] for batch in own], [names[index] for index in judged], None
         )

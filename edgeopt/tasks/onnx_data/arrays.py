@@ -5,11 +5,11 @@ The samples of an input are its rows, or what its key names: ``state:1`` has the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from edgeopt.errors import DataError
-from edgeopt.tasks.onnx_data.archives import FoundKeys, StoredArrays, find_keys
+from edgeopt.tasks.onnx_data.archives import StoredArrays, find_keys
 from edgeopt.tasks.onnx_data.rows import add_labels, make_group, settle_axes
 from edgeopt.tasks.onnx_data.samples import LABELS_KEY, GivenSamples
 from edgeopt.tasks.onnx_data.specs import InputSpec, declared_axes
@@ -35,7 +35,7 @@ def load_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool = True)
     stored = StoredArrays(path)
     found = find_keys(stored, names)
     if judged:
-        _refuse_misspelt_labels(found, stored, labels_key)
+        refuse_misspelt_labels(path, set(stored) - set(found.keys.values()), labels_key)
     arrays = {name: stored.read(found.keys[name]) for name in names}
     shapes = {name: values.shape for name, values in arrays.items()}
     axes = settle_axes(inputs, declared_axes(inputs, found.axes), shapes) | found.axes
@@ -56,15 +56,29 @@ def labels_key_of(inputs: Sequence[InputSpec]) -> str:
     return _OTHER_LABELS_KEY if LABELS_KEY in [spec.name for spec in inputs] else LABELS_KEY
 
 
-def _refuse_misspelt_labels(found: FoundKeys, stored: StoredArrays, labels_key: str) -> None:
-    """Refuse an array that is probably meant as the labels: without labels the score would be another one."""
-    if labels_key in stored:
+def is_like_labels(name: str) -> bool:
+    """Tell whether a name is one that labels often have."""
+    return name.casefold().strip("_ ") in _LIKE_LABELS
+
+
+def refuse_misspelt_labels(source: Path | str, others: Collection[str], labels_key: str) -> None:
+    """Refuse an array that is probably meant as the labels: without labels the score would be another one.
+
+    Args:
+        source: Where the arrays are, for errors.
+        others: Names of the arrays that are not inputs.
+        labels_key: The name of the labels.
+
+    Raises:
+        DataError: one of them has a name that labels often have.
+    """
+    if labels_key in others:
         return
-    for key in stored:
-        if key not in found.keys.values() and key.casefold().strip("_ ") in _LIKE_LABELS:
+    for key in sorted(others):
+        if is_like_labels(key):
             raise DataError(
-                f"{stored.path} has an array '{key}', which is not an input of the model. If it holds the labels, name "
-                f"it '{labels_key}'; otherwise leave it out."
+                f"{source} has an array '{key}', which is not an input of the model. If it holds the labels, name it "
+                f"'{labels_key}'; otherwise leave it out."
             )
 
 

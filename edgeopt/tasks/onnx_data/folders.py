@@ -17,7 +17,7 @@ from edgeopt.errors import DataError
 from edgeopt.records.given_data import DataOptions
 from edgeopt.tasks.image_files import IMAGE_ENDINGS
 from edgeopt.tasks.onnx_data.archives import StoredArrays, find_keys
-from edgeopt.tasks.onnx_data.arrays import labels_key_of
+from edgeopt.tasks.onnx_data.arrays import is_like_labels, labels_key_of, refuse_misspelt_labels
 from edgeopt.tasks.onnx_data.images import image_reader
 from edgeopt.tasks.onnx_data.rows import add_labels, as_rows, make_group, settle_axes_of_one
 from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup, group_samples
@@ -38,6 +38,8 @@ class ReadFile(NamedTuple):
 
     inputs: InputArrays
     labels: NDArray[Any] | None = None
+    unused: tuple[str, ...] = ()
+    """Names of arrays that are neither inputs nor labels."""
 
 
 Reader = Callable[[Path], Sequence[ReadFile]]
@@ -59,8 +61,8 @@ def load_folder(
         InputError: an option does not fit the model or the files.
     """
     kind, files = _list_files(folder)
-    reader, axes, notes = _open(kind, files[0], inputs, options)
     given, labels_source = _labels_of_files(folder, files) if judged else (None, "")
+    reader, axes, notes = _open(kind, files[0], inputs, options, judged=judged and given is None)
     labels_key = labels_key_of(inputs)
     found_notes = list(notes)
     has_own = False
@@ -75,7 +77,8 @@ def load_folder(
                     group = group._replace(labels=np.repeat(given[number : number + 1], group.samples, axis=0))
                 elif judged and one.labels is not None:
                     group, has_own = add_labels(path, group, one.labels, labels_key, may_lack_rows=True), True
-                found_notes.extend(note for note in cast if note not in found_notes)
+                unused = [f"not used of each file: {', '.join(one.unused)}"] if one.unused and judged else []
+                found_notes.extend(note for note in (*cast, *unused) if note not in found_notes)
                 yield group
 
     groups = group_samples(samples(), axes, str(folder))
@@ -93,6 +96,9 @@ def _list_files(folder: Path) -> tuple[str, list[Path]]:
         kind = next((kind for kind, endings in _ENDINGS.items() if path.suffix.lower() in endings), None)
         if kind is not None:
             found.setdefault(kind, []).append(path)
+    for path in found.get("arrays", ()):
+        if path.parent == folder and path.suffix.lower() == ".npy" and is_like_labels(path.stem):
+            raise DataError(f"{path} would be a sample. If it holds the labels, name it {_LABELS_FILE}.")
     if len(found) == 1:
         return next(iter(found.items()))
     if found:
@@ -103,26 +109,27 @@ def _list_files(folder: Path) -> tuple[str, list[Path]]:
 
 
 def _open(
-    kind: str, first: Path, inputs: Sequence[InputSpec], options: DataOptions
+    kind: str, first: Path, inputs: Sequence[InputSpec], options: DataOptions, *, judged: bool
 ) -> tuple[Reader, dict[str, int | None], tuple[str, ...]]:
     """Return what reads one file, the batch of each input, and notes."""
     if kind == "arrays":
         found = find_keys(StoredArrays(first), [spec.name for spec in inputs])
         axes = settle_axes_of_one(inputs, declared_axes(inputs, found.axes)) | found.axes
-        return lambda path: [_read_arrays(path, inputs)], axes, ()
+        return lambda path: [_read_arrays(path, inputs, judged=judged)], axes, ()
     axes = settle_axes_of_one(inputs, declared_axes(inputs))
     open_reader = image_reader if kind == "images" else sound_reader
     read, note = open_reader(first, inputs, axes, options)
     return lambda path: [ReadFile(arrays) for arrays in read(path)], axes, (note,)
 
 
-def _read_arrays(path: Path, inputs: Sequence[InputSpec]) -> ReadFile:
+def _read_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool) -> ReadFile:
     stored = StoredArrays(path)
     found = find_keys(stored, [spec.name for spec in inputs])
     arrays = {name: stored.read(key) for name, key in found.keys.items()}
-    key = labels_key_of(inputs)
-    labels = stored.read(key) if key in stored and key not in found.keys.values() else None
-    return ReadFile(arrays, labels)
+    key, others = labels_key_of(inputs), set(stored) - set(found.keys.values())
+    if judged:
+        refuse_misspelt_labels(path, others, key)
+    return ReadFile(arrays, stored.read(key) if key in others else None, tuple(sorted(others - {key})))
 
 
 def _labels_of_files(folder: Path, files: Sequence[Path]) -> tuple[NDArray[Any] | None, str]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, InputError, did_you_mean
-from edgeopt.tasks.onnx_data.arrays import labels_key_of
+from edgeopt.tasks.onnx_data.arrays import labels_key_of, refuse_misspelt_labels
 from edgeopt.tasks.onnx_data.rows import add_labels, as_rows, make_group, settle_axes_of_one
 from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup, group_samples
 from edgeopt.tasks.onnx_data.specs import InputSpec, declared_axes
@@ -29,6 +29,8 @@ def is_function(source: str) -> bool:
 
 def load_function(source: str, inputs: Sequence[InputSpec], *, judged: bool = True) -> GivenSamples:
     """Call a function, and read what it yields: dicts by input names or single arrays, with or without a label.
+
+    The label is the second of a pair, or ``labels`` in the dict.
 
     Args:
         source: ``file.py:name``.
@@ -51,6 +53,12 @@ def load_function(source: str, inputs: Sequence[InputSpec], *, judged: bool = Tr
             where = f"{source}, sample {number}"
             given, label = _split(item)
             arrays = _named(where, given, inputs)
+            if judged and label is None and isinstance(given, Mapping):
+                others = {str(key) for key in given} - arrays.keys()
+                refuse_misspelt_labels(where, others, labels_key)
+                label = given[labels_key] if labels_key in others else None
+                unused = f"not used of each sample: {', '.join(sorted(others - {labels_key}))}"
+                notes.extend([unused] if others - {labels_key} and unused not in notes else [])
             fitted = {spec.name: as_rows(spec, arrays[spec.name], axes[spec.name]) for spec in inputs}
             group, cast = make_group(where, inputs, fitted, axes)
             if judged and label is not None:

@@ -56,8 +56,17 @@ def sound_reader(
     length = _length_of(spec, sizes[1:] if has_steps else sizes, has_steps, options)
     shape = [1] * (len(sizes) - 1 - has_steps)
 
+    known_rates: dict[int, Path] = {}
+
     def read(path: Path) -> list[InputArrays]:
         values, rate = _read(path, is_integer=spec.dtype.kind == "i")
+        known_rates.setdefault(rate, path)
+        if len(known_rates) > 1 and not rates:
+            (rate, other), (other_rate, _) = known_rates.items()
+            raise DataError(
+                f"{other} has {rate:,} samples a second, and {path} has {other_rate:,}: the model cannot tell them "
+                "apart. Resample them to the rate that it was trained on."
+            )
         rest = {one.name: np.array(rate, one.dtype).reshape([1] * len(one.dimensions or ())) for one in rates}
         if length is None:
             return [{spec.name: values.reshape(*shape, -1), **rest}]
@@ -77,7 +86,7 @@ def _length_of(spec: InputSpec, sizes: list[int | None], has_steps: bool, option
             f"the model's input '{spec.name}' takes {spec.dtype.name} {spec.shown}, which is not a sound as it is. "
             "Give a folder of .npy files with its features, or a Python function (file.py:samples)."
         )
-    asked = options.sizes.get(spec.name, (None,))[-1]
+    asked = options.sizes.get(spec.name, (None,))[-1] if has_steps else None  # else it is a size to measure at
     length = sizes[-1] or asked
     if has_steps and length is None:
         raise InputError(

@@ -48,6 +48,8 @@ from edgeopt.scoring.compute import score_of
 
 ROOT = Path(__file__).parents[1]
 FILES = ROOT / "benchmarks" / "cases" / "onnx_files.toml"
+BUILD_MINUTES = 15
+"""A full build begins nothing new after that."""
 MAX_DROP = 0.01
 SMALL_RATIO = 0.35
 CALIBRATION_SAMPLES = 32
@@ -206,7 +208,7 @@ def run_file(name: str, model: Path, data: Path, seconds: float, entry: Row) -> 
         folder = Path(temporary)
         row["inspect_exit"], inspected = run_edgeopt(["inspect", str(model)], folder, seconds)
         build = ["build", str(model), "--data", str(data), "--target", "phone", "--yes", *entry.get("options", [])]
-        build += [] if row["prune"] else ["--quick"]
+        build += ["--time-limit", str(BUILD_MINUTES)] if row["prune"] else ["--quick"]
         start = time.perf_counter()
         row["build_exit"], built = run_edgeopt(build, folder, seconds)
         row["build_seconds"] = time.perf_counter() - start
@@ -297,7 +299,7 @@ def compute_figures(rows: Sequence[Row]) -> Row:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--only", multiple=True, metavar="NAME", help="A file, or the start of its name; may be repeated.")
 @click.option("--add", is_flag=True, help="Keep the rows of other files that --json holds.")
-@click.option("--seconds", default=900.0, show_default=True, help="Time limit of a build.")
+@click.option("--seconds", default=2400.0, show_default=True, help="A build that takes longer is killed.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write rows and figures.")
 def main(folder: Path, only: tuple[str, ...], add: bool, seconds: float, out: Path | None) -> None:
     """Fetch the files into FOLDER, build them, and compare."""

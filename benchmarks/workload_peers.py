@@ -7,11 +7,10 @@ samples as the whole search of edgeopt did, so that ways are compared and not bu
 from __future__ import annotations
 
 import copy
-import itertools
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,17 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.bench.outputs import write_batches
+from edgeopt.errors import StepError
 from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.teacher import stream_seed
 from edgeopt.passes.distill.train import evaluate, learning_rate, make_optimizer
+from edgeopt.passes.safe_gradients import find_layout
 from edgeopt.pipeline.search.candidate import WARMUP_RATIO
 from edgeopt.records.recipe import MAX_EPOCHS_RATIO, Distill
 from edgeopt.task import CheckedTask
+from edgeopt.task.dynamic_axes import graph_axes
 from edgeopt.task.values import flat_outputs
+from edgeopt.tasks.networks.attention import Attention
+from edgeopt.tasks.networks.narrow import narrow
 
 PRUNING_RATIOS = (0.3, 0.45, 0.6, 0.7, 0.8)
 """Of the channels that torch-pruning removes, one training for each."""
-WIDTH_RATIOS = (0.35, 0.5)
+WIDTH_RATIOS = (0.35, 0.5, 0.7)
 """Of the channels of narrower networks of the teacher's family."""
 CALIBRATION_SAMPLES = 256
 GRADIENT_NORM_LIMIT = 5.0
@@ -40,7 +45,7 @@ LIMITS: dict[str, Any] = {"max_opset": 20, "max_ir": 9}
 QUANTIZE = """
 import sys, numpy as np
 from edgeopt.bench.outputs import read_batches
-from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from pathlib import Path
 how, model, out, data = sys.argv[1:]
@@ -51,7 +56,8 @@ quant_pre_process(model, out + ".prepared", skip_symbolic_shape=True)
 if how == "static":
     quantize_static(out + ".prepared", out, Reader())
 elif how == "static per channel":
-    quantize_static(out + ".prepared", out, Reader(), per_channel=True, reduce_range=True)
+    quantize_static(out + ".prepared", out, Reader(), per_channel=True, reduce_range=True,
+                    activation_type=QuantType.QUInt8)
 else:
     quantize_dynamic(out + ".prepared", out)
 """
@@ -126,65 +132,138 @@ def distillation_of(task: CheckedTask, samples: int) -> tuple[Distill, int]:
     return step, each
 
 
-def distill(student: nn.Module, task: CheckedTask, samples: int) -> int:
-    """Train a network on the teacher's outputs and keep its best epoch, in place; return how many samples it saw."""
+def distill(students: Sequence[nn.Module], task: CheckedTask, samples: int) -> int:
+    """Train networks on the teacher's outputs and keep the best epoch of each, in place.
+
+    They train on the same batches, so that the teacher runs once for all.
+
+    Args:
+        students: The networks.
+        task: Has the teacher.
+        samples: That each sees, about.
+
+    Returns:
+        How many samples each saw.
+    """
     step, each = distillation_of(task, samples)
     teacher = task.model.eval()
     torch.manual_seed(0)
-    optimizer = make_optimizer(step, list(student.parameters()))
-    best, kept = None, student.state_dict()
+    optimizers = [make_optimizer(step, list(student.parameters())) for student in students]
+    layouts = [find_layout(student) for student in students]
+    kept: list[tuple[float | None, dict[str, Tensor]]] = [(None, student.state_dict()) for student in students]
     count = sum(1 for _ in task.train_epoch(0))
     for epoch in range(step.epochs):
-        student.train()
-        for index, (inputs, targets) in enumerate(task.train_epoch(epoch)):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, (epoch + index / count) / step.epochs)
+        for index, (inputs, targets) in enumerate(task.train_epoch(stream_seed(0, epoch))):
+            rate = learning_rate(step, (epoch + index / count) / step.epochs)
             with torch.no_grad():
                 expected = tuple(flat_outputs(teacher(*inputs)))
-            loss = distill_loss(task, step, student(*inputs), expected, targets)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM_LIMIT)
-            optimizer.step()
-        score = evaluate(student.eval(), task)
-        if best is None or task.is_as_good(score, best):
-            best, kept = score, copy.deepcopy(student.state_dict())
-        click.echo(f"  epoch {epoch + 1} of {step.epochs}: {score:.4f}", err=True)
-    student.load_state_dict(kept)
+            for student, optimizer, layout in zip(students, optimizers, layouts, strict=True):
+                student.train()
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                outputs = student(*(_in_layout(value, layout) for value in inputs))
+                loss = distill_loss(task, step, outputs, expected, targets)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(student.parameters(), GRADIENT_NORM_LIMIT)
+                optimizer.step()
+        scores = []
+        for number, student in enumerate(students):
+            scores.append(evaluate(student.eval(), task))
+            best = kept[number][0]
+            if best is None or task.is_as_good(scores[-1], best):
+                kept[number] = scores[-1], copy.deepcopy(student.state_dict())
+        click.echo(f"  epoch {epoch + 1} of {step.epochs}: {', '.join(f'{score:.4f}' for score in scores)}", err=True)
+    for student, (_, state) in zip(students, kept, strict=True):
+        student.load_state_dict(state)
     return step.epochs * each
 
 
 def export_student(teacher: Teacher, student: nn.Module, name: str) -> Path:
-    """Write a trained network as ONNX."""
+    """Write a trained network as ONNX, by the second exporter if the first fails, as edgeopt does.
+
+    Raises:
+        StepError: both fail.
+    """
     path, task = teacher.folder / f"{name.replace(' ', '-')}-float.onnx", teacher.task
-    export(student.eval(), task.example_inputs, path, input_names=task.input_names, output_names=task.output_names,
-           **LIMITS)  # fmt: skip
+    write = partial(
+        export, student.eval(), task.example_inputs, path, input_names=task.input_names, output_names=task.output_names,
+        axes=graph_axes(task.interface.graph_dims), output_batch=task.axes.outputs, **LIMITS,
+    )  # fmt: skip
+    try:
+        write(exporter="dynamo")
+    except StepError:
+        write(exporter="torchscript")
     return path
 
 
-def train_and_quantize(teacher: Teacher, name: str, make: Callable[[], nn.Module], samples: int) -> Iterator[PeerFile]:
-    """Make a network, distill and quantize it; yield its files, or why there are none."""
-    click.echo(name, err=True)
-    try:
-        student = make()
-        seen = distill(student, teacher.task, samples)
-        path = export_student(teacher, student, name)
-    except Exception as error:  # noqa: BLE001 - any error of the other tool is the reason why it failed
-        yield PeerFile(name, None, traceback.format_exception_only(error)[-1].strip()[:300])
+def train_and_quantize(
+    teacher: Teacher, makers: Mapping[str, Callable[[], nn.Module]], samples: int
+) -> Iterator[PeerFile]:
+    """Make networks, distill them side by side and quantize them; yield their files, or why there are none.
+
+    Args:
+        teacher: The teacher.
+        makers: By name: makes a network.
+        samples: That each sees in its training.
+    """
+    students: dict[str, nn.Module] = {}
+    torch.manual_seed(0)
+    for name, make in makers.items():
+        try:
+            student = make()
+            students[name] = student.to(memory_format=find_layout(student))  # type: ignore[call-overload]
+        except Exception as error:  # noqa: BLE001 - any error of the other tool is the reason why it failed
+            yield PeerFile(name, None, _last_line(error))
+    click.echo(", ".join(students), err=True)
+    if not students:
         return
-    yield PeerFile(f"{name}, float32", path, samples_seen=seen)
-    for how in ("static per channel", "dynamic"):
-        yield quantize_file(teacher, path, how, f"{name}, int8 {how}")._replace(samples_seen=seen)
+    try:
+        seen = distill(list(students.values()), teacher.task, samples)
+    except Exception as error:  # noqa: BLE001 - as above
+        yield from (PeerFile(name, None, _last_line(error)) for name in students)
+        return
+    for name, student in students.items():
+        try:
+            path = export_student(teacher, student, name)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield PeerFile(name, None, _last_line(error))
+            continue
+        yield PeerFile(f"{name}, float32", path, samples_seen=seen)
+        for how in ("static per channel", "dynamic"):
+            yield quantize_file(teacher, path, how, f"{name}, int8 {how}")._replace(samples_seen=seen)
+
+
+def _in_layout(value: Tensor, layout: torch.memory_format) -> Tensor:
+    return value.contiguous(memory_format=layout) if value.dim() == 4 else value
+
+
+def _last_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip()[:300]
 
 
 def prune_with_torch_pruning(task: CheckedTask, ratio: float, outputs: frozenset[str]) -> nn.Module:
-    """Return a pruned copy of the teacher, cut as torch-pruning's documentation says."""
+    """Return a pruned copy of the teacher, cut as torch-pruning's documentation says.
+
+    Widths are the nearest multiples of 8: its own ``round_to`` rounds down, and leaves layers of up to 32 channels
+    whole if that gives 0; with ``num_heads`` it mixes those of a head with those of a layer.
+    """
     import torch_pruning
 
     model = copy.deepcopy(task.model).eval()
+    heads = {
+        layer: part.heads
+        for part in model.modules()
+        if isinstance(part, Attention)
+        for layer in (part.query, part.key, part.value)
+    }
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
+    widths = {layer: layer.weight.shape[0] for layer in layers}
     pruner = torch_pruning.pruner.MagnitudePruner(
         model, task.example_inputs, importance=torch_pruning.importance.MagnitudeImportance(p=2),
-        global_pruning=False, pruning_ratio=ratio, round_to=8,
+        global_pruning=False, pruning_ratio=ratio, num_heads=heads, in_channel_groups={}, out_channel_groups={},
+        pruning_ratio_dict={layer: max(0.0, 1 - (narrow((width,), 1 - ratio)[0] + 0.01) / width)
+                            for layer, width in widths.items()},
         ignored_layers=[model.get_submodule(name) for name in outputs],
     )  # fmt: skip
     pruner.step()
@@ -209,21 +288,24 @@ def _outputs_of(task: CheckedTask) -> list[Tensor]:
 def prune_in_five_sizes(teacher: Teacher, samples: int) -> Iterator[PeerFile]:
     """Yield torch-pruning's files of five sizes, each distilled on a fifth of the samples."""
     outputs = find_output_layers(teacher.task)
-    for ratio in PRUNING_RATIOS:
-        make = partial(prune_with_torch_pruning, teacher.task, ratio, outputs)
-        name = f"torch-pruning {ratio:.0%}"
-        yield from train_and_quantize(teacher, name, make, samples // len(PRUNING_RATIOS))
+    makers = {
+        f"torch-pruning {ratio:.0%}": partial(prune_with_torch_pruning, teacher.task, ratio, outputs)
+        for ratio in PRUNING_RATIOS
+    }
+    yield from train_and_quantize(teacher, makers, samples // len(PRUNING_RATIOS))
 
 
 def train_narrower(teacher: Teacher, make: Callable[[float], nn.Module], samples: int) -> Iterator[PeerFile]:
     """Yield files of narrower networks of the same family, distilled from initial weights."""
-    for ratio in WIDTH_RATIOS:
-        name = f"narrower {ratio:.0%}"
-        yield from train_and_quantize(teacher, name, partial(make, ratio), samples // len(WIDTH_RATIOS))
+    makers = {f"narrower {ratio:.0%}": partial(make, ratio) for ratio in WIDTH_RATIOS}
+    yield from train_and_quantize(teacher, makers, samples // len(WIDTH_RATIOS))
 
 
 def count_samples_seen(choice: dict[str, Any], each: int, batches: int) -> int:
-    """Return how many samples the trainings of a build saw, each network counted once."""
+    """Return how many samples the trainings of a build saw, each network counted once.
+
+    A training that failed counts in full, which gives the peers more.
+    """
     seen: dict[str, int] = {}
     for trial in choice["trials"]:
         recipe = trial["recipe"]
@@ -236,9 +318,11 @@ def count_samples_seen(choice: dict[str, Any], each: int, batches: int) -> int:
     return sum(seen.values())
 
 
-def all_peers(teacher: Teacher, narrower: Callable[[float], nn.Module] | None, samples: int) -> Iterator[PeerFile]:
-    """Yield the files of every peer."""
-    parts: list[Iterator[PeerFile]] = [quantize_teacher(teacher), prune_in_five_sizes(teacher, samples)]
+def all_peers(
+    teacher: Teacher, narrower: Callable[[float], nn.Module] | None, samples: int
+) -> Iterator[tuple[str, Iterator[PeerFile]]]:
+    """Yield each peer with its files, which are made as they are asked for."""
+    yield "onnxruntime", quantize_teacher(teacher)
+    yield "torch-pruning", prune_in_five_sizes(teacher, samples)
     if narrower is not None:
-        parts.append(train_narrower(teacher, narrower, samples))
-    yield from itertools.chain(*parts)
+        yield "narrower", train_narrower(teacher, narrower, samples)

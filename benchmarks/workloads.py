@@ -6,21 +6,24 @@
 The data come by ``tools/fetch_data.py``, the teachers by ``tools/train_teacher.py``. Peers (``workload_peers.py``):
 ``onnxruntime.quantization``, static and dynamic; torch-pruning in five sizes, each distilled as edgeopt distills and
 then quantized; networks of the same family at a part of the width, distilled from initial weights and quantized. The
-trainings of each peer see together as many samples as edgeopt's whole search. Of a peer's files the one that counts is
-its smallest whose score on the selection set is at most ``MAX_DROP`` below the teacher's; if none is, that is said.
+trainings of each peer see together as many samples as edgeopt's whole search. A peer is judged as edgeopt judges: of
+its files those count whose score on the selection set is at most ``MAX_DROP`` below the teacher's at the upper end of
+the paired interval, and if none is, that is said. All that count are scored on held-out data. Only size and score are
+limited, since edgeopt must not be held to a latency that peers are not.
 
 Scores are on held-out data, times are interleaved A/Bs with the teacher's file on this machine, memory is measured as
-``edgeopt bench`` does.
+``edgeopt bench`` does. With ``--work DIR`` a build that was stopped goes on from there.
 
 Figures: ``tasks``, ``worst_size_ratio_to_teacher``, ``worst_latency_ratio_to_teacher``,
 ``worst_size_ratio_to_best_peer``, ``worst_latency_ratio_to_best_peer`` (the best peer is the smallest file of any peer
-whose held-out score is as good), ``worst_score_drop``.
+that loses no more than ``MAX_DROP`` on held-out data, or than edgeopt does if that is more), ``tasks_with_peers`` (that
+have such a file) and ``worst_score_drop``.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -42,7 +45,9 @@ from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.local import LocalDevice
+from edgeopt.errors import EdgeoptError
 from edgeopt.records.codec import to_json
+from edgeopt.scoring.drop import mean_drop_interval, rows_drop_interval, sums_drop_interval
 from edgeopt.statistics import comparison_ratio
 from edgeopt.task import CheckedTask
 from edgeopt.task.load import load_task
@@ -75,7 +80,7 @@ class HeldOut:
         self.targets = [to_numpy(targets) for _, targets in batches]
         self.inputs, self.outputs = folder / "inputs.npz", folder / "outputs.npz"
         self.target = target
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         write_batches(
             self.inputs,
             [
@@ -84,39 +89,66 @@ class HeldOut:
             ],
         )
 
-    def score(self, model: Path) -> float:
-        """Return a file's score."""
+    def pairs(self, model: Path) -> list[tuple[Any, Any]]:
+        """Return a file's outputs with the targets."""
         run_model(model, self.inputs, self.outputs, self.target)
         outputs = [list(batch.values()) for batch in read_batches(self.outputs)]
-        return self.task.score(
-            [(self.task.nest_outputs(found), labels) for found, labels in zip(outputs, self.targets, strict=True)]
-        )
+        return [(self.task.nest_outputs(found), labels) for found, labels in zip(outputs, self.targets, strict=True)]
+
+    def score(self, model: Path) -> float:
+        """Return a file's score."""
+        return self.task.score(self.pairs(model))
+
+    def largest_drop(self, teacher: Path, model: Path) -> float:
+        """Return the upper end of the 95 % paired interval of the drop from the teacher's file."""
+        task, before, after = self.task, self.pairs(teacher), self.pairs(model)
+        first = task.sample_scores(before)
+        if first is not None and (second := task.sample_scores(after)) is not None:
+            return mean_drop_interval(first, second, task.score_direction).high
+        rows = [task.sample_statistics(pairs) for pairs in (before, after)]
+        baseline, samples = rows
+        assert baseline is not None, "every ready task has statistics of its samples"
+        assert samples is not None
+        if not task.scores_rows:
+            return sums_drop_interval(baseline, samples, task.score_statistics, task.score_direction).high
+        found = rows_drop_interval(baseline, samples, task.score_rows, task.score_direction)
+        assert found is not None, "the time limit allows too few draws"
+        return found.high
 
 
 def build(name: str, target: str, folder: Path, quick: bool) -> tuple[Row, float]:
     """Run the build; return its choice.json and its wall time in seconds."""
     command = [sys.executable, "-m", "edgeopt", "build", name, "--target", target, "--max-drop", str(MAX_DROP),
+               "--latency-ms", "none", "--throughput", "none", "--memory-mb", "none",
                "--yes", "--json", "--out", "out", "--workspace", "workspace"]  # fmt: skip
     command += ["--quick"] if quick else []
+    environment = dict(os.environ)
+    if environment.get("EDGEOPT_DATA"):  # the build runs in another folder
+        environment["EDGEOPT_DATA"] = str(Path(environment["EDGEOPT_DATA"]).resolve())
     start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in (0, 3):
         raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
     return json.loads(done.stdout), time.perf_counter() - start
 
 
-def describe(name: str, path: Path, teacher: Path, sets: dict[str, HeldOut], target: RunTarget) -> Row:
-    """Return bytes, scores, times and memory of a file next to the teacher's."""
-    comparison = compare(path, teacher, target)
-    measured = measure(path, target, percentile=90, max_latency_ms=None, progress=lambda _: None)
-    ratio = comparison_ratio(comparison)
-    return {
+def describe(name: str, path: Path, teacher: Path | None, sets: dict[str, HeldOut], target: RunTarget) -> Row:
+    """Return bytes, scores, times and memory of a file next to the teacher's; None for the teacher itself."""
+    percentile = target.profile.limits.latency_percentile
+    measured = measure(path, target, percentile=percentile, max_latency_ms=None, progress=lambda _: None)
+    row: Row = {
         "name": name, "size_bytes": path.stat().st_size,
         **{f"{key}_score": one.score(path) for key, one in sets.items()},
-        "latency_ratio": ratio.value, "latency_ci95": [ratio.low, ratio.high],
+        "latency_ratio": 1.0,
         "peak_memory_bytes": measured.memory.peak_bytes if measured.memory else None,
-        "samples": {"comparison": json.loads(to_json(comparison)), "measurement": json.loads(to_json(measured))},
+        "samples": {"measurement": json.loads(to_json(measured))},
     }  # fmt: skip
+    if teacher is None:
+        return row
+    comparison = compare(path, teacher, target)
+    ratio = comparison_ratio(comparison)
+    row["samples"]["comparison"] = json.loads(to_json(comparison))
+    return row | {"latency_ratio": ratio.value, "latency_ci95": [ratio.low, ratio.high]}
 
 
 def narrower_of(task: CheckedTask) -> Callable[[float], nn.Module] | None:
@@ -125,59 +157,65 @@ def narrower_of(task: CheckedTask) -> Callable[[float], nn.Module] | None:
     return found
 
 
-def run_task(name: str, target_name: str, quick: bool) -> Row:
-    """Build a task and make every peer's files; return the rows."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        choice, seconds = build(name, target_name, folder, quick)
-        task = load_task(name)
-        target = RunTarget(device=LocalDevice(), profile=load_profile(target_name), kind="stand-in")
-        test = task.test_batches()
-        sets = {
-            key: HeldOut(task, list(batches), folder / key, target)
-            for key, batches in (("selection", task.eval_batches()), ("heldout", test))
-            if batches is not None
-        }
-        target = replace(target, inputs=None)
-        teacher_file = folder / "workspace" / choice["baseline"]["onnx"]
-        teacher = open_teacher(task, teacher_file, folder)
-        floor = sets["selection"].score(teacher_file) - MAX_DROP
-        epoch = [len(inputs[0]) for inputs, _ in task.train_epoch(0)]
-        samples = count_samples_seen(choice, sum(epoch), len(epoch))
-        rows = [describe("teacher", teacher_file, teacher_file, sets, target)]
-        if choice["winner"] is not None:
-            winner = folder / "out" / "model.onnx"
-            rows.append({**describe("edgeopt", winner, teacher_file, sets, target), "seconds": seconds})
-        peers = list(all_peers(teacher, narrower_of(task), samples))
-        for kind, files in itertools.groupby(peers, key=lambda one: one.name.partition(",")[0].split()[0]):
-            rows.append(best_of(kind, list(files), floor, teacher_file, sets, target))
-    return {
-        "task": name,
-        "target": target_name,
-        "quick": quick,
-        "samples_seen": samples,
-        "rows": rows,
-        "choice": choice,
+def run_task(name: str, target_name: str, quick: bool, folder: Path, save: Callable[[Row], None]) -> None:
+    """Build a task and make every peer's files; ``save`` gets the rows so far after each peer."""
+    choice, seconds = build(name, target_name, folder, quick)
+    task = load_task(name)
+    profile = load_profile(target_name).on_stand_in
+    target = RunTarget(device=LocalDevice(), profile=profile, kind="stand-in")
+    test = task.test_batches()
+    sets = {
+        key: HeldOut(task, list(batches), folder / key, target)
+        for key, batches in (("selection", task.eval_batches()), ("heldout", test))
+        if batches is not None
     }
+    count, timed = profile.limits.batch_size, folder / "timed.npz"
+    write_batches(
+        timed,
+        [{key: to_numpy(value[:count]) for key, value in zip(task.input_names, task.example_inputs, strict=True)}],
+    )
+    target = replace(target, batch_size=count, inputs=timed)
+    teacher_file = folder / "workspace" / choice["baseline"]["onnx"]
+    teacher = open_teacher(task, teacher_file, folder)
+    epoch = [len(inputs[0]) for inputs, _ in task.train_epoch(0)]
+    samples = count_samples_seen(choice, sum(epoch), len(epoch))
+    row: Row = {"task": name, "target": target_name, "quick": quick, "samples_seen": samples, "choice": choice}
+    row["rows"] = [describe("teacher", teacher_file, None, sets, target)]
+    if choice["winner"] is not None:
+        winner = folder / "out" / "model.onnx"
+        row["rows"].append({**describe("edgeopt", winner, teacher_file, sets, target), "seconds": seconds})
+    save(row)
+    for peer, files in all_peers(teacher, narrower_of(task), samples):
+        row["rows"].append(best_of(peer, list(files), teacher_file, sets, target))
+        save(row)
 
 
-def best_of(
-    kind: str, files: list[PeerFile], floor: float, teacher: Path, sets: dict[str, HeldOut], target: RunTarget
-) -> Row:
-    """Return the row of a peer's smallest file that keeps the floor on the selection set, with all that it made."""
+def best_of(peer: str, files: list[PeerFile], teacher: Path, sets: dict[str, HeldOut], target: RunTarget) -> Row:
+    """Return the row of a peer's smallest file that keeps the limit, also on held-out data if one does, and all files.
+
+    A file that cannot be run has the reason.
+    """
     made: list[Row] = []
-    keeping: list[PeerFile] = []
+    keeping: list[tuple[bool, int, PeerFile]] = []
     for one in files:
-        score = None if one.path is None else sets["selection"].score(one.path)
-        made.append({
-            "name": one.name, "reason": one.reason, "samples_seen": one.samples_seen, "selection_score": score,
-            "size_bytes": one.path.stat().st_size if one.path else None,
-        })  # fmt: skip
-        if score is not None and score >= floor:
-            keeping.append(one)
+        row: Row = {"name": one.name, "reason": one.reason, "samples_seen": one.samples_seen}
+        made.append(row)
+        if one.path is None:
+            continue
+        row["size_bytes"] = one.path.stat().st_size
+        try:
+            row["largest_drop"] = sets["selection"].largest_drop(teacher, one.path)
+            row |= {f"{key}_score": part.score(one.path) for key, part in sets.items()}
+        except EdgeoptError as error:
+            row["reason"] = str(error)[:300]
+            continue
+        if row["largest_drop"] <= MAX_DROP:
+            last = "heldout" if "heldout" in sets else "selection"
+            loses = sets[last].score(teacher) - row[f"{last}_score"] > MAX_DROP
+            keeping.append((loses, row["size_bytes"], one))
     if not keeping:
-        return {"name": kind, "failed": f"none of {len(made)} files keeps the floor of {floor:.4f}", "made": made}
-    best = min(keeping, key=lambda one: one.path.stat().st_size if one.path else 0)
+        return {"name": peer, "failed": f"none of {len(made)} files keeps the limit of {MAX_DROP}", "made": made}
+    best = min(keeping, key=lambda entry: entry[:2])[2]
     assert best.path is not None
     return {**describe(best.name, best.path, teacher, sets, target), "made": made}
 
@@ -194,9 +232,11 @@ def compute_figures(found: Sequence[Row]) -> Row:
         ratios["size"].append(ours["size_bytes"] / teacher["size_bytes"])
         ratios["latency"].append(ours["latency_ratio"])
         ratios["drop"].append(teacher[score] - ours[score])
+        allowed = max(MAX_DROP, teacher[score] - ours[score])
         peers = [
             row for row in one["rows"]
-            if row["name"] not in ("teacher", "edgeopt") and "failed" not in row and row[score] >= ours[score]
+            if row["name"] not in ("teacher", "edgeopt") and "failed" not in row
+            and teacher[score] - row[score] <= allowed
         ]  # fmt: skip
         if peers:
             best = min(peers, key=lambda row: row["size_bytes"])
@@ -204,7 +244,7 @@ def compute_figures(found: Sequence[Row]) -> Row:
             ratios["peer_latency"].append(ours["latency_ratio"] / best["latency_ratio"])
     worst = {key: max(values, default=None) for key, values in ratios.items()}
     return {
-        "tasks": len(found), "built": len(ratios["size"]),
+        "tasks": len(found), "built": len(ratios["size"]), "tasks_with_peers": len(ratios["peer_size"]),
         "worst_size_ratio_to_teacher": worst["size"], "worst_latency_ratio_to_teacher": worst["latency"],
         "worst_size_ratio_to_best_peer": worst["peer_size"],
         "worst_latency_ratio_to_best_peer": worst["peer_latency"], "worst_score_drop": worst["drop"],
@@ -215,21 +255,30 @@ def compute_figures(found: Sequence[Row]) -> Row:
 @click.option("--only", multiple=True, type=click.Choice(sorted(TASKS)), help="Run only this task; may be repeated.")
 @click.option("--quick", is_flag=True, help="Quick builds; peers see as few samples.")
 @click.option("--add", is_flag=True, help="Keep the other tasks that the file has.")
+@click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keep builds and peers' files here.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
-def main(only: tuple[str, ...], quick: bool, add: bool, out: Path) -> None:
-    """Run each task, and write figures and raw results after each."""
-    found = json.loads(out.read_text())["tasks"] if add and out.exists() else []
-    for name in only or TASKS:
-        found = [*(one for one in found if one["task"] != name), run_task(name, TASKS[name], quick)]
+def main(only: tuple[str, ...], quick: bool, add: bool, work: Path | None, out: Path) -> None:
+    """Run each task, and write figures and raw results after each peer."""
+    found = {one["task"]: one for one in json.loads(out.read_text())["tasks"]} if add and out.exists() else {}
+
+    def save(row: Row) -> None:
+        found[row["task"]] = row
+        tasks = list(found.values())
         result = {
-            "figures": compute_figures(found), "tasks": found, "command": "python " + shlex.join(sys.argv),
+            "figures": compute_figures(tasks), "tasks": tasks, "command": "python " + shlex.join(sys.argv),
             "environment": {"platform": platform.platform(), "python": platform.python_version()},
         }  # fmt: skip
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=1))
-        click.echo(json.dumps([{k: v for k, v in row.items() if k not in ("samples", "made")}
-                               for row in found[-1]["rows"]], indent=1), err=True)  # fmt: skip
-    print(json.dumps(compute_figures(found), indent=1))
+        shown = {key: value for key, value in row["rows"][-1].items() if key not in ("samples", "made")}
+        click.echo(json.dumps(shown), err=True)
+
+    for name in only or TASKS:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) if work is None else work.resolve() / name
+            folder.mkdir(parents=True, exist_ok=True)
+            run_task(name, TASKS[name], quick, folder, save)
+    print(json.dumps(compute_figures(list(found.values())), indent=1))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.passes.safe_gradients import find_layout
 from edgeopt.task.nesting import map_tensors
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.classification import Classification
@@ -72,16 +73,6 @@ TASKS: dict[str, TeacherRecipe] = {
 }
 
 
-def find_layout(model: nn.Module) -> torch.memory_format:
-    """Return the memory format to train a network in: channels last, which is fastest, unless that crashes.
-
-    The gradient of a strided 1x1 convolution with fewer than 16 channels does, in PyTorch 2.13 on CPUs.
-    """
-    shortcuts = [one for one in model.modules() if isinstance(one, nn.Conv2d) and set(one.kernel_size) == {1}]
-    crashes = any(set(one.stride) != {1} and one.in_channels < 16 for one in shortcuts)
-    return torch.contiguous_format if crashes else torch.channels_last
-
-
 def run_network(model: nn.Module, inputs: Any, device: str, layout: torch.memory_format) -> Any:
     """Return a network's outputs; inputs are a tensor, or a dict by the parameters of ``forward``."""
 
@@ -97,12 +88,13 @@ def score(model: nn.Module, task: TrainedTask, batches: Iterable[Any] | None, de
     model.eval()
     layout = find_layout(model)
     with torch.no_grad():
-        return task.score(
-            [
-                (to_numpy(run_network(model, inputs, device, layout)), to_numpy(targets))
-                for inputs, targets in batches or ()
-            ]
-        )
+        pairs = [
+            (to_numpy(run_network(model, inputs, device, layout)), to_numpy(targets))
+            for inputs, targets in batches or ()
+        ]
+    if isinstance(task, Classification) and task.score_kind is None:
+        task.score_kind = task.kind_of(pairs)  # once: the loss asks for it in every step
+    return task.score(pairs)
 
 
 def train(task: TrainedTask, epochs: int, rate: float, seed: int, device: str) -> float:

@@ -13,12 +13,20 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from edgeopt.passes.aten import aten
 
 _REGISTER_CHANNELS = 16
 """32-bit numbers in the widest vector register (AVX-512)."""
+
+
+def find_layout(module: nn.Module) -> torch.memory_format:
+    """Return the memory format to train an untraced module in: channels last, which is fastest, unless that crashes."""
+    shortcuts = [one for one in module.modules() if isinstance(one, nn.Conv2d) and set(one.kernel_size) == {1}]
+    crashes = any(set(one.stride) != {1} and one.in_channels < _REGISTER_CHANNELS for one in shortcuts)
+    return torch.contiguous_format if crashes else torch.channels_last
 
 
 def take_stride_out(module: nn.Module) -> nn.Module:

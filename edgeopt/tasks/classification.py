@@ -66,7 +66,7 @@ class Classification(LoaderTask, ScoredModelTask):
         if self.score_kind is not None:
             return self.score_kind.parts[0]
         arrays = tuple(to_numpy(output) for output in outputs)
-        return self._kind_of([(arrays, to_numpy(targets))]).parts[0]
+        return self.kind_of([(arrays, to_numpy(targets))]).parts[0]
 
 
 class Regression(Classification):

@@ -50,7 +50,7 @@ class KnownScore:
             return choose_agreement(outputs, names, self.score_wish, source=self.labels_source)
         return choose_score(outputs, names, labels, self.score_wish, source=self.labels_source)
 
-    def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
+    def kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
         """Return the settled kind, or the one that these pairs show."""
         if self.score_kind is not None:
             return self.score_kind
@@ -66,18 +66,18 @@ class KnownScore:
     def score(self, pairs: Iterable[tuple[Any, Any]]) -> float:
         """Return the score of pairs of outputs and labels."""
         pairs = list(pairs)
-        return score_of(self._kind_of(pairs), pairs)
+        return score_of(self.kind_of(pairs), pairs)
 
     def sample_scores(self, pairs: Iterable[tuple[Any, Any]]) -> _Floats | None:
         """Return one score per sample, whose mean is the score; None if the score is not a mean."""
         pairs = list(pairs)
-        kind = self._kind_of(pairs)
+        kind = self.kind_of(pairs)
         return None if kind.is_summed else sample_values(kind, pairs)
 
     def sample_statistics(self, pairs: Iterable[tuple[Any, Any]]) -> _Floats | None:
         """Return the numbers of each sample whose sums the score is computed from; None if the score is a mean."""
         pairs = list(pairs)
-        kind = self._kind_of(pairs)
+        kind = self.kind_of(pairs)
         return sample_sums(kind, pairs) if kind.is_summed else None
 
     def score_statistics(self, sums: _Floats) -> float:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -22,19 +23,17 @@ from edgeopt.task.protocol import Training
 
 LABEL_FREE_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4, weight_decay=0.0, hard_weight=0.0)
 """Only the teacher's outputs count; the rate is one that fits networks of any kind."""
+CONVOLUTIONAL_TRAINING = msgspec.structs.replace(LABEL_FREE_TRAINING, learning_rate=3e-3)
+"""For networks of convolutions, which learn as much in a quarter of the steps at such a rate; attention and recurrent
+layers, which have to start from small steps, may lose what they know."""
 _BATCH_SIZE = 32
 _MAX_KEPT_BYTES = 256_000_000
 """Of the original's outputs for the samples that select."""
-_PURE_RATIO = 0.5
-"""Of the samples of a batch that are not mixed."""
 _NOISE_RATIO = 1.0
 """Of the noise in ``noisy_loss``, over the spread of the outputs."""
 
-_TABLE_RANK = 2
-"""Dimensions of samples that are rows of a table, with a meaning for each column."""
-
-_GROUPS, _ROWS, _PARTNERS, _SHARES = "groups", "rows", "partners", "shares"
-"""Keys of the targets of a training batch: which samples were mixed, and how much of the first is in the mixture."""
+_GROUPS, _ROWS = "groups", "rows"
+"""Keys of the targets of a training batch."""
 
 SampleTensors = tuple[Tensor, ...]
 
@@ -65,24 +64,9 @@ class OwnOutputs(ABC):
         """Return inputs in the form in which the model is called."""
         return inputs
 
-    @cached_property
-    def mixes_samples(self) -> bool:
-        """Whether a network trains on mixtures of two samples too, which the original answers as any other input.
-
-        This is what lets few samples teach a network ("A good teacher is patient and consistent", Beyer et al., 2022).
-        Token ids, class numbers, masks and the like cannot be mixed, whatever their type is.
-        """
-        return all(
-            _are_quantities(value)
-            for group in self.training_groups
-            for value, axis in zip(group, self.sample_axes, strict=True)
-            if axis is not None
-        )
-
     def train_batches(self, seed: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         """Yield an epoch of the samples that train, in random order; those of a batch have equal shapes.
 
-        Half of them are mixed with others, but none with seed 0, which no training uses: it shows what inputs are like.
         The targets are the numbers of the samples: a student learns from the teacher's outputs, and only ``loss`` asks
         for the original's.
         """
@@ -94,29 +78,8 @@ class OwnOutputs(ABC):
         ]
         for index in torch.randperm(len(batches), generator=random).tolist():
             group, rows = batches[index]
-            targets = {_GROUPS: torch.full_like(rows, group), _ROWS: rows, **self._draw_mixture(rows, random, seed)}
-            yield self.nest_inputs(self._training_inputs(targets)), targets
-
-    def _draw_mixture(self, rows: Tensor, random: torch.Generator, seed: int) -> dict[str, Tensor]:
-        """Return with which sample of the batch each is mixed, and its own share: 1 for half of them."""
-        if seed == 0 or not self.mixes_samples:
-            return {}
-        shares = torch.rand(len(rows), generator=random)
-        shares[torch.rand(len(rows), generator=random) < _PURE_RATIO] = 1.0
-        return {_PARTNERS: rows[torch.randperm(len(rows), generator=random)], _SHARES: shares}
-
-    def _training_inputs(self, targets: dict[str, Tensor]) -> SampleTensors:
-        """Return the samples of a batch, mixed as its targets say."""
-        targets = {name: value.cpu() for name, value in targets.items()}
-        group = self.training_groups[int(targets[_GROUPS][0])]
-        inputs = self._take(group, targets[_ROWS])
-        if _SHARES not in targets:
-            return inputs
-        others = self._take(group, targets[_PARTNERS])
-        return tuple(
-            one if axis is None else _mix(one, other, targets[_SHARES], axis)
-            for one, other, axis in zip(inputs, others, self.sample_axes, strict=True)
-        )
+            inputs = self._take(self.training_groups[group], rows)
+            yield self.nest_inputs(inputs), {_GROUPS: torch.full_like(rows, group), _ROWS: rows}
 
     def eval_batches(self) -> Iterator[tuple[Any, tuple[Tensor, ...]]]:
         """Yield the samples that select, with the original's outputs, which are kept: each epoch asks for them."""
@@ -148,7 +111,8 @@ class OwnOutputs(ABC):
 
     def loss(self, outputs: Any, targets: dict[str, Tensor]) -> Tensor:
         """Return how far outputs are from the original's own plus noise; see ``noisy_loss``."""
-        return noisy_loss(tensors_of(outputs), self.answer(self._training_inputs(targets)))
+        group = self.training_groups[int(targets[_GROUPS][0])]
+        return noisy_loss(tensors_of(outputs), self.answer(self._take(group, targets[_ROWS].cpu())))
 
     def _take(self, group: SampleTensors, rows: Tensor) -> SampleTensors:
         return take_samples(group, self.sample_axes, rows.numpy())
@@ -176,20 +140,6 @@ def noisy_loss(outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
         spread = target.std().clamp_min(1e-6) if target.numel() > 1 else target.abs().clamp_min(1e-6)
         total = total + functional.mse_loss(output / spread, target / spread + _NOISE_RATIO * noise)
     return total
-
-
-def _mix(one: Tensor, other: Tensor, shares: Tensor, axis: int) -> Tensor:
-    """Return the weighted mean of two batches of samples, each with its own share."""
-    shares = shares.to(one.dtype).reshape([-1 if dim == axis else 1 for dim in range(one.dim())])
-    return torch.where(shares == 1, one, other + shares * (one - other))
-
-
-def _are_quantities(values: Tensor) -> bool:
-    """Tell whether numbers can be mixed: not if a column of a table has whole numbers only, or all are 0 or 1."""
-    if not values.is_floating_point():
-        return False
-    whole = values == values.round()
-    return not bool(whole.all(0).any() if values.dim() <= _TABLE_RANK else (whole & (values.abs() <= 1)).all())
 
 
 def _in_batches(rows: Tensor) -> tuple[Tensor, ...]:

@@ -9,10 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.task import CheckedTask
 from edgeopt.task.values import to_numpy
-from edgeopt.tasks import own_outputs
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
-from edgeopt.tasks.given.onnx_training import OnnxTrainingTask
+from edgeopt.tasks.given.onnx_training import OnnxTrainingTask, choose_training
 from edgeopt.tasks.own_outputs import noisy_loss
 
 
@@ -44,26 +43,20 @@ def test_samples_of_different_lengths_train_in_batches_of_one_length_on_the_file
     assert task.training is not None
     task.write_training(tmp_path / f"folder{TRAINING_SUFFIX}")
     training = OnnxTrainingTask(tmp_path / f"folder{TRAINING_SUFFIX}")
-    selects = {int(value) for (x, _), _ in training.eval_batches() for value in x[:, 0, 0]}
-    seen, values = [], []
-    for (x, gain), targets in training.train_batches(1):
+    seen = []
+    for (x, gain), targets in training.train_batches(0):
         assert (gain.shape, float(gain)) == ((), 2)
         assert x.shape[2] in (20, 31)
         y = torch.conv1d(2 * x, torch.from_numpy(weights))
         (found,) = training.answer((x, gain))
         torch.testing.assert_close(found, y)
         torch.testing.assert_close(training.loss(y, targets), noisy_loss([y], [y]))
-        first = training.training_groups[int(targets["groups"][0])][0][:, 0, 0]
-        numbers, others, shares = first[targets["rows"]], first[targets["partners"]], targets["shares"]
-        mixed = (shares * numbers + (1 - shares) * others).tolist()
-        assert x[:, 0, 0].tolist() == pytest.approx(mixed, rel=1e-5)
-        seen += numbers.int().tolist()
-        values += x[:, 0, 0].tolist()
-    assert (len(seen), set(seen) | selects, set(seen) & selects) == (270, set(range(450)), set())
-    pure = sum(value == number for value, number in zip(values, seen, strict=True))
-    assert 0.35 < pure / 270 < 0.65  # the others are mixtures of two
-    assert [value for (x, _), _ in training.train_batches(1) for value in x[:, 0, 0].tolist()] == values
-    assert all("shares" not in targets for _, targets in training.train_batches(0))  # what inputs are like
+        seen += x[:, 0, 0].int().tolist()
+    selects = [int(value) for (x, _), _ in training.eval_batches() for value in x[:, 0, 0]]
+    assert (len(seen), len(set(seen))) == (270, 270)
+    assert sorted(seen + selects) == list(range(450))
+    again = [x[:, 0, 0].int().tolist() for (x, _), _ in training.train_batches(0)]
+    assert [value for batch in again for value in batch] == seen
     assert training.dynamic_axes["x"] == {2: "length"}
 
 
@@ -150,16 +143,8 @@ def test_the_files_own_outputs_that_select_are_computed_once(tmp_path, monkeypat
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (torch.rand(8, 3), True),
-        (torch.rand(8, 3, 4, 4).mul(255).round(), True),
-        (torch.cat([torch.rand(8, 2), torch.arange(8.0)[:, None]], 1), False),
-        (torch.rand(8, 20, 20).round(), False),
-        (torch.arange(8)[:, None], False),
-    ],
-    ids=["numbers", "pixels", "a column of codes", "a mask", "integers"],
-)
-def test_only_quantities_are_mixed(values, expected):
-    assert own_outputs._are_quantities(values) is expected
+def test_convolutions_train_at_a_higher_rate_than_recurrent_layers(tmp_path):
+    convolution, _ = a_file_of_any_length(tmp_path / "sounds.onnx")
+    recurrent = a_cell_with_its_last_state(tmp_path / "cell.onnx")
+    rates = [choose_training(onnx.load(path).graph).learning_rate for path in (convolution, recurrent)]
+    assert rates[0] > 2 * rates[1]

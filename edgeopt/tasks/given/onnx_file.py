@@ -88,8 +88,7 @@ class OnnxTask(KnownScore):
         self.spec = self.labels_source = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
-        self.preprocessing = ""
-        self.postprocessing = ""
+        self.preprocessing = self.postprocessing = ""
         self.budgets: dict[str, Any] = {}
         self.students: dict[str, Any] = {}
         read = read_given(path)
@@ -135,9 +134,9 @@ class OnnxTask(KnownScore):
     def _choose_training(self) -> Training | None:
         if not self.split.training:
             return None
-        from edgeopt.tasks.own_outputs import LABEL_FREE_TRAINING  # PyTorch, once the data are checked
+        from edgeopt.tasks.given.onnx_training import choose_training  # PyTorch, once the data are checked
 
-        return LABEL_FREE_TRAINING
+        return choose_training(self.given.model.graph)
 
     def _load(self, data: str) -> GivenSamples:
         """Read the data; those of a model with states are sequences."""
@@ -253,8 +252,9 @@ class OnnxTask(KnownScore):
         labels = [step.group.labels for step in self.selecting]
         return None if labels[0] is None else labels
 
-    def _kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
-        return super()._kind_of(pairs, by_agreement=by_agreement or self.target_batches() is None)
+    def kind_of(self, pairs: Sequence[tuple[Any, Any]], *, by_agreement: bool = False) -> ScoreKind:
+        """Return the settled kind, or the one that these pairs show; without labels, that of an agreement."""
+        return super().kind_of(pairs, by_agreement=by_agreement or self.target_batches() is None)
 
     @property
     def fixed_batch(self) -> int | None:

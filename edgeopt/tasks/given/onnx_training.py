@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -25,16 +26,24 @@ from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task.batch_axes import Axes, count_samples, take_samples
 from edgeopt.task.nesting import tensors_of
+from edgeopt.task.protocol import Training
 from edgeopt.tasks.known_score import KnownScore
-from edgeopt.tasks.own_outputs import LABEL_FREE_TRAINING, OwnOutputs, SampleTensors
+from edgeopt.tasks.own_outputs import CONVOLUTIONAL_TRAINING, LABEL_FREE_TRAINING, OwnOutputs, SampleTensors
 
 _EXAMPLES = 2
+_SMALL_STEPS = frozenset({"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "Erf", "Gelu", "Sqrt", "Reciprocal"})
+"""Operators of recurrent layers and of transformers, also of a layer norm that is written out."""
+
+
+def choose_training(graph: onnx.GraphProto) -> Training:
+    """Return how candidates of a graph are trained."""
+    operators = {node.op_type for node in graph.node}
+    return CONVOLUTIONAL_TRAINING if "Conv" in operators and not operators & _SMALL_STEPS else LABEL_FREE_TRAINING
 
 
 class OnnxTrainingTask(OwnOutputs, KnownScore):
     """A given file as a task that can be pruned and trained."""
 
-    training = LABEL_FREE_TRAINING
     postprocessing = ""
 
     def __init__(self, folder: Path) -> None:
@@ -56,6 +65,11 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
             StepError: it has an operator without a counterpart.
         """
         return to_module(read_model(self.folder / "model.onnx"))
+
+    @cached_property
+    def training(self) -> Training:
+        """How candidates are trained."""
+        return choose_training(read_model(self.folder / "model.onnx").graph)
 
     @cached_property
     def _teacher(self) -> nn.Module:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edgeopt.task import Training
 from edgeopt.tasks.detection import Detection
 from edgeopt.tasks.networks.detector import SmallDetector
+from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.ready import augment, camvid
 from edgeopt.tasks.ready.camvid_segmentation import SCENE_PREPROCESSING, scene_tensors
 from edgeopt.tasks.ready.regions import find_boxes
@@ -71,7 +72,7 @@ class CamVidDetection(Detection):
     @staticmethod
     def make_network(width_ratio: float = 1.0) -> nn.Module:
         """Return the detector with initial weights; its channels times ``width_ratio``."""
-        stem, *widths, pyramid = (int(channels * width_ratio) for channels in (24, 32, 64, 128, 160, 64))
+        stem, *widths, pyramid = narrow((24, 32, 64, 128, 160, 64), width_ratio)
         return SmallDetector(len(OBJECT_CLASSES), stem, widths, pyramid)
 
     @classmethod

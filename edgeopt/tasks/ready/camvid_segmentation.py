@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeopt.task import Training
+from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.networks.unet import SmallUNet
 from edgeopt.tasks.ready import augment, camvid
 from edgeopt.tasks.ready.teachers import load_teacher
@@ -62,7 +63,7 @@ class CamVidSegmentation(Segmentation):
     @staticmethod
     def make_network(width_ratio: float = 1.0) -> nn.Module:
         """Return the U-Net with initial weights; its channels times ``width_ratio``."""
-        stem, *widths = (int(channels * width_ratio) for channels in (16, 24, 48, 96, 160))
+        stem, *widths = narrow((16, 24, 48, 96, 160), width_ratio)
         return SmallUNet(len(camvid.SCENE_CLASSES), stem, widths)
 
     @classmethod

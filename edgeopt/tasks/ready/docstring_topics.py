@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
+from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.networks.text_encoder import TextEncoder
 from edgeopt.tasks.ready import docstrings
 from edgeopt.tasks.ready.teachers import load_teacher
@@ -73,9 +74,8 @@ class DocstringTopics(Classification):
     @staticmethod
     def make_network(width_ratio: float = 1.0) -> nn.Module:
         """Return the encoder with initial weights; its width times ``width_ratio``."""
-        return TextEncoder(
-            len(docstrings.TOPICS), docstrings.TABLE_ROWS, docstrings.MAX_WORDS, width=int(128 * width_ratio)
-        )
+        (width,) = narrow((128,), width_ratio)
+        return TextEncoder(len(docstrings.TOPICS), docstrings.TABLE_ROWS, docstrings.MAX_WORDS, width=width)
 
     @classmethod
     def load_network(cls) -> nn.Module:
@@ -103,18 +103,19 @@ class DocstringTopics(Classification):
 
     def eval_batches(self) -> Iterator[_Batch]:
         """Yield the selection texts."""
-        return self._in_order("selection")
+        return _in_batches(read_texts("selection"))
 
     def test_batches(self) -> Iterator[_Batch]:
         """Yield the test texts."""
-        return self._in_order("test")
+        return _in_batches(read_texts("test"))
 
     def calibration_batches(self) -> Iterator[_Batch]:
-        """Yield training texts of all lengths as they are."""
-        return self._in_order("train", _CALIBRATION_STEP)
+        """Yield training texts as they are, in random order, since the first ones calibrate, and these are short."""
+        texts = read_texts("train")[::_CALIBRATION_STEP]
+        order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
+        return _in_batches([texts[index] for index in order])
 
-    @staticmethod
-    def _in_order(part: docstrings.TextPart, step: int = 1) -> Iterator[_Batch]:
-        texts = read_texts(part)[::step]
-        for start in range(0, len(texts), _EVAL_BATCH_SIZE):
-            yield pad_texts(texts[start : start + _EVAL_BATCH_SIZE])
+
+def _in_batches(texts: Sequence[docstrings.Text]) -> Iterator[_Batch]:
+    for start in range(0, len(texts), _EVAL_BATCH_SIZE):
+        yield pad_texts(texts[start : start + _EVAL_BATCH_SIZE])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgeopt.errors import DataError
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
+from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.networks.resnet import SmallResNet
 from edgeopt.tasks.networks.vision_transformer import SmallVisionTransformer
 from edgeopt.tasks.ready import augment, fashion_mnist
@@ -60,9 +61,15 @@ class Fashion(Classification):
             preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
         )
 
+    @staticmethod
+    def make_network(width_ratio: float = 1.0) -> nn.Module:
+        """Return the residual network with initial weights; its channels times ``width_ratio``."""
+        stem, *widths = narrow((32, 32, 64, 128), width_ratio)
+        return SmallResNet(stem=stem, widths=widths)
+
     def load_network(self) -> nn.Module:
         """Build the residual network and load its packaged weights."""
-        network = SmallResNet(stem=32)
+        network = self.make_network()
         try:
             network.load_state_dict(load_file(_WEIGHTS_FILE))
         except (OSError, SafetensorError, RuntimeError) as error:
@@ -106,7 +113,8 @@ class FashionVisionTransformer(Fashion):
     @staticmethod
     def make_network(width_ratio: float = 1.0) -> nn.Module:
         """Return the transformer with initial weights; its width times ``width_ratio``."""
-        return SmallVisionTransformer(width=int(128 * width_ratio))
+        (width,) = narrow((128,), width_ratio)
+        return SmallVisionTransformer(width=width)
 
     def load_network(self) -> nn.Module:
         """Build the transformer and load its weights."""

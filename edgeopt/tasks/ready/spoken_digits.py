@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.networks.log_mel import ConvolutionLogMel, LogMel
+from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.networks.resnet import SmallResNet
 from edgeopt.tasks.ready import fsdd
 from edgeopt.tasks.ready.teachers import load_teacher
@@ -106,7 +107,7 @@ class SpokenDigits(Classification):
     @classmethod
     def make_network(cls, width_ratio: float = 1.0) -> nn.Module:
         """Return the network with initial weights; its channels times ``width_ratio``."""
-        stem, *widths = (int(channels * width_ratio) for channels in (16, 32, 64, 128))
+        stem, *widths = narrow((16, 32, 64, 128), width_ratio)
         return DigitNetwork(stem, tuple(widths), cls.make_front())
 
     @staticmethod
@@ -137,19 +138,24 @@ class SpokenDigits(Classification):
 
     def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the selection words."""
-        return self._in_batches("selection")
+        return self._batches_of("selection")
 
     def test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the test words."""
-        return self._in_batches("test")
+        return self._batches_of("test")
 
     def calibration_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return training words as they are."""
-        return self._in_batches("train")
+        """Return training words as they are, in random order, since the first ones calibrate, and these are zeros."""
+        waves, labels = word_tensors("train", self.split)
+        order = torch.randperm(len(waves), generator=torch.Generator().manual_seed(0))
+        return _in_batches(waves[order], labels[order])
 
-    def _in_batches(self, part: fsdd.SpeechPart) -> list[tuple[Tensor, Tensor]]:
-        waves, labels = (torch.split(values, _EVAL_BATCH_SIZE) for values in word_tensors(part, self.split))
-        return list(zip(waves, labels, strict=True))
+    def _batches_of(self, part: fsdd.SpeechPart) -> list[tuple[Tensor, Tensor]]:
+        return _in_batches(*word_tensors(part, self.split))
+
+
+def _in_batches(waves: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(waves, _EVAL_BATCH_SIZE), torch.split(labels, _EVAL_BATCH_SIZE), strict=True))
 
 
 class SpokenDigitsBySpeaker(SpokenDigits):
@@ -179,4 +185,4 @@ class SpokenDigitsRecurrent(SpokenDigits):
     @classmethod
     def make_network(cls, width_ratio: float = 1.0) -> nn.Module:
         """Return the network with initial weights; its width times ``width_ratio``."""
-        return RecurrentDigitNetwork(int(128 * width_ratio))
+        return RecurrentDigitNetwork(*narrow((128,), width_ratio))

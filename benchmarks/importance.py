@@ -25,8 +25,9 @@ import click
 import numpy as np
 import torch
 
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.teacher import TeacherOutputs
-from edgeopt.passes.distill.train import Distillation, evaluate
+from edgeopt.passes.distill.train import Distillation
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import choose_strongest, score_channels

@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.export.to_onnx import export
+from edgeopt.passes.distill.compute import CPU
+from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.teacher import stream_seed
-from edgeopt.passes.distill.train import evaluate, learning_rate, make_optimizer
+from edgeopt.passes.distill.train import learning_rate, make_optimizer
 from edgeopt.passes.safe_gradients import find_layout
 from edgeopt.pipeline.search.candidate import WARMUP_RATIO
 from edgeopt.records.recipe import MAX_EPOCHS_RATIO, Distill
@@ -133,7 +135,7 @@ def distillation_of(task: CheckedTask, samples: int) -> tuple[Distill, int]:
 
 
 def distill(students: Sequence[nn.Module], task: CheckedTask, samples: int) -> int:
-    """Train networks on the teacher's outputs and keep the best epoch of each, in place.
+    """Train networks on the teacher's outputs and keep an epoch of each as edgeopt does, in place.
 
     They train on the same batches, so that the teacher runs once for all.
 
@@ -150,7 +152,8 @@ def distill(students: Sequence[nn.Module], task: CheckedTask, samples: int) -> i
     torch.manual_seed(0)
     optimizers = [make_optimizer(step, list(student.parameters())) for student in students]
     layouts = [find_layout(student) for student in students]
-    kept: list[tuple[float | None, dict[str, Tensor]]] = [(None, student.state_dict()) for student in students]
+    kept = [student.state_dict() for student in students]
+    choices = [EpochChoice(task) for _ in students]
     count = sum(1 for _ in task.train_epoch(0))
     for epoch in range(step.epochs):
         for index, (inputs, targets) in enumerate(task.train_epoch(stream_seed(0, epoch))):
@@ -169,12 +172,12 @@ def distill(students: Sequence[nn.Module], task: CheckedTask, samples: int) -> i
                 optimizer.step()
         scores = []
         for number, student in enumerate(students):
-            scores.append(evaluate(student.eval(), task))
-            best = kept[number][0]
-            if best is None or task.is_as_good(scores[-1], best):
-                kept[number] = scores[-1], copy.deepcopy(student.state_dict())
+            score = score_epoch(student.eval(), task, CPU)
+            scores.append(score.value)
+            if choices[number].takes(score):
+                kept[number] = copy.deepcopy(student.state_dict())
         click.echo(f"  epoch {epoch + 1} of {step.epochs}: {', '.join(f'{score:.4f}' for score in scores)}", err=True)
-    for student, (_, state) in zip(students, kept, strict=True):
+    for student, state in zip(students, kept, strict=True):
         student.load_state_dict(state)
     return step.epochs * each
 

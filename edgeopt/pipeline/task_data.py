@@ -81,7 +81,7 @@ class TaskData(EvaluationSet):
         if isinstance(self.task, OnnxTask):
             digest.update(self.task.sha256.encode())
             digest.update(f"{sorted(self.task.states.items())}{self.task.input_axes}".encode())
-            wish = self.task.score_wish  # it chooses the best epoch of a training: its name only without labels
+            wish = self.task.score_wish  # it helps to choose an epoch; its name does without labels only
             digest.update(f"{wish.output}{None if self.targets else wish.score}".encode())
             for batch in self.task.calibration_batches():
                 _update_digest(digest, batch.values())

@@ -40,7 +40,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "store": ({"records", "errors", "model_files"}, set()),
     "planning": ({"records", "errors", "latency"}, {"numpy", "scipy"}),
-    "passes": ({"records", "errors", "store", "task"}, {"torch", "numpy", "safetensors"}),
+    "passes": ({"records", "errors", "store", "task", "scoring"}, {"torch", "numpy", "safetensors"}),
     "export": ({"records", "errors", "model_files"}, {"torch", "onnxscript", "numpy", *ONNX}),
     "onnx_module": ({"errors", "model_files"}, {"torch", "numpy", *ONNX}),
     "model_files": (set(), {"numpy", *ONNX}),

@@ -6,8 +6,9 @@ import tiny_task
 import torch
 from test_distill import STEP
 
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.teacher import TeacherOutputs
-from edgeopt.passes.distill.train import Distillation, evaluate
+from edgeopt.passes.distill.train import Distillation
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.lasso import GroupLasso

@@ -13,8 +13,9 @@ from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.export.to_onnx import export
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.teacher import TeacherOutputs
-from edgeopt.passes.distill.train import Distillation, evaluate
+from edgeopt.passes.distill.train import Distillation
 from edgeopt.passes.network import Network
 from edgeopt.passes.quantization_aware import _noise_ratio, fake_quantize
 from edgeopt.records.codec import to_json

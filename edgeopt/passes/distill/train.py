@@ -1,8 +1,8 @@
-"""Train a network on its teacher's outputs: warm-up, cosine, best epoch kept, a checkpoint after each epoch.
+"""Train a network on its teacher's outputs: warm-up, cosine, an epoch that is kept, a checkpoint after each epoch.
 
 In: a train and an eval module that share parameters, the training stream and a ``Distill`` step. Out: the modules hold
-the best epoch's weights, on the CPU. On the CPU, the same seed and number of threads give the same weights, with or
-without interruptions. A checkpoint holds no device: a training may go on elsewhere.
+the weights of that epoch (``epoch_choice``), on the CPU. On the CPU, the same seed and number of threads give the same
+weights, with or without interruptions. A checkpoint holds no device: a training may go on elsewhere.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from edgeopt.errors import DivergedError
 from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
+from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.ranks import ALONE, Ranks
-from edgeopt.passes.distill.teacher import TeacherOutputs, to_channels_last
+from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
@@ -32,7 +33,6 @@ from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask
 from edgeopt.task.random_states import seed_generators
-from edgeopt.task.values import flat_outputs, to_numpy
 
 A = TypeVar("A")
 
@@ -53,7 +53,7 @@ class Epoch(Record, frozen=True, kw_only=True):
 
 
 class TrainingResult(Record, frozen=True, kw_only=True):
-    """The result of a training; ``best_epoch`` counts from 0."""
+    """The result of a training; ``best_epoch`` is the one that was kept (``epoch_choice``), counted from 0."""
 
     best_epoch: int
     best_score: float
@@ -77,23 +77,6 @@ def make_optimizer(step: Distill, parameters: list[nn.Parameter]) -> torch.optim
     return torch.optim.SGD(
         parameters, step.learning_rate, momentum=_MOMENTUM, weight_decay=step.weight_decay, nesterov=True
     )
-
-
-def evaluate(module: Callable[..., Any], task: CheckedTask, compute: ComputeDevice = CPU) -> float:
-    """Return a torch module's score on the selection set. It picks the best epoch; it never judges a file."""
-
-    def run(module: Callable[..., Any], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return flat_outputs(module(*to_channels_last(compute.put(inputs))))
-
-    with torch.no_grad():
-        pairs = [
-            (
-                task.nest_outputs([to_numpy(value) for value in run(module, inputs)]),
-                to_numpy(targets),
-            )
-            for inputs, targets in task.eval_batches()
-        ]
-    return task.score(pairs)
 
 
 class Distillation:
@@ -159,10 +142,11 @@ class Distillation:
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = -1
+        self.choice = EpochChoice(task)
         self.average: AveragedWeights | None = None
 
     def run(self) -> TrainingResult:
-        """Train from the checkpoint, if there is one, and leave the best epoch's weights in the modules.
+        """Train from the checkpoint, if there is one, and leave the weights of the epoch that is kept in the modules.
 
         Raises:
             DivergedError: a loss or a score is not finite.
@@ -196,13 +180,20 @@ class Distillation:
         )
 
     def keep_if_best(self, epoch: int, loss: float) -> None:
-        """Evaluate an epoch, and remember its weights if none was better."""
-        score = self.ranks.first(lambda: evaluate(self.eval_module, self.task, self.compute))
-        self.history.append(Epoch(loss=loss, score=score))
+        """Evaluate an epoch, and remember its weights unless an earlier one was better by more than noise."""
         is_eligible = self.sparsity is None or self.sparsity.is_full(epoch)
         if self.lasso is not None:
             is_eligible = is_eligible and epoch == self.step.epochs - 1  # the last one shrinks channels most
-        if is_eligible and (self.best_epoch < 0 or self.task.is_as_good(score, self.history[self.best_epoch].score)):
+        is_kept = False
+
+        def score() -> float:
+            nonlocal is_kept
+            found = score_epoch(self.eval_module, self.task, self.compute)
+            is_kept = is_eligible and self.choice.takes(found)
+            return found.value
+
+        self.history.append(Epoch(loss=loss, score=self.ranks.first(score)))
+        if self.ranks.first(lambda: float(is_kept)):
             self.best_epoch = epoch
             self.best = {name: value.detach().cpu().clone() for name, value in self.train_module.state_dict().items()}
 
@@ -244,6 +235,7 @@ class Distillation:
             "network": dict(self.train_module.state_dict()),
             "optimizer": optimizer_tensors(self.optimizer),
             "best": self.best,
+            "choice": self.choice.tensors(),
         }
         facts: dict[str, Any] = {
             "epochs": [(epoch.loss, epoch.score) for epoch in self.history],
@@ -269,6 +261,7 @@ class Distillation:
         restore_optimizer(self.optimizer, groups["optimizer"])
         self.best = groups.get("best", {})  # empty until a sparse training reaches its ratio
         self.best_epoch = int(facts["best_epoch"])
+        self.choice.restore(groups.get("choice", {}))
         self.history = [Epoch(loss=loss, score=score) for loss, score in facts["epochs"]]
         if facts["scaler"] and self.gradients.scaler.is_enabled():
             self.gradients.scaler.load_state_dict(facts["scaler"])

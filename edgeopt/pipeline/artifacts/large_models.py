@@ -11,7 +11,7 @@ from edgeopt.pipeline.context import Build
 
 _TRAINING_COPIES = 7
 """Copies of a network's float32 weights while one of its size trains: the original in this process and in the one that
-trains, the network itself, its gradients, the optimizer's two moments, and the weights of the best epoch."""
+trains, the network itself, its gradients, the optimizer's two moments, and the weights of the epoch that is kept."""
 _STEP_COPIES = 4
 """Copies of a file's bytes that a graph step holds at a time, in this process or in its own."""
 _LARGE_PARAMETERS = 2**27

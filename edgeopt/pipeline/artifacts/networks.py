@@ -39,7 +39,7 @@ class StoredNetwork(Record, frozen=True, kw_only=True):
     ratio: float
     """Its parameters over the original's."""
     torch_score: float | None
-    """Of its best epoch, as a module: it only selects the epoch."""
+    """Of the epoch that was kept, as a module: it only helps to choose it."""
     proof_error: float | None
     notes: tuple[str, ...]
     seconds: float

@@ -53,7 +53,7 @@ def write_training(
         model: The file.
         facts: Of the file.
         training: The samples that train.
-        selection: Those that select the best epoch.
+        selection: Those that help to choose an epoch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_model(copy_model_proto(model), folder / "model.onnx")

@@ -131,7 +131,7 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
 
     @cached_property
     def selection_groups(self) -> list[SampleTensors]:
-        """The samples that select the best epoch."""
+        """The samples that help to choose an epoch."""
         return self._load("selection")
 
     def _load(self, name: str) -> list[SampleTensors]:

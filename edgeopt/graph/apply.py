@@ -1,26 +1,24 @@
 """Graph steps in order, each from one file to the next. Every stage's file is kept, so that its parity can be checked.
 
-Steps that may crash or that open an ONNX Runtime session run in a subprocess
-(``edgeopt.graph.subprocess_worker``). The debug log shows each job, its duration, its exit code and its stderr.
+Steps that may crash or that open an ONNX Runtime session run in a process of their own (``edgeopt.graph.jobs``). The
+debug log shows each job, its duration, its exit code and what it printed.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from edgeopt.errors import CrashError, StepError, StoppedError
+from edgeopt.errors import CrashError, StepError
 from edgeopt.graph.compatibility import check_compatibility
+from edgeopt.graph.jobs.messages import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
+from edgeopt.graph.jobs.processes import run_job
 from edgeopt.graph.steps import STEPS, apply_step, name_of
-from edgeopt.graph.subprocess_worker import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
 from edgeopt.model_files.layout import copy_model
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
@@ -30,12 +28,6 @@ _logger = logging.getLogger(__name__)
 
 _MAX_SECONDS = 1800.0
 """How long one step may take."""
-
-
-_running: set[subprocess.Popen[bytes]] = set()
-"""Subprocesses at work, each awaited by a thread."""
-_killed: set[subprocess.Popen[bytes]] = set()
-"""Those of them that ``kill_graph_processes`` has ended."""
 
 
 class StepResult(NamedTuple):
@@ -157,69 +149,31 @@ def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibratio
 
 
 def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
-    """Do a job in a subprocess; errors name ``stage``."""
-    command = [sys.executable, "-m", "edgeopt.graph.subprocess_worker"]
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    """Do a job in a process of its own; errors name ``stage``."""
     _logger.debug("%s: sending %s for %s", stage, type(job).__name__, job.source)
     started = time.perf_counter()
     try:
-        done = _run_to_end(command, to_json(job), environment)
-    except subprocess.TimeoutExpired as error:
+        done = run_job(to_json(job), _MAX_SECONDS)
+    except TimeoutError as error:
         _logger.debug("%s: killed after %.2f s", stage, time.perf_counter() - started)
-        _log_stderr(stage, (error.stderr or b"").decode(errors="replace"))
+        _log_printed(stage, str(error))
         raise CrashError(stage, f"did not end within {_MAX_SECONDS:.0f} s. The build continues without it.") from error
-    trace = done.stderr.decode(errors="replace")
-    _logger.debug("%s: exit code %d after %.2f s", stage, done.returncode, time.perf_counter() - started)
-    _log_stderr(stage, trace)
-    if done.returncode != 0:
-        raise CrashError(stage, _describe_exit(done.returncode, trace), trace)
+    _logger.debug("%s: exit code %d after %.2f s", stage, done.exit_code, time.perf_counter() - started)
+    _log_printed(stage, done.printed)
+    if done.exit_code != 0:
+        raise CrashError(stage, _describe_exit(done.exit_code, done.printed), done.printed)
     try:
-        answer = from_json(done.stdout, GraphAnswer)
+        answer = from_json(done.answer, GraphAnswer)
     except msgspec.DecodeError as error:
-        raise CrashError(stage, f"its process gave no answer ({error}).", trace) from error
+        raise CrashError(stage, f"its process gave no answer ({error}).", done.printed) from error
     if answer.reason is not None:
-        raise StepError(stage, answer.reason, trace)
+        raise StepError(stage, answer.reason, done.printed)
     return answer
 
 
-def _run_to_end(command: list[str], job: bytes, environment: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
-    """Run a subprocess that ends when this process does: it watches a pipe, whose other end is open only here."""
-    watched, kept_open = os.pipe()
-    try:
-        with subprocess.Popen(
-            [*command, str(watched)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            pass_fds=(watched,),
-            start_new_session=True,  # so that Ctrl-C reaches only the parent
-        ) as process:
-            _running.add(process)
-            try:
-                stdout, stderr = process.communicate(job, timeout=_MAX_SECONDS)
-            finally:
-                process.kill()  # if it has not ended
-                _running.discard(process)
-            if process in _killed:
-                _killed.discard(process)
-                raise StoppedError("a graph step was stopped.")
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-    finally:
-        os.close(watched)
-        os.close(kept_open)
-
-
-def kill_graph_processes() -> None:
-    """Kill the subprocesses that other threads are waiting for, because their results are no longer wanted."""
-    for process in tuple(_running):
-        _killed.add(process)
-        process.kill()
-
-
-def _log_stderr(stage: str, printed: str) -> None:
+def _log_printed(stage: str, printed: str) -> None:
     for line in printed.splitlines():
-        _logger.debug("%s: stderr: %s", stage, line)
+        _logger.debug("%s: printed: %s", stage, line)
 
 
 def _describe_exit(code: int, trace: str) -> str:

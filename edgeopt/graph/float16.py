@@ -1,4 +1,4 @@
-"""Float16: weights and activations in half precision. Runs in a subprocess (``edgeopt.graph.subprocess_worker``)."""
+"""Float16: weights and activations in half precision. Runs in a subprocess (``edgeopt.graph.jobs``)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Simplify: fold constants and remove nodes that compute nothing, with onnxsim.
 
-Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of graph steps: from a step's type to the function that applies it.
 
 To add a step: a record in ``edgeopt.records.recipe``, a function here, and a line in ``STEPS``. Set ``in_subprocess``
-if it may crash or opens an ONNX Runtime session: it then runs in ``edgeopt.graph.subprocess_worker``.
+if it may crash or opens an ONNX Runtime session: it then runs in ``edgeopt.graph.jobs``.
 """
 
 from __future__ import annotations

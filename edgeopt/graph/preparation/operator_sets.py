@@ -1,7 +1,7 @@
 """Brings a graph to another operator set, with ``onnx.version_converter``, and checks that it computes the same.
 
 With inputs to check on it opens ONNX Runtime sessions, so that it runs in a subprocess
-(``edgeopt.graph.subprocess_worker``).
+(``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Infers the shapes that ONNX Runtime's quantizer needs: by its own tool, or in simpler ways if that gives up.
 
-Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 It is for recurrent networks and transformers: their matrix products become faster, and their activations have outliers
 that a fixed range handles badly. Tables of embeddings are stored in int8 too. Everything else stays float, convolutions
 too. Runs in a subprocess
-(``edgeopt.graph.subprocess_worker``).
+(``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds the fake-quant sites of a network: the values that its int8 file rounds. Training for int8 rounds the same.
 
 Nothing is guessed from rules: the int8 file is made as ``edgeopt.graph.quantization.static.quantize`` makes it, and the
-sites are read from it. Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+sites are read from it. Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finds the best calibration method for a network, and ranks its nodes by the noise that int8 adds.
 
 The measure is the signal-to-quantization-noise ratio at the network's outputs, on samples that did not calibrate. It
-needs no labels, and it changes before the score does. Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+needs no labels, and it changes before the score does. Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

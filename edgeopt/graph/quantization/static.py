@@ -1,7 +1,7 @@
 """Quantize: static int8 with quantize and dequantize nodes (QDQ).
 
 ``onnxruntime.quantization`` writes the nodes. This module chooses the nodes to quantize and the source of the ranges.
-Runs in a subprocess (``edgeopt.graph.subprocess_worker``).
+Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import ParamSpec, TypeVar
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.graph.apply import kill_graph_processes
+from edgeopt.graph.jobs.processes import kill_graph_processes
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, export_network, group_table_of
 from edgeopt.pipeline.artifacts.shared_stages import forget_stages, without_old_stages

@@ -1,0 +1,1 @@
+"""Graph jobs in processes of their own: a library that crashes ends a job, not the build."""

@@ -1,0 +1,66 @@
+"""What a build and the process of a graph job write for each other, as JSON in a folder of the job."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
+from edgeopt.records.recipe import GraphStep, Quantize
+
+JOB_FILE, ANSWER_FILE, PRINTED_FILE = "job.json", "answer.json", "printed.txt"
+"""Of a job's folder: a ``GraphJob``, a ``GraphAnswer``, and what the process printed."""
+
+
+class StepJob(Record, frozen=True, kw_only=True, tag_field="job", tag="step"):
+    """One step to apply."""
+
+    step: GraphStep
+    source: str
+    target: str
+    calibration: str | None
+
+
+class StudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="study"):
+    """How int8 changes a network's outputs; see ``edgeopt.graph.quantization.sensitivity.study_sensitivity``."""
+
+    step: Quantize
+    source: str
+    calibration: str
+    held_back: int
+    rank: bool
+
+
+class FakeQuantJob(Record, frozen=True, kw_only=True, tag_field="job", tag="fake-quant"):
+    """Where an int8 file rounds; see ``edgeopt.graph.quantization.fake_quant.read_fake_quant_sites``."""
+
+    step: Quantize
+    source: str
+    calibration: str
+    inputs: str
+    out: str
+
+
+class FloatPrefixJob(Record, frozen=True, kw_only=True, tag_field="job", tag="float-prefix"):
+    """Int8 variants whose first layers stay float.
+
+    See ``edgeopt.graph.quantization.float_prefix.write_float_prefixes``.
+    """
+
+    step: Quantize
+    source: str
+    calibration: str
+    folder: str
+    fused: bool
+
+
+GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob
+
+
+class GraphAnswer(Record, frozen=True, kw_only=True):
+    """The result of a job."""
+
+    notes: tuple[str, ...]
+    reason: str | None
+    """Why the step refused; None if it was done."""
+    study: SensitivityStudy | None = None
+    fake_quant_sites: FakeQuantSites | None = None
+    float_prefixes: tuple[tuple[str, ...], ...] = ()

@@ -13,8 +13,8 @@ import os
 import select
 import signal
 import sys
-import traceback
 from pathlib import Path
+from typing import NoReturn
 
 from edgeopt.graph.jobs.worker import block_torch, do_job
 
@@ -68,26 +68,19 @@ class _Server:
         """Fork a process for a job."""
         process = os.fork()
         if process == 0:
-            os._exit(self.work(Path(folder)))
+            self.work(Path(folder))
         self.jobs[process] = number
         self.answer(number=number, process=process)
 
-    def work(self, folder: Path) -> int:
-        """Do a job in the new process; return its exit code."""
-        try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            for descriptor in (self.answers, self.kept_open):
-                os.close(descriptor)
-            do_job(folder, self.watched)
-        except BaseException:  # noqa: BLE001 - the process ends with it, as any other does
-            traceback.print_exc()
-            return 1
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        return 0
+    def work(self, folder: Path) -> NoReturn:
+        """Do a job in the new process, and end it; an error ends it as it ends any program."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor in (self.answers, self.kept_open):
+            os.close(descriptor)
+        do_job(folder, self.watched)
+        sys.exit()
 
     def report_ended(self) -> None:
         """Report the processes that have ended."""

@@ -143,6 +143,14 @@ def wait_until(condition, what):
         time.sleep(0.05)
 
 
+def test_a_job_has_the_environment_of_the_builder_at_that_time(program, source, tmp_path, monkeypatch):
+    program("import os; raise RuntimeError(os.environ['ASKED'])")
+    for asked in ("first", "second"):
+        monkeypatch.setenv("ASKED", asked)
+        with pytest.raises(StepError, match=f"RuntimeError: {asked}"):
+            simplify(source, tmp_path)
+
+
 @pytest.mark.skipif(not processes.CAN_FORK, reason="this system does not fork")
 def test_a_server_that_was_killed_fails_its_jobs_and_the_next_job_gets_another(program, tmp_path):
     program("time.sleep(600)")

@@ -1,8 +1,9 @@
 """Forks a process for each graph job: ``python -m edgeopt.graph.jobs.fork_server``, on systems where that is safe.
 
 Importing ONNX, ONNX Runtime and onnxsim takes most of the time of a small job. This process does it once, and opens no
-session, so it can be forked. A line on stdin, the number and the folder of a job in JSON, starts one. Lines on stdout
-tell which process does a job, and how it ended. When stdin ends, the builder is gone: all processes end.
+session, so it can be forked. A line on stdin in JSON (the number of a job, its folder, the environment) starts one.
+Lines on stdout tell which process does a job, and how it ended. When stdin ends, the builder is gone: all processes
+end.
 """
 
 from __future__ import annotations
@@ -64,10 +65,12 @@ class _Server:
         for process in self.jobs:
             os.kill(process, signal.SIGKILL)
 
-    def start(self, number: int, folder: str) -> None:
+    def start(self, number: int, folder: str, environment: dict[str, str]) -> None:
         """Fork a process for a job."""
         process = os.fork()
         if process == 0:
+            os.environ.clear()
+            os.environ.update(environment)
             self.work(Path(folder))
         self.jobs[process] = number
         self.answer(number=number, process=process)
@@ -79,6 +82,7 @@ class _Server:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for descriptor in (self.answers, self.kept_open):
             os.close(descriptor)
+        block_torch()
         do_job(folder, self.watched)
         sys.exit()
 

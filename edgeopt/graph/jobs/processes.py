@@ -186,11 +186,12 @@ class _ForkServer:
     def start(self, folder: Path) -> _Fork:
         """Start a job."""
         job, number = _Fork(), next(self.numbers)
+        request = {"number": number, "folder": str(folder), "environment": dict(os.environ)}
         assert self.process.stdin is not None
         with self.lock:
             self.jobs[number] = job
             try:
-                self.process.stdin.write(json.dumps({"number": number, "folder": str(folder)}).encode() + b"\n")
+                self.process.stdin.write(json.dumps(request).encode() + b"\n")
                 self.process.stdin.flush()
             except OSError:  # it was killed just now
                 self.is_lost = True

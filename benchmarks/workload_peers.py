@@ -215,21 +215,19 @@ def train_and_quantize(
     for name, make in makers.items():
         try:
             student = make()
+            with torch.no_grad():
+                student.eval()(*teacher.task.example_inputs)
             students[name] = student.to(memory_format=find_layout(student))  # type: ignore[call-overload]
         except Exception as error:  # noqa: BLE001 - any error of the other tool is the reason why it failed
             yield PeerFile(name, None, _last_line(error))
     click.echo(", ".join(students), err=True)
     if not students:
         return
-    try:
-        seen = distill(list(students.values()), teacher.task, samples)
-    except Exception as error:  # noqa: BLE001 - as above
-        yield from (PeerFile(name, None, _last_line(error)) for name in students)
-        return
+    seen = distill(list(students.values()), teacher.task, samples)
     for name, student in students.items():
         try:
             path = export_student(teacher, student, name)
-        except Exception as error:  # noqa: BLE001 - as above
+        except StepError as error:
             yield PeerFile(name, None, _last_line(error))
             continue
         yield PeerFile(f"{name}, float32", path, samples_seen=seen)

@@ -24,8 +24,8 @@ from edgeopt.task.protocol import Training
 LABEL_FREE_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4, weight_decay=0.0, hard_weight=0.0)
 """Only the teacher's outputs count; the rate is one that fits networks of any kind."""
 CONVOLUTIONAL_TRAINING = msgspec.structs.replace(LABEL_FREE_TRAINING, learning_rate=3e-3)
-"""For networks of convolutions, which learn as much in a quarter of the steps at such a rate; attention and recurrent
-layers, which have to start from small steps, may lose what they know."""
+"""For networks of convolutions, which learn faster at such a rate; attention and recurrent layers, which have to begin
+with small steps, may lose what they know."""
 _BATCH_SIZE = 32
 _MAX_KEPT_BYTES = 256_000_000
 """Of the original's outputs for the samples that select."""

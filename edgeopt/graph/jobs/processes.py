@@ -148,7 +148,7 @@ class _Fork(_Job):
         with self.lock:
             self.is_unwanted = True
             if self.process is not None and not self.has_ended.is_set():
-                os.kill(self.process, signal.SIGKILL)
+                _kill(self.process)
 
     def close(self) -> None:
         """Do nothing: the server lets go of it."""
@@ -158,13 +158,18 @@ class _Fork(_Job):
         with self.lock:
             self.process = process
             if self.is_unwanted:
-                os.kill(process, signal.SIGKILL)
+                _kill(process)
 
     def end(self, exit_code: int) -> None:
         """Take note of its end."""
         with self.lock:
             self.exit_code = exit_code
             self.has_ended.set()
+
+
+def _kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended, and the report is on its way
+        os.kill(process, signal.SIGKILL)
 
 
 class _ForkServer:

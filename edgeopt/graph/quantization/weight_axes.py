@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from edgeopt.graph.model import find_consumers, read_initializers
+from edgeopt.graph.model import find_consumers
 
 _NO_WEIGHT = -1
 """Stands for the axis of a node whose second input is data like any other."""
@@ -22,11 +22,11 @@ def find_single_scale_weights(graph: onnx.GraphProto) -> list[str]:
     """
     readers = find_consumers(graph)
     found = []
-    for name, values in read_initializers(graph).items():
-        axes = {_channel_axis(node, values.ndim) for node, index in readers.get(name, ()) if index == 1}
+    for tensor in graph.initializer:
+        axes = {_channel_axis(node, len(tensor.dims)) for node, index in readers.get(tensor.name, ()) if index == 1}
         axes -= {_NO_WEIGHT}
         if len(axes) > 1 or None in axes:
-            found.append(name)
+            found.append(tensor.name)
     return found
 
 

@@ -98,7 +98,10 @@ def _list_files(folder: Path) -> tuple[str, list[Path]]:
             found.setdefault(kind, []).append(path)
     for path in found.get("arrays", ()):
         if path.parent == folder and path.suffix.lower() == ".npy" and is_like_labels(path.stem):
-            raise DataError(f"{path} would be a sample. If it holds the labels, name it {_LABELS_FILE}.")
+            raise DataError(
+                f"{path} would be a sample. If it holds the labels, name it {_LABELS_FILE}; otherwise "
+                "give it another name."
+            )
     if len(found) == 1:
         return next(iter(found.items()))
     if found:

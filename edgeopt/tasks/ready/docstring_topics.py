@@ -110,7 +110,7 @@ class DocstringTopics(Classification):
         return _in_batches(read_texts("test"))
 
     def calibration_batches(self) -> Iterator[_Batch]:
-        """Yield training texts as they are, in random order, since the first ones calibrate, and these are short."""
+        """Yield training texts as they are, in random order: only the first calibrate, and texts come by length."""
         texts = read_texts("train")[::_CALIBRATION_STEP]
         order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0)).tolist()
         return _in_batches([texts[index] for index in order])

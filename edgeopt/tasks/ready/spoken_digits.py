@@ -145,7 +145,7 @@ class SpokenDigits(Classification):
         return self._batches_of("test")
 
     def calibration_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
-        """Return training words as they are, in random order, since the first ones calibrate, and these are zeros."""
+        """Return training words as they are, in random order: only the first calibrate, and files come word by word."""
         waves, labels = word_tensors("train", self.split)
         order = torch.randperm(len(waves), generator=torch.Generator().manual_seed(0))
         return _in_batches(waves[order], labels[order])

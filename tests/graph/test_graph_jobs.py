@@ -166,6 +166,20 @@ def test_a_server_that_was_killed_fails_its_jobs_and_the_next_job_gets_another(p
     assert processes._get_server() is not first
 
 
+@pytest.mark.skipif(not processes.CAN_FORK, reason="this system does not fork")
+def test_a_job_runs_in_a_new_process_if_the_server_cannot_start(source, tmp_path, monkeypatch):
+    real = subprocess.Popen
+
+    def start(command, **options):
+        is_server = command[2].endswith("fork_server")
+        return real([sys.executable, "-c", "raise SystemExit(1)"] if is_server else command, **options)
+
+    monkeypatch.setattr(processes, "_server", None)
+    monkeypatch.setattr(processes.subprocess, "Popen", start)
+    assert simplify(source, tmp_path)[0].path.is_file()
+    processes._server.close()
+
+
 BUILDER = """
 import sys, threading, time
 from edgeopt.graph.jobs import processes

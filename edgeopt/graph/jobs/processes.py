@@ -77,20 +77,28 @@ def run_job(job: bytes, max_seconds: float) -> FinishedJob:
         folder = Path(name)
         (folder / JOB_FILE).write_bytes(job)
         running = _get_server().start(folder) if CAN_FORK else _NewProcess(folder)
-        _running.add(running)
-        try:
-            exit_code = running.wait(max_seconds)
-        finally:
-            running.kill()
-            running.wait(_KILL_SECONDS)
-            running.close()
-            _running.discard(running)
-        if running.is_stopped:
-            raise StoppedError("a graph step was stopped.")
+        exit_code = _run_to_end(running, max_seconds)
+        if isinstance(running, _Fork) and exit_code == _LOST and running.process is None:
+            exit_code = _run_to_end(_NewProcess(folder), max_seconds)  # the server does not run here; this tells why
         printed = _read(folder / PRINTED_FILE).decode(errors="replace")
         if exit_code is None:
             raise TimeoutError(printed)
         return FinishedJob(exit_code, _read(folder / ANSWER_FILE), printed)
+
+
+def _run_to_end(job: _Job, max_seconds: float) -> int | None:
+    """Return a job's exit code; None if it took longer, and was killed."""
+    _running.add(job)
+    try:
+        exit_code = job.wait(max_seconds)
+    finally:
+        job.kill()
+        job.wait(_KILL_SECONDS)
+        job.close()
+        _running.discard(job)
+    if job.is_stopped:
+        raise StoppedError("a graph step was stopped.")
+    return exit_code
 
 
 def kill_graph_processes() -> None:

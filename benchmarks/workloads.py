@@ -32,6 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,14 @@ class HeldOut:
         batches: Of the set.
         folder: For the inputs and outputs.
         target: Where models run.
+        teacher: The file that others are compared with.
     """
 
-    def __init__(self, task: CheckedTask, batches: Sequence[Any], folder: Path, target: RunTarget) -> None:
+    def __init__(
+        self, task: CheckedTask, batches: Sequence[Any], folder: Path, target: RunTarget, teacher: Path
+    ) -> None:
         self.task = task
+        self.teacher = teacher
         self.targets = [to_numpy(targets) for _, targets in batches]
         self.inputs, self.outputs = folder / "inputs.npz", folder / "outputs.npz"
         self.target = target
@@ -95,13 +100,18 @@ class HeldOut:
         outputs = [list(batch.values()) for batch in read_batches(self.outputs)]
         return [(self.task.nest_outputs(found), labels) for found, labels in zip(outputs, self.targets, strict=True)]
 
+    @cached_property
+    def teacher_pairs(self) -> list[tuple[Any, Any]]:
+        """The teacher's outputs with the targets."""
+        return self.pairs(self.teacher)
+
     def score(self, model: Path) -> float:
         """Return a file's score."""
-        return self.task.score(self.pairs(model))
+        return self.task.score(self.teacher_pairs if model == self.teacher else self.pairs(model))
 
-    def largest_drop(self, teacher: Path, model: Path) -> float:
+    def largest_drop(self, model: Path) -> float:
         """Return the upper end of the 95 % paired interval of the drop from the teacher's file."""
-        task, before, after = self.task, self.pairs(teacher), self.pairs(model)
+        task, before, after = self.task, self.teacher_pairs, self.pairs(model)
         first = task.sample_scores(before)
         if first is not None and (second := task.sample_scores(after)) is not None:
             return mean_drop_interval(first, second, task.score_direction).high
@@ -163,9 +173,9 @@ def run_task(name: str, target_name: str, quick: bool, folder: Path, save: Calla
     task = load_task(name)
     profile = load_profile(target_name).on_stand_in
     target = RunTarget(device=LocalDevice(), profile=profile, kind="stand-in")
-    test = task.test_batches()
+    test, teacher_file = task.test_batches(), folder / "workspace" / choice["baseline"]["onnx"]
     sets = {
-        key: HeldOut(task, list(batches), folder / key, target)
+        key: HeldOut(task, list(batches), folder / key, target, teacher_file)
         for key, batches in (("selection", task.eval_batches()), ("heldout", test))
         if batches is not None
     }
@@ -175,7 +185,6 @@ def run_task(name: str, target_name: str, quick: bool, folder: Path, save: Calla
         [{key: to_numpy(value[:count]) for key, value in zip(task.input_names, task.example_inputs, strict=True)}],
     )
     target = replace(target, batch_size=count, inputs=timed)
-    teacher_file = folder / "workspace" / choice["baseline"]["onnx"]
     teacher = open_teacher(task, teacher_file, folder)
     epoch = [len(inputs[0]) for inputs, _ in task.train_epoch(0)]
     samples = count_samples_seen(choice, sum(epoch), len(epoch))
@@ -204,7 +213,7 @@ def best_of(peer: str, files: list[PeerFile], teacher: Path, sets: dict[str, Hel
             continue
         row["size_bytes"] = one.path.stat().st_size
         try:
-            row["largest_drop"] = sets["selection"].largest_drop(teacher, one.path)
+            row["largest_drop"] = sets["selection"].largest_drop(one.path)
             row |= {f"{key}_score": part.score(one.path) for key, part in sets.items()}
         except EdgeoptError as error:
             row["reason"] = str(error)[:300]

@@ -2,7 +2,7 @@
 
     EDGEOPT_DATA=DIR python benchmarks/honesty.py [--builds 20] [--full] [--add] --json benchmarks/results/honesty.json
 
-Each build has its own 1,000 images that select, and its own order of training images; the other 14,000 that the trained
+Each build has its own 2,000 images that select, and its own order of training images; the other 13,000 that the trained
 network has not seen are held back (``honesty_tasks.py``). A winner may lose ``MAX_DROP``. Its drop on the images that
 are held back is known to within 0.002, so the two drops show how much of a result is luck.
 

@@ -14,7 +14,7 @@ from edgeopt.tasks.ready import fashion_mnist
 from edgeopt.tasks.ready.fashion import Fashion, load_tensors
 
 SEED_VARIABLE = "EDGEOPT_HONESTY_SEED"
-SELECTION_IMAGES = 1000
+SELECTION_IMAGES = 2000
 _BATCH_SIZE = 500
 _SEED_STEP = 7_654_321
 

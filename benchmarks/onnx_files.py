@@ -156,9 +156,16 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 def run_all(path: Path, batches: Batches) -> list[list[NDArray[Any]]]:
-    """Return the outputs of each batch."""
+    """Return the outputs of each batch, with the samples on axis 0."""
     session = open_session(path)
-    return [[np.asarray(output) for output in session.run(None, batch)] for batch in batches]
+    return [[samples_first(np.asarray(output)) for output in session.run(None, batch)] for batch in batches]
+
+
+def samples_first(output: NDArray[Any]) -> NDArray[Any]:
+    """Return an output with the samples of a batch on axis 0, as of a state of shape ``(layers, batch, units)``."""
+    if output.ndim < 2 or output.shape[0] == BATCH or BATCH not in output.shape:
+        return output
+    return np.moveaxis(output, output.shape.index(BATCH), 0)
 
 
 def time_in_turns(one: Path, other: Path, batch: Arrays) -> tuple[list[float], list[float]]:

@@ -28,6 +28,8 @@ _PHRASES = (
     "set a timer for ten minutes", "the quick brown fox jumps over the lazy dog", "alexander met my craft teacher",
     "hey Microsoft", "hey raspberry", "play the next song", "seven, three, nine, zero, one",
 )  # fmt: skip
+_SPEEDS = range(120, 200, 10)
+_PITCHES = (30, 45, 60, 75)
 _VOICES = ("en-us", "en-gb", "en-us+f2", "en-us+m3", "en-gb-scotland+f4", "en-us+f3", "en-gb+m7", "en-us+m1")
 _DIGITS = (
     "01110100011001110101110011000101110", "00100011000010000100001000010001110", "01110100010000100110010001000011111",
@@ -39,9 +41,9 @@ _DIGITS = (
 
 
 @functools.cache
-def _utter(phrase: str, voice: str, speed: int) -> NDArray[np.float32]:
-    """Return a phrase at 16 kHz in -1..1, by espeak-ng."""
-    command = ["espeak-ng", "-v", voice, "-s", str(speed), "--stdout", phrase]
+def _utter(phrase: str, voice: str, speed: int, pitch: int) -> NDArray[np.float32]:
+    """Return a phrase at 16 kHz in -1..1, by espeak-ng; words a minute, and a pitch of 0 to 99."""
+    command = ["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "--stdout", phrase]
     try:
         spoken = subprocess.run(command, capture_output=True, check=True).stdout
     except FileNotFoundError as error:
@@ -53,18 +55,25 @@ def _utter(phrase: str, voice: str, speed: int) -> NDArray[np.float32]:
         return signal.resample_poly(samples, _RATE, file.getframerate()).astype(np.float32)
 
 
-def _say(random: np.random.RandomState, samples: int, wake_word: str = "") -> NDArray[np.float32]:
-    """Return a waveform in -1..1 at 16 kHz: phrases of several voices, half of them a wake word if given."""
-    pieces, length = [], 0
+def _say(
+    random: np.random.RandomState, samples: int, wake_word: str = ""
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return a waveform in -1..1 at 16 kHz, and where wake words end in it.
+
+    It has phrases of several voices, speeds and pitches, half of them a wake word if one is given.
+    """
+    pieces, length, ends = [], 0, []
     while length < samples:
-        phrase, voice = _PHRASES[random.randint(len(_PHRASES))], _VOICES[random.randint(len(_VOICES))]
-        if wake_word and random.rand() < 0.5:
-            phrase = wake_word
-        spoken = _utter(phrase, voice, (130, 170)[random.randint(2)]) * random.uniform(0.3, 0.9)
+        phrase = wake_word if wake_word and random.rand() < 0.5 else _PHRASES[random.randint(len(_PHRASES))]
+        voice, speed, pitch = (values[random.randint(len(values))] for values in (_VOICES, _SPEEDS, _PITCHES))
+        spoken = _utter(phrase, voice, speed, pitch) * random.uniform(0.3, 0.9)
+        if phrase == wake_word:
+            ends.append(length + len(spoken))
         pieces += [spoken, np.zeros(random.randint(3000, 20000))]
         length += sum(map(len, pieces[-2:]))
     sound = np.concatenate(pieces)[:samples]
-    return (sound + random.uniform(0.001, 0.004) * random.randn(samples)).clip(-1, 1).astype(np.float32)
+    noisy = (sound + random.uniform(0.001, 0.004) * random.randn(samples)).clip(-1, 1)
+    return noisy.astype(np.float32), np.array(ends, np.int64)
 
 
 def speech(
@@ -78,7 +87,7 @@ def speech(
 ) -> Arrays:
     """Return pieces of speech; ``zeros`` are states of each sample, with the batch on the axis that the name says."""
     random = np.random.RandomState(0)
-    waves = _say(random, samples * count).reshape(count, samples) * np.float32(scale)
+    waves = _say(random, samples * count)[0].reshape(count, samples) * np.float32(scale)
     arrays: Arrays = {name: waves}
     for state, shape in (zeros or {}).items():
         axis = int(state.partition(":")[2] or 0)
@@ -92,18 +101,34 @@ def _run(model: Path, values: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
 
 
-def speech_mels(name: str, needs: Sequence[Path], count: int = 256, wake_word: str = "") -> Arrays:
-    """Return windows of 76 frames with 32 mel bands, from the package's own first stage."""
-    sound = _say(np.random.RandomState(1), 160 * (8 * count + 80), wake_word) * np.float32(32767)
-    mels = _run(needs[0], sound[None]).reshape(-1, 32) / 10 + 2
-    windows = [mels[start : start + 76, :, None] for start in range(0, 8 * count, 8)]
-    return {name: np.stack(windows).astype(np.float32)}
+def _mel_windows(sound: NDArray[np.float32], mel_file: Path, count: int) -> NDArray[np.float32]:
+    """Return windows of 76 frames with 32 mel bands, 8 frames apart, from the package's own first stage."""
+    mels = _run(mel_file, sound[None] * np.float32(32767)).reshape(-1, 32) / 10 + 2
+    return np.stack([mels[start : start + 76, :, None] for start in range(0, 8 * count, 8)]).astype(np.float32)
+
+
+def speech_mels(name: str, needs: Sequence[Path], count: int = 256) -> Arrays:
+    """Return windows of 76 frames with 32 mel bands."""
+    return {name: _mel_windows(_say(np.random.RandomState(1), 160 * (8 * count + 80))[0], needs[0], count)}
 
 
 def speech_features(name: str, needs: Sequence[Path], wake_word: str, count: int) -> Arrays:
-    """Return windows of 16 speech embeddings, from the package's own first two stages."""
-    embedded = _run(needs[1], speech_mels("mels", needs, count + 16, wake_word)["mels"]).reshape(-1, 96)
-    return {name: np.stack([embedded[start : start + 16] for start in range(count)]).astype(np.float32)}
+    """Return windows of 16 speech embeddings, from the package's own first two stages.
+
+    Half of them end in the half second after a wake word, as in recordings of people who say it: in running speech a
+    file of this kind answers yes so rarely that a few hundred samples would decide about it.
+    """
+    random, total = np.random.RandomState(1), 5 * count
+    sound, wake_ends = _say(random, 160 * (8 * (total + 16) + 80), wake_word)
+    windows = _mel_windows(sound, needs[0], total + 16)
+    parts = [windows[start : start + 1000] for start in range(0, len(windows), 1000)]
+    embedded = np.concatenate([_run(needs[1], part).reshape(-1, 96) for part in parts])
+    window_ends = 160 * (8 * (np.arange(total) + 15) + 76)
+    last = np.searchsorted(wake_ends, window_ends, side="right") - 1
+    after = (last >= 0) & (window_ends - wake_ends[last] < _RATE // 2)
+    chosen = [random.choice(np.flatnonzero(those), count // 2, replace=False) for those in (after, ~after)]
+    starts = np.sort(np.concatenate(chosen))
+    return {name: np.stack([embedded[start : start + 16] for start in starts]).astype(np.float32)}
 
 
 def music(name: str, samples: int, count: int) -> Arrays:

@@ -62,6 +62,7 @@ def a_budget(
     size_metric: str = "file",
     min_score: float | None = None,
     max_score_drop: float | None = 0.01,
+    prefer: str = "size",
 ) -> Budget:
     """Return limits that ``a_trial()`` keeps."""
     return Budget(
@@ -74,6 +75,7 @@ def a_budget(
         size_metric=size_metric,
         min_score=min_score,
         max_score_drop=max_score_drop,
+        prefer=prefer,
     )
 
 

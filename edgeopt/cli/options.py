@@ -48,6 +48,11 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
         click.Choice(["file", "download"]),
         "The size that counts: of the file, or of the deflated file.",
     ),
+    (
+        "--prefer",
+        click.Choice(["size", "latency", "memory"]),
+        "What the file that is picked has least of, among those within the limits (default: the target's, size).",
+    ),
 )
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from edgeopt.errors import ConfigError
 from edgeopt.records.base import Record
-from edgeopt.records.budget import Budget, SizeMetric
+from edgeopt.records.budget import Budget, Preference, SizeMetric
 from edgeopt.records.profile import Profile
 
 Waived = Literal["none"]
@@ -32,6 +32,8 @@ class LimitOptions(Record, frozen=True, kw_only=True):
     throughput: float | Waived | None = None
     """Samples a second."""
     size_metric: SizeMetric | None = None
+    prefer: Preference | None = None
+    """What the winner has least of; not a limit, but chosen with them."""
 
 
 def resolve_budget(
@@ -145,8 +147,9 @@ def _replace(budget: Budget, options: LimitOptions, prefix: str, *, any_unit: bo
     for name, value in in_same_unit.items():
         if value is not None:
             changes[name] = None if value == "none" else float(value)
-    if options.size_metric is not None:
-        changes["size_metric"] = options.size_metric
+    for name in ("size_metric", "prefer"):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     return msgspec.structs.replace(budget, **changes)
 
 

@@ -1,4 +1,4 @@
-"""``Budget``: the limits of a build, and their names."""
+"""``Budget``: the limits of a build, their names, and which of the files that keep them is preferred."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from edgeopt.records.base import Record
 
 Limit = Literal["latency", "throughput", "memory", "size", "score"]
 SizeMetric = Literal["file", "download"]
+Preference = Literal["size", "latency", "memory"]
 
 
 class Budget(Record, frozen=True, kw_only=True):
@@ -31,3 +32,5 @@ class Budget(Record, frozen=True, kw_only=True):
     max_score_drop: float | None
     """How much worse than the measured baseline, in the unit of the score: 0.01 is one point of accuracy, or an error
     that is 0.01 larger in the unit of the labels."""
+    prefer: Preference = "size"
+    """What the winner has least of, among the trials that keep every limit; see ``edgeopt.select.preference``."""

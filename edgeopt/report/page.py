@@ -299,6 +299,7 @@ def render_page(document: Document) -> str:
             for text in (
                 *failure_notes(document),
                 sentences.barred(document),
+                sentences.passed_over(document),
                 sentences.offer(document),
                 *sentences.float_prefix_notes(document),
                 score_sentences.score_meaning(document),

@@ -158,6 +158,35 @@ def barred(document: Document) -> str | None:
     return f"{start} left out: {reason} slower than the baseline, which keeps the limits too."
 
 
+def passed_over(document: Document) -> str | None:
+    """Say why a smaller trial that keeps every limit and is not slower than the baseline did not win; None if none."""
+    winner, prefer = document.winner, document.budget.prefer
+    replaced = {
+        trial.full_int8
+        for trial in document.trials
+        if trial.against_full_int8 is not None and trial.against_full_int8.verdict == "faster"
+    }
+    good = [
+        trial
+        for trial in smaller_trials(document)
+        if not trial.misses and trial.pays is not False and trial.number not in replaced
+    ]
+    if winner is None or not good:
+        return None
+    smaller = min(good, key=lambda trial: (deciding_size(trial, document.budget) or 0, trial.number))
+    size = words.quantity(deciding_size(smaller, document.budget), "bytes")
+    start = f"Trial {smaller.number} is smaller ({size}) and within the limits, but"
+    if prefer == "memory":
+        return f"{start} --prefer memory picks the file with the least peak memory."
+    mine, other = winner.against_baseline, smaller.against_baseline
+    if mine is None or other is None:
+        return f"{start} was not as quick when it was measured."
+    longer = f"{start} takes {words.times(other.latency_ratio / mine.latency_ratio)} as long"
+    if prefer == "latency":
+        return f"{longer}, and --prefer latency picks the quickest file."
+    return f"{longer}: of files of about the same size the quicker one is picked."
+
+
 def offer(document: Document) -> str | None:
     """Say how to get the smallest file that was left out because it is slower, int8 or not."""
     slow = [trial for trial in smaller_trials(document) if trial.pays is False and not trial.misses]

@@ -109,6 +109,7 @@ def _lines(document: Document) -> Iterator[str]:
     optional = (
         sentences.float_nodes(document),
         sentences.barred(document),
+        sentences.passed_over(document),
         *sentences.float_prefix_notes(document),
         score_sentences.score_meaning(document),
         score_sentences.missing_interval(document),

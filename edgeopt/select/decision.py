@@ -6,16 +6,15 @@ Every trial and the budget go in, a ``Choice`` comes out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from edgeopt.records.budget import Budget, Limit
-from edgeopt.records.choice import Choice, Verdict
+from edgeopt.records.choice import Choice
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Score, Trial
 from edgeopt.select.advice import explain
+from edgeopt.select.judged import JudgedTrial
 from edgeopt.select.limits import (
-    LimitFinding,
     find_float_counterpart,
     judge_limits,
     judge_trial,
@@ -23,41 +22,8 @@ from edgeopt.select.limits import (
     measured_size,
     replaces,
 )
-
-
-@dataclass(frozen=True)
-class JudgedTrial:
-    """A measured trial with everything that the decision looks at, computed once."""
-
-    number: int
-    size_bytes: int
-    latency_ms: float
-    """At the budget's percentile."""
-    memory_bytes: float
-    """Infinite if it is missing."""
-    quality: float
-    """The score, or the negated score if lower is better; minus infinity if it is not a number."""
-    findings: tuple[LimitFinding, ...]
-    verdict: Verdict
-    origins: frozenset[int]
-    """Numbers of an int8 trial's float counterpart, and of the trial that a sparse or low-rank one was made from."""
-    replaced: int | None
-    """Number of the trial that it replaces, because it is faster by more than it is larger."""
-
-    @property
-    def keeps_limits(self) -> bool:
-        """Whether it keeps every limit."""
-        return not self.verdict.misses
-
-    @property
-    def missed(self) -> frozenset[Limit]:
-        """Names of the limits that it misses."""
-        return frozenset(miss.limit for miss in self.verdict.misses)
-
-    @property
-    def costs(self) -> tuple[float, float, float, float]:
-        """Size, latency, memory and negated quality: less is better in each."""
-        return (self.size_bytes, self.latency_ms, self.memory_bytes, -self.quality)
+from edgeopt.select.preference import preferred, rivals
+from edgeopt.statistics import Interval, comparison_ratio
 
 
 def choose(
@@ -73,10 +39,11 @@ def choose(
     notes: tuple[str, ...] = (),
     sparsity: SparsityCurve | None = None,
 ) -> Choice:
-    """Choose the smallest trial that keeps every limit; ties go to the faster, then to the better-scoring one.
+    """Choose the smallest trial that keeps every limit, unless one of about its size is quicker.
 
-    A trial that the A/B finds slower than the baseline cannot win while the baseline itself keeps the limits. On a
-    stand-in this does not bar int8 and float16 (see ``limits.pays``). The baseline may win. An int8 trial is replaced
+    ``edgeopt.select.preference`` says what that means, and which trial wins if ``budget.prefer`` asks for another
+    order. A trial that the A/B finds slower than the baseline cannot win while the baseline itself keeps the limits. On
+    a stand-in this does not bar int8 and float16 (see ``limits.pays``). The baseline may win. An int8 trial is replaced
     by its variant with a float prefix if that is faster by more than it is larger.
 
     Args:
@@ -94,8 +61,8 @@ def choose(
     Returns:
         The choice. If nothing keeps the limits, ``winner`` is None and ``infeasible`` says why.
     """
-    judged = _judge_all(trials, budget, proven_on_target)
-    winner = _winner(judged, baseline_number)
+    judged = _judge_all(trials, budget, baseline_number, proven_on_target)
+    winner = _winner(judged, baseline_number, budget)
     infeasible = None
     if winner is None:
         infeasible = explain([(trial.number, trial.findings) for trial in judged])
@@ -121,7 +88,7 @@ def choose(
 def contenders(
     trials: tuple[Trial, ...], budget: Budget, *, baseline_number: int = 0, proven_on_target: bool
 ) -> list[int]:
-    """Return the trials whose A/Bs matter: the winner, and smaller ones that keep every limit but may not win.
+    """Return the trials whose A/Bs matter: the winner, smaller ones that keep every limit but may not win, and rivals.
 
     Args:
         trials: Every trial so far, failed ones too.
@@ -132,8 +99,8 @@ def contenders(
     Returns:
         Numbers of trials, the winner's first; empty if nothing keeps the limits.
     """
-    judged = _judge_all(trials, budget, proven_on_target)
-    winner = _winner(judged, baseline_number)
+    judged = _judge_all(trials, budget, baseline_number, proven_on_target)
+    winner = _winner(judged, baseline_number, budget)
     if winner is None:
         return []
     barred = [
@@ -141,19 +108,27 @@ def contenders(
         for trial in judged
         if trial.keeps_limits and not trial.verdict.pays and trial.size_bytes < winner.size_bytes
     ]
-    return [winner.number, *barred]
+    near = rivals([trial for trial in _may_win(judged, baseline_number) if trial.keeps_limits], budget.prefer)
+    return [winner.number, *barred, *(trial.number for trial in near if trial is not winner)]
 
 
-def _judge_all(trials: tuple[Trial, ...], budget: Budget, proven_on_target: bool) -> list[JudgedTrial]:
+def _judge_all(
+    trials: tuple[Trial, ...], budget: Budget, baseline_number: int, proven_on_target: bool
+) -> list[JudgedTrial]:
     return [
-        _judge(trial, trial.outcome, budget, proven_on_target, trials)
+        _judge(trial, trial.outcome, budget, baseline_number, proven_on_target, trials)
         for trial in trials
         if isinstance(trial.outcome, Measured)
     ]
 
 
 def _judge(
-    trial: Trial, outcome: Measured, budget: Budget, proven_on_target: bool, trials: tuple[Trial, ...]
+    trial: Trial,
+    outcome: Measured,
+    budget: Budget,
+    baseline_number: int,
+    proven_on_target: bool,
+    trials: tuple[Trial, ...],
 ) -> JudgedTrial:
     memory, parent = outcome.measurement.memory, outcome.against_parent
     counterpart, replaced = find_float_counterpart(trial, trials), _replaced(outcome, budget, trials)
@@ -166,11 +141,18 @@ def _judge(
         latency_ms=latency_interval(outcome.measurement, budget.latency_percentile).value,
         memory_bytes=math.inf if memory is None else memory.peak_bytes,
         quality=_quality(outcome.score),
+        time_ratio=_time_ratio(outcome, is_baseline=trial.number == baseline_number),
         findings=findings,
         verdict=judge_trial(trial, outcome, findings, proven_on_target=proven_on_target),
         origins=frozenset(origins),
         replaced=replaced,
     )
+
+
+def _time_ratio(outcome: Measured, *, is_baseline: bool) -> Interval | None:
+    if outcome.against_baseline is not None:
+        return comparison_ratio(outcome.against_baseline)
+    return Interval(1.0, 1.0, 1.0) if is_baseline else None
 
 
 def _quality(score: Score) -> float:
@@ -199,12 +181,8 @@ def _may_win(trials: list[JudgedTrial], baseline_number: int) -> list[JudgedTria
     ]
 
 
-def _winner(trials: list[JudgedTrial], baseline_number: int) -> JudgedTrial | None:
-    return min(
-        (trial for trial in _may_win(trials, baseline_number) if trial.keeps_limits),
-        key=lambda trial: (trial.size_bytes, trial.latency_ms, -trial.quality, trial.number),
-        default=None,
-    )
+def _winner(trials: list[JudgedTrial], baseline_number: int, budget: Budget) -> JudgedTrial | None:
+    return preferred([trial for trial in _may_win(trials, baseline_number) if trial.keeps_limits], budget.prefer)
 
 
 def _binding(trials: list[JudgedTrial], winner: JudgedTrial | None, baseline_number: int) -> tuple[Limit, ...]:

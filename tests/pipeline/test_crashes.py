@@ -17,6 +17,7 @@ from edgeopt.errors import CrashError, DeviceLostError, StepError, StoppedError,
 from edgeopt.pipeline.artifacts.networks import train_with_retry
 from edgeopt.pipeline.build import score_on_test_set
 from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, SizeTarget
+from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.torch_process import protocol
@@ -187,9 +188,10 @@ def test_a_comparison_that_fails_leaves_the_file_that_won():
     trial = a_trial(1, recipe=a_recipe(int8=True), drop=0.0, time_ratio=None)
     search, notes = a_search([a_baseline(), trial]), {}
     search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
+    search.runner.build = search.build
     search.runner.needs_comparison = lambda number: number == 1
     search.runner.compare, search.runner.add_note = fail, notes.__setitem__
-    search.compare_contenders()
+    compare_contenders(search.runner, may_add=True)
     assert notes == {1: "a comparison failed: the worker died"}
 
 

@@ -11,7 +11,7 @@ from stub_builds import a_stub_build
 from edgeopt.errors import StepError
 from edgeopt.pipeline.search import float_fallbacks
 from edgeopt.pipeline.search.candidate import Variant
-from edgeopt.pipeline.search.driver import Search
+from edgeopt.pipeline.search.contenders import try_fallbacks
 from edgeopt.records.quantization import FloatPrefix
 from edgeopt.records.recipe import Quantize
 from edgeopt.records.trial import Measured
@@ -68,10 +68,6 @@ class RecordingRunner:
 
 def an_int8_trial(float_ratio):
     return a_trial(1, size_bytes=900, drop=0.0, recipe=a_recipe(int8=True), float_ratio=float_ratio)
-
-
-def try_fallbacks(runner, trial):
-    Search(runner.build, runner).try_fallbacks(trial)
 
 
 def tried(runner):

@@ -30,6 +30,8 @@ def measured_counterpart(build: Build, trial: Trial, trials: Sequence[Trial]) ->
 def needs_comparison(build: Build, trial: Trial, trials: Sequence[Trial]) -> bool:
     """Tell whether a trial still has to be compared with the baseline or with its float counterpart."""
     assert isinstance(trial.outcome, Measured)
+    if trial.number == 0:
+        return False  # the baseline
     counterpart = measured_counterpart(build, trial, trials)
     return trial.outcome.against_baseline is None or (counterpart is not None and trial.outcome.against_float is None)
 

@@ -35,8 +35,7 @@ from edgeopt.pipeline.search.candidate import (
     student,
     summary_of,
 )
-from edgeopt.pipeline.search.comparisons import with_full_int8
-from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefix_variant, may_fall_back
+from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
 from edgeopt.pipeline.search.training_cores import tune_training
@@ -46,8 +45,6 @@ from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
-from edgeopt.select.decision import contenders
-from edgeopt.select.limits import replaces
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -87,7 +84,7 @@ class Search:
             self.measure_original()
             if training:
                 self.go_on_if_it_fails(self.search, more)
-            self.go_on_if_it_fails(self.compare_contenders)
+            self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=self.ended_early is None))
 
     def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run a part of the search. If it fails, the build ends with the trials that there are.
@@ -342,52 +339,6 @@ class Search:
         """Return the network that a candidate of that ratio starts from: the next larger one that keeps the score."""
         wanted = parent_ratio(points, ratio)
         return next(network for network in self.runner.networks.values() if network.ratio == wanted)
-
-    # -- comparisons -------------------------------------------------------------------------------------------------
-
-    def compare_contenders(self) -> None:
-        """Compare every trial that may win until none is left; their fallbacks may win too.
-
-        A trial that turns out slower is replaced by the next one. An int8 file that is slower than the baseline is also
-        compared with its float counterpart, because the layers that became slower are reported.
-        """
-        build, runner = self.build, self.runner
-        failed: set[int] = set()
-        while True:
-            numbers = contenders(
-                tuple(runner.trials), build.budget, proven_on_target=build.device_info.kind == "measured"
-            )
-            open_numbers = [one for one in numbers if one not in failed and runner.needs_comparison(one)]
-            if not open_numbers:
-                return
-            with build.clock.stage("measure"):
-                try:
-                    trial = runner.compare(open_numbers[0])
-                except EdgeoptError as error:
-                    failed.add(open_numbers[0])
-                    runner.add_note(open_numbers[0], f"a comparison failed: {as_failed(error).reason}")
-                else:
-                    self.try_fallbacks(trial)
-
-    def try_fallbacks(self, trial: Trial) -> None:
-        """Measure the variants that may replace an int8 trial; float16 only if no int8 variant pays.
-
-        After an early end of the search nothing new is made.
-        """
-        runner = self.runner
-        if self.ended_early or not isinstance(trial.outcome, Measured) or not may_fall_back(runner, trial):
-            return
-        variant = float_prefix_variant(runner, trial)
-        if variant is not None:
-            measured = runner.measure(variant)
-            outcome = with_full_int8(runner.evaluator, measured, trial)
-            if outcome is not None:
-                runner.rewrite(measured, outcome)
-                if not runner.missed_limits(outcome) and replaces(outcome, trial.outcome, self.build.budget):
-                    return  # its own comparison decides what follows
-        variant = float16_variant(runner, trial)
-        if variant is not None:
-            runner.measure(variant)
 
 
 def is_student(recipe: Recipe) -> bool:

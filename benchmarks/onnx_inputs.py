@@ -28,6 +28,7 @@ _PHRASES = (
     "set a timer for ten minutes", "the quick brown fox jumps over the lazy dog", "alexander met my craft teacher",
     "hey Microsoft", "hey raspberry", "play the next song", "seven, three, nine, zero, one",
 )  # fmt: skip
+_WINDOWS_AT_A_TIME = 1000
 _SPEEDS = range(120, 200, 10)
 _PITCHES = (30, 45, 60, 75)
 _VOICES = ("en-us", "en-gb", "en-us+f2", "en-us+m3", "en-gb-scotland+f4", "en-us+f3", "en-gb+m7", "en-us+m1")
@@ -96,15 +97,25 @@ def speech(
     return arrays | {key: np.zeros(shape, np.float32) for key, shape in (shared or {}).items()}
 
 
+@functools.cache
+def _open(model: Path) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+
+
 def _run(model: Path, values: NDArray[Any]) -> NDArray[Any]:
-    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {session.get_inputs()[0].name: values})[0])
+    session = _open(model)
+    return np.array(session.run(None, {session.get_inputs()[0].name: values})[0])  # a copy, not the session's memory
 
 
 def _mel_windows(sound: NDArray[np.float32], mel_file: Path, count: int) -> NDArray[np.float32]:
     """Return windows of 76 frames with 32 mel bands, 8 frames apart, from the package's own first stage."""
-    mels = _run(mel_file, sound[None] * np.float32(32767)).reshape(-1, 32) / 10 + 2
-    return np.stack([mels[start : start + 76, :, None] for start in range(0, 8 * count, 8)]).astype(np.float32)
+    windows = []
+    for begin in range(0, count, _WINDOWS_AT_A_TIME):
+        some = min(_WINDOWS_AT_A_TIME, count - begin)
+        piece = sound[160 * 8 * begin : 160 * (8 * (begin + some) + 80)] * np.float32(32767)
+        mels = _run(mel_file, piece[None]).reshape(-1, 32) / 10 + 2
+        windows += [mels[start : start + 76, :, None] for start in range(0, 8 * some, 8)]
+    return np.stack(windows).astype(np.float32)
 
 
 def speech_mels(name: str, needs: Sequence[Path], count: int = 256) -> Arrays:
@@ -121,7 +132,7 @@ def speech_features(name: str, needs: Sequence[Path], wake_word: str, count: int
     random, total = np.random.RandomState(1), 5 * count
     sound, wake_ends = _say(random, 160 * (8 * (total + 16) + 80), wake_word)
     windows = _mel_windows(sound, needs[0], total + 16)
-    parts = [windows[start : start + 1000] for start in range(0, len(windows), 1000)]
+    parts = [windows[at : at + _WINDOWS_AT_A_TIME] for at in range(0, len(windows), _WINDOWS_AT_A_TIME)]
     embedded = np.concatenate([_run(needs[1], part).reshape(-1, 96) for part in parts])
     window_ends = 160 * (8 * (np.arange(total) + 15) + 76)
     last = np.searchsorted(wake_ends, window_ends, side="right") - 1

@@ -16,12 +16,20 @@ import msgspec
 
 from edgeopt.errors import CrashError, StepError
 from edgeopt.graph.compatibility import check_compatibility
-from edgeopt.graph.jobs.messages import FakeQuantJob, FloatPrefixJob, GraphAnswer, GraphJob, StepJob, StudyJob
+from edgeopt.graph.jobs.messages import (
+    BitStudyJob,
+    FakeQuantJob,
+    FloatPrefixJob,
+    GraphAnswer,
+    GraphJob,
+    StepJob,
+    StudyJob,
+)
 from edgeopt.graph.jobs.processes import run_job
 from edgeopt.graph.steps import STEPS, apply_step, name_of
 from edgeopt.model_files.layout import copy_model
 from edgeopt.records.codec import from_json, to_json
-from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
+from edgeopt.records.quantization import BitStudy, FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize
 
 _logger = logging.getLogger(__name__)
@@ -93,6 +101,22 @@ def study_sensitivity_of_file(
         rank=rank,
     )
     study = _run_worker(job, "study").study
+    assert study is not None
+    return study
+
+
+def study_weight_bits_of_file(samples: int, source: Path, calibration: Path, held_back: int) -> BitStudy:
+    """Measure how much fewer bits of each weight of a float file disturb its outputs.
+
+    See ``edgeopt.graph.weights.bit_study.study_weight_bits``.
+
+    Raises:
+        StepError: it refused, crashed or ran out of time.
+    """
+    job = BitStudyJob(
+        samples=samples, source=str(source.absolute()), calibration=str(calibration.absolute()), held_back=held_back
+    )
+    study = _run_worker(job, "study").bit_study
     assert study is not None
     return study
 

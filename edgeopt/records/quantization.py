@@ -1,4 +1,4 @@
-"""How int8 disturbs a network (``SensitivityStudy``), and the values and weights that its int8 file rounds."""
+"""How int8 and fewer bits disturb a network, and the values and weights that its int8 file rounds."""
 
 from __future__ import annotations
 
@@ -34,6 +34,22 @@ class SensitivityStudy(Record, frozen=True, kw_only=True):
     """The best one; None unless it is clearly better than no preparation."""
     ranking: tuple[NodeNoise, ...]
     """In the order in which nodes go back to float: most noise removed for the cost first. Empty if not asked for."""
+
+
+class WeightNoise(Record, frozen=True, kw_only=True):
+    """How much the rounding of one weight disturbs the network's outputs."""
+
+    weight: str
+    values: int
+    noise_ratio: float
+    """Noise over signal at the outputs, in power, with only this weight in ``edgeopt.graph.weights.bit_study.BITS``."""
+
+
+class BitStudy(Record, frozen=True, kw_only=True):
+    """How much fewer bits disturb a network's outputs, weight by weight, on samples that did not calibrate."""
+
+    noises: tuple[WeightNoise, ...]
+    """In the graph's order."""
 
 
 class FloatPrefix(Record, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ Optimizer = Literal["sgd", "adamw"]
 MAX_EPOCHS_RATIO = 3
 """Limit for the epochs that a small data set is trained for, over those of the step."""
 WeightBits = Literal[3, 4, 5, 6, 8]
+StoredBits = Literal[3, 4, 5, 6, 8, 16]
 MultiplyPrecision = Literal["float32", "bfloat16", "float16"]
 """The precision of a training's products; weights are kept in float32."""
 
@@ -140,6 +141,8 @@ class Quantize(Record, frozen=True, kw_only=True, tag_field="step", tag="quantiz
     weight_bits: WeightBits | None = None
     """None: each weight is rounded to the nearest step of int8. Otherwise weights have that many bits, and are rounded
     so that their errors cancel over the calibration samples (``edgeopt.graph.rounding``); 8 keeps the steps."""
+    bits_of: tuple[tuple[str, StoredBits], ...] = ()
+    """Names of weights with bits of their own, at most 8; the others have ``weight_bits``."""
 
 
 class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-dynamic", omit_defaults=True):
@@ -171,6 +174,8 @@ class StoreWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="sto
     """With fewer than 8, ``PackWeights`` stores the int8 tensors densely."""
     samples: int = 0
     """Number of training samples over which rounding errors cancel; 0: each weight is rounded to the nearest step."""
+    bits_of: tuple[tuple[str, StoredBits], ...] = ()
+    """Names of weights with bits of their own; the others have ``weight_bits``. With 16, it is stored in int16."""
 
 
 class PackWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="pack-weights"):

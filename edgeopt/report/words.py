@@ -208,8 +208,8 @@ def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str 
     match step:
         case DropUnseenRows(tables=tables):
             return f"rows of unseen ids dropped from {plural(len(tables), 'table')}"
-        case StoreWeights(weight_bits=bits, samples=samples):
-            stored = "int8" if bits == 8 else f"{bits} bits"
+        case StoreWeights(weight_bits=bits, samples=samples, bits_of=bits_of):
+            stored = _bit_range(bits_of) or ("int8" if bits == 8 else f"{bits} bits")
             return f"weights stored in {stored}{', rounded by samples' if samples else ''}"
         case Float16():
             return "float16"
@@ -217,9 +217,18 @@ def _short_text(step: DropUnseenRows | StoreWeights | Float16 | _Silent) -> str 
             return None
 
 
+def _bit_range(bits_of: Sequence[tuple[str, int]]) -> str:
+    """Put weights with bits of their own into words: ``3 to 8 bits``; empty if there are none."""
+    found = sorted({bits for _, bits in bits_of})
+    if len(found) < 2:
+        return "".join(f"{bits} bits" for bits in found)
+    return f"{found[0]} to {found[-1]} bits"
+
+
 def _quantize_text(step: Quantize) -> str:
     bits = min(step.weight_bits or 8, 7 if step.reduce_range else 8)
     details = [f"{bits}-bit weights"] if bits < 8 else []
+    details = [f"weights in {_bit_range(step.bits_of)}"] if step.bits_of else details
     details += ["rounded by samples"] if step.weight_bits and step.calibration != "trained" else []
     details += ["equalized"] if step.equalize else []
     details += ["bias-corrected"] if step.correct_bias else []

@@ -1,6 +1,6 @@
 """Which of the trials that keep every limit wins: the smallest, the quickest, or that of least memory.
 
-Near the best value of what is preferred, another value decides: a file that is a few percent smaller is no gain if it
+Near the best value of what is preferred, another value decides: a few percent of bytes gain nothing if the file
 takes longer. Times are compared by A/Bs with the baseline, since times of separate measurements differ by chance.
 """
 

@@ -18,7 +18,8 @@ from edgeopt.records.recipe import TorchStep
 
 Kind = Literal[
     "group-table", "network", "diverged-training", "low-rank-table", "sparsity-curve", "fake-quant-sites",
-    "finished-search", "exported-file", "artifact", "sensitivity-study", "score", "sample-scores", "measurement",
+    "finished-search", "exported-file", "artifact", "sensitivity-study",
+    "bit-study", "score", "sample-scores", "measurement",
     "comparison", "device-parity", "latency-table", "no-latency-table", "shared-layer-times", "allocation",
     "layer-times", "float-prefix", "score-check", "parallel-training", "given-training",
 ]  # fmt: skip
@@ -48,6 +49,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "exported-file": ("task", "makers", "ceilings"),
     "artifact": ("task", "makers", "ceilings", "seed"),
     "sensitivity-study": ("task", "makers"),
+    "bit-study": ("task", "makers"),
     "score": ("task", "hardware", "providers"),
     "sample-scores": ("task", "hardware", "providers"),
     "score-check": ("task", "hardware", "providers"),

@@ -133,8 +133,11 @@ def with_steps(*steps, drop):
 )
 def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypatch, more, int8, tried):
     monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    more_bits = []
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.enough_bits", more_bits.append)
     done, found = found_by(tmp_path, (), int8=int8, find=stored_in_fewer_bits, more=more)
     assert (done, found) == (tried, [])
+    assert len(more_bits) == (tried == [8])  # some weights get more than 8 bits if nothing else keeps the score
     if 4 in tried:
         done, (one,) = found_by(tmp_path, (3, 4), int8=int8, find=stored_in_fewer_bits, more=more)
         assert (done, one.recipe.graph_steps[-2:]) == ([4, 3], (PackWeights(), Compact()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.records.base import Record
-from edgeopt.records.quantization import FakeQuantSites, SensitivityStudy
+from edgeopt.records.quantization import BitStudy, FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize
 
 JOB_FILE, ANSWER_FILE, PRINTED_FILE = "job.json", "answer.json", "printed.txt"
@@ -52,7 +52,16 @@ class FloatPrefixJob(Record, frozen=True, kw_only=True, tag_field="job", tag="fl
     fused: bool
 
 
-GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob
+class BitStudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="bit-study"):
+    """How fewer bits of each weight change a network's outputs; see ``edgeopt.graph.weights.bit_study``."""
+
+    samples: int
+    source: str
+    calibration: str
+    held_back: int
+
+
+GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob | BitStudyJob
 
 
 class GraphAnswer(Record, frozen=True, kw_only=True):
@@ -64,3 +73,4 @@ class GraphAnswer(Record, frozen=True, kw_only=True):
     study: SensitivityStudy | None = None
     fake_quant_sites: FakeQuantSites | None = None
     float_prefixes: tuple[tuple[str, ...], ...] = ()
+    bit_study: BitStudy | None = None

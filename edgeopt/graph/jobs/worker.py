@@ -19,6 +19,7 @@ from edgeopt.graph.jobs.messages import (
     ANSWER_FILE,
     JOB_FILE,
     PRINTED_FILE,
+    BitStudyJob,
     FakeQuantJob,
     FloatPrefixJob,
     GraphAnswer,
@@ -88,6 +89,13 @@ def _do(job: GraphJob) -> GraphAnswer:
         model = load(Path(job.source), "quantize")
         prefixes = write_float_prefixes(model, job.step, Path(job.calibration), Path(job.folder), fused=job.fused)
         return GraphAnswer(notes=(), reason=None, float_prefixes=prefixes)
+    if isinstance(job, BitStudyJob):
+        from edgeopt.graph.model import load
+        from edgeopt.graph.weights.bit_study import study_weight_bits
+
+        model = load(Path(job.source), "study")
+        bits = study_weight_bits(model, job.samples, Path(job.calibration), job.held_back)
+        return GraphAnswer(notes=(), reason=None, bit_study=bits)
     from edgeopt.graph.steps import apply_step
 
     calibration = None if job.calibration is None else Path(job.calibration)

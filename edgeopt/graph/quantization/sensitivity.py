@@ -54,6 +54,8 @@ _NODE_COST_RATIO = 0.005
 """Cost of a node in float besides its bytes and work: its quantize and dequantize nodes."""
 _HELD_BACK_RATIO = 1 / 3
 """Share of the samples that is held back if there are too few."""
+MAX_RANKING_MACS = 2_000_000_000_000
+"""Of all runs that rank nodes: some minutes on one core. Larger networks are ranked on fewer samples."""
 _MAX_SNR_DB = 120.0
 """The ratio of equal outputs."""
 
@@ -73,17 +75,17 @@ def study_sensitivity(
         rank: Whether to rank the nodes, which takes one session per node.
     """
     axes = read_batch_axes(model.graph)
-    samples, batches = _split(calibration, axes, step.samples, held_back)
+    samples, batches = split_batches(calibration, axes, step.samples, held_back)
     plain = msgspec.structs.replace(step, float_nodes=(), equalize=False, correct_bias=False)
     with tempfile.TemporaryDirectory(prefix="edgeopt-") as folder:
         prepared = prepare(model, calibration, samples, Path(folder))
-        expected = _run(prepared.model, batches)
+        expected = run_all_batches(prepared.model, batches)
 
         def measure(
             candidate: PreparedModel, step: Quantize, method: CalibrationMethod, only: tuple[str, ...] = ()
         ) -> float:
             quantized = quantize_prepared(candidate, step, candidate.ranges.find(method), only)
-            return measure_snr_db(expected, _run(quantized, batches))
+            return measure_snr_db(expected, run_all_batches(quantized, batches))
 
         by_method = {method: measure(prepared, plain, method) for method in CALIBRATION_METHODS}
         best_method = max(CALIBRATION_METHODS, key=lambda method: by_method[method])
@@ -104,7 +106,9 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        nodes = _list_node_costs(prepared, _shapes_of_one(batches[0], axes)) if rank else ()
+        nodes = _list_node_costs(prepared, shapes_of_one(batches[0], axes)) if rank else ()
+        count = affordable_batches(batches, axes, sum(node.macs for node in nodes) * len(nodes), MAX_RANKING_MACS)
+        batches, expected = batches[:count], expected[:count]
         noises = [(node, measure(ranked, plain, method, (node.name,))) for node in nodes]
     return SensitivityStudy(
         method_snr_db=by_method,
@@ -126,7 +130,7 @@ def measure_snr_db(expected: Sequence[ArrayBatch], quantized: Sequence[ArrayBatc
     return _MAX_SNR_DB if ratio <= 10 ** (-_MAX_SNR_DB / 10) else float(-10 * np.log10(ratio))
 
 
-def _split(
+def split_batches(
     calibration: Path, axes: Mapping[str, int | None], samples: int, held_back: int
 ) -> tuple[int, list[ArrayBatch]]:
     """Return how many samples calibrate, and the batches after them; a graph may need whole batches."""
@@ -139,7 +143,8 @@ def _split(
     return counts[cut - 1], batches[cut:]
 
 
-def _run(model: onnx.ModelProto, batches: Sequence[ArrayBatch]) -> list[ArrayBatch]:
+def run_all_batches(model: onnx.ModelProto, batches: Sequence[ArrayBatch]) -> list[ArrayBatch]:
+    """Return the outputs of a model for each batch, by name."""
     session = open_cpu_session(model)
     names = [value.name for value in session.get_outputs()]
     return [dict(zip(names, session.run(names, batch), strict=True)) for batch in batches]
@@ -154,7 +159,7 @@ class _NodeCost(NamedTuple):
     macs: int
 
 
-def _shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str, tuple[int, ...]]:
+def shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str, tuple[int, ...]]:
     """Return the shape of each input for one sample of a batch."""
     return {
         name: tuple(1 if axis == axes.get(name) else size for axis, size in enumerate(values.shape))
@@ -176,6 +181,21 @@ def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[
         and node.op_type not in MOVEMENT_OPERATORS
         and node.name not in prepared.float_nodes
     )
+
+
+def affordable_batches(
+    batches: Sequence[ArrayBatch], axes: Mapping[str, int | None], macs_of_sample: int, max_macs: int
+) -> int:
+    """Return how many batches a study may run, at least one, so that it takes no more than some work in all.
+
+    Args:
+        batches: That it could run.
+        axes: Input to the axis of its samples.
+        macs_of_sample: Of all its runs on one sample.
+        max_macs: In all.
+    """
+    counts = itertools.accumulate(count_batch(batch, axes) for batch in batches)
+    return max(1, sum(count * macs_of_sample <= max_macs for count in counts))
 
 
 def _rank(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:

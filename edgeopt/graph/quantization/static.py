@@ -111,7 +111,8 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             assert step.weight_bits is not None
             round_to_nearest(prepared.model, quantized, step.weight_bits)
         elif step.weight_bits is not None:
-            count = round_again(prepared.model, quantized, prepared.batches, step.weight_bits)
+            bits_of = dict(step.bits_of)
+            count = round_again(prepared.model, quantized, prepared.batches, step.weight_bits, bits_of)
             notes.append(f"quantize: {count} tensors rounded so that errors cancel over the calibration samples")
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
         raise StepError(_STAGE, "no operator of this graph was quantized: this variant is skipped.")

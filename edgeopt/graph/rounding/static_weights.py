@@ -7,6 +7,8 @@ them densely. Each channel's range is narrowed to the one with the smallest erro
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +40,13 @@ class _Stored(NamedTuple):
     scale: str
 
 
-def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: ArrayBatches, bits: int) -> int:
+def round_again(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    batches: ArrayBatches,
+    bits: int,
+    bits_of: Mapping[str, int] = MappingProxyType({}),
+) -> int:
     """Round the weights of convolutions and products in a quantized model again, in place; return how many tensors.
 
     Args:
@@ -46,6 +54,7 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
         quantized: The same model with QDQ nodes; nodes have the same names in both.
         batches: Calibration batches.
         bits: Of each weight; 8 keeps the scales, and so the bytes.
+        bits_of: Float weights with bits of their own.
 
     Raises:
         StepError: there is no such tensor.
@@ -61,10 +70,10 @@ def round_again(model: onnx.ModelProto, quantized: onnx.ModelProto, batches: Arr
         weights, before = exact[layer.weight], constants[integers]
         if integers in replaced or before.size < MIN_ROUNDED_VALUES:
             continue
-        if bits < _INT8_BITS:
+        if (width := bits_of.get(layer.weight, bits)) < _INT8_BITS:
             if not _can_have_few_bits(layer, exact, constants, stored[layer.node]):
                 continue
-            grid = find_grid(layer.to_rows(weights), moments[layer.weight], bits)
+            grid = find_grid(layer.to_rows(weights), moments[layer.weight], width)
             grid = grid._replace(scale=np.maximum(grid.scale, _per_row(least[scale], layer, weights)))
             replaced[scale] = grid.scale.reshape(constants[scale].shape).astype(np.float32)
         else:

@@ -34,7 +34,7 @@ from edgeopt.graph.quantization.static import read_calibration_batches
 from edgeopt.graph.rounding.compensation import Grid, Moments, find_grid, round_with_compensation
 from edgeopt.graph.rounding.moments import RowLayer, find_layers, find_recurrent_layers, measure_moments
 from edgeopt.model_files.tensors import count_bytes, tensor_values
-from edgeopt.records.recipe import StoreWeights, WeightBits
+from edgeopt.records.recipe import StoredBits, StoreWeights
 
 _STAGE = "quantize"
 _MIN_VALUES = 1024
@@ -43,6 +43,7 @@ _MAX_SCALES_RATIO = 1 / 16
 """Scales of an axis, over the values: with more, they would take a quarter of the saved bytes."""
 _INT8_BITS = 8
 _LEVELS = 127
+_WIDE_BITS, _WIDE_LEVELS = 16, 32767
 _IN_8_BITS = StoreWeights()
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -63,31 +64,34 @@ def store_int8_weights(
         StepError: there are no such weights.
     """
     lower_ir(model)
-    measured = attempt(lambda: _measure_rows(model, step, calibration))
+    measured = attempt(lambda: measure_rows(model, step, calibration))
     rows = measured.result or {}
     top, count = model.graph, 0
-    taken = used_names(top)
+    taken, bits_of = used_names(top), dict(step.bits_of)
     for graph in walk_graphs(top):
         lift_constants(graph)
-        for name in _find_weights(graph):
-            _store(graph, name, taken, step.weight_bits, rows.get(name) if graph is top else None)
+        for name in find_weights(graph):
+            bits = bits_of.get(name, step.weight_bits)
+            _store(graph, name, taken, bits, rows.get(name) if graph is top else None)
             count += 1
     if not count:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")
-    notes = [f"store-weights: {count} tensors in int8, made float again when the file is loaded"]
+    wide = sum(bits == _WIDE_BITS for bits in bits_of.values())
+    kinds = f"int8{f' ({wide} of them in int16)' if wide else ''}"
+    notes = [f"store-weights: {count} tensors in {kinds}, made float again when the file is loaded"]
     if measured.reason is not None:
         notes.append(f"store-weights: rounded to the nearest step, without the samples ({measured.reason})")
     return model, tuple(notes)
 
 
-class _Rows(NamedTuple):
+class Rows(NamedTuple):
     """A tensor as rows, and the moments of what they are multiplied with."""
 
     layer: RowLayer
     moments: Moments
 
 
-def _measure_rows(model: onnx.ModelProto, step: StoreWeights, calibration: Path | None) -> dict[str, _Rows]:
+def measure_rows(model: onnx.ModelProto, step: StoreWeights, calibration: Path | None) -> dict[str, Rows]:
     """Return the layers that the weights of the top graph belong to, by the weights' names; none without samples."""
     if not step.samples:
         return {}
@@ -98,7 +102,7 @@ def _measure_rows(model: onnx.ModelProto, step: StoreWeights, calibration: Path 
     axes = read_batch_axes(copy.graph)
     layers = [*find_layers(copy), *find_recurrent_layers(copy)]
     moments = measure_moments(copy, layers, lambda: read_calibration_batches(path, axes, step.samples))
-    return {layer.weight: _Rows(layer, moments[layer.weight]) for layer in layers}
+    return {layer.weight: Rows(layer, moments[layer.weight]) for layer in layers}
 
 
 def measure_stored_ratio(model: onnx.ModelProto, operators: frozenset[str]) -> float:
@@ -116,11 +120,11 @@ def measure_stored_ratio(model: onnx.ModelProto, operators: frozenset[str]) -> f
         for node in graph.node:
             for name in node.input:
                 kinds.setdefault(name, set()).add(node.op_type)
-        others += sum(sizes[name] for name in _find_weights(graph) if not operators & kinds.get(name, set()))
+        others += sum(sizes[name] for name in find_weights(graph) if not operators & kinds.get(name, set()))
     return others / total if total else 0.0
 
 
-def _find_weights(graph: onnx.GraphProto) -> list[str]:
+def find_weights(graph: onnx.GraphProto) -> list[str]:
     """Return the names of a graph's float32 weights that are large enough and read by standard operators only."""
     outputs = {value.name for value in graph.output}
     readers: dict[str, list[onnx.NodeProto]] = {}
@@ -140,10 +144,9 @@ def _find_weights(graph: onnx.GraphProto) -> list[str]:
     ]
 
 
-def _store(graph: onnx.GraphProto, name: str, taken: set[str], bits: WeightBits, rows: _Rows | None) -> None:
+def _store(graph: onnx.GraphProto, name: str, taken: set[str], bits: StoredBits, rows: Rows | None) -> None:
     tensor = next(tensor for tensor in graph.initializer if tensor.name == name)
-    values = tensor_values(tensor)
-    stored, scale = (rows and _round_rows(values, rows, bits)) or round_weights(values, bits)
+    stored, scale = round_stored_weight(tensor_values(tensor), rows, bits)
     integers, factors, floats = (unused_name(f"{name}_{part}", taken) for part in ("int8", "scale", "float"))
     graph.initializer.remove(tensor)
     graph.initializer.extend([numpy_helper.from_array(stored, integers), numpy_helper.from_array(scale, factors)])
@@ -151,8 +154,31 @@ def _store(graph: onnx.GraphProto, name: str, taken: set[str], bits: WeightBits,
     graph.node.insert(0, helper.make_node("Cast", [integers], [floats], f"{name}_cast", to=TensorProto.FLOAT))
 
 
+def round_stored_weight(
+    values: NDArray[np.float32], rows: Rows | None, bits: StoredBits
+) -> tuple[NDArray[np.int8 | np.int16], NDArray[np.float32]]:
+    """Return a weight as integers, and the scales that make it float again by a product.
+
+    Args:
+        values: Of any shape.
+        rows: The layer that it belongs to, over whose inputs errors cancel; None: each is rounded to the nearest step.
+        bits: Of each value.
+    """
+    if bits == _WIDE_BITS:
+        return _round_wide(values)
+    return (rows and _round_rows(values, rows, bits)) or round_weights(values, bits)
+
+
+def _round_wide(values: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
+    """Return weights in int16 with a single scale: the error is a ten thousandth, whatever the axis of scales."""
+    largest = float(np.abs(values).max(initial=0.0))
+    scale = np.float32(largest / _WIDE_LEVELS if largest > 0 else 1.0)
+    stored = np.clip(np.rint(values / scale), -_WIDE_LEVELS, _WIDE_LEVELS).astype(np.int16)
+    return stored, np.full((1,) * values.ndim, scale, np.float32)
+
+
 def _round_rows(
-    values: NDArray[np.float32], rows: _Rows, bits: WeightBits
+    values: NDArray[np.float32], rows: Rows, bits: StoredBits
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]] | None:
     """Return weights in int8 and a scale for each row, so that errors cancel; None if rows are too short for one."""
     weights = rows.layer.to_rows(values)
@@ -172,7 +198,7 @@ def _without_repeats(scale: NDArray[np.floating]) -> NDArray[np.floating]:
     return scale
 
 
-def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def round_weights(values: NDArray[np.float32], bits: StoredBits = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Return weights in int8, and their scales, along the axis with the smallest error; a single one if all are short.
 
     Args:
@@ -198,7 +224,7 @@ def round_weights(values: NDArray[np.float32], bits: WeightBits = 8) -> tuple[ND
     return best[1:]
 
 
-def _nearest_grid(rows: NDArray[np.float32], bits: WeightBits) -> Grid:
+def _nearest_grid(rows: NDArray[np.float32], bits: StoredBits) -> Grid:
     """Return a scale for each row ``(rows, values)``; in few bits one that cuts off what costs the others too much."""
     if bits < _INT8_BITS:
         return find_grid(rows[None], None, bits, any_sign=True)

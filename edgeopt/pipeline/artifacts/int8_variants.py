@@ -14,7 +14,12 @@ import msgspec
 import onnx
 
 from edgeopt.errors import StepError
-from edgeopt.graph.apply import apply_steps, find_fake_quant_sites, study_sensitivity_of_file
+from edgeopt.graph.apply import (
+    apply_steps,
+    find_fake_quant_sites,
+    study_sensitivity_of_file,
+    study_weight_bits_of_file,
+)
 from edgeopt.graph.facts import (
     MATRIX_PRODUCTS,
     RECURRENT_CELLS,
@@ -39,7 +44,7 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.codec import to_json
 from edgeopt.records.profile import Precision
-from edgeopt.records.quantization import NodeNoise, SensitivityStudy
+from edgeopt.records.quantization import BitStudy, NodeNoise, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, Simplify, StoreWeights
 from edgeopt.store.files import write_whole
 
@@ -142,6 +147,24 @@ def sensitivity_study(build: Build, exported: ExportedFile, *, rank: bool) -> Se
             return run_step("study", study_sensitivity_of_file, step, source, calibration, HELD_BACK_SAMPLES, rank=rank)
 
     return build.ledger.remember(key, SensitivityStudy, make, is_usable=lambda found: bool(found.ranking) or not rank)
+
+
+def bit_study(build: Build, exported: ExportedFile) -> BitStudy:
+    """Return how much fewer bits of each weight disturb a network's outputs: from the ledger, or found now.
+
+    Raises:
+        StepError: the graph cannot be studied.
+    """
+    key = build.keys.of("bit-study", file=exported.sha256, samples=CALIBRATION_SAMPLES, held_back=HELD_BACK_SAMPLES)
+
+    def make() -> BitStudy:
+        build.progress("quantize", "finding the weights that suffer from fewer bits")
+        with float_file(build, exported, key.digest) as source:
+            calibration = build.data.calibration_file(CALIBRATION_SAMPLES + HELD_BACK_SAMPLES)
+            samples, held_back = CALIBRATION_SAMPLES, HELD_BACK_SAMPLES
+            return run_step("study", study_weight_bits_of_file, samples, source, calibration, held_back)
+
+    return build.ledger.remember(key, BitStudy, make)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from edgeopt.records.recipe import (
     QuantizeWeights,
     Recipe,
     Simplify,
+    StoredBits,
     StoreWeights,
     WeightBits,
 )
@@ -108,8 +109,13 @@ def runs_only_on_cpu(profile: Profile) -> bool:
 def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
     fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
-    pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and step.weight_bits in PLANES else ()
+    pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and has_few_bits(step) else ()
     return (*FIRST_STEPS, step, *fuse, *pack, Compact())
+
+
+def has_few_bits(step: Quantize | StoreWeights) -> bool:
+    """Tell whether weights of a step have fewer than 8 bits, so that they are packed."""
+    return step.weight_bits in PLANES or any(bits in PLANES for _, bits in step.bits_of)
 
 
 def can_unpack(profile: Profile) -> bool:
@@ -130,6 +136,21 @@ def _with_bits(step: GraphStep, bits: WeightBits) -> GraphStep:
     if isinstance(step, StoreWeights) and bits in PLANES:
         return msgspec.structs.replace(step, weight_bits=bits, samples=CALIBRATION_SAMPLES)
     return step
+
+
+def with_bits_of(steps: tuple[GraphStep, ...], bits_of: tuple[tuple[str, StoredBits], ...]) -> tuple[GraphStep, ...]:
+    """Return the steps of an int8 variant whose weights have bits of their own; others have 8."""
+
+    def changed(step: GraphStep) -> GraphStep:
+        if isinstance(step, Quantize):
+            return msgspec.structs.replace(step, weight_bits=8, bits_of=bits_of)
+        if isinstance(step, StoreWeights):
+            return msgspec.structs.replace(step, weight_bits=8, samples=CALIBRATION_SAMPLES, bits_of=bits_of)
+        return step
+
+    found = [changed(step) for step in steps if not isinstance(step, PackWeights)]
+    pack = (PackWeights(),) if any(bits in PLANES for _, bits in bits_of) else ()
+    return (*found[:-1], *pack, found[-1])
 
 
 def storing_the_rest(steps: tuple[GraphStep, ...]) -> tuple[GraphStep, ...]:

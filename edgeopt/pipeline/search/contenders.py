@@ -5,7 +5,12 @@ from __future__ import annotations
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.search.comparisons import with_full_int8
-from edgeopt.pipeline.search.float_fallbacks import float16_variant, float_prefix_variant, may_fall_back
+from edgeopt.pipeline.search.float_fallbacks import (
+    fewer_bits_variant,
+    float16_variant,
+    float_prefix_variant,
+    may_fall_back,
+)
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.select.decision import contenders
@@ -36,6 +41,7 @@ def compare_contenders(runner: TrialRunner, *, may_add: bool) -> None:
             if may_add and winner is not None and winner not in with_fallbacks:
                 with_fallbacks.add(winner)
                 try_fallbacks(runner, runner.trials[winner])
+                try_fewer_bits(runner, runner.trials[winner])
             elif to_compare is None:
                 return
 
@@ -63,5 +69,12 @@ def try_fallbacks(runner: TrialRunner, trial: Trial) -> None:
             if not runner.missed_limits(outcome) and replaces(outcome, trial.outcome, runner.build.budget):
                 return  # its own comparison decides what follows
     variant = float16_variant(runner, trial)
+    if variant is not None:
+        runner.measure(variant)
+
+
+def try_fewer_bits(runner: TrialRunner, trial: Trial) -> None:
+    """Measure the variant of an int8 trial whose weights have bits of their own, if it is smaller."""
+    variant = fewer_bits_variant(runner, trial)
     if variant is not None:
         runner.measure(variant)

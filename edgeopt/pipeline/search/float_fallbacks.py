@@ -15,8 +15,9 @@ from edgeopt.pipeline.artifacts.int8_variants import float_file
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, export_network
 from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, runs_only_on_cpu
 from edgeopt.pipeline.boundary import as_failed, run_step
-from edgeopt.pipeline.search.candidate import Candidate, Variant
-from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
+from edgeopt.pipeline.search.mixed_bits import fewer_bits_of
+from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.records.quantization import FloatPrefix
 from edgeopt.records.recipe import DropUnseenRows, GraphStep, Quantize
 from edgeopt.records.trial import Measured, Trial
@@ -69,6 +70,22 @@ def float16_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
     if "fp16" not in build.profile.precisions or pays(trial, outcome, proven_on_target=True):
         return None
     return _new_variant(runner, trial, graph_steps("fp16", build.profile))
+
+
+def fewer_bits_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
+    """Return an int8 trial's network with bits of its own for each weight; None if that is not smaller."""
+    network = _network(runner, trial)
+    if trial.recipe.precision != "int8" or network is None or not isinstance(trial.outcome, Measured):
+        return None
+    candidate = Candidate(steps=trial.recipe.torch_steps, parent=trial.recipe.parent)
+    try:
+        variant = fewer_bits_of(VariantMaker(runner, candidate, network, _exported(runner, trial)), trial.recipe)
+    except EdgeoptError as error:
+        runner.build.progress("failed", f"bits of its own for each weight: {as_failed(error).reason}")
+        return None
+    if variant is None or not isinstance(variant.made, ScoredArtifact) or runner.has_tried(variant.recipe):
+        return None
+    return variant if variant.made.artifact.size_bytes < trial.outcome.artifact.size_bytes else None
 
 
 def _new_variant(

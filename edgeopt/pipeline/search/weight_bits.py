@@ -18,6 +18,7 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, can_unpack, int8_steps, with_weight_bits
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
+from edgeopt.pipeline.search.mixed_bits import enough_bits
 from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.records.recipe import Quantize, Recipe, StoreWeights, WeightBits
 from edgeopt.records.trial import Failed
@@ -77,7 +78,11 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     def make(bits: WeightBits) -> Variant:
         return maker.make(int8_steps(StoreWeights(weight_bits=bits, samples=CALIBRATION_SAMPLES), build.profile))
 
-    return _fewest_bits(build, make, widths)
+    found = _fewest_bits(build, make, widths)
+    if is_hopeless and not _any_keeps(build, [*variants, *found]):
+        enough = enough_bits(maker)
+        found += [enough] if enough is not None else []
+    return found
 
 
 def _fewest_bits(build: Build, make: Callable[[WeightBits], Variant], widths: Sequence[WeightBits]) -> list[Variant]:

@@ -86,6 +86,28 @@ def uniform_ratio(
     return low
 
 
+def uniform_widths_of_size(
+    table: GroupTable, max_parameters: float, step: int, least: Mapping[str, int] = NOTHING
+) -> dict[str, int]:
+    """Return all widths of the largest uniform cut within a number of parameters, or of the smallest one there is.
+
+    Args:
+        table: The network to prune.
+        max_parameters: Of the cut network.
+        step: Of the profile; see ``group_step``.
+        least: The least width of some groups.
+    """
+
+    def cut(ratio: float) -> dict[str, int]:
+        return table.widths(uniform_widths(table, ratio, step, least))
+
+    low, high = 0.0, 1.0
+    for _ in range(BISECTION_STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if table.parameters(cut(middle)) <= max_parameters else (low, middle)
+    return cut(low)
+
+
 def _work_per_weight(tensor: WeightShape) -> int:
     """Return the work for each weight of a tensor, in multiply-accumulates for one sample."""
     return tensor.macs_per_weight + ACTIVATION_MACS * tensor.values_per_weight

@@ -13,6 +13,7 @@ from edgeopt.planning.widths import (
     group_step,
     uniform_ratio,
     uniform_widths,
+    uniform_widths_of_size,
 )
 from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
 
@@ -48,6 +49,22 @@ def test_the_parameter_limit_is_kept_at_multiples_of_the_step(ratio, step):
     assert table.parameters(widths) <= FULL * ratio
     assert set(widths) <= {"a", "b"}
     assert all(width % step == 0 and width > 0 for width in widths.values())
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_uniform_cut_is_the_largest_within_a_number_of_parameters(step):
+    table = a_table()
+    widths = uniform_widths_of_size(table, FULL * 0.4, step)
+    assert set(widths) == {"a", "b", "c"}
+    assert widths["c"] == 5  # frozen
+    assert widths["a"] / 16 == pytest.approx(widths["b"] / 32, abs=step / 16)
+    assert table.parameters(widths) <= FULL * 0.4
+    larger = {"a": min(16, widths["a"] + step), "b": min(32, widths["b"] + step), "c": 5}
+    assert table.parameters(larger) > FULL * 0.4
+
+
+def test_a_uniform_cut_to_nothing_leaves_the_least_widths():
+    assert uniform_widths_of_size(a_table(), 1, 4, {"b": 10}) == {"a": 4, "b": 12, "c": 5}
 
 
 def test_nothing_is_removed_if_the_limit_is_already_kept():

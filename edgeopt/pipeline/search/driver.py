@@ -37,7 +37,7 @@ from edgeopt.pipeline.search.candidate import (
 )
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
-from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve
+from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve, uniform_cut
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
@@ -68,6 +68,8 @@ class Search:
         self.notes: list[str] = []
         """What was not tried, and why."""
         self.sparsity: SparsityCurve | None = None
+        self.limit: LatencyLimit | None = None
+        """What is known about latency, once widths were chosen."""
         self.ended_early: str | None = None
         """Why the search ended before all its rounds."""
 
@@ -239,7 +241,7 @@ class Search:
         original = next((trial for trial in self.originals if trial.recipe.precision == precision), None)
         groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
         with self.build.clock.stage("latency table"):
-            limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
+            self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
         sizes = [SizeTarget(ratio, self.parent(ratio, points)) for ratio in ratios]
         found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
         return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
@@ -255,11 +257,14 @@ class Search:
             return None
 
     def refine(self, ratio: float | None) -> None:
-        """Try factorized layers, fewer bits and zeros on the network of that share of the parameters; None if none."""
+        """Try a uniform cut, factorized layers, fewer bits and zeros at a share of the parameters; None if none."""
         build = self.build
         network = next((found for found in self.runner.networks.values() if found.ratio == ratio), None)
         if network is None or build.is_out_of_time:
             return
+        uniform = uniform_cut(build, network, self.runner.original, self.limit)
+        if uniform is not None and not self.is_known(uniform):
+            self.run_round([uniform])
         if build.effort.low_rank:
             with build.clock.stage("low rank"):
                 precision = self.shipping_precision or self.runner.precisions[0]

@@ -1,17 +1,64 @@
-"""What is tried on the smallest network that keeps the score: factorized layers, and zeros if the download counts.
+"""What is tried at the size of the smallest network that keeps the score: a uniform cut, and zeros for the download.
 
-Pruning comes first, because a narrower network is smaller and faster on every device. Factorization and zeros start
-from its result, and are compared with it.
+Widths chosen by importance may keep more work than a uniform cut of the same size, because the channels that matter
+most may be in the layers that take longest. So the uniform cut is tried too, if it is predicted to be quicker: no plain
+cut is then both as small and quicker than the winner. Factorized layers are in ``edgeopt.pipeline.search.low_rank``.
 """
 
 from __future__ import annotations
 
 from edgeopt.errors import StepError
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, reference
+from edgeopt.latency.predictor import Predictor
+from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of, reference
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, sparse
+from edgeopt.pipeline.search.candidate import Candidate, cut_steps, importance_of, sparse
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.planning.width_rules import least_widths
+from edgeopt.planning.widths import uniform_widths_of_size
+from edgeopt.records.groups import GroupTable
+from edgeopt.records.latency import LatencyTable
+from edgeopt.records.recipe import Prune
 from edgeopt.records.sparsity import SparsityCurve
+
+MAX_TIME_RATIO = 0.97
+"""Of the network's predicted time: what a uniform cut may take at most to be worth a training."""
+
+
+def uniform_cut(
+    build: Build, network: StoredNetwork, original: StoredNetwork, limit: LatencyLimit | None
+) -> Candidate | None:
+    """Return the uniform cut of the original with as many parameters as a network; None if it is no quicker.
+
+    Args:
+        build: The build.
+        network: A pruned network that keeps the score.
+        original: The trained network.
+        limit: Has the times of its layers; None if no widths were chosen.
+    """
+    if limit is None or network.key is None:
+        return None
+    table, _ = group_table_of(build, original, importance_of(build))
+    found, _ = group_table_of(build, network, importance_of(build))
+    full, widths = table.widths(), found.widths()
+    if widths.keys() != full.keys():
+        return None  # a student, or a network whose groups another step has changed
+    least = least_widths(table, build.width_rules)
+    uniform = uniform_widths_of_size(table, network.parameters, build.profile.channel_step, least)
+    if uniform == widths or _time(table, limit, uniform) > MAX_TIME_RATIO * _time(table, limit, widths):
+        return None
+    cut = {name: width for name, width in uniform.items() if width < full[name]}
+    note = f"the same share of every group's channels, with no more parameters than {network.parameters:,}"
+    return Candidate(
+        steps=cut_steps(build, Prune(importance=importance_of(build), widths=cut)), parent=None, notes=(note,)
+    )
+
+
+def _time(table: GroupTable, limit: LatencyLimit, widths: dict[str, int]) -> float:
+    """Return the predicted time of a network; without a latency table, its multiply-accumulates."""
+    if isinstance(limit.table, LatencyTable):
+        return Predictor(limit.table).ns(widths)
+    return float(table.macs(widths))
 
 
 def sparse_candidates(build: Build, network: StoredNetwork) -> list[Candidate]:

@@ -62,6 +62,8 @@ def a_budget(
     size_metric: str = "file",
     min_score: float | None = None,
     max_score_drop: float | None = 0.01,
+    max_class_drop: float | None = None,
+    max_flip_ratio: float | None = None,
     prefer: str = "size",
 ) -> Budget:
     """Return limits that ``a_trial()`` keeps."""
@@ -75,6 +77,8 @@ def a_budget(
         size_metric=size_metric,
         min_score=min_score,
         max_score_drop=max_score_drop,
+        max_class_drop=max_class_drop,
+        max_flip_ratio=max_flip_ratio,
         prefer=prefer,
     )
 

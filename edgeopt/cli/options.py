@@ -42,6 +42,12 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
         "How much worse than the trained network's the score may be, in its unit; 0.01 is one point of accuracy.",
     ),
     ("--min-score", parse_limit, "Worst score allowed: a minimum, or for an error a maximum."),
+    (
+        "--max-class-drop",
+        parse_limit,
+        "How much less often the answer may be right in any class of the labels; 0.05 is five points.",
+    ),
+    ("--max-flips", parse_limit, "Share of the trained network's answers that may change, for better or worse."),
     ("--throughput", parse_limit, "Minimum samples per second, at the target's batch size."),
     (
         "--size-metric",

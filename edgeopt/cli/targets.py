@@ -98,6 +98,8 @@ def describe_limits(budget: Budget) -> str:
         (budget.max_size_bytes, 1e6, f"{budget.size_metric} ≤ %g MB"),
         (budget.min_score, 1.0, "score ≥ %g"),
         (budget.max_score_drop, 1.0, "score drop ≤ %g"),
+        (budget.max_class_drop, 1.0, "drop of any class ≤ %g"),
+        (budget.max_flip_ratio, 1.0, "changed answers ≤ %g"),
     )
     return " · ".join(text % (value / unit) for value, unit, text in parts if value is not None) or "no limits"
 

@@ -29,6 +29,9 @@ class LimitOptions(Record, frozen=True, kw_only=True):
     size_mb: float | Waived | None = None
     max_drop: float | Waived | None = None
     min_score: float | Waived | None = None
+    max_class_drop: float | Waived | None = None
+    max_flips: float | Waived | None = None
+    """Share of the trained network's answers."""
     throughput: float | Waived | None = None
     """Samples a second."""
     size_metric: SizeMetric | None = None
@@ -86,6 +89,8 @@ def check_options(options: LimitOptions, prefix: str, *, any_unit: bool = False)
             option = _format_option(name, prefix)
             raise ConfigError(f"{option} {value:g} is not above zero; write 'none' to waive that limit.")
     _check_score_limit("max_drop", options.max_drop, prefix, any_unit)
+    for name in ("max_class_drop", "max_flips"):
+        _check_ratio(name, getattr(options, name), prefix)
     _check_score_limit("min_score", options.min_score, prefix, any_unit)
 
 
@@ -104,12 +109,27 @@ def check_budget(budget: Budget, source: str) -> None:
     drop, score = budget.max_score_drop, budget.min_score
     if drop is not None and not 0 <= drop < math.inf:
         raise ConfigError(f"{source}: max_score_drop is {drop}; the allowed drop is zero or more, and finite.")
+    for name in ("max_class_drop", "max_flip_ratio"):
+        ratio = getattr(budget, name)
+        if ratio is not None and not 0 <= ratio < 1:
+            raise ConfigError(f"{source}: {name} is {ratio}; it is a share of answers, from 0 to 1.")
     if score is not None and not math.isfinite(score):
         raise ConfigError(f"{source}: min_score is {score}; a score is a finite number.")
     if not 1 <= budget.latency_percentile <= 99:
         raise ConfigError(f"{source}: latency_percentile is {budget.latency_percentile}; it has to be from 1 to 99.")
     if budget.batch_size < 1:
         raise ConfigError(f"{source}: batch_size is {budget.batch_size}; it has to be 1 or more.")
+
+
+def _check_ratio(name: str, value: float | Waived | None, prefix: str) -> None:
+    """Refuse a share of answers that is none, or that was written in percent."""
+    if value is None or value == "none" or 0 <= value < 1:
+        return
+    option = _format_option(name, prefix)
+    advice = f"write {value / 100:g}" if 1 <= value < 100 else "write 'none' to waive that limit"
+    raise ConfigError(
+        f"{option} {value:g} is not a share of answers from 0 to 1, such as 0.02 for two in 100; {advice}."
+    )
 
 
 def _check_score_limit(name: str, value: float | Waived | None, prefix: str, any_unit: bool) -> None:
@@ -139,6 +159,8 @@ def _replace(budget: Budget, options: LimitOptions, prefix: str, *, any_unit: bo
         "max_score_drop": options.max_drop,
         "min_score": options.min_score,
         "min_throughput_per_s": options.throughput,
+        "max_class_drop": options.max_class_drop,
+        "max_flip_ratio": options.max_flips,
     }
     changes: dict[str, float | int | str | None] = {}
     for name, value in in_bytes.items():

@@ -105,6 +105,12 @@ class EvaluationSet:
         return direction
 
     @property
+    def score_kind(self) -> ScoreKind | None:
+        """What the score is, once it is settled; None if the task scores itself."""
+        kind: ScoreKind | None = self._call_user("the score", lambda: self.task.score_kind)
+        return kind
+
+    @property
     def score_wish(self) -> ScoreWish | None:
         """What the user asked for on the command line, for keys of scores."""
         return self.task.score_wish if isinstance(self.task, OnnxTask) else None
@@ -116,8 +122,7 @@ class EvaluationSet:
             baseline: Outputs of the baseline on the set; a task in Python runs its network itself.
         """
         if not isinstance(self.task, OnnxTask):
-            kind: ScoreKind | None = self._call_user("the score", lambda: self.task.score_kind)
-            return kind
+            return self.score_kind
         if self.task.score_kind is None:
             names = self.task.output_names
             outputs = [flat_arrays(self.task.nest_outputs([batch[name] for name in names])) for batch in baseline]

@@ -17,6 +17,7 @@ from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
 from edgeopt.scoring.agreement import constant_agreement
+from edgeopt.scoring.answers import answer_part
 from edgeopt.scoring.compute import decisions
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
@@ -101,10 +102,12 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
         go_on: Build even if the baseline scores like a constant answer.
 
     Raises:
-        TaskError: it does, and ``go_on`` is False.
+        TaskError: it does, and ``go_on`` is False; or a limit is about answers, which the outputs are not.
         DataError: see ``settle_score``.
     """
     check = settle_score(build, evaluator)
+    if build.budget.limits_answers:
+        answer_part(check.kind)
     if check.kind is not None:
         build.progress("score", f"the {check.kind.text}; the trained network's is {check.score:.4f}")
     notes = [*(check.kind.notes if check.kind else ()), *_unit_note(build, check), *_wide_limit_note(build, check)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from edgeopt.records.base import Record
 
-Limit = Literal["latency", "throughput", "memory", "size", "score"]
+Limit = Literal["latency", "throughput", "memory", "size", "score", "class", "flips"]
 SizeMetric = Literal["file", "download"]
 Preference = Literal["size", "latency", "memory"]
 
@@ -32,5 +32,14 @@ class Budget(Record, frozen=True, kw_only=True):
     max_score_drop: float | None
     """How much worse than the measured baseline, in the unit of the score: 0.01 is one point of accuracy, or an error
     that is 0.01 larger in the unit of the labels."""
+    max_class_drop: float | None = None
+    """How much less often the answer may be right in any class."""
+    max_flip_ratio: float | None = None
+    """Share of the baseline's answers that may change."""
     prefer: Preference = "size"
     """What the winner has least of, among the trials that keep every limit; see ``edgeopt.select.preference``."""
+
+    @property
+    def limits_answers(self) -> bool:
+        """Whether a limit is about single answers, not only about their mean."""
+        return self.max_class_drop is not None or self.max_flip_ratio is not None

@@ -64,6 +64,30 @@ class Artifact(Record, frozen=True, kw_only=True):
     """Fallbacks taken, and other remarks for the report."""
 
 
+class ClassDrop(Record, frozen=True, kw_only=True):
+    """How much less often the answer is right where the label is one class."""
+
+    number: int
+    """Of the class."""
+    drop: float
+    drop_ci95: tuple[float, float]
+    """Paired interval over samples."""
+    samples: int
+    """That have the class."""
+    unjudged_classes: int = 0
+    """Classes in too few samples to be judged."""
+
+
+class AnswerChanges(Record, frozen=True, kw_only=True):
+    """How a file's answers differ from the baseline's."""
+
+    flip_ratio: float
+    """Share of answers that differ, whether they are better or worse."""
+    flip_ratio_ci95: tuple[float, float]
+    worst_class: ClassDrop | None
+    """The class whose interval reaches the largest drop; None if no class has enough samples."""
+
+
 class Score(Record, frozen=True, kw_only=True):
     """The score of a file on the selection set, and its drop from the baseline over the same samples."""
 
@@ -75,6 +99,8 @@ class Score(Record, frozen=True, kw_only=True):
     samples: int
     direction: ScoreDirection = "higher"
     """Whether a higher or a lower score is better."""
+    answers: AnswerChanges | None = None
+    """None if no limit is about them."""
 
 
 class AgainstTrial(Record, frozen=True, kw_only=True):

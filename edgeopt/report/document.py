@@ -24,7 +24,7 @@ from edgeopt.records.profile import Runtime
 from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Failed, FailureKind, Measured, Parity, Trial
+from edgeopt.records.trial import AnswerChanges, Failed, FailureKind, Measured, Parity, Trial
 from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
 _SCHEMA: Literal["edgeopt/choice-2"] = "edgeopt/choice-2"
@@ -128,6 +128,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     score: float | None = None
     score_drop: float | None = None
     score_drop_ci95: Span | None = None
+    answers: AnswerChanges | None = None
+    """How its answers differ from the baseline's, if a limit is about them."""
     score_samples: int | None = None
     score_direction: ScoreDirection = "higher"
     """Whether a higher or a lower score is better; a drop is always how much worse."""
@@ -293,6 +295,7 @@ def _measured_part(trial: Trial, outcome: Measured, trial_verdict: Verdict, budg
         score=_finite(score.value),
         score_drop=_finite(score.drop),
         score_drop_ci95=score.drop_ci95,
+        answers=score.answers,
         score_samples=score.samples,
         score_direction=score.direction,
         providers=measurement.providers,

@@ -304,6 +304,7 @@ def render_page(document: Document) -> str:
                 *sentences.float_prefix_notes(document),
                 score_sentences.score_meaning(document),
                 score_sentences.missing_interval(document),
+                score_sentences.worst_class(document),
                 score_sentences.unjudged_outputs(document),
                 sentences.teacher(document),
                 sentences.waived(document),

@@ -71,7 +71,7 @@ def build_proof(trial: TrialPart, budget: Budget) -> tuple[ProofRow, ...]:
     rows = [_latency(trial, budget)]
     if budget.min_throughput_per_s is not None:
         rows.append(_throughput(trial, budget))
-    rows += [_memory(trial, budget), _size(trial, budget), *_score(trial, budget)]
+    rows += [_memory(trial, budget), _size(trial, budget), *_score(trial, budget), *_answers(trial, budget)]
     return tuple(rows)
 
 
@@ -171,6 +171,40 @@ def _score(trial: TrialPart, budget: Budget) -> list[ProofRow]:
                 allowed=budget.max_score_drop,
                 floor=False,
                 miss=_miss(trial, "score", budget.max_score_drop),
+            )
+        )
+    return rows
+
+
+def _answers(trial: TrialPart, budget: Budget) -> list[ProofRow]:
+    """Return rows for the worst class and for changed answers, if they are limited."""
+    answers = trial.answers
+    worst = answers.worst_class if answers is not None else None
+    rows = []
+    if budget.max_class_drop is not None:
+        rows.append(
+            ProofRow(
+                limit="class",
+                label="Drop of the worst class",
+                unit="score",
+                found=None if worst is None else worst.drop,
+                interval=None if worst is None else worst.drop_ci95,
+                allowed=budget.max_class_drop,
+                floor=False,
+                miss=_miss(trial, "class", budget.max_class_drop),
+            )
+        )
+    if budget.max_flip_ratio is not None:
+        rows.append(
+            ProofRow(
+                limit="flips",
+                label="Changed answers",
+                unit="score",
+                found=None if answers is None else answers.flip_ratio,
+                interval=None if answers is None else answers.flip_ratio_ci95,
+                allowed=budget.max_flip_ratio,
+                floor=False,
+                miss=_miss(trial, "flips", budget.max_flip_ratio),
             )
         )
     return rows

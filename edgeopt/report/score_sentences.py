@@ -40,3 +40,20 @@ def unjudged_outputs(document: Document) -> str | None:
     if not parts:
         return None
     return f"Not judged by the score: {words.listed(parts)} of its largest value, on {_PARITY_INPUTS}."
+
+
+def worst_class(document: Document) -> str | None:
+    """Name the class that the winner loses most in, if a limit is about that."""
+    winner = document.winner
+    worst = winner.answers.worst_class if winner is not None and winner.answers is not None else None
+    if winner is None or worst is None or document.budget.max_class_drop is None:
+        return None
+    low, high = (words.score(end) for end in worst.drop_ci95)
+    few = ""
+    if worst.unjudged_classes:
+        one = worst.unjudged_classes == 1
+        few = f" {worst.unjudged_classes} {'class has' if one else 'classes have'} too few samples to be judged."
+    return (
+        f"Trial {winner.number} loses most in class {worst.number}, on {words.plural(worst.samples, 'sample')}: "
+        f"{words.score(worst.drop)} (95 %: {low} to {high}).{few}"
+    )

@@ -19,6 +19,8 @@ _LIMIT_NAMES: dict[Limit, str] = {
     "memory": "peak memory",
     "size": "size",
     "score": "score",
+    "class": "drop of the worst class",
+    "flips": "changed answers",
 }
 
 
@@ -78,12 +80,17 @@ def miss_text(miss: Miss, budget: Budget, *, higher: bool = True) -> str:
     name += (" drop" if higher else " increase") if is_drop else ""
     if miss.found is None:
         return f"{name} unknown"
-    units: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "score": "score"}
-    unit = units.get(miss.limit, "bytes")
+    unit = unit_of(miss.limit)
     found, allowed = words.distinguishable(miss.found, miss.allowed, unit), words.limit(miss.allowed, unit)
     is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop and higher)
     sign, noise = "≥" if is_minimum else "≤", ", within the noise" if miss.within_noise else ""
     return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise})"
+
+
+def unit_of(limit: Limit) -> words.Unit:
+    """Return the unit of a limit's values."""
+    units: dict[Limit, words.Unit] = {"latency": "ms", "throughput": "per_s", "memory": "bytes", "size": "bytes"}
+    return units.get(limit, "score")
 
 
 def binding(document: Document) -> str:

@@ -173,7 +173,8 @@ def output_of(outputs: Any, part: OutputScore) -> NDArray[Any]:
     return flat_arrays(outputs)[part.index]
 
 
-def _labels(labels: Any, part: OutputScore) -> Any:
+def labels_of(labels: Any, part: OutputScore) -> Any:
+    """Return the labels of the output that is judged."""
     return flat_arrays(labels)[part.index] if part.labels == "outputs" else unwrapped(labels)
 
 
@@ -184,10 +185,10 @@ def sample_values(kind: ScoreKind, pairs: Pairs) -> _Floats:
         DataError, StepError: as ``part_values``.
     """
     pairs = list(pairs)
-    parts = [_balanced(part, [_labels(labels, part) for _, labels in pairs]) for part in kind.parts]
+    parts = [_balanced(part, [labels_of(labels, part) for _, labels in pairs]) for part in kind.parts]
     scores = []
     for outputs, labels in pairs:
-        values = [part_values(part, output_of(outputs, part), _labels(labels, part)) for part in parts]
+        values = [part_values(part, output_of(outputs, part), labels_of(labels, part)) for part in parts]
         scores.append(np.mean(values, axis=0))
     return np.concatenate(scores)
 
@@ -211,7 +212,7 @@ def sample_sums(kind: ScoreKind, pairs: Pairs) -> _Floats:
     for outputs, labels in pairs:
         columns = []
         for part in kind.parts:
-            output, truth = output_of(outputs, part), _labels(labels, part)
+            output, truth = output_of(outputs, part), labels_of(labels, part)
             if part.metric in ("f1", "miou"):
                 columns.append(part_counts(part, output, truth))
             else:

@@ -92,6 +92,10 @@ def _relief(finding: LimitFinding) -> str:
         case ("memory" | "size") as name, _:
             megabytes = _round_outward(finding.judged / 1e6, finding.floor)
             return f"a {name} limit of {megabytes:g} MB (instead of {finding.allowed / 1e6:g} MB)"
+        case "class", _:
+            return f"a class drop limit of {needed:g} (instead of {finding.allowed:g})"
+        case "flips", _:
+            return f"a limit on changed answers of {needed:g} (instead of {finding.allowed:g})"
         case _, False if not finding.is_drop:
             return f"a maximum score of {needed:g} (instead of {finding.allowed:g})"
         case _, True:

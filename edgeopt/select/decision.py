@@ -209,7 +209,7 @@ def _binding(trials: list[JudgedTrial], winner: JudgedTrial | None, baseline_num
 
 
 def _in_order(limits: set[Limit] | frozenset[Limit]) -> tuple[Limit, ...]:
-    order: tuple[Limit, ...] = ("latency", "throughput", "memory", "size", "score")
+    order: tuple[Limit, ...] = ("latency", "throughput", "memory", "size", "score", "class", "flips")
     return tuple(limit for limit in order if limit in limits)
 
 

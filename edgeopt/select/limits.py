@@ -139,6 +139,22 @@ def judge_score_limits(score: Score, budget: Budget) -> Iterator[LimitFinding]:
         scale = max(budget.max_score_drop, min_scale)
         yield LimitFinding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale, is_drop=True)
 
+    yield from _judge_answers(score, budget)
+
+
+def _judge_answers(score: Score, budget: Budget) -> Iterator[LimitFinding]:
+    """Compare the worst class and the changed answers with their limits; a missing value is a missed limit."""
+    answers = score.answers
+    worst = answers.worst_class if answers is not None else None
+    if budget.max_class_drop is not None:
+        point, high = (math.nan, math.nan) if worst is None else (worst.drop, worst.drop_ci95[1])
+        scale = max(budget.max_class_drop, _MIN_SCORE_SCALE_RATIO)
+        yield LimitFinding("class", point, high, budget.max_class_drop, floor=False, scale=scale, is_drop=True)
+    if budget.max_flip_ratio is not None:
+        point, high = (math.nan, math.nan) if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95[1])
+        scale = max(budget.max_flip_ratio, _MIN_SCORE_SCALE_RATIO)
+        yield LimitFinding("flips", point, high, budget.max_flip_ratio, floor=False, scale=scale)
+
 
 def find_float_counterpart(trial: Trial, trials: Iterable[Trial]) -> Trial | None:
     """Return the measured float32 trial of an int8 trial's network, or None."""

@@ -6,7 +6,8 @@ import pytest
 from builders import a_baseline, a_budget, a_choice, a_trial
 from msgspec.structs import replace
 
-from edgeopt.select.limits import judge_limits
+from edgeopt.records.trial import AnswerChanges, ClassDrop
+from edgeopt.select.limits import judge_limits, judge_score_limits
 from edgeopt.statistics import latency_interval_ms
 
 
@@ -124,3 +125,26 @@ def test_of_two_files_of_one_size_the_one_with_the_smaller_error_wins():
         as_error(a_trial(2, score=0.29, drop=0.0)),
     ]
     assert a_choice(tuple(trials)).winner == 2
+
+
+def with_answers(flip_high=0.0, class_high=0.0, judged=True):
+    worst = ClassDrop(number=3, drop=class_high / 2, drop_ci95=(0.0, class_high), samples=50) if judged else None
+    changes = AnswerChanges(flip_ratio=flip_high / 2, flip_ratio_ci95=(0.0, flip_high), worst_class=worst)
+    outcome = a_trial(1).outcome
+    return replace(outcome.score, answers=changes)
+
+
+@pytest.mark.parametrize(
+    ("score", "missed"),
+    [
+        (with_answers(flip_high=0.01, class_high=0.04), set()),
+        (with_answers(flip_high=0.03, class_high=0.04), {"flips"}),
+        (with_answers(flip_high=0.01, class_high=0.06), {"class"}),
+        (with_answers(judged=False), {"class"}),
+        (a_trial(1).outcome.score, {"class", "flips"}),
+    ],
+    ids=["both kept", "flips", "class", "no class has enough samples", "unknown"],
+)
+def test_the_worst_class_and_changed_answers_are_judged_by_the_upper_ends(score, missed):
+    budget = a_budget(max_score_drop=None, max_class_drop=0.05, max_flip_ratio=0.02)
+    assert {finding.limit for finding in judge_score_limits(score, budget) if not finding.kept} == missed

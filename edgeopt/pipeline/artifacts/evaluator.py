@@ -30,7 +30,8 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
-from edgeopt.records.trial import Score
+from edgeopt.records.trial import AnswerChanges, Score
+from edgeopt.scoring.answers import compare_answers
 from edgeopt.scoring.drop import (
     is_mean,
     mean_drop_interval,
@@ -186,6 +187,7 @@ class Evaluator:
         found, base = (self.evaluate(name, inputs, targets) for name in (sha256, self.baseline))
         interval = self._drop_interval(sha256, base, found, inputs, targets)
         return Score(
+            answers=self._answer_changes(sha256, found, inputs, targets) if self.build.budget.limits_answers else None,
             value=found.value,
             drop=worsening(base.value, found.value, direction),
             drop_ci95=None if interval is None else (interval.low, interval.high),
@@ -198,7 +200,20 @@ class Evaluator:
         """What the key of a score contains besides the file."""
         wish = self.build.data.score_wish
         asked = None if wish is None else (wish.score, wish.output, wish.ignored)
-        return {"scoring": SCORING_VERSION, "asked": asked}
+        answers = {"answers": True} if self.build.budget.limits_answers else {}
+        return {"scoring": SCORING_VERSION, "asked": asked, **answers}
+
+    def _answer_changes(self, sha256: str, found: FileScore, inputs: Path, targets: Sequence[Any]) -> AnswerChanges:
+        """Return how a file's answers differ from the baseline's.
+
+        Raises:
+            TaskError: its outputs are no answers.
+        """
+        labels, kind = targets or self.reference(inputs), self.build.data.score_kind
+        before = self.build.data.pairs(self._baseline_outputs(inputs), labels)
+        if sha256 == self.baseline:
+            return msgspec.structs.replace(compare_answers(kind, before, before), flip_ratio_ci95=(0.0, 0.0))
+        return compare_answers(kind, before, found.pairs or self.pairs(sha256, inputs, targets))
 
     def _drop_interval(
         self, sha256: str, base: FileScore, found: FileScore, inputs: Path, targets: Sequence[Any]

@@ -40,6 +40,8 @@ _UNITS: dict[str, Unit] = {
     "memory": "bytes",
     "size": "bytes",
     "score": "score",
+    "class": "score",
+    "flips": "score",
 }
 _BATCH = "batch"
 """Name of the batch's dimension in the files that edgeopt exports."""
@@ -252,7 +254,11 @@ def check_limits(
         yield _limit_finding(limit)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
-            yield _limit_finding(limit, score.score.direction)
+            if limit.limit in ("class", "flips"):
+                text = "is not compared here: only the score is"
+                yield CheckFinding(kind="limit", name=limit.limit, status="note", text=text)
+            else:
+                yield _limit_finding(limit, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.special import betaincinv, stdtrit
 
 from edgeopt.records.measurement import Comparison, Measurement
 
@@ -334,6 +334,20 @@ def paired_drop_interval(
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(f"expected one score for each of the same samples, got {first.shape} and {second.shape}")
     return mean_interval(first - second, confidence, seed)
+
+
+def exact_share_interval(count: int, total: int, confidence: float = 0.95) -> Interval:
+    """Return a share with its exact interval (Clopper and Pearson, 1934), which has a width for 0 and for all too.
+
+    Args:
+        count: Of those that have the property.
+        total: Of all.
+        confidence: Of the interval, in 0..1.
+    """
+    tail = (1 - confidence) / 2
+    low = betaincinv(count, total - count + 1, tail) if count else 0.0
+    high = betaincinv(count + 1, total - count, 1 - tail) if count < total else 1.0
+    return Interval(count / total, float(low), float(high))
 
 
 def mean_interval(samples: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:

@@ -16,7 +16,8 @@ from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.recipe import Recipe
-from edgeopt.report.document import Document, Part, Span, read_part
+from edgeopt.report.document import Document, read_part
+from edgeopt.report.parts import Part, Span
 from edgeopt.report.proof import build_proof
 
 _SCHEMA: Literal["edgeopt/manifest-2"] = "edgeopt/manifest-2"

@@ -29,6 +29,7 @@ from edgeopt.passes.tracing.trainable import FROZEN_NOTE
 from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
+from edgeopt.pipeline.artifacts.expected_drop import with_expected_drop
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
@@ -132,6 +133,7 @@ def build(
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         search.run(training=may_train(opened, search.runner.original), more=request.more)
         choice = decide(opened, search, remarks, request.notes)
+        choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         write(opened, choice, out, request.command)
         return choice

@@ -56,6 +56,15 @@ class TestScores(Record, frozen=True, kw_only=True):
     direction: ScoreDirection = "higher"
 
 
+class ExpectedDrop(Record, frozen=True, kw_only=True):
+    """What the winner is expected to lose on other data: its drop, and what it owes to the samples that chose it."""
+
+    drop: float
+    drop_ci95: tuple[float, float]
+    files: int
+    """Among which the choice was made."""
+
+
 class FailedTrainings(Record, frozen=True, kw_only=True):
     """The trainings of a build that gave no network."""
 
@@ -133,6 +142,8 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the given ``.onnx`` as it was read; None for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """None if no training failed."""
+    expected: ExpectedDrop | None = None
+    """None if the drop is not limited, the baseline won, or the score cannot be computed for draws of samples."""
     ended_early: str | None = None
     """Why the search ended before all its rounds: something failed that no single trial is to blame for."""
 

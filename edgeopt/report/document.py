@@ -17,7 +17,7 @@ import msgspec
 import edgeopt
 from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
-from edgeopt.records.choice import Choice, FailedTrainings, Infeasible, Miss, TestScores, Verdict
+from edgeopt.records.choice import Choice, ExpectedDrop, FailedTrainings, Infeasible, Miss, TestScores, Verdict
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, DeviceInfo, Environment, Estimate, Measurement
 from edgeopt.records.profile import Runtime
@@ -25,63 +25,12 @@ from edgeopt.records.recipe import Quantize, Recipe
 from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import AnswerChanges, Failed, FailureKind, Measured, Parity, Trial
+from edgeopt.report.parts import Latency, LatencyComparison, LayerChange, NodeSensitivity, Part, Span
 from edgeopt.statistics import comparison_ratio, find_noise, latency_interval_ms, load_ms, verdict
 
 _SCHEMA: Literal["edgeopt/choice-2"] = "edgeopt/choice-2"
 
-Span = tuple[float, float]
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a document; unlike a record, it skips fields that a later version added."""
-
-
 R = TypeVar("R", bound=Part)
-
-
-class Latency(Part, frozen=True, kw_only=True):
-    """Wall time of one run, over all processes, in ms."""
-
-    p50: float
-    p90: float
-    p99: float
-    limit: float
-    """At the budget's percentile."""
-    limit_ci95: Span
-    estimated: bool = False
-    """Predicted for a target that was not there to measure; see ``Document.estimate``."""
-
-
-class LatencyComparison(Part, frozen=True, kw_only=True):
-    """The result of an interleaved A/B."""
-
-    latency_ratio: float
-    """This file's time over the other's: below 1 is faster."""
-    ci95: Span
-    verdict: Literal["faster", "slower", "no difference"]
-
-
-class LayerChange(Part, frozen=True, kw_only=True):
-    """Layers of one kind in float32 and in int8, by ONNX Runtime's profile."""
-
-    operator: str
-    shape: tuple[int, ...]
-    """Of their outputs."""
-    nodes: tuple[int, int]
-    """How many, in float32 and in int8."""
-    float_ms: float
-    ms: float
-
-
-class NodeSensitivity(Part, frozen=True, kw_only=True):
-    """A node in the ranking of a mixed-precision trial, whose first nodes stay in float."""
-
-    node: str
-    snr_db: float
-    """Signal to noise at the outputs if only this node is in int8."""
-    cost_ratio: float
-    """Its share of the weights' bytes and of the multiply-accumulates (mean of the two)."""
-    stays_float: bool
 
 
 class TrialPart(Part, frozen=True, kw_only=True):
@@ -193,6 +142,8 @@ class Document(Part, frozen=True, kw_only=True):
     """Of the given ``.onnx`` as it was read; null for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """Null if no training failed."""
+    expected: ExpectedDrop | None = None
+    """The winner's drop on other data, corrected for the choice among many files."""
     ended_early: str | None = None
     """Why the search ended before all its rounds; null if it did not, or if only the time limit ended it."""
 
@@ -225,6 +176,7 @@ def build_document(choice: Choice) -> Document:
         pareto_front=choice.pareto_front,
         infeasible=choice.infeasible,
         test=choice.test,
+        expected=choice.expected,
         seconds=choice.seconds,
         sparsity=choice.sparsity,
         notes=choice.notes,

@@ -68,7 +68,7 @@ def _proof(document: Document) -> dict[str, object]:
 
 
 def _test(document: Document) -> dict[str, object] | None:
-    sentence = sentences.test_scores(document)
+    sentence = score_sentences.test_scores(document)
     return None if sentence is None else {"sentence": sentence}
 
 
@@ -305,6 +305,7 @@ def render_page(document: Document) -> str:
                 score_sentences.score_meaning(document),
                 score_sentences.missing_interval(document),
                 score_sentences.worst_class(document),
+                score_sentences.expected_drop(document),
                 score_sentences.unjudged_outputs(document),
                 sentences.teacher(document),
                 sentences.waived(document),

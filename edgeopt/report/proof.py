@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.report import words
-from edgeopt.report.document import Span, TrialPart
+from edgeopt.report.document import TrialPart
+from edgeopt.report.parts import Span
 from edgeopt.report.words import Unit
 
 

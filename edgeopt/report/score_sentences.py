@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeopt.report import words
 from edgeopt.report.document import Document
-from edgeopt.report.proof import drop_name
+from edgeopt.report.proof import drop_name, is_higher_better
 
 _PARITY_INPUTS = "the inputs on which files are compared with their network"
 
@@ -56,4 +56,34 @@ def worst_class(document: Document) -> str | None:
     return (
         f"Trial {winner.number} loses most in class {worst.number}, on {words.plural(worst.samples, 'sample')}: "
         f"{words.score(worst.drop)} (95 %: {low} to {high}).{few}"
+    )
+
+
+def expected_drop(document: Document) -> str | None:
+    """Say what the winner is expected to lose on other data; None if that is not known."""
+    expected, winner = document.expected, document.winner
+    if expected is None or winner is None or winner.score_drop is None:
+        return None
+    low, high = expected.drop_ci95
+    name = "drop" if is_higher_better(winner) else "increase"
+    return (
+        f"On other data a {name} of {words.score(expected.drop)} is expected (95 %: {words.score(low)} to "
+        f"{words.score(high)}): {words.score(winner.score_drop)} on the samples that chose it, and what it owes to "
+        f"them, as the smallest of {expected.files} files."
+    )
+
+
+def test_scores(document: Document) -> str | None:
+    """Give the scores on the test set, which decided nothing."""
+    test = document.test
+    if test is None:
+        return None
+    higher = test.direction == "higher"
+    drop = test.baseline_score - test.winner_score if higher else test.winner_score - test.baseline_score
+    span = test.drop_ci95
+    interval = "" if span is None else f", 95 %: {words.score(span[0])} to {words.score(span[1])}"
+    return (
+        f"On {test.samples:,} test samples, used once at the end: baseline {words.score(test.baseline_score)}, "
+        f"winner {words.score(test.winner_score)} ({'drop' if higher else 'increase'} "
+        f"{words.score(drop)}{interval})."
     )

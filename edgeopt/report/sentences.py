@@ -7,8 +7,9 @@ from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
 from edgeopt.records.recipe import Distill, LowRank, Sparsify
 from edgeopt.report import words
-from edgeopt.report.document import Document, LatencyComparison, LayerChange, TrialPart
+from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import share_of_failed
+from edgeopt.report.parts import LatencyComparison, LayerChange
 from edgeopt.report.proof import ProofRow, build_proof, is_higher_better
 
 _MAX_NAMED_LAYERS = 3
@@ -356,22 +357,6 @@ def estimate_notes(estimate: Estimate, target: str) -> str:
         f"{estimate.device.uri} (onnxruntime {estimate.device_runtime}). Its median error on {estimate.networks} "
         f"held-out networks was {words.percent(estimate.error_ratio)}.{missing} The upper end of the interval is "
         "compared with the limit."
-    )
-
-
-def test_scores(document: Document) -> str | None:
-    """Give the scores on the test set, which decided nothing."""
-    test = document.test
-    if test is None:
-        return None
-    higher = test.direction == "higher"
-    drop = test.baseline_score - test.winner_score if higher else test.winner_score - test.baseline_score
-    span = test.drop_ci95
-    interval = "" if span is None else f", 95 %: {words.score(span[0])} to {words.score(span[1])}"
-    return (
-        f"On {test.samples:,} test samples, used once at the end: baseline {words.score(test.baseline_score)}, "
-        f"winner {words.score(test.winner_score)} ({'drop' if higher else 'increase'} "
-        f"{words.score(drop)}{interval})."
     )
 
 

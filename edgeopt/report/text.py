@@ -114,6 +114,7 @@ def _lines(document: Document) -> Iterator[str]:
         score_sentences.score_meaning(document),
         score_sentences.missing_interval(document),
         score_sentences.worst_class(document),
+        score_sentences.expected_drop(document),
         score_sentences.unjudged_outputs(document),
         sentences.teacher(document),
         sentences.waived(document),
@@ -125,4 +126,4 @@ def _lines(document: Document) -> Iterator[str]:
     yield from (line for line in optional if line)
     yield from sentences.variant_gains(document)
     yield sentences.device(document)
-    yield from (line for line in (sentences.test_scores(document), sentences.time_spent(document)) if line)
+    yield from (line for line in (score_sentences.test_scores(document), sentences.time_spent(document)) if line)

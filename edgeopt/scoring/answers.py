@@ -11,14 +11,13 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from edgeopt.errors import TaskError
 from edgeopt.records.scoring import OutputScore, ScoreKind
 from edgeopt.records.trial import AnswerChanges, ClassDrop
 from edgeopt.scoring.compute import IGNORED, decisions, label_numbers, labels_of, output_of
 from edgeopt.scoring.samples import Pair
-from edgeopt.statistics import mean_interval
+from edgeopt.statistics import exact_share_interval, mean_interval
 
 MIN_CLASS_SAMPLES = 20
 """A class in fewer samples is not judged: one changed answer would be 5 points."""
@@ -84,18 +83,15 @@ def _answers(
 
 
 def _ratio_interval(ratios: _Floats) -> tuple[float, float]:
-    """Return the 95 % interval of a mean share; exact for single answers (Clopper and Pearson, 1934).
+    """Return the 95 % interval of a mean share; exact for single answers.
 
     A bootstrap of samples of which none has changed would have no width, however few they are.
     """
-    count = len(ratios)
-    if not np.isin(ratios, (0.0, 1.0)).all() or count < 2:
+    if np.isin(ratios, (0.0, 1.0)).all() and len(ratios) > 1:
+        found = exact_share_interval(int(ratios.sum()), len(ratios))
+    else:
         found = mean_interval(ratios)
-        return found.low, found.high
-    ones = int(ratios.sum())
-    low = stats.beta.ppf(_TAIL, ones, count - ones + 1) if ones else 0.0
-    high = stats.beta.ppf(1 - _TAIL, ones + 1, count - ones) if ones < count else 1.0
-    return float(low), float(high)
+    return found.low, found.high
 
 
 def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> ClassDrop | None:

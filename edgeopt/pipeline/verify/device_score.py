@@ -19,7 +19,8 @@ from edgeopt.graph.given.files import hash_given, one_file, read_given
 from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.records.trial import Score
-from edgeopt.report.document import Document, Span, TrialPart
+from edgeopt.report.document import Document, TrialPart
+from edgeopt.report.parts import Span
 from edgeopt.scoring.drop import is_mean, rows_interval, sums_interval, worsening
 from edgeopt.statistics import Interval, mean_interval
 from edgeopt.tasks.given.onnx_file import OnnxTask

@@ -1,0 +1,87 @@
+"""The winner's drop corrected for the choice among many files, for the report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import EdgeoptError
+from edgeopt.pipeline.artifacts.evaluator import Evaluator, FileScore
+from edgeopt.pipeline.context import Build
+from edgeopt.records.choice import Choice, ExpectedDrop
+from edgeopt.records.trial import Measured, Trial
+from edgeopt.scoring.drop import worsening
+from edgeopt.scoring.optimism import ScoredFile, estimate_optimism
+
+
+def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
+    """Return a choice with the drop that its winner is expected to have on other data.
+
+    It stays as it is if there is no limit on the drop, the baseline won, or the score cannot be computed for draws.
+    """
+    limit = build.budget.max_score_drop
+    if choice.winner is None or choice.winner == 0 or limit is None or build.data.scores_rows:
+        return choice
+    try:
+        base = _score_of(evaluator, choice.trial(0))
+        rivals = [trial for trial in choice.trials if _misses_only_the_drop(choice, trial)]
+        files = [file for trial in rivals if (file := _scored_file(build, evaluator, trial, base)) is not None]
+    except EdgeoptError as error:
+        build.progress("note", f"no drop on other data is estimated: {error}")
+        return choice
+    winner = choice.trial(choice.winner).outcome
+    assert isinstance(winner, Measured)
+    if winner.score.drop_ci95 is None or len(files) < 2:
+        return choice
+    optimism = estimate_optimism(files, limit, base.total, build.seed)
+    low, high = winner.score.drop_ci95
+    expected = ExpectedDrop(
+        drop=winner.score.drop + optimism, drop_ci95=(low + optimism, high + optimism), files=len(files)
+    )
+    return msgspec.structs.replace(choice, expected=expected)
+
+
+def _misses_only_the_drop(choice: Choice, trial: Trial) -> bool:
+    """Tell whether a trial could have won with other samples."""
+    verdict = next((one for one in choice.verdicts if one.trial == trial.number), None)
+    return verdict is not None and verdict.pays and all(miss.limit == "score" for miss in verdict.misses)
+
+
+def _score_of(evaluator: Evaluator, trial: Trial) -> FileScore:
+    assert isinstance(trial.outcome, Measured)
+    data = evaluator.build.data
+    return evaluator.evaluate(trial.outcome.artifact.sha256, data.eval_file, data.targets)
+
+
+def _scored_file(build: Build, evaluator: Evaluator, trial: Trial, base: FileScore) -> ScoredFile | None:
+    """Return what a file loses on draws of the samples; None if that cannot be computed from what is kept."""
+    found = _score_of(evaluator, trial)
+    assert isinstance(trial.outcome, Measured)
+    score = trial.outcome.score
+    if score.drop_ci95 is None:
+        return None
+    direction = build.data.score_direction
+    drop_of: Callable[[NDArray[np.int64]], float]
+    if base.mean_of is not None and found.mean_of is not None and base.mean_of.shape == found.mean_of.shape:
+        drop_of = functools.partial(_mean_drop, worsening(1.0, 0.0, direction) * (base.mean_of - found.mean_of))
+    elif base.rows is not None and found.rows is not None and base.rows.shape == found.rows.shape:
+        drop_of = functools.partial(_summed_drop, build, base.rows, found.rows)
+    else:
+        return None
+    size = trial.outcome.artifact.size_bytes
+    return ScoredFile(size_bytes=size, drop_of=drop_of, drop=score.drop, margin=score.drop_ci95[1] - score.drop)
+
+
+def _mean_drop(differences: NDArray[np.float64], counts: NDArray[np.int64]) -> float:
+    return float(counts @ differences / counts.sum())
+
+
+def _summed_drop(
+    build: Build, before: NDArray[np.float64], after: NDArray[np.float64], counts: NDArray[np.int64]
+) -> float:
+    first, second = (build.data.score_statistics(counts @ rows) for rows in (before, after))
+    return worsening(first, second, build.data.score_direction)

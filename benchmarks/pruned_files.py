@@ -38,7 +38,7 @@ def open_task(task: str, root: Path, workers: int | None, epochs: int | None) ->
     """Open a task as a build does."""
     request = BuildRequest(
         task=task, data=None, profile=load_profile("phone"), device="local:", out=str(root / "out"),
-        workspace=str(root), allow_fallback=(), workers=workers, time_limit_seconds=None, quick=False, more=False,
+        workspace=str(root), allow_fallback=(), workers=workers, time_limit_seconds=None, quick=False,
         command=(),
     )  # fmt: skip
     with (

@@ -101,6 +101,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
 )
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @click.option("--more", is_flag=True, help="Train further candidates after a finished search in this workspace.")
+@click.option("--no-train", is_flag=True, help="Only decide among the trials of this workspace; train nothing.")
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json on stdout, and nothing else.")
@@ -118,6 +119,8 @@ def command(
     width_rules: WidthRules,
     unseen_rows: UnseenRows,
     time_limit: float | None,
+    more: bool,
+    no_train: bool,
     quiet: bool,
     as_json: bool,
     **passed_on: Any,
@@ -130,6 +133,8 @@ def command(
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
 
+    if more and no_train:
+        raise click.UsageError("--more trains further candidates, and --no-train trains none: give one of them.")
     project = load_project()
     profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -157,6 +162,7 @@ def command(
             out=str(out),
             workspace=str(workspace),
             time_limit_seconds=None if time_limit is None else time_limit * 60,
+            further="always" if more else "never" if no_train else "if needed",
             command=("edgeopt", *sys.argv[1:]),
             **passed_on,
         )

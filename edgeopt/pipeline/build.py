@@ -40,7 +40,7 @@ from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dimensions, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
-from edgeopt.pipeline.search.driver import Search
+from edgeopt.pipeline.search.driver import Further, Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows, unseen_rows_warnings
 from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
@@ -98,7 +98,7 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     unseen_rows: UnseenRows = UnseenRows()
     """Of the same."""
     quick: bool
-    more: bool
+    further: Further = "if needed"
     command: tuple[str, ...]
 
 
@@ -131,7 +131,7 @@ def build(
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
-        search.run(training=may_train(opened, search.runner.original), more=request.more)
+        search.run(training=may_train(opened, search.runner.original), further=request.further)
         choice = decide(opened, search, remarks, request.notes)
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)

@@ -124,7 +124,7 @@ def test_the_score_limit_is_named_if_it_binds(first, folder):
     ("option", "limit"), [("--latency-ms", "latency"), ("--memory-mb", "memory"), ("--size-mb", "size")]
 )
 def test_a_limit_that_nothing_keeps_is_named_with_a_limit_that_would_be_enough(first, folder, option, limit):
-    done, choice = rebuild(folder, option, "0.000001")
+    done, choice = rebuild(folder, option, "0.000001", "--no-train")
     assert done.returncode == 3, done.stderr
     assert "train:" not in done.stderr
     assert choice["winner"] is None
@@ -132,10 +132,32 @@ def test_a_limit_that_nothing_keeps_is_named_with_a_limit_that_would_be_enough(f
     assert choice["infeasible"]["nearest"] is not None
     assert not (folder / "other" / "model.onnx").exists()
     assert limit in done.stdout
+    assert "without --no-train the search goes on" in " ".join(done.stdout.split())
+
+
+def test_a_limit_that_no_trial_keeps_continues_a_finished_search(first, folder, tmp_path):
+    shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
+    write_target(tmp_path / "tiny.toml")
+    before = choice_of(folder)
+    size_mb = f"{before['winner']['size_bytes'] * 0.9 / 1e6:.6f}"
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--size-mb", size_mb, "--max-drop", "0.5")
+    assert done.returncode == 0, done.stderr
+    assert "No trial of the finished search keeps these limits, so it goes on" in done.stderr
+    after = choice_of(tmp_path)
+    assert {trial["sha256"] for trial in before["trials"]} < {trial["sha256"] for trial in after["trials"]}
+    assert after["winner"]["size_bytes"] < before["winner"]["size_bytes"]
+    again = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--size-mb", size_mb, "--max-drop", "0.5")
+    assert again.returncode == 0
+    assert "train:" not in again.stderr
+
+
+def test_more_and_no_train_contradict_each_other(tmp_path):
+    done = edgeopt(tmp_path, "build", TASK, "--target", "phone", "--more", "--no-train")
+    assert (done.returncode, "give one of them" in done.stderr) == (2, True)
 
 
 def test_every_missed_limit_is_named_if_no_trial_keeps_all_limits(first, folder):
-    done, choice = rebuild(folder, "--size-mb", "0.000001", "--min-score", "0.9999")
+    done, choice = rebuild(folder, "--size-mb", "0.000001", "--min-score", "0.9999", "--no-train")
     assert done.returncode == 3
     assert set(choice["infeasible"]["binding"]) == {"size", "score"}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import ParamSpec, TypeVar
+from typing import Literal, ParamSpec, TypeVar
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.graph.jobs.processes import kill_graph_processes
@@ -41,14 +41,19 @@ from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curv
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
+from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.select.decision import contenders
 
 A = TypeVar("A")
 B = TypeVar("B")
 P = ParamSpec("P")
+
+Further = Literal["if needed", "always", "never"]
+"""When a finished search goes on: if no trial keeps the limits, always, or never."""
 
 _logger = logging.getLogger(__name__)
 
@@ -73,19 +78,19 @@ class Search:
         self.ended_early: str | None = None
         """Why the search ended before all its rounds."""
 
-    def run(self, training: bool, more: bool) -> None:
+    def run(self, training: bool, further: Further = "if needed") -> None:
         """Run the whole search, or the one that this workspace has finished before; then the comparisons that decide.
 
         Args:
             training: Whether the task can be trained.
-            more: Continue after a finished search, towards this build's limits.
+            further: When a finished search goes on, towards this build's limits.
         """
         with without_old_stages(self.build):
             if training:
                 tune_training(self.build)
             self.measure_original()
             if training:
-                self.go_on_if_it_fails(self.search, more)
+                self.go_on_if_it_fails(self.search, further)
             self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=self.ended_early is None))
 
     def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -112,7 +117,7 @@ class Search:
             runner.measure(variant)
         self.run_round([ORIGINAL])
 
-    def search(self, more: bool) -> None:
+    def search(self, further: Further) -> None:
         """Reuse the candidates of a finished search, or find them now and write them down."""
         build = self.build
         key = build.keys.of(
@@ -128,14 +133,44 @@ class Search:
                 points += self.points(self.run_round([candidate]), [1.0])
             self.notes += finished.notes
             self.sparsity = finished.sparsity
-        if finished is not None and not more:
+        if not self.goes_on(further, finished):
             return
+        if finished is not None:
+            points += self.under_new_limits(points)
         self.bisect(points)
         if not build.is_out_of_time and not self.has_crashes:
             found = FinishedSearch(
                 candidates=tuple(self.candidates[1:]), notes=tuple(self.notes), sparsity=self.sparsity
             )
             build.ledger.put(key, found)
+
+    def goes_on(self, further: Further, finished: FinishedSearch | None) -> bool:
+        """Tell whether candidates are trained now, and say why if that is not what one would expect."""
+        on_target = self.build.device_info.kind == "measured"
+        has_winner = bool(contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target))
+        if further == "never":
+            if not has_winner or finished is None:
+                self.notes.append("Nothing was trained for these limits; without --no-train the search goes on.")
+            return False
+        if finished is None or further == "always":
+            return True
+        if not has_winner:
+            note = "No trial of the finished search keeps these limits, so it goes on (--no-train only decides)."
+            self.notes.append(note)
+            self.build.progress("search", note)
+        return not has_winner
+
+    def under_new_limits(self, points: Sequence[Point]) -> list[Point]:
+        """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths."""
+        build = self.build
+        known = sorted({point.ratio for point in points if point.good and point.ratio < 1})
+        if build.budget.max_latency_ms is None or not known or build.is_out_of_time:
+            return []
+        plans = self.plans(known[: max(build.effort.candidates, build.torch_pool.count)], points)
+        in_reach = [plan for plan in plans if not any(UNREACHED_NOTE in note for note in plan[0].notes)]
+        new = self.new_candidates(in_reach)
+        results = self.run_round([candidate for candidate, _ in new]) if new else []
+        return self.points(results, [ratio for _, ratio in new])
 
     @property
     def has_crashes(self) -> bool:

@@ -16,6 +16,7 @@ from edgeopt.cli.options import (
     channel_options,
     estimate_option,
     fallback_option,
+    further_options,
     limit_options,
     score_options,
     unseen_row_options,
@@ -100,8 +101,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     help="For a first look: one short round of trainings, no low-rank factorization, shorter timings.",
 )
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
-@click.option("--more", is_flag=True, help="Train further candidates after a finished search in this workspace.")
-@click.option("--no-train", is_flag=True, help="Only decide among the trials of this workspace; train nothing.")
+@further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json on stdout, and nothing else.")
@@ -119,8 +119,6 @@ def command(
     width_rules: WidthRules,
     unseen_rows: UnseenRows,
     time_limit: float | None,
-    more: bool,
-    no_train: bool,
     quiet: bool,
     as_json: bool,
     **passed_on: Any,
@@ -133,8 +131,6 @@ def command(
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
 
-    if more and no_train:
-        raise click.UsageError("--more trains further candidates, and --no-train trains none: give one of them.")
     project = load_project()
     profile = load_profile(target := _choose_target(target, project))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -162,7 +158,6 @@ def command(
             out=str(out),
             workspace=str(workspace),
             time_limit_seconds=None if time_limit is None else time_limit * 60,
-            further="always" if more else "never" if no_train else "if needed",
             command=("edgeopt", *sys.argv[1:]),
             **passed_on,
         )

@@ -163,6 +163,23 @@ def unseen_row_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(unknown)
 
 
+def further_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options for when a finished search goes on; they arrive as ``further``."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, more: bool, no_train: bool, **kwargs: Any) -> Any:
+        if more and no_train:
+            raise click.UsageError("--more trains further candidates, and --no-train trains none: give one of them.")
+        return function(*args, further="always" if more else "never" if no_train else "if needed", **kwargs)
+
+    only_deciding = click.option(
+        "--no-train", is_flag=True, help="Only decide among the trials of this workspace; train nothing."
+    )(wrapper)
+    return click.option(
+        "--more", is_flag=True, help="Train further candidates after a finished search, even if one keeps the limits."
+    )(only_deciding)
+
+
 device_option = click.option("--device", "device_uri", metavar="URI", help="Device to run on (default: the target's).")
 
 fallback_option = click.option(

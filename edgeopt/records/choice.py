@@ -35,6 +35,17 @@ class Verdict(Record, frozen=True, kw_only=True):
     """False if an A/B bars it from winning, because it is slower; see ``edgeopt.select.limits.pays``."""
 
 
+class NearMiss(Record, frozen=True, kw_only=True):
+    """A trial that is smaller than the winner and misses a single limit."""
+
+    trial: int
+    """Its number."""
+    size_bytes: int
+    """Of the file, or of the download if the limit is on that."""
+    relief: str
+    """What would let it win: ``a score drop limit of 0.0124 (instead of 0.01)``."""
+
+
 class Infeasible(Record, frozen=True, kw_only=True):
     """Why nothing keeps the limits."""
 
@@ -142,6 +153,8 @@ class Choice(Record, frozen=True, kw_only=True):
     """Of the given ``.onnx`` as it was read; None for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """None if no training failed."""
+    near_misses: tuple[NearMiss, ...] = ()
+    """The nearest first."""
     expected: ExpectedDrop | None = None
     """None if the drop is not limited, the baseline won, or the score cannot be computed for draws of samples."""
     ended_early: str | None = None

@@ -17,7 +17,16 @@ import msgspec
 import edgeopt
 from edgeopt.errors import DataError
 from edgeopt.records.budget import Budget, Limit
-from edgeopt.records.choice import Choice, ExpectedDrop, FailedTrainings, Infeasible, Miss, TestScores, Verdict
+from edgeopt.records.choice import (
+    Choice,
+    ExpectedDrop,
+    FailedTrainings,
+    Infeasible,
+    Miss,
+    NearMiss,
+    TestScores,
+    Verdict,
+)
 from edgeopt.records.codec import to_json
 from edgeopt.records.measurement import Comparison, DeviceInfo, Environment, Estimate, Measurement
 from edgeopt.records.profile import Runtime
@@ -142,6 +151,8 @@ class Document(Part, frozen=True, kw_only=True):
     """Of the given ``.onnx`` as it was read; null for a PyTorch task."""
     failed_trainings: FailedTrainings | None = None
     """Null if no training failed."""
+    near_misses: tuple[NearMiss, ...] = ()
+    """Smaller trials that miss a single limit."""
     expected: ExpectedDrop | None = None
     """The winner's drop on other data, corrected for the choice among many files."""
     ended_early: str | None = None
@@ -176,6 +187,7 @@ def build_document(choice: Choice) -> Document:
         pareto_front=choice.pareto_front,
         infeasible=choice.infeasible,
         test=choice.test,
+        near_misses=choice.near_misses,
         expected=choice.expected,
         seconds=choice.seconds,
         sparsity=choice.sparsity,

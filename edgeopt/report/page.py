@@ -298,6 +298,7 @@ def render_page(document: Document) -> str:
             text
             for text in (
                 *failure_notes(document),
+                sentences.near_misses(document),
                 sentences.barred(document),
                 sentences.passed_over(document),
                 sentences.offer(document),

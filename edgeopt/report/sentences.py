@@ -153,6 +153,17 @@ def _room(document: Document, limit: Limit) -> str:
     return f" ({words.percent(max(0.0, row.judged / row.allowed))} of {words.limit(row.allowed, row.unit)})"
 
 
+def near_misses(document: Document) -> str | None:
+    """Name smaller trials that miss a single limit, each with the limit that would let it win."""
+    if not document.near_misses:
+        return None
+    ways = [
+        f"trial {one.trial} ({words.quantity(one.size_bytes, 'bytes')}) with {one.relief}"
+        for one in document.near_misses
+    ]
+    return f"Smaller files that miss one limit: {'; '.join(ways)}."
+
+
 def barred(document: Document) -> str | None:
     """Name the smaller trials that keep every limit and still lost, because they are slower than the baseline."""
     slow = [trial for trial in smaller_trials(document) if trial.pays is False and not trial.misses]

@@ -108,6 +108,7 @@ def _lines(document: Document) -> Iterator[str]:
     yield from failure_notes(document)
     optional = (
         sentences.float_nodes(document),
+        sentences.near_misses(document),
         sentences.barred(document),
         sentences.passed_over(document),
         *sentences.float_prefix_notes(document),

@@ -1,4 +1,4 @@
-"""If no trial keeps the budget: the nearest trial, and the limits that would let one pass.
+"""The trials that miss least, and the limits that would let them pass: of all, or of those smaller than the winner.
 
 The numbers in the text are limits to set, so they are rounded outward: a trial passes once they are set.
 """
@@ -9,11 +9,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 from edgeopt.records.budget import Limit
-from edgeopt.records.choice import Infeasible
+from edgeopt.records.choice import Infeasible, NearMiss
+from edgeopt.select.judged import JudgedTrial
 from edgeopt.select.limits import LimitFinding
 
 _SIGNIFICANT_DIGITS = 3
 """Of a proposed limit."""
+
+_MOST_NEAR_MISSES = 3
 
 NumberedFindings = tuple[int, Sequence[LimitFinding]]
 """A trial's number and its findings."""
@@ -33,6 +36,29 @@ def explain(trials: Sequence[NumberedFindings]) -> Infeasible:
         binding=tuple(dict.fromkeys(finding.limit for finding in _missed(findings))),
         nearest=nearest,
         advice=_advise(trials, nearest),
+    )
+
+
+def list_near_misses(trials: Iterable[JudgedTrial], winner: JudgedTrial) -> tuple[NearMiss, ...]:
+    """Return smaller trials that miss a single limit, with the limit that would let each one win; the nearest first.
+
+    A trial is left out if another one is smaller and misses its limit by less.
+
+    Args:
+        trials: Every measured trial.
+        winner: The one that wins.
+    """
+    found: list[tuple[float, JudgedTrial, LimitFinding]] = []
+    for trial in sorted(trials, key=lambda one: (one.size_bytes, one.number)):
+        missed = _missed(trial.findings)
+        if trial.size_bytes >= winner.size_bytes or not trial.verdict.pays or len(missed) != 1 or missed[0].missing:
+            continue
+        if all(missed[0].excess < excess for excess, _, _ in found):
+            found.append((missed[0].excess, trial, missed[0]))
+    nearest = sorted(found, key=lambda one: one[0])[:_MOST_NEAR_MISSES]
+    return tuple(
+        NearMiss(trial=trial.number, size_bytes=trial.size_bytes, relief=_relief(finding))
+        for _, trial, finding in nearest
     )
 
 

@@ -12,7 +12,7 @@ from edgeopt.records.choice import Choice
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Score, Trial
-from edgeopt.select.advice import explain
+from edgeopt.select.advice import explain, list_near_misses
 from edgeopt.select.judged import JudgedTrial
 from edgeopt.select.limits import (
     find_float_counterpart,
@@ -77,6 +77,7 @@ def choose(
         winner=winner.number if winner else None,
         binding=infeasible.binding if infeasible else _binding(judged, winner, baseline_number),
         pareto_front=tuple(trial.number for trial in judged if not _is_beaten(trial, judged)),
+        near_misses=list_near_misses(judged, winner) if winner else (),
         infeasible=infeasible,
         test=None,
         seconds=seconds,

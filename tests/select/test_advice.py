@@ -84,3 +84,22 @@ def test_an_error_that_is_too_large_names_the_maximum_that_would_be_enough():
     assert infeasible(trial, max_score_drop=None, min_score=0.3).advice == (
         "A maximum score of 0.351 (instead of 0.3) would be enough for trial 1."
     )
+
+
+def test_smaller_files_that_miss_one_limit_are_named_with_what_lets_them_in():
+    choice = a_choice(
+        (
+            a_baseline(),
+            a_trial(1, size_bytes=900),
+            a_trial(2, size_bytes=400, drop=0.008, drop_ci95=(0.004, 0.0123)),
+            a_trial(3, size_bytes=300, drop=0.02, drop_ci95=(0.01, 0.03)),
+            a_trial(4, size_bytes=500, drop=0.02, drop_ci95=(0.01, 0.03)),  # trial 2 is smaller and nearer
+            a_trial(5, size_bytes=200, drop=0.02, drop_ci95=(0.01, 0.03), latency_ms=50.0),  # misses two
+            a_trial(6, size_bytes=950, drop=0.009, drop_ci95=(0.004, 0.011)),  # larger than the winner
+        )
+    )
+    assert choice.winner == 1
+    assert [(one.trial, one.size_bytes) for one in choice.near_misses] == [(2, 400), (3, 300)]
+    assert choice.near_misses[0].relief == "a score drop limit of 0.0123 (instead of 0.01)"
+    relaxed = a_choice(choice.trials, a_budget(max_score_drop=0.0123))
+    assert relaxed.winner == 2

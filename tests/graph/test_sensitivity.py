@@ -9,6 +9,8 @@ from onnx_running import a_network, run, signal_to_noise_db, some_images, write
 from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, study_sensitivity_of_file
+from edgeopt.graph.quantization.calibration import ActivationRanges
+from edgeopt.graph.quantization.static import quantize
 from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
 STEP = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=32)
@@ -100,3 +102,24 @@ def test_the_study_is_the_same_each_time(weak, calibration, found):
     again = study_sensitivity_of_file(STEP, weak, calibration, 32, rank=True)
     assert again.ranking == found.ranking
     assert np.allclose(list(again.method_snr_db.values()), list(found.method_snr_db.values()))
+
+
+def test_ranges_are_found_once_for_a_model_its_samples_and_a_method(tmp_path, monkeypatch):
+    source = write(a_network(), tmp_path / "source.onnx")
+    write_batches(tmp_path / "calibration.npz", [{"image": some_images(16, seed=seed)} for seed in range(2)])
+    runs = []
+    find = ActivationRanges._find
+    monkeypatch.setattr(ActivationRanges, "_find", lambda self, method: runs.append(method) or find(self, method))
+
+    def made(**changes):
+        step = msgspec.structs.replace(STEP, **changes)
+        return quantize(onnx.load(source), step, tmp_path / "calibration.npz")[0].SerializeToString(deterministic=True)
+
+    first, again = made(), made()
+    assert first == again
+    assert runs == ["minmax"]
+    assert made(weight_bits=8) != first
+    made(calibration="mse")
+    made(samples=16)
+    assert runs == ["minmax", "mse", "minmax"]
+    assert not list(tmp_path.glob("*.partial"))

@@ -22,6 +22,8 @@ from typing import NamedTuple
 from edgeopt.errors import StoppedError
 from edgeopt.graph.jobs.messages import ANSWER_FILE, JOB_FILE, PRINTED_FILE
 
+_VARIABLES = {"OPENBLAS_NUM_THREADS": "1"}
+"""NumPy's threads wait for each other: next to other work, products of small matrices took ten times as long."""
 CAN_FORK = sys.platform == "linux"
 _KILL_SECONDS = 10.0
 """After which a killed process has ended."""
@@ -120,6 +122,7 @@ class _NewProcess(_Job):
         command = [sys.executable, "-m", "edgeopt.graph.jobs.worker", str(folder), str(self.watched)]
         self.process = subprocess.Popen(
             command,
+            env=os.environ | _VARIABLES,
             pass_fds=(self.watched,),
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # so that Ctrl-C reaches only the parent
@@ -186,7 +189,12 @@ class _ForkServer:
     def __init__(self) -> None:
         command = [sys.executable, "-m", "edgeopt.graph.jobs.fork_server"]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+            command,
+            env=os.environ | _VARIABLES,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self.jobs: dict[int, _Fork] = {}
         self.numbers = itertools.count()

@@ -10,12 +10,16 @@ read a histogram of each activation:
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime import quantization
 from onnxruntime.quantization import CalibrationDataReader
@@ -29,6 +33,8 @@ CALIBRATION_METHODS: tuple[CalibrationMethod, ...] = ("minmax", "entropy", "perc
 Range = tuple[float, float]
 _Floats = NDArray[np.float64]
 
+_RANGES_VERSION = 1
+"""Goes up when the same model and batches get other ranges."""
 _BIN_COUNT = 2048
 _LEVEL_COUNT = 256
 _CLIPPED_RATIO = 1e-4
@@ -50,29 +56,52 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 class ActivationRanges:
     """Ranges of one model's activations, by any method; the model runs at most twice over the batches.
 
+    What was found is kept in a file, since a build quantizes the same model many times: with other nodes in float, or
+    weights in fewer bits.
+
     Args:
         model: A float model.
         path: The file of the same model.
         batches: Yields the calibration batches again at each call.
+        kept: Start of the paths of these files; it names the batches.
     """
 
-    def __init__(self, model: onnx.ModelProto, path: Path, batches: ArrayBatches) -> None:
+    def __init__(self, model: onnx.ModelProto, path: Path, batches: ArrayBatches, kept: Path) -> None:
         self._model = model
         self._path = path
         self._batches = batches
+        self.kept = kept
+        self._found: dict[CalibrationMethod, dict[str, Range]] = {}
         self._full: dict[str, Range] | None = None
         self._histograms: dict[str, NDArray[np.int64]] | None = None
 
     def find(self, method: CalibrationMethod) -> TensorsData:
         """Return the range of each activation by ``method``, as ONNX Runtime's quantizer takes them."""
+        if method not in self._found:
+            path = self.kept.with_name(f"{self.kept.name}-{self._digest}-{method}.json")
+            if not path.exists():
+                self._keep(self._find(method), path)
+            self._found[method] = {name: (low, high) for name, (low, high) in json.loads(path.read_text()).items()}
+        return to_tensors_data(self._found[method])
+
+    def _keep(self, ranges: dict[str, Range], path: Path) -> None:
+        """Write ranges whole: other processes may look for them."""
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
+            json.dump(ranges, file)
+        Path(file.name).replace(path)
+
+    @functools.cached_property
+    def _digest(self) -> str:
+        content = self._model.SerializeToString(deterministic=True)
+        return hashlib.sha256(f"{_RANGES_VERSION} {onnxruntime.__version__}".encode() + content).hexdigest()[:20]
+
+    def _find(self, method: CalibrationMethod) -> dict[str, Range]:
         full = self._find_full_ranges()
         if method == "minmax":
-            return to_tensors_data(full)
+            return full
         histograms = self._count(full)
         clip = {"percentile": _clip_by_percentile, "mse": _clip_by_error, "entropy": _clip_by_entropy}[method]
-        return to_tensors_data(
-            {name: clip(histograms[name], *ends) if name in histograms else ends for name, ends in full.items()}
-        )
+        return {name: clip(histograms[name], *ends) if name in histograms else ends for name, ends in full.items()}
 
     def _find_full_ranges(self) -> dict[str, Range]:
         if self._full is None:

@@ -157,9 +157,8 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         return read_calibration_batches(calibration, axes, samples)
 
-    return PreparedModel(
-        prepared, ActivationRanges(prepared, path, batches), batches, (*float_nodes, *small, *inside), tuple(notes)
-    )
+    ranges = ActivationRanges(prepared, path, batches, calibration.with_name(f"ranges-{calibration.stem}-{samples}"))
+    return PreparedModel(prepared, ranges, batches, (*float_nodes, *small, *inside), tuple(notes))
 
 
 def _raise_operator_set(
@@ -193,7 +192,7 @@ def equalize_prepared(prepared: PreparedModel, folder: Path) -> PreparedModel:
     count = equalize(model, prepared.batches)
     save(model, path)
     note = f"quantize: channels equalized between {count} pairs of convolutions"
-    ranges = ActivationRanges(model, path, prepared.batches)
+    ranges = ActivationRanges(model, path, prepared.batches, prepared.ranges.kept)
     return dataclasses.replace(prepared, model=model, ranges=ranges, notes=(*prepared.notes, note))
 
 

@@ -48,6 +48,8 @@ from edgeopt.records.quantization import BitStudy, NodeNoise, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, Simplify, StoreWeights
 from edgeopt.store.files import write_whole
 
+MAX_GAP_RATIO = 0.15
+"""Of the nodes in float: as much more than necessary costs little."""
 HELD_BACK_SAMPLES = 128
 """Calibration samples that judge instead of calibrating."""
 WEIGHT_BITS: dict[Literal[4, 8], tuple[int, int, int]] = {4: (1, 17, 0), 8: (1, 22, 0)}
@@ -200,7 +202,7 @@ def fewest_float_nodes(
     """Return the mixed-precision variant with the fewest nodes in float that keeps the score, or None if none does.
 
     Nodes go back to float in the study's order, twice as many each time until the score is kept; then bisection narrows
-    the range.
+    the range, to ``MAX_GAP_RATIO`` of the nodes.
 
     Args:
         build: The build.
@@ -213,7 +215,7 @@ def fewest_float_nodes(
         if high >= most:
             return None
         low, high = high, min(most, max(1, 2 * high))
-    while high - low > 1:
+    while high - low > max(1, MAX_GAP_RATIO * high):
         middle = (low + high) // 2
         low, high = (low, middle) if keeps_score(_with_float_nodes(build, study, middle)) else (middle, high)
     return _with_float_nodes(build, study, high)

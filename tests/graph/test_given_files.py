@@ -195,6 +195,16 @@ def test_a_batch_that_was_written_as_a_number_below_one_is_dynamic(tmp_path, bat
         assert value.type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
+@pytest.mark.parametrize("name", ["?", "unk", "None", "*"])
+def test_a_name_that_stands_for_none_is_no_name(tmp_path, name):
+    model = a_model()
+    for axis in (0, 1):
+        model.graph.input[0].type.tensor_type.shape.dim[axis].dim_param = name
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    dims = read_given(tmp_path / "m.onnx").model.graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_param for dim in dims[:2]] == ["batch", ""]
+
+
 def test_only_a_header_that_is_too_new_is_lowered(tmp_path):
     (tmp_path / "m.onnx").write_bytes(a_model(ir=10).SerializeToString())
     given = read_given(tmp_path / "m.onnx")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -272,3 +273,43 @@ def test_statistics_of_batch_norm_move_in_training_and_stay_in_evaluation(tmp_pa
     after = network.eval_module(x)
     assert not torch.allclose(after, before)
     assert torch.equal(network.eval_module(x), after)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_a_constant_number_may_be_either_operand_and_the_module_is_exported_again(shape, kind, tmp_path):
+    operators = ["Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Equal", "Less", "GreaterOrEqual", "Mod"]
+    nodes = [
+        helper.make_node(
+            operator, ["x", "c"] if last else ["c", "x"], [f"{operator}{last}"],
+            **({"fmod": 1} if operator == "Mod" and kind is np.float32 else {}),
+        )
+        for operator in operators
+        for last in (0, 1)
+    ]  # fmt: skip
+    element = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    outputs = [
+        helper.make_tensor_value_info(
+            node.output[0],
+            onnx.TensorProto.BOOL if node.op_type in ("Equal", "Less", "GreaterOrEqual") else element,
+            ["n", 5],
+        )
+        for node in nodes
+    ]
+    inputs = [helper.make_tensor_value_info("x", element, ["n", 5])]
+    constant = numpy_helper.from_array(np.full(shape, 2, kind), "c")
+    graph = helper.make_graph(nodes, "g", inputs, outputs, [constant])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    values = np.array([[1, 2, 3, 4, 5], [5, 4, 2, 2, 1]], kind)
+    path = tmp_path / "again.onnx"
+    example = torch.from_numpy(values)
+    export(
+        Network.trace(to_module(model), (example,)).eval_module, (example,), path, input_names=["x"],
+        output_names=[node.output[0] for node in nodes], max_opset=18, max_ir=10,
+    )  # fmt: skip
+    expected, found = (
+        onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": values})
+        for content in (model.SerializeToString(), path.read_bytes())
+    )
+    for node, one, other in zip(nodes, expected, found, strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-6, err_msg=node.output[0])

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from edgeopt.errors import DataError
 from edgeopt.tasks.onnx_data.arrays import load_arrays
-from edgeopt.tasks.onnx_data.specs import describe_inputs
+from edgeopt.tasks.onnx_data.specs import describe_inputs, open_dimensions, with_own_names
 
 X = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -191,3 +191,14 @@ def test_an_array_with_a_row_for_each_sample_may_be_the_labels_and_is_refused_wi
     with pytest.raises(DataError, match=f"has an array '{key}' with a row for each of the 4 samples"):
         loaded(written(tmp_path, x=ROWS, **{key: np.arange(4)}))
     assert loaded(written(tmp_path, x=ROWS, labels=np.arange(4), **{key: np.arange(4)})).groups[0].labels is not None
+
+
+def test_dimensions_of_one_name_keep_it_only_if_the_data_have_one_size_there():
+    (image, ids) = describe_inputs(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("x", ["n", 3, "s", "s"]), ("ids", ["n", "t"]))
+    )
+    apart = with_own_names((image, ids), {"x": (8, 3, 12, 16), "ids": (8, 5)})
+    assert [spec.names for spec in apart] == [("n", "", "s", ""), ("n", "t")]
+    assert [one.name for one in open_dimensions(apart[0], 0)] == ["s", "x[3]"]
+    assert with_own_names((image,), {"x": (8, 3, 12, 12)}) == (image,)

@@ -248,12 +248,20 @@ def _check_length(path: Path, place: _Place) -> int:
     return length if needed is None else needed
 
 
+_NO_NAMES = frozenset({"?", "??", "*", "-1", "none", "null", "nan", "unk", "unknown"})
+"""What exporters write for the name of a dimension that has none."""
+
+
 def _open_dimensions(graph: onnx.GraphProto) -> bool:
-    """Make dimensions dynamic that an exporter wrote as -1 or 0; return whether there were any."""
+    """Make dimensions dynamic that an exporter wrote as -1, 0 or ``?``; return whether there were any.
+
+    Dimensions of one name have one size, but exporters write ``?`` for any that they do not know.
+    """
     found = False
     for value in (*graph.input, *graph.output, *graph.value_info):
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if dim.HasField("dim_value") and dim.dim_value <= 0:
+            is_unknown = dim.HasField("dim_value") and dim.dim_value <= 0
+            if is_unknown or (dim.dim_param and dim.dim_param.lower() in _NO_NAMES):
                 dim.Clear()
                 if axis == 0:
                     dim.dim_param = "batch"

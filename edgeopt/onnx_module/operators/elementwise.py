@@ -33,6 +33,16 @@ def binary(function: Callable[[Any, Any], Tensor]) -> Operator:
     return Operator(compute, either=(0, 1), weights=(0, 1))
 
 
+def commutative(function: Callable[[Any, Any], Tensor]) -> Operator:
+    """Make an operator of two inputs in any order: a number comes second, because exporters know no other order."""
+
+    def compute(node: Node, a: Value, b: Value) -> Tensor:
+        left, right = operands(node, a, b)
+        return function(left, right) if isinstance(left, Tensor) else function(right, left)
+
+    return Operator(compute, either=(0, 1), weights=(0, 1))
+
+
 def operands(node: Node, a: Value, b: Value) -> tuple[Any, Any]:
     """Return two operands as tensors, or one of them as a number."""
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
@@ -61,7 +71,9 @@ def _aligned(node: Node, a: Any, b: Any) -> Any:
 def _divide(a: Any, b: Any) -> Tensor:
     integers = not any(value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
                        for value in (a, b))  # fmt: skip
-    return torch.div(a, b, rounding_mode="trunc") if integers else torch.true_divide(a, b)
+    if not integers:
+        return torch.true_divide(a, b)
+    return torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b, rounding_mode="trunc")
 
 
 def _power(node: Node, a: Value, b: Value) -> Tensor:
@@ -75,6 +87,7 @@ def _power(node: Node, a: Value, b: Value) -> Tensor:
 
 def _modulo(node: Node, a: Value, b: Value) -> Tensor:
     left, right = operands(node, a, b)
+    left = left if isinstance(left, Tensor) else torch.full_like(right, left)
     return torch.fmod(left, right) if node.get("fmod", 0) else torch.remainder(left, right)
 
 
@@ -145,9 +158,9 @@ def _selu(node: Node, x: Tensor) -> Tensor:
 
 
 TABLE: dict[str, Operator] = {
-    "Add": binary(torch.add),
+    "Add": commutative(torch.add),
     "Sub": binary(torch.sub),
-    "Mul": binary(torch.mul),
+    "Mul": commutative(torch.mul),
     "Div": binary(_divide),
     "Pow": Operator(_power, either=(0, 1)),
     "Mod": Operator(_modulo, either=(0, 1)),
@@ -163,7 +176,7 @@ TABLE: dict[str, Operator] = {
     "BitwiseOr": _variadic(torch.bitwise_or),
     "BitwiseXor": _variadic(torch.bitwise_xor),
     "BitwiseNot": unary(torch.bitwise_not),
-    "Equal": Operator(lambda node, a, b: torch.eq(*operands(node, a, b)), either=(0, 1)),
+    "Equal": commutative(torch.eq)._replace(weights=()),
     "Less": Operator(lambda node, a, b: torch.lt(*operands(node, a, b)), either=(1,)),
     "LessOrEqual": Operator(lambda node, a, b: torch.le(*operands(node, a, b)), either=(1,)),
     "Greater": Operator(lambda node, a, b: torch.gt(*operands(node, a, b)), either=(1,)),

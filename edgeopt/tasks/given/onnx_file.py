@@ -109,6 +109,7 @@ class OnnxTask(KnownScore):
         self._leave_out_states()
         self.random_inputs = data is None
         samples = self._draw_random(graph) if data is None else self._load(str(data))
+        self.inputs = samples.name_dimensions(self.inputs)
         if samples.labels_source:
             self.labels_source = samples.labels_source
             for group in samples.groups:
@@ -386,8 +387,7 @@ class OnnxTask(KnownScore):
         for spec in self.inputs:
             if has_dynamic and spec.batch is not None and None not in (spec.dimensions or ()):
                 self.axes_of_inputs[spec.name] = None
-        batch = self.fixed_batch or 1
-        count = -(-_RANDOM_SAMPLES // batch) * batch
+        count = -(-_RANDOM_SAMPLES // (self.fixed_batch or 1)) * (self.fixed_batch or 1)
         specs = [
             spec._replace(dimensions=[None if axis == at else size for at, size in enumerate(spec.dimensions or ())])
             for spec, axis in zip(self.inputs, self.input_axes, strict=True)

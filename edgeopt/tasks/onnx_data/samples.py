@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.tasks.onnx_data.specs import InputAxes
+from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec, with_own_names
 
 InputArrays = dict[str, NDArray[Any]]
 LABELS_KEY = "labels"
@@ -65,6 +65,10 @@ class GivenSamples(NamedTuple):
     def samples(self) -> int:
         """The number of samples."""
         return sum(group.samples for group in self.groups)
+
+    def name_dimensions(self, inputs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+        """Return inputs of which no two dimensions share a name if their sizes differ in these samples."""
+        return with_own_names(inputs, {name: values.shape for name, values in self.groups[0].inputs.items()})
 
 
 def group_samples(samples: Iterable[SampleGroup], axes: InputAxes, source: str) -> tuple[SampleGroup, ...]:

@@ -71,6 +71,27 @@ def declared_axes(inputs: Sequence[InputSpec], given: Mapping[str, int] | None =
     return find_declared_batch(declared) | dict(given or {})
 
 
+def with_own_names(inputs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> tuple[InputSpec, ...]:
+    """Return inputs of which no two dimensions share a name unless the data have one size there.
+
+    Dimensions of one name have one size by ONNX's rules, but files call height and width by one name. The first
+    dimension keeps it.
+
+    Args:
+        inputs: Of the graph.
+        shapes: Of each input in some samples.
+    """
+
+    def names_of(spec: InputSpec) -> tuple[str, ...]:
+        shape, found = shapes.get(spec.name, ()), dict[str, int]()
+        sizes = (*shape, *(0 for _ in spec.names[len(shape) :]))
+        return tuple(
+            name if found.setdefault(name, size) == size else "" for name, size in zip(spec.names, sizes, strict=False)
+        )
+
+    return tuple(spec._replace(names=names_of(spec)) for spec in inputs)
+
+
 class OpenDimension(NamedTuple):
     """A dynamic dimension of an input that is not the batch."""
 

@@ -14,8 +14,17 @@ from edgeopt.onnx_module.values import MAX_NUMBERS, Numbers, Value, as_numbers, 
 
 _READ_SIZES: dict[str, Callable[..., Numbers]] = {"Shape": read_shape, "Size": count_elements}
 _MAX_SHAPE_RANK = 1
-"""Of constants that take part in arithmetic on shapes."""
+"""Of numbers that take part in arithmetic on shapes."""
+_MAX_MOVED_RANK = 2
+"""Of numbers that are only moved: paddings are written as rows of two, before and after."""
+_MOVED = frozenset({"Concat", "Reshape", "Transpose", "Slice", "Split", "Cast", "Squeeze", "Unsqueeze", "Gather"})
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+
+
+def _is_known(node: Node, numbers: Numbers) -> bool:
+    """Tell whether a node is computed on numbers of that shape; on more they are tensors, such as masks."""
+    most = _MAX_MOVED_RANK if node.operator in _MOVED else _MAX_SHAPE_RANK
+    return numbers.ndim <= most and numbers.size <= MAX_NUMBERS
 
 
 class Step(NamedTuple):
@@ -75,7 +84,7 @@ class Scope:
         for name in node.inputs:
             value = self.values.get(name) if name else None
             array = value if value is not None else self.numbers.get(name)
-            if name and (array is None or isinstance(array, Tensor) or array.ndim > _MAX_SHAPE_RANK):
+            if name and (array is None or isinstance(array, Tensor) or not _is_known(node, array)):
                 return None
             arrays.append(array)  # type: ignore[arg-type]
         return arrays

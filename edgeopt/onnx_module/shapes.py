@@ -139,6 +139,10 @@ def _reshape(node: Node, x: Numbers, sizes: Numbers | None = None) -> Numbers:
     return x.reshape([int(one) for one in (node.get("shape", []) if sizes is None else as_list(sizes))])
 
 
+def _transpose(node: Node, x: Numbers) -> Numbers:
+    return np.transpose(x, node.get("perm"))
+
+
 def _split(node: Node, x: Numbers, parts: Numbers | None = None) -> tuple[Numbers, ...]:
     axis, lengths = node.get("axis", 0), node.get("split") if parts is None else as_list(parts)
     if lengths is None:
@@ -203,6 +207,7 @@ NUMBER_OPERATORS: dict[str, Callable[..., Any]] = {
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Reshape": _reshape,
+    "Transpose": _transpose,
     "Split": _split,
     "Range": _range,
     "ConstantOfShape": _constant_of_shape,

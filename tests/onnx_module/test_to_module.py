@@ -313,3 +313,45 @@ def test_a_constant_number_may_be_either_operand_and_the_module_is_exported_agai
     )
     for node, one, other in zip(nodes, expected, found, strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-6, err_msg=node.output[0])
+
+
+def test_paddings_that_are_computed_as_rows_of_two_from_sizes_are_known():
+    """As TensorFlow's dilated convolutions pad to a multiple of the dilation: before and after of each dimension."""
+    constants = {
+        "two": np.array([2]), "one": np.array([1]), "start": np.array([2]), "end": np.array([4]), "zero": np.array([0]),
+        "axis": np.array([0]), "nothing": np.zeros((1, 2), np.int64), "flat": np.array([-1]), "value": np.float32(0),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Slice", ["shape", "start", "end"], ["sizes"]),
+        helper.make_node("Mod", ["sizes", "two"], ["rest"]),
+        helper.make_node("Sub", ["two", "rest"], ["missing"]),
+        helper.make_node("Mod", ["missing", "two"], ["after"]),
+        helper.make_node("Slice", ["after", "zero", "one"], ["high"]),
+        helper.make_node("Slice", ["after", "one", "two"], ["wide"]),
+        *[
+            node
+            for name in ("high", "wide")
+            for node in (
+                helper.make_node("Concat", ["zero", name], [f"{name}_pair"], axis=0),
+                helper.make_node("Unsqueeze", [f"{name}_pair", "axis"], [f"{name}_row"]),
+            )
+        ],
+        helper.make_node("Concat", ["nothing", "nothing", "high_row", "wide_row"], ["rows"], axis=0),
+        helper.make_node("Transpose", ["rows"], ["turned"], perm=[1, 0]),
+        helper.make_node("Reshape", ["turned", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads", "value"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "paddings",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3, "H", "W"])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = to_module(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for sizes in ((2, 3, 5, 8), (1, 3, 4, 7), (1, 3, 6, 6)):
+        x = torch.randn(sizes)
+        assert_same(module(x), torch.from_numpy(session.run(None, {"x": x.numpy()})[0]))

@@ -158,12 +158,13 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 def run_all(path: Path, batches: Batches) -> list[list[NDArray[Any]]]:
     """Return the outputs of each batch, with the samples on axis 0."""
     session = open_session(path)
-    return [[samples_first(np.asarray(output)) for output in session.run(None, batch)] for batch in batches]
+    in_batches = all(any(BATCH in array.shape[:2] for array in batch.values()) for batch in batches)
+    return [[samples_first(np.asarray(output), in_batches) for output in session.run(None, batch)] for batch in batches]
 
 
-def samples_first(output: NDArray[Any]) -> NDArray[Any]:
+def samples_first(output: NDArray[Any], in_batches: bool) -> NDArray[Any]:
     """Return an output with the samples of a batch on axis 0, as of a state of shape ``(layers, batch, units)``."""
-    if output.ndim < 2 or output.shape[0] == BATCH or BATCH not in output.shape:
+    if not in_batches or output.ndim < 2 or output.shape[0] == BATCH or BATCH not in output.shape:
         return output
     return np.moveaxis(output, output.shape.index(BATCH), 0)
 

@@ -137,7 +137,10 @@ def speech_features(name: str, needs: Sequence[Path], wake_word: str, count: int
     window_ends = 160 * (8 * (np.arange(total) + 15) + 76)
     last = np.searchsorted(wake_ends, window_ends, side="right") - 1
     after = (last >= 0) & (window_ends - wake_ends[last] < _RATE // 2)
-    chosen = [random.choice(np.flatnonzero(those), count // 2, replace=False) for those in (after, ~after)]
+    chosen = [
+        random.choice(np.flatnonzero(those), min(count // 2, int(those.sum())), replace=False)
+        for those in (after, ~after)
+    ]
     starts = np.sort(np.concatenate(chosen))
     return {name: np.stack([embedded[start : start + 16] for start in starts]).astype(np.float32)}
 

@@ -282,7 +282,7 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *training_notes(search)),
+        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *search.own_notes, *training_notes(search)),
         sparsity=search.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None

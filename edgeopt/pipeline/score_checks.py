@@ -17,7 +17,7 @@ from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
 from edgeopt.scoring.agreement import constant_agreement
-from edgeopt.scoring.answers import answer_part
+from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_parts
 from edgeopt.scoring.compute import decisions
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
@@ -102,12 +102,12 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
         go_on: Build even if the baseline scores like a constant answer.
 
     Raises:
-        TaskError: it does, and ``go_on`` is False; or a limit is about answers, which the outputs are not.
+        TaskError: it does, and ``go_on`` is False; or a limit is about answers, which cannot be judged.
         DataError: see ``settle_score``.
     """
     check = settle_score(build, evaluator)
     if build.budget.limits_answers:
-        answer_part(check.kind)
+        _check_answers(build, evaluator, check.kind)
     if check.kind is not None:
         build.progress("score", f"the {check.kind.text}; the trained network's is {check.score:.4f}")
     notes = [*(check.kind.notes if check.kind else ()), *_unit_note(build, check), *_wide_limit_note(build, check)]
@@ -120,6 +120,21 @@ def check_score(build: Build, evaluator: Evaluator, *, go_on: bool) -> ScoreRema
     for warning in warnings:
         build.progress("warning", warning)
     return ScoreRemarks(kind=check.kind, notes=tuple(notes), warnings=tuple(warnings))
+
+
+def _check_answers(build: Build, evaluator: Evaluator, kind: ScoreKind | None) -> None:
+    """Check that limits on answers can be judged.
+
+    Raises:
+        TaskError: the outputs are no answers, or no class has enough samples.
+    """
+    answer_parts(kind)
+    answers = evaluator.score(evaluator.baseline).answers
+    if build.budget.max_class_drop is not None and (answers is None or answers.worst_class is None):
+        raise TaskError(
+            f"{build.task}: no class has {MIN_CLASS_SAMPLES} of the {build.data.samples:,} samples that select, so "
+            "--max-class-drop cannot be judged. Give more samples, or waive it with --max-class-drop none."
+        )
 
 
 def _chance_warning(check: BaselineCheck, direction: ScoreDirection) -> list[str]:

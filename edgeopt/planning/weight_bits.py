@@ -52,7 +52,9 @@ def allocate_bits(
     """
     mean = sum(weight.noise_ratio for weight in study.noises) / sum(weight.values for weight in study.noises)
     options = {
-        str(index): sorted(widths) if weight.noise_ratio > UNUSED_NOISE else [8]
+        str(index): [one for one in sorted(widths) if one >= 8 or weight.is_packed]
+        if weight.noise_ratio > UNUSED_NOISE
+        else [8]
         for index, weight in enumerate(study.noises)
     }
     noise, size = Costs(options), Costs(options)

@@ -43,6 +43,10 @@ class WeightNoise(Record, frozen=True, kw_only=True):
     values: int
     noise_ratio: float
     """Noise over signal at the outputs, in power, with only this weight in ``edgeopt.graph.weights.bit_study.BITS``."""
+    is_packed: bool = True
+    """Whether fewer than 8 bits save bytes; they do not in branches and loop bodies."""
+    node: str = ""
+    """The convolution or product that it belongs to; static int8 rounds no others."""
 
 
 class BitStudy(Record, frozen=True, kw_only=True):

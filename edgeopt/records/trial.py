@@ -68,7 +68,11 @@ class ClassDrop(Record, frozen=True, kw_only=True):
     """How much less often the answer is right where the label is one class."""
 
     number: int
-    """Of the class."""
+    """Of the class; with several labels a sample, 1 is a yes and 0 a no."""
+    label: int | None = None
+    """Number of the label, if a sample has several that are each a yes or a no."""
+    output: str = ""
+    """Its name, if several outputs give answers."""
     drop: float
     drop_ci95: tuple[float, float]
     """Paired interval over samples."""

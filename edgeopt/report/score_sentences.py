@@ -53,8 +53,12 @@ def worst_class(document: Document) -> str | None:
     if worst.unjudged_classes:
         one = worst.unjudged_classes == 1
         few = f" {worst.unjudged_classes} {'class has' if one else 'classes have'} too few samples to be judged."
+    where = f"class {worst.number}"
+    if worst.label is not None:
+        where = f"the {'yes' if worst.number else 'no'} answers of label {worst.label}"
+    where += f" of output '{worst.output}'" if worst.output else ""
     return (
-        f"Trial {winner.number} loses most in class {worst.number}, on {words.plural(worst.samples, 'sample')}: "
+        f"Trial {winner.number} loses most in {where}, on {words.plural(worst.samples, 'sample')}: "
         f"{words.score(worst.drop)} (95 %: {low} to {high}).{few}"
     )
 
@@ -69,7 +73,7 @@ def expected_drop(document: Document) -> str | None:
     return (
         f"On other data a {name} of {words.score(expected.drop)} is expected (95 %: {words.score(low)} to "
         f"{words.score(high)}): {words.score(winner.score_drop)} on the samples that chose it, and what it owes to "
-        f"them, as the smallest of {expected.files} files."
+        f"them, chosen among {expected.files} files."
     )
 
 

@@ -22,7 +22,7 @@ from edgeopt.statistics import exact_share_interval, mean_interval
 MIN_CLASS_SAMPLES = 20
 """A class in fewer samples is not judged: one changed answer would be 5 points."""
 _ANSWERS = ("classes", "yes or no", "class numbers")
-_REPEATS = 2000
+_REPEATS, _DRAWN_AT_A_TIME = 2000, 100
 _MAX_VALUES = 50_000_000
 """Of the table of classes by samples."""
 _TAIL = 0.025
@@ -30,18 +30,19 @@ _Floats = NDArray[np.float64]
 _Integers = NDArray[np.int64]
 
 
-def answer_part(kind: ScoreKind | None) -> OutputScore:
-    """Return the first output that gives answers.
+def answer_parts(kind: ScoreKind | None) -> list[OutputScore]:
+    """Return the outputs that give answers.
 
     Raises:
         TaskError: there is none, or the task scores itself.
     """
-    part = next((part for part in kind.parts if part.layout in _ANSWERS), None) if kind is not None else None
-    if part is not None:
-        return part
-    found = "the task scores itself" if kind is None else f"the score is the {kind.text}"
+    parts = kind.parts if kind is not None else ()
+    found = [part for part in parts if part.layout in _ANSWERS and part.metric != "edit"]
+    if found:
+        return found
+    reason = "the task scores itself" if kind is None else f"the score is the {kind.text}"
     raise TaskError(
-        f"limits on classes and on changed answers need outputs that are classes, or yes and no, but {found}. Waive "
+        f"limits on classes and on changed answers need outputs that are classes, or yes and no, but {reason}. Waive "
         "them (--max-class-drop none, --max-flips none), or name a score of classes (score='accuracy' in "
         "edgeopt.classification(...), --score accuracy with an .onnx)."
     )
@@ -49,6 +50,8 @@ def answer_part(kind: ScoreKind | None) -> OutputScore:
 
 def compare_answers(kind: ScoreKind | None, before: Sequence[Pair], after: Sequence[Pair]) -> AnswerChanges:
     """Return how many answers of a file differ from the baseline's, and which class loses most.
+
+    If several outputs give answers, the one that changes most counts, and so does the class of all that loses most.
 
     Args:
         kind: What the score is.
@@ -58,28 +61,52 @@ def compare_answers(kind: ScoreKind | None, before: Sequence[Pair], after: Seque
     Raises:
         TaskError: the outputs give no answers.
     """
-    part = answer_part(kind)
+    parts = answer_parts(kind)
+    found = [_compare_part(part, before, after) for part in parts]
+    flips = max(found, key=lambda one: (one.flip_ratio_ci95[1], one.flip_ratio))
+    classes = [
+        msgspec.structs.replace(one.worst_class, output=part.output if len(parts) > 1 else "")
+        for part, one in zip(parts, found, strict=True)
+        if one.worst_class is not None
+    ]
+    worst = max(classes, key=lambda one: (one.drop_ci95[1], one.drop), default=None)
+    return msgspec.structs.replace(flips, worst_class=worst)
+
+
+def _compare_part(part: OutputScore, before: Sequence[Pair], after: Sequence[Pair]) -> AnswerChanges:
     changed, classes, lost = [], list[_Integers](), list[_Integers]()
-    for old, new, truth in _answers(part, before, after):
-        changed.append((old != new).mean(1))
-        classes.append(truth)
-        lost.append((old == truth).astype(np.int64) - (new == truth))
+    labels = 1
+    for old, new, truth, count in _answers(part, before, after):
+        counted = truth != IGNORED
+        total = counted.sum(1)
+        changed.append(((old != new) & counted).sum(1)[total > 0] / total[total > 0])
+        right = (old == truth).astype(np.int64) - (new == truth)
+        labels = count
+        classes.append(np.where(counted, truth + 2 * np.arange(count) if count > 1 else truth, IGNORED))
+        lost.append(np.where(counted, right, 0))
     ratios = np.concatenate(changed)
+    worst = _worst_class(classes, lost)
+    if worst is not None and labels > 1:
+        worst = msgspec.structs.replace(worst, number=worst.number % 2, label=worst.number // 2)
     return AnswerChanges(
-        flip_ratio=float(ratios.mean()),
+        flip_ratio=float(ratios.mean()) if ratios.size else 0.0,
         flip_ratio_ci95=_ratio_interval(ratios),
-        worst_class=_worst_class(classes, lost),
+        worst_class=worst,
     )
 
 
 def _answers(
     part: OutputScore, before: Sequence[Pair], after: Sequence[Pair]
-) -> Iterator[tuple[_Integers, _Integers, _Integers]]:
-    """Yield answers of both files and labels of each batch, as (samples, answers)."""
+) -> Iterator[tuple[_Integers, _Integers, _Integers, int]]:
+    """Yield answers of both files and labels of each batch, as (samples, answers), and how many labels a sample has.
+
+    Several labels are several outputs of yes and no for a sample; the pixels of a map are answers of one kind.
+    """
     for (old, target), (new, _) in zip(before, after, strict=True):
         was, answers = (decisions(part, output_of(outputs, part)) for outputs in (old, new))
         truth = label_numbers(part, np.asarray(labels_of(target, part)), was.shape)
-        yield was.reshape(len(was), -1), answers.reshape(len(was), -1), truth.reshape(len(was), -1)
+        labels = was.shape[1] if part.layout == "yes or no" and was.ndim == 2 else 1
+        yield was.reshape(len(was), -1), answers.reshape(len(was), -1), truth.reshape(len(was), -1), labels
 
 
 def _ratio_interval(ratios: _Floats) -> tuple[float, float]:
@@ -87,7 +114,9 @@ def _ratio_interval(ratios: _Floats) -> tuple[float, float]:
 
     A bootstrap of samples of which none has changed would have no width, however few they are.
     """
-    if np.isin(ratios, (0.0, 1.0)).all() and len(ratios) > 1:
+    if not ratios.size:
+        return 0.0, 1.0
+    if np.isin(ratios, (0.0, 1.0)).all():
         found = exact_share_interval(int(ratios.sum()), len(ratios))
     else:
         found = mean_interval(ratios)
@@ -106,14 +135,13 @@ def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> Cla
     samples = sum(map(len, classes))
     judged, few = list[ClassDrop](), 0
     step = max(1, _MAX_VALUES // max(1, samples))
-    weights = np.random.default_rng(0).multinomial(samples, np.full(samples, 1 / samples), _REPEATS).astype(np.float64)
     for start in range(0, len(numbers), step):
         some = numbers[start : start + step]
         totals = np.concatenate([_count(batch, np.ones_like(batch), some) for batch in classes])
         losses = np.concatenate([_count(batch, loss, some) for batch, loss in zip(classes, lost, strict=True)])
         enough = np.flatnonzero((totals > 0).sum(0) >= MIN_CLASS_SAMPLES)
         few += len(some) - len(enough)
-        drawn = (weights @ losses[:, enough]) / np.maximum(weights @ totals[:, enough], 1)
+        drawn = _draw(losses[:, enough], totals[:, enough])
         for column, at in enumerate(enough):
             low, high = np.quantile(drawn[:, column], [_TAIL, 1 - _TAIL])
             judged.append(
@@ -128,6 +156,16 @@ def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> Cla
         return None
     worst = max(judged, key=lambda one: (one.drop_ci95[1], one.drop))
     return msgspec.structs.replace(worst, unjudged_classes=few)
+
+
+def _draw(losses: _Floats, totals: _Floats) -> _Floats:
+    """Return the drop of each class over draws of the samples, as (draws, classes)."""
+    random, samples = np.random.default_rng(0), len(losses)
+    drawn = []
+    for _ in range(0, _REPEATS, _DRAWN_AT_A_TIME):
+        weights = random.multinomial(samples, np.full(samples, 1 / samples), _DRAWN_AT_A_TIME).astype(np.float64)
+        drawn.append((weights @ losses) / np.maximum(weights @ totals, 1))
+    return np.concatenate(drawn)
 
 
 def _count(classes: _Integers, values: _Integers, numbers: _Integers) -> _Floats:

@@ -10,6 +10,7 @@ import math
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Choice
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.recipe import Float16, QuantizeStep
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Measured, Score, Trial
 from edgeopt.select.advice import explain, list_near_misses
@@ -143,11 +144,17 @@ def _judge(
         memory_bytes=math.inf if memory is None else memory.peak_bytes,
         quality=_quality(outcome.score),
         time_ratio=_time_ratio(outcome, is_baseline=trial.number == baseline_number),
+        form=None if proven_on_target else _form_of(trial),
         findings=findings,
         verdict=judge_trial(trial, outcome, findings, proven_on_target=proven_on_target),
         origins=frozenset(origins),
         replaced=replaced,
     )
+
+
+def _form_of(trial: Trial) -> tuple[str, ...]:
+    """Return the steps that decide with which kernels a file computes."""
+    return tuple(type(one).__name__ for one in trial.recipe.graph_steps if isinstance(one, QuantizeStep | Float16))
 
 
 def _time_ratio(outcome: Measured, *, is_baseline: bool) -> Interval | None:

@@ -24,6 +24,9 @@ class JudgedTrial:
     """The score, or the negated score if lower is better; minus infinity if it is not a number."""
     time_ratio: Interval | None
     """Its time over the baseline's by their A/B; None if they were not compared."""
+    form: tuple[str, ...] | None
+    """How its file computes, on a stand-in: A/Bs there say nothing about files that compute in other ways. None if the
+    target itself was measured."""
     findings: tuple[LimitFinding, ...]
     verdict: Verdict
     origins: frozenset[int]

@@ -1,7 +1,8 @@
 """Which of the trials that keep every limit wins: the smallest, the quickest, or that of least memory.
 
 Near the best value of what is preferred, another value decides: a few percent of bytes gain nothing if the file
-takes longer. Times are compared by A/Bs with the baseline, since times of separate measurements differ by chance.
+takes longer. Times are compared by A/Bs with the baseline, since times of separate measurements differ by chance. On a
+stand-in they are compared only between files that compute in the same way.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ def rivals(trials: Sequence[JudgedTrial], preference: Preference) -> list[Judged
         return _near_in_time(trials)
     smallest = _smallest(trials)
     cost = smallest.latency_ms * smallest.size_bytes
-    near = [trial for trial in _near_in_size(trials) if trial.latency_ms * trial.size_bytes < cost]
+    near = [
+        trial
+        for trial in _near_in_size(trials)
+        if trial.latency_ms * trial.size_bytes < cost and trial.form == smallest.form
+    ]
     return [smallest, *near] if near else []
 
 
@@ -79,7 +84,7 @@ def _ratio(trial: JudgedTrial) -> float:
 
 def _is_quicker(trial: JudgedTrial, other: JudgedTrial) -> bool:
     """Tell whether a trial is quicker than another one beyond noise: their intervals do not overlap."""
-    if trial.time_ratio is None or other.time_ratio is None:
+    if trial.time_ratio is None or other.time_ratio is None or trial.form != other.form:
         return False
     return trial.time_ratio.high < other.time_ratio.low
 

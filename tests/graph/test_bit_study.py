@@ -10,7 +10,9 @@ from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, study_weight_bits_of_file
 from edgeopt.graph.facts import read_facts
-from edgeopt.graph.weights.bit_study import BITS
+from edgeopt.graph.quantization.sensitivity import affordable_batches
+from edgeopt.graph.weights.bit_study import BITS, measure_noise
+from edgeopt.graph.weights.int8_weights import round_weights
 from edgeopt.planning.weight_bits import allocate_bits, noise_at
 from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify, StoreWeights
 
@@ -99,6 +101,35 @@ def test_sixteen_bits_are_as_good_as_float_at_half_the_bytes(network):
     noise_in_int8 = signal_to_noise_db(run(source, new), run(in_int8, new))
     path = made(source, calibration, (step, Compact()))
     assert signal_to_noise_db(run(source, new), run(path, new)) > noise_in_int8 + 15
+
+
+def test_sixteen_bits_have_a_scale_for_each_channel_too():
+    """A channel of large weights must not make the others coarse."""
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32) / 100
+    weights[:, 0] *= 1e4
+    stored, scale = round_weights(weights, 16)
+    assert stored.dtype == np.int16
+    error = (stored * scale - weights)[:, 1:]
+    assert np.abs(error).max() < 1e-4 * np.abs(weights[:, 1:]).max()
+
+
+def test_values_that_are_not_finite_and_outputs_of_zeros_are_no_noise():
+    signal = {"y": np.array([1.0, -np.inf, 2.0]), "zero": np.zeros(3)}
+    noisy = {"y": np.array([1.1, -np.inf, 2.0]), "zero": np.full(3, 1e-9)}
+    assert measure_noise([signal], [noisy]) == pytest.approx(0.01 / 5)
+    assert np.isfinite(measure_noise([signal], [{"y": np.full(3, np.inf), "zero": np.zeros(3)}]))
+    with pytest.raises(StepError, match="no output"):
+        measure_noise([{"y": np.zeros(3)}], [{"y": np.ones(3)}])
+
+
+def test_a_study_of_a_large_network_runs_on_fewer_samples(network):
+    source, _ = network
+    batches = [{"x": samples(16, seed)} for seed in range(3)]
+    counts = [
+        sum(len(batch["x"]) for batch in affordable_batches(onnx.load(source), batches, {"x": 0}, 10, max_macs))
+        for max_macs in (1000, 320, 160, 50, 1)
+    ]
+    assert counts == [48, 32, 16, 5, 1]
 
 
 def test_weights_of_static_int8_have_bits_of_their_own_too(network):

@@ -11,7 +11,7 @@ from onnx.external_data_helper import set_external_data
 
 from edgeopt.errors import TaskError
 from edgeopt.graph.given.files import baseline_of, hash_given, one_file, read_given
-from edgeopt.graph.model import load
+from edgeopt.graph.model import load, read_batch_axes
 from edgeopt.model_files.layout import hash_of_file, weight_files
 from edgeopt.model_files.tensors import is_external, tensor_values
 
@@ -203,6 +203,17 @@ def test_a_name_that_stands_for_none_is_no_name(tmp_path, name):
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     dims = read_given(tmp_path / "m.onnx").model.graph.input[0].type.tensor_type.shape.dim
     assert [dim.dim_param for dim in dims[:2]] == ["batch", ""]
+
+
+def test_the_batch_of_a_state_stays_known_if_it_is_called_like_any_other_unknown_size(tmp_path):
+    model = a_model()
+    first = model.graph.input[0].type.tensor_type.shape.dim
+    first[0].dim_param = "?"
+    state = helper.make_tensor_value_info("h", TensorProto.FLOAT, [2, "?", 64])
+    model.graph.input.append(state)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    graph = read_given(tmp_path / "m.onnx").model.graph
+    assert read_batch_axes(graph) == {graph.input[0].name: 0, "h": 1}
 
 
 def test_only_a_header_that_is_too_new_is_lowered(tmp_path):

@@ -57,7 +57,7 @@ def test_the_smallest_of_many_files_at_the_edge_is_expected_to_lose_more_elsewhe
     assert found.expected.files == 12  # the baseline of these tests has no interval
     assert winner.drop < found.expected.drop < winner.drop + 0.005
     assert found.expected.drop_ci95[1] - winner.drop_ci95[1] == pytest.approx(found.expected.drop - winner.drop)
-    assert "the smallest of 12 files" in expected_drop(build_document(found))
+    assert "chosen among 12 files" in expected_drop(build_document(found))
 
 
 def test_without_a_limit_on_the_drop_or_a_winner_besides_the_baseline_nothing_is_expected():
@@ -66,6 +66,14 @@ def test_without_a_limit_on_the_drop_or_a_winner_besides_the_baseline_nothing_is
     assert choice.winner == 0
     assert with_expected_drop(scores.build, scores, choice).expected is None
     assert expected_drop(build_document(choice)) is None
+
+
+def test_samples_that_do_not_count_are_not_drawn():
+    scores = Scores({900 - index: 0.003 for index in range(3)})
+    trials = (a_baseline(), *(scores.trial(1 + index, size) for index, size in enumerate(scores.by_size)))
+    evaluate = scores.evaluate
+    scores.evaluate = lambda *given: evaluate(*given)._replace(total=SAMPLES + 50)  # as with ignored labels
+    assert with_expected_drop(scores.build, scores, a_choice(trials, BUDGET)).expected is not None
 
 
 def test_scores_that_are_gone_cost_only_the_expectation():

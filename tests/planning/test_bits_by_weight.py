@@ -2,6 +2,7 @@
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -63,6 +64,12 @@ def test_a_weight_that_no_sample_uses_keeps_eight_bits():
 
 def test_a_weight_that_these_samples_hardly_use_has_not_much_less_than_the_others():
     assert bits_at(a_study((1000, 1e-3), (1000, 1e-9)), 6)[1] >= 4
+
+
+def test_a_weight_that_cannot_be_packed_has_eight_bits_or_more():
+    study = a_study((1000, 1e-3), (1000, 1e-3))
+    inner = msgspec.structs.replace(study.noises[1], is_packed=False)
+    assert bits_at(BitStudy(noises=(study.noises[0], inner)), 5)[1] == 8
 
 
 def test_above_eight_bits_only_the_weights_that_need_it_have_more():

@@ -5,7 +5,7 @@ import pytest
 
 from edgeopt.errors import TaskError
 from edgeopt.records.scoring import OutputScore, ScoreKind
-from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_part, compare_answers
+from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_parts, compare_answers
 
 KIND = ScoreKind(
     parts=(OutputScore(output="y", index=0, metric="accuracy", layout="classes", labels="numbers"),), by_agreement=False
@@ -68,21 +68,41 @@ def test_a_class_in_few_samples_is_counted_but_not_judged():
     assert compare_answers(KIND, batches(alone, alone), batches(alone, alone)).worst_class is None
 
 
-def test_pixels_count_by_sample_and_void_does_not_count():
+def test_what_does_not_count_is_no_answer():
     part = OutputScore(output="y", index=0, metric="miou", layout="classes", labels="numbers", classes=3, ignored=2)
     kind = ScoreKind(parts=(part,), by_agreement=False)
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, (40, 8))
+    labels = np.tile([0, 0, 0, 1, 2, 2, 2, 2], (40, 1))
     before, after = np.where(labels == 2, 0, labels), np.where(labels == 2, 1, labels)  # they differ on void alone
-    after[:20, 0] = 1 - np.where(labels[:20, 0] == 2, 0, labels[:20, 0])
+    after[:20, 0] = 1
     outputs = [np.moveaxis(logits(one, 2), -1, 1) for one in (before, after)]
     found = compare_answers(kind, [(outputs[0], labels)], [(outputs[1], labels)])
-    wrong = int((labels[:20, 0] != 2).sum())
-    lost = [((before == one) & (labels == one)).sum() - ((after == one) & (labels == one)).sum() for one in (0, 1)]
-    assert sum(lost) == wrong
-    totals = [(labels == one).sum() for one in (0, 1)]
-    drops = [one / total for one, total in zip(lost, totals, strict=True)]
-    assert found.worst_class.drop in [pytest.approx(drop) for drop in drops]
+    assert found.flip_ratio == pytest.approx(20 / 160)
+    assert (found.worst_class.number, found.worst_class.drop) == (0, pytest.approx(20 / 120))
+
+
+def test_each_of_several_labels_has_classes_of_its_own():
+    part = OutputScore(output="y", index=0, metric="accuracy", layout="yes or no", labels="numbers", threshold=0.5)
+    labels = np.zeros((200, 20), int)
+    labels[:100, 7] = labels[50:150, 3] = 1
+    after = labels.astype(np.float32)
+    after[:, 7] = 0  # label 7 is never answered yes again
+    kind = ScoreKind(parts=(part,), by_agreement=False)
+    found = compare_answers(kind, [(labels.astype(np.float32), labels)], [(after, labels)])
+    worst = found.worst_class
+    assert (worst.label, worst.number, worst.drop) == (7, 1, pytest.approx(1))
+
+
+def test_of_several_outputs_the_one_that_changes_most_counts():
+    parts = tuple(
+        OutputScore(output=name, index=index, metric="accuracy", layout="classes", labels="outputs")
+        for index, name in enumerate(("age", "gender"))
+    )
+    own = (logits(np.repeat([0, 1], 50)), logits(np.repeat([1, 0], 50)))
+    changed = np.repeat([1, 0], 50)
+    changed[:10] = 2
+    found = compare_answers(ScoreKind(parts=parts, by_agreement=True), [(own, own)], [((own[0], logits(changed)), own)])
+    assert found.flip_ratio == pytest.approx(0.1)
+    assert (found.worst_class.output, found.worst_class.number) == ("gender", 1)
 
 
 def test_agreement_takes_the_baselines_own_answers_for_classes():
@@ -100,5 +120,5 @@ def test_a_score_without_answers_is_refused_with_what_to_do():
     values = OutputScore(output="y", index=0, metric="mae", layout="values", labels="values")
     for kind, words in ((None, "scores itself"), (ScoreKind(parts=(values,), by_agreement=False), "mean absolute")):
         with pytest.raises(TaskError, match=words) as caught:
-            answer_part(kind)
+            answer_parts(kind)
         assert "--max-class-drop none" in str(caught.value)

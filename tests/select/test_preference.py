@@ -1,7 +1,7 @@
 """Which of the trials that keep every limit wins: the smallest, unless another of its size is quicker; or as asked."""
 
 import pytest
-from builders import a_baseline, a_budget, a_choice, a_trial
+from builders import a_baseline, a_budget, a_choice, a_recipe, a_trial
 
 from edgeopt.report.document import build_document
 from edgeopt.report.sentences import passed_over
@@ -67,3 +67,12 @@ def test_the_report_says_why_a_smaller_file_was_passed_over():
     assert text is not None
     assert text.startswith("Trial 1 is smaller (1.00 kB) and within the limits, but takes 1.25× as long")
     assert passed_over(build_document(a_choice((a_baseline(), a_trial(1))))) is None
+
+
+def test_on_a_stand_in_only_files_that_compute_in_the_same_way_are_compared():
+    small = a_trial(1, size_bytes=1000, recipe=a_recipe(int8=True), drop=0.0)
+    for int8, expected in ((True, 2), (False, 1)):
+        quick = a_trial(2, size_bytes=1030, time_ratio=0.2, recipe=a_recipe(pruned=True, int8=int8), drop=0.0)
+        choice = a_choice((a_baseline(), small, quick), proven_on_target=False)
+        assert choice.winner == expected
+        assert a_choice((a_baseline(), small, quick)).winner == 2

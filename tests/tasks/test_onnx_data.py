@@ -198,7 +198,7 @@ def test_dimensions_of_one_name_keep_it_only_if_the_data_have_one_size_there():
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
         for name, shape in (("x", ["n", 3, "s", "s"]), ("ids", ["n", "t"]))
     )
-    apart = with_own_names((image, ids), {"x": (8, 3, 12, 16), "ids": (8, 5)})
+    apart = with_own_names((image, ids), [{"x": (8, 3, 12, 12), "ids": (8, 5)}, {"x": (1, 3, 12, 16), "ids": (1, 5)}])
     assert [spec.names for spec in apart] == [("n", "", "s", ""), ("n", "t")]
     assert [one.name for one in open_dimensions(apart[0], 0)] == ["s", "x[3]"]
-    assert with_own_names((image,), {"x": (8, 3, 12, 12)}) == (image,)
+    assert with_own_names((image,), [{"x": (8, 3, 12, 12)}]) == (image,)

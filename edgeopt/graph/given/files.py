@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from edgeopt.errors import TaskError
 from edgeopt.graph.given.structure import find_fault, walk_tensors
-from edgeopt.graph.model import lower_ir
+from edgeopt.graph.model import lower_ir, read_batch_axes
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import (
     copy_model_proto,
@@ -255,15 +255,25 @@ _NO_NAMES = frozenset({"?", "??", "*", "-1", "none", "null", "nan", "unk", "unkn
 def _open_dimensions(graph: onnx.GraphProto) -> bool:
     """Make dimensions dynamic that an exporter wrote as -1, 0 or ``?``; return whether there were any.
 
-    Dimensions of one name have one size, but exporters write ``?`` for any that they do not know.
+    Dimensions of one name have one size, but exporters write ``?`` for any that they do not know. The batch of each
+    input is then called ``batch``, so that it is found again.
     """
-    found = False
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            is_unknown = dim.HasField("dim_value") and dim.dim_value <= 0
-            if is_unknown or (dim.dim_param and dim.dim_param.lower() in _NO_NAMES):
-                dim.Clear()
-                if axis == 0:
-                    dim.dim_param = "batch"
-                found = True
-    return found
+    unknown = [
+        (value, axis)
+        for value in (*graph.input, *graph.output, *graph.value_info)
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim)
+        if (dim.HasField("dim_value") and dim.dim_value <= 0) or dim.dim_param.lower() in _NO_NAMES
+    ]
+    if not unknown:
+        return False
+    batch_axes = read_batch_axes(graph)
+    for value, axis in unknown:
+        value.type.tensor_type.shape.dim[axis].Clear()
+    for value in graph.input:
+        dims, batch_axis = value.type.tensor_type.shape.dim, batch_axes.get(value.name)
+        if batch_axis is not None and batch_axis < len(dims) and dims[batch_axis].dim_value <= 0:
+            dims[batch_axis].dim_param = "batch"
+    for output in graph.output:
+        if (output.name, 0) in {(value.name, axis) for value, axis in unknown}:
+            output.type.tensor_type.shape.dim[0].dim_param = "batch"
+    return True

@@ -10,9 +10,11 @@ read a histogram of each activation:
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,16 +81,12 @@ class ActivationRanges:
         """Return the range of each activation by ``method``, as ONNX Runtime's quantizer takes them."""
         if method not in self._found:
             path = self.kept.with_name(f"{self.kept.name}-{self._digest}-{method}.json")
-            if not path.exists():
-                self._keep(self._find(method), path)
-            self._found[method] = {name: (low, high) for name, (low, high) in json.loads(path.read_text()).items()}
+            found = _read_ranges(path)
+            if found is None:
+                found = self._find(method)
+                _keep_ranges(found, path)
+            self._found[method] = found
         return to_tensors_data(self._found[method])
-
-    def _keep(self, ranges: dict[str, Range], path: Path) -> None:
-        """Write ranges whole: other processes may look for them."""
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as file:
-            json.dump(ranges, file)
-        Path(file.name).replace(path)
 
     @functools.cached_property
     def _digest(self) -> str:
@@ -130,6 +128,22 @@ class ActivationRanges:
                     counts, _ = np.histogram(value, _BIN_COUNT, full[name])
                     self._histograms[name] = self._histograms.get(name, np.zeros(_BIN_COUNT, np.int64)) + counts
         return self._histograms
+
+
+def _read_ranges(path: Path) -> dict[str, Range] | None:
+    """Return kept ranges; None if there are none, or the file is damaged."""
+    try:
+        return {name: (float(low), float(high)) for name, (low, high) in json.loads(path.read_text("utf-8")).items()}
+    except (OSError, ValueError):
+        return None
+
+
+def _keep_ranges(ranges: dict[str, Range], path: Path) -> None:
+    """Write ranges whole, because other processes may look for them; where nothing can be written, nothing is kept."""
+    partial = path.with_name(f"{path.stem}.partial-{os.getpid()}{path.suffix}")
+    with contextlib.suppress(OSError):
+        partial.write_text(json.dumps(ranges), "utf-8")
+        partial.replace(path)
 
 
 def _check_finite(graph: onnx.GraphProto, ranges: dict[str, Range]) -> None:

@@ -107,8 +107,9 @@ def study_sensitivity(
         ranked = prepared if preparation is None else preparations[preparation][0]
 
         nodes = _list_node_costs(prepared, shapes_of_one(batches[0], axes)) if rank else ()
-        count = affordable_batches(batches, axes, sum(node.macs for node in nodes) * len(nodes), MAX_RANKING_MACS)
-        batches, expected = batches[:count], expected[:count]
+        if nodes:
+            batches = affordable_batches(prepared.model, batches, axes, sum(node.macs for node in nodes) * len(nodes))
+            expected = run_all_batches(prepared.model, batches)
         noises = [(node, measure(ranked, plain, method, (node.name,))) for node in nodes]
     return SensitivityStudy(
         method_snr_db=by_method,
@@ -184,18 +185,34 @@ def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[
 
 
 def affordable_batches(
-    batches: Sequence[ArrayBatch], axes: Mapping[str, int | None], macs_of_sample: int, max_macs: int
-) -> int:
-    """Return how many batches a study may run, at least one, so that it takes no more than some work in all.
+    model: onnx.ModelProto,
+    batches: Sequence[ArrayBatch],
+    axes: Mapping[str, int | None],
+    macs_of_sample: int,
+    max_macs: int = MAX_RANKING_MACS,
+) -> list[ArrayBatch]:
+    """Return the batches that a study may run so that it takes no more than some work in all, or the least there is.
 
     Args:
+        model: That runs; where its batch is fixed, a batch stays whole.
         batches: That it could run.
         axes: Input to the axis of its samples.
         macs_of_sample: Of all its runs on one sample.
         max_macs: In all.
     """
-    counts = itertools.accumulate(count_batch(batch, axes) for batch in batches)
-    return max(1, sum(count * macs_of_sample <= max_macs for count in counts))
+    counts = list(itertools.accumulate(count_batch(batch, axes) for batch in batches))
+    count = sum(total * macs_of_sample <= max_macs for total in counts)
+    if count:
+        return list(batches[:count])
+    sizes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    is_fixed = any(axis is not None and sizes[name][axis].dim_value > 0 for name, axis in axes.items() if name in sizes)
+    samples = counts[0] if is_fixed else max(1, max_macs // max(1, macs_of_sample))
+    return [
+        {
+            name: values if axes.get(name) is None else values.take(range(min(samples, counts[0])), axes[name])
+            for name, values in batches[0].items()
+        }
+    ]
 
 
 def _rank(noises: list[tuple[_NodeCost, float]]) -> tuple[NodeNoise, ...]:

@@ -157,7 +157,9 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
         return read_calibration_batches(calibration, axes, samples)
 
-    ranges = ActivationRanges(prepared, path, batches, calibration.with_name(f"ranges-{calibration.stem}-{samples}"))
+    facts = calibration.stat()
+    kept = calibration.with_name(f"ranges-{calibration.stem}-{facts.st_size}-{facts.st_mtime_ns}-{samples}")
+    ranges = ActivationRanges(prepared, path, batches, kept)
     return PreparedModel(prepared, ranges, batches, (*float_nodes, *small, *inside), tuple(notes))
 
 

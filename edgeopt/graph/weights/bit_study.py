@@ -6,6 +6,7 @@ at the outputs is measured on samples that did not calibrate. Runs in a subproce
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,18 @@ from onnx import numpy_helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.counting.macs import count_macs
+from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import lift_constants, lower_ir, read_batch_axes, walk_graphs
 from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.preparation.widening import widen_halves
+from edgeopt.graph.quantization.activations import ArrayBatch
 from edgeopt.graph.quantization.sensitivity import (
-    MAX_RANKING_MACS,
     affordable_batches,
-    measure_snr_db,
     run_all_batches,
     shapes_of_one,
     split_batches,
 )
+from edgeopt.graph.rounding.moments import find_layers
 from edgeopt.graph.weights.int8_weights import find_weights, measure_rows, round_stored_weight
 from edgeopt.model_files.tensors import count_bytes, tensor_values
 from edgeopt.records.quantization import BitStudy, WeightNoise
@@ -31,6 +34,7 @@ from edgeopt.records.recipe import StoreWeights, WeightBits
 
 BITS: WeightBits = 5
 """In the middle of what is tried: each bit more or less is a quarter or four times the noise."""
+_MAX_NOISE = 1e6
 MAX_READ_BYTES = 4_000_000_000
 """Of all sessions together: a large model with many weights is not studied."""
 
@@ -49,6 +53,8 @@ def study_weight_bits(model: onnx.ModelProto, samples: int, calibration: Path, h
         StepError: the graph has no weight worth it, cannot be run, or is too large for as many sessions.
     """
     lower_ir(model)
+    if has_half_weights(model):
+        widen_halves(model)
     for graph in walk_graphs(model.graph):
         lift_constants(graph)
     weights = [
@@ -65,17 +71,47 @@ def study_weight_bits(model: onnx.ModelProto, samples: int, calibration: Path, h
     axes = read_batch_axes(model.graph)
     calibrating, batches = split_batches(calibration, axes, samples, held_back)
     macs = count_macs(model, shapes_of_one(batches[0], axes)).total * len(weights)
-    batches = batches[: affordable_batches(batches, axes, macs, MAX_RANKING_MACS)]
+    batches = affordable_batches(model, batches, axes, macs)
     step = StoreWeights(weight_bits=BITS, samples=calibrating)
     rows = attempt(lambda: measure_rows(model, step, calibration)).result or {}
+    layers = {layer.weight: layer.node for layer in find_layers(model)}
     expected = run_all_batches(model, batches)
     noises = []
     for tensor, is_top in weights:
         exact = onnx.TensorProto.FromString(tensor.SerializeToString())
         stored, scale = round_stored_weight(tensor_values(tensor), rows.get(tensor.name) if is_top else None, BITS)
         tensor.CopyFrom(numpy_helper.from_array((stored * scale).astype(np.float32), tensor.name))
-        snr_db = measure_snr_db(expected, run_all_batches(model, batches))
+        noise_ratio = measure_noise(expected, run_all_batches(model, batches))
         tensor.CopyFrom(exact)
-        values = int(np.prod(tensor.dims))
-        noises.append(WeightNoise(weight=tensor.name, values=values, noise_ratio=10 ** (-snr_db / 10)))
+        noises.append(
+            WeightNoise(
+                weight=tensor.name,
+                values=int(np.prod(tensor.dims)),
+                noise_ratio=noise_ratio,
+                is_packed=is_top,
+                node=layers.get(tensor.name, "") if is_top else "",
+            )
+        )
     return BitStudy(noises=tuple(noises))
+
+
+def measure_noise(expected: Sequence[ArrayBatch], found: Sequence[ArrayBatch]) -> float:
+    """Return noise over signal in power, the mean over outputs; at most ``_MAX_NOISE``.
+
+    Values that are not finite, such as masked logits, and outputs that are always 0 do not count.
+
+    Raises:
+        StepError: nothing counts.
+    """
+    ratios = []
+    for name in expected[0]:
+        signal = np.concatenate([batch[name].ravel() for batch in expected]).astype(np.float64)
+        noisy = np.concatenate([batch[name].ravel() for batch in found]).astype(np.float64)
+        finite = np.isfinite(signal)
+        power = float((signal[finite] ** 2).sum())
+        if power > 0:
+            noise = float(((noisy[finite] - signal[finite]) ** 2).sum())
+            ratios.append(min(_MAX_NOISE, noise / power) if np.isfinite(noise) else _MAX_NOISE)
+    if not ratios:
+        raise StepError("study", "no output of the graph has finite values that are not 0.")
+    return float(np.mean(ratios))

@@ -43,7 +43,8 @@ _MAX_SCALES_RATIO = 1 / 16
 """Scales of an axis, over the values: with more, they would take a quarter of the saved bytes."""
 _INT8_BITS = 8
 _LEVELS = 127
-_WIDE_BITS, _WIDE_LEVELS = 16, 32767
+_WIDE_BITS: StoredBits = 16
+_WIDE_LEVELS = 32767
 _IN_8_BITS = StoreWeights()
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
@@ -66,19 +67,20 @@ def store_int8_weights(
     lower_ir(model)
     measured = attempt(lambda: measure_rows(model, step, calibration))
     rows = measured.result or {}
-    top, count = model.graph, 0
-    taken, bits_of = used_names(top), dict(step.bits_of)
+    top = model.graph
+    taken, bits_of, stored = used_names(top), dict(step.bits_of), list[StoredBits]()
     for graph in walk_graphs(top):
         lift_constants(graph)
         for name in find_weights(graph):
             bits = bits_of.get(name, step.weight_bits)
             _store(graph, name, taken, bits, rows.get(name) if graph is top else None)
-            count += 1
-    if not count:
+            bits_of.pop(name, None)
+            stored.append(bits)
+    if not stored:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")
-    wide = sum(bits == _WIDE_BITS for bits in bits_of.values())
+    wide = stored.count(_WIDE_BITS)
     kinds = f"int8{f' ({wide} of them in int16)' if wide else ''}"
-    notes = [f"store-weights: {count} tensors in {kinds}, made float again when the file is loaded"]
+    notes = [f"store-weights: {len(stored)} tensors in {kinds}, made float again when the file is loaded"]
     if measured.reason is not None:
         notes.append(f"store-weights: rounded to the nearest step, without the samples ({measured.reason})")
     return model, tuple(notes)
@@ -164,17 +166,8 @@ def round_stored_weight(
         rows: The layer that it belongs to, over whose inputs errors cancel; None: each is rounded to the nearest step.
         bits: Of each value.
     """
-    if bits == _WIDE_BITS:
-        return _round_wide(values)
-    return (rows and _round_rows(values, rows, bits)) or round_weights(values, bits)
-
-
-def _round_wide(values: NDArray[np.float32]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Return weights in int16 with a single scale: the error is a ten thousandth, whatever the axis of scales."""
-    largest = float(np.abs(values).max(initial=0.0))
-    scale = np.float32(largest / _WIDE_LEVELS if largest > 0 else 1.0)
-    stored = np.clip(np.rint(values / scale), -_WIDE_LEVELS, _WIDE_LEVELS).astype(np.int16)
-    return stored, np.full((1,) * values.ndim, scale, np.float32)
+    by_rows = None if rows is None or bits == _WIDE_BITS else _round_rows(values, rows, bits)
+    return by_rows or round_weights(values, bits)
 
 
 def _round_rows(
@@ -198,7 +191,9 @@ def _without_repeats(scale: NDArray[np.floating]) -> NDArray[np.floating]:
     return scale
 
 
-def round_weights(values: NDArray[np.float32], bits: StoredBits = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def round_weights(
+    values: NDArray[np.float32], bits: StoredBits = 8
+) -> tuple[NDArray[np.int8 | np.int16], NDArray[np.float32]]:
     """Return weights in int8, and their scales, along the axis with the smallest error; a single one if all are short.
 
     Args:
@@ -208,7 +203,8 @@ def round_weights(values: NDArray[np.float32], bits: StoredBits = 8) -> tuple[ND
     Returns:
         Integers of that shape, and scales of as many axes, all but one of length 1.
     """
-    best: tuple[float, NDArray[np.int8], NDArray[np.float32]] | None = None
+    dtype = np.int16 if bits == _WIDE_BITS else np.int8
+    best: tuple[float, NDArray[np.int8 | np.int16], NDArray[np.float32]] | None = None
     axes: list[int | None] = [
         axis for axis in range(values.ndim) if values.shape[axis] <= _MAX_SCALES_RATIO * values.size
     ]
@@ -219,7 +215,7 @@ def round_weights(values: NDArray[np.float32], bits: StoredBits = 8) -> tuple[ND
         stored = np.clip(np.rint(values / scale), grid.low, grid.high)
         error = float(((stored * scale - values) ** 2).sum(dtype=np.float64))
         if best is None or error < best[0]:
-            best = error, stored.astype(np.int8), scale
+            best = error, stored.astype(dtype), scale
     assert best is not None
     return best[1:]
 
@@ -228,5 +224,5 @@ def _nearest_grid(rows: NDArray[np.float32], bits: StoredBits) -> Grid:
     """Return a scale for each row ``(rows, values)``; in few bits one that cuts off what costs the others too much."""
     if bits < _INT8_BITS:
         return find_grid(rows[None], None, bits, any_sign=True)
-    largest = np.abs(rows).max(1, initial=0.0)
-    return Grid(np.where(largest > 0, largest / _LEVELS, 1), np.zeros(()), -_LEVELS, _LEVELS)
+    levels, largest = _WIDE_LEVELS if bits == _WIDE_BITS else _LEVELS, np.abs(rows).max(1, initial=0.0)
+    return Grid(np.where(largest > 0, largest / levels, 1), np.zeros(()), -levels, levels)

@@ -11,33 +11,42 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, FileScore
+from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.choice import Choice, ExpectedDrop
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.optimism import ScoredFile, estimate_optimism
+from edgeopt.select.limits import measured_size
 
 
 def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
     """Return a choice with the drop that its winner is expected to have on other data.
 
-    It stays as it is if there is no limit on the drop, the baseline won, or the score cannot be computed for draws.
+    It stays as it is if there is no limit on the drop, the baseline won or another order than that of size was asked
+    for, or the score cannot be computed for draws.
     """
     limit = build.budget.max_score_drop
-    if choice.winner is None or choice.winner == 0 or limit is None or build.data.scores_rows:
+    if choice.winner in (None, 0) or limit is None or build.data.scores_rows or build.budget.prefer != "size":
         return choice
     try:
-        base = _score_of(evaluator, choice.trial(0))
-        rivals = [trial for trial in choice.trials if _misses_only_the_drop(choice, trial)]
-        files = [file for trial in rivals if (file := _scored_file(build, evaluator, trial, base)) is not None]
+        return run_step("expected drop", _add_expected_drop, build, evaluator, choice, limit)
     except EdgeoptError as error:
-        build.progress("note", f"no drop on other data is estimated: {error}")
+        build.progress("note", f"no drop on other data is estimated: {as_failed(error).reason}")
         return choice
+
+
+def _add_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, limit: float) -> Choice:
+    base = _score_of(evaluator, choice.trial(0))
+    kept = base.mean_of if base.mean_of is not None else base.rows
+    rivals = [trial for trial in choice.trials if _misses_only_the_drop(choice, trial, limit)]
+    files = [file for trial in rivals if (file := _scored_file(build, evaluator, trial, base)) is not None]
+    assert choice.winner is not None
     winner = choice.trial(choice.winner).outcome
     assert isinstance(winner, Measured)
-    if winner.score.drop_ci95 is None or len(files) < 2:
+    if kept is None or winner.score.drop_ci95 is None or len(files) < 2:
         return choice
-    optimism = estimate_optimism(files, limit, base.total, build.seed)
+    optimism = estimate_optimism(files, limit, len(kept), build.seed)  # samples that do not count are not kept
     low, high = winner.score.drop_ci95
     expected = ExpectedDrop(
         drop=winner.score.drop + optimism, drop_ci95=(low + optimism, high + optimism), files=len(files)
@@ -45,10 +54,14 @@ def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice) -> Ch
     return msgspec.structs.replace(choice, expected=expected)
 
 
-def _misses_only_the_drop(choice: Choice, trial: Trial) -> bool:
+def _misses_only_the_drop(choice: Choice, trial: Trial, limit: float) -> bool:
     """Tell whether a trial could have won with other samples."""
     verdict = next((one for one in choice.verdicts if one.trial == trial.number), None)
-    return verdict is not None and verdict.pays and all(miss.limit == "score" for miss in verdict.misses)
+    return (
+        verdict is not None
+        and verdict.pays
+        and all(miss.limit == "score" and miss.allowed == limit for miss in verdict.misses)
+    )
 
 
 def _score_of(evaluator: Evaluator, trial: Trial) -> FileScore:
@@ -72,7 +85,7 @@ def _scored_file(build: Build, evaluator: Evaluator, trial: Trial, base: FileSco
         drop_of = functools.partial(_summed_drop, build, base.rows, found.rows)
     else:
         return None
-    size = trial.outcome.artifact.size_bytes
+    size = measured_size(trial.outcome.artifact, build.budget)
     return ScoredFile(size_bytes=size, drop_of=drop_of, drop=score.drop, margin=score.drop_ci95[1] - score.drop)
 
 

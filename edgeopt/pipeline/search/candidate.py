@@ -5,6 +5,7 @@ Also here: the candidates that single rules make (pruned, sparse, low-rank, stud
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -26,15 +27,16 @@ from edgeopt.records.recipe import (
     Importance,
     LowRank,
     Prune,
+    QuantizeAware,
     Recipe,
     Sparsify,
     Student,
     TorchStep,
 )
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Artifact, Failed, Score, Trial
+from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
 from edgeopt.report import words
-from edgeopt.select.limits import judge_score_limits
+from edgeopt.select.limits import judge_limits, judge_score_limits
 from edgeopt.task import Training
 
 WARMUP_RATIO = 0.1
@@ -50,6 +52,8 @@ class Candidate(Record, frozen=True, kw_only=True):
     """Key of the network that it starts from; None is the original."""
     notes: tuple[str, ...] = ()
     """How its widths were found, for the report."""
+    is_plain_cut: bool = False
+    """Whether it is a uniform cut at the size of another candidate, which says nothing about that size."""
 
     def recipe(self, graph_steps: tuple[GraphStep, ...], seed: int) -> Recipe:
         """Return the recipe of one of its variants; without graph steps the file stays as it was exported."""
@@ -211,6 +215,34 @@ def distillation(build: Build) -> Distill:
         ema=training.ema,
         precision=None if training.precision == "auto" else training.precision,
     )
+
+
+def is_refinement(candidate: Candidate) -> bool:
+    """Tell whether a candidate was tried on a network that keeps the score: if it does not, that size still does."""
+    return candidate.is_plain_cut or any(isinstance(one, LowRank | Sparsify | QuantizeAware) for one in candidate.steps)
+
+
+def is_trained(build: Build, candidate: Candidate) -> bool:
+    """Tell whether a candidate's network was made before."""
+    key = build.keys.of("network", torch_steps=candidate.steps, parent=candidate.parent)
+    return not candidate.steps or build.ledger.get(key, StoredNetwork) is not None
+
+
+def is_student(recipe: Recipe) -> bool:
+    """Tell whether a recipe makes one of the task's students."""
+    return any(isinstance(step, Student) for step in recipe.torch_steps)
+
+
+def slow_sizes(build: Build, networks: Sequence[StoredNetwork], trials: Sequence[Trial]) -> set[float]:
+    """Return the shares of the parameters of trained networks that no file of keeps the limit on latency."""
+    quick = {
+        build.keys.network(trial.recipe.torch_steps, trial.recipe.parent)
+        for trial in trials
+        if trial.recipe.torch_steps
+        and isinstance(trial.outcome, Measured)
+        and all(finding.kept for finding in judge_limits(trial.outcome, build.budget) if finding.limit == "latency")
+    }
+    return {network.ratio for network in networks if network.key is not None and network.key not in quick}
 
 
 def changes_nothing(candidate: Candidate) -> bool:

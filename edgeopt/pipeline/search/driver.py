@@ -30,8 +30,12 @@ from edgeopt.pipeline.search.candidate import (
     changes_nothing,
     distillation,
     importance_of,
+    is_refinement,
+    is_student,
+    is_trained,
     keeps_score,
     pruned,
+    slow_sizes,
     student,
     summary_of,
 )
@@ -42,8 +46,8 @@ from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
 from edgeopt.planning.widths import UNREACHED_NOTE
+from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import Recipe, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.select.decision import contenders
@@ -71,7 +75,10 @@ class Search:
         self.runner = runner
         self.candidates: list[Candidate] = []
         self.notes: list[str] = []
-        """What was not tried, and why."""
+        """What was not tried, and why; kept with a finished search."""
+        self.own_notes: list[str] = []
+        """What is only true of this build."""
+        self.further: Further = "if needed"
         self.sparsity: SparsityCurve | None = None
         self.limit: LatencyLimit | None = None
         """What is known about latency, once widths were chosen."""
@@ -85,12 +92,13 @@ class Search:
             training: Whether the task can be trained.
             further: When a finished search goes on, towards this build's limits.
         """
+        self.further = further
         with without_old_stages(self.build):
             if training:
                 tune_training(self.build)
             self.measure_original()
             if training:
-                self.go_on_if_it_fails(self.search, further)
+                self.go_on_if_it_fails(self.search)
             self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=self.ended_early is None))
 
     def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
@@ -117,7 +125,7 @@ class Search:
             runner.measure(variant)
         self.run_round([ORIGINAL])
 
-    def search(self, further: Further) -> None:
+    def search(self) -> None:
         """Reuse the candidates of a finished search, or find them now and write them down."""
         build = self.build
         key = build.keys.of(
@@ -130,43 +138,48 @@ class Search:
         if finished is not None:
             build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
             for candidate in finished.candidates:
-                points += self.points(self.run_round([candidate]), [1.0])
+                if self.may_make(candidate):
+                    found = self.points(self.run_round([candidate]), [1.0])
+                    points += [point for point in found if point.good or not is_refinement(candidate)]
             self.notes += finished.notes
             self.sparsity = finished.sparsity
-        if not self.goes_on(further, finished):
+        if not self.goes_on(finished):
             return
         if finished is not None:
             points += self.under_new_limits(points)
         self.bisect(points)
         if not build.is_out_of_time and not self.has_crashes:
-            found = FinishedSearch(
-                candidates=tuple(self.candidates[1:]), notes=tuple(self.notes), sparsity=self.sparsity
-            )
-            build.ledger.put(key, found)
+            candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
+            build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
 
-    def goes_on(self, further: Further, finished: FinishedSearch | None) -> bool:
+    def may_make(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate may be made: with ``--no-train`` only if it was trained before."""
+        return self.further != "never" or is_trained(self.build, candidate)
+
+    def goes_on(self, finished: FinishedSearch | None) -> bool:
         """Tell whether candidates are trained now, and say why if that is not what one would expect."""
         on_target = self.build.device_info.kind == "measured"
         has_winner = bool(contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target))
-        if further == "never":
-            if not has_winner or finished is None:
-                self.notes.append("Nothing was trained for these limits; without --no-train the search goes on.")
-            return False
-        if finished is None or further == "always":
-            return True
-        if not has_winner:
+        if self.further == "never" and finished is None:
+            self.own_notes.append("Nothing was trained (--no-train), and no search of this workspace has finished.")
+        elif self.further == "never" and not has_winner:
+            self.own_notes.append("Nothing was trained for these limits; without --no-train the search goes on.")
+        elif self.further == "if needed" and finished is not None and not has_winner:
             note = "No trial of the finished search keeps these limits, so it goes on (--no-train only decides)."
-            self.notes.append(note)
+            self.own_notes.append(note)
             self.build.progress("search", note)
-        return not has_winner
+        return self.further == "always" or (self.further == "if needed" and (finished is None or not has_winner))
 
     def under_new_limits(self, points: Sequence[Point]) -> list[Point]:
         """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths."""
-        build = self.build
-        known = sorted({point.ratio for point in points if point.good and point.ratio < 1})
-        if build.budget.max_latency_ms is None or not known or build.is_out_of_time:
+        build, good = self.build, {point.ratio for point in points if point.good}
+        known = sorted(good & slow_sizes(build, list(self.runner.networks.values()), self.runner.trials))
+        if not known or build.is_out_of_time:
             return []
         plans = self.plans(known[: max(build.effort.candidates, build.torch_pool.count)], points)
+        assert self.limit is not None
+        if self.limit.max_ratio is None or isinstance(self.limit.table, NoLatencyTable):
+            return []
         in_reach = [plan for plan in plans if not any(UNREACHED_NOTE in note for note in plan[0].notes)]
         new = self.new_candidates(in_reach)
         results = self.run_round([candidate for candidate, _ in new]) if new else []
@@ -214,7 +227,7 @@ class Search:
         except EdgeoptError as error:
             failed = Candidate(steps=(), parent=result.network.key).recipe((), self.build.seed)
             return result._replace(variants=[*variants, Variant(failed, as_failed(error), {})])
-        if child is None:
+        if child is None or not self.may_make(child):
             return result._replace(variants=variants)
         label = f"{summary_of(candidate)}, for int8"
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
@@ -283,10 +296,15 @@ class Search:
 
     def plan(self, size: SizeTarget, limit: LatencyLimit) -> Candidate | None:
         """Return the pruned candidate of a size; None if its parent's channels cannot be scored."""
+        what = f"A network with {size.ratio:.1%} of the parameters"
+        return self.or_note(what, lambda: pruned(self.build, size, self.runner.original, limit))
+
+    def or_note(self, what: str, make: Callable[[], Candidate | None]) -> Candidate | None:
+        """Return a candidate; if it cannot be made, None, and a note says why."""
         try:
-            return pruned(self.build, size, self.runner.original, limit)
+            return make()
         except EdgeoptError as error:
-            note = f"A network with {size.ratio:.1%} of the parameters was not tried: {as_failed(error).reason}"
+            note = f"{what} was not tried: {as_failed(error).reason}"
             self.notes.append(note)
             self.build.progress("failed", note)
             return None
@@ -297,8 +315,7 @@ class Search:
         network = next((found for found in self.runner.networks.values() if found.ratio == ratio), None)
         if network is None or build.is_out_of_time:
             return
-        uniform = uniform_cut(build, network, self.runner.original, self.limit)
-        if uniform is not None and not self.is_known(uniform):
+        if (uniform := self.uniform(network)) is not None and not self.is_known(uniform):
             self.run_round([uniform])
         if build.effort.low_rank:
             with build.clock.stage("low rank"):
@@ -321,16 +338,18 @@ class Search:
                 self.notes.append(reason)
             self.run_round(candidates)
 
+    def uniform(self, network: StoredNetwork) -> Candidate | None:
+        """Return the uniform cut of a network's size; None if it is not worth it, or cannot be made."""
+        return self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, self.limit))
+
     def few_bits(self, network: StoredNetwork) -> Candidate | None:
         """Return the candidate that trains a network for few bits; None if it is not worth it, or cannot be made."""
-        try:
+
+        def make() -> Candidate | None:
             exported = export_network(self.build, network) if network.key else self.runner.exported
             return training_for_few_bits(self.build, network, exported, self.runner.trials)
-        except EdgeoptError as error:
-            note = f"Training for int8 with weights in few bits was not tried: {as_failed(error).reason}"
-            self.notes.append(note)
-            self.build.progress("failed", note)
-            return None
+
+        return self.or_note("Training for int8 with weights in few bits", make)
 
     # -- which sizes keep the score ----------------------------------------------------------------------------------
 
@@ -379,8 +398,3 @@ class Search:
         """Return the network that a candidate of that ratio starts from: the next larger one that keeps the score."""
         wanted = parent_ratio(points, ratio)
         return next(network for network in self.runner.networks.values() if network.ratio == wanted)
-
-
-def is_student(recipe: Recipe) -> bool:
-    """Tell whether a recipe makes one of the task's students."""
-    return any(isinstance(step, Student) for step in recipe.torch_steps)

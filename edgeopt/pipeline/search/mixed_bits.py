@@ -20,7 +20,15 @@ from edgeopt.pipeline.search.candidate import Variant, summary_of
 from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.planning.weight_bits import allocate_bits, noise_at
 from edgeopt.records.quantization import BitStudy
-from edgeopt.records.recipe import GraphStep, Quantize, Recipe, StoredBits, StoreWeights
+from edgeopt.records.recipe import (
+    GraphStep,
+    Quantize,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Recipe,
+    StoredBits,
+    StoreWeights,
+)
 
 BITS_IN_ORDER = (3, 4, 5, 6, 8)
 """That all weights of a network are tried in together."""
@@ -51,10 +59,11 @@ def enough_bits(maker: VariantMaker) -> Variant | None:
 
 
 def bits_of_all(recipe: Recipe) -> int | None:
-    """Return the bits that all weights of an int8 file have; None if they were trained, or have bits of their own."""
+    """Return the bits that all weights of an int8 file have; None if they are trained, of another kind, or differ."""
     steps = [step for step in recipe.graph_steps if isinstance(step, Quantize | StoreWeights)]
+    others = any(isinstance(step, QuantizeDynamic | QuantizeWeights) for step in recipe.graph_steps)
     trained = any(isinstance(step, Quantize) and step.calibration == "trained" for step in steps)
-    if not steps or trained or any(step.bits_of for step in steps):
+    if not steps or others or trained or any(step.bits_of for step in steps):
         return None
     return max(step.weight_bits or BITS_IN_ORDER[-1] for step in steps)
 
@@ -87,11 +96,18 @@ def _search_levels(
             made[found] = maker.make(found)
         return made[found]
 
-    return search_levels(at, lambda variant: variant.keeps_score(build.budget), fails, keeps)
+    def is_good(variant: Variant) -> bool:
+        return variant.keeps_score(build.budget)
+
+    return search_levels(at, is_good, fails, keeps, may_go_on=lambda: not build.is_out_of_time)
 
 
 def search_levels(
-    at: Callable[[float], Variant], is_good: Callable[[Variant], bool], fails: float, keeps: float | None
+    at: Callable[[float], Variant],
+    is_good: Callable[[Variant], bool],
+    fails: float,
+    keeps: float | None,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Variant | None:
     """Return the variant of the lowest level that is good; None if none is.
 
@@ -100,11 +116,14 @@ def search_levels(
         is_good: Whether a variant keeps the score.
         fails: Level that is known to be bad.
         keeps: Level at which a variant with equal bits is good; None if none is known.
+        may_go_on: Whether there is time for another one.
     """
     best = None
     high = keeps
     if high is None:
         for level in MORE_BITS:
+            if not may_go_on():
+                return None
             variant = at(level)
             if is_good(variant):
                 best, high = variant, level
@@ -112,14 +131,14 @@ def search_levels(
             fails = level
         if high is None:
             return None
-    while high - fails > MAX_GAP_BITS:
+    while high - fails > MAX_GAP_BITS and may_go_on():
         middle = (high + fails) / 2
         variant = at(middle)
         if is_good(variant):
             best, high = variant, middle
         else:
             fails = middle
-    if best is None:
+    if best is None and may_go_on():
         variant = at(high)
         best = variant if is_good(variant) else None
     return best
@@ -132,6 +151,10 @@ def _allocation(
     widths: tuple[StoredBits, ...] = (8,)
     if can_unpack(maker.build.profile):
         widths = (*(bits for bits in (3, 4, 5, 6) if bits in PLANES), *widths)
-    if not any(isinstance(step, Quantize) for step in steps):
+    static = next((step for step in steps if isinstance(step, Quantize)), None)
+    if static is None:
         widths = (*widths, 16)
-    return allocate_bits(study, noise_at(study, level, BITS), BITS, widths)
+    elif not any(isinstance(step, StoreWeights) for step in steps):
+        rounded = [one for one in study.noises if one.node and one.node not in static.float_nodes]
+        study = BitStudy(noises=tuple(rounded))
+    return allocate_bits(study, noise_at(study, level, BITS), BITS, widths) if study.noises else ()

@@ -49,9 +49,8 @@ def uniform_cut(
         return None
     cut = {name: width for name, width in uniform.items() if width < full[name]}
     note = f"the same share of every group's channels, with no more parameters than {network.parameters:,}"
-    return Candidate(
-        steps=cut_steps(build, Prune(importance=importance_of(build), widths=cut)), parent=None, notes=(note,)
-    )
+    steps = cut_steps(build, Prune(importance=importance_of(build), widths=cut))
+    return Candidate(steps=steps, parent=None, notes=(note,), is_plain_cut=True)
 
 
 def _time(table: GroupTable, limit: LatencyLimit, widths: dict[str, int]) -> float:

@@ -254,14 +254,15 @@ def check_limits(
         yield _limit_finding(limit)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
-            if limit.limit in ("class", "flips"):
-                text = "is not compared here: only the score is"
-                yield CheckFinding(kind="limit", name=limit.limit, status="note", text=text)
-            else:
+            if limit.limit not in ("class", "flips"):
                 yield _limit_finding(limit, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
+    for name, allowed in (("class", budget.max_class_drop), ("flips", budget.max_flip_ratio)):
+        if allowed is not None:
+            text = "is not compared here: single answers are not"
+            yield CheckFinding(kind="limit", name=name, status="note", text=text)
 
 
 def _limit_finding(limit: LimitFinding, direction: ScoreDirection = "higher") -> CheckFinding:

@@ -68,7 +68,8 @@ class GivenSamples(NamedTuple):
 
     def name_dimensions(self, inputs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
         """Return inputs of which no two dimensions share a name if their sizes differ in these samples."""
-        return with_own_names(inputs, {name: values.shape for name, values in self.groups[0].inputs.items()})
+        shapes = [{name: values.shape for name, values in group.inputs.items()} for group in self.groups]
+        return with_own_names(inputs, shapes)
 
 
 def group_samples(samples: Iterable[SampleGroup], axes: InputAxes, source: str) -> tuple[SampleGroup, ...]:

@@ -71,7 +71,7 @@ def declared_axes(inputs: Sequence[InputSpec], given: Mapping[str, int] | None =
     return find_declared_batch(declared) | dict(given or {})
 
 
-def with_own_names(inputs: Sequence[InputSpec], shapes: Mapping[str, Sequence[int]]) -> tuple[InputSpec, ...]:
+def with_own_names(inputs: Sequence[InputSpec], shapes: Sequence[Mapping[str, Sequence[int]]]) -> tuple[InputSpec, ...]:
     """Return inputs of which no two dimensions share a name unless the data have one size there.
 
     Dimensions of one name have one size by ONNX's rules, but files call height and width by one name. The first
@@ -79,17 +79,20 @@ def with_own_names(inputs: Sequence[InputSpec], shapes: Mapping[str, Sequence[in
 
     Args:
         inputs: Of the graph.
-        shapes: Of each input in some samples.
+        shapes: For each group of samples, the shape of each input.
     """
+    known: dict[str, tuple[int, ...]] = {}
 
-    def names_of(spec: InputSpec) -> tuple[str, ...]:
-        shape, found = shapes.get(spec.name, ()), dict[str, int]()
-        sizes = (*shape, *(0 for _ in spec.names[len(shape) :]))
-        return tuple(
-            name if found.setdefault(name, size) == size else "" for name, size in zip(spec.names, sizes, strict=False)
-        )
+    def own(spec: InputSpec, axis: int, name: str) -> str:
+        sizes = tuple(shape[spec.name][axis] for shape in shapes)
+        return name if not name or known.setdefault(name, sizes) == sizes else ""
 
-    return tuple(spec._replace(names=names_of(spec)) for spec in inputs)
+    named = []
+    for spec in inputs:
+        fits = all(len(shape.get(spec.name, ())) == len(spec.names) for shape in shapes)
+        names = tuple(own(spec, axis, name) for axis, name in enumerate(spec.names)) if fits else spec.names
+        named.append(spec._replace(names=names))
+    return tuple(named)
 
 
 class OpenDimension(NamedTuple):

@@ -138,17 +138,20 @@ def test_a_limit_that_nothing_keeps_is_named_with_a_limit_that_would_be_enough(f
 def test_a_limit_that_no_trial_keeps_continues_a_finished_search(first, folder, tmp_path):
     shutil.copytree(folder / ".edgeopt", tmp_path / ".edgeopt")
     write_target(tmp_path / "tiny.toml")
-    before = choice_of(folder)
-    size_mb = f"{before['winner']['size_bytes'] * 0.9 / 1e6:.6f}"
-    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--size-mb", size_mb, "--max-drop", "0.5")
-    assert done.returncode == 0, done.stderr
+    before, limits = choice_of(folder), ("--size-mb", "0.001", "--max-drop", "0.9")
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", *limits)
+    assert done.returncode == 3, done.stderr
     assert "No trial of the finished search keeps these limits, so it goes on" in done.stderr
     after = choice_of(tmp_path)
-    assert {trial["sha256"] for trial in before["trials"]} < {trial["sha256"] for trial in after["trials"]}
-    assert after["winner"]["size_bytes"] < before["winner"]["size_bytes"]
-    again = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--size-mb", size_mb, "--max-drop", "0.5")
-    assert again.returncode == 0
+    trained = {trial["sha256"] for trial in after["trials"]}
+    assert {trial["sha256"] for trial in before["trials"]} <= trained
+    again = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", *limits, "--no-train")
+    assert again.returncode == 3, again.stderr
     assert "train:" not in again.stderr
+    assert {trial["sha256"] for trial in choice_of(tmp_path)["trials"]} == trained
+    easy = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--no-train")
+    assert easy.returncode == 0, easy.stderr
+    assert "goes on" not in easy.stdout
 
 
 def test_more_and_no_train_contradict_each_other(tmp_path):

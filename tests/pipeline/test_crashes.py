@@ -7,16 +7,16 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from builders import a_baseline, a_choice, a_failed_trial, a_recipe, a_trial
+from builders import a_baseline, a_budget, a_choice, a_failed_trial, a_recipe, a_trial
 from rich.console import Console
 from stub_builds import a_stub_build
 from test_torch_pool import A_DISTILLATION, ORIGINAL, TASK
 
 from edgeopt.cli.build import exit_code
 from edgeopt.errors import CrashError, DeviceLostError, StepError, StoppedError, TaskError
-from edgeopt.pipeline.artifacts.networks import train_with_retry
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, train_with_retry
 from edgeopt.pipeline.build import score_on_test_set
-from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, SizeTarget
+from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, FinishedSearch, SizeTarget
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.training_cores import tune_training
@@ -172,6 +172,41 @@ def test_a_network_that_cannot_be_studied_is_not_trained_for_few_bits(monkeypatc
     search.runner.exported = None
     assert search.few_bits(SimpleNamespace(key=None)) is None
     assert search.notes == ["Training for int8 with weights in few bits was not tried: no layer computes in int8"]
+
+
+@pytest.mark.parametrize(
+    ("further", "has_finished", "has_winner", "expected"),
+    [
+        ("if needed", False, True, True),
+        ("if needed", True, True, False),
+        ("if needed", True, False, True),
+        ("always", True, True, True),
+        ("never", False, False, False),
+        ("never", True, False, False),
+    ],
+)
+def test_a_finished_search_goes_on_if_no_trial_keeps_the_limits_or_if_asked(
+    further, has_finished, has_winner, expected
+):
+    limits = a_budget(max_size_bytes=2_000_000 if has_winner else 1)
+    search = a_search([a_baseline(), a_trial(1, recipe=a_recipe(int8=True), drop=0.0)], budget=limits)
+    search.further = further
+    finished = FinishedSearch(candidates=(), notes=("kept",)) if has_finished else None
+    assert search.goes_on(finished) is expected
+    assert len(search.own_notes) == (not has_winner)
+    assert search.notes == []  # what is only true of this build is not kept with the search
+
+
+def test_without_training_only_networks_that_exist_are_looked_at():
+    stored = StoredNetwork(
+        key="k", source="x", parameters=1, ratio=0.5, torch_score=None, proof_error=None, notes=(), seconds=0.0
+    )
+    candidate = Candidate(steps=(A_DISTILLATION,), parent=None)
+    for further, known, expected in (("never", None, False), ("never", stored, True), ("if needed", None, True)):
+        keys = SimpleNamespace(of=lambda *_, **__: "key")
+        search = a_search([], keys=keys, ledger=SimpleNamespace(get=lambda *_, known=known: known))
+        search.further = further
+        assert search.may_make(candidate) is expected
 
 
 def test_a_candidate_of_a_finished_search_is_known():

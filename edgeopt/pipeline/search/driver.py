@@ -340,7 +340,8 @@ class Search:
 
     def uniform(self, network: StoredNetwork) -> Candidate | None:
         """Return the uniform cut of a network's size; None if it is not worth it, or cannot be made."""
-        return self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, self.limit))
+        limit = self.limit if self.build.effort.rounds > 1 else None
+        return self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, limit))
 
     def few_bits(self, network: StoredNetwork) -> Candidate | None:
         """Return the candidate that trains a network for few bits; None if it is not worth it, or cannot be made."""

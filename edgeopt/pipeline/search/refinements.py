@@ -34,7 +34,7 @@ def uniform_cut(
         build: The build.
         network: A pruned network that keeps the score.
         original: The trained network.
-        limit: Has the times of its layers; None if no widths were chosen.
+        limit: Has the times of its layers; None if no widths were chosen, or no further training is wanted.
     """
     if limit is None or network.key is None:
         return None

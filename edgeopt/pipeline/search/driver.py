@@ -174,14 +174,11 @@ class Search:
         """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths."""
         build, good = self.build, {point.ratio for point in points if point.good}
         known = sorted(good & slow_sizes(build, list(self.runner.networks.values()), self.runner.trials))
-        if not known or build.is_out_of_time:
+        at_most = 0 if build.is_out_of_time else max(build.effort.candidates, build.torch_pool.count)
+        plans = self.plans(known[:at_most], points) if known[:at_most] else []
+        if self.limit is None or self.limit.max_ratio is None or isinstance(self.limit.table, NoLatencyTable):
             return []
-        plans = self.plans(known[: max(build.effort.candidates, build.torch_pool.count)], points)
-        assert self.limit is not None
-        if self.limit.max_ratio is None or isinstance(self.limit.table, NoLatencyTable):
-            return []
-        in_reach = [plan for plan in plans if not any(UNREACHED_NOTE in note for note in plan[0].notes)]
-        new = self.new_candidates(in_reach)
+        new = self.new_candidates([one for one in plans if not any(UNREACHED_NOTE in note for note in one[0].notes)])
         results = self.run_round([candidate for candidate, _ in new]) if new else []
         return self.points(results, [ratio for _, ratio in new])
 

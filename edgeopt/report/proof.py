@@ -181,31 +181,23 @@ def _answers(trial: TrialPart, budget: Budget) -> list[ProofRow]:
     """Return rows for the worst class and for changed answers, if they are limited."""
     answers = trial.answers
     worst = answers.worst_class if answers is not None else None
-    rows = []
-    if budget.max_class_drop is not None:
-        rows.append(
-            ProofRow(
-                limit="class",
-                label="Drop of the worst class",
-                unit="score",
-                found=None if worst is None else worst.drop,
-                interval=None if worst is None else worst.drop_ci95,
-                allowed=budget.max_class_drop,
-                floor=False,
-                miss=_miss(trial, "class", budget.max_class_drop),
-            )
+    drop = None if worst is None else (worst.drop, worst.drop_ci95)
+    flips = None if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95)
+    limits: tuple[tuple[Limit, str, tuple[float, Span] | None, float | None], ...] = (
+        ("class", "Drop of the worst class", drop, budget.max_class_drop),
+        ("flips", "Changed answers", flips, budget.max_flip_ratio),
+    )
+    return [
+        ProofRow(
+            limit=limit,
+            label=label,
+            unit="score",
+            found=None if found is None else found[0],
+            interval=None if found is None else found[1],
+            allowed=allowed,
+            floor=False,
+            miss=_miss(trial, limit, allowed),
         )
-    if budget.max_flip_ratio is not None:
-        rows.append(
-            ProofRow(
-                limit="flips",
-                label="Changed answers",
-                unit="score",
-                found=None if answers is None else answers.flip_ratio,
-                interval=None if answers is None else answers.flip_ratio_ci95,
-                allowed=budget.max_flip_ratio,
-                floor=False,
-                miss=_miss(trial, "flips", budget.max_flip_ratio),
-            )
-        )
-    return rows
+        for limit, label, found, allowed in limits
+        if allowed is not None
+    ]

@@ -28,7 +28,7 @@ MAX_TIME_RATIO = 0.97
 def uniform_cut(
     build: Build, network: StoredNetwork, original: StoredNetwork, limit: LatencyLimit | None
 ) -> Candidate | None:
-    """Return the uniform cut of the original with as many parameters as a network; None if it is no quicker.
+    """Return the uniform cut of the original with as many parameters as a network; None if it isn't quicker.
 
     Args:
         build: The build.

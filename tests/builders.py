@@ -1,5 +1,7 @@
 """Builders of small real records; a test names only what it is about."""
 
+from typing import Any
+
 import msgspec
 
 from edgeopt.records.budget import Budget
@@ -62,9 +64,7 @@ def a_budget(
     size_metric: str = "file",
     min_score: float | None = None,
     max_score_drop: float | None = 0.01,
-    max_class_drop: float | None = None,
-    max_flip_ratio: float | None = None,
-    prefer: str = "size",
+    **others: Any,
 ) -> Budget:
     """Return limits that ``a_trial()`` keeps."""
     return Budget(
@@ -77,9 +77,7 @@ def a_budget(
         size_metric=size_metric,
         min_score=min_score,
         max_score_drop=max_score_drop,
-        max_class_drop=max_class_drop,
-        max_flip_ratio=max_flip_ratio,
-        prefer=prefer,
+        **others,
     )
 
 

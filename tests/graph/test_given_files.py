@@ -216,6 +216,16 @@ def test_the_batch_of_a_state_stays_known_if_it_is_called_like_any_other_unknown
     assert read_batch_axes(graph) == {graph.input[0].name: 0, "h": 1}
 
 
+def test_an_output_with_a_batch_gets_no_second_one(tmp_path):
+    shape = ["?", "batch", 80]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "steps first", [x], [y])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7), tmp_path / "m.onnx")
+    graph = read_given(tmp_path / "m.onnx").model.graph
+    for value in (graph.input[0], graph.output[0]):
+        assert [dim.dim_param for dim in value.type.tensor_type.shape.dim] == ["", "batch", ""]
+
+
 def test_only_a_header_that_is_too_new_is_lowered(tmp_path):
     (tmp_path / "m.onnx").write_bytes(a_model(ir=10).SerializeToString())
     given = read_given(tmp_path / "m.onnx")

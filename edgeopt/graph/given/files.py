@@ -274,6 +274,8 @@ def _open_dimensions(graph: onnx.GraphProto) -> bool:
         if batch_axis is not None and batch_axis < len(dims) and dims[batch_axis].dim_value <= 0:
             dims[batch_axis].dim_param = "batch"
     for output in graph.output:
-        if (output.name, 0) in {(value.name, axis) for value, axis in unknown}:
-            output.type.tensor_type.shape.dim[0].dim_param = "batch"
+        dims = output.type.tensor_type.shape.dim
+        is_named = any(dim.dim_param == "batch" for dim in dims)  # as of a sequence whose steps come first
+        if (output.name, 0) in {(value.name, axis) for value, axis in unknown} and not is_named:
+            dims[0].dim_param = "batch"
     return True

@@ -23,7 +23,6 @@ They become messages in ``edgeopt.cli`` and ``Failed`` trials in ``edgeopt.pipel
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 from collections.abc import Iterable
@@ -141,5 +140,7 @@ def is_disk_full(error: BaseException) -> bool:
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` for the known word nearest to ``found``, or an empty string."""
+    import difflib  # 2 ms, which `edgeopt --help` must not pay
+
     close = difflib.get_close_matches(found, list(known), n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""

@@ -9,8 +9,10 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PROGRESS_LOGGER = "edgeopt.progress"
 """Every step that a progress display was given. It goes to the file only: on stderr the display itself shows it."""

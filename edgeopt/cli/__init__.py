@@ -9,7 +9,6 @@ import importlib
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import NoReturn
@@ -177,5 +176,7 @@ def _close_stdout() -> None:
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an unexpected exception with its traceback."""
+    import traceback  # 5 ms, which `edgeopt --help` must not pay
+
     traceback.print_exception(kind, error, trace)
     show_error("this is a bug in edgeopt, not in your input. Please report it with the lines above.", label="")

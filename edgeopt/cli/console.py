@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import os
-import shutil
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -36,6 +33,9 @@ def show_error(message: str, label: str = "error: ") -> None:
     """Print a message on stderr: wrapped on a terminal, as it is elsewhere so that it can be searched."""
     text = label + message
     if sys.stderr.isatty():
+        import shutil  # with textwrap 8 ms, which `edgeopt --help` must not pay
+        import textwrap
+
         width = max(40, shutil.get_terminal_size().columns)
         text = "\n".join(
             textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines()
@@ -49,6 +49,8 @@ def stdout_to_stderr() -> Iterator[None]:
 
     Results are printed after the block, so that stdout holds nothing else.
     """
+    import ctypes  # 6 ms, which `edgeopt --help` must not pay
+
     sys.stdout.flush()
     is_descriptor = sys.stdout is sys.__stdout__
     kept = os.dup(1)

@@ -16,6 +16,9 @@ import pytest
 from edgeopt.cli import COMMANDS
 
 MAX_HELP_SECONDS = 0.150
+MAX_HELP_PER_CLICK = 1.6
+"""Times the CPU time of a Python that only imports click: the limit of a machine on which that alone is slow."""
+
 TRY_COUNT = 5
 
 
@@ -51,13 +54,18 @@ def cpu_seconds_of_children():
 
 def test_help_lists_every_command_and_is_fast():
     # CPU time: on a quiet machine it equals the wall time, as nothing is waited for, and other load does not change it.
-    seconds = []
+    help_seconds, click_seconds = [], []
     for _ in range(TRY_COUNT):
-        before = cpu_seconds_of_children()
+        start = cpu_seconds_of_children()
+        run([sys.executable, "-c", "import click"])
+        middle = cpu_seconds_of_children()
         done = edgeopt("--help")
-        seconds.append(cpu_seconds_of_children() - before)
+        click_seconds.append(middle - start)
+        help_seconds.append(cpu_seconds_of_children() - middle)
         assert done.returncode == 0
-    assert statistics.median(seconds) < MAX_HELP_SECONDS
+    assert statistics.median(help_seconds) < max(
+        MAX_HELP_SECONDS, MAX_HELP_PER_CLICK * statistics.median(click_seconds)
+    )
     for name, (_, summary) in COMMANDS.items():
         assert any(line.split() == [name, *summary.split()] for line in done.stdout.splitlines()), name
 

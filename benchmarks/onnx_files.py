@@ -271,7 +271,8 @@ def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequen
 def has_8_bits(trial: Row) -> bool:
     """Tell whether a trial's file is int8 with weights in 8 bits."""
     steps = [step for step in trial["recipe"]["graph_steps"] if step["step"].startswith(("quantize", "store-weights"))]
-    return bool(steps) and not any(step.get("weight_bits", step.get("bits", 8)) not in (None, 8) for step in steps)
+    few = (step.get("bits_of") or step.get("weight_bits", step.get("bits", 8)) not in (None, 8) for step in steps)
+    return bool(steps) and not any(few)
 
 
 def compute_figures(rows: Sequence[Row]) -> Row:

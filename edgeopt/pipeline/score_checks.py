@@ -17,7 +17,7 @@ from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
 from edgeopt.scoring.agreement import constant_agreement
-from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_parts
+from edgeopt.scoring.answers import answer_parts, least_class_samples
 from edgeopt.scoring.compute import decisions
 from edgeopt.scoring.constant import check_constant
 from edgeopt.scoring.drop import worsening
@@ -132,8 +132,10 @@ def _check_answers(build: Build, evaluator: Evaluator, kind: ScoreKind | None) -
     answers = evaluator.score(evaluator.baseline).answers
     if build.budget.max_class_drop is not None and (answers is None or answers.worst_class is None):
         raise TaskError(
-            f"{build.task}: no class has {MIN_CLASS_SAMPLES} of the {build.data.samples:,} samples that select, so "
-            "--max-class-drop cannot be judged. Give more samples, or waive it with --max-class-drop none."
+            f"{build.task}: --max-class-drop {build.budget.max_class_drop:g} cannot be judged: no class is in as many "
+            f"as {least_class_samples(build.budget.max_class_drop)} of the {build.data.samples:,} samples that select, "
+            "and with fewer even a file without a changed answer would miss it. Give more samples, raise it, or waive "
+            "it with --max-class-drop none."
         )
 
 

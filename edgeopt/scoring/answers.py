@@ -6,6 +6,7 @@ with several answers (pixels, positions, labels) is drawn as a whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -20,7 +21,7 @@ from edgeopt.scoring.samples import Pair
 from edgeopt.statistics import exact_share_interval, mean_interval
 
 MIN_CLASS_SAMPLES = 20
-"""A class in fewer samples is not judged: one changed answer would be 5 points."""
+"""A class in fewer samples is not judged, whatever the limit: one changed answer would be 5 points."""
 _ANSWERS = ("classes", "yes or no", "class numbers")
 _REPEATS, _DRAWN_AT_A_TIME = 2000, 100
 _MAX_VALUES = 50_000_000
@@ -48,7 +49,19 @@ def answer_parts(kind: ScoreKind | None) -> list[OutputScore]:
     )
 
 
-def compare_answers(kind: ScoreKind | None, before: Sequence[Pair], after: Sequence[Pair]) -> AnswerChanges:
+def least_class_samples(max_class_drop: float | None) -> int:
+    """Return in how many samples, of one answer each, a class has to be so that it can be judged by a limit.
+
+    With fewer, the exact interval of Clopper and Pearson passes the limit even if none of its answers changes.
+    """
+    if max_class_drop is None or not 0 < max_class_drop < 1:
+        return MIN_CLASS_SAMPLES
+    return max(MIN_CLASS_SAMPLES, math.ceil(math.log(_TAIL) / math.log1p(-max_class_drop)))
+
+
+def compare_answers(
+    kind: ScoreKind | None, before: Sequence[Pair], after: Sequence[Pair], max_class_drop: float | None = None
+) -> AnswerChanges:
     """Return how many answers of a file differ from the baseline's, and which class loses most.
 
     If several outputs give answers, the one that changes most counts, and so does the class of all that loses most.
@@ -57,12 +70,13 @@ def compare_answers(kind: ScoreKind | None, before: Sequence[Pair], after: Seque
         kind: What the score is.
         before: Outputs of the baseline with the labels, in batches.
         after: Outputs of the file with the labels, in the same batches.
+        max_class_drop: The limit by which classes are judged; those with too few samples for it are only counted.
 
     Raises:
         TaskError: the outputs give no answers.
     """
     parts = answer_parts(kind)
-    found = [_compare_part(part, before, after) for part in parts]
+    found = [_compare_part(part, before, after, max_class_drop) for part in parts]
     flips = max(found, key=lambda one: (one.flip_ratio_ci95[1], one.flip_ratio))
     classes = [
         msgspec.structs.replace(one.worst_class, output=part.output if len(parts) > 1 else "")
@@ -73,7 +87,19 @@ def compare_answers(kind: ScoreKind | None, before: Sequence[Pair], after: Seque
     return msgspec.structs.replace(flips, worst_class=worst)
 
 
-def _compare_part(part: OutputScore, before: Sequence[Pair], after: Sequence[Pair]) -> AnswerChanges:
+def unchanged(answers: AnswerChanges) -> AnswerChanges:
+    """Return the changes of the baseline itself, which are none whatever the samples."""
+    worst = answers.worst_class
+    return msgspec.structs.replace(
+        answers,
+        flip_ratio_ci95=(0.0, 0.0),
+        worst_class=None if worst is None else msgspec.structs.replace(worst, drop_ci95=(0.0, 0.0)),
+    )
+
+
+def _compare_part(
+    part: OutputScore, before: Sequence[Pair], after: Sequence[Pair], max_class_drop: float | None
+) -> AnswerChanges:
     changed, classes, lost = [], list[_Integers](), list[_Integers]()
     labels = 1
     for old, new, truth, count in _answers(part, before, after):
@@ -85,7 +111,7 @@ def _compare_part(part: OutputScore, before: Sequence[Pair], after: Sequence[Pai
         classes.append(np.where(counted, truth + 2 * np.arange(count) if count > 1 else truth, IGNORED))
         lost.append(np.where(counted, right, 0))
     ratios = np.concatenate(changed)
-    worst = _worst_class(classes, lost)
+    worst = _worst_class(classes, lost, max_class_drop)
     if worst is not None and labels > 1:
         worst = msgspec.structs.replace(worst, number=worst.number % 2, label=worst.number // 2)
     return AnswerChanges(
@@ -123,12 +149,15 @@ def _ratio_interval(ratios: _Floats) -> tuple[float, float]:
     return found.low, found.high
 
 
-def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> ClassDrop | None:
+def _worst_class(
+    classes: Sequence[_Integers], lost: Sequence[_Integers], max_class_drop: float | None
+) -> ClassDrop | None:
     """Return the class whose interval reaches the largest drop; None if no class has enough samples.
 
     Args:
         classes: Labels of each batch, as (samples, answers).
         lost: 1 where only the baseline was right, -1 where only the file was, else 0.
+        max_class_drop: The limit, or None.
     """
     numbers = np.unique(np.concatenate([batch.ravel() for batch in classes]))
     numbers = numbers[numbers != IGNORED]
@@ -139,11 +168,15 @@ def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> Cla
         some = numbers[start : start + step]
         totals = np.concatenate([_count(batch, np.ones_like(batch), some) for batch in classes])
         losses = np.concatenate([_count(batch, loss, some) for batch, loss in zip(classes, lost, strict=True)])
-        enough = np.flatnonzero((totals > 0).sum(0) >= MIN_CLASS_SAMPLES)
+        single = np.asarray(totals.max(axis=0, initial=0) <= 1)
+        needed = np.where(single, least_class_samples(max_class_drop), MIN_CLASS_SAMPLES)
+        enough = np.flatnonzero((totals > 0).sum(0) >= needed)
         few += len(some) - len(enough)
         drawn = _draw(losses[:, enough], totals[:, enough])
         for column, at in enumerate(enough):
             low, high = np.quantile(drawn[:, column], [_TAIL, 1 - _TAIL])
+            if single[at]:
+                high = max(high, _exact_high(losses[:, at], int(totals[:, at].sum())))
             judged.append(
                 ClassDrop(
                     number=int(some[at]),
@@ -156,6 +189,14 @@ def _worst_class(classes: Sequence[_Integers], lost: Sequence[_Integers]) -> Cla
         return None
     worst = max(judged, key=lambda one: (one.drop_ci95[1], one.drop))
     return msgspec.structs.replace(worst, unjudged_classes=few)
+
+
+def _exact_high(losses: _Floats, samples: int) -> float:
+    """Return the upper end of a class's drop from the exact interval of the share of answers that only were right.
+
+    A bootstrap of samples of which none has changed would have no width, however few they are.
+    """
+    return exact_share_interval(int((losses > 0).sum()), samples).high - float((losses < 0).sum()) / samples
 
 
 def _draw(losses: _Floats, totals: _Floats) -> _Floats:

@@ -5,7 +5,7 @@ import pytest
 
 from edgeopt.errors import TaskError
 from edgeopt.records.scoring import OutputScore, ScoreKind
-from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_parts, compare_answers
+from edgeopt.scoring.answers import MIN_CLASS_SAMPLES, answer_parts, compare_answers, least_class_samples, unchanged
 
 KIND = ScoreKind(
     parts=(OutputScore(output="y", index=0, metric="accuracy", layout="classes", labels="numbers"),), by_agreement=False
@@ -56,6 +56,20 @@ def test_equal_files_have_no_drop_but_few_samples_do_not_prove_that_no_answer_ch
     assert (found.flip_ratio, found.worst_class.drop) == (0.0, 0.0)
     assert found.flip_ratio_ci95[0] == 0
     assert found.flip_ratio_ci95[1] == pytest.approx(3.62 / 100, rel=0.01)  # Clopper and Pearson, 0 of 100
+
+
+@pytest.mark.parametrize("limit", [0.01, 0.05, 0.1])
+def test_a_class_is_judged_only_if_its_samples_could_show_that_it_keeps_the_limit(limit):
+    enough = least_class_samples(limit)
+    labels = np.repeat([0, 1], [enough, enough - 1])
+    pairs = batches(labels, labels)
+    found = compare_answers(KIND, pairs, pairs, limit)
+    assert (found.worst_class.number, found.worst_class.samples, found.worst_class.unjudged_classes) == (0, enough, 1)
+    assert 0.9 * limit < found.worst_class.drop_ci95[1] <= limit
+    assert unchanged(found).worst_class.drop_ci95 == (0, 0)
+    after = labels.copy()
+    after[0] = 1
+    assert compare_answers(KIND, pairs, batches(after, labels), limit).worst_class.drop_ci95[1] > limit
 
 
 def test_a_class_in_few_samples_is_counted_but_not_judged():

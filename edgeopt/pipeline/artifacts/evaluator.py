@@ -31,7 +31,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import AnswerChanges, Score
-from edgeopt.scoring.answers import compare_answers
+from edgeopt.scoring.answers import compare_answers, unchanged
 from edgeopt.scoring.drop import (
     is_mean,
     mean_drop_interval,
@@ -200,7 +200,7 @@ class Evaluator:
         """What the key of a score contains besides the file."""
         wish = self.build.data.score_wish
         asked = None if wish is None else (wish.score, wish.output, wish.ignored)
-        answers = {"answers": True} if self.build.budget.limits_answers else {}
+        answers = {"answers": self.build.budget.max_class_drop} if self.build.budget.limits_answers else {}
         return {"scoring": SCORING_VERSION, "asked": asked, **answers}
 
     def _answer_changes(self, sha256: str, found: FileScore, inputs: Path, targets: Sequence[Any]) -> AnswerChanges:
@@ -210,10 +210,11 @@ class Evaluator:
             TaskError: its outputs are no answers.
         """
         labels, kind = targets or self.reference(inputs), self.build.data.score_kind
+        limit = self.build.budget.max_class_drop
         before = self.build.data.pairs(self._baseline_outputs(inputs), labels)
         if sha256 == self.baseline:
-            return msgspec.structs.replace(compare_answers(kind, before, before), flip_ratio_ci95=(0.0, 0.0))
-        return compare_answers(kind, before, found.pairs or self.pairs(sha256, inputs, targets))
+            return unchanged(compare_answers(kind, before, before, limit))
+        return compare_answers(kind, before, found.pairs or self.pairs(sha256, inputs, targets), limit)
 
     def _drop_interval(
         self, sha256: str, base: FileScore, found: FileScore, inputs: Path, targets: Sequence[Any]

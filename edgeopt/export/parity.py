@@ -12,10 +12,28 @@ from edgeopt.errors import ParityError
 from edgeopt.export.edge_inputs import LARGE
 from edgeopt.records.trial import EdgeInput, Parity
 
+ROUNDING_FACTOR = 10.0
+"""How far a file may be from its network, over the network's own error of rounding. PyTorch sums in pairs and ONNX
+Runtime in order, which rounds some seven times worse over 512 values."""
+MAX_WIDE_TOLERANCE = 0.05
+"""No error of rounding lets more pass: beyond it, a comparison shows nothing."""
 _MIN_CHANGE_RATIO = 1 / 255
 """Smallest change by int8 that counts, over an output's largest value: one step."""
 _SIGMOID_ERROR = 1.5e-7
 """ONNX Runtime's sigmoid adds one half in float32, so a small probability has an error of a few times 3e-8."""
+
+
+def widen_tolerance(tolerance: float, rounding: float) -> float:
+    """Return the tolerance on the outputs of a network that rounding alone changes by a share ``rounding``.
+
+    Some networks magnify the rounding of float32: a variance computed as the mean of squares less the square of the
+    mean, and then divided by, moves a probability by 0.005. Two runtimes that are both right differ by as much.
+
+    Args:
+        tolerance: On the largest difference over an output's largest value, for any other network.
+        rounding: The largest relative difference between the network's outputs in float32 and in float64.
+    """
+    return max(tolerance, min(ROUNDING_FACTOR * rounding, MAX_WIDE_TOLERANCE))
 
 
 def compare_arrays(

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from edgeopt.errors import ParityError
-from edgeopt.export.parity import compare_arrays, unexplained_ratio
+from edgeopt.export.parity import (
+    MAX_WIDE_TOLERANCE,
+    ROUNDING_FACTOR,
+    compare_arrays,
+    unexplained_ratio,
+    widen_tolerance,
+)
 
 ONES = np.ones((2, 3), np.float32)
 
@@ -79,3 +85,10 @@ def test_the_unexplained_ratio_is_the_share_of_the_change_by_int8_that_is_not_re
 def test_a_change_of_less_than_a_step_counts_as_one_step():
     assert unexplained_ratio([ONES], [ONES], [ONES * (1 + 1e-4)]) == pytest.approx(255e-4, rel=1e-2)
     assert unexplained_ratio([ONES * 0], [ONES * 0], [ONES * 0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("rounding", "expected"), [(0.0, 1e-3), (1e-6, 1e-3), (2e-3, 2e-3 * ROUNDING_FACTOR), (0.5, MAX_WIDE_TOLERANCE)]
+)
+def test_the_tolerance_grows_with_the_networks_own_rounding_up_to_a_limit(rounding, expected):
+    assert widen_tolerance(1e-3, rounding) == expected

@@ -45,12 +45,31 @@ class Cosine(nn.Module):
         return functional.cosine_similarity(x, x.roll(1, 1), dim=1)
 
 
+class CancelledVariance(nn.Module):
+    """A norm whose variance is the mean of squares less the square of the mean, of values that hardly differ."""
+
+    def forward(self, x):
+        y = 30.0 + 0.1 * x
+        variance = y.square().mean(1, keepdim=True) - y.mean(1, keepdim=True).square()
+        return (y - y.mean(1, keepdim=True)) / (variance.clamp(0) + 1e-6).sqrt()
+
+
 def parity_data(module, folder):
     torch.manual_seed(0)
     network = Network.trace(module, (torch.rand(4, 4),))
     write_batches(folder / "examples.npz", [{"x": np.random.RandomState(0).rand(8, 4).astype(np.float32)}])
-    edges = write_parity_data(network, TASK, folder / "examples.npz", folder / "inputs.npz", folder / "expected.npz")
-    return network, edges
+    data = write_parity_data(network, TASK, folder / "examples.npz", folder / "inputs.npz", folder / "expected.npz")
+    return network, data.edge_inputs
+
+
+@pytest.mark.parametrize(
+    ("make", "least", "most"), [(lambda: nn.Linear(4, 4), 0.0, 1e-6), (CancelledVariance, 1e-3, 0.5)]
+)
+def test_the_error_of_rounding_is_that_of_the_network_itself(tmp_path, make, least, most):
+    network = Network.trace(make(), (torch.rand(4, 4),))
+    write_batches(tmp_path / "examples.npz", [{"x": np.random.RandomState(0).rand(8, 4).astype(np.float32)}])
+    paths = (tmp_path / name for name in ("examples.npz", "inputs.npz", "expected.npz"))
+    assert least <= write_parity_data(network, TASK, *paths).rounding <= most
 
 
 def test_only_edge_inputs_on_which_the_network_is_finite_are_kept(tmp_path):

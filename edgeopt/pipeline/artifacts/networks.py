@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CrashError, ParityError, StepError
-from edgeopt.export.parity import check_edge_outputs, compare_arrays, unexplained_ratio
+from edgeopt.export.parity import check_edge_outputs, compare_arrays, unexplained_ratio, widen_tolerance
 from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
@@ -56,6 +56,8 @@ class ExportedFile(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     edge_inputs: tuple[EdgeInput, ...] = ()
     """The last batches of its network's parity inputs."""
+    rounding: float = 0.0
+    """The network's own error of rounding; see ``edgeopt.export.parity.widen_tolerance``."""
     parameters: int | None = None
     """Of its network; None for a given file."""
     merged_sums: int = 0
@@ -307,7 +309,8 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
         )
         try:
             done = build.torch_pool.do(job, protocol.ExportDone)
-            parity = check_parity(build, network, path, "exported", PARITY_TOLERANCE, done.edge_inputs)
+            tolerance = widen_tolerance(PARITY_TOLERANCE, done.rounding)
+            parity = check_parity(build, network, path, "exported", tolerance, done.edge_inputs)
         except (StepError, ParityError) as error:
             remove_model(path)
             notes.append(f"the {exporter} exporter was not used: {error.reason}")
@@ -319,6 +322,7 @@ def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
             parities=(parity,),
             notes=(*notes, *done.notes),
             edge_inputs=done.edge_inputs,
+            rounding=done.rounding,
             parameters=done.parameters,
             merged_sums=done.merged_sums,
         )

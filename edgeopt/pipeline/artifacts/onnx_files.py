@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
+from edgeopt.export.parity import widen_tolerance
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import has_half_weights, read_facts
@@ -211,6 +212,7 @@ def _run_steps(
         return target, (), ()
     calibration = _calibration(build, network, steps)
     exact_tolerance = HALF_PARITY_TOLERANCE if has_half_weights(load(source, "graph")) else PARITY_TOLERANCE
+    exact_tolerance = widen_tolerance(exact_tolerance, exported.rounding)
     drops_rows = any(isinstance(step, DropUnseenRows) for step in steps)  # other ids have other rows then
     shared, made, exact = SharedStages(build, network, exported), list[MadeStage](), True
     for index, step in enumerate(steps):

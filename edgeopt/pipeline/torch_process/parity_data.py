@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import read_batches, write_batches
+from edgeopt.errors import ParityError
 from edgeopt.export.edge_inputs import make_edge_inputs
+from edgeopt.export.parity import compare_arrays
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.float64 import Float64Interpreter
 from edgeopt.records.trial import EdgeInput
@@ -26,9 +28,17 @@ _FAILURES = (RuntimeError, ValueError, IndexError, TypeError, NotImplementedErro
 """Of a graph that does not take an input, or does not run in float64."""
 
 
-def write_parity_data(
-    network: Network, task: CheckedTask, examples: Path, inputs: Path, out: Path
-) -> tuple[EdgeInput, ...]:
+class ParityData(NamedTuple):
+    """What a comparison has to know besides inputs and outputs."""
+
+    edge_inputs: tuple[EdgeInput, ...]
+    """In the order of their batches."""
+    rounding: float
+    """The network's own error of rounding: between its outputs for the examples in float32 and those in float64, over
+    an output's largest value. 0 if it does not run in float64."""
+
+
+def write_parity_data(network: Network, task: CheckedTask, examples: Path, inputs: Path, out: Path) -> ParityData:
     """Write the inputs on which a network's files are compared with it, and its outputs for them.
 
     Args:
@@ -37,9 +47,6 @@ def write_parity_data(
         examples: File of real inputs.
         inputs: File to write: the examples, then the edge inputs on which the network is finite.
         out: File to write: the network's outputs for all of them.
-
-    Returns:
-        The edge inputs, in order.
     """
     batches = read_batches(examples)
     outputs = [run_batch(network.eval_module, task, batch) for batch in batches]
@@ -47,6 +54,7 @@ def write_parity_data(
     few = range(min(_EDGE_SAMPLES, task.axes.count(values)))
     small = dict(zip(batches[0], task.axes.take(values, few), strict=True))
     exact = Float64Interpreter(network.eval_module)
+    rounding = _rounding(exact, task, batches, outputs)
     kept = []
     for kind, batch in make_edge_inputs(small):
         try:
@@ -59,7 +67,24 @@ def write_parity_data(
             outputs.append(found)
     write_batches(inputs, batches)
     write_batches(out, outputs)
-    return tuple(kept)
+    return ParityData(tuple(kept), rounding)
+
+
+def _rounding(
+    exact: Float64Interpreter, task: CheckedTask, batches: Sequence[_Arrays], outputs: Sequence[_Arrays]
+) -> float:
+    """Return the largest relative error of a network's outputs, as an output's largest value has it."""
+    wide = []
+    for batch in batches:
+        doubled = _in_float64(exact, task, batch)
+        if doubled is None:
+            return 0.0
+        wide.append(doubled)
+    expected, found = ([batch[name] for batch in some for name in task.output_names] for some in (wide, outputs))
+    try:
+        return compare_arrays(expected, found, stage="rounding", tolerance=None).max_rel_error
+    except ParityError:
+        return 0.0  # not finite, or another shape: whatever it is, it is not rounding
 
 
 def run_batch(module: Callable[..., Any], task: CheckedTask, batch: Mapping[str, NDArray[Any]]) -> _Arrays:
@@ -71,16 +96,21 @@ def run_batch(module: Callable[..., Any], task: CheckedTask, batch: Mapping[str,
 
 def _is_steady(exact: Float64Interpreter, task: CheckedTask, batch: _Arrays, found: _Arrays) -> bool:
     """Tell whether rounding does not decide the outputs: in float64 they are the same."""
+    outputs = _in_float64(exact, task, batch)
+    return outputs is not None and all(
+        values.shape == outputs[name].shape
+        and bool((np.abs(values - outputs[name]) <= _STEADY_RATIO * np.abs(outputs[name]).max(initial=0.0)).all())
+        for name, values in found.items()
+    )
+
+
+def _in_float64(exact: Float64Interpreter, task: CheckedTask, batch: _Arrays) -> _Arrays | None:
+    """Return a network's outputs in float64; None if it does not run so."""
     wide = {
         name: values.astype(np.float64) if np.issubdtype(values.dtype, np.floating) else values
         for name, values in batch.items()
     }
     try:
-        outputs = run_batch(exact.run, task, wide)
+        return run_batch(exact.run, task, wide)
     except _FAILURES:
-        return False
-    return all(
-        values.shape == outputs[name].shape
-        and bool((np.abs(values - outputs[name]) <= _STEADY_RATIO * np.abs(outputs[name]).max(initial=0.0)).all())
-        for name, values in found.items()
-    )
+        return None

@@ -268,10 +268,11 @@ class TorchJobs:
         network = self.network(job.network)
         exported = self.write_onnx(network.eval_module, job, Path(job.out))
         write_tied_once(exported.path)
-        edge_inputs = write_parity_data(network, self.task, Path(job.examples), Path(job.inputs), Path(job.expected))
+        data = write_parity_data(network, self.task, Path(job.examples), Path(job.inputs), Path(job.expected))
         return protocol.ExportDone(
             exporter=exported.exporter,
-            edge_inputs=edge_inputs,
+            edge_inputs=data.edge_inputs,
+            rounding=data.rounding,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             merged_sums=network.merged_sums,
             notes=(*network.notes, *exported.notes),

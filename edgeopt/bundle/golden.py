@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
 from edgeopt.records.recipe import Recipe
+from edgeopt.records.trial import Parity
 
 Array = NDArray[np.generic]
 
@@ -39,13 +40,19 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Largest absolute difference that is allowed; null for inputs."""
 
 
-def tolerance_ratio(recipe: Recipe, weight_types: Sequence[str] = ()) -> float:
+def tolerance_ratio(recipe: Recipe, weight_types: Sequence[str] = (), parities: Sequence[Parity] = ()) -> float:
     """Return how far an output may be off on another device, relative to its largest absolute value.
 
     Args:
         recipe: Of the file.
         weight_types: Of its weights, which a given file may have in fewer bits without any step.
+        parities: Of the file with its network; a tolerance that its own rounding widened there is as wide here.
     """
+    widened = max((parity.tolerance for parity in parities if parity.tolerance is not None), default=0.0)
+    return max(widened, _usual_ratio(recipe, weight_types))
+
+
+def _usual_ratio(recipe: Recipe, weight_types: Sequence[str]) -> float:
     if recipe.precision == "int8" or any("int" in name for name in weight_types):
         return INT8_TOLERANCE_RATIO
     if recipe.precision == "fp16" or any(name in weight_types for name in ("float16", "bfloat16")):

@@ -114,7 +114,8 @@ def _fill(
     golden: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         copy_model(model, new / "model.onnx")
-        ratio = tolerance_ratio(document.winner.recipe, document.winner.weight_types)
+        winner = document.winner
+        ratio = tolerance_ratio(winner.recipe, winner.weight_types, winner.parities)
         golden = write_golden(new, golden_inputs, golden_outputs, ratio)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")

@@ -91,6 +91,11 @@ def check_options(options: LimitOptions, prefix: str, *, any_unit: bool = False)
     _check_score_limit("max_drop", options.max_drop, prefix, any_unit)
     for name in ("max_class_drop", "max_flips"):
         _check_ratio(name, getattr(options, name), prefix)
+    if options.max_class_drop == 0:
+        option = _format_option("max_class_drop", prefix)
+        raise ConfigError(
+            f"{option} 0 cannot be shown by any number of samples; write 0.05 for five points of a class."
+        )
     _check_score_limit("min_score", options.min_score, prefix, any_unit)
 
 

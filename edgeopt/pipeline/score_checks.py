@@ -132,10 +132,10 @@ def _check_answers(build: Build, evaluator: Evaluator, kind: ScoreKind | None) -
     answers = evaluator.score(evaluator.baseline).answers
     if build.budget.max_class_drop is not None and (answers is None or answers.worst_class is None):
         raise TaskError(
-            f"{build.task}: --max-class-drop {build.budget.max_class_drop:g} cannot be judged: no class is in as many "
-            f"as {least_class_samples(build.budget.max_class_drop)} of the {build.data.samples:,} samples that select, "
-            "and with fewer even a file without a changed answer would miss it. Give more samples, raise it, or waive "
-            "it with --max-class-drop none."
+            f"{build.task}: --max-class-drop {build.budget.max_class_drop:g} cannot be judged: it takes "
+            f"{least_class_samples(build.budget.max_class_drop)} samples of a class, and of the "
+            f"{build.data.samples:,} that select no class has as many. Give more, or waive it with "
+            "--max-class-drop none."
         )
 
 

@@ -77,13 +77,15 @@ def compare_answers(
     """
     parts = answer_parts(kind)
     found = [_compare_part(part, before, after, max_class_drop) for part in parts]
-    flips = max(found, key=lambda one: (one.flip_ratio_ci95[1], one.flip_ratio))
+    flips = max((one for one, _ in found), key=lambda one: (one.flip_ratio_ci95[1], one.flip_ratio))
     classes = [
         msgspec.structs.replace(one.worst_class, output=part.output if len(parts) > 1 else "")
-        for part, one in zip(parts, found, strict=True)
+        for part, (one, _) in zip(parts, found, strict=True)
         if one.worst_class is not None
     ]
     worst = max(classes, key=lambda one: (one.drop_ci95[1], one.drop), default=None)
+    if worst is not None:
+        worst = msgspec.structs.replace(worst, unjudged_classes=sum(few for _, few in found))
     return msgspec.structs.replace(flips, worst_class=worst)
 
 
@@ -99,7 +101,8 @@ def unchanged(answers: AnswerChanges) -> AnswerChanges:
 
 def _compare_part(
     part: OutputScore, before: Sequence[Pair], after: Sequence[Pair], max_class_drop: float | None
-) -> AnswerChanges:
+) -> tuple[AnswerChanges, int]:
+    """Return the changes of one output, and how many of its classes have too few samples to be judged."""
     changed, classes, lost = [], list[_Integers](), list[_Integers]()
     labels = 1
     for old, new, truth, count in _answers(part, before, after):
@@ -111,14 +114,15 @@ def _compare_part(
         classes.append(np.where(counted, truth + 2 * np.arange(count) if count > 1 else truth, IGNORED))
         lost.append(np.where(counted, right, 0))
     ratios = np.concatenate(changed)
-    worst = _worst_class(classes, lost, max_class_drop)
+    worst, few = _worst_class(classes, lost, max_class_drop)
     if worst is not None and labels > 1:
         worst = msgspec.structs.replace(worst, number=worst.number % 2, label=worst.number // 2)
-    return AnswerChanges(
+    changes = AnswerChanges(
         flip_ratio=float(ratios.mean()) if ratios.size else 0.0,
         flip_ratio_ci95=_ratio_interval(ratios),
         worst_class=worst,
     )
+    return changes, few
 
 
 def _answers(
@@ -151,8 +155,10 @@ def _ratio_interval(ratios: _Floats) -> tuple[float, float]:
 
 def _worst_class(
     classes: Sequence[_Integers], lost: Sequence[_Integers], max_class_drop: float | None
-) -> ClassDrop | None:
-    """Return the class whose interval reaches the largest drop; None if no class has enough samples.
+) -> tuple[ClassDrop | None, int]:
+    """Return the class whose interval reaches the largest drop, or None, and how many classes could not be judged.
+
+    A class that surely loses more than the limit is judged in ``MIN_CLASS_SAMPLES`` too: few samples may show that.
 
     Args:
         classes: Labels of each batch, as (samples, answers).
@@ -170,11 +176,15 @@ def _worst_class(
         losses = np.concatenate([_count(batch, loss, some) for batch, loss in zip(classes, lost, strict=True)])
         single = np.asarray(totals.max(axis=0, initial=0) <= 1)
         needed = np.where(single, least_class_samples(max_class_drop), MIN_CLASS_SAMPLES)
-        enough = np.flatnonzero((totals > 0).sum(0) >= needed)
+        counts = (totals > 0).sum(0)
+        enough = np.flatnonzero(counts >= MIN_CLASS_SAMPLES)
         few += len(some) - len(enough)
         drawn = _draw(losses[:, enough], totals[:, enough])
         for column, at in enumerate(enough):
             low, high = np.quantile(drawn[:, column], [_TAIL, 1 - _TAIL])
+            if counts[at] < needed[at] and (max_class_drop is None or low <= max_class_drop):
+                few += 1
+                continue
             if single[at]:
                 high = max(high, _exact_high(losses[:, at], int(totals[:, at].sum())))
             judged.append(
@@ -185,14 +195,11 @@ def _worst_class(
                     samples=int((totals[:, at] > 0).sum()),
                 )
             )
-    if not judged:
-        return None
-    worst = max(judged, key=lambda one: (one.drop_ci95[1], one.drop))
-    return msgspec.structs.replace(worst, unjudged_classes=few)
+    return max(judged, key=lambda one: (one.drop_ci95[1], one.drop), default=None), few
 
 
 def _exact_high(losses: _Floats, samples: int) -> float:
-    """Return the upper end of a class's drop from the exact interval of the share of answers that only were right.
+    """Return the upper end of a class's drop: of the exact interval of the answers lost, less the share of those won.
 
     A bootstrap of samples of which none has changed would have no width, however few they are.
     """

@@ -92,3 +92,11 @@ def test_a_change_of_less_than_a_step_counts_as_one_step():
 )
 def test_the_tolerance_grows_with_the_networks_own_rounding_up_to_a_limit(rounding, expected):
     assert widen_tolerance(1e-3, rounding) == expected
+
+
+def test_the_tolerance_of_one_output_does_not_widen_that_of_another():
+    expected, found = [ONES, ONES], [ONES * 1.004, ONES]
+    parity = compare_arrays(expected, found, stage="made", tolerance=1e-3, names=("a", "b"), rounding={"a": 1e-3})
+    assert parity.tolerance == pytest.approx(1e-3 * ROUNDING_FACTOR)
+    with pytest.raises(ParityError, match="output 1 is off"):
+        compare_arrays(expected, found[::-1], stage="made", tolerance=1e-3, names=("a", "b"), rounding={"a": 1e-3})

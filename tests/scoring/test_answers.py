@@ -72,6 +72,15 @@ def test_a_class_is_judged_only_if_its_samples_could_show_that_it_keeps_the_limi
     assert compare_answers(KIND, pairs, batches(after, labels), limit).worst_class.drop_ci95[1] > limit
 
 
+def test_few_samples_that_surely_break_the_limit_are_not_passed_over():
+    labels = np.repeat([0, 1], [500, 60])
+    after = labels.copy()
+    after[-30:] = 0
+    found = compare_answers(KIND, batches(labels, labels), batches(after, labels), 0.05)
+    assert (found.worst_class.number, found.worst_class.samples, found.worst_class.unjudged_classes) == (1, 60, 0)
+    assert found.worst_class.drop_ci95[0] > 0.3
+
+
 def test_a_class_in_few_samples_is_counted_but_not_judged():
     labels = np.concatenate([np.zeros(100, int), np.full(MIN_CLASS_SAMPLES - 1, 1)])
     after = labels.copy()

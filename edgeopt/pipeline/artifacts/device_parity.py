@@ -33,7 +33,13 @@ def golden_outputs(build: Build, model: Path) -> dict[str, Array]:
     return _outputs(build, model, replace(build.run_target, device=LocalDevice(), profile=profile), "golden")
 
 
-def device_parity(build: Build, sha256: str, recipe: Recipe, weight_types: tuple[str, ...] = ()) -> Parity | None:
+def device_parity(
+    build: Build,
+    sha256: str,
+    recipe: Recipe,
+    weight_types: tuple[str, ...] = (),
+    parities: tuple[Parity, ...] = (),
+) -> Parity | None:
     """Compare a file's golden outputs on the device with those on this machine, with the bundle's own tolerance.
 
     Returns:
@@ -44,7 +50,7 @@ def device_parity(build: Build, sha256: str, recipe: Recipe, weight_types: tuple
     """
     if runs_here(build):
         return None
-    ratio = tolerance_ratio(recipe, weight_types)
+    ratio = tolerance_ratio(recipe, weight_types, parities)
 
     def make() -> Parity:
         model = build.workspace.artifact(sha256)

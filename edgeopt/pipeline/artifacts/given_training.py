@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeopt.bench.outputs import read_batches, run_arrays, write_batches
 from edgeopt.errors import StepError, TaskError
-from edgeopt.export.parity import compare_arrays, widen_tolerance
+from edgeopt.export.parity import compare_arrays
 from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.artifacts.networks import PARITY_TOLERANCE
 from edgeopt.pipeline.boundary import run_step
@@ -85,7 +85,7 @@ def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:
         names = task.output_names
         compare_arrays(
             [batch[name] for batch in own for name in names], [batch[name] for batch in found for name in names],
-            stage=_STAGE, tolerance=widen_tolerance(PARITY_TOLERANCE, done.rounding), names=names,
+            stage=_STAGE, tolerance=PARITY_TOLERANCE, names=names, rounding=done.rounding,
         )  # fmt: skip
     except StepError as error:
         return Trainable(reason=error.reason)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import StepError
-from edgeopt.export.parity import widen_tolerance
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.facts import has_half_weights, read_facts
@@ -212,7 +211,6 @@ def _run_steps(
         return target, (), ()
     calibration = _calibration(build, network, steps)
     exact_tolerance = HALF_PARITY_TOLERANCE if has_half_weights(load(source, "graph")) else PARITY_TOLERANCE
-    exact_tolerance = widen_tolerance(exact_tolerance, exported.rounding)
     drops_rows = any(isinstance(step, DropUnseenRows) for step in steps)  # other ids have other rows then
     shared, made, exact = SharedStages(build, network, exported), list[MadeStage](), True
     for index, step in enumerate(steps):
@@ -233,7 +231,9 @@ def _run_steps(
             if stage.checked and drops_rows:
                 parity = check_same_outputs(build, exported_file, path, stage.name, tolerance)
             elif stage.checked:
-                parity = check_parity(build, network, path, stage.name, tolerance, exported.edge_inputs)
+                parity = check_parity(
+                    build, network, path, stage.name, tolerance, exported.edge_inputs, exported.rounding
+                )
             return MadeStage(notes=result.notes, parity=parity)
 
         if index == len(steps) - 1:
@@ -267,7 +267,7 @@ class Stage(NamedTuple):
     name: str
     """Of the stage that the step leads to."""
     exact: bool = True
-    """Whether the outputs have to stay the same within ``PARITY_TOLERANCE``; otherwise the score decides."""
+    """Whether the outputs have to stay the same within parity's tolerance; otherwise the score decides."""
     checked: bool = True
     """Whether the outputs are compared with the network's own."""
 

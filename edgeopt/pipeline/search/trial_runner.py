@@ -272,7 +272,7 @@ class TrialRunner:
         assert isinstance(variant.made, ScoredArtifact)
         artifact, score = variant.made
         self.build.progress("measure", f"trial {number}: {artifact.size_bytes / 1e3:.0f} kB, score {score.value:.4f}")
-        parity = device_parity(self.build, artifact.sha256, variant.recipe, artifact.weight_types)
+        parity = device_parity(self.build, artifact.sha256, variant.recipe, artifact.weight_types, artifact.parities)
         if parity is not None:
             artifact = msgspec.structs.replace(artifact, parities=(*artifact.parities, parity))
         outcome = Measured(

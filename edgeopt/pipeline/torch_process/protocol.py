@@ -189,8 +189,8 @@ class ExportDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="exp
     exporter: str
     edge_inputs: tuple[EdgeInput, ...]
     """The last batches of the job's ``inputs``."""
-    rounding: float
-    """The network's own error of rounding; see ``edgeopt.export.parity.widen_tolerance``."""
+    rounding: dict[str, float]
+    """The network's own error of rounding, by output; see ``edgeopt.export.parity.widen_tolerance``."""
     parameters: int
     merged_sums: int
     """Sums of parallel branches that are one convolution each in the file, and are not in the trained model."""

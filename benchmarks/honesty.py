@@ -66,6 +66,9 @@ def build(seed: int, full: bool) -> Row:
         "drop_selection_ci95": winner["score_drop_ci95"],
         "drop_heldout": test["baseline_score"] - test["winner_score"],
         "drop_heldout_ci95": test["drop_ci95"],
+        "expected": choice["expected"],
+        "latency_ratio": winner["against_baseline"] and winner["against_baseline"]["latency_ratio"],
+        "parameters": winner["parameters"],
         "recipe": winner["recipe"],
     }
 

@@ -166,6 +166,8 @@ def _task_tables(inspection: TaskInspection) -> list[Table]:
     facts.add_row("parameters", f"{inspection.parameters:,}")
     facts.add_row("MACs per sample", f"{inspection.macs:,}")
     facts.add_row("channels that can go", f"{inspection.free_channels:,} of {inspection.channels:,}")
+    names = ", ".join(branch.name for branch in inspection.branches)
+    facts.add_row("branches that can be left out", escape(names) or "none: no skip leads around a part of the network")
     facts.add_row("importance", inspection.importance.method)
     facts.add_row("time", f"of the layers that use a group's channels: {escape(inspection.latency_source)}")
     groups = Table(title="groups: channels that are pruned together", title_justify="left")

@@ -117,6 +117,8 @@ class Predictor:
     def _sum(self, widths: Mapping[str, int]) -> float:
         total = 0.0
         for layer, coefficients in zip(self.table.layers, self._coefficients, strict=True):
+            if is_gone(layer, widths):
+                continue
             sizes = [dimension.size(widths) for dimension in layer.dimensions]
             total += float(np.dot(expand_terms(sizes, self.block_sizes[_kind(layer)]), coefficients))
         return total
@@ -139,6 +141,11 @@ class Predictor:
     def constant_ns(self) -> float:
         """The part of the network's time that is in no layer."""
         return self._scale[1]
+
+
+def is_gone(layer: Layer, widths: Mapping[str, int]) -> bool:
+    """Tell whether a layer is in a branch that is left out: it has channels of a group without any."""
+    return any(widths[name] == 0 for dimension in layer.dimensions for name in dimension.per_channel)
 
 
 def _kind(layer: Layer) -> str:

@@ -16,6 +16,13 @@ def argument(node: fx.Node, name: str) -> Any:
     raise KeyError(name)
 
 
+def writes_into(node: fx.Node, source: fx.Node) -> bool:
+    """Tell whether an operator writes into one of its arguments."""
+    arguments = node.target._schema.arguments if hasattr(node.target, "_schema") else ()
+    written = [one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write]
+    return any(argument(node, name) is source for name in written)
+
+
 def plain_form(packet: Any) -> Any:
     """Return the operator that computes the same without writing in place and without a copy of its own.
 

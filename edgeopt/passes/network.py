@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from edgeopt.errors import DataError
 from edgeopt.passes.branches.merge import find_sums, merge_sums
+from edgeopt.passes.branches.residual import ResidualBranch, find_branches, without_branches
 from edgeopt.passes.low_rank.layers import factorizable_layers, factorize_graph, pair_names, pair_shapes
 from edgeopt.passes.prune.interpret import Marks, Shapes, mark, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers, Slot
@@ -38,6 +39,7 @@ class Network:
         notes: Fall-backs taken, for the report.
         factorizations: The layers that became two, by the name of their weight in the original.
         merged_sums: Sums of parallel branches that became one convolution each, before anything else.
+        left_out: Branches that were left out: the name of the sum, and the operand that went.
 
     Attributes:
         eval_module: The graph; batch norm uses running statistics, dropout is off.
@@ -52,6 +54,7 @@ class Network:
         notes: tuple[str, ...] = (),
         factorizations: Mapping[str, Factorization] | None = None,
         merged_sums: int = 0,
+        left_out: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.eval_module = module.eval()
         self.train_module = training_graph(module)
@@ -60,6 +63,7 @@ class Network:
         self.notes = notes
         self.factorizations = dict(factorizations or {})
         self.merged_sums = merged_sums
+        self.left_out = tuple(left_out)
         self._shapes: Shapes | None = None
 
     @classmethod
@@ -117,10 +121,16 @@ class Network:
         module: fx.GraphModule,
         kept: Mapping[Slot, Integers],
         factorizations: Mapping[str, Factorization] | None = None,
+        left_out: Sequence[tuple[str, int]] = (),
     ) -> Network:
         """Return a network with another graph and what else is given."""
         layers = {**self.factorizations, **(factorizations or {})}
-        return Network(module, self.example_inputs, kept, self.notes, layers, self.merged_sums)
+        branches = (*self.left_out, *left_out)
+        return Network(module, self.example_inputs, kept, self.notes, layers, self.merged_sums, branches)
+
+    def branches(self) -> list[ResidualBranch]:
+        """Return the parts of the network that can be left out whole."""
+        return find_branches(self.eval_module, self.shapes())
 
     @property
     def has_parallel_branches(self) -> bool:
@@ -142,12 +152,15 @@ class Network:
             return self
         return Network(module, self.example_inputs, None, self.notes, self.factorizations, count)
 
-    def cut(self, kept: Mapping[Slot, Integers], marks: Marks | None = None) -> Network:
+    def cut(
+        self, kept: Mapping[Slot, Integers], marks: Marks | None = None, branches: Sequence[tuple[str, int]] = ()
+    ) -> Network:
         """Return the network with every tensor cut to the kept indices, and the graph's literal sizes rewritten.
 
         Args:
             kept: Sorted indices for each (tensor, dimension); dimensions not named keep all.
             marks: The result of ``mark``, if the caller has it.
+            branches: To leave out: for each the name of its sum, and the operand that goes.
 
         Raises:
             StepError: nothing would be left of a tensor, or channels that go together would be separated.
@@ -156,12 +169,15 @@ class Network:
         alive = marks.labels.alive(kept)
         graph = copy.deepcopy(self.eval_module.graph)
         resize(graph, marks, alive)
-        names = tensor_names(self.eval_module)
+        without_branches(graph, branches)
+        read = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        names = {target: name for target, name in tensor_names(self.eval_module).items() if target in read}
         tensors = {name: self._cut_tensor(name, kept) for name in dict.fromkeys(names.values())}
         module = fx.GraphModule({target: tensors[name] for target, name in names.items()}, graph)
         composed = {slot: self.kept[slot][kept[slot]] if slot in kept else self.kept[slot] for slot in self.kept}
         composed |= {slot: indices for slot, indices in kept.items() if slot not in self.kept}
-        return self._with(module, composed)
+        composed = {slot: indices for slot, indices in composed.items() if slot[0] in tensors}
+        return self._with(module, composed, left_out=branches)
 
     def factorize(
         self, factorizations: Mapping[str, Factorization], pairs: Mapping[str, tuple[Tensor, Tensor]]
@@ -195,6 +211,7 @@ class Network:
             "channels_last": json.dumps(last),
             "factors": json.dumps(factorizations),
             "merged_sums": json.dumps(self.merged_sums),
+            "left_out": json.dumps(self.left_out),
         }
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, metadata)
 
@@ -229,7 +246,12 @@ class Network:
         original = original.factorize(factorizations, empty) if factorizations else original
         if any(len(kept[slot]) == 0 or kept[slot].max() >= size for slot, size in original._sizes(kept).items()):
             raise mismatch
-        network = original.cut(kept)
+        left_out = [(str(name), int(operand)) for name, operand in json.loads(metadata.get("left_out", "[]"))]
+        nodes = {node.name for node in original.eval_module.graph.nodes}
+        if not nodes.issuperset(name for name, _ in left_out):
+            raise mismatch
+        # in two steps: behind a sum, labels may be those of a branch that is left out, of which nothing is kept
+        network = (original.cut({}, branches=left_out) if left_out else original).cut(kept)
         state = network.state()
         if shapes != {name: tuple(tensor.shape) for name, tensor in state.items()}:
             raise mismatch

@@ -28,7 +28,7 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
-from edgeopt.records.groups import GroupTable
+from edgeopt.records.groups import Branch, GroupTable
 from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Importance
 from edgeopt.store.ledger import Ledger
@@ -148,6 +148,7 @@ class TaskInspection(Record, frozen=True, kw_only=True):
     free_channels: int
     channels: int
     groups: tuple[InspectedGroup, ...]
+    branches: tuple[Branch, ...] = ()
 
 
 def inspect_model(
@@ -295,23 +296,22 @@ def inspect_task(spec: str, workspace: Path, *, progress: Callable[[str], None])
         StepError: the network cannot be traced or analysed.
     """
     progress("loading the task and following its channels")
-    importance = Importance()
-    pool = TorchPool(spec, 1)
+    importance, pool = Importance(), TorchPool(spec, 1)
     try:
         groups = _read_groups(pool, importance)
         ratios, source = _time_ratios(pool, groups, workspace, progress)
     finally:
         pool.close()
-    widths = groups.widths()
-    parameters = groups.parameters(widths)
+    parameters = groups.parameters({})
     return TaskInspection(
         task=spec,
         importance=importance,
         latency_source=source,
         parameters=parameters,
-        macs=groups.macs(widths),
+        macs=groups.macs({}),
         free_channels=sum(group.channels for group in groups.free),
         channels=sum(group.channels for group in groups.groups),
+        branches=groups.branches,
         groups=tuple(
             InspectedGroup(
                 name=group.name,
@@ -369,9 +369,9 @@ def find_latency_table(workspace: Path, groups: GroupTable) -> LatencyTable | No
 
 def attribute_table_time(table: LatencyTable) -> dict[str, float]:
     """Return for each group the ratio of the original's time in layers whose sizes follow its channels."""
-    total_ns = sum(layer.times[0].ns for layer in table.layers) or 1.0
+    total = sum(layer.times[0].ns for layer in table.layers) or 1.0
     return _add_by_group(
-        ({group for dimension in layer.dimensions for group in dimension.per_channel}, layer.times[0].ns / total_ns)
+        ({name for dimension in layer.dimensions for name in dimension.per_channel}, layer.times[0].ns / total)
         for layer in table.layers
     )
 
@@ -381,7 +381,7 @@ def attribute_profile_time(groups: GroupTable, ns: dict[str, float], total_ns: f
 
     Args:
         groups: The groups and the trainable tensors.
-        ns: Time of the operator that each trainable tensor belongs to, by the tensor's name.
+        ns: Time of each tensor's operator, by the tensor's name.
         total_ns: Time of the whole network.
     """
     return _add_by_group(

@@ -84,6 +84,26 @@ class Costs:
             else:
                 self.add_pair(left, right, scale * np.outer(self.widths(left), self.widths(right)))
 
+    def add_gated(self, factor: float, dims: Sequence[Dimension], carrier: str) -> bool:
+        """Add ``factor`` times a product of sizes for all widths of ``carrier`` but zero.
+
+        Returns:
+            False, and nothing is added, if the carrier's own channels are among the sizes (at zero they are nothing
+            anyway), or if the sizes follow more than one other group.
+        """
+        constants = {name: widths[0] for name, widths in self.options.items() if len(widths) == 1}
+        names = {name for dim in dims for name in dim.per_channel} - constants.keys()
+        if 0 not in self.options[carrier] or carrier in names or len(names) > 1:
+            return False
+        there = (self.widths(carrier) > 0).astype(np.float64)
+        if not names:
+            self.add(carrier, factor * there * float(np.prod([dimension.size(constants) for dimension in dims])))
+        else:
+            (name,) = names
+            sizes = [np.prod([one.size(constants | {name: width}) for one in dims]) for width in self.options[name]]
+            self.add_pair(carrier, name, factor * np.outer(there, sizes))
+        return True
+
     def widths(self, group: str) -> _Floats:
         """Return the widths that a group can choose from."""
         return np.asarray(self.options[group], dtype=np.float64)
@@ -116,23 +136,47 @@ def weight_costs(
         None if a tensor has more than two dimensions that follow widths.
     """
     costs = Costs(options)
+    carriers = {name: branch.groups[0] for branch in table.branches for name in branch.tensors}
     for tensor in table.tensors:
         variable = [dimension for dimension in tensor.dims if dimension.per_channel]
         if len(variable) > 2:
             return None
         fixed = float(np.prod([dimension.fixed for dimension in tensor.dims if not dimension.per_channel]))
         first, second = [*variable, UNIT_DIMENSION, UNIT_DIMENSION][:2]
-        costs.add_product(cost_per_weight(tensor) * fixed, first, second)
+        factor, carrier = cost_per_weight(tensor) * fixed, carriers.get(tensor.name)
+        if carrier is None or not costs.add_gated(factor, variable, carrier):
+            costs.add_product(factor, first, second)
     return costs
 
 
 def importance_costs(table: GroupTable, options: Mapping[str, Sequence[int]]) -> Costs:
-    """Return the importance that each group loses; see ``importance_losses``."""
+    """Return the importance that each group loses; see ``importance_losses`` and ``branch_losses``."""
     costs = Costs(options)
+    without = branch_losses(table)
+    carried = {branch.groups[0]: without[branch.name] for branch in table.branches if branch.name in without}
     for group in table.free:
-        losses = importance_losses(group)
+        losses = [*importance_losses(group), carried.get(group.name, 0.0)]
         costs.add(group.name, np.array([losses[group.channels - width] for width in options[group.name]]))
     return costs
+
+
+def branch_losses(table: GroupTable) -> dict[str, float]:
+    """Return the importance lost with each branch that is left out, by its name.
+
+    The loss without a branch is measured, that of its channels is an estimate with another scale. The scale is found
+    from what both say of the less important half of the channels of all branches. Nothing is returned if that half
+    costs nothing, as of an untrained network; a branch of which it costs less than nothing does not count.
+    """
+    groups = {group.name: group for group in table.free}
+    measured = estimated = 0.0
+    for branch in table.branches:
+        measured += max(0.0, branch.half_loss)
+        for name in branch.groups:
+            group = groups[name]
+            estimated += float(importance_losses(group)[group.channels - max(group.least, group.channels // 2)])
+    if measured <= 0 or estimated <= 0:
+        return {}
+    return {branch.name: max(0.0, branch.loss) * estimated / measured for branch in table.branches}
 
 
 def importance_losses(group: ChannelGroup) -> _Floats:
@@ -149,13 +193,16 @@ def importance_losses(group: ChannelGroup) -> _Floats:
 
 
 def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) -> Costs:
-    """Return the network's predicted nanoseconds; ``options`` has every group that the table's layers follow."""
+    """Return the network's predicted nanoseconds; ``options`` has every group that the table's layers follow.
+
+    A layer with channels of a group that keeps none is gone.
+    """
     costs = Costs(options, constant=predictor.constant_ns)
     for index, layer in enumerate(predictor.table.layers):
         dims = layer.dimensions
         names = sorted({name for dimension in dims for name in dimension.per_channel})
         if len(dims) > 2:
-            base = [dimension.size({name: options[name][0] for name in names}) for dimension in dims]
+            base = [dimension.size({name: _least_width(options[name]) for name in names}) for dimension in dims]
             slopes = predictor.slopes_ns(index)
             costs.constant += predictor.layer_ns(index, base) - float(np.dot(slopes, base))
             for slope, dimension in zip(slopes, dims, strict=True):
@@ -167,20 +214,18 @@ def latency_costs(predictor: Predictor, options: Mapping[str, Sequence[int]]) ->
         elif len(names) == 1:
             name = names[0]
             sizes = zip(*(costs.sizes(dimension, name) for dimension in dims), strict=True)
-            costs.add(name, np.array([predictor.layer_ns(index, layer_sizes) for layer_sizes in sizes]))
+            times = np.array([predictor.layer_ns(index, layer_sizes) for layer_sizes in sizes])
+            costs.add(name, times * (costs.widths(name) > 0))
         else:
             first, second = names
-            costs.add_pair(
-                first,
-                second,
-                np.array(
-                    [
-                        [predictor.layer_ns(index, [dimension.size({first: a, second: b}) for dimension in dims])
-                         for b in options[second]]
-                        for a in options[first]
-                    ]
-                ),
+            times = np.array(
+                [
+                    [predictor.layer_ns(index, [dimension.size({first: a, second: b}) for dimension in dims])
+                     for b in options[second]]
+                    for a in options[first]
+                ]
             )  # fmt: skip
+            costs.add_pair(first, second, times * np.outer(costs.widths(first) > 0, costs.widths(second) > 0))
     return costs
 
 
@@ -188,7 +233,7 @@ def _add_plane(costs: Costs, predictor: Predictor, index: int, dims: Sequence[Di
     """Add a layer of many groups as ``a + b x + c y + d x y``, fitted at its smallest and largest sizes."""
     ends = [
         [dimension.fixed + sum(n * choose(costs.options[g]) for g, n in dimension.per_channel.items())
-         for choose in (min, max)]
+         for choose in (_least_width, max)]
         for dimension in dims
     ]  # fmt: skip
     corners = list(product(*ends))
@@ -203,6 +248,11 @@ def _add_plane(costs: Costs, predictor: Predictor, index: int, dims: Sequence[Di
         costs.add_product(float(coefficients[3]), first, second)
 
 
+def _least_width(widths: Sequence[int]) -> int:
+    """Return the smallest width at which a layer is there; 0 if it was left out before."""
+    return min((width for width in widths if width), default=0)
+
+
 def _plane(sizes: Sequence[int]) -> list[float]:
     return [1.0, float(sizes[0])] if len(sizes) == 1 else [1.0, float(sizes[0]), float(sizes[1]), float(np.prod(sizes))]
 
@@ -213,10 +263,17 @@ class WidthProgram:
     Args:
         options: The widths that every group can choose from.
         pairs: Groups that meet in a layer or a weight.
+        tied: Groups that keep no channel all together or not at all.
     """
 
-    def __init__(self, options: Mapping[str, Sequence[int]], pairs: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        options: Mapping[str, Sequence[int]],
+        pairs: Sequence[tuple[str, str]],
+        tied: Sequence[Sequence[str]] = (),
+    ) -> None:
         self.options = options
+        self.tied = tied
         self.start: dict[str, int] = {}
         self.pair_start: dict[tuple[str, str], int] = {}
         count = 0
@@ -254,6 +311,13 @@ class WidthProgram:
             for l in range(columns):  # noqa: E741
                 entries += [(len(right), start + k * columns + l, 1.0) for k in range(rows)]
                 entries.append((len(right), self.start[second] + l, -1.0))
+                right.append(0.0)
+        for first, *others in self.tied:
+            for other in others:
+                entries += [
+                    (len(right), self.start[name] + list(self.options[name]).index(0), sign)
+                    for name, sign in ((first, 1.0), (other, -1.0))
+                ]
                 right.append(0.0)
         row_indices, column_indices, values = zip(*entries, strict=True)
         matrix = coo_array((values, (row_indices, column_indices)), shape=(len(right), self.count)).tocsr()

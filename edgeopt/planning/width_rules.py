@@ -76,6 +76,15 @@ def least_widths(table: GroupTable, rules: WidthRules) -> dict[str, int]:
     return least
 
 
+def protected_branches(table: GroupTable, rules: WidthRules) -> set[str]:
+    """Return the names of branches with a tensor that a rule is about: they are not left out."""
+    return {
+        branch.name
+        for branch in table.branches
+        if any(matches(glob, name) for glob in rules.globs for name in branch.tensors)
+    }
+
+
 def _shares(tensor: WeightShape, width: int, table: GroupTable) -> dict[str, int]:
     """Return how many channels of each group leave a tensor ``width`` output channels, or all that it has."""
     if not width or not tensor.dims:

@@ -15,19 +15,23 @@ loses the least importance for the parameters and work saved, at the current wid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import numpy as np
 
 from edgeopt.latency.predictor import Predictor
 from edgeopt.planning.width_program import (
+    Costs,
     Solution,
     WidthProgram,
+    branch_losses,
     importance_costs,
     importance_losses,
     latency_costs,
     list_widths,
     weight_costs,
 )
-from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
+from edgeopt.records.groups import Branch, ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.latency import Allocation
 
 MIN_WIDTH_RATIO = 0.5
@@ -128,6 +132,38 @@ def width_options(table: GroupTable, floors: Mapping[str, int], step: int) -> di
     }
 
 
+def removable_branches(
+    table: GroupTable, options: Mapping[str, Sequence[int]], protected: Collection[str] = ()
+) -> list[Branch]:
+    """Return the branches that may be left out: what that costs is known, and is not more than all else together.
+
+    Args:
+        table: The network.
+        options: The widths that every group can choose from.
+        protected: Names of branches that have to stay.
+    """
+    known, lost = branch_losses(table), importance_costs(table, options)
+    most = sum(float(values.max()) for values in lost.unary.values())
+    return [
+        branch for branch in table.branches if branch.name not in protected and known.get(branch.name, math.inf) <= most
+    ]
+
+
+def groups_left_out(original: GroupTable, table: GroupTable) -> set[str] | None:
+    """Return the groups that a network lost with branches; None if its groups are others than the original's.
+
+    Args:
+        original: The network before anything was cut.
+        table: The same network after it.
+    """
+    full, widths = original.widths(), table.widths()
+    missing = full.keys() - widths.keys()
+    inside = [{*branch.groups, *branch.frozen_groups} for branch in original.branches]
+    explained = {name for names in inside if names <= missing for name in names}
+    same = all(width <= full.get(name, -1) for name, width in widths.items())
+    return missing if same and missing == explained else None
+
+
 def allocate(
     table: GroupTable,
     step: int,
@@ -136,6 +172,8 @@ def allocate(
     max_parameters: float | None,
     max_latency_ratio: float | None,
     least: Mapping[str, int] = NOTHING,
+    left_out: Collection[str] | None = (),
+    protected: Collection[str] = (),
 ) -> Allocation:
     """Return the widths of a network that keeps the limits, or comes as close as the smallest widths allow.
 
@@ -146,25 +184,31 @@ def allocate(
         max_parameters: None for no limit.
         max_latency_ratio: Latency over the original's, in the predictor's precision; None for no limit.
         least: The least width of some groups, as ``edgeopt.planning.width_rules`` says.
+        left_out: Groups of the predictor's network that this one lost with branches; None if its groups are others.
+        protected: Names of branches that have to stay.
     """
     parameter_limit = math.inf if max_parameters is None else max_parameters
     if predictor is None:
         return _without_proof(allocate_by_work(table, parameter_limit, step, least), ())
-    if any(group.name not in predictor.table.wholes[0].widths for group in table.groups):
+    timed = predictor.table.wholes[0].widths.keys()
+    if left_out is None or timed != table.widths().keys() | set(left_out):
         note = "the latency table is for other groups of channels than this network's: work was counted instead"
         return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
     limit_ns = math.inf if max_latency_ratio is None else max_latency_ratio * predictor.original_ns
-    solution = _solve(table, predictor, step, parameter_limit, limit_ns, least)
+    solution = _solve(table, predictor, step, parameter_limit, limit_ns, least, protected)
     if isinstance(solution, str):
         note = f"{solution}: work was counted instead of latency"
         return _without_proof(allocate_by_work(table, parameter_limit, step, least), (note,))
     full, ratio = table.widths(), predictor.ratio(solution.widths)
+    widths = {name: width for name, width in solution.widths.items() if width < full.get(name, 0)}
     has_rules = any(least.get(group.name, 1) > group.least for group in table.free)
     notes = [NOT_SMALL_ENOUGH] if table.parameters(solution.widths) > parameter_limit else []
     if max_latency_ratio is not None and solution.misses_latency:
         notes.append(unreached_note(predictor.table.precision, max_latency_ratio, ratio, has_rules=has_rules))
+    if gone := table.left_out(widths):
+        notes.append(f"left out whole, because that costs less by measured loss: {', '.join(one.name for one in gone)}")
     return Allocation(
-        widths={name: width for name, width in solution.widths.items() if width < full[name]},
+        widths=widths,
         gap_ratio=solution.gap_ratio,
         latency_ratio=ratio,
         notes=tuple(notes),
@@ -199,6 +243,7 @@ def _solve(
     parameter_limit: float,
     limit_ns: float,
     least: Mapping[str, int],
+    protected: Collection[str],
 ) -> Solution | str:
     """Return the choice that loses the least importance, or a quicker one that loses about as little.
 
@@ -207,20 +252,30 @@ def _solve(
     """
     floors = smallest_widths(table, lambda widths: table.parameters(widths) <= parameter_limit, step, least)
     if math.isinf(parameter_limit):
-        floors = smallest_widths(table, lambda widths: predictor.ns(table.widths(widths)) <= limit_ns, step, least)
+        before = dict.fromkeys(predictor.table.wholes[0].widths, 0)
+        floors = smallest_widths(
+            table, lambda widths: predictor.ns(before | table.widths(widths)) <= limit_ns, step, least
+        )
     options = width_options(table, floors, step)
+    narrowest = {name: min(widths) for name, widths in options.items()}
+    branches = removable_branches(table, options, protected)
+    options |= {name: [0, *options[name]] for branch in branches for name in branch.groups}
+    gone = predictor.table.wholes[0].widths.keys() - options.keys()
+    options |= {name: [0] for name in gone}  # of branches that were left out before
     parameters, latency = weight_costs(table, options), latency_costs(predictor, options)
     lost = importance_costs(table, options)
     if parameters is None:
         return "a tensor has more than two dimensions whose channels can go"
-    program = WidthProgram(options, sorted({*parameters.pairs, *latency.pairs}))
+    program = WidthProgram(options, sorted({*parameters.pairs, *latency.pairs}), [branch.groups for branch in branches])
     limits = [limit for limit in ((parameters, parameter_limit), (latency, limit_ns)) if not math.isinf(limit[1])]
     best = program.solve(lost, limits)
     if best is None:
-        quickest = program.solve(latency, [limit for limit in limits if limit[0] is not latency])
+        # the quickest of all is without any branch, which the score hardly survives
+        no_branch = [(_count_zeros(options, branches), 0.5)] if branches else []
+        quickest = program.solve(latency, [*(limit for limit in limits if limit[0] is not latency), *no_branch])
         if quickest is not None:
             return quickest._replace(misses_latency=True)
-        narrowest = {name: min(widths) for name, widths in options.items()}
+        narrowest |= dict.fromkeys(gone, 0)
         if table.parameters(narrowest) <= parameter_limit:
             return "the solver found no widths within its limit on work"
         return Solution(narrowest, 0.0, predictor.ns(narrowest) > limit_ns)
@@ -229,6 +284,14 @@ def _solve(
     lowest = sum(lost.unary[group.name][options[group.name].index(best.widths[group.name])] for group in table.free)
     quickest = program.solve(latency, [*limits, (lost, (1 + ESTIMATE_ERROR_RATIO) * float(lowest))])
     return best if quickest is None else Solution(quickest.widths, best.gap_ratio)
+
+
+def _count_zeros(options: Mapping[str, Sequence[int]], branches: Sequence[Branch]) -> Costs:
+    """Return the number of branches that are left out, as a cost."""
+    costs = Costs(options)
+    for branch in branches:
+        costs.add(branch.groups[0], np.array([width == 0 for width in options[branch.groups[0]]], dtype=np.float64))
+    return costs
 
 
 def allocate_by_work(

@@ -54,6 +54,25 @@ class WeightShape(Record, frozen=True, kw_only=True):
         return math.prod(dimension.size(widths) for dimension in self.dims)
 
 
+class Branch(Record, frozen=True, kw_only=True):
+    """A part of the network that is added to what goes around it, and can be left out whole.
+
+    It is left out if all of its groups keep no channel.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    """Whose channels are only in it, and can go."""
+    frozen_groups: tuple[str, ...] = ()
+    """Whose channels are only in it, and cannot go but with it."""
+    tensors: tuple[str, ...]
+    """That go with it."""
+    loss: float
+    """By how much the loss rises without it, measured and not trained."""
+    half_loss: float
+    """By how much the loss rises if its groups keep the more important half of their channels."""
+
+
 class GroupTable(Record, frozen=True, kw_only=True):
     """All groups and all trainable tensors of a network.
 
@@ -63,6 +82,8 @@ class GroupTable(Record, frozen=True, kw_only=True):
 
     groups: tuple[ChannelGroup, ...]
     tensors: tuple[WeightShape, ...]
+    branches: tuple[Branch, ...] = ()
+    """No group is in two of them."""
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
@@ -76,9 +97,17 @@ class GroupTable(Record, frozen=True, kw_only=True):
     def parameters(self, widths: Mapping[str, int]) -> int:
         """Return the number of trainable numbers at these widths; groups not named keep all."""
         complete = self.widths(widths)
-        return sum(tensor.numbers(complete) for tensor in self.tensors)
+        return sum(tensor.numbers(complete) for tensor in self._tensors_left(complete))
 
     def macs(self, widths: Mapping[str, int]) -> int:
         """Return the multiply-accumulates for one sample at these widths; groups not named keep all."""
         complete = self.widths(widths)
-        return sum(tensor.numbers(complete) * tensor.macs_per_weight for tensor in self.tensors)
+        return sum(tensor.numbers(complete) * tensor.macs_per_weight for tensor in self._tensors_left(complete))
+
+    def left_out(self, widths: Mapping[str, int]) -> tuple[Branch, ...]:
+        """Return the branches that are left out at these widths."""
+        return tuple(branch for branch in self.branches if widths.get(branch.groups[0]) == 0)
+
+    def _tensors_left(self, widths: Mapping[str, int]) -> list[WeightShape]:
+        gone = {name for branch in self.left_out(widths) for name in branch.tensors}
+        return [tensor for tensor in self.tensors if tensor.name not in gone] if gone else list(self.tensors)

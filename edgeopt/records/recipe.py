@@ -31,7 +31,10 @@ class Importance(Record, frozen=True, kw_only=True):
 
 
 class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):
-    """Remove whole channels. ``widths`` is the number of channels that each group keeps; groups not named keep all."""
+    """Remove whole channels. ``widths`` is the number of channels that each group keeps; groups not named keep all.
+
+    If all groups of a branch keep none, the branch is left out.
+    """
 
     importance: Importance
     widths: dict[str, int]

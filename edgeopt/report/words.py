@@ -184,7 +184,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
         case Prune(importance=importance, widths=widths):
             channels = f"{plural(sum(widths.values()), 'channel')} in {plural(len(widths), 'group')}"
             left = channels if parameters_ratio is None else f"{percent(parameters_ratio)} of the parameters"
-            return f"pruned to {left} ({importance.method})"
+            depth = ", whole branches left out" if 0 in widths.values() else ""
+            return f"pruned to {left}{depth} ({importance.method})"
         case Sparsify(ratio=ratio, method=method):
             return f"{percent(ratio)} of the weights set to zero ({method})"
         case LowRank(layers=layers):

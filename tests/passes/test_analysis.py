@@ -35,7 +35,7 @@ def test_a_layer_that_meets_label_zero_freezes():
 
 def test_a_residual_sum_ties_the_channels_of_all_its_terms():
     _, groups = traced("resnet")
-    stream = groups.groups["stages.0.conv2"]
+    stream = groups.groups["stages.0.skip.0"]
     written = {("stages.0.conv2.weight", 0), ("stages.0.skip.0.weight", 0), ("stages.1.conv2.weight", 0)}
     read = {("stages.1.conv1.weight", 1), ("stages.2.conv1.weight", 1), ("stages.2.skip.0.weight", 1)}
     assert written | read <= set(stream.slots)
@@ -58,7 +58,7 @@ def test_inputs_and_outputs_are_frozen_with_a_reason():
     _, groups = traced("two_heads")
     assert "the model's output" in str(groups.groups["middle"].frozen_by)
     assert "fixed size" in str(groups.groups["right:1"].frozen_by)
-    assert set(groups.free) == {"left", "wide"}
+    assert set(groups.free) == {"right", "wide"}
 
 
 class Renormalized(nn.Module):

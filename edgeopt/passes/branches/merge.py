@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeopt.passes.aten import argument
+from edgeopt.passes.aten import argument, writes_into
 from edgeopt.passes.branches.affine import Affine, AffineReader
 from edgeopt.passes.prune.interpret import Shapes, execute, tensor_names
 
@@ -82,7 +82,7 @@ def _can_be_written(sum_: Affine, owners: set[fx.Node]) -> bool:
     """Tell whether no other layer has the convolution's tensors, and nothing changes the source between branches."""
     assert sum_.conv is not None, "a sum of two branches has a convolution"
     tensors = {argument(sum_.conv, name) for name in ("weight", "bias")} - {None}
-    changing = [user for user in sum_.source.users if _changes(user, sum_.source)]
+    changing = [user for user in sum_.source.users if writes_into(user, sum_.source)]
     only_here = set(sum_.source.users) <= sum_.nodes
     return tensors <= owners and (not changing or only_here)
 
@@ -90,13 +90,6 @@ def _can_be_written(sum_: Affine, owners: set[fx.Node]) -> bool:
 def _norm_tensors(norm: fx.Node) -> set[Any]:
     """Return what a batch norm reads besides its input; None is among it if it lacks a weight or a bias."""
     return {argument(norm, name) for name in ("weight", "bias", "running_mean", "running_var")}
-
-
-def _changes(node: fx.Node, source: fx.Node) -> bool:
-    """Tell whether a node writes into ``source``."""
-    arguments = node.target._schema.arguments if hasattr(node.target, "_schema") else ()
-    written = [one.name for one in arguments if one.alias_info is not None and one.alias_info.is_write]
-    return any(argument(node, name) is source for name in written)
 
 
 def _measure_spreads(

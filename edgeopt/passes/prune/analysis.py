@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -104,12 +104,13 @@ def analyse(network: Network, heads: Heads = "most") -> Groups:
             alike.setdefault((reason, counts), []).append(channel)
     free = _part_channels(marks, classes, [channels for (reason, _), channels in alike.items() if reason is None])
     frozen = [channels for (reason, _), channels in alike.items() if reason is not None]
+    in_branches = {name for branch in network.branches() for name in branch.tensors}
     order = {channel: position for position, channel in enumerate(members)}
     groups: dict[str, Group] = {}
     for channels in sorted([*free, *frozen], key=lambda channels: order[channels[0]]):
         owned_slots = members[channels[0]]
         stacked = {slot: np.array([members[channel][slot] for channel in channels]) for slot in owned_slots}
-        name = _make_unique(_slot_title(next(iter(owned_slots))), groups)
+        name = _make_unique(_slot_title(_lasting_slot(owned_slots, in_branches)), groups)
         groups[name] = Group(
             name, len(channels), stacked, reasons[channels[0]], _least_channels(marks, classes, channels)
         )
@@ -152,8 +153,14 @@ def _least_channels(marks: Marks, classes: Integers, channels: Sequence[int]) ->
     return min(len(channels), max(picked, default=1))
 
 
+def _lasting_slot(slots: Iterable[Slot], in_branches: set[str]) -> Slot:
+    """Return the first slot that stays if branches are left out, so that the group keeps its name; or the first one."""
+    slots = list(slots)
+    return next((slot for slot in slots if slot[0] not in in_branches), slots[0])
+
+
 def _slot_title(slot: Slot) -> str:
-    """Name a group after its first slot: ``conv1`` for rows of ``conv1.weight``, ``conv1:1`` for its columns."""
+    """Name a group after a slot: ``conv1`` for rows of ``conv1.weight``, ``conv1:1`` for its columns."""
     name, dim = slot
     return name.removesuffix(".weight") + (f":{dim}" if dim else "")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -74,13 +75,20 @@ _WITHOUT_CONTENT: tuple[Any, ...] = (
 class Masked(Sharpened):
     """Runs the zero-masked original; statistics over channels use only the kept channels."""
 
-    def __init__(self, module: fx.GraphModule, marks: Marks, alive: Tensor) -> None:
+    def __init__(
+        self, module: fx.GraphModule, marks: Marks, alive: Tensor, branches: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(module, {}, {})
         self._values, self._alive = marks.values, alive
+        self._branches = branches or {}
+        """Name of a sum to its operand that is zero."""
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node; lost channels are set to 0 if they would change the sums of others."""
         packet = getattr(n.target, "overloadpacket", None)
+        if n.name in self._branches:
+            branch = n.all_input_nodes[self._branches[n.name]]
+            self.env[branch] = torch.zeros_like(self.env[branch])
         for used in _summed(n, packet):
             self.env[used] = self._zero_lost(used, self.env[used])
         if packet in (aten.softmax, aten._softmax, aten.scaled_dot_product_attention):

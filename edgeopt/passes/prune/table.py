@@ -14,9 +14,10 @@ from torch import Tensor, fx
 from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import Group, Groups
+from edgeopt.passes.prune.depth import BranchLoss, inner_branches
 from edgeopt.passes.prune.interpret import Shapes, read_name, shapes_of, tensor_names
 from edgeopt.passes.prune.labels import Integers
-from edgeopt.records.groups import ChannelGroup, Dimension, GroupTable, WeightShape
+from edgeopt.records.groups import Branch, ChannelGroup, Dimension, GroupTable, WeightShape
 
 
 def build_group_table(
@@ -24,6 +25,7 @@ def build_group_table(
     groups: Groups,
     scores: Mapping[str, npt.NDArray[np.float64]],
     example_inputs: Sequence[Tensor] | None = None,
+    losses: Mapping[str, BranchLoss] | None = None,
 ) -> GroupTable:
     """Build the table from which the search decides widths.
 
@@ -32,6 +34,7 @@ def build_group_table(
         groups: The result of ``analyse``.
         scores: The result of ``score_channels``.
         example_inputs: Inputs whose sizes set how often a weight is used; None for the inputs of the trace.
+        losses: The result of ``measure_branches``; branches without one are not offered.
     """
     inputs = network.example_inputs if example_inputs is None else tuple(example_inputs)
     shapes = network.shapes() if example_inputs is None else shapes_of(network.eval_module, inputs)
@@ -73,6 +76,23 @@ def build_group_table(
             for group in groups.groups.values()
         ),
         tensors=tuple(tensors),
+        branches=_measured_branches(network, groups, losses or {}),
+    )
+
+
+def _measured_branches(network: Network, groups: Groups, losses: Mapping[str, BranchLoss]) -> tuple[Branch, ...]:
+    found = inner_branches(network, groups) if losses else []
+    return tuple(
+        Branch(
+            name=branch.name,
+            groups=names,
+            frozen_groups=frozen,
+            tensors=tuple(sorted(branch.tensors)),
+            loss=losses[branch.name].without,
+            half_loss=losses[branch.name].half,
+        )
+        for branch, names, frozen in found
+        if branch.name in losses
     )
 
 

@@ -106,7 +106,9 @@ def latency_table(
             again.
     """
     steps = timing_steps(precision, build.profile)
-    details = {"file": exported.sha256, "steps": steps, "channel_step": build.profile.channel_step}
+    details = {
+        "file": exported.sha256, "steps": steps, "channel_step": build.profile.channel_step, "groups": groups.widths(),
+    }  # fmt: skip
     key, missing_key = build.keys.of("latency-table", **details), build.keys.of("no-latency-table", **details)
     found = build.ledger.get(key, LatencyTable) or build.ledger.get(missing_key, NoLatencyTable)
     if found is not None:

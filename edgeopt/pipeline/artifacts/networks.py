@@ -21,7 +21,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
-from edgeopt.records.groups import ChannelGroup, GroupTable, WeightShape
+from edgeopt.records.groups import Branch, ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.recipe import Importance, TorchStep
 from edgeopt.records.trial import EdgeInput, Parity
 
@@ -87,7 +87,7 @@ def reference(build: Build, network: StoredNetwork) -> protocol.NetworkRef:
 
 def group_table_of(build: Build, network: StoredNetwork, importance: Importance) -> tuple[GroupTable, Path]:
     """Return a network's group table, and its file."""
-    form = (ChannelGroup.__struct_fields__, WeightShape.__struct_fields__)
+    form = (ChannelGroup.__struct_fields__, WeightShape.__struct_fields__, Branch.__struct_fields__)
     key = build.keys.of("group-table", network=network.key, importance=importance, form=form)
     path = build.workspace.folder("tables") / f"{key.digest}.json"
     if not path.exists():

@@ -14,8 +14,8 @@ from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
 from edgeopt.pipeline.context import Build
-from edgeopt.planning.width_rules import least_widths, notes_without_effect
-from edgeopt.planning.widths import allocate
+from edgeopt.planning.width_rules import least_widths, notes_without_effect, protected_branches
+from edgeopt.planning.widths import allocate, groups_left_out
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
@@ -129,15 +129,19 @@ def pruned(build: Build, size: SizeTarget, original: StoredNetwork, limit: Laten
     target, step = size.ratio * original.parameters, build.profile.channel_step
     least = least_widths(groups, build.width_rules)
     predictor = Predictor(limit.table) if isinstance(limit.table, LatencyTable) else None
+    protected = protected_branches(groups, build.width_rules)
+    left_out = groups_left_out(group_table_of(build, original, importance)[0], groups)
     found = build.ledger.remember(
         build.keys.of(
-            "allocation", groups=groups, target=target, step=step, table=limit.table, limit=limit.max_ratio, least=least
+            "allocation", groups=groups, target=target, step=step, table=limit.table, limit=limit.max_ratio,
+            least=least, protected=sorted(protected), left_out=None if left_out is None else sorted(left_out),
         ),
         Allocation,
         lambda: allocate(
-            groups, step, predictor, max_parameters=target, max_latency_ratio=limit.max_ratio, least=least
+            groups, step, predictor, max_parameters=target, max_latency_ratio=limit.max_ratio,
+            least=least, left_out=left_out, protected=protected,
         ),
-    )
+    )  # fmt: skip
     prune = Prune(importance=importance, widths=found.widths)
     notes = (*allocation_notes(found, limit.table), *notes_without_effect(groups, build.width_rules))
     return Candidate(steps=cut_steps(build, prune), parent=size.parent.key, notes=notes)

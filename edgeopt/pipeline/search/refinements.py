@@ -15,7 +15,7 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, cut_steps, importance_of, sparse
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.planning.width_rules import least_widths
-from edgeopt.planning.widths import uniform_widths_of_size
+from edgeopt.planning.widths import groups_left_out, uniform_widths_of_size
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Prune
@@ -40,9 +40,10 @@ def uniform_cut(
         return None
     table, _ = group_table_of(build, original, importance_of(build))
     found, _ = group_table_of(build, network, importance_of(build))
-    full, widths = table.widths(), found.widths()
-    if widths.keys() != full.keys():
+    left_out = groups_left_out(table, found)
+    if left_out is None:
         return None  # a student, or a network whose groups another step has changed
+    full, widths = table.widths(), dict.fromkeys(left_out, 0) | found.widths()
     least = least_widths(table, build.width_rules)
     uniform = uniform_widths_of_size(table, network.parameters, build.profile.channel_step, least)
     if uniform == widths or _time(table, limit, uniform) > MAX_TIME_RATIO * _time(table, limit, widths):

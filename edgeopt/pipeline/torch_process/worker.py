@@ -35,6 +35,7 @@ from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
 from edgeopt.passes.profile import time_weights
 from edgeopt.passes.prune.analysis import analyse
+from edgeopt.passes.prune.depth import inner_branches, measure_branches
 from edgeopt.passes.prune.importance import NEEDS_BATCHES, choose_strongest, score_channels
 from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
@@ -137,7 +138,9 @@ class TorchJobs:
         groups = analyse(network)
         batches = self.saliency_batches if job.importance.method in NEEDS_BATCHES else None
         scores = score_channels(network, groups, job.importance, batches, self.task.loss)
-        table = build_group_table(network, groups, scores, self.task.example_inputs)
+        branches = inner_branches(network, groups)
+        losses = measure_branches(network, groups, branches, scores, self.saliency_batches, self.task.loss)
+        table = build_group_table(network, groups, scores, self.task.example_inputs, losses)
         write_whole(Path(job.out), to_json(table))
         return protocol.TableDone(seconds=time.perf_counter() - start)
 

@@ -182,9 +182,10 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
         case Student(name=name):
             return f"student “{name}”"
         case Prune(importance=importance, widths=widths):
-            channels = f"{plural(sum(widths.values()), 'channel')} in {plural(len(widths), 'group')}"
+            groups = sum(width > 0 for width in widths.values())
+            channels = f"{plural(sum(widths.values()), 'channel')} in {plural(groups, 'group')}"
             left = channels if parameters_ratio is None else f"{percent(parameters_ratio)} of the parameters"
-            depth = ", whole branches left out" if 0 in widths.values() else ""
+            depth = "" if groups == len(widths) else ", whole branches left out"
             return f"pruned to {left}{depth} ({importance.method})"
         case Sparsify(ratio=ratio, method=method):
             return f"{percent(ratio)} of the weights set to zero ({method})"

@@ -2,6 +2,7 @@
 
 from typing import get_args
 
+import msgspec
 import pytest
 from builders import a_recipe
 
@@ -102,6 +103,9 @@ def test_a_given_file_is_named_by_the_types_of_its_weights():
 def test_a_pruned_network_whose_parameters_are_unknown_is_described_by_its_channels():
     pruned = a_recipe(pruned=True)
     assert words.steps_text(pruned.torch_steps[:1], None) == "pruned to 16 channels in 1 group (taylor)"
+    shallow = msgspec.structs.replace(pruned.torch_steps[0], widths={"stem": 16, "inner": 0})
+    assert words.steps_text([shallow], None) == "pruned to 16 channels in 1 group, whole branches left out (taylor)"
+    assert "10\u00a0% of the parameters, whole branches left out" in words.steps_text([shallow], 0.1)
     assert words.recipe_text(pruned, None, 2000).startswith("pruned to 16 channels in 1 group (taylor), distilled")
     assert words.recipe_text(pruned, 200, None).startswith("pruned to 16 channels in 1 group (taylor), distilled")
 

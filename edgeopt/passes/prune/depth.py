@@ -24,8 +24,7 @@ from edgeopt.passes.prune.importance import Scores, as_inputs, choose_strongest
 _logger = logging.getLogger(__name__)
 
 _RUNS = 48
-"""Most runs of the network on a batch for all branches; each gets two batches at least."""
-_MIN_BATCHES = 2
+"""Most runs of the network on a batch for all branches, unless there are more than half as many branches."""
 
 
 class InnerBranch(NamedTuple):
@@ -118,7 +117,7 @@ def measure_branches(
     """
     if not branches or not batches:
         return {}
-    used = list(batches)[: max(_MIN_BATCHES, _RUNS // (2 * len(branches)))]
+    used = list(batches)[: max(1, _RUNS // (2 * len(branches)))]
 
     def mean_loss(module: fx.GraphModule) -> float:
         with torch.no_grad():

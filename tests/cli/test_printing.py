@@ -51,7 +51,9 @@ def test_a_closed_stream_is_no_error(tmp_path, closed):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_other_signals_stop_a_command_as_an_interrupt_does(tmp_path, number):
     command = a_command(tmp_path, "print('ready', flush=True); time.sleep(60)")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # tests that run under nohup ignore the second signal, and so would the command
+    with subprocess.Popen(command, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL), **options) as process:
         assert process.stdout.readline() == "ready\n"
         process.send_signal(number)
         _, errors = process.communicate(timeout=30)

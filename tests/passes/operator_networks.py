@@ -327,7 +327,7 @@ ACROSS: dict[str, Case] = {
             "o": L(8, 3),
             "p": L(12, 3),
         },
-        {"table": 8, "table:1": 12},
+        {"table": 8, "plane": 12},
     ),
     "largest channel": Case(
         largest, {"a": C(3, 12, 1), "gate": C(2, 1, 3, padding=1), "o": C(12, 2, 1)}, {"a": 12}, images(3, 8, 8)

@@ -118,6 +118,8 @@ def check_budget(budget: Budget, source: str) -> None:
         ratio = getattr(budget, name)
         if ratio is not None and not 0 <= ratio < 1:
             raise ConfigError(f"{source}: {name} is {ratio}; it is a share of answers, from 0 to 1.")
+    if budget.max_class_drop == 0:
+        raise ConfigError(f"{source}: max_class_drop is 0, which no number of samples can show; 0.05 is five points.")
     if score is not None and not math.isfinite(score):
         raise ConfigError(f"{source}: min_score is {score}; a score is a finite number.")
     if not 1 <= budget.latency_percentile <= 99:

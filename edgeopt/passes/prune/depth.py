@@ -24,7 +24,7 @@ from edgeopt.passes.prune.importance import Scores, as_inputs, choose_strongest
 _logger = logging.getLogger(__name__)
 
 _RUNS = 48
-"""Most runs of the network on a batch for all branches, unless there are more than half as many branches."""
+"""Most runs of the network on one batch, for all branches together; each branch has two in any case."""
 
 
 class InnerBranch(NamedTuple):
@@ -34,6 +34,7 @@ class InnerBranch(NamedTuple):
     groups: tuple[str, ...]
     """That can lose channels."""
     frozen: tuple[str, ...]
+    """That can only go with the whole branch."""
 
 
 class BranchLoss(NamedTuple):
@@ -123,7 +124,11 @@ def measure_branches(
         with torch.no_grad():
             return sum(float(loss(module(*as_inputs(inputs)), targets)) for inputs, targets in used) / len(used)
 
-    full = mean_loss(network.eval_module)
+    try:
+        full = mean_loss(network.eval_module)
+    except (RuntimeError, ValueError) as error:  # the user's loss, which a training would say better
+        _logger.debug("no branch is offered: %s", error)
+        return {}
     found = {}
     for branch, names, _ in branches:
         half = {name: max(groups.groups[name].least, groups.groups[name].channels // 2) for name in names}

@@ -139,7 +139,8 @@ class TorchJobs:
         batches = self.saliency_batches if job.importance.method in NEEDS_BATCHES else None
         scores = score_channels(network, groups, job.importance, batches, self.task.loss)
         branches = inner_branches(network, groups)
-        losses = measure_branches(network, groups, branches, scores, self.saliency_batches, self.task.loss)
+        seen = self.saliency_batches if branches else []
+        losses = measure_branches(network, groups, branches, scores, seen, self.task.loss)
         table = build_group_table(network, groups, scores, self.task.example_inputs, losses)
         write_whole(Path(job.out), to_json(table))
         return protocol.TableDone(seconds=time.perf_counter() - start)

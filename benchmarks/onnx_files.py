@@ -36,6 +36,7 @@ from statistics import median
 from typing import Any
 
 import click
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime
@@ -169,6 +170,17 @@ def samples_first(output: NDArray[Any], in_batches: bool) -> NDArray[Any]:
     return np.moveaxis(output, output.shape.index(BATCH), 0)
 
 
+def with_rows(outputs: list[list[NDArray[Any]]], batches: Batches) -> list[int]:
+    """Return the numbers of the outputs that have a row for each sample; all if none has, as those without a batch."""
+    counts = [max((array.shape[0] for array in batch.values() if array.ndim), default=1) for batch in batches]
+    found = [
+        at
+        for at in range(len(outputs[0]))
+        if all(arrays[at].ndim and len(arrays[at]) == count for arrays, count in zip(outputs, counts, strict=True))
+    ]
+    return found or list(range(len(outputs[0])))
+
+
 def time_in_turns(one: Path, other: Path, batch: Arrays) -> tuple[list[float], list[float]]:
     """Return seconds of single runs of two files, in turns."""
     sessions = open_session(one), open_session(other)
@@ -234,9 +246,15 @@ def judge_files(row: Row, folder: Path, model: Path, data: Path, options: Sequen
     batches = load_batches(data, model)[1]
     expected = run_all(model, batches)
     names = [output.name for output in open_session(model).get_outputs()]
+    judged = with_rows(expected, batches)
     asked = dict(zip(options[::2], options[1::2], strict=True))
     wish = ScoreWish(score=asked.get("--score"), output=asked.get("--score-output"))  # type: ignore[arg-type]
-    kind = choose_agreement(expected, names, wish, source=str(model))
+    kind = choose_agreement(
+        [[outputs[at] for at in judged] for outputs in expected], [names[at] for at in judged], wish, source=str(model)
+    )
+    kind = msgspec.structs.replace(
+        kind, parts=tuple(msgspec.structs.replace(part, index=judged[part.index]) for part in kind.parts)
+    )
     row["score"] = kind.text
     result = folder / "edgeopt-out" / "model.onnx"
     if result.exists():

@@ -22,6 +22,7 @@ from edgeopt.graph.model import (
     lower_ir,
     read_initializers,
     read_opset,
+    separate_names,
     walk_graphs,
 )
 from edgeopt.graph.weights.tied import store_tied_once
@@ -38,6 +39,7 @@ def compact(model: onnx.ModelProto) -> None:
     for graph in walk_graphs(model.graph):
         for node in graph.node:
             _drop_default_attributes(node, read_opset(model))
+    _move_shared_up(model.graph)
     _share_initializers(model.graph)
     store_tied_once(model.graph)
     drop_unused_initializers(model.graph)
@@ -93,6 +95,32 @@ def _is_convolution_default(name: str, value: object) -> bool:
     return (name in ("strides", "dilations") and values == {1}) or (name == "pads" and values == {0})
 
 
+def _move_shared_up(graph: onnx.GraphProto) -> None:
+    """Move initializers of branches and loop bodies to the top graph, if another graph has an equal one.
+
+    Folding constants writes a weight of the top graph that several branches reshape into each of them.
+    """
+    bodies = [body for body in walk_graphs(graph) if body is not graph]
+    if not bodies:
+        return
+    separate_names(graph)
+    stored = [tensor for one in (graph, *bodies) for tensor in one.initializer]
+    keys = {one.name: _value_key(one) for one in stored if one.data_type != TensorProto.STRING}
+    counts = Counter(keys.values())
+    repeated = {name for name, key in keys.items() if counts[key] > 1}
+    for body in bodies:
+        visible = {value.name for value in body.output}
+        moved = [one for one in body.initializer if one.name in repeated - visible]
+        graph.initializer.extend(moved)
+        for tensor in moved:
+            body.initializer.remove(tensor)
+
+
+def _value_key(tensor: onnx.TensorProto) -> tuple[int, tuple[int, ...], bytes]:
+    """Return what is equal for equal tensors."""
+    return tensor.data_type, tuple(tensor.dims), hash_values(tensor)
+
+
 def _share_initializers(graph: onnx.GraphProto) -> None:
     """Merge equal initializers of the top graph, and store all of them as raw bytes."""
     visible = {value.name for value in (*graph.input, *graph.output)}
@@ -106,9 +134,8 @@ def _share_initializers(graph: onnx.GraphProto) -> None:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
         if tensor.name in visible:
             continue
-        kind = (tensor.data_type, tuple(tensor.dims))
-        if shapes[kind] > 1:
-            renamed[tensor.name] = first.setdefault((*kind, hash_values(tensor)), tensor.name)
+        if shapes[tensor.data_type, tuple(tensor.dims)] > 1:
+            renamed[tensor.name] = first.setdefault(_value_key(tensor), tensor.name)
     for inner in walk_graphs(graph):
         for node in inner.node:
             node.input[:] = [renamed.get(name, name) for name in node.input]

@@ -87,6 +87,8 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     """Decay of the weights' moving average, which is evaluated and kept instead of the weights themselves; 0: none."""
     precision: MultiplyPrecision | None = None
     """None: what the device multiplies fast. The recipe leaves it open: either is as good."""
+    may_stop: bool = True
+    """Whether it ends early if its network cannot reach the score that it must have."""
 
     def epochs_for(self, batches: int) -> int:
         """Return the epochs of a training whose epochs have that many batches."""

@@ -15,6 +15,7 @@ from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement, Memory
 from edgeopt.records.recipe import LowRank
+from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
 from edgeopt.statistics import Interval, comparison_ratio, latency_interval_ms, percentile_interval, verdict
 
@@ -140,6 +141,17 @@ def judge_score_limits(score: Score, budget: Budget) -> Iterator[LimitFinding]:
         yield LimitFinding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale, is_drop=True)
 
     yield from _judge_answers(score, budget)
+
+
+def score_floor(baseline: Score, budget: Budget) -> ScoreFloor | None:
+    """Return the worst score that the budget allows, whatever its noise; None if it limits no score."""
+    sign = 1.0 if baseline.direction == "higher" else -1.0
+    allowed = [] if budget.max_score_drop is None else [sign * baseline.value - budget.max_score_drop]
+    allowed += [] if budget.min_score is None else [sign * budget.min_score]
+    if not allowed:
+        return None
+    value = sign * max(allowed)
+    return ScoreFloor(value=value, max_drop=abs(baseline.value - value), direction=baseline.direction)
 
 
 def _judge_answers(score: Score, budget: Budget) -> Iterator[LimitFinding]:

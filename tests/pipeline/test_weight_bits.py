@@ -137,10 +137,20 @@ def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypa
     monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.enough_bits", more_bits.append)
     done, found = found_by(tmp_path, (), int8=int8, find=stored_in_fewer_bits, more=more)
     assert (done, found) == (tried, [])
-    assert len(more_bits) == (tried == [8])  # some weights get more than 8 bits if nothing else keeps the score
+    assert len(more_bits) == (8 in tried)  # some weights get more than 8 bits if nothing else keeps the score
     if 4 in tried:
         done, (one,) = found_by(tmp_path, (3, 4), int8=int8, find=stored_in_fewer_bits, more=more)
         assert (done, one.recipe.graph_steps[-2:]) == ([4, 3], (PackWeights(), Compact()))
+
+
+@pytest.mark.parametrize(("ratio", "tried"), [(0.25, []), (0.9, [8])])
+def test_an_int8_file_that_left_most_weights_in_float_is_not_enough(tmp_path, monkeypatch, ratio, tried):
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    path = a_convolution(tmp_path / "model.onnx")
+    mixed = a_variant(a_recipe(int8=True), KEEPS, int(ratio * path.stat().st_size))
+    more = (with_steps(StoreWeights(), drop=MISSES), mixed)
+    done, found = found_by(tmp_path, (8,), int8=MISSES, find=stored_in_fewer_bits, more=more, path=path)
+    assert (done, [bits_of(one.recipe.graph_steps) for one in found]) == (tried, tried)
 
 
 def test_a_target_without_int8_gets_no_integers(tmp_path):

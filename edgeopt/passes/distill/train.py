@@ -24,6 +24,7 @@ from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, wit
 from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.outlook import is_hopeless
 from edgeopt.passes.distill.ranks import ALONE, Ranks
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.prune.lasso import GroupLasso
@@ -31,6 +32,7 @@ from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.passes.sparsify import SparsitySchedule, apply_masks
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Distill
+from edgeopt.records.scoring import ScoreFloor
 from edgeopt.task import CheckedTask
 from edgeopt.task.random_states import seed_generators
 
@@ -60,6 +62,8 @@ class TrainingResult(Record, frozen=True, kw_only=True):
     epochs: tuple[Epoch, ...]
     notes: tuple[str, ...] = ()
     """How the batches were made to fit, for the report."""
+    stopped: bool = False
+    """Whether it ended early, because it could not reach its floor."""
 
 
 def learning_rate(step: Distill, progress: float) -> float:
@@ -95,6 +99,7 @@ class Distillation:
         compute: Where to train.
         careful: Train in row-major memory and in half batches, after a crash in another layout.
         ranks: The processes that train this network together. The first one evaluates and keeps the checkpoint.
+        floor: The score that it must reach; None: whatever comes of it.
     """
 
     def __init__(
@@ -112,6 +117,7 @@ class Distillation:
         compute: ComputeDevice = CPU,
         careful: bool = False,
         ranks: Ranks = ALONE,
+        floor: ScoreFloor | None = None,
     ) -> None:
         self.compute = compute
         self.ranks = ranks
@@ -127,6 +133,7 @@ class Distillation:
         self.lasso = lasso
         self.checkpoint = checkpoint
         self.progress = progress
+        self.floor = floor
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
         self.gradients = GradientStep(
@@ -160,6 +167,8 @@ class Distillation:
         self.resume()
         self.ranks.copy_first(self.train_module.state_dict())
         for epoch in range(len(self.history), self.step.epochs):
+            if self.is_hopeless():
+                break
             loss = self.train_epoch(epoch)
             self.ranks.average(self.train_module.state_dict())
             if self.average:
@@ -177,7 +186,15 @@ class Distillation:
             best_score=self.history[self.best_epoch].score,
             epochs=tuple(self.history),
             notes=tuple(self.gradients.notes),
+            stopped=len(self.history) < self.step.epochs,
         )
+
+    def is_hopeless(self) -> bool:
+        """Tell whether the network cannot reach its floor any more; zeros and shrunken channels cost score at first."""
+        if self.floor is None or not self.step.may_stop or self.sparsity is not None or self.lasso is not None:
+            return False
+        rate_ratio = learning_rate(self.step, len(self.history) / self.step.epochs) / self.step.learning_rate
+        return is_hopeless([epoch.score for epoch in self.history], self.step.epochs, self.floor, rate_ratio)
 
     def keep_if_best(self, epoch: int, loss: float) -> None:
         """Evaluate an epoch, and remember its weights unless an earlier one was better by more than noise."""

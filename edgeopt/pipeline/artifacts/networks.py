@@ -23,6 +23,7 @@ from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import Branch, ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import EdgeInput, Parity
 
 PARITY_TOLERANCE = 1e-3
@@ -45,6 +46,8 @@ class StoredNetwork(Record, frozen=True, kw_only=True):
     seconds: float
     fake_quant_sites: str | None = None
     """File in ``tables`` with the sites that were rounded in its training; None if none were."""
+    stopped_for: ScoreFloor | None = None
+    """The score that it could not reach, so that its training ended early; None if it was trained to its end."""
 
 
 class ExportedFile(Record, frozen=True, kw_only=True):
@@ -104,6 +107,7 @@ def train_network(
     original_parameters: int,
     progress: Callable[[protocol.EpochProgress], None],
     fake_quant_files: Callable[[], tuple[Path, Path]] | None = None,
+    floor: ScoreFloor | None = None,
 ) -> StoredNetwork:
     """Return the network that ``steps`` make of ``parent``: from the ledger, or trained now (or further).
 
@@ -116,6 +120,7 @@ def train_network(
         progress: Called with each epoch.
         fake_quant_files: Gives the files of the sites that the parent's int8 file rounds and of the values there, for
             ``QuantizeAware``.
+        floor: The score that it must reach; a training that cannot ends early.
     """
     key = build.keys.of("network", torch_steps=steps, parent=parent.key)
     path = build.workspace.network(key.digest)
@@ -130,18 +135,17 @@ def train_network(
             checkpoint=str(build.workspace.folder("checkpoints") / f"{key.digest}.safetensors"),
             teacher=str(build.workspace.folder("teacher") / build.fingerprint),
             out=str(path),
-            threads=build.torch_pool.threads,
-            precision=build.torch_pool.precision,
+            threads=build.torch_pool.threads, precision=build.torch_pool.precision, floor=floor,
             int8=None if sites is None else protocol.Int8Reference(
                 sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
                 expected=str(fake_quantized_outputs_file(build, key.digest)),
             ),
         )  # fmt: skip
-        done, notes = train_with_retry(build, job, progress)
+        done = train_with_retry(build, job, progress)
         return StoredNetwork(
             key=key.digest, source=done.source, parameters=done.parameters, ratio=done.parameters / original_parameters,
-            torch_score=done.best_score, proof_error=done.proof_error, notes=notes, seconds=done.seconds,
-            fake_quant_sites=None if sites is None else sites.name,
+            torch_score=done.best_score, proof_error=done.proof_error, notes=done.notes, seconds=done.seconds,
+            fake_quant_sites=None if sites is None else sites.name, stopped_for=floor if done.stopped else None,
         )  # fmt: skip
 
     return build.ledger.remember(key, StoredNetwork, train, is_usable=lambda _: path.exists())
@@ -149,13 +153,10 @@ def train_network(
 
 def train_with_retry(
     build: Build, job: protocol.TrainJob, progress: Callable[[protocol.EpochProgress], None]
-) -> tuple[protocol.TrainDone, tuple[str, ...]]:
+) -> protocol.TrainDone:
     """Run a training; if a library crashes in it, once more in row-major memory and with half of each batch at a time.
 
     It goes on from the checkpoint of its last epoch.
-
-    Returns:
-        The result, and notes for the report.
 
     Raises:
         CrashError: it crashed twice; the reason tells of both.
@@ -173,8 +174,11 @@ def train_with_retry(
             both = f"{first} It did so again" if same else f"{first} Then, {again.reason}, when it was tried again"
             both += " in row-major memory and half batches."
             raise CrashError(again.stage, both, again.trace) from again
-        return done, (*done.notes, f"trained in row-major memory and half batches, after a crash: {first}")
-    return done, done.notes
+        note = f"trained in row-major memory and half batches, after a crash: {first}"
+        done = msgspec.structs.replace(done, notes=(*done.notes, note))
+    if done.stopped and job.floor is not None:
+        build.progress("train", f"stopped at score {done.best_score:.4f}: it cannot reach {job.floor.value:.4f}")
+    return done
 
 
 def parity_inputs_file(build: Build, network: StoredNetwork) -> Path:

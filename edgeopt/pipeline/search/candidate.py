@@ -221,6 +221,14 @@ def distillation(build: Build) -> Distill:
     )
 
 
+def trained_to_the_end(candidate: Candidate) -> Candidate:
+    """Return a candidate whose training does not end early."""
+    steps = (
+        msgspec.structs.replace(step, may_stop=False) if isinstance(step, Distill) else step for step in candidate.steps
+    )
+    return msgspec.structs.replace(candidate, steps=tuple(steps))
+
+
 def is_refinement(candidate: Candidate) -> bool:
     """Tell whether a candidate was tried on a network that keeps the score: if it does not, that size still does."""
     return candidate.is_plain_cut or any(isinstance(one, LowRank | Sparsify | QuantizeAware) for one in candidate.steps)

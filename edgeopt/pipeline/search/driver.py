@@ -38,6 +38,7 @@ from edgeopt.pipeline.search.candidate import (
     slow_sizes,
     student,
     summary_of,
+    trained_to_the_end,
 )
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
@@ -215,7 +216,7 @@ class Search:
     def make(self, candidate: Candidate) -> CandidateResult:
         """Make and score a candidate's variants, and what is tried if int8 costs too much of the score."""
         result = self.runner.make(candidate)
-        if result.network is None or result.exported is None:
+        if result.network is None or result.exported is None or self.runner.is_hopeless(result.network):
             return result
         maker = VariantMaker(self.runner, candidate, result.network, result.exported)
         variants = [*result.variants, *further_variants(maker, result.variants)]
@@ -270,7 +271,8 @@ class Search:
     def new_candidates(self, plans: Sequence[tuple[Candidate, float]]) -> list[tuple[Candidate, float]]:
         """Return the planned candidates that cut something and were not tried before."""
         new: list[tuple[Candidate, float]] = []
-        for candidate, ratio in plans:
+        for plan, ratio in plans:
+            candidate = trained_to_the_end(plan) if self.runner.may_improve(self.runner.network_of(plan)) else plan
             if not self.is_known(candidate, [other for other, _ in new]) and not changes_nothing(candidate):
                 new.append((candidate, ratio))
         return new
@@ -354,18 +356,18 @@ class Search:
     def points(self, results: Sequence[CandidateTrials], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a failed candidate counts as bad at the ratio it was meant for.
 
-        A candidate that crashed says nothing about its size, and a student that is not good says nothing about pruned
-        networks of its size.
+        A candidate that crashed, or stopped early for a stricter limit, says nothing about its size, nor does a student
+        about pruned networks.
         """
-        points = [
+        return [
             Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
             for result, asked in zip(results, ratios, strict=True)
+            if self.ships(result.trials) or not (self.crashed(result.trials) or self.is_open(result))
         ]
-        return [
-            point
-            for point, result in zip(points, results, strict=True)
-            if point.good or not (self.crashed(result.trials) or is_student(result.trials[0].recipe))
-        ]
+
+    def is_open(self, result: CandidateTrials) -> bool:
+        """Tell whether a candidate is a student, or stopped early for a limit stricter than today's."""
+        return is_student(result.trials[0].recipe) or self.runner.may_improve(result.network)
 
     def crashed(self, trials: Sequence[Trial]) -> bool:
         """Tell whether a candidate has no file in the precision that would ship because something crashed."""

@@ -16,7 +16,7 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, exp
 from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, runs_only_on_cpu
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
-from edgeopt.pipeline.search.mixed_bits import fewer_bits_of
+from edgeopt.pipeline.search.mixed_bits import bits_of_all, fewer_bits_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.records.quantization import FloatPrefix
 from edgeopt.records.recipe import DropUnseenRows, GraphStep, Quantize
@@ -73,19 +73,40 @@ def float16_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
 
 
 def fewer_bits_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
-    """Return an int8 trial's network with bits of its own for each weight; None if that is not smaller."""
+    """Return an int8 trial's network with bits of its own for each weight; None if that is not smaller.
+
+    If the trial is in a form whose weights all have the same bits, such as dynamic int8, another file of the network
+    that keeps the limits begins.
+    """
     network = _network(runner, trial)
     if trial.recipe.precision != "int8" or network is None or not isinstance(trial.outcome, Measured):
         return None
+    begin = next((one.recipe for one in (trial, *_others_of(runner, trial)) if bits_of_all(one.recipe)), None)
+    if begin is None:
+        return None
     candidate = Candidate(steps=trial.recipe.torch_steps, parent=trial.recipe.parent)
     try:
-        variant = fewer_bits_of(VariantMaker(runner, candidate, network, _exported(runner, trial)), trial.recipe)
+        variant = fewer_bits_of(VariantMaker(runner, candidate, network, _exported(runner, trial)), begin)
     except EdgeoptError as error:
         runner.build.progress("failed", f"bits of its own for each weight: {as_failed(error).reason}")
         return None
     if variant is None or not isinstance(variant.made, ScoredArtifact) or runner.has_tried(variant.recipe):
         return None
     return variant if variant.made.artifact.size_bytes < trial.outcome.artifact.size_bytes else None
+
+
+def _others_of(runner: TrialRunner, trial: Trial) -> list[Trial]:
+    """Return the other int8 trials of a trial's network that keep every limit, the smallest first."""
+    found = [
+        (other.outcome.artifact.size_bytes, other)
+        for other in runner.trials
+        if other.number != trial.number
+        and other.recipe.precision == "int8"
+        and (other.recipe.torch_steps, other.recipe.parent) == (trial.recipe.torch_steps, trial.recipe.parent)
+        and isinstance(other.outcome, Measured)
+        and not runner.missed_limits(other.outcome)
+    ]
+    return [other for _, other in sorted(found, key=lambda pair: pair[0])]
 
 
 def _new_variant(

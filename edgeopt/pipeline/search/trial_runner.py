@@ -5,6 +5,7 @@ Making (``make``) may run in several threads at once; measuring (``measure``, ``
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -48,8 +49,9 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.budget import Limit
 from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import GraphStep, Prune, Quantize, QuantizeAware, Recipe
+from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Failed, Measured, Trial
-from edgeopt.select.limits import judge_limits
+from edgeopt.select.limits import judge_limits, score_floor
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
@@ -141,16 +143,42 @@ class TrialRunner:
                 build.ledger.put(diverged, failed)
             return self._without_network(candidate, failed, seconds)
         variants: list[Variant] = []
+        hopeless = self.is_hopeless(network)
         at_a_time = files_at_a_time(build, exported, self.variants_at_a_time, self.candidates_at_a_time)
         for precision, all_steps in self._steps(candidate, exported):
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much
+            if hopeless and any(isinstance(variant.made, ScoredArtifact) for variant in variants):
+                break  # one file shows how far it is from the limit
+            wanted = itertools.islice(all_steps, 1) if hopeless else all_steps
             with ThreadPoolExecutor(at_a_time) as pool:
                 variants += pool.map(
-                    lambda steps: self.make_variant(candidate, network, exported, steps, seconds), all_steps
+                    lambda steps: self.make_variant(candidate, network, exported, steps, seconds), wanted
                 )
         variants += self.without_unseen_rows(candidate, network, exported, variants)
         return CandidateResult(network, exported, variants)
+
+    @property
+    def floor(self) -> ScoreFloor | None:
+        """The score that a network must have; None if nothing limits it, or before the baseline is measured."""
+        baseline = self.trials[0].outcome if self.trials else None
+        return score_floor(baseline.score, self.build.budget) if isinstance(baseline, Measured) else None
+
+    def is_hopeless(self, network: StoredNetwork) -> bool:
+        """Tell whether a trained network is so far below the floor that no file of it can keep the limit."""
+        floor = self.floor
+        if floor is None or network.torch_score is None or not floor.is_missed_by(network.torch_score):
+            return False
+        return network.stopped_for is not None or abs(network.torch_score - floor.value) > floor.max_drop
+
+    def network_of(self, candidate: Candidate) -> StoredNetwork | None:
+        """Return the network of a candidate that was measured."""
+        return self.networks.get(self.build.keys.network(candidate.steps, candidate.parent))
+
+    def may_improve(self, network: StoredNetwork | None) -> bool:
+        """Tell whether a network's training ended early for a floor stricter than today's."""
+        stopped = network.stopped_for if network is not None else None
+        return stopped is not None and (self.floor is None or stopped.is_missed_by(self.floor.value))
 
     def without_unseen_rows(
         self, candidate: Candidate, network: StoredNetwork, exported: ExportedFile, variants: Sequence[Variant]
@@ -236,6 +264,7 @@ class TrialRunner:
             self.original.parameters,
             report,
             quantized_parent if aware is not None else None,
+            self.floor,
         )
         if aware is not None:
             _, values = fake_quant_paths(build, export_network(build, start), quantize_step(aware))

@@ -29,6 +29,8 @@ _FEWER_THAN_FIRST: WeightBits = 3
 """Tried only if the first keeps it."""
 MIN_ROUNDED_BYTES_RATIO = 0.1
 """If convolutions and products hold no more than this share of a file, fewer bits save too little to be tried."""
+MAX_SPARE_RATIO = 1.1
+"""An int8 file with more than this multiple of the bytes that all weights in 8 bits would have leaves some to save."""
 ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
 """Those of static int8 whose weights can have fewer bits."""
 
@@ -59,8 +61,9 @@ def fewer_weight_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[
 def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
     """Return the variant whose weights have the fewest bits while all is computed in float, or none.
 
-    None is tried if static int8 keeps the score in fewer bits: that is faster. If no int8 variant keeps it, int8
-    weights are rounded by the calibration samples too. The arguments are those of ``fewer_weight_bits``.
+    None is tried if static int8 keeps the score in fewer bits: that is faster. If no int8 variant keeps it, or only one
+    that left large weights in float, int8 weights are rounded by the calibration samples too; then a few weights get
+    more bits. The arguments are those of ``fewer_weight_bits``.
     """
     build = maker.build
     if any(_has_few_static_bits(variant.recipe) and variant.keeps_score(build.budget) for variant in variants):
@@ -72,17 +75,32 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     stored = [variant for variant in variants if variant.recipe.only_stores_weights]
     is_hopeless = bool(stored) and not _any_keeps(build, stored)
     widths = TRIED_BITS if can_unpack(build.profile) and not is_hopeless else ()
-    if not _any_keeps(build, variants):
+    needs_more = not _any_small_keeps(maker, variants)
+    if needs_more:
         widths = (*widths, 8)
 
     def make(bits: WeightBits) -> Variant:
         return maker.make(int8_steps(StoreWeights(weight_bits=bits, samples=CALIBRATION_SAMPLES), build.profile))
 
     found = _fewest_bits(build, make, widths)
-    if is_hopeless and not _any_keeps(build, [*variants, *found]):
+    if needs_more and not _any_keeps(build, found):
         enough = enough_bits(maker)
         found += [enough] if enough is not None else []
     return found
+
+
+def _any_small_keeps(maker: VariantMaker, variants: Sequence[Variant]) -> bool:
+    """Tell whether an int8 file keeps the score and is about as small as weights in 8 bits make a file."""
+    build = maker.build
+    model = load(build.workspace.artifact(maker.exported.sha256), "quantize")
+    lift_constants(model.graph)
+    saved_ratio = 0.75 * measure_stored_ratio(model, frozenset())
+    max_bytes = MAX_SPARE_RATIO * (1 - saved_ratio) * model.ByteSize()
+    return any(
+        isinstance(variant.made, ScoredArtifact) and variant.made.artifact.size_bytes <= max_bytes
+        for variant in variants
+        if variant.recipe.precision == "int8" and variant.keeps_score(build.budget)
+    )
 
 
 def _fewest_bits(build: Build, make: Callable[[WeightBits], Variant], widths: Sequence[WeightBits]) -> list[Variant]:

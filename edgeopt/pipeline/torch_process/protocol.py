@@ -6,6 +6,7 @@ from typing import Literal
 
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
+from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import EdgeInput, FailureKind
 
@@ -93,6 +94,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Of PyTorch on the processor. They change the last bits of sums, so a network is as good from any number."""
     precision: MultiplyPrecision | None = None
     """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
+    floor: ScoreFloor | None = None
+    """The score that the network must reach; a training that cannot ends early."""
     rank: int = 0
     """Of this process among those that train the network together; the first one writes the files."""
     ranks: int = 1
@@ -177,6 +180,8 @@ class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="trai
     parameters: int
     best_score: float | None
     best_epoch: int | None
+    stopped: bool
+    """Whether its last training ended early, because it could not reach the job's floor."""
     proof_error: float | None
     """Largest relative difference between a node and the kept part of the same node in the zero-masked parent."""
     notes: tuple[str, ...]

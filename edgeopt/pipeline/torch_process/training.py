@@ -89,13 +89,16 @@ class Trainer:
                 compute=compute,
                 careful=job.careful,
                 ranks=ranks,
+                floor=job.floor,
             ).run()
+        done = len(result.epochs)
+        early = (f"trained for {done} of {step.epochs} epochs: it could not reach the limit",) if result.stopped else ()
         where = () if compute == CPU else (f"trained on {compute}",)
         if job.ranks > 1:
             where = (f"trained by {job.ranks} processes together, on {compute.device.type}",)
         if compute.device.type == "cuda":
             torch.cuda.empty_cache()  # what is measured next finds the memory free
-        return msgspec.structs.replace(result, notes=(*where, *result.notes))
+        return msgspec.structs.replace(result, notes=(*where, *early, *result.notes))
 
     def compute_device(self, step: Distill | None = None, tried: MultiplyPrecision | None = None) -> ComputeDevice:
         """Return where this process trains; several processes share out the CUDA devices.

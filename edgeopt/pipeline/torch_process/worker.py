@@ -211,6 +211,7 @@ class TorchJobs:
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             best_score=None if result is None else result.best_score,
             best_epoch=None if result is None else result.best_epoch,
+            stopped=result is not None and result.stopped,
             proof_error=max(proofs, default=None),
             notes=(*network.notes, *notes),
             seconds=time.perf_counter() - start,

@@ -33,8 +33,11 @@ def stopped_after(scores, floor):
 @pytest.mark.parametrize("exponent", [0.3, 0.6, 1.0])
 def test_a_training_that_reaches_its_floor_is_never_stopped(first_error, exponent):
     assert stopped_after(a_curve(0.95, first_error, exponent), a_floor(0.95)) is None
-    jump = [0.9] * 14 + [0.9 + 0.002 * step for step in range(6)]  # flat until the rate falls, as with a high rate
-    assert stopped_after(jump, a_floor(0.91)) is None
+
+
+def test_a_training_that_gains_only_as_the_rate_falls_is_not_stopped():
+    late = [0.9] * 10 + [0.9 + 0.001 * step for step in range(1, 11)]
+    assert stopped_after(late, a_floor(0.91)) is None
 
 
 def test_a_training_far_below_its_floor_is_stopped_early():

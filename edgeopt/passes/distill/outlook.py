@@ -16,6 +16,8 @@ from edgeopt.records.scoring import ScoreFloor
 LEAST_EPOCHS = 4
 LEAST_EPOCHS_RATIO = 0.2
 """Of all epochs: sooner, a curve tells too little."""
+MOST_EPOCHS_RATIO = 0.8
+"""Later, stopping saves little."""
 _DROPS_OF_FULL_RATE = 3.0
 """What a falling rate may add, in allowed drops, while the rate is still at its highest."""
 
@@ -30,7 +32,7 @@ def is_hopeless(scores: Sequence[float], epochs: int, floor: ScoreFloor, rate_ra
         rate_ratio: The current learning rate over the highest.
     """
     done = len(scores)
-    if done < max(LEAST_EPOCHS, LEAST_EPOCHS_RATIO * epochs):
+    if not max(LEAST_EPOCHS, LEAST_EPOCHS_RATIO * epochs) <= done <= MOST_EPOCHS_RATIO * epochs:
         return False
     sign = 1.0 if floor.direction == "higher" else -1.0
     better = [sign * score for score in scores]

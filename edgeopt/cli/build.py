@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeopt.cli.build_targets import build_targets, show_targets
 from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
 from edgeopt.cli.data_options import DATA_HELP, data_options
 from edgeopt.cli.options import (
@@ -44,7 +45,12 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @click.command("build")
 @click.argument("task", required=False)
 @click.option(
-    "--target", metavar="NAME", help="A target's name, or the path of its .toml (see `edgeopt targets list`)."
+    "--target",
+    "targets",
+    multiple=True,
+    metavar="NAME",
+    help="A target's name, or the path of its .toml (see `edgeopt targets list`); repeat it for one search with a file "
+    "for each.",
 )
 @click.option("--data", metavar="DATA", help=f"Inputs and labels for a TASK that is an .onnx file. {DATA_HELP}")
 @data_options
@@ -104,10 +110,10 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
 @verbose_option
-@click.option("--json", "as_json", is_flag=True, help="Print choice.json on stdout, and nothing else.")
+@click.option("--json", "as_json", is_flag=True, help="Print choice.json (targets.json) on stdout, and nothing else.")
 def command(
     task: str | None,
-    target: str | None,
+    targets: tuple[str, ...],
     data: str | None,
     data_options: DataOptions,
     out: Path,
@@ -128,20 +134,23 @@ def command(
     TASK is a ready task's name, module:name, file.py:name or model.onnx (default: the task in edgeopt.toml, else
     `fashion`).
     """
-    from edgeopt.config.profiles import load_profile
     from edgeopt.config.project import load_project
 
     project = load_project()
-    profile = load_profile(target := _choose_target(target, project))
+    chosen = _choose_targets(targets, project, device_uri)
+    name = task or project.task or "fashion"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
-        name = task or project.task or "fashion"
-        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"], profile)  # mistakes show at once
+
+    def build_target(target: str, profile: Profile, folder: Path, progress: Callable[[str, str], None]) -> Choice:
+        # mistakes in a file's data show before PyTorch is loaded
+        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"], profile)
         progress("set-up", "loading PyTorch")
         from edgeopt.pipeline.build import BuildRequest, build
         from edgeopt.pipeline.device_calibration import choose_calibration
 
-        search = choose_calibration(target, profile, device_uri, estimate)
+        own = project.targets.get(profile.name)
+        device = device_uri or (own.device if own is not None else None)
+        search = choose_calibration(target, profile, device, estimate)
         if search.refused:
             progress("set-up", search.refused)
         request = BuildRequest(
@@ -152,18 +161,25 @@ def command(
             width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
             unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
             profile=profile,
-            device="local:" if search.calibration else device_uri or profile.device,
+            device="local:" if search.calibration else device or profile.device,
             calibration=search.calibration,
             notes=(search.refused,) if search.refused else (),
-            out=str(out),
+            out=str(folder),
             workspace=str(workspace),
             time_limit_seconds=None if time_limit is None else time_limit * 60,
             command=("edgeopt", *sys.argv[1:]),
             **passed_on,
         )
-        choice = build(request, _budget_resolver(profile, project, limits, score_wish), progress, given)
-    print_choice(out, as_json)
-    return exit_code(choice)
+        return build(request, _budget_resolver(profile, project, limits, score_wish), progress, given)
+
+    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
+        if len(chosen) > 1:
+            code = build_targets(name, chosen, out, build_target, exit_code, progress)
+        else:
+            ((target, profile),) = chosen.items()
+            code = exit_code(build_target(target, profile, out, progress))
+    (show_targets if len(chosen) > 1 else print_choice)(out, as_json)
+    return code
 
 
 def _open_given(
@@ -190,17 +206,30 @@ def exit_code(choice: Choice) -> int:
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
 
-def _choose_target(target: str | None, project: Project) -> str:
-    """Return the target of the command line, or that of ``edgeopt.toml``.
+def _choose_targets(targets: tuple[str, ...], project: Project, device: str | None) -> dict[str, Profile]:
+    """Return the profiles of the targets of the command line, or of ``edgeopt.toml``, by what the user calls them.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, there is one twice, there is no such target, or one device was named for several.
     """
+    from edgeopt.config.profiles import find_profile, load_profile
     from edgeopt.errors import ConfigError
 
-    found = target or project.target
-    if found is None:
+    names = targets or project.target_names
+    if not names:
         raise ConfigError("no target: give --target NAME (see `edgeopt targets list`), or set it in edgeopt.toml.")
+    found = {name: load_profile(name) for name in names}
+    known = {profile.name for profile in found.values()}
+    if len(known) < len(names):
+        raise ConfigError(f"a target is named twice: {', '.join(names)}. Name each one once.")
+    for name in project.targets:
+        if name not in known:
+            find_profile(name)
+    if len(names) > 1 and device is not None:
+        raise ConfigError(
+            f"--device {device} is one device, and there are {len(names)} targets: set `device` under [targets.NAME] "
+            "in edgeopt.toml."
+        )
     return found
 
 
@@ -211,7 +240,7 @@ def _budget_resolver(
     from edgeopt.config.limits import resolve_budget
 
     return lambda budget, is_error: resolve_budget(
-        profile, budget, project.limits, limits, any_unit=is_error or wish.is_error
+        profile, budget, project.limits_of(profile.name), limits, any_unit=is_error or wish.is_error
     )
 
 

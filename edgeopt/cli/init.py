@@ -58,7 +58,7 @@ task = edgeopt.classification(
 CONFIG = """# Defaults for `edgeopt build` in this folder and its subfolders. Options on the command line override them.
 
 task = "my_task.py:task"  # a file and a name in it, module:name, or model.onnx
-target = "phone"  # `edgeopt targets list` shows the others
+target = "phone"  # or several: ["car", "phone"]; `edgeopt targets list` shows them
 
 [limits]  # a number, or "none" to waive a limit; the target decides the others
 max_drop = 0.01  # how far the score may fall below the trained network's

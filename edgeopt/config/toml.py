@@ -78,6 +78,8 @@ def to_record(table: dict[str, object], kind: type[R], path: Path, section: str 
 def _convert(found: object, field: msgspec.structs.FieldInfo, path: Path, section: str) -> object:
     """Convert one value; the error names its key, the type that was found and the type that is expected."""
     hint = field.type
+    if typing.get_origin(hint) is dict and isinstance(found, dict) and (inner := _record_in(hint)) is not None:
+        return {name: _convert_entry(value, inner, path, f"{field.name}.{name}") for name, value in found.items()}
     if (inner := _record_in(hint)) is not None and isinstance(found, dict):
         return to_record(found, inner, path, f"{section}.{field.name}" if section else field.name)
     if field.required and _is_optional(hint) and found == WAIVED:
@@ -89,6 +91,13 @@ def _convert(found: object, field: msgspec.structs.FieldInfo, path: Path, sectio
         word = _FOUND_WORDS.get(type(found), type(found).__name__)
         expected = _describe_type(hint, field.required)
         raise ConfigError(f"{path}: {key} is {found!r}, {word}; expected {expected}.") from None
+
+
+def _convert_entry(found: object, kind: type[Record], path: Path, section: str) -> Record:
+    """Convert one table of a table of tables."""
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: {section} is {found!r}; expected a table, [{section}].")
+    return to_record(found, kind, path, section)
 
 
 def _record_in(hint: object) -> type[Record] | None:

@@ -6,8 +6,9 @@ The page is made of sections: to add one, write a template and add a ``Section``
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import jinja2
 
@@ -264,8 +265,8 @@ SECTIONS = (
 """In page order."""
 
 
-def render_page(document: Document) -> str:
-    """Render the page; names that the user chose are escaped, and nothing is loaded from anywhere."""
+def page_environment() -> jinja2.Environment:
+    """Return what renders templates: names that the user chose are escaped, and nothing is loaded from anywhere."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -284,40 +285,70 @@ def render_page(document: Document) -> str:
         "runtime": words.runtime_text,
         "nodes": words.nodes,
     }
+    return environment
+
+
+def target_view(document: Document, key: str) -> dict[str, object]:
+    """Return what a page of several targets shows of one: its result, its proof and its charts.
+
+    Args:
+        document: Of the target.
+        key: Makes the anchors of its charts different from those of other targets.
+    """
+    charts = _charts(document)
+    if charts is not None:
+        found = cast("list[Chart]", charts["charts"])
+        charts = {"charts": [replace(chart, key=f"{key}-{chart.key}") for chart in found]}
+    return {
+        "headline": sentences.headline(document),
+        "binding": sentences.binding(document),
+        "caution": sentences.caution(document),
+        "proof": _proof(document),
+        "charts": charts,
+    }
+
+
+def render_page(document: Document) -> str:
+    """Render the page of one target."""
     built = [(section, section.build(document)) for section in SECTIONS]
     compared = noise.compared_trials(document)
-    return environment.get_template("page.html").render(
-        document=document,
-        version=edgeopt.__version__,
-        headline=sentences.headline(document),
-        binding=sentences.binding(document),
-        latency_name=sentences.latency_name(document),
-        warnings=document.warnings,
-        caution=sentences.caution(document),
-        remarks=[
-            text
-            for text in (
-                *failure_notes(document),
-                sentences.near_misses(document),
-                sentences.barred(document),
-                sentences.passed_over(document),
-                sentences.offer(document),
-                *sentences.float_prefix_notes(document),
-                score_sentences.score_meaning(document),
-                score_sentences.missing_interval(document),
-                score_sentences.worst_class(document),
-                score_sentences.expected_drop(document),
-                score_sentences.unjudged_outputs(document),
-                sentences.teacher(document),
-                sentences.waived(document),
-            )
-            if text
-        ],
-        noise=[*noise.noise_notes(document), *noise.timing_notes(compared)],
-        other_noise=noise.timing_notes(trial for trial in document.trials if trial not in compared),
-        winner_recipe=_recipe(document.winner, document) if document.winner else None,
-        cards=_cards(document),
-        sections=[(section, view) for section, view in built if view is not None],
+    return (
+        page_environment()
+        .get_template("page.html")
+        .render(
+            document=document,
+            link_prefix="",
+            version=edgeopt.__version__,
+            headline=sentences.headline(document),
+            binding=sentences.binding(document),
+            latency_name=sentences.latency_name(document),
+            warnings=document.warnings,
+            caution=sentences.caution(document),
+            remarks=[
+                text
+                for text in (
+                    *failure_notes(document),
+                    sentences.near_misses(document),
+                    sentences.barred(document),
+                    sentences.passed_over(document),
+                    sentences.offer(document),
+                    *sentences.float_prefix_notes(document),
+                    score_sentences.score_meaning(document),
+                    score_sentences.missing_interval(document),
+                    score_sentences.worst_class(document),
+                    score_sentences.expected_drop(document),
+                    score_sentences.unjudged_outputs(document),
+                    sentences.teacher(document),
+                    sentences.waived(document),
+                )
+                if text
+            ],
+            noise=[*noise.noise_notes(document), *noise.timing_notes(compared)],
+            other_noise=noise.timing_notes(trial for trial in document.trials if trial not in compared),
+            winner_recipe=_recipe(document.winner, document) if document.winner else None,
+            cards=_cards(document),
+            sections=[(section, view) for section, view in built if view is not None],
+        )
     )
 
 

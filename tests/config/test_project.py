@@ -22,6 +22,22 @@ def test_task_target_and_limits_are_read(tmp_path):
     assert load_project(tmp_path) == Project(task="fashion", target="phone", limits=limits)
 
 
+def test_several_targets_have_limits_and_devices_of_their_own(tmp_path):
+    write(
+        tmp_path,
+        'target = ["car", "targets/mine.toml"]\n[limits]\nlatency_ms = 5\nsize_mb = 1\n'
+        '[targets.car]\ndevice = "ssh://car"\n[targets.car.limits]\nlatency_ms = 2\nmax_drop = "none"\n',
+    )
+    project = load_project(tmp_path)
+    assert project.target_names == ("car", str(tmp_path / "targets" / "mine.toml"))
+    assert project.targets["car"].device == "ssh://car"
+    assert project.limits_of("car") == LimitOptions(latency_ms=2.0, size_mb=1.0, max_drop="none")
+    assert project.limits_of("mine") == LimitOptions(latency_ms=5.0, size_mb=1.0)
+    write(tmp_path, "[targets.car.limits]\nlatency_ms = 2\n")
+    assert load_project(tmp_path).limits_of("car") == LimitOptions(latency_ms=2.0)
+    assert load_project(tmp_path).limits_of("phone") is None
+
+
 def test_channels_to_keep_are_read(tmp_path):
     write(tmp_path, 'keep = ["head.*"]\n[min_widths]\n"stem.*" = 16\n')
     project = load_project(tmp_path)
@@ -59,6 +75,10 @@ def test_a_model_file_is_relative_to_the_project(tmp_path):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ('[targets]\ncar = "x"\n', r"targets\.car is 'x'; expected a table, \[targets\.car\]"),
+        ("[targets.car]\nspeed = 1\n", r"unknown key 'speed' in \[targets\.car\]"),
+        ("[targets.car.limits]\nlatency_ms = -1\n", r"\[targets\.car\.limits\]: latency_ms = -1 is not above zero"),
+        ("target = 3\n", r"target is 3, a whole number; expected text in quotes or a list"),
         ('tsak = "fashion"', r"edgeopt\.toml: unknown key 'tsak' at the top level \(did you mean 'task'\?\)"),
         ("[limits]\nlatency = 5", r"unknown key 'latency' in \[limits\] \(did you mean 'latency_ms'\?\)"),
         ('[limits]\nlatency_ms = "fast"', r"latency_ms in \[limits\] is 'fast', text; expected a number or 'none'"),

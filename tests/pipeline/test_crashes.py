@@ -106,7 +106,7 @@ def test_only_a_failure_that_is_no_crash_says_something_about_a_size():
         CandidateTrials(network, in_float),
         CandidateTrials(network, too_low),
     ]
-    assert search.points(results, [0.5, 0.4, 0.3, 0.3]) == [Point(0.4, False), Point(0.3, False)]
+    assert search.sizes.points(results, [0.5, 0.4, 0.3, 0.3]) == [Point(0.4, False), Point(0.3, False)]
 
 
 @pytest.mark.parametrize(("kind", "has_crashes"), [("crashed", True), ("diverged", False), ("refused", False)])

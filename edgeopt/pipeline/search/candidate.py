@@ -37,6 +37,7 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Artifact, Failed, Measured, Score, Trial
 from edgeopt.report import words
 from edgeopt.select.limits import judge_limits, judge_score_limits
+from edgeopt.store.keys import Key
 from edgeopt.task import Training
 
 WARMUP_RATIO = 0.1
@@ -65,12 +66,43 @@ ORIGINAL = Candidate(steps=(), parent=None)
 
 
 class FinishedSearch(Record, frozen=True, kw_only=True):
-    """A search that completed all its rounds: its candidates, in order."""
+    """A search that completed all its rounds: its candidates, in order. Searches for all targets of a task share it."""
 
     candidates: tuple[Candidate, ...]
+    served: tuple[str, ...] = ()
+    """Targets and latency limits (``served_by``) for which its sizes were cut."""
     notes: tuple[str, ...] = ()
     """What was not tried, and why."""
     sparsity: SparsityCurve | None = None
+
+
+def finished_search_key(build: Build) -> Key:
+    """Return the key of a finished search: that of every target, because training does not depend on targets."""
+    return build.keys.of(
+        "finished-search", effort=build.effort, distillation=distillation(build), importance=importance_of(build),
+        width_rules=build.width_rules,
+    )  # fmt: skip
+
+
+def served_by(build: Build) -> str:
+    """Return what the widths of a search depend on besides the task: the target and its limit on latency."""
+    return f"{build.profile.name}, {build.device_info.uri}, {build.budget.max_latency_ms} ms"
+
+
+def suits(build: Build, candidate: Candidate) -> bool:
+    """Tell whether a candidate that was made for another target is one for this target too."""
+    profile = build.profile
+    for step in candidate.steps:
+        if isinstance(step, QuantizeAware):
+            fits = "int8" in profile.precisions and step.activations == profile.activation_type
+        elif isinstance(step, Sparsify):
+            fits = build.budget.size_metric == "download"
+        else:
+            widths = step.widths.values() if isinstance(step, Prune) else ()
+            fits = all(width % profile.channel_step == 0 for width in widths)
+        if not fits:
+            return False
+    return True
 
 
 class SizeTarget(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from edgeopt.errors import EdgeoptError
+from edgeopt.pipeline.artifacts.comparisons import with_full_int8
 from edgeopt.pipeline.boundary import as_failed
-from edgeopt.pipeline.search.comparisons import with_full_int8
 from edgeopt.pipeline.search.float_fallbacks import (
     fewer_bits_variant,
     float16_variant,

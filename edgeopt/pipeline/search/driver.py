@@ -7,6 +7,7 @@ looked up by its key first, so a build that continues, or one with other limits,
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Literal, ParamSpec, TypeVar
@@ -28,29 +29,29 @@ from edgeopt.pipeline.search.candidate import (
     SizeTarget,
     Variant,
     changes_nothing,
-    distillation,
+    finished_search_key,
     importance_of,
     is_refinement,
-    is_student,
     is_trained,
-    keeps_score,
     pruned,
+    served_by,
     slow_sizes,
     student,
+    suits,
     summary_of,
     trained_to_the_end,
 )
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve, uniform_cut
+from edgeopt.pipeline.search.sizes import KnownSizes
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
-from edgeopt.planning.bisection import Point, next_ratios, parent_ratio
+from edgeopt.planning.bisection import Point, next_ratios
 from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.latency import NoLatencyTable
-from edgeopt.records.profile import Precision
 from edgeopt.records.sparsity import SparsityCurve
-from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.records.trial import Failed
 from edgeopt.select.decision import contenders
 
 A = TypeVar("A")
@@ -74,6 +75,7 @@ class Search:
     def __init__(self, build: Build, runner: TrialRunner) -> None:
         self.build = build
         self.runner = runner
+        self.sizes = KnownSizes(build, runner)
         self.candidates: list[Candidate] = []
         self.notes: list[str] = []
         """What was not tried, and why; kept with a finished search."""
@@ -129,29 +131,46 @@ class Search:
     def search(self) -> None:
         """Reuse the candidates of a finished search, or find them now and write them down."""
         build = self.build
-        key = build.keys.of(
-            "finished-search", effort=build.effort, distillation=distillation(build), importance=importance_of(build),
-            precisions=build.profile.precisions, channel_step=build.profile.channel_step,
-            width_rules=build.width_rules,
-        )  # fmt: skip
+        key = finished_search_key(build)
         finished = build.ledger.get(key, FinishedSearch)
-        points = [Point(1.0, self.ships(self.runner.trials[1:]))]
+        points = [Point(1.0, self.sizes.ships(self.runner.trials[1:]))]
         if finished is not None:
-            build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
-            for candidate in finished.candidates:
-                if self.may_make(candidate):
-                    found = self.points(self.run_round([candidate]), [1.0])
-                    points += [point for point in found if point.good or not is_refinement(candidate)]
-            self.notes += finished.notes
-            self.sparsity = finished.sparsity
-        if not self.goes_on(finished):
+            points += self.reuse(finished)
+            if finished.candidates and len(self.candidates) == 1:
+                finished = None  # none of them is one for this target
+        if self.goes_on(finished):
+            if finished is not None:
+                points += self.under_new_limits(points)
+            self.bisect(points)
+        elif finished is None or self.further == "never" or served_by(build) in finished.served:
             return
-        if finished is not None:
-            points += self.under_new_limits(points)
-        self.bisect(points)
+        else:
+            self.under_new_limits(points, below=self.sizes.winning_ratio)
         if not build.is_out_of_time and not self.has_crashes:
-            candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
-            build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
+            old = finished or FinishedSearch(candidates=())
+            others = [one for one in old.candidates if one not in self.candidates]
+            build.ledger.put(
+                key,
+                FinishedSearch(
+                    candidates=(*self.candidates[1:], *others),
+                    served=tuple(dict.fromkeys((*old.served, served_by(build)))),
+                    notes=tuple(self.notes),
+                    sparsity=self.sparsity,
+                ),
+            )
+
+    def reuse(self, finished: FinishedSearch) -> list[Point]:
+        """Make the candidates of a finished search that are ones for this target; trained they are already."""
+        self.build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
+        points: list[Point] = []
+        for candidate in finished.candidates:
+            is_reachable = candidate.parent in self.runner.networks and suits(self.build, candidate)
+            if is_reachable and self.may_make(candidate):
+                found = self.sizes.points(self.run_round([candidate]), [1.0])
+                points += [point for point in found if point.good or not is_refinement(candidate)]
+        self.notes += finished.notes
+        self.sparsity = finished.sparsity
+        return points
 
     def may_make(self, candidate: Candidate) -> bool:
         """Tell whether a candidate may be made: with ``--no-train`` only if it was trained before."""
@@ -171,9 +190,14 @@ class Search:
             self.build.progress("search", note)
         return self.further == "always" or (self.further == "if needed" and (finished is None or not has_winner))
 
-    def under_new_limits(self, points: Sequence[Point]) -> list[Point]:
-        """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths."""
-        build, good = self.build, {point.ratio for point in points if point.good}
+    def under_new_limits(self, points: Sequence[Point], below: float = math.inf) -> list[Point]:
+        """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths.
+
+        Args:
+            points: KnownSizes that were tried.
+            below: Only networks smaller than that share of the parameters.
+        """
+        build, good = self.build, {point.ratio for point in points if point.good and point.ratio < below}
         known = sorted(good & slow_sizes(build, list(self.runner.networks.values()), self.runner.trials))
         at_most = 0 if build.is_out_of_time else max(build.effort.candidates, build.torch_pool.count)
         plans = self.plans(known[:at_most], points) if known[:at_most] else []
@@ -181,7 +205,7 @@ class Search:
             return []
         new = self.new_candidates([one for one in plans if not any(UNREACHED_NOTE in note for note in one[0].notes)])
         results = self.run_round([candidate for candidate, _ in new]) if new else []
-        return self.points(results, [ratio for _, ratio in new])
+        return self.sizes.points(results, [ratio for _, ratio in new])
 
     @property
     def has_crashes(self) -> bool:
@@ -265,7 +289,7 @@ class Search:
                 break
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
-            points += self.points(results, [ratio for _, ratio in new])
+            points += self.sizes.points(results, [ratio for _, ratio in new])
         self.refine(min((point.ratio for point in points if point.good), default=None))
 
     def new_candidates(self, plans: Sequence[tuple[Candidate, float]]) -> list[tuple[Candidate, float]]:
@@ -284,12 +308,12 @@ class Search:
 
     def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
-        precision = self.shipping_precision or self.runner.precisions[0]
-        original = next((trial for trial in self.originals if trial.recipe.precision == precision), None)
+        precision = self.sizes.shipping_precision or self.runner.precisions[0]
+        original = next((trial for trial in self.sizes.originals if trial.recipe.precision == precision), None)
         groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
         with self.build.clock.stage("latency table"):
             self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
-        sizes = [SizeTarget(ratio, self.parent(ratio, points)) for ratio in ratios]
+        sizes = [SizeTarget(ratio, self.sizes.parent(ratio, points)) for ratio in ratios]
         found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
         return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
 
@@ -318,7 +342,7 @@ class Search:
             self.run_round([uniform])
         if build.effort.low_rank:
             with build.clock.stage("low rank"):
-                precision = self.shipping_precision or self.runner.precisions[0]
+                precision = self.sizes.shipping_precision or self.runner.precisions[0]
                 candidates, reason = low_rank_candidates(build, network, precision)
             if reason and reason not in self.notes:
                 self.notes.append(reason)
@@ -350,51 +374,3 @@ class Search:
             return training_for_few_bits(self.build, network, exported, self.runner.trials)
 
         return self.or_note("Training for int8 with weights in few bits", make)
-
-    # -- which sizes keep the score ----------------------------------------------------------------------------------
-
-    def points(self, results: Sequence[CandidateTrials], ratios: Sequence[float]) -> list[Point]:
-        """Return what a round says about sizes; a failed candidate counts as bad at the ratio it was meant for.
-
-        A candidate that crashed, or stopped early for a stricter limit, says nothing about its size, nor does a student
-        about pruned networks.
-        """
-        return [
-            Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
-            for result, asked in zip(results, ratios, strict=True)
-            if self.ships(result.trials) or not (self.crashed(result.trials) or self.is_open(result))
-        ]
-
-    def is_open(self, result: CandidateTrials) -> bool:
-        """Tell whether a candidate is a student, or stopped early for a limit stricter than today's."""
-        return is_student(result.trials[0].recipe) or self.runner.may_improve(result.network)
-
-    def crashed(self, trials: Sequence[Trial]) -> bool:
-        """Tell whether a candidate has no file in the precision that would ship because something crashed."""
-        shipping = [trial for trial in trials if trial.recipe.precision == self.shipping_precision]
-        has_crash = any(isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed" for trial in trials)
-        return has_crash and not any(isinstance(trial.outcome, Measured) for trial in shipping)
-
-    def ships(self, trials: Sequence[Trial]) -> bool:
-        """Tell whether the variant that would ship keeps the score: that in the original's shipping precision."""
-        return any(trial.recipe.precision == self.shipping_precision and self.keeps_score(trial) for trial in trials)
-
-    def keeps_score(self, trial: Trial) -> bool:
-        """Tell whether a trial keeps the score limit."""
-        return isinstance(trial.outcome, Measured) and keeps_score(trial.outcome.score, self.build.budget)
-
-    @property
-    def originals(self) -> list[Trial]:
-        """Trials of the original in the target's precisions, including those that were trained for int8."""
-        return [trial for trial in self.runner.trials[1:] if trial.recipe.is_original]
-
-    @property
-    def shipping_precision(self) -> Precision | None:
-        """The precision of the smallest files in which the original keeps the score."""
-        kept = {trial.recipe.precision for trial in self.originals if self.keeps_score(trial)}
-        return next((name for name in self.runner.precisions if name in kept), None)
-
-    def parent(self, ratio: float, points: Sequence[Point]) -> StoredNetwork:
-        """Return the network that a candidate of that ratio starts from: the next larger one that keeps the score."""
-        wanted = parent_ratio(points, ratio)
-        return next(network for network in self.runner.networks.values() if network.ratio == wanted)

@@ -14,6 +14,13 @@ from typing import NamedTuple
 import msgspec
 
 from edgeopt.errors import DivergedError, EdgeoptError
+from edgeopt.pipeline.artifacts.comparisons import (
+    measured_counterpart,
+    needs_comparison,
+    with_baseline,
+    with_float_counterpart,
+    with_parent,
+)
 from edgeopt.pipeline.artifacts.device_parity import device_parity
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, timed
 from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, variant_steps
@@ -36,13 +43,6 @@ from edgeopt.pipeline.search.candidate import (
     Variant,
     importance_of,
     summary_of,
-)
-from edgeopt.pipeline.search.comparisons import (
-    measured_counterpart,
-    needs_comparison,
-    with_baseline,
-    with_float_counterpart,
-    with_parent,
 )
 from edgeopt.pipeline.search.unseen_rows import UnseenRowSteps
 from edgeopt.pipeline.torch_process import protocol

@@ -1,0 +1,82 @@
+"""Which sizes keep the score: what the search learns from trials, and from which network a size starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from edgeopt.pipeline.artifacts.networks import StoredNetwork
+from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, is_student, keeps_score
+from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.planning.bisection import Point, parent_ratio
+from edgeopt.records.profile import Precision
+from edgeopt.records.trial import Failed, Measured, Trial
+from edgeopt.select.decision import contenders
+
+
+class KnownSizes:
+    """What the trials of a build say about sizes.
+
+    Args:
+        build: The build.
+        runner: Holds the trials and the networks.
+    """
+
+    def __init__(self, build: Build, runner: TrialRunner) -> None:
+        self.build = build
+        self.runner = runner
+
+    def points(self, results: Sequence[CandidateTrials], ratios: Sequence[float]) -> list[Point]:
+        """Return what a round says about sizes; a failed candidate counts as bad at the ratio it was meant for.
+
+        A candidate that crashed, or stopped early for a stricter limit, says nothing about its size, nor does a student
+        about pruned networks.
+        """
+        return [
+            Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
+            for result, asked in zip(results, ratios, strict=True)
+            if self.ships(result.trials) or not (self.crashed(result.trials) or self.is_open(result))
+        ]
+
+    def is_open(self, result: CandidateTrials) -> bool:
+        """Tell whether a candidate is a student, or stopped early for a limit stricter than today's."""
+        return is_student(result.trials[0].recipe) or self.runner.may_improve(result.network)
+
+    def crashed(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether a candidate has no file in the precision that would ship because something crashed."""
+        shipping = [trial for trial in trials if trial.recipe.precision == self.shipping_precision]
+        has_crash = any(isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed" for trial in trials)
+        return has_crash and not any(isinstance(trial.outcome, Measured) for trial in shipping)
+
+    def ships(self, trials: Sequence[Trial]) -> bool:
+        """Tell whether the variant that would ship keeps the score: that in the original's shipping precision."""
+        return any(trial.recipe.precision == self.shipping_precision and self.keeps_score(trial) for trial in trials)
+
+    def keeps_score(self, trial: Trial) -> bool:
+        """Tell whether a trial keeps the score limit."""
+        return isinstance(trial.outcome, Measured) and keeps_score(trial.outcome.score, self.build.budget)
+
+    @property
+    def originals(self) -> list[Trial]:
+        """Trials of the original in the target's precisions, including those that were trained for int8."""
+        return [trial for trial in self.runner.trials[1:] if trial.recipe.is_original]
+
+    @property
+    def shipping_precision(self) -> Precision | None:
+        """The precision of the smallest files in which the original keeps the score."""
+        kept = {trial.recipe.precision for trial in self.originals if self.keeps_score(trial)}
+        return next((name for name in self.runner.precisions if name in kept), None)
+
+    def parent(self, ratio: float, points: Sequence[Point]) -> StoredNetwork:
+        """Return the network that a candidate of that ratio starts from: the next larger one that keeps the score."""
+        wanted = parent_ratio(points, ratio)
+        return next(network for network in self.runner.networks.values() if network.ratio == wanted)
+
+    @property
+    def winning_ratio(self) -> float:
+        """The share of the parameters that the network of the best trial so far has."""
+        on_target = self.build.device_info.kind == "measured"
+        best = contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target)[0]
+        recipe = self.runner.trials[best].recipe
+        network = self.runner.network_of(Candidate(steps=recipe.torch_steps, parent=recipe.parent))
+        return 1.0 if network is None else network.ratio

@@ -1,0 +1,91 @@
+"""Which candidates of a finished search another target takes, and networks whose trainings ended early."""
+
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from builders import A_DISTILL, a_baseline, a_budget, a_profile
+from stub_builds import a_stub_build
+
+from edgeopt.pipeline.search.candidate import Candidate, suits, trained_to_the_end
+from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.records.recipe import Distill, Importance, Prune, QuantizeAware, Sparsify
+from edgeopt.records.scoring import ScoreFloor
+
+IMPORTANCE = Importance()
+INT8 = QuantizeAware(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=8)
+ZEROS = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")
+
+
+def a_candidate(*steps):
+    return Candidate(steps=steps, parent=None)
+
+
+@pytest.mark.parametrize(
+    ("step", "changes", "metric", "expected"),
+    [
+        (Prune(importance=IMPORTANCE, widths={"a": 16, "b": 0}), {"channel_step": 8}, "file", True),
+        (Prune(importance=IMPORTANCE, widths={"a": 12}), {"channel_step": 8}, "file", False),
+        (INT8, {"activation_type": "uint8"}, "file", True),
+        (INT8, {"activation_type": "int8"}, "file", False),
+        (INT8, {"activation_type": "uint8", "precisions": ("fp32",)}, "file", False),
+        (ZEROS, {}, "file", False),
+        (ZEROS, {}, "download", True),
+    ],
+)
+def test_a_candidate_of_another_target_is_taken_if_it_is_one_for_this_target(step, changes, metric, expected):
+    profile = msgspec.structs.replace(a_profile(), **changes)
+    build = a_stub_build(profile=profile, budget=a_budget(size_metric=metric))
+    assert suits(build, a_candidate(step, A_DISTILL)) == expected
+
+
+def a_runner(baseline_score=0.9, max_drop=0.01):
+    build = a_stub_build(budget=a_budget(max_score_drop=max_drop, min_score=None))
+    runner = TrialRunner(build, None, None, None, 0, None)
+    baseline = a_baseline()
+    score = msgspec.structs.replace(baseline.outcome.score, value=baseline_score, drop=0.0)
+    runner.trials.append(
+        msgspec.structs.replace(baseline, outcome=msgspec.structs.replace(baseline.outcome, score=score))
+    )
+    return runner
+
+
+def a_network(score, stopped_at=None):
+    floor = None if stopped_at is None else ScoreFloor(value=stopped_at, max_drop=0.01, direction="higher")
+    return SimpleNamespace(torch_score=score, stopped_for=floor)
+
+
+@pytest.mark.parametrize(
+    ("score", "stopped_at", "hopeless"),
+    [
+        (0.895, None, False),
+        (0.885, None, False),  # below the floor of 0.89, but by less than another allowed drop
+        (0.875, None, True),
+        (0.885, 0.89, True),  # its training ended early
+        (0.895, 0.95, False),  # for a stricter limit
+        (None, None, False),
+    ],
+)
+def test_a_network_far_below_the_limit_is_known_by_its_own_score(score, stopped_at, hopeless):
+    assert a_runner().is_hopeless(a_network(score, stopped_at)) == hopeless
+
+
+def test_without_a_limit_on_the_score_no_network_is_hopeless():
+    runner = a_runner(max_drop=None)
+    assert runner.floor is None
+    assert not runner.is_hopeless(a_network(0.1))
+
+
+def test_a_training_that_ended_for_a_stricter_limit_may_improve():
+    assert a_runner().may_improve(a_network(0.88, 0.95))
+    assert not a_runner().may_improve(a_network(0.88, 0.89))
+    assert not a_runner().may_improve(a_network(0.88))
+    assert not a_runner().may_improve(None)
+
+
+def test_a_training_to_the_end_is_another_network():
+    prune = Prune(importance=IMPORTANCE, widths={"a": 8})
+    whole = trained_to_the_end(a_candidate(prune, A_DISTILL))
+    assert whole.steps[0] == prune
+    assert isinstance(whole.steps[1], Distill)
+    assert not whole.steps[1].may_stop

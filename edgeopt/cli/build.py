@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeopt.cli.build_targets import build_targets, show_targets
+from edgeopt.cli.build_targets import Progress, build_targets, show_targets
 from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
 from edgeopt.cli.data_options import DATA_HELP, data_options
 from edgeopt.cli.options import (
@@ -114,20 +114,13 @@ NOTHING_KEEPS_THE_LIMITS = 3
 def command(
     task: str | None,
     targets: tuple[str, ...],
-    data: str | None,
-    data_options: DataOptions,
     out: Path,
-    workspace: Path,
     device_uri: str | None,
     score_wish: ScoreWish,
-    estimate: bool,
     limits: LimitOptions,
-    width_rules: WidthRules,
-    unseen_rows: UnseenRows,
-    time_limit: float | None,
     quiet: bool,
     as_json: bool,
-    **passed_on: Any,
+    **asked: Any,
 ) -> int:
     """Prune, distill, export, quantize and measure TASK, and pick the smallest file that keeps the limits.
 
@@ -141,36 +134,11 @@ def command(
     name = task or project.task or "fashion"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-    def build_target(target: str, profile: Profile, folder: Path, progress: Callable[[str, str], None]) -> Choice:
-        # mistakes in a file's data show before PyTorch is loaded
-        given = _open_given(name, data, score_wish, data_options, passed_on["shapes"], profile)
-        progress("set-up", "loading PyTorch")
-        from edgeopt.pipeline.build import BuildRequest, build
-        from edgeopt.pipeline.device_calibration import choose_calibration
-
+    def build_target(target: str, profile: Profile, folder: Path, progress: Progress) -> Choice:
+        resolve = _budget_resolver(profile, project.limits_of(profile.name), limits, score_wish)
         own = project.targets.get(profile.name)
         device = device_uri or (own.device if own is not None else None)
-        search = choose_calibration(target, profile, device, estimate)
-        if search.refused:
-            progress("set-up", search.refused)
-        request = BuildRequest(
-            task=name,
-            data=data,
-            data_options=data_options,
-            score_wish=score_wish,
-            width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
-            unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
-            profile=profile,
-            device="local:" if search.calibration else device or profile.device,
-            calibration=search.calibration,
-            notes=(search.refused,) if search.refused else (),
-            out=str(folder),
-            workspace=str(workspace),
-            time_limit_seconds=None if time_limit is None else time_limit * 60,
-            command=("edgeopt", *sys.argv[1:]),
-            **passed_on,
-        )
-        return build(request, _budget_resolver(profile, project, limits, score_wish), progress, given)
+        return _build(name, target, profile, project, folder, device, score_wish, resolve, progress, **asked)
 
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
         if len(chosen) > 1:
@@ -180,6 +148,56 @@ def command(
             code = exit_code(build_target(target, profile, out, progress))
     (show_targets if len(chosen) > 1 else print_choice)(out, as_json)
     return code
+
+
+def _build(
+    task: str,
+    target: str,
+    profile: Profile,
+    project: Project,
+    out: Path,
+    device: str | None,
+    score_wish: ScoreWish,
+    resolve: Callable[[Budget | None, bool], Budget],
+    progress: Progress,
+    *,
+    data: str | None,
+    data_options: DataOptions,
+    workspace: Path,
+    estimate: bool,
+    width_rules: WidthRules,
+    unseen_rows: UnseenRows,
+    time_limit: float | None,
+    **passed_on: Any,
+) -> Choice:
+    """Build for one target; what the command line decides for all of them comes by name."""
+    # mistakes in a file's data show before PyTorch is loaded
+    given = _open_given(task, data, score_wish, data_options, passed_on["shapes"], profile)
+    progress("set-up", "loading PyTorch")
+    from edgeopt.pipeline.build import BuildRequest, build
+    from edgeopt.pipeline.device_calibration import choose_calibration
+
+    search = choose_calibration(target, profile, device, estimate)
+    if search.refused:
+        progress("set-up", search.refused)
+    request = BuildRequest(
+        task=task,
+        data=data,
+        data_options=data_options,
+        score_wish=score_wish,
+        width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
+        unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
+        profile=profile,
+        device="local:" if search.calibration else device or profile.device,
+        calibration=search.calibration,
+        notes=(search.refused,) if search.refused else (),
+        out=str(out),
+        workspace=str(workspace),
+        time_limit_seconds=None if time_limit is None else time_limit * 60,
+        command=("edgeopt", *sys.argv[1:]),
+        **passed_on,
+    )
+    return build(request, resolve, progress, given)
 
 
 def _open_given(
@@ -234,13 +252,13 @@ def _choose_targets(targets: tuple[str, ...], project: Project, device: str | No
 
 
 def _budget_resolver(
-    profile: Profile, project: Project, limits: LimitOptions, wish: ScoreWish
+    profile: Profile, project_limits: LimitOptions | None, limits: LimitOptions, wish: ScoreWish
 ) -> Callable[[Budget | None, bool], Budget]:
     """Return the function from a task's own budget, and whether its score is an error, to the limits that apply."""
     from edgeopt.config.limits import resolve_budget
 
     return lambda budget, is_error: resolve_budget(
-        profile, budget, project.limits_of(profile.name), limits, any_unit=is_error or wish.is_error
+        profile, budget, project_limits, limits, any_unit=is_error or wish.is_error
     )
 
 

@@ -116,6 +116,10 @@ class DivergedError(StepError):
     """A training or a file gave values that are not finite."""
 
 
+class OutOfTimeError(StepError):
+    """A training was not finished, because the time of the build was over; its last whole epoch is kept."""
+
+
 class StoppedError(EdgeoptError):
     """The build is stopping, because of an interrupt or an error elsewhere; so a thread of it stops too."""
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("edgeopt.cli.report", "Print the result of a finished build."),
     "history": ("edgeopt.cli.history", "List the builds and trials of a workspace."),
     "show": ("edgeopt.cli.show", "Show one trial of a workspace."),
+    "stop": ("edgeopt.cli.stop", "End a running build with the best file so far."),
     "targets": ("edgeopt.cli.targets", "List, show, create and calibrate target profiles."),
     "init": ("edgeopt.cli.init", "Write an example task and an edgeopt.toml to start with."),
     "guide": ("edgeopt.cli.guide", "Print a guide: how to bring your own model and data."),

@@ -12,9 +12,10 @@ import click
 
 from edgeopt.cli.build_targets import Progress, build_targets, show_targets
 from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
-from edgeopt.cli.data_options import DATA_HELP, data_options
 from edgeopt.cli.options import (
+    DATA_HELP,
     channel_options,
+    data_options,
     estimate_option,
     fallback_option,
     further_options,
@@ -99,7 +100,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="MINUTES",
-    help="Start no further round of trainings after this time.",
+    help="Stop training after this time, and end with the best file so far (as `edgeopt stop` does).",
 )
 @click.option(
     "--quick",

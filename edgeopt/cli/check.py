@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.data_options import DATA_HELP, data_options
-from edgeopt.cli.options import device_option, fallback_option, verbose_option
+from edgeopt.cli.options import DATA_HELP, data_options, device_option, fallback_option, verbose_option
 from edgeopt.records.given_data import DataOptions
 
 if TYPE_CHECKING:

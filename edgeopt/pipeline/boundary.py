@@ -18,6 +18,7 @@ from edgeopt.errors import (
     DiskFullError,
     DivergedError,
     EdgeoptError,
+    OutOfTimeError,
     StepError,
     StoppedError,
     TaskError,
@@ -164,4 +165,6 @@ def kind_of(error: EdgeoptError) -> FailureKind:
     """Return what the failure of a step says about its network."""
     if isinstance(error, DivergedError):
         return "diverged"
+    if isinstance(error, OutOfTimeError):
+        return "unfinished"
     return "crashed" if isinstance(error, CrashError | DeviceError) else "refused"

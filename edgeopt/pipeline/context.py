@@ -143,8 +143,17 @@ class Build:
 
     @property
     def is_out_of_time(self) -> bool:
-        """Whether the user's time limit has passed."""
+        """Whether the user's time limit has passed, or ``edgeopt stop`` asked the build to end."""
+        if self.workspace.stop_file.exists():
+            return True
         return self.time_limit_seconds is not None and self.clock.elapsed() > self.time_limit_seconds
+
+    @property
+    def deadline(self) -> float | None:
+        """When the time limit passes, in seconds since the epoch; None without one."""
+        if self.time_limit_seconds is None:
+            return None
+        return time.time() + self.time_limit_seconds - self.clock.elapsed()
 
     @cached_property
     def run_target(self) -> RunTarget:

@@ -96,14 +96,14 @@ def count_failed_trainings(trials: Sequence[Trial]) -> FailedTrainings | None:
     """Return which trainings failed among the trials of a build; None if none did.
 
     A training is a set of torch steps from one network. It failed if it gave no file in any form: its only trial then
-    failed without graph steps.
+    failed without graph steps. One that was not finished in time has not failed.
     """
     trained = (trial for trial in trials if trial.recipe.torch_steps)
     trainings = {digest((trial.recipe.torch_steps, trial.recipe.parent)): trial for trial in trained}
     failures = [
         (trial.number, trial.outcome)
         for trial in trainings.values()
-        if isinstance(trial.outcome, Failed) and not trial.recipe.graph_steps
+        if isinstance(trial.outcome, Failed) and trial.outcome.kind != "unfinished" and not trial.recipe.graph_steps
     ]
     if not failures:
         return None

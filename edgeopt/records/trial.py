@@ -10,12 +10,13 @@ from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.scoring import ScoreDirection
 
-FailureKind = Literal["refused", "crashed", "diverged"]
+FailureKind = Literal["refused", "crashed", "diverged", "unfinished"]
 """Why something failed.
 
 - ``refused``: a step's own check found its result wrong, or it cannot do what it was asked.
 - ``crashed``: for a technical reason, such as a process that died, which says nothing about the network.
 - ``diverged``: values are not finite.
+- ``unfinished``: the time of the build was over, which says nothing about the network either.
 """
 
 

@@ -15,6 +15,12 @@ def failure_notes(document: Document) -> list[str]:
         reasons = "; ".join(_reason_text(reason, numbers) for reason, numbers in failed.reasons.items())
         again = "" if failed.diverged == failed.failed else " Run the same command to try again."
         notes.append(f"{share_of_failed(failed)}: {reasons}.{again}")
+    unfinished = sum(trial.failure == "unfinished" for trial in document.trials)
+    if unfinished:
+        notes.append(
+            f"{words.plural(unfinished, 'training')} not finished when the time was over. The same command with more "
+            f"time goes on from {'its' if unfinished == 1 else 'their'} last epoch."
+        )
     if document.ended_early is not None:
         reason = document.ended_early.removesuffix(".")
         notes.append(f"The search ended early: {reason}. Run the same command to go on.")

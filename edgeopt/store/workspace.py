@@ -9,6 +9,7 @@ latency/KEY.json         times of layers on one device, for every task
 tables/                  group tables, low-rank tables and fake-quantization sites of networks
 stages/                  files that are being made, and scratch folders
 log.txt                  the debug log of the last builds
+stop                     asks the running build to end (`edgeopt stop`)
 arrays/                  evaluation inputs, calibration inputs, outputs, scores of single samples
 """
 
@@ -34,6 +35,8 @@ class Workspace:
         self.root = root
         self.ledger_file = root / "ledger.sqlite"
         self.log_file = root / "log.txt"
+        self.stop_file = root / "stop"
+        """While it exists, the build that runs here trains no more, and ends with the best file so far."""
 
     def folder(self, name: str) -> Path:
         """Return one of the folders."""
@@ -94,7 +97,21 @@ class Workspace:
             handle.write(f"{os.getpid()}\n")
             handle.flush()
             self._remove_partial_files()
+            self.stop_file.unlink(missing_ok=True)
             yield self
+
+    def running_build(self) -> int | None:
+        """Return the number of the process that builds here; None if none does, or if there is no workspace."""
+        try:
+            handle = (self.root / "lock").open("a+")
+        except OSError:
+            return None
+        with handle:
+            try:
+                lock(handle.fileno(), self.root)
+            except WorkspaceError:
+                return int(os.pread(handle.fileno(), 32, 0).decode().strip() or 0)
+        return None
 
     def _remove_partial_files(self) -> None:
         """Remove what was being written when a build was killed."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from edgeopt.errors import DivergedError
+from edgeopt.errors import DivergedError, OutOfTimeError
 from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
@@ -100,6 +100,7 @@ class Distillation:
         careful: Train in row-major memory and in half batches, after a crash in another layout.
         ranks: The processes that train this network together. The first one evaluates and keeps the checkpoint.
         floor: The score that it must reach; None: whatever comes of it.
+        is_over: Tells whether the time of the build is over, before each step.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Distillation:
         careful: bool = False,
         ranks: Ranks = ALONE,
         floor: ScoreFloor | None = None,
+        is_over: Callable[[], bool] = lambda: False,
     ) -> None:
         self.compute = compute
         self.ranks = ranks
@@ -134,6 +136,7 @@ class Distillation:
         self.checkpoint = checkpoint
         self.progress = progress
         self.floor = floor
+        self.is_over = is_over
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
         self.gradients = GradientStep(
@@ -157,6 +160,7 @@ class Distillation:
 
         Raises:
             DivergedError: a loss or a score is not finite.
+            OutOfTimeError: the time of the build is over; the checkpoint has the last whole epoch.
             StepError: not even one sample fits into the memory.
         """
         layout = torch.contiguous_format if self.careful else torch.channels_last
@@ -169,6 +173,8 @@ class Distillation:
         for epoch in range(len(self.history), self.step.epochs):
             if self.is_hopeless():
                 break
+            if self.ranks.first(lambda: float(self.is_over())):
+                raise self.unfinished(epoch)
             loss = self.train_epoch(epoch)
             self.ranks.average(self.train_module.state_dict())
             if self.average:
@@ -187,6 +193,12 @@ class Distillation:
             epochs=tuple(self.history),
             notes=tuple(self.gradients.notes),
             stopped=len(self.history) < self.step.epochs,
+        )
+
+    def unfinished(self, epoch: int) -> OutOfTimeError:
+        """Return the error of a training that ends in an epoch because the time is over."""
+        return OutOfTimeError(
+            "distill", f"the time was over in epoch {epoch + 1} of {self.step.epochs}; with more time it goes on there."
         )
 
     def is_hopeless(self) -> bool:
@@ -225,6 +237,8 @@ class Distillation:
         losses = LossCheck(epoch, 1 if self.compute.is_cpu else _STEPS_BETWEEN_CHECKS)
         batches = one_ahead(map(self.compute.put, self.stream.batches(epoch)))
         for index, batch in enumerate(self.ranks.while_all(batches)):
+            if self.ranks is ALONE and self.is_over():
+                raise self.unfinished(epoch)
             progress = (epoch + min(1.0, index / count)) / self.step.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, progress)

@@ -136,6 +136,7 @@ def train_network(
             teacher=str(build.workspace.folder("teacher") / build.fingerprint),
             out=str(path),
             threads=build.torch_pool.threads, precision=build.torch_pool.precision, floor=floor,
+            deadline=build.deadline, stop_file=str(build.workspace.stop_file),
             int8=None if sites is None else protocol.Int8Reference(
                 sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
                 expected=str(fake_quantized_outputs_file(build, key.digest)),

@@ -278,7 +278,7 @@ class Search:
         build = self.build
         for index in range(build.effort.rounds):
             if build.is_out_of_time:
-                build.progress("search", "the time limit has passed; no further round begins")
+                build.progress("search", "the time limit has passed, or `edgeopt stop` came; no further round begins")
                 return
             ratios = next_ratios(points, max(build.effort.candidates, build.torch_pool.count))
             plans = self.plans(ratios, points) if ratios else []

@@ -43,9 +43,10 @@ class KnownSizes:
         return is_student(result.trials[0].recipe) or self.runner.may_improve(result.network)
 
     def crashed(self, trials: Sequence[Trial]) -> bool:
-        """Tell whether a candidate has no file in the precision that would ship because something crashed."""
+        """Tell whether a candidate has no file in the precision that would ship because of a crash, or of the time."""
         shipping = [trial for trial in trials if trial.recipe.precision == self.shipping_precision]
-        has_crash = any(isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed" for trial in trials)
+        kinds = [trial.outcome.kind for trial in trials if isinstance(trial.outcome, Failed)]
+        has_crash = "crashed" in kinds or "unfinished" in kinds
         return has_crash and not any(isinstance(trial.outcome, Measured) for trial in shipping)
 
     def ships(self, trials: Sequence[Trial]) -> bool:

@@ -148,8 +148,9 @@ class TrialRunner:
         for precision, all_steps in self._steps(candidate, exported):
             if precision == "fp16" and any(variant.keeps_score(build.budget) for variant in variants):
                 continue  # float16 is for networks whose int8 variant loses too much
-            if hopeless and any(isinstance(variant.made, ScoredArtifact) for variant in variants):
-                break  # one file shows how far it is from the limit
+            has_file = any(isinstance(variant.made, ScoredArtifact) for variant in variants)
+            if has_file and (hopeless or (candidate.steps and build.is_out_of_time)):
+                break  # of a hopeless one, a file shows how far it is from the limit
             wanted = itertools.islice(all_steps, 1) if hopeless else all_steps
             with ThreadPoolExecutor(at_a_time) as pool:
                 variants += pool.map(

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from edgeopt.errors import CrashError, DivergedError, StepError, StoppedError, TaskError
+from edgeopt.errors import CrashError, DivergedError, OutOfTimeError, StepError, StoppedError, TaskError
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.process import TorchProcess
 from edgeopt.pipeline.torch_process.together import train_together
@@ -58,6 +58,7 @@ _ERRORS: dict[FailureKind, type[StepError]] = {
     "refused": StepError,
     "crashed": CrashError,
     "diverged": DivergedError,
+    "unfinished": OutOfTimeError,
 }
 
 

@@ -96,6 +96,10 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     """Of products, if neither the step nor the task says; None: what the device multiplies fast."""
     floor: ScoreFloor | None = None
     """The score that the network must reach; a training that cannot ends early."""
+    deadline: float | None = None
+    """When the time of the build is over, in seconds since the epoch."""
+    stop_file: str | None = None
+    """A file that, once it exists, ends the build's time at once."""
     rank: int = 0
     """Of this process among those that train the network together; the first one writes the files."""
     ranks: int = 1

@@ -90,6 +90,7 @@ class Trainer:
                 careful=job.careful,
                 ranks=ranks,
                 floor=job.floor,
+                is_over=lambda: is_over(job),
             ).run()
         done = len(result.epochs)
         early = (f"trained for {done} of {step.epochs} epochs: it could not reach the limit",) if result.stopped else ()
@@ -164,6 +165,13 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(1)
+
+
+def is_over(job: protocol.TrainJob) -> bool:
+    """Tell whether the time of a job's build is over."""
+    if job.deadline is not None and time.time() > job.deadline:
+        return True
+    return job.stop_file is not None and Path(job.stop_file).exists()
 
 
 def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:

@@ -131,12 +131,11 @@ def train_network(
             parent=reference(build, parent),
             table=None if table_file is None else str(table_file()),
             steps=steps,
-            seed=build.seed,
+            seed=build.seed, deadline=build.deadline, stop_file=str(build.workspace.stop_file),
             checkpoint=str(build.workspace.folder("checkpoints") / f"{key.digest}.safetensors"),
             teacher=str(build.workspace.folder("teacher") / build.fingerprint),
             out=str(path),
             threads=build.torch_pool.threads, precision=build.torch_pool.precision, floor=floor,
-            deadline=build.deadline, stop_file=str(build.workspace.stop_file),
             int8=None if sites is None else protocol.Int8Reference(
                 sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
                 expected=str(fake_quantized_outputs_file(build, key.digest)),

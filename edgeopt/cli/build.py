@@ -110,6 +110,14 @@ NOTHING_KEEPS_THE_LIMITS = 3
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
+@click.option(
+    "--progress",
+    "progress_as",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Show progress as text, or as one JSON object per line.",
+)
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print choice.json (targets.json) on stdout, and nothing else.")
 def command(
@@ -120,6 +128,7 @@ def command(
     score_wish: ScoreWish,
     limits: LimitOptions,
     quiet: bool,
+    progress_as: str,
     as_json: bool,
     **asked: Any,
 ) -> int:
@@ -141,7 +150,7 @@ def command(
         device = device_uri or (own.device if own is not None else None)
         return _build(name, target, profile, project, folder, device, score_wish, resolve, progress, **asked)
 
-    with stdout_to_stderr(), ProgressDisplay(quiet=quiet) as progress:
+    with stdout_to_stderr(), ProgressDisplay(quiet=quiet, as_json=progress_as == "json") as progress:
         if len(chosen) > 1:
             code = build_targets(name, chosen, out, build_target, exit_code, progress)
         else:

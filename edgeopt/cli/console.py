@@ -24,6 +24,8 @@ LINE_INTERVAL_SECONDS = 10.0
 
 _LASTING = ("note", "warning")
 """Stages whose lines stay on a terminal."""
+_BEST = "best so far"
+"""Not a stage, but what there is already: it stays at the end of the live line."""
 
 _REFRESHES_PER_SECOND = 2.0
 """Of the live line: few enough not to disturb a measurement on another core."""
@@ -73,12 +75,18 @@ class ProgressDisplay:
 
     Args:
         quiet: Print nothing.
+        as_json: Print every call as a line of JSON, for another program.
         clock: Seconds.
     """
 
-    def __init__(self, *, quiet: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, quiet: bool = False, as_json: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._quiet = quiet
+        self._as_json = as_json
         self._clock = clock
+        self._began = clock()
+        self._best = ""
         self._live: Live | None = None
         self._stage = ""
         self._detail = ""
@@ -86,7 +94,7 @@ class ProgressDisplay:
         self._line_printed = 0.0
 
     def __enter__(self) -> Self:
-        if not self._quiet and sys.stderr.isatty():
+        if not self._quiet and not self._as_json and sys.stderr.isatty():
             from rich.console import Console
             from rich.live import Live
 
@@ -109,6 +117,14 @@ class ProgressDisplay:
     def __call__(self, stage: str, detail: str = "") -> None:
         """Show that ``stage`` is at ``detail``."""
         now = self._clock()
+        if self._as_json and not self._quiet:
+            import json  # which `edgeopt --help` must not pay
+
+            values = {"elapsed_s": round(now - self._began, 1), "stage": stage, "detail": detail}
+            print(json.dumps(values), file=sys.stderr, flush=True)
+        if stage == _BEST:
+            self._show_best(detail)
+            return
         new_stage = stage != self._stage
         if new_stage:
             self._stage_began = now
@@ -119,9 +135,20 @@ class ProgressDisplay:
         line = f"{stage}: {detail}" if detail else stage
         _logger.debug(line)
         is_due = new_stage or stage in _LASTING or now - self._line_printed >= LINE_INTERVAL_SECONDS
-        if self._live is None and not self._quiet and is_due:
+        if self._prints_lines and is_due:
             self._line_printed = now
             print(line, file=sys.stderr, flush=True)
+
+    @property
+    def _prints_lines(self) -> bool:
+        return self._live is None and not self._quiet and not self._as_json
+
+    def _show_best(self, detail: str) -> None:
+        """Show the best result so far, without ending the stage that it comes in."""
+        self._best = detail
+        _logger.debug(f"{_BEST}: {detail}")
+        if self._prints_lines:
+            print(f"{_BEST}: {detail}", file=sys.stderr, flush=True)
 
     def _render(self) -> Text:
         from rich.text import Text
@@ -130,6 +157,8 @@ class ProgressDisplay:
             return Text("")
         seconds = int(self._clock() - self._stage_began)
         passed = f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60} s"
-        line = Text.assemble((self._stage, "bold"), f"  {self._detail}  " if self._detail else "  ", (passed, "dim"))
+        best = f"  {_BEST}: {self._best}" if self._best else ""
+        detail = f"  {self._detail}  " if self._detail else "  "
+        line = Text.assemble((self._stage, "bold"), detail, (passed, "dim"), (best, "green"))
         line.no_wrap, line.overflow = True, "ellipsis"
         return line

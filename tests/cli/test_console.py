@@ -1,5 +1,6 @@
 """Progress: one live line on a terminal, plain lines elsewhere, nothing with quiet."""
 
+import json
 import os
 import pty
 import subprocess
@@ -42,6 +43,30 @@ def test_quiet_writes_nothing(capsys):
     with ProgressDisplay(quiet=True) as progress:
         progress("train", "epoch 1")
     assert capsys.readouterr() == ("", "")
+
+
+def test_the_best_so_far_is_shown_without_ending_the_stage(capsys):
+    clock = Clock()
+    with ProgressDisplay(clock=clock) as progress:
+        progress("measure", "trial 1")
+        progress("best so far", "trial 1, 20 kB")
+        clock.seconds = LINE_INTERVAL_SECONDS / 2
+        progress("measure", "trial 2")
+    assert capsys.readouterr().err.splitlines() == ["measure: trial 1", "best so far: trial 1, 20 kB"]
+
+
+def test_progress_as_json_has_a_line_for_every_call(capsys):
+    clock = Clock()
+    with ProgressDisplay(as_json=True, clock=clock) as progress:
+        progress("train", "epoch 1")
+        clock.seconds = 1.26
+        progress("best so far", "trial 1, 20 kB")
+        progress("train", "epoch 2")
+    assert [json.loads(line) for line in capsys.readouterr().err.splitlines()] == [
+        {"elapsed_s": 0.0, "stage": "train", "detail": "epoch 1"},
+        {"elapsed_s": 1.3, "stage": "best so far", "detail": "trial 1, 20 kB"},
+        {"elapsed_s": 1.3, "stage": "train", "detail": "epoch 2"},
+    ]
 
 
 def test_the_debug_log_gets_every_step(tmp_path):

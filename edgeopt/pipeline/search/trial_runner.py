@@ -6,6 +6,7 @@ Making (``make``) may run in several threads at once; measuring (``measure``, ``
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -51,7 +52,9 @@ from edgeopt.records.profile import Precision
 from edgeopt.records.recipe import GraphStep, Prune, Quantize, QuantizeAware, Recipe
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Failed, Measured, Trial
-from edgeopt.select.limits import judge_limits, score_floor
+from edgeopt.report import words
+from edgeopt.select.decision import contenders
+from edgeopt.select.limits import judge_limits, measured_size, score_floor
 
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
@@ -106,6 +109,8 @@ class TrialRunner:
         self.trials: list[Trial] = []
         self.networks: dict[str | None, StoredNetwork] = {None: original}
         """Networks of measured candidates, by key."""
+        self.best: int | None = None
+        """The trial that would win if the search ended now."""
         self.candidates_at_a_time = 1
         self.variants_at_a_time = 1
         """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
@@ -254,8 +259,16 @@ class TrialRunner:
             assert aware is not None
             return fake_quant_files(build, export_network(build, start), quantize_step(aware))
 
+        first: list[tuple[float, int]] = []
+
         def report(done: protocol.EpochProgress) -> None:
-            build.progress("train", f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}")
+            now, epoch = time.monotonic(), done.epoch
+            first.append((now, epoch))
+            began, start = first[0]
+            left = (now - began) / (epoch - start) * (done.epochs - 1 - epoch) if epoch > start else 0.0
+            words_left = f", about {words.duration(left)} left" if left else ""
+            text = f"epoch {epoch + 1} of {done.epochs}, score {done.score:.4f}{words_left}"
+            build.progress("train", f"{label}: {text}")
 
         network = train_network(
             build,
@@ -292,7 +305,20 @@ class TrialRunner:
         trial = Trial(number=number, recipe=variant.recipe, outcome=outcome, seconds=seconds)
         self.trials.append(trial)
         self.build.ledger.add_trial(self.build_number, trial)
+        self._show_best()
         return trial
+
+    def _show_best(self) -> None:
+        """Say which trial is the best so far, if that has changed."""
+        on_target = self.build.device_info.kind == "measured"
+        numbers = contenders(tuple(self.trials), self.build.budget, proven_on_target=on_target)
+        if not numbers or numbers[0] in (0, self.best):
+            return
+        self.best = numbers[0]
+        outcome = self.trials[self.best].outcome
+        assert isinstance(outcome, Measured)
+        size = words.size(measured_size(outcome.artifact, self.build.budget))
+        self.build.progress("best so far", f"trial {self.best}, {size}, score {outcome.score.value:.4f}")
 
     def _measured(self, number: int, variant: Variant) -> Measured:
         """Return a variant's measurement, with its A/B against the network that it was made of, if there is one.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,7 +139,9 @@ def command(
     `fashion`).
     """
     from edgeopt.config.project import load_project
+    from edgeopt.store.workspace import Workspace
 
+    began = time.monotonic()
     project = load_project()
     chosen = _choose_targets(targets, project, device_uri)
     name = task or project.task or "fashion"
@@ -147,12 +150,15 @@ def command(
     def build_target(target: str, profile: Profile, folder: Path, progress: Progress) -> Choice:
         resolve = _budget_resolver(profile, project.limits_of(profile.name), limits, score_wish)
         own = project.targets.get(profile.name)
-        device = device_uri or (own.device if own is not None else None)
-        return _build(name, target, profile, project, folder, device, score_wish, resolve, progress, **asked)
+        device = device_uri or (own.device if own is not None and not asked["estimate"] else None)
+        limit = asked["time_limit"]
+        left = {} if limit is None else {"time_limit": max(0.0, limit - (time.monotonic() - began) / 60)}
+        return _build(name, target, profile, project, folder, device, score_wish, resolve, progress, **(asked | left))
 
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet, as_json=progress_as == "json") as progress:
         if len(chosen) > 1:
-            code = build_targets(name, chosen, out, build_target, exit_code, progress)
+            stop_file = Workspace(asked["workspace"]).stop_file
+            code = build_targets(name, chosen, out, build_target, exit_code, stop_file, progress)
         else:
             ((target, profile),) = chosen.items()
             code = exit_code(build_target(target, profile, out, progress))
@@ -250,6 +256,7 @@ def _choose_targets(targets: tuple[str, ...], project: Project, device: str | No
     known = {profile.name for profile in found.values()}
     if len(known) < len(names):
         raise ConfigError(f"a target is named twice: {', '.join(names)}. Name each one once.")
+    known |= {Path(name).stem for name in project.target_names if name.endswith(".toml")}
     for name in project.targets:
         if name not in known:
             find_profile(name)

@@ -22,6 +22,7 @@ def build_targets(
     out: Path,
     build_target: BuildTarget,
     exit_code: Callable[[Choice], int],
+    stop_file: Path,
     progress: Progress,
 ) -> int:
     """Build for each target into a folder of its name, and write one report about all of them.
@@ -34,6 +35,7 @@ def build_targets(
         out: Folder for the bundles.
         build_target: Builds for one.
         exit_code: Of one result.
+        stop_file: Exists if ``edgeopt stop`` came, which ends the builds for all targets.
         progress: The display.
 
     Returns:
@@ -43,13 +45,14 @@ def build_targets(
         InputError: the task or a limit is wrong, or a folder cannot be written.
     """
     from edgeopt.bundle.write import check_out
-    from edgeopt.errors import DeviceError, StepError
+    from edgeopt.errors import EdgeoptError, InputError, StepError, StoppedError
     from edgeopt.report.targets import TargetResult, TargetsDocument, write_targets
 
     _check_parent(out)
     for profile in targets.values():
         check_out(out / profile.name)
-    results, codes = [], []
+    results: list[TargetResult] = []
+    codes: list[int] = []
     for target, profile in targets.items():
 
         def show(stage: str, detail: str = "", name: str = profile.name) -> None:
@@ -57,8 +60,12 @@ def build_targets(
 
         error = None
         try:
+            if results and stop_file.exists():
+                raise StepError("stop", "the build was stopped before this target; run the same command to go on.")
             codes.append(exit_code(build_target(target, profile, out / profile.name, show)))
-        except (DeviceError, StepError) as failure:
+        except EdgeoptError as failure:
+            if isinstance(failure, InputError | StoppedError):
+                raise
             error = str(failure)
             codes.append(1)
             show("failed", error)

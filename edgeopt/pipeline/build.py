@@ -90,7 +90,7 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     allow_fallback: tuple[str, ...]
     workers: int | None
     time_limit_seconds: float | None
-    """After this long no further round of trainings begins."""
+    """After this long trainings end, and no further one begins."""
     shapes: tuple[str, ...] = ()
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     width_rules: WidthRules = WidthRules()

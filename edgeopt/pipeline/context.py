@@ -144,9 +144,14 @@ class Build:
     @property
     def is_out_of_time(self) -> bool:
         """Whether the user's time limit has passed, or ``edgeopt stop`` asked the build to end."""
-        if self.workspace.stop_file.exists():
+        if self.is_stopped:
             return True
         return self.time_limit_seconds is not None and self.clock.elapsed() > self.time_limit_seconds
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether ``edgeopt stop`` asked the build to end."""
+        return self.workspace.stop_file.exists()
 
     @property
     def deadline(self) -> float | None:

@@ -7,21 +7,6 @@ from typing import Literal, get_args
 from edgeopt.records.base import Record
 
 ScoreDirection = Literal["higher", "lower"]
-
-
-class ScoreFloor(Record, frozen=True, kw_only=True):
-    """The score that a file must have, or its network is of no use."""
-
-    value: float
-    max_drop: float
-    """How far it is from the baseline's score."""
-    direction: ScoreDirection
-
-    def is_missed_by(self, score: float) -> bool:
-        """Tell whether a score is worse."""
-        return score < self.value if self.direction == "higher" else score > self.value
-
-
 """Whether a higher score is better, as for an accuracy, or a lower one, as for an error."""
 
 Metric = Literal["accuracy", "f1", "miou", "mae", "mse", "rmse", "similarity", "cosine", "probability", "edit", "boxes"]
@@ -67,6 +52,19 @@ Layout = Literal["classes", "yes or no", "class numbers", "values", "boxes"]
 LabelForm = Literal["numbers", "one-hot", "signs", "values", "outputs"]
 """``numbers`` of classes (or 0 and 1), ``one-hot`` along the class axis, ``signs`` -1 and 1, ``values``, or ``outputs``
 of the baseline, which are read like the output that is judged."""
+
+
+class ScoreFloor(Record, frozen=True, kw_only=True):
+    """The score that a file must have, or its network is of no use."""
+
+    value: float
+    max_drop: float
+    """How far it is from the baseline's score."""
+    direction: ScoreDirection
+
+    def is_missed_by(self, score: float) -> bool:
+        """Tell whether a score is worse."""
+        return score < self.value if self.direction == "higher" else score > self.value
 
 
 class ScoreWish(Record, frozen=True):

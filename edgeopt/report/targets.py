@@ -147,5 +147,7 @@ def print_targets(document: TargetsDocument, documents: Sequence[Document | None
             console.print(text, markup=False, highlight=False)
             for warning in found.warnings:
                 console.print(Text(f"{result.target}: warning: {warning}", style="bold red"))
-    files = "  ".join(str(path) for path in (out / "report.html", *(out / one.folder for one in document.results)))
+    files = "  ".join(
+        str(path) for path in (out / "report.html", *(out / one.folder for one in document.results if not one.error))
+    )
     console.print(Text(f"\n{files}"), soft_wrap=True)

@@ -55,7 +55,7 @@ def test_each_target_has_its_result_and_one_that_fails_keeps_no_other_from_its(b
 
 
 def test_what_the_first_target_trained_the_second_only_measures(built, folder):
-    assert "search: narrow: reusing" in built.stderr
+    assert "candidates from searches for other targets" in built.stderr
     wide, narrow = (choice_of(folder, f"edgeopt-out/{name}") for name in ("wide", "narrow"))
     pruned = [
         {json.dumps(trial["recipe"]["torch_steps"]) for trial in choice["trials"] if trial["recipe"]["torch_steps"]}

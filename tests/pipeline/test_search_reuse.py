@@ -7,8 +7,11 @@ import pytest
 from builders import A_DISTILL, a_baseline, a_budget, a_profile
 from stub_builds import a_stub_build
 
-from edgeopt.pipeline.search.candidate import Candidate, suits, trained_to_the_end
+from edgeopt.pipeline.search.candidate import Candidate, SharedCandidates, suits, trained_to_the_end
+from edgeopt.pipeline.search.sizes import KnownSizes
 from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.planning.bisection import Point
+from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.recipe import Distill, Importance, Prune, QuantizeAware, Sparsify
 from edgeopt.records.scoring import ScoreFloor
 
@@ -37,6 +40,41 @@ def test_a_candidate_of_another_target_is_taken_if_it_is_one_for_this_target(ste
     profile = msgspec.structs.replace(a_profile(), **changes)
     build = a_stub_build(profile=profile, budget=a_budget(size_metric=metric))
     assert suits(build, a_candidate(step, A_DISTILL)) == expected
+
+
+def test_shared_candidates_of_several_searches_are_kept_once_and_in_order():
+    first = msgspec.structs.replace(a_candidate(A_DISTILL), notes=("predicted to take 0.5 of the time",))
+    second = a_candidate(ZEROS, A_DISTILL)
+    good, bad = Point(0.3, True), Point(0.2, False)
+    shared = SharedCandidates(candidates=(), points=()).with_those_of("car", [first], [good])
+    shared = shared.with_those_of("phone", [first, second], [good, bad])
+    assert [one.steps for one in shared.candidates] == [first.steps, second.steps]
+    assert [one.notes for one in shared.candidates] == [("its widths were chosen for the target car",), ()]
+    assert shared.points == (good, bad)
+    assert from_json(to_json(shared), SharedCandidates) == shared
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([Point(1.0, True)], False),  # no network of another target suits this one
+        ([Point(1.0, True), Point(0.3, True)], True),
+        ([Point(1.0, True), Point(0.3, True), Point(0.2, False)], True),
+        ([Point(1.0, True), Point(0.3, False), Point(0.2, False)], False),  # this target loses more in its precision
+        ([Point(1.0, True), Point(0.3, True), Point(0.2, True)], False),
+    ],
+)
+def test_sizes_are_found_if_they_are_as_good_for_this_target_as_for_others(points, expected):
+    shared = SharedCandidates(candidates=(), points=(Point(1.0, True), Point(0.3, True), Point(0.2, False)))
+    assert shared.answers(points) == expected
+
+
+def test_of_two_networks_of_a_size_the_one_that_was_trained_to_its_end_counts():
+    stopped, whole = (SimpleNamespace(ratio=0.3, stopped_for=floor) for floor in ("a floor", None))
+    runner = SimpleNamespace(networks={"a": stopped, "b": whole})
+    sizes = KnownSizes(a_stub_build(), runner)
+    assert sizes.network(0.3) is whole
+    assert sizes.network(0.4) is None
 
 
 def a_runner(baseline_score=0.9, max_drop=0.01):
@@ -78,6 +116,7 @@ def test_without_a_limit_on_the_score_no_network_is_hopeless():
 
 def test_a_training_that_ended_for_a_stricter_limit_may_improve():
     assert a_runner().may_improve(a_network(0.88, 0.95))
+    assert not a_runner().may_improve(a_network(0.88, 0.8905))  # the baseline of another processor
     assert not a_runner().may_improve(a_network(0.88, 0.89))
     assert not a_runner().may_improve(a_network(0.88))
     assert not a_runner().may_improve(None)

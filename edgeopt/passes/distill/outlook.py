@@ -20,6 +20,8 @@ MOST_EPOCHS_RATIO = 0.8
 """Later, stopping saves little."""
 _DROPS_OF_FULL_RATE = 3.0
 """What a falling rate may add, in allowed drops, while the rate is still at its highest."""
+_LEAST_DROP_RATIO = 0.01
+"""Of the score: the unit of what a falling rate adds if less is allowed."""
 
 
 def is_hopeless(scores: Sequence[float], epochs: int, floor: ScoreFloor, rate_ratio: float) -> bool:
@@ -38,5 +40,6 @@ def is_hopeless(scores: Sequence[float], epochs: int, floor: ScoreFloor, rate_ra
     better = [sign * score for score in scores]
     best = max(better)
     last_gain = best - max(better[: done // 2])
-    reach = best + last_gain * math.log2(epochs / done) + _DROPS_OF_FULL_RATE * floor.max_drop * rate_ratio
+    drop = max(floor.max_drop, _LEAST_DROP_RATIO * abs(floor.value))
+    reach = best + last_gain * math.log2(epochs / done) + _DROPS_OF_FULL_RATE * drop * rate_ratio
     return reach < sign * floor.value

@@ -13,7 +13,9 @@ import msgspec
 from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.onnx_files import can_unpack
 from edgeopt.pipeline.context import Build
+from edgeopt.planning.bisection import Point
 from edgeopt.planning.width_rules import least_widths, notes_without_effect, protected_branches
 from edgeopt.planning.widths import allocate, groups_left_out
 from edgeopt.records.base import Record
@@ -66,27 +68,65 @@ ORIGINAL = Candidate(steps=(), parent=None)
 
 
 class FinishedSearch(Record, frozen=True, kw_only=True):
-    """A search that completed all its rounds: its candidates, in order. Searches for all targets of a task share it."""
+    """A search that completed all its rounds: its candidates, in order."""
 
     candidates: tuple[Candidate, ...]
-    served: tuple[str, ...] = ()
-    """Targets and latency limits (``served_by``) for which its sizes were cut."""
     notes: tuple[str, ...] = ()
     """What was not tried, and why."""
     sparsity: SparsityCurve | None = None
 
 
+class SharedCandidates(Record, frozen=True, kw_only=True):
+    """The candidates of all finished searches for a task, whatever the target; each after the one it starts from."""
+
+    candidates: tuple[Candidate, ...]
+    points: tuple[Point, ...]
+    """The sizes that these searches have tried, and whether they keep the score."""
+
+    def with_those_of(self, target: str, found: Sequence[Candidate], points: Sequence[Point]) -> SharedCandidates:
+        """Return these and the candidates of one more search, whose notes are about its target."""
+        known = {(one.steps, one.parent) for one in self.candidates}
+        note = f"its widths were chosen for the target {target}"
+        new = (
+            msgspec.structs.replace(one, notes=(note,) if one.notes else ())
+            for one in found
+            if (one.steps, one.parent) not in known
+        )
+        return SharedCandidates(
+            candidates=(*self.candidates, *new), points=tuple(dict.fromkeys((*self.points, *points)))
+        )
+
+    def answers(self, points: Sequence[Point]) -> bool:
+        """Tell whether sizes that were tried again, for another target, are as good there: then nothing is to be found.
+
+        Args:
+            points: All that is known for that target.
+        """
+        pruned = [point for point in points if point.ratio < 1]
+        return bool(pruned) and all(point in self.points for point in pruned)
+
+
 def finished_search_key(build: Build) -> Key:
-    """Return the key of a finished search: that of every target, because training does not depend on targets."""
+    """Return the key of a finished search."""
+    profile = build.profile
     return build.keys.of(
-        "finished-search", effort=build.effort, distillation=distillation(build), importance=importance_of(build),
-        width_rules=build.width_rules,
+        "finished-search", **_training_facts(build), precisions=profile.precisions, channel_step=profile.channel_step,
+        activation_type=profile.activation_type,
     )  # fmt: skip
 
 
-def served_by(build: Build) -> str:
-    """Return what the widths of a search depend on besides the task: the target and its limit on latency."""
-    return f"{build.profile.name}, {build.device_info.uri}, {build.budget.max_latency_ms} ms"
+def shared_candidates_key(build: Build) -> Key:
+    """Return the key of the candidates that searches for every target share."""
+    return build.keys.of("finished-search", **_training_facts(build), of="all targets")
+
+
+def _training_facts(build: Build) -> dict[str, object]:
+    return {
+        "effort": build.effort,
+        "distillation": distillation(build),
+        "importance": importance_of(build),
+        "width_rules": build.width_rules,
+    }
 
 
 def suits(build: Build, candidate: Candidate) -> bool:
@@ -95,6 +135,7 @@ def suits(build: Build, candidate: Candidate) -> bool:
     for step in candidate.steps:
         if isinstance(step, QuantizeAware):
             fits = "int8" in profile.precisions and step.activations == profile.activation_type
+            fits = fits and (step.weight_bits is None or can_unpack(profile))
         elif isinstance(step, Sparsify):
             fits = build.budget.size_metric == "download"
         else:

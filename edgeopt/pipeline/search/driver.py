@@ -26,6 +26,7 @@ from edgeopt.pipeline.search.candidate import (
     CandidateResult,
     CandidateTrials,
     FinishedSearch,
+    SharedCandidates,
     SizeTarget,
     Variant,
     changes_nothing,
@@ -34,7 +35,7 @@ from edgeopt.pipeline.search.candidate import (
     is_refinement,
     is_trained,
     pruned,
-    served_by,
+    shared_candidates_key,
     slow_sizes,
     student,
     suits,
@@ -52,7 +53,6 @@ from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed
-from edgeopt.select.decision import contenders
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -102,7 +102,8 @@ class Search:
             self.measure_original()
             if training:
                 self.go_on_if_it_fails(self.search)
-            self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=self.ended_early is None))
+            may_add = self.ended_early is None and not self.build.is_stopped
+            self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=may_add))
 
     def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
         """Run a part of the search. If it fails, the build ends with the trials that there are.
@@ -129,47 +130,44 @@ class Search:
         self.run_round([ORIGINAL])
 
     def search(self) -> None:
-        """Reuse the candidates of a finished search, or find them now and write them down."""
+        """Reuse the candidates of finished searches, or find them now and write them down."""
         build = self.build
-        key = finished_search_key(build)
-        finished = build.ledger.get(key, FinishedSearch)
+        key, shared_key = finished_search_key(build), shared_candidates_key(build)
+        finished, shared = build.ledger.get(key, FinishedSearch), build.ledger.get(shared_key, SharedCandidates)
         points = [Point(1.0, self.sizes.ships(self.runner.trials[1:]))]
         if finished is not None:
-            points += self.reuse(finished)
-            if finished.candidates and len(self.candidates) == 1:
-                finished = None  # none of them is one for this target
-        if self.goes_on(finished):
-            if finished is not None:
-                points += self.under_new_limits(points)
-            self.bisect(points)
-        elif finished is None or self.further == "never" or served_by(build) in finished.served:
+            build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
+            points += self.reuse(finished.candidates)
+            self.notes += finished.notes
+            self.sparsity = finished.sparsity
+        elif shared is not None:
+            suiting = [candidate for candidate in shared.candidates if suits(build, candidate)]
+            build.progress("search", f"reusing {len(suiting)} candidates from searches for other targets")
+            points += self.reuse(suiting)
+        if not self.goes_on(finished):
             return
+        if finished is not None:
+            points += self.under_new_limits(points)
+        is_found = finished is None and shared is not None and shared.answers(points) and self.sizes.winner is not None
+        if is_found and self.further != "always":  # by searches for other targets
+            points += self.under_new_limits(points, below=self.sizes.winning_ratio)
         else:
-            self.under_new_limits(points, below=self.sizes.winning_ratio)
+            self.bisect(points)
         if not build.is_out_of_time and not self.has_crashes:
-            old = finished or FinishedSearch(candidates=())
-            others = [one for one in old.candidates if one not in self.candidates]
-            build.ledger.put(
-                key,
-                FinishedSearch(
-                    candidates=(*self.candidates[1:], *others),
-                    served=tuple(dict.fromkeys((*old.served, served_by(build)))),
-                    notes=tuple(self.notes),
-                    sparsity=self.sparsity,
-                ),
-            )
+            candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
+            build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
+            shared = shared or SharedCandidates(candidates=(), points=())
+            build.ledger.put(shared_key, shared.with_those_of(build.profile.name, candidates, points))
 
-    def reuse(self, finished: FinishedSearch) -> list[Point]:
-        """Make the candidates of a finished search that are ones for this target; trained they are already."""
-        self.build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
+    def reuse(self, candidates: Sequence[Candidate]) -> list[Point]:
+        """Make candidates of a finished search, which are trained already, and return what they say about sizes."""
         points: list[Point] = []
-        for candidate in finished.candidates:
-            is_reachable = candidate.parent in self.runner.networks and suits(self.build, candidate)
-            if is_reachable and self.may_make(candidate):
+        for candidate in candidates:
+            if self.build.is_stopped:
+                break
+            if candidate.parent in self.runner.networks and self.may_make(candidate):
                 found = self.sizes.points(self.run_round([candidate]), [1.0])
                 points += [point for point in found if point.good or not is_refinement(candidate)]
-        self.notes += finished.notes
-        self.sparsity = finished.sparsity
         return points
 
     def may_make(self, candidate: Candidate) -> bool:
@@ -178,9 +176,8 @@ class Search:
 
     def goes_on(self, finished: FinishedSearch | None) -> bool:
         """Tell whether candidates are trained now, and say why if that is not what one would expect."""
-        on_target = self.build.device_info.kind == "measured"
-        has_winner = bool(contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target))
-        if self.further == "never" and finished is None:
+        has_winner = self.sizes.winner is not None
+        if self.further == "never" and finished is None and len(self.candidates) == 1:
             self.own_notes.append("Nothing was trained (--no-train), and no search of this workspace has finished.")
         elif self.further == "never" and not has_winner:
             self.own_notes.append("Nothing was trained for these limits; without --no-train the search goes on.")
@@ -188,7 +185,20 @@ class Search:
             note = "No trial of the finished search keeps these limits, so it goes on (--no-train only decides)."
             self.own_notes.append(note)
             self.build.progress("search", note)
-        return self.further == "always" or (self.further == "if needed" and (finished is None or not has_winner))
+        is_needed = finished is None or not has_winner
+        if not is_needed and self.further == "if needed" and self.has_smaller_unfinished:
+            is_needed = True
+            self.build.progress("search", "trainings that ended early for a stricter limit on the score go on")
+        return self.further == "always" or (self.further == "if needed" and is_needed)
+
+    @property
+    def has_smaller_unfinished(self) -> bool:
+        """Whether a training of a smaller network than the winner's ended early, for a limit stricter than today's."""
+        return any(
+            network.ratio < self.sizes.winning_ratio and not self.is_known(trained_to_the_end(candidate))
+            for candidate in self.candidates
+            if (network := self.runner.network_of(candidate)) is not None and self.runner.may_improve(network)
+        )
 
     def under_new_limits(self, points: Sequence[Point], below: float = math.inf) -> list[Point]:
         """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths.
@@ -209,9 +219,9 @@ class Search:
 
     @property
     def has_crashes(self) -> bool:
-        """Whether a training crashed: the same command tries it again, so this search has not finished."""
+        """Whether a training crashed or was not finished: the same command goes on, so this search has not finished."""
         return any(
-            isinstance(trial.outcome, Failed) and trial.outcome.kind == "crashed"
+            isinstance(trial.outcome, Failed) and trial.outcome.kind in ("crashed", "unfinished")
             for trial in self.runner.trials
             if trial.recipe.torch_steps and not trial.recipe.graph_steps
         )
@@ -252,7 +262,7 @@ class Search:
         if child is None or not self.may_make(child):
             return result._replace(variants=variants)
         label = f"{summary_of(candidate)}, for int8"
-        return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
+        return result._replace(variants=variants + self.runner.make(self.whole(child), result.network, label).variants)
 
     def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
         """Call ``function`` on each item, as many at a time as there are torch processes, which share the cores.
@@ -296,10 +306,14 @@ class Search:
         """Return the planned candidates that cut something and were not tried before."""
         new: list[tuple[Candidate, float]] = []
         for plan, ratio in plans:
-            candidate = trained_to_the_end(plan) if self.runner.may_improve(self.runner.network_of(plan)) else plan
+            candidate = self.whole(plan)
             if not self.is_known(candidate, [other for other, _ in new]) and not changes_nothing(candidate):
                 new.append((candidate, ratio))
         return new
+
+    def whole(self, candidate: Candidate) -> Candidate:
+        """Return a candidate, trained to its end if its training ended early for a limit stricter than today's."""
+        return trained_to_the_end(candidate) if self.runner.may_improve(self.runner.stored(candidate)) else candidate
 
     def is_known(self, candidate: Candidate, others: Sequence[Candidate] = ()) -> bool:
         """Tell whether a candidate was tried before, in this search or in the one that it continues."""
@@ -335,10 +349,10 @@ class Search:
     def refine(self, ratio: float | None) -> None:
         """Try a uniform cut, factorized layers, fewer bits and zeros at a share of the parameters; None if none."""
         build = self.build
-        network = next((found for found in self.runner.networks.values() if found.ratio == ratio), None)
+        network = None if ratio is None else self.sizes.network(ratio)
         if network is None or build.is_out_of_time:
             return
-        if (uniform := self.uniform(network)) is not None and not self.is_known(uniform):
+        if (uniform := self.uniform(network)) is not None and not self.is_known(uniform := self.whole(uniform)):
             self.run_round([uniform])
         if build.effort.low_rank:
             with build.clock.stage("low rank"):
@@ -347,14 +361,14 @@ class Search:
             if reason and reason not in self.notes:
                 self.notes.append(reason)
                 build.progress("low-rank", reason)
-            candidates = [one for one in candidates if not self.is_known(one)]
+            candidates = [one for one in map(self.whole, candidates) if not self.is_known(one)]
             if candidates and not build.is_out_of_time:
                 self.run_round(candidates)
         few_bits = self.few_bits(network)
-        if few_bits is not None and not self.is_known(few_bits):
+        if few_bits is not None and not self.is_known(few_bits := self.whole(few_bits)):
             self.run_round([few_bits])
         candidates = [one for one in sparse_candidates(build, network) if not self.is_known(one)]
-        if candidates:
+        if candidates and not build.is_out_of_time:
             curve, reason = sparsity_curve(build, network)
             self.sparsity = curve or self.sparsity
             if reason:

@@ -70,14 +70,28 @@ class KnownSizes:
 
     def parent(self, ratio: float, points: Sequence[Point]) -> StoredNetwork:
         """Return the network that a candidate of that ratio starts from: the next larger one that keeps the score."""
-        wanted = parent_ratio(points, ratio)
-        return next(network for network in self.runner.networks.values() if network.ratio == wanted)
+        found = self.network(parent_ratio(points, ratio))
+        assert found is not None, "points are about networks"
+        return found
+
+    def network(self, ratio: float) -> StoredNetwork | None:
+        """Return the network of a size; of two, the one whose training did not end early."""
+        found = [network for network in self.runner.networks.values() if network.ratio == ratio]
+        return min(found, key=lambda network: network.stopped_for is not None, default=None)
+
+    @property
+    def winner(self) -> int | None:
+        """The trial that would win if the search ended now."""
+        on_target = self.build.device_info.kind == "measured"
+        found = contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target)
+        return found[0] if found else None
 
     @property
     def winning_ratio(self) -> float:
-        """The share of the parameters that the network of the best trial so far has."""
-        on_target = self.build.device_info.kind == "measured"
-        best = contenders(tuple(self.runner.trials), self.build.budget, proven_on_target=on_target)[0]
-        recipe = self.runner.trials[best].recipe
+        """The share of the parameters that the winner's network has; 1 without a winner."""
+        if self.winner is None:
+            return 1.0
+        recipe = self.runner.trials[self.winner].recipe
         network = self.runner.network_of(Candidate(steps=recipe.torch_steps, parent=recipe.parent))
-        return 1.0 if network is None else network.ratio
+        network = network or self.runner.networks.get(recipe.parent)  # of one that was trained for int8
+        return 1.0 if network is None or not recipe.torch_steps else network.ratio

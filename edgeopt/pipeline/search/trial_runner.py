@@ -56,6 +56,8 @@ from edgeopt.report import words
 from edgeopt.select.decision import contenders
 from edgeopt.select.limits import judge_limits, measured_size, score_floor
 
+_SAME_FLOOR = 0.1
+"""Of the allowed drop: floors that differ by less, as those of two processors, are the same."""
 SMALLEST_FIRST: tuple[Precision, ...] = ("int8", "fp16", "fp32")
 
 
@@ -181,10 +183,17 @@ class TrialRunner:
         """Return the network of a candidate that was measured."""
         return self.networks.get(self.build.keys.network(candidate.steps, candidate.parent))
 
+    def stored(self, candidate: Candidate) -> StoredNetwork | None:
+        """Return the network of a candidate that was trained before, measured or not."""
+        key = self.build.keys.of("network", torch_steps=candidate.steps, parent=candidate.parent)
+        return self.build.ledger.get(key, StoredNetwork)
+
     def may_improve(self, network: StoredNetwork | None) -> bool:
-        """Tell whether a network's training ended early for a floor stricter than today's."""
-        stopped = network.stopped_for if network is not None else None
-        return stopped is not None and (self.floor is None or stopped.is_missed_by(self.floor.value))
+        """Tell whether a network's training ended early for a floor that is clearly stricter than today's."""
+        stopped, floor = network.stopped_for if network is not None else None, self.floor
+        if stopped is None or floor is None:
+            return stopped is not None
+        return stopped.is_missed_by(floor.value) and abs(stopped.value - floor.value) > _SAME_FLOOR * stopped.max_drop
 
     def without_unseen_rows(
         self, candidate: Candidate, network: StoredNetwork, exported: ExportedFile, variants: Sequence[Variant]
@@ -262,13 +271,11 @@ class TrialRunner:
         first: list[tuple[float, int]] = []
 
         def report(done: protocol.EpochProgress) -> None:
-            now, epoch = time.monotonic(), done.epoch
-            first.append((now, epoch))
-            began, start = first[0]
-            left = (now - began) / (epoch - start) * (done.epochs - 1 - epoch) if epoch > start else 0.0
-            words_left = f", about {words.duration(left)} left" if left else ""
-            text = f"epoch {epoch + 1} of {done.epochs}, score {done.score:.4f}{words_left}"
-            build.progress("train", f"{label}: {text}")
+            first.append((time.monotonic(), done.epoch))
+            seconds, epochs = first[-1][0] - first[0][0], done.epoch - first[0][1]
+            left = seconds / epochs * (done.epochs - 1 - done.epoch) if epochs else 0.0
+            text = f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}"
+            build.progress("train", f"{text}, about {words.duration(left)} left" if left else text)
 
         network = train_network(
             build,
@@ -311,14 +318,12 @@ class TrialRunner:
     def _show_best(self) -> None:
         """Say which trial is the best so far, if that has changed."""
         on_target = self.build.device_info.kind == "measured"
-        numbers = contenders(tuple(self.trials), self.build.budget, proven_on_target=on_target)
-        if not numbers or numbers[0] in (0, self.best):
-            return
-        self.best = numbers[0]
-        outcome = self.trials[self.best].outcome
-        assert isinstance(outcome, Measured)
-        size = words.size(measured_size(outcome.artifact, self.build.budget))
-        self.build.progress("best so far", f"trial {self.best}, {size}, score {outcome.score.value:.4f}")
+        best, *_ = (*contenders(tuple(self.trials), self.build.budget, proven_on_target=on_target), 0)
+        outcome = self.trials[best].outcome
+        if best not in (0, self.best) and isinstance(outcome, Measured):
+            self.best = best
+            size = words.size(measured_size(outcome.artifact, self.build.budget))
+            self.build.progress("best so far", f"trial {best}, {size}, score {outcome.score.value:.4f}")
 
     def _measured(self, number: int, variant: Variant) -> Measured:
         """Return a variant's measurement, with its A/B against the network that it was made of, if there is one.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import onnx.helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import load, read_opset, walk_graphs
@@ -30,7 +31,7 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
     if read_opset(model) > max_opset or model.ir_version > max_ir:
         return (
             f"has operator set {read_opset(model)} and IR {model.ir_version}; the target loads at most {max_opset} and "
-            f"{max_ir}. Raise min_onnxruntime in the profile."
+            f"{max_ir}.{_newest_operators(model, max_ir)} Raise max_opset, max_ir and min_onnxruntime in the profile."
         )
     foreign = find_foreign_operators(model)
     if foreign:
@@ -40,6 +41,22 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         return f"is not valid: {str(error).splitlines()[0]}"
     return None
+
+
+def _newest_operators(model: onnx.ModelProto, max_ir: int) -> str:
+    """Name the operators of other domains that need a newer IR, as ``ai.onnx.ml`` has; empty if there are none."""
+    too_new = {
+        entry.domain: entry.version
+        for entry in model.opset_import
+        if entry.domain and onnx.helper.find_min_ir_version_for([entry], ignore_unknown=True) > max_ir
+    }
+    used = {
+        f"{node.op_type} ({node.domain} {too_new[node.domain]})"
+        for graph in walk_graphs(model.graph)
+        for node in graph.node
+        if node.domain in too_new
+    }
+    return f" It needs the latter for {', '.join(sorted(used))}." if used else ""
 
 
 def find_foreign_operators(model: onnx.ModelProto) -> list[str]:

@@ -4,7 +4,7 @@ from onnx_running import a_network, write
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.compatibility import check_compatibility
+from edgeopt.graph.compatibility import check_compatibility, find_incompatibility
 from edgeopt.records.recipe import Compact, FlushDenormals, Simplify
 
 LIMITS = {"calibration": None, "max_opset": 20, "max_ir": 9}
@@ -29,6 +29,18 @@ def test_without_steps_the_file_is_copied(tmp_path, source):
 def test_a_file_that_is_too_new_for_the_target_is_refused(tmp_path, source):
     with pytest.raises(StepError, match=r"compact: out\.onnx has operator set 18 and IR 8; the target loads at most"):
         apply_steps((Compact(),), source, tmp_path / "out.onnx", **{**LIMITS, "max_opset": 17})
+
+
+def test_the_operators_that_need_a_newer_ir_are_named():
+    trees = onnx.helper.make_node("TreeEnsemble", ["x"], ["y"], domain="ai.onnx.ml")
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 1]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([trees], "g", value[:1], value[1:])
+    opsets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("ai.onnx.ml", 5)]
+    model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    assert find_incompatibility(model, 20, 9) == (
+        "has operator set 20 and IR 10; the target loads at most 20 and 9. It needs the latter for TreeEnsemble "
+        "(ai.onnx.ml 5). Raise max_opset, max_ir and min_onnxruntime in the profile."
+    )
 
 
 def test_a_missing_file_is_named_in_the_error(tmp_path):

@@ -72,7 +72,7 @@ def test_stop_ends_the_build_of_a_workspace_with_the_best_file_so_far(stopped, f
 
 def test_a_time_limit_ends_a_training_too_which_went_on_from_its_last_epoch(stopped, folder):
     before = trained_epochs(folder)
-    done = edgeopt(folder, *BUILD, "--time-limit", "0.5")  # all but the training is in the workspace
+    done = edgeopt(folder, *BUILD, "--time-limit", "1.5")  # all but the training is in the workspace
     assert done.returncode == 0, done.stderr
     assert_ended_with_a_file(folder, done.stdout, done.stderr)
     epochs = [

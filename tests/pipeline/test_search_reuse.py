@@ -39,15 +39,21 @@ def a_candidate(*steps):
 def test_a_candidate_of_another_target_is_taken_if_it_is_one_for_this_target(step, changes, metric, expected):
     profile = msgspec.structs.replace(a_profile(), **changes)
     build = a_stub_build(profile=profile, budget=a_budget(size_metric=metric))
-    assert suits(build, a_candidate(step, A_DISTILL)) == expected
+    assert suits(build, a_candidate(step, A_DISTILL), channel_step=4) == expected
+
+
+def test_widths_of_a_target_with_a_multiple_of_the_step_suit_also_if_they_are_none_as_of_heads():
+    build = a_stub_build(profile=msgspec.structs.replace(a_profile(), channel_step=8))
+    heads = a_candidate(Prune(importance=IMPORTANCE, widths={"heads": 3}), A_DISTILL)
+    assert [suits(build, heads, channel_step) for channel_step in (8, 16, 4)] == [True, True, False]
 
 
 def test_shared_candidates_of_several_searches_are_kept_once_and_in_order():
     first = msgspec.structs.replace(a_candidate(A_DISTILL), notes=("predicted to take 0.5 of the time",))
     second = a_candidate(ZEROS, A_DISTILL)
     good, bad = Point(0.3, True), Point(0.2, False)
-    shared = SharedCandidates(candidates=(), points=()).with_those_of("car", [first], [good])
-    shared = shared.with_those_of("phone", [first, second], [good, bad])
+    car, phone = (msgspec.structs.replace(a_profile(), name=name) for name in ("car", "phone"))
+    shared = SharedCandidates().with_those_of(car, [first], [good]).with_those_of(phone, [first, second], [good, bad])
     assert [one.steps for one in shared.candidates] == [first.steps, second.steps]
     assert [one.notes for one in shared.candidates] == [("its widths were chosen for the target car",), ()]
     assert shared.points == (good, bad)
@@ -58,22 +64,26 @@ def test_shared_candidates_of_several_searches_are_kept_once_and_in_order():
     ("points", "expected"),
     [
         ([Point(1.0, True)], False),  # no network of another target suits this one
-        ([Point(1.0, True), Point(0.3, True)], True),
         ([Point(1.0, True), Point(0.3, True), Point(0.2, False)], True),
+        ([Point(1.0, True), Point(0.5, True), Point(0.2, False)], False),  # the smallest good one does not suit
+        ([Point(1.0, True), Point(0.3, True)], False),
         ([Point(1.0, True), Point(0.3, False), Point(0.2, False)], False),  # this target loses more in its precision
         ([Point(1.0, True), Point(0.3, True), Point(0.2, True)], False),
     ],
 )
 def test_sizes_are_found_if_they_are_as_good_for_this_target_as_for_others(points, expected):
-    shared = SharedCandidates(candidates=(), points=(Point(1.0, True), Point(0.3, True), Point(0.2, False)))
+    shared = SharedCandidates(points=(Point(1.0, True), Point(0.5, True), Point(0.3, True), Point(0.2, False)))
     assert shared.answers(points) == expected
 
 
 def test_of_two_networks_of_a_size_the_one_that_was_trained_to_its_end_counts():
     stopped, whole = (SimpleNamespace(ratio=0.3, stopped_for=floor) for floor in ("a floor", None))
+    stopped.key, whole.key = "a", "b"
     runner = SimpleNamespace(networks={"a": stopped, "b": whole})
     sizes = KnownSizes(a_stub_build(), runner)
     assert sizes.network(0.3) is whole
+    sizes.refined = {"b"}  # it was made of the other one
+    assert sizes.network(0.3) is stopped
     assert sizes.network(0.4) is None
 
 

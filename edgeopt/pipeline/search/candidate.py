@@ -15,13 +15,14 @@ from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
 from edgeopt.pipeline.artifacts.onnx_files import can_unpack
 from edgeopt.pipeline.context import Build
-from edgeopt.planning.bisection import Point
+from edgeopt.planning.bisection import Point, largest_bad, smallest_good
 from edgeopt.planning.width_rules import least_widths, notes_without_effect, protected_branches
 from edgeopt.planning.widths import allocate, groups_left_out
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
 from edgeopt.records.low_rank import Factorization
+from edgeopt.records.profile import Profile
 from edgeopt.records.quantization import NodeNoise
 from edgeopt.records.recipe import (
     Distill,
@@ -79,31 +80,46 @@ class FinishedSearch(Record, frozen=True, kw_only=True):
 class SharedCandidates(Record, frozen=True, kw_only=True):
     """The candidates of all finished searches for a task, whatever the target; each after the one it starts from."""
 
-    candidates: tuple[Candidate, ...]
-    points: tuple[Point, ...]
+    candidates: tuple[Candidate, ...] = ()
+    channel_steps: tuple[int, ...] = ()
+    """Of the target that each was made for."""
+    points: tuple[Point, ...] = ()
     """The sizes that these searches have tried, and whether they keep the score."""
 
-    def with_those_of(self, target: str, found: Sequence[Candidate], points: Sequence[Point]) -> SharedCandidates:
-        """Return these and the candidates of one more search, whose notes are about its target."""
+    def with_those_of(self, profile: Profile, found: Sequence[Candidate], points: Sequence[Point]) -> SharedCandidates:
+        """Return these and the candidates of one more search; what notes say of widths is about its target."""
         known = {(one.steps, one.parent) for one in self.candidates}
-        note = f"its widths were chosen for the target {target}"
-        new = (
-            msgspec.structs.replace(one, notes=(note,) if one.notes else ())
+        note = f"its widths were chosen for the target {profile.name}"
+        new = tuple(
+            msgspec.structs.replace(one, notes=(note,)) if one.notes and not is_refinement(one) else one
             for one in found
             if (one.steps, one.parent) not in known
         )
         return SharedCandidates(
-            candidates=(*self.candidates, *new), points=tuple(dict.fromkeys((*self.points, *points)))
+            candidates=(*self.candidates, *new),
+            channel_steps=(*self.channel_steps, *(profile.channel_step for _ in new)),
+            points=tuple(dict.fromkeys((*self.points, *points))),
         )
 
+    def suiting(self, build: Build) -> list[Candidate]:
+        """Return those that are candidates for a build's target too."""
+        pairs = zip(self.candidates, self.channel_steps, strict=True)
+        return [candidate for candidate, channel_step in pairs if suits(build, candidate, channel_step)]
+
     def answers(self, points: Sequence[Point]) -> bool:
-        """Tell whether sizes that were tried again, for another target, are as good there: then nothing is to be found.
+        """Tell whether the sizes between which the answer lies are as good for another target: then it is found.
 
         Args:
             points: All that is known for that target.
         """
+        ends = (smallest_good(self.points), largest_bad(self.points))
+        tried = {point.ratio for point in points}
         pruned = [point for point in points if point.ratio < 1]
-        return bool(pruned) and all(point in self.points for point in pruned)
+        return (
+            bool(pruned)
+            and all(point in self.points for point in pruned)
+            and all(end is None or end in tried for end in ends)
+        )
 
 
 def finished_search_key(build: Build) -> Key:
@@ -111,7 +127,7 @@ def finished_search_key(build: Build) -> Key:
     profile = build.profile
     return build.keys.of(
         "finished-search", **_training_facts(build), precisions=profile.precisions, channel_step=profile.channel_step,
-        activation_type=profile.activation_type,
+        target=profile.name, device=build.device_info.uri, size_metric=build.budget.size_metric,
     )  # fmt: skip
 
 
@@ -129,8 +145,14 @@ def _training_facts(build: Build) -> dict[str, object]:
     }
 
 
-def suits(build: Build, candidate: Candidate) -> bool:
-    """Tell whether a candidate that was made for another target is one for this target too."""
+def suits(build: Build, candidate: Candidate, channel_step: int) -> bool:
+    """Tell whether a candidate is one for this target too.
+
+    Args:
+        build: For this target.
+        candidate: Made for another target.
+        channel_step: Of that one; groups of heads, say, may have widths that are no multiples of it.
+    """
     profile = build.profile
     for step in candidate.steps:
         if isinstance(step, QuantizeAware):
@@ -140,7 +162,7 @@ def suits(build: Build, candidate: Candidate) -> bool:
             fits = build.budget.size_metric == "download"
         else:
             widths = step.widths.values() if isinstance(step, Prune) else ()
-            fits = all(width % profile.channel_step == 0 for width in widths)
+            fits = channel_step % profile.channel_step == 0 or all(one % profile.channel_step == 0 for one in widths)
         if not fits:
             return False
     return True

@@ -38,7 +38,6 @@ from edgeopt.pipeline.search.candidate import (
     shared_candidates_key,
     slow_sizes,
     student,
-    suits,
     summary_of,
     trained_to_the_end,
 )
@@ -48,7 +47,7 @@ from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curv
 from edgeopt.pipeline.search.sizes import KnownSizes
 from edgeopt.pipeline.search.training_cores import tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
-from edgeopt.planning.bisection import Point, next_ratios
+from edgeopt.planning.bisection import Point, next_ratios, smallest_good
 from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.sparsity import SparsityCurve
@@ -141,23 +140,27 @@ class Search:
             self.notes += finished.notes
             self.sparsity = finished.sparsity
         elif shared is not None:
-            suiting = [candidate for candidate in shared.candidates if suits(build, candidate)]
+            suiting = shared.suiting(build)
             build.progress("search", f"reusing {len(suiting)} candidates from searches for other targets")
             points += self.reuse(suiting)
         if not self.goes_on(finished):
             return
+        if (unfinished := self.unfinished()) and not build.is_out_of_time:
+            build.progress("search", "trainings that ended early for a stricter limit on the score go on")
+            points += self.sizes.points(self.run_round(unfinished), [1.0] * len(unfinished))
         if finished is not None:
             points += self.under_new_limits(points)
         is_found = finished is None and shared is not None and shared.answers(points) and self.sizes.winner is not None
         if is_found and self.further != "always":  # by searches for other targets
             points += self.under_new_limits(points, below=self.sizes.winning_ratio)
+            self.refine(points)
         else:
             self.bisect(points)
         if not build.is_out_of_time and not self.has_crashes:
             candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
             build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
-            shared = shared or SharedCandidates(candidates=(), points=())
-            build.ledger.put(shared_key, shared.with_those_of(build.profile.name, candidates, points))
+            shared = (shared or SharedCandidates()).with_those_of(build.profile, candidates, points)
+            build.ledger.put(shared_key, shared)
 
     def reuse(self, candidates: Sequence[Candidate]) -> list[Point]:
         """Make candidates of a finished search, which are trained already, and return what they say about sizes."""
@@ -185,20 +188,19 @@ class Search:
             note = "No trial of the finished search keeps these limits, so it goes on (--no-train only decides)."
             self.own_notes.append(note)
             self.build.progress("search", note)
-        is_needed = finished is None or not has_winner
-        if not is_needed and self.further == "if needed" and self.has_smaller_unfinished:
-            is_needed = True
-            self.build.progress("search", "trainings that ended early for a stricter limit on the score go on")
+        is_needed = finished is None or not has_winner or bool(self.unfinished())
         return self.further == "always" or (self.further == "if needed" and is_needed)
 
-    @property
-    def has_smaller_unfinished(self) -> bool:
-        """Whether a training of a smaller network than the winner's ended early, for a limit stricter than today's."""
-        return any(
-            network.ratio < self.sizes.winning_ratio and not self.is_known(trained_to_the_end(candidate))
+    def unfinished(self) -> list[Candidate]:
+        """Return what is smaller than the winner and stopped early, for a limit stricter than today's, to the end."""
+        found = [
+            trained_to_the_end(candidate)
             for candidate in self.candidates
-            if (network := self.runner.network_of(candidate)) is not None and self.runner.may_improve(network)
-        )
+            if (network := self.runner.network_of(candidate)) is not None
+            and self.runner.may_improve(network)
+            and network.ratio < self.sizes.winning_ratio
+        ]
+        return [candidate for candidate in found if not self.is_known(candidate)]
 
     def under_new_limits(self, points: Sequence[Point], below: float = math.inf) -> list[Point]:
         """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths.
@@ -242,6 +244,8 @@ class Search:
                 self.candidates.append(candidate)
                 if result.network is not None:
                     runner.networks[result.network.key] = result.network
+                    if is_refinement(candidate):
+                        self.sizes.refined.add(result.network.key)
                 trials = [runner.measure(variant) for variant in result.variants]
                 found.append(CandidateTrials(result.network, trials))
         forget_stages(self.build)
@@ -259,10 +263,12 @@ class Search:
         except EdgeoptError as error:
             failed = Candidate(steps=(), parent=result.network.key).recipe((), self.build.seed)
             return result._replace(variants=[*variants, Variant(failed, as_failed(error), {})])
+        if child is not None and self.may_make(self.whole(child)):
+            child = self.whole(child)
         if child is None or not self.may_make(child):
             return result._replace(variants=variants)
         label = f"{summary_of(candidate)}, for int8"
-        return result._replace(variants=variants + self.runner.make(self.whole(child), result.network, label).variants)
+        return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
 
     def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
         """Call ``function`` on each item, as many at a time as there are torch processes, which share the cores.
@@ -300,7 +306,7 @@ class Search:
             build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
             results = self.run_round([candidate for candidate, _ in new])
             points += self.sizes.points(results, [ratio for _, ratio in new])
-        self.refine(min((point.ratio for point in points if point.good), default=None))
+        self.refine(points)
 
     def new_candidates(self, plans: Sequence[tuple[Candidate, float]]) -> list[tuple[Candidate, float]]:
         """Return the planned candidates that cut something and were not tried before."""
@@ -346,14 +352,14 @@ class Search:
             self.build.progress("failed", note)
             return None
 
-    def refine(self, ratio: float | None) -> None:
-        """Try a uniform cut, factorized layers, fewer bits and zeros at a share of the parameters; None if none."""
-        build = self.build
+    def refine(self, points: list[Point]) -> None:
+        """Try a uniform cut, factorized layers, fewer bits and zeros at the smallest size that keeps the score."""
+        build, ratio = self.build, smallest_good(points)
         network = None if ratio is None else self.sizes.network(ratio)
         if network is None or build.is_out_of_time:
             return
         if (uniform := self.uniform(network)) is not None and not self.is_known(uniform := self.whole(uniform)):
-            self.run_round([uniform])
+            points += self.good_points([uniform])
         if build.effort.low_rank:
             with build.clock.stage("low rank"):
                 precision = self.sizes.shipping_precision or self.runner.precisions[0]
@@ -363,7 +369,7 @@ class Search:
                 build.progress("low-rank", reason)
             candidates = [one for one in map(self.whole, candidates) if not self.is_known(one)]
             if candidates and not build.is_out_of_time:
-                self.run_round(candidates)
+                points += self.good_points(candidates)
         few_bits = self.few_bits(network)
         if few_bits is not None and not self.is_known(few_bits := self.whole(few_bits)):
             self.run_round([few_bits])
@@ -374,6 +380,10 @@ class Search:
             if reason:
                 self.notes.append(reason)
             self.run_round(candidates)
+
+    def good_points(self, candidates: Sequence[Candidate]) -> list[Point]:
+        """Run refinements, and return the sizes that keep the score: of the others, it says nothing."""
+        return [one for one in self.sizes.points(self.run_round(candidates), [1.0] * len(candidates)) if one.good]
 
     def uniform(self, network: StoredNetwork) -> Candidate | None:
         """Return the uniform cut of a network's size; None if it is not worth it, or cannot be made."""

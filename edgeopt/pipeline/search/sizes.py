@@ -25,6 +25,8 @@ class KnownSizes:
     def __init__(self, build: Build, runner: TrialRunner) -> None:
         self.build = build
         self.runner = runner
+        self.refined: set[str | None] = set()
+        """Networks that were made of others of their size."""
 
     def points(self, results: Sequence[CandidateTrials], ratios: Sequence[float]) -> list[Point]:
         """Return what a round says about sizes; a failed candidate counts as bad at the ratio it was meant for.
@@ -77,7 +79,7 @@ class KnownSizes:
     def network(self, ratio: float) -> StoredNetwork | None:
         """Return the network of a size; of two, the one whose training did not end early."""
         found = [network for network in self.runner.networks.values() if network.ratio == ratio]
-        return min(found, key=lambda network: network.stopped_for is not None, default=None)
+        return min(found, key=lambda one: (one.key in self.refined, one.stopped_for is not None), default=None)
 
     @property
     def winner(self) -> int | None:

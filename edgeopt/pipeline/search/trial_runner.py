@@ -135,7 +135,7 @@ class TrialRunner:
             label: What progress calls it.
         """
         build, seconds = self.build, dict[str, float]()
-        diverged = build.keys.of("diverged-training", candidate=candidate)
+        diverged = build.keys.of("diverged-training", torch_steps=candidate.steps, parent=candidate.parent)
         failed = build.ledger.get(diverged, Failed)
         if failed is not None:
             return self._without_network(candidate, failed, seconds)
@@ -271,11 +271,12 @@ class TrialRunner:
         first: list[tuple[float, int]] = []
 
         def report(done: protocol.EpochProgress) -> None:
+            first[:] = [one for one in first if one[1] < done.epoch]  # the second of two trainings begins anew
             first.append((time.monotonic(), done.epoch))
             seconds, epochs = first[-1][0] - first[0][0], done.epoch - first[0][1]
             left = seconds / epochs * (done.epochs - 1 - done.epoch) if epochs else 0.0
-            text = f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}"
-            build.progress("train", f"{text}, about {words.duration(left)} left" if left else text)
+            tail = f", about {words.duration(left)} left" if left else ""
+            build.progress("train", f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}{tail}")
 
         network = train_network(
             build,

@@ -50,7 +50,7 @@ def test_widths_of_a_target_with_a_multiple_of_the_step_suit_also_if_they_are_no
 
 def test_shared_candidates_of_several_searches_are_kept_once_and_in_order():
     first = msgspec.structs.replace(a_candidate(A_DISTILL), notes=("predicted to take 0.5 of the time",))
-    second = a_candidate(ZEROS, A_DISTILL)
+    second = a_candidate(Prune(importance=IMPORTANCE, widths={"stem": 8}), A_DISTILL)
     good, bad = Point(0.3, True), Point(0.2, False)
     car, phone = (msgspec.structs.replace(a_profile(), name=name) for name in ("car", "phone"))
     shared = SharedCandidates().with_those_of(car, [first], [good]).with_those_of(phone, [first, second], [good, bad])

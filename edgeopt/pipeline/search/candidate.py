@@ -88,7 +88,7 @@ class SharedCandidates(Record, frozen=True, kw_only=True):
 
     def with_those_of(self, profile: Profile, found: Sequence[Candidate], points: Sequence[Point]) -> SharedCandidates:
         """Return these and the candidates of one more search; what notes say of widths is about its target."""
-        known = {(one.steps, one.parent) for one in self.candidates}
+        known = [(one.steps, one.parent) for one in self.candidates]
         note = f"its widths were chosen for the target {profile.name}"
         new = tuple(
             msgspec.structs.replace(one, notes=(note,)) if one.notes and not is_refinement(one) else one

@@ -51,8 +51,8 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "targets",
     multiple=True,
     metavar="NAME",
-    help="A target's name, or the path of its .toml (see `edgeopt targets list`); repeat it for one search with a file "
-    "for each.",
+    help="A target's name, or the path of its .toml (see `edgeopt targets list`); repeat it for several targets, "
+    "whose searches share their trainings.",
 )
 @click.option("--data", metavar="DATA", help=f"Inputs and labels for a TASK that is an .onnx file. {DATA_HELP}")
 @data_options

@@ -1,4 +1,4 @@
-"""``edgeopt build`` for several targets: one search after the other in one workspace, so that nothing trains twice."""
+"""``edgeopt build`` for several targets: one search after the other, in a workspace that they share."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Project(Record, frozen=True, kw_only=True):
     task: str | None = None
     """As on the command line: a ready task, ``module:name``, ``file.py:name`` or ``model.onnx``."""
     target: str | tuple[str, ...] | None = None
-    """The name of a profile, or the path of its file; several for one search with a file for each."""
+    """The name of a profile, or the path of its file; several for a file for each."""
     limits: LimitOptions | None = None
     keep: tuple[str, ...] = ()
     """Globs of parameters and modules that no channel is cut from."""

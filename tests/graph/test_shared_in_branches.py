@@ -44,6 +44,15 @@ def a_model(then_weights, else_weights, top_weights=None):
     return model
 
 
+def with_typed_values(model):
+    """Write the weights of branches in fields of their type, as some exporters do, instead of raw bytes."""
+    for attribute in model.graph.node[0].attribute:
+        (tensor,) = attribute.g.initializer
+        values = numpy_helper.to_array(tensor)
+        tensor.CopyFrom(helper.make_tensor(tensor.name, TensorProto.FLOAT, values.shape, values.ravel().tolist()))
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "copies"),
     [
@@ -52,6 +61,8 @@ def a_model(then_weights, else_weights, top_weights=None):
         (a_model(WEIGHTS, WEIGHTS, WEIGHTS), 1),
         (a_model(WEIGHTS, WEIGHTS + 1, WEIGHTS), 2),
         (a_model(WEIGHTS, WEIGHTS.T.copy()), 2),
+        (with_typed_values(a_model(WEIGHTS, WEIGHTS + 1)), 2),
+        (with_typed_values(a_model(WEIGHTS, WEIGHTS)), 1),
     ],
 )
 def test_equal_weights_of_branches_are_stored_once(model, copies):

@@ -192,7 +192,7 @@ class Search:
         return self.further == "always" or (self.further == "if needed" and is_needed)
 
     def unfinished(self) -> list[Candidate]:
-        """Return what is smaller than the winner and stopped early, for a limit stricter than today's, to the end."""
+        """Return the candidates below the winner that a stricter limit ended early, to be trained to their ends."""
         found = [
             trained_to_the_end(candidate)
             for candidate in self.candidates
@@ -206,7 +206,7 @@ class Search:
         """Cut networks of known sizes once more: a limit on latency that was not there before asks for other widths.
 
         Args:
-            points: KnownSizes that were tried.
+            points: Sizes that were tried.
             below: Only networks smaller than that share of the parameters.
         """
         build, good = self.build, {point.ratio for point in points if point.good and point.ratio < below}
@@ -382,7 +382,7 @@ class Search:
             self.run_round(candidates)
 
     def good_points(self, candidates: Sequence[Candidate]) -> list[Point]:
-        """Run refinements, and return the sizes that keep the score: of the others, it says nothing."""
+        """Run refinements, and return the sizes of those that keep the score; the others say nothing about theirs."""
         return [one for one in self.sizes.points(self.run_round(candidates), [1.0] * len(candidates)) if one.good]
 
     def uniform(self, network: StoredNetwork) -> Candidate | None:

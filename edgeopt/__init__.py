@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgeopt.errors import EdgeoptError, TaskError
     from edgeopt.records.budget import Budget
+    from edgeopt.records.preprocessing import ImagePreprocessing, SoundPreprocessing
     from edgeopt.records.recipe import Importance
     from edgeopt.task import Batch, CheckedTask, Task, Training, load_task
     from edgeopt.tasks.classification import classification, regression
@@ -26,7 +27,9 @@ __all__ = [
     "Budget",
     "CheckedTask",
     "EdgeoptError",
+    "ImagePreprocessing",
     "Importance",
+    "SoundPreprocessing",
     "Task",
     "TaskError",
     "Training",
@@ -45,7 +48,9 @@ _MODULES = {
     "Budget": "edgeopt.records.budget",
     "CheckedTask": "edgeopt.task",
     "EdgeoptError": "edgeopt.errors",
+    "ImagePreprocessing": "edgeopt.records.preprocessing",
     "Importance": "edgeopt.records.recipe",
+    "SoundPreprocessing": "edgeopt.records.preprocessing",
     "Task": "edgeopt.task",
     "TaskError": "edgeopt.errors",
     "Training": "edgeopt.task",

@@ -7,7 +7,26 @@ from builders import a_baseline, a_budget, a_choice, a_trial
 from tiny_models import a_network, a_run_target, write_quick_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
+from edgeopt.bundle.golden import NO_GOLDEN, Golden, output_tolerance
+from edgeopt.bundle.manifest import Origin
 from edgeopt.bundle.write import write_bundle
+
+AN_ORIGIN = Origin(
+    labels=("cat", "dog", "fox"),
+    preprocessing="bytes divided by 255",
+    postprocessing="",
+    versions={"onnx": "1.23.2"},
+    seed=7,
+    command="edgeopt build --target phone",
+)
+
+
+def a_golden(inputs, outputs, *, ratio: float = 1e-3, **parts) -> Golden:
+    """Golden arrays whose outputs may be off by ``ratio`` of the largest value."""
+    tolerances = {name: output_tolerance(array, ratio) for name, array in outputs.items()}
+    empty = {"raw": {}, "resized": {}, "answers": ()}
+    return Golden(inputs=inputs, outputs=outputs, tolerances=tolerances, **(empty | parts))
+
 
 GENEROUS = {"max_latency_ms": 1000.0, "max_peak_memory_bytes": 10**9}
 
@@ -27,12 +46,9 @@ def a_bundle(folder: Path, *, wrong: float = 0.0, drop_ci95: tuple[float, float]
         folder / "out",
         choice,
         model=model if won else None,
-        golden_inputs=inputs if won else {},
-        golden_outputs={name: array + np.float32(wrong) for name, array in outputs.items()} if won else {},
-        labels=(),
-        preprocessing="",
-        versions={},
-        seed=0,
-        command="edgeopt build",
+        golden=a_golden(inputs, {name: array + np.float32(wrong) for name, array in outputs.items()})
+        if won
+        else NO_GOLDEN,
+        origin=AN_ORIGIN,
     )
     return folder / "out"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeopt.bundle.raw_inputs import RawInput, ResizedImage
 from edgeopt.errors import DataError
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
@@ -23,6 +24,12 @@ FLOAT16_TOLERANCE_RATIO = 2e-2
 """float16 has 11 bits, and runtimes differ in the operators that they run in float32."""
 INT8_TOLERANCE_RATIO = 1e-1
 """A few of 255 steps through several layers: processors without VNNI may round an activation to the next step."""
+_LEAST_RATIOS = {FLOAT_TOLERANCE_RATIO: 1e-4, FLOAT16_TOLERANCE_RATIO: 2e-3, INT8_TOLERANCE_RATIO: 1 / 127}
+"""Of the same: what other hardware may do even where this machine shows no difference; in int8, one step."""
+_SPREAD_MARGIN = 2.0
+
+
+GoldenRole = Literal["input", "output", "resized"]
 
 
 class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,14 +37,46 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     """Of the model's input or output."""
-    role: Literal["input", "output"]
+    role: GoldenRole
+    """``resized``: the input that preprocessing makes of an image of another size."""
     file: str
     """Path in the bundle."""
     dtype: str
     """numpy's name, such as ``float32``; the bytes are little-endian, in C order."""
     shape: tuple[int, ...]
     tolerance: float | None
-    """Largest absolute difference that is allowed; null for inputs."""
+    """Largest absolute difference that is allowed, and the mean one of ``resized``; null for inputs without files."""
+    raw: tuple[str, ...] = ()
+    """Images or sounds, one for each sample, from which preprocessing makes this array."""
+
+
+class GoldenAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What an output says about a sample of the golden inputs."""
+
+    output: str
+    sample: int
+    class_index: int
+    label: str | None
+    """null if the classes have no names."""
+
+
+class Golden(NamedTuple):
+    """What an app can check itself with."""
+
+    inputs: Mapping[str, Array]
+    """In the model's order."""
+    outputs: Mapping[str, Array]
+    """The model's for them under ONNX Runtime."""
+    tolerances: Mapping[str, float]
+    """Of each output: largest absolute difference."""
+    raw: Mapping[str, RawInput]
+    """Of inputs whose preprocessing is known."""
+    resized: Mapping[str, ResizedImage]
+    """Of images."""
+    answers: tuple[GoldenAnswer, ...]
+
+
+NO_GOLDEN = Golden({}, {}, {}, {}, {}, ())
 
 
 def tolerance_ratio(recipe: Recipe, weight_types: Sequence[str] = (), parities: Sequence[Parity] = ()) -> float:
@@ -60,38 +99,76 @@ def _usual_ratio(recipe: Recipe, weight_types: Sequence[str]) -> float:
     return FLOAT_TOLERANCE_RATIO
 
 
-def write_golden(
-    folder: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array], ratio: float
-) -> tuple[GoldenEntry, ...]:
-    """Write the arrays into ``folder/golden``.
-
-    File names are numbered (``input-0.bin``), because names of inputs can have characters that file names cannot.
+def measured_tolerance(output: Array, spread: float, ratio: float) -> float:
+    """Return the largest absolute difference that an output may have on another device, by what was measured here.
 
     Args:
-        folder: The bundle.
-        inputs: Name to array, in the model's order.
-        outputs: The model's outputs for them under ONNX Runtime.
-        ratio: Tolerance of an output relative to its largest absolute value.
+        output: The expected one.
+        spread: Largest difference of the same output between ways to run the file, and with inputs off by rounding.
+        ratio: Of ``tolerance_ratio``; no tolerance is larger.
+    """
+    largest = output_tolerance(output, ratio)
+    usual = max((usual for usual in _LEAST_RATIOS if usual <= ratio), default=FLOAT_TOLERANCE_RATIO)
+    return min(largest, max(_SPREAD_MARGIN * spread, output_tolerance(output, _LEAST_RATIOS[usual])))
+
+
+def write_golden(folder: Path, golden: Golden) -> tuple[GoldenEntry, ...]:
+    """Write the arrays and the files that give them into ``folder/golden``.
+
+    File names are numbered (``input-0.bin``), because names of inputs can have characters that file names cannot.
     """
     (folder / "golden").mkdir()
     entries = []
-    arrays: list[tuple[Literal["input", "output"], Mapping[str, Array]]] = [("input", inputs), ("output", outputs)]
-    for role, arrays_by_name in arrays:
-        for index, (name, array) in enumerate(arrays_by_name.items()):
-            little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-            file = f"golden/{role}-{index}.bin"
-            (folder / file).write_bytes(little_endian.tobytes())
-            entries.append(
-                GoldenEntry(
-                    name=name,
-                    role=role,
-                    file=file,
-                    dtype=array.dtype.name,
-                    shape=array.shape,
-                    tolerance=output_tolerance(array, ratio) if role == "output" else None,
-                )
-            )
+    for index, (name, array) in enumerate(golden.inputs.items()):
+        raw = golden.raw.get(name)
+        names = _write_raw(folder, f"golden/input-{index}", raw) if raw else ()
+        entry = _write_array(folder, f"golden/input-{index}.bin", name, array, "input")
+        entries.append(msgspec.structs.replace(entry, raw=names, tolerance=raw.tolerance if raw else None))
+    for index, (name, array) in enumerate(golden.outputs.items()):
+        entry = _write_array(folder, f"golden/output-{index}.bin", name, array, "output")
+        entries.append(msgspec.structs.replace(entry, tolerance=golden.tolerances[name]))
+    for index, (name, image) in enumerate(golden.resized.items()):
+        file = f"golden/resized-{index}.png"
+        (folder / file).write_bytes(image.file)
+        entry = _write_array(folder, f"golden/resized-{index}.bin", name, image.values, "resized")
+        entries.append(msgspec.structs.replace(entry, raw=(file,), tolerance=image.tolerance))
     return tuple(entries)
+
+
+def _write_raw(folder: Path, start: str, raw: RawInput) -> tuple[str, ...]:
+    names = tuple(f"{start}-{sample}{raw.suffix}" for sample in range(len(raw.files)))
+    for name, data in zip(names, raw.files, strict=True):
+        (folder / name).write_bytes(data)
+    return names
+
+
+def _write_array(folder: Path, file: str, name: str, array: Array, role: GoldenRole) -> GoldenEntry:
+    little_endian = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    (folder / file).write_bytes(little_endian.tobytes())
+    return GoldenEntry(name=name, role=role, file=file, dtype=array.dtype.name, shape=array.shape, tolerance=None)
+
+
+def find_answers(
+    name: str, output: Array, class_axis: int, labels: Sequence[str], tolerance: float
+) -> tuple[GoldenAnswer, ...]:
+    """Return the class of each sample by an output of scores, if no allowed difference changes it.
+
+    Args:
+        name: Of the output.
+        output: Of shape (samples, classes); others have no answers.
+        class_axis: Where the classes are.
+        labels: Of the classes; empty if they have no names.
+        tolerance: Of the output.
+    """
+    if output.ndim != 2 or class_axis not in (1, -1) or output.shape[1] < 2:
+        return ()
+    two_best = np.sort(output.astype(np.float64), axis=1)[:, -2:]
+    named = len(labels) == output.shape[1]
+    return tuple(
+        GoldenAnswer(output=name, sample=sample, class_index=index, label=labels[index] if named else None)
+        for sample, index in enumerate(np.argmax(output, axis=1).tolist())
+        if two_best[sample, 1] - two_best[sample, 0] > 2 * tolerance
+    )
 
 
 def output_tolerance(output: Array, ratio: float) -> float:

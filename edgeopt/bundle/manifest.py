@@ -8,19 +8,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import onnx
 import onnx.helper
 
-from edgeopt.bundle.golden import GoldenEntry
+from edgeopt.bundle.golden import GoldenAnswer, GoldenEntry
 from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.preprocessing import Preprocessing
 from edgeopt.records.recipe import Recipe
 from edgeopt.report.document import Document, read_part
 from edgeopt.report.parts import Part, Span
 from edgeopt.report.proof import build_proof
 
-_SCHEMA: Literal["edgeopt/manifest-2"] = "edgeopt/manifest-2"
+_SCHEMA: Literal["edgeopt/manifest-3"] = "edgeopt/manifest-3"
 MANIFEST_NAME = "manifest.json"
 
 
@@ -31,6 +33,10 @@ class TensorInfo(Part, frozen=True, kw_only=True):
     shape: tuple[int | str, ...]
     """A name stands for a dynamic dimension."""
     dtype: str
+    value_range: Span | None = None
+    """Of an input: the smallest and largest value of the samples on which the build judged."""
+    preprocessing: Preprocessing | None = None
+    """Of an input: how an app makes it from an image or a sound; null if the task doesn't say it as data."""
 
 
 class DynamicDimension(Part, frozen=True, kw_only=True):
@@ -55,9 +61,17 @@ class Origin(Part, frozen=True, kw_only=True):
     postprocessing: str
     """For people: how an app reads the outputs."""
     versions: dict[str, str]
+    """Of every package that took part in making the file."""
     seed: int
     command: str
     dynamic: tuple[DynamicDimension, ...] = ()
+    """Of the inputs, besides the batch."""
+    value_ranges: dict[str, Span] = msgspec.field(default_factory=dict)
+    """By input."""
+    input_preprocessing: dict[str, Preprocessing] = msgspec.field(default_factory=dict)
+    """By input: the same as ``preprocessing``, as data."""
+    licence: str = ""
+    """Of the model and the data it was trained on; empty if the task doesn't say."""
 
 
 class FileEntry(Part, frozen=True, kw_only=True):
@@ -84,7 +98,7 @@ class ProofEntry(Part, frozen=True, kw_only=True):
 class Manifest(Part, frozen=True, kw_only=True):
     """The description of a bundle; ``recipe`` and ``proof`` are null if no trial keeps the limits."""
 
-    schema: Literal["edgeopt/manifest-2"]
+    schema: Literal["edgeopt/manifest-3"]
     task: str
     target: str
     device: DeviceInfo
@@ -95,6 +109,10 @@ class Manifest(Part, frozen=True, kw_only=True):
     preprocessing: str
     postprocessing: str
     golden: tuple[GoldenEntry, ...]
+    answers: tuple[GoldenAnswer, ...]
+    """Of the golden inputs."""
+    licence: str
+    """Of the model and the data it was trained on; empty if the task doesn't say."""
     recipe: Recipe | None
     proof: tuple[ProofEntry, ...] | None
     versions: dict[str, str]
@@ -105,7 +123,13 @@ class Manifest(Part, frozen=True, kw_only=True):
     """Of the inputs, besides the batch."""
 
 
-def build_manifest(folder: Path, document: Document, origin: Origin, golden: tuple[GoldenEntry, ...]) -> Manifest:
+def build_manifest(
+    folder: Path,
+    document: Document,
+    origin: Origin,
+    golden: tuple[GoldenEntry, ...] = (),
+    answers: tuple[GoldenAnswer, ...] = (),
+) -> Manifest:
     """Describe the files in ``folder``, except the manifest itself."""
     winner = document.winner
     inputs, outputs = describe_tensors(folder / "model.onnx") if winner else ((), ())
@@ -115,12 +139,21 @@ def build_manifest(folder: Path, document: Document, origin: Origin, golden: tup
         target=document.target,
         device=document.device,
         proven_on_target=document.proven_on_target,
-        inputs=inputs,
+        inputs=tuple(
+            msgspec.structs.replace(
+                info,
+                value_range=origin.value_ranges.get(info.name),
+                preprocessing=origin.input_preprocessing.get(info.name),
+            )
+            for info in inputs
+        ),
         outputs=outputs,
         labels=origin.labels,
         preprocessing=origin.preprocessing,
         postprocessing=origin.postprocessing,
         golden=golden,
+        answers=answers,
+        licence=origin.licence,
         recipe=None if winner is None else winner.recipe,
         proof=None if winner is None else _proof(document),
         versions=origin.versions,

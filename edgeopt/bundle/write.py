@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from edgeopt.bundle.golden import Array, GoldenEntry, tolerance_ratio, write_golden
-from edgeopt.bundle.manifest import MANIFEST_NAME, DynamicDimension, Origin, build_manifest
+import msgspec
+
+from edgeopt.bundle.app_files import write_app_files
+from edgeopt.bundle.golden import Golden, GoldenEntry, write_golden
+from edgeopt.bundle.manifest import MANIFEST_NAME, Origin, build_manifest, hash_files
 from edgeopt.bundle.swap import building_path, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.model_files.layout import copy_model
@@ -44,36 +46,15 @@ def check_out(out: Path) -> None:
         )
 
 
-def write_bundle(
-    out: Path,
-    choice: Choice,
-    *,
-    model: Path | None,
-    golden_inputs: Mapping[str, Array],
-    golden_outputs: Mapping[str, Array],
-    labels: Sequence[str],
-    preprocessing: str,
-    versions: Mapping[str, str],
-    seed: int,
-    command: str,
-    postprocessing: str = "",
-    dynamic: Sequence[DynamicDimension] = (),
-) -> None:
+def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golden, origin: Origin) -> None:
     """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
     Args:
         out: The folder; ``check_out`` says what it may hold.
         choice: The decision.
         model: The winner's file; None if there is no winner.
-        golden_inputs: Name to array; empty without a model.
-        golden_outputs: The model's outputs for them under ONNX Runtime.
-        labels: Of the classes; empty if the task has none.
-        preprocessing: For people: how an app prepares the inputs.
-        versions: Of every package that took part in making the file.
-        seed: Of the build.
-        command: The command line of the build.
-        postprocessing: For people: how an app reads the outputs.
-        dynamic: The dynamic dimensions of the inputs besides the batch.
+        golden: What an app checks itself with; ``NO_GOLDEN`` without a model.
+        origin: The task's description of its model, and how the build was run.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is then still there.
@@ -81,18 +62,9 @@ def write_bundle(
     check_out(out)
     out = out.absolute()
     new = building_path(out)
-    origin = Origin(
-        labels=tuple(labels),
-        preprocessing=preprocessing,
-        postprocessing=postprocessing,
-        versions=dict(versions),
-        seed=seed,
-        command=command,
-        dynamic=tuple(dynamic),
-    )
     try:
         new.mkdir()
-        _fill(new, build_document(choice), model, golden_inputs, golden_outputs, origin)
+        _fill(new, build_document(choice), model, golden, origin)
         swap_in(new, out)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -102,21 +74,16 @@ def write_bundle(
         ) from error
 
 
-def _fill(
-    new: Path,
-    document: Document,
-    model: Path | None,
-    golden_inputs: Mapping[str, Array],
-    golden_outputs: Mapping[str, Array],
-    origin: Origin,
-) -> None:
+def _fill(new: Path, document: Document, model: Path | None, golden: Golden, origin: Origin) -> None:
     """Write every file of a bundle; the manifest comes last, because it has the hashes of the others."""
-    golden: tuple[GoldenEntry, ...] = ()
+    entries: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         copy_model(model, new / "model.onnx")
-        winner = document.winner
-        ratio = tolerance_ratio(winner.recipe, winner.weight_types, winner.parities)
-        golden = write_golden(new, golden_inputs, golden_outputs, ratio)
+        entries = write_golden(new, golden)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
-    (new / MANIFEST_NAME).write_bytes(encode(build_manifest(new, document, origin, golden)))
+    manifest = build_manifest(new, document, origin, entries, golden.answers)
+    if document.winner is not None:
+        write_app_files(new, document, manifest)
+        manifest = msgspec.structs.replace(manifest, files=hash_files(new))
+    (new / MANIFEST_NAME).write_bytes(encode(manifest))

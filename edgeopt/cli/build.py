@@ -26,7 +26,7 @@ from edgeopt.cli.options import (
     verbose_option,
 )
 from edgeopt.config.limits import LimitOptions
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgeopt.cli.options import DATA_HELP, data_options, device_option, fallback_option, verbose_option
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
     from edgeopt.cli.console import ProgressDisplay

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from edgeopt.config.limits import LimitOptions, check_options
-from edgeopt.records.given_data import COLOR_ORDERS, IMAGE_LAYOUTS, DataOptions
+from edgeopt.records.preprocessing import COLOR_ORDERS, IMAGE_LAYOUTS, DataOptions
 from edgeopt.records.scoring import SCORE_NAMES, ScoreWish
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules

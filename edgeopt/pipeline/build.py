@@ -6,38 +6,35 @@ In: a ``BuildRequest``. Out: a ``Choice``, and the folder an app takes.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
-from edgeopt.bundle.write import check_out, write_bundle
+from edgeopt.bundle.write import check_out
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
-from edgeopt.errors import DeviceError, EdgeoptError, StepError
+from edgeopt.errors import EdgeoptError
 from edgeopt.logs import log_to_file
-from edgeopt.model_files.layout import is_unchanged
 from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
 from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.tracing.trainable import FROZEN_NOTE
 from edgeopt.passes.training_differences import DIFFERENCE_NOTE
-from edgeopt.pipeline.artifacts.device_parity import golden_outputs
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.expected_drop import with_expected_drop
+from edgeopt.pipeline.artifacts.finished_bundle import write_finished
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
 from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
-from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of, maker_versions
+from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of
 from edgeopt.pipeline.evaluation import open_task
-from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dimensions, judged_sizes
+from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
 from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
 from edgeopt.pipeline.search.driver import Further, Search
@@ -51,8 +48,8 @@ from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
-from edgeopt.records.given_data import DataOptions
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
@@ -135,8 +132,7 @@ def build(
         choice = decide(opened, search, remarks, request.notes)
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
-        write(opened, choice, out, request.command)
-        return choice
+        return write_finished(opened, choice, out, request.command)
 
 
 def quick_profile(profile: Profile) -> Profile:
@@ -364,36 +360,3 @@ def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choi
             direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)
-
-
-def write(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> None:
-    """Write the folder that an app takes."""
-    with build.clock.stage("bundle"):
-        build.progress("bundle", str(out))
-        model = None
-        inputs: dict[str, Any] = {}
-        outputs: dict[str, Any] = {}
-        if choice.winner is not None:
-            sha256 = measured(choice, choice.winner).artifact.sha256
-            model = build.workspace.artifact(sha256)
-            if not is_unchanged(model, sha256):
-                raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
-            try:
-                inputs, outputs = build.data.golden_inputs, golden_outputs(build, model)
-            except (StepError, DeviceError) as error:
-                note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
-                choice, inputs = msgspec.structs.replace(choice, notes=(*choice.notes, note)), {}
-        write_bundle(
-            out,
-            choice,
-            model=model,
-            golden_inputs=inputs,
-            golden_outputs=outputs,
-            labels=build.data.task.labels,
-            preprocessing=build.data.task.preprocessing,
-            postprocessing=build.data.task.postprocessing,
-            versions=maker_versions(),
-            seed=build.seed,
-            command=shlex.join(command),
-            dynamic=dynamic_dimensions(build.data.task, build.sizes),
-        )

@@ -18,7 +18,7 @@ from edgeopt.pipeline.boundary import run_user_code
 from edgeopt.pipeline.given_model import open_given_task
 from edgeopt.pipeline.processes import prepare_for_forks
 from edgeopt.pipeline.user_code import load_guarded_task
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task import Batch, CheckedTask

@@ -21,7 +21,7 @@ from edgeopt.graph.compatibility import find_foreign_operators
 from edgeopt.graph.given.files import GivenModel, one_file, read_given
 from edgeopt.graph.given.values import check_inputs, model_inputs
 from edgeopt.pipeline.boundary import run_user_code
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.onnx_data.functions import is_function

@@ -31,6 +31,8 @@ from edgeopt.tasks.given.onnx_file import OnnxTask
 _PARITY_SAMPLES = 32
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
 _GOLDEN_SAMPLES = 8
+_GOLDEN_BYTES = 2**22
+"""Of the golden inputs, if one sample is not larger."""
 _BATCH_FILE_FORMAT = b"batch files with names.json"
 """Part of the fingerprint: a workspace may hold files of an older format under names that would be taken for new."""
 
@@ -106,10 +108,48 @@ class TaskData(EvaluationSet):
 
     @cached_property
     def golden_inputs(self) -> NamedArrays:
-        """The golden inputs of the bundle: the example inputs, or the first samples of a given ``.onnx``."""
-        if isinstance(self.task, OnnxTask):
-            return self._first_samples(_GOLDEN_SAMPLES)
-        return dict(zip(self.task.input_names, (to_numpy(v) for v in self.task.example_inputs), strict=True))
+        """The golden inputs of the bundle: samples that select, of as many classes as there is room for."""
+        if isinstance(self.task, OnnxTask) and (self.task.states or self.task.fixed_batch):
+            return self._first_samples(self.task.fixed_batch or _GOLDEN_SAMPLES)
+        counts = [self.task.axes.count(batch) for batch in self._alike]
+        sample_bytes = sum(array.nbytes for array in self._alike[0].values()) // counts[0]
+        wanted = min(_GOLDEN_SAMPLES, max(1, _GOLDEN_BYTES // max(1, sample_bytes)), sum(counts))
+        chosen = choose_spread(self._classes, sum(counts), wanted)
+        starts = np.cumsum([0, *counts])
+        parts = []
+        for batch, start, stop in zip(self._alike, starts, starts[1:], strict=False):
+            rows = [row - start for row in chosen if start <= row < stop]
+            if rows:
+                parts.append(self._take(batch, rows))
+        axes = dict(zip(self._alike[0], self.task.axes.inputs, strict=True))
+        return {
+            name: parts[0][name] if axis is None else np.concatenate([part[name] for part in parts], axis)
+            for name, axis in axes.items()
+        }
+
+    @property
+    def _alike(self) -> list[NamedArrays]:
+        """The batches whose samples have the shapes of the first."""
+        first = self._sample_shapes_of(self.inputs[0])
+        return [batch for batch in self.inputs if self._sample_shapes_of(batch) == first]
+
+    def _sample_shapes_of(self, batch: NamedArrays) -> list[tuple[int, ...]]:
+        return [values.shape for values in self._take(batch, [0]).values()]
+
+    @property
+    def _classes(self) -> NDArray[Any] | None:
+        """The class of each sample of ``_alike``; None if targets are something else."""
+        first = self._sample_shapes_of(self.inputs[0])
+        found = []
+        for batch, target in zip(self.inputs, self.targets, strict=False):
+            if self._sample_shapes_of(batch) != first:
+                continue
+            values = tensors_of(target)
+            count = self.task.axes.count(batch)
+            if len(values) != 1 or values[0].dtype.kind not in "iu" or values[0].size != count:
+                return None
+            found.append(values[0].reshape(-1))
+        return np.concatenate(found) if found else None
 
     def _batch_of(self, sizes: DimensionSizes) -> NamedArrays:
         """Return the first batch of these sizes, or else the first of all."""
@@ -183,6 +223,26 @@ class TaskData(EvaluationSet):
             return None
         pairs = self._call_user("test_batches()", self._to_arrays, lambda: batches)
         return self._store("test", [inputs for inputs, _ in pairs]), [targets for _, targets in pairs]
+
+
+def choose_spread(classes: NDArray[Any] | None, samples: int, wanted: int) -> list[int]:
+    """Return the numbers of samples, in order, that show the most classes; spread evenly where classes do not decide.
+
+    Args:
+        classes: Of each sample; None if there are none.
+        samples: How many there are.
+        wanted: How many to return, at most ``samples``.
+    """
+    chosen: list[int] = []
+    if classes is not None:
+        _, firsts = np.unique(classes, return_index=True)
+        chosen = firsts[_evenly(len(firsts), min(wanted, len(firsts)))].tolist()
+    others = np.setdiff1d(np.arange(samples), chosen)
+    return sorted([*chosen, *others[_evenly(len(others), wanted - len(chosen))].tolist()])
+
+
+def _evenly(count: int, wanted: int) -> NDArray[np.int64]:
+    return np.arange(wanted) * count // max(1, wanted)
 
 
 def _update_digest(digest: Any, arrays: Iterable[NDArray[Any]]) -> None:

@@ -22,7 +22,7 @@ from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
-from edgeopt.task.protocol import Training, check_training, read_unseen_rows, read_width_rules
+from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
 from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
@@ -42,7 +42,10 @@ class CheckedTask:
     builds a smaller network), ``training`` (``Training``), ``calibration_batches()``,
     ``distill_loss(outputs, teacher_outputs, targets)``, ``training_step(model, inputs, targets, teacher_outputs)``
     (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
-    ``output_names``, ``labels``, ``preprocessing``, ``postprocessing``, ``budgets`` (target name to ``Budget``),
+    ``output_names``, ``labels``, ``preprocessing`` (how an app makes the first input: an
+    ``edgeopt.ImagePreprocessing``, an ``edgeopt.SoundPreprocessing``, a dict of these by input name, or words),
+    ``postprocessing`` (words), ``licence`` (of the model and the data, for the model card), ``budgets`` (target name to
+    ``Budget``),
     ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
     and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by
     input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``), ``keep``
@@ -73,7 +76,8 @@ class CheckedTask:
         self.name: str = str(getattr(task, "name", "") or spec)
         self.training = check_training(getattr(task, "training", None) or Training(), spec)
         self.labels: tuple[str, ...] = tuple(getattr(task, "labels", ()))
-        self.preprocessing: str = getattr(task, "preprocessing", "")
+        self.preprocessing = read_preprocessing(task, spec)
+        self.licence: str = str(getattr(task, "licence", "") or "")
         self.students: Mapping[str, Any] = getattr(task, "students", None) or {}
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
         self.width_rules = read_width_rules(task, spec)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Protocol, get_args
 
 import msgspec
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TaskError
 from edgeopt.records.base import Record
+from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing, SoundPreprocessing
 from edgeopt.records.recipe import Importance, Optimizer
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
@@ -65,6 +66,26 @@ def check_training(training: Any, spec: str) -> Training:
         raise TaskError(f"{spec}: training: {error}.{known}") from error
 
 
+def read_preprocessing(task: Any, spec: str) -> str | Preprocessing | dict[str, Preprocessing]:
+    """Return the member ``preprocessing`` of a task: words, or data; for the first input, or a dict by input name.
+
+    Raises:
+        TaskError: it is something else.
+    """
+    given = getattr(task, "preprocessing", None) or ""
+    if isinstance(given, str | ImagePreprocessing | SoundPreprocessing):
+        return given
+    kinds = (ImagePreprocessing, SoundPreprocessing)
+    if isinstance(given, Mapping) and all(isinstance(value, str) for value in given):
+        hows = list(given.values())
+        if all(isinstance(how, kinds) for how in hows):
+            return dict(given)
+    raise TaskError(
+        f"{spec}: preprocessing has to be an edgeopt.ImagePreprocessing(...), an edgeopt.SoundPreprocessing(...), a "
+        f"dict of these by input name, or words for people; found {given!r:.80}."
+    )
+
+
 def read_width_rules(task: Any, spec: str) -> WidthRules:
     """Return the members ``keep`` and ``min_widths`` of a task.
 
@@ -108,7 +129,7 @@ class Task(Protocol):
     def example_inputs(self) -> Any:
         """Return one batch of inputs: a tensor, a tuple, or a dict by the parameters of ``forward``.
 
-        It also becomes the golden inputs of the bundle. Two samples or more show which dimension is the batch.
+        Two samples or more show which dimension is the batch.
         """
 
     def train_batches(self, seed: int) -> Iterable[Any]:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, InputError
+from edgeopt.records.preprocessing import ResizeRule
 
-ResizeRule = Literal["crop", "stretch", "pad"]
-"""``crop``: the shorter side is resized, and the middle is cut out; ``stretch``: each side is resized; ``pad``: all of
-the image is resized, and black added at two sides."""
-RESIZE_RULES: tuple[ResizeRule, ...] = get_args(ResizeRule)
 IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
 """Of files that are taken for images, in lower case."""
 _SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -37,17 +34,6 @@ class ImageFit(NamedTuple):
     kept_ratio: float = 1.0
     """With ``crop``, the part of the shorter side that is kept: 224 of 256 are 0.875."""
 
-    @property
-    def text(self) -> str:
-        """The rule in words."""
-        size = f"{self.width}x{self.height}"
-        if self.rule == "stretch":
-            return f"resized to {size} (bilinear)"
-        if self.rule == "pad":
-            return f"resized to fit into {size} (bilinear), with black at both sides"
-        width, height = (round(side / self.kept_ratio) for side in (self.width, self.height))
-        return f"resized to cover {width}x{height} (bilinear), its middle {size} cut out"
-
 
 class PixelScaling(NamedTuple):
     """How bytes become the numbers that a network takes."""
@@ -60,13 +46,6 @@ class PixelScaling(NamedTuple):
     def apply(self, pixels: NDArray[Any]) -> NDArray[np.float32]:
         """Return scaled pixels; the channels are on the last axis."""
         return np.asarray(((pixels.astype(np.float32) / np.float32(self.scale)) - self.mean) / self.std)
-
-    @property
-    def text(self) -> str:
-        """The scaling in words."""
-        scaled = "pixels of 0 to 1" if self.scale > 1 else "pixels of 0 to 255"
-        shown = [", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)]
-        return f"{scaled} less {shown[0]}, divided by {shown[1]}"
 
 
 def make_scaling(

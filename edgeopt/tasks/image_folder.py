@@ -14,19 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError, TaskError
-from edgeopt.records.given_data import COLOR_ORDERS, ColorOrder
+from edgeopt.records.preprocessing import COLOR_ORDERS, RESIZE_RULES, ColorOrder, ImagePreprocessing, ResizeRule
 from edgeopt.records.scoring import ScoreKind
 from edgeopt.tasks.class_folders import FolderPart, LabelledFile, find_class_folders
 from edgeopt.tasks.classification import Classification
-from edgeopt.tasks.image_files import (
-    RESIZE_RULES,
-    ImageFit,
-    Pixels,
-    ResizeRule,
-    check_pillow,
-    make_scaling,
-    read_image,
-)
+from edgeopt.tasks.image_files import ImageFit, Pixels, check_pillow, make_scaling, read_image
 from edgeopt.tasks.ready.augment import change_views
 
 _EXAMPLES = 8
@@ -65,21 +57,31 @@ class ImageFolder(Classification):
             raise TaskError(f"color is {color!r}; it has to be one of {', '.join(COLOR_ORDERS)}.")
         if batch_size < 2:
             raise TaskError(f"batch_size is {batch_size}; batches that train need two images or more.")
-        self._color, self._channels = color, 1 if color == "gray" else 3
-        self._scaling = make_scaling(_as_tuple(mean), _as_tuple(std), self._channels)
+        self._color: ColorOrder = color
+        self._channels = 1 if color == "gray" else 3
+        self._mean, self._std = _as_tuple(mean), _as_tuple(std)
+        self._scaling = make_scaling(self._mean, self._std, self._channels)
         self._flip, self._crop = flip, crop
         self._batch_size, self._memory_mb = batch_size, memory_mb
         found = find_class_folders(self.folder, classes)
         self._parts = found.parts
         check_pillow(found.parts["train"][0].path)
-        own = {"name": self.folder.resolve().name, "preprocessing": self._describe()}
+        own = {"name": self.folder.resolve().name, "preprocessing": self._own_preprocessing}
         super().__init__(model, self.draw_epoch, eval=(), labels=found.classes, **(own | options))
         self.labels_source = str(self.folder)
 
-    def _describe(self) -> str:
-        colors = {"rgb": "RGB", "bgr": "BGR", "gray": "grey"}[self._color]
-        shape = f"(batch, {self._channels}, {self._fit.height}, {self._fit.width})"
-        return f"{colors} image, upright, {self._fit.text}, {self._scaling.text}, shape {shape}, float32"
+    @property
+    def _own_preprocessing(self) -> ImagePreprocessing:
+        return ImagePreprocessing(
+            height=self._fit.height,
+            width=self._fit.width,
+            resize=self._fit.rule,
+            crop_ratio=self._fit.kept_ratio,
+            color=self._color,
+            scale=self._scaling.scale,
+            mean=self._mean,
+            std=self._std,
+        )
 
     # -- pixels
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from edgeopt.records.budget import Budget
+from edgeopt.records.preprocessing import Preprocessing
 from edgeopt.records.scoring import OutputScore, ScoreName, ScoreWish
 from edgeopt.task import Training
 from edgeopt.tasks.known_score import KnownScore
@@ -27,7 +28,8 @@ class ModelTask:
         training: Training | None = None,
         students: Mapping[str, Callable[[], nn.Module]] | None = None,
         budgets: Mapping[str, Budget] | None = None,
-        preprocessing: str = "",
+        preprocessing: str | Preprocessing | Mapping[str, Preprocessing] = "",
+        licence: str = "",
         teacher: str | Path | None = None,
         input_names: Sequence[str] = (),
         output_names: Sequence[str] = (),
@@ -49,7 +51,7 @@ class ModelTask:
         self.training = training or Training()
         self.students = students or {}
         self.budgets = budgets or {}
-        self.preprocessing = preprocessing
+        self.preprocessing, self.licence = preprocessing, licence
         self.teacher = teacher
         self._model = model
         caller = inspect.currentframe()

@@ -68,7 +68,15 @@ PIPELINE: dict[str, set[str]] = {
     "task_data": {"evaluation", "judged_sizes", "onnx_teacher"},
     "torch_process": {"boundary", "onnx_teacher", "processes", "user_code"},
     "context": {"judged_sizes", "task_data", "torch_process"},
-    "artifacts": {"boundary", "context", "device_calibration", "evaluation", "task_data", "torch_process"},
+    "artifacts": {
+        "boundary",
+        "context",
+        "device_calibration",
+        "evaluation",
+        "judged_sizes",
+        "task_data",
+        "torch_process",
+    },
     "score_checks": {"artifacts", "context"},
     "search": {"artifacts", "boundary", "context", "torch_process"},
     "verify": {"evaluation"},
@@ -91,8 +99,12 @@ PIPELINE: dict[str, set[str]] = {
 READ_VERSION = {"cli", "bundle", "pipeline", "report"}
 """Places that may import the package's root, which itself imports nothing, for ``__version__``."""
 
-ONE_FILE: dict[str, set[str]] = {"bench/worker.py": {"numpy", "onnxruntime"}, "device/file_agent.py": set()}
-"""Files that run alone on a device: nothing of edgeopt, and only these packages."""
+ONE_FILE: dict[str, set[str]] = {
+    "bench/worker.py": {"numpy", "onnxruntime"},
+    "bundle/samples/python/run.py": {"numpy", "onnxruntime", "PIL"},
+    "device/file_agent.py": set(),
+}
+"""Files that run alone on a device or in an app: nothing of edgeopt, and only these packages."""
 
 LONG = {"bench/worker.py": "one file by design: it is copied to a device and runs there alone"}
 """``path`` or ``path:function`` to the reason why it exceeds its size."""

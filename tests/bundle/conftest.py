@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnx.helper
 import pytest
 from builders import a_choice
+from tiny_bundles import AN_ORIGIN, a_golden
 
+from edgeopt.bundle.golden import NO_GOLDEN
 from edgeopt.bundle.write import write_bundle
 from edgeopt.records.choice import Choice
 
@@ -51,13 +54,8 @@ def write(model: Path):
             out,
             choice,
             model=model if won else None,
-            golden_inputs=INPUTS if won else {},
-            golden_outputs=OUTPUTS if won else {},
-            labels=labels,
-            preprocessing="bytes divided by 255",
-            versions={"onnx": "1.23.2"},
-            seed=7,
-            command="edgeopt build --target phone",
+            golden=a_golden(INPUTS, OUTPUTS) if won else NO_GOLDEN,
+            origin=msgspec.structs.replace(AN_ORIGIN, labels=labels),
         )
 
     return writer

@@ -3,11 +3,14 @@
 import numpy as np
 import pytest
 from builders import a_recipe
+from tiny_bundles import a_golden
 
 from edgeopt.bundle.golden import (
     FLOAT16_TOLERANCE_RATIO,
     FLOAT_TOLERANCE_RATIO,
     INT8_TOLERANCE_RATIO,
+    find_answers,
+    measured_tolerance,
     read_golden,
     tolerance_ratio,
     write_golden,
@@ -29,7 +32,7 @@ from edgeopt.records.recipe import Float16, Recipe
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
 def test_arrays_are_read_back_as_they_were_written(tmp_path, array):
-    [entry] = write_golden(tmp_path, {"a/b: c": array}, {}, ratio=0.1)
+    [entry] = write_golden(tmp_path, a_golden({"a/b: c": array}, {}))
     found = read_golden(tmp_path, entry)
     assert found.dtype == array.dtype.newbyteorder("<")
     np.testing.assert_array_equal(found, array)
@@ -38,7 +41,7 @@ def test_arrays_are_read_back_as_they_were_written(tmp_path, array):
 
 def test_the_tolerance_of_an_output_depends_on_its_largest_value_and_integers_are_exact(tmp_path):
     outputs = {"x": np.array([-4.0, 1.0]), "zero": np.zeros(2), "label": np.array([7])}
-    entries = write_golden(tmp_path, {}, outputs, ratio=0.1)
+    entries = write_golden(tmp_path, a_golden({}, outputs, ratio=0.1))
     assert [entry.tolerance for entry in entries] == [pytest.approx(0.4), 0.1, 0.0]
 
 
@@ -51,8 +54,24 @@ def test_a_coarser_number_format_gets_a_larger_tolerance():
     assert given == ratios
 
 
+def test_a_measured_tolerance_is_twice_the_spread_within_what_the_number_format_allows():
+    output = np.array([[10.0, -2.0]])
+    found = [measured_tolerance(output, spread, INT8_TOLERANCE_RATIO) for spread in (0.0, 0.2, 5.0)]
+    assert found == [pytest.approx(10 / 127), pytest.approx(0.4), pytest.approx(1.0)]
+    assert measured_tolerance(output, 0.0, FLOAT_TOLERANCE_RATIO) == pytest.approx(1e-3)
+    assert measured_tolerance(np.array([3]), 0.0, INT8_TOLERANCE_RATIO) == 0
+
+
+def test_answers_are_the_classes_that_no_allowed_difference_changes():
+    output = np.array([[0.0, 3.0, 1.0], [2.0, 1.9, 0.0], [5.0, 0.0, 1.0]])
+    found = find_answers("y", output, 1, ("ape", "bat", "cow"), tolerance=0.1)
+    assert [(answer.sample, answer.class_index, answer.label) for answer in found] == [(0, 1, "bat"), (2, 0, "ape")]
+    assert [answer.label for answer in find_answers("y", output, 1, (), 0.1)] == [None, None]
+    assert find_answers("y", np.zeros((2, 3, 4)), 1, (), 0.1) == ()  # a class map
+
+
 def test_a_file_of_another_length_is_a_readable_error(tmp_path):
-    [entry] = write_golden(tmp_path, {"x": np.zeros(4, np.float32)}, {}, ratio=0.1)
+    [entry] = write_golden(tmp_path, a_golden({"x": np.zeros(4, np.float32)}, {}))
     (tmp_path / entry.file).write_bytes(b"123")
     with pytest.raises(DataError, match="has 3 bytes, but the manifest says 16"):
         read_golden(tmp_path, entry)

@@ -27,7 +27,7 @@ def test_an_independent_reader_verifies_every_file_and_reads_the_golden_arrays(t
     out = tmp_path / "out"
     write(out)
     manifest = json.loads((out / "manifest.json").read_text())
-    assert manifest["schema"] == "edgeopt/manifest-2"
+    assert manifest["schema"] == "edgeopt/manifest-3"
     assert sorted([*manifest["files"], "manifest.json"]) == names(out)
     for name, entry in manifest["files"].items():
         data = (out / name).read_bytes()
@@ -48,6 +48,7 @@ def test_the_folder_holds_the_files_of_the_format_and_nothing_is_left_next_to_it
     out = tmp_path / "deep" / "out"
     write(out)
     assert names(out) == [
+        "README.md",
         "choice.json",
         "golden/input-0.bin",
         "golden/output-0.bin",
@@ -55,6 +56,10 @@ def test_the_folder_holds_the_files_of_the_format_and_nothing_is_left_next_to_it
         "manifest.json",
         "model.onnx",
         "report.html",
+        "samples/browser/README.md",
+        "samples/browser/index.html",
+        "samples/browser/run.js",
+        "samples/python/run.py",
     ]
     assert names_in(out.parent) == ["out"]
 

@@ -29,7 +29,7 @@ def test_a_classifier_of_timm_is_one_call(tmp_path):
         model = my_data.fit(timm.create_model("mobilenetv3_small_100", num_classes=4))
         torch.save({"state_dict": model.state_dict(), "epoch": 3}, "model_best.pth.tar")
         task = load_task(f"{tmp_path / 'my_task.py'}:task")
-        assert task.preprocessing.startswith("RGB")
+        assert task.preprocessing.text.startswith("RGB")
         assert walk(task, tmp_path, exporter="torchscript") > 0.8
 
 

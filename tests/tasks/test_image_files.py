@@ -81,7 +81,6 @@ def test_sizes_are_fitted_as_said(tmp_path):
     assert (stretched[:8].max(), stretched[13:17].min(), stretched[22:].max()) == (0, 255, 0)
     padded = read_image(path, 1, ImageFit(60, 60, "pad"))[..., 0]
     assert (padded[:20].max(), padded[40:].max(), padded[25, 30]) == (0, 0, 255)
-    assert ImageFit(224, 224, "crop", 0.875).text == ("resized to cover 256x256 (bilinear), its middle 224x224 cut out")
 
 
 def test_a_division_by_zero_and_wrong_counts_are_refused():

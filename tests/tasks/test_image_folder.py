@@ -137,7 +137,7 @@ def test_settings_become_numbers_and_the_sentence_of_the_bundle(parts):
     images, _ = next(task.eval_batches())
     assert images.shape[1:] == (1, 6, 4)
     assert float(images[0, 0, 0, 0]) == pytest.approx((200 / 255 - 0.5) / 0.25)
-    assert task.preprocessing == (
+    assert task.preprocessing.text == (
         "grey image, upright, resized to 4x6 (bilinear), pixels of 0 to 1 less 0.5, divided by 0.25, shape "
         "(batch, 1, 6, 4), float32"
     )

@@ -15,7 +15,7 @@ from onnx_files import mean_model, save, value
 import edgeopt
 from edgeopt.errors import DataError, EdgeoptError, InputError
 from edgeopt.graph.given.values import model_inputs
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions, SoundPreprocessing
 from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.specs import describe_inputs
@@ -116,7 +116,8 @@ def test_sounds_are_one_channel_of_any_length(tmp_path, folder):
     write_wave(folder / "b.wav", [16384, 0, 16384, 0], channels=2)
     samples = load_samples(str(folder), specs_of(model))
     assert [group.inputs["x"].tolist() for group in samples.groups] == [[[0, 0.5, -1]], [[0.25, 0.25]]]
-    assert samples.notes == ("sounds whole, one channel, values of -1 to 1",)
+    assert samples.preprocessing == SoundPreprocessing(sample_rate=8000)
+    assert samples.notes == (f"inputs: {samples.preprocessing.text}",)
 
 
 def test_sounds_of_several_rates_are_refused_unless_the_model_reads_the_rate(tmp_path, folder):

@@ -5,7 +5,7 @@ import pytest
 from onnx_files import accumulator, save, value
 
 from edgeopt.errors import DataError, InputError
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
 STATES = DataOptions(states={"s": "next"})

@@ -54,8 +54,8 @@ _NODE_COST_RATIO = 0.005
 """Cost of a node in float besides its bytes and work: its quantize and dequantize nodes."""
 _HELD_BACK_RATIO = 1 / 3
 """Share of the samples that is held back if there are too few."""
-MAX_RANKING_MACS = 2_000_000_000_000
-"""Of all runs that rank nodes: some minutes on one core. Larger networks are ranked on fewer samples."""
+MAX_RANKING_MACS = 500_000_000_000
+"""Of all runs that rank nodes: about two minutes on one core. Larger networks are ranked on fewer samples."""
 _MAX_SNR_DB = 120.0
 """The ratio of equal outputs."""
 

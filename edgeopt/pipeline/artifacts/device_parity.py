@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Parity
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
-_STAGE = "device"
+DEVICE_STAGE = "device"
 HOST_PROVIDERS = ("CPUExecutionProvider",)
 
 
@@ -27,10 +28,15 @@ def runs_here(build: Build) -> bool:
     return build.device.uri == "local:" and build.profile.providers == HOST_PROVIDERS
 
 
-def golden_outputs(build: Build, model: Path) -> dict[str, Array]:
-    """Return a file's outputs on the golden inputs, from this machine's processor."""
+def host_target(build: Build) -> RunTarget:
+    """Return this machine's processor as a place to run files, with the target's settings."""
     profile = msgspec.structs.replace(build.profile, providers=HOST_PROVIDERS)
-    return _outputs(build, model, replace(build.run_target, device=LocalDevice(), profile=profile), "golden")
+    return replace(build.run_target, device=LocalDevice(), profile=profile)
+
+
+def outputs_on_golden(build: Build, model: Path, inputs: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    """Return a file's outputs on the golden inputs, or on these, from this machine's processor."""
+    return _outputs(build, model, host_target(build), "golden", inputs)
 
 
 def device_parity(
@@ -54,8 +60,8 @@ def device_parity(
 
     def make() -> Parity:
         model = build.workspace.artifact(sha256)
-        here = golden_outputs(build, model)
-        there = _outputs(build, model, build.run_target, _STAGE)
+        here = outputs_on_golden(build, model)
+        there = _outputs(build, model, build.run_target, DEVICE_STAGE)
         return compare_outputs(here, there, ratio)
 
     return build.ledger.remember(build.keys.of("device-parity", file=sha256, tolerance=ratio), Parity, make)
@@ -73,16 +79,18 @@ def compare_outputs(here: dict[str, Array], there: dict[str, Array], ratio: floa
         difference = largest_difference(expected, there[name]) if name in there else float("inf")
         if not difference <= allowed:
             raise ParityError(
-                _STAGE,
+                DEVICE_STAGE,
                 f"output '{name}' is off by {difference:.3g} on the device against this machine; {allowed:.3g} is "
                 "allowed. An older onnxruntime there, or another provider, may compute an operator differently.",
             )
         absolute = max(absolute, difference)
         relative = max(relative, ratio * difference / allowed if allowed else 0.0)
-    return Parity(stage=_STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
+    return Parity(stage=DEVICE_STAGE, max_abs_error=absolute, max_rel_error=relative, tolerance=ratio)
 
 
-def _outputs(build: Build, model: Path, target: RunTarget, stage: str) -> dict[str, Array]:
-    (found,) = run_step(stage, run_arrays, model, [build.data.golden_inputs], target, stage)
+def _outputs(
+    build: Build, model: Path, target: RunTarget, stage: str, inputs: Mapping[str, Array] | None = None
+) -> dict[str, Array]:
+    (found,) = run_step(stage, run_arrays, model, [dict(inputs or build.data.golden_inputs)], target, stage)
     task = build.data.task
     return {name: found[name] for name in task.output_names} if isinstance(task, OnnxTask) else found

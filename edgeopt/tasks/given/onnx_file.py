@@ -24,7 +24,7 @@ from edgeopt.graph.given.dynamic_batch import with_dynamic_batch
 from edgeopt.graph.given.files import hash_given, read_given
 from edgeopt.graph.given.rows import find_selected_outputs
 from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
@@ -88,9 +88,8 @@ class OnnxTask(KnownScore):
         self.spec = self.labels_source = str(path)
         self.name = path.stem
         self.labels: tuple[str, ...] = ()
-        self.preprocessing = self.postprocessing = ""
-        self.budgets: dict[str, Any] = {}
-        self.students: dict[str, Any] = {}
+        self.postprocessing = self.licence = ""
+        self.budgets, self.students = dict[str, Any](), dict[str, Any]()
         read = read_given(path)
         self.file_sha256 = hash_given(read)
         self.given = given = with_dynamic_batch(read, batch_size)
@@ -110,6 +109,7 @@ class OnnxTask(KnownScore):
         self.random_inputs = data is None
         samples = self._draw_random(graph) if data is None else self._load(str(data))
         self.inputs = samples.name_dimensions(self.inputs)
+        self.preprocessing = samples.preprocessing or ""
         if samples.labels_source:
             self.labels_source = samples.labels_source
             for group in samples.groups:

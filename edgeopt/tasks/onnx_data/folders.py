@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions, Preprocessing
 from edgeopt.tasks.image_files import IMAGE_ENDINGS
 from edgeopt.tasks.onnx_data.archives import StoredArrays, find_keys
 from edgeopt.tasks.onnx_data.arrays import is_like_labels, labels_key_of, refuse_misspelt_labels
@@ -62,9 +62,9 @@ def load_folder(
     """
     kind, files = _list_files(folder)
     given, labels_source = _labels_of_files(folder, files) if judged else (None, "")
-    reader, axes, notes = _open(kind, files[0], inputs, options, judged=judged and given is None)
+    reader, axes, preprocessing = _open(kind, files[0], inputs, options, judged=judged and given is None)
     labels_key = labels_key_of(inputs)
-    found_notes = list(notes)
+    found_notes: list[str] = []
     has_own = False
 
     def samples() -> Iterator[SampleGroup]:
@@ -83,7 +83,9 @@ def load_folder(
 
     groups = group_samples(samples(), axes, str(folder))
     source = labels_source or (f"{folder}: '{labels_key}' of each file" if has_own else "")
-    return GivenSamples(groups, axes, tuple(found_notes), source)
+    how = preprocessing()
+    notes = (f"inputs: {how.text}", *found_notes) if how else tuple(found_notes)
+    return GivenSamples(groups, axes, notes, source, how)
 
 
 def _list_files(folder: Path) -> tuple[str, list[Path]]:
@@ -113,16 +115,16 @@ def _list_files(folder: Path) -> tuple[str, list[Path]]:
 
 def _open(
     kind: str, first: Path, inputs: Sequence[InputSpec], options: DataOptions, *, judged: bool
-) -> tuple[Reader, dict[str, int | None], tuple[str, ...]]:
-    """Return what reads one file, the batch of each input, and notes."""
+) -> tuple[Reader, dict[str, int | None], Callable[[], Preprocessing | None]]:
+    """Return what reads one file, the batch of each input, and what says how inputs were made, once files were read."""
     if kind == "arrays":
         found = find_keys(StoredArrays(first), [spec.name for spec in inputs])
         axes = settle_axes_of_one(inputs, declared_axes(inputs, found.axes)) | found.axes
-        return lambda path: [_read_arrays(path, inputs, judged=judged)], axes, ()
+        return lambda path: [_read_arrays(path, inputs, judged=judged)], axes, lambda: None
     axes = settle_axes_of_one(inputs, declared_axes(inputs))
     open_reader = image_reader if kind == "images" else sound_reader
-    read, note = open_reader(first, inputs, axes, options)
-    return lambda path: [ReadFile(arrays) for arrays in read(path)], axes, (note,)
+    read, preprocessing = open_reader(first, inputs, axes, options)
+    return lambda path: [ReadFile(arrays) for arrays in read(path)], axes, preprocessing
 
 
 def _read_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool) -> ReadFile:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions, ImagePreprocessing
 from edgeopt.tasks.image_files import ImageFit, PixelScaling, check_pillow, make_scaling, read_image
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec
@@ -33,8 +34,8 @@ class _Form(NamedTuple):
 
 def image_reader(
     first: Path, inputs: Sequence[InputSpec], axes: InputAxes, options: DataOptions
-) -> tuple[_ArrayReader, str]:
-    """Return what reads one image as the model's only input, without a batch, and a note on how it is prepared.
+) -> tuple[_ArrayReader, Callable[[], ImagePreprocessing]]:
+    """Return what reads one image as the model's only input, without a batch, and what says how it is made.
 
     Args:
         first: Named in errors.
@@ -57,7 +58,7 @@ def image_reader(
     def read(path: Path) -> list[InputArrays]:
         return [{inputs[0].name: _prepare(read_image(path, form.channels, fit), form)}]
 
-    return read, _describe(form)
+    return read, lambda: _preprocessing(form, options)
 
 
 def _form_of(spec: InputSpec, options: DataOptions) -> _Form:
@@ -95,7 +96,15 @@ def _prepare(pixels: NDArray[np.uint8], form: _Form) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(values, -1, 0) if form.channels_first else values)
 
 
-def _describe(form: _Form) -> str:
-    size = "in their own sizes" if form.size is None else f"resized to {form.size[0]}x{form.size[1]} (bilinear)"
-    colors = "gray" if form.channels == 1 else "BGR" if form.is_bgr else "RGB"
-    return f"images {size}, {colors}, {'pixels of 0 to 255' if form.scaling is None else form.scaling.text}"
+def _preprocessing(form: _Form, options: DataOptions) -> ImagePreprocessing:
+    height, width = form.size or (None, None)
+    size = ImagePreprocessing(
+        height=height,
+        width=width,
+        color="gray" if form.channels == 1 else "bgr" if form.is_bgr else "rgb",
+        layout="nchw" if form.channels_first else "nhwc",
+    )
+    if form.scaling is None:
+        return msgspec.structs.replace(size, scale=1.0, dtype="uint8")
+    mean, std = options.mean or (0.0,), options.std or (1.0,)
+    return msgspec.structs.replace(size, scale=form.scaling.scale, mean=mean, std=std)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeopt.errors import InputError
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.tasks.onnx_data.arrays import load_arrays
 from edgeopt.tasks.onnx_data.folders import load_folder
 from edgeopt.tasks.onnx_data.functions import is_function, load_function

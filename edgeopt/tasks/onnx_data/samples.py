@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
+from edgeopt.records.preprocessing import Preprocessing
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec, with_own_names
 
 InputArrays = dict[str, NDArray[Any]]
@@ -60,6 +61,8 @@ class GivenSamples(NamedTuple):
     """For the report: casts, preprocessing, and arrays that are not used."""
     labels_source: str = ""
     """Where the labels come from, for messages; empty without labels."""
+    preprocessing: Preprocessing | None = None
+    """How the first input was made from files; None if the data are arrays."""
 
     @property
     def samples(self) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, InputError
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions, SoundPreprocessing
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec
 
@@ -28,8 +28,8 @@ _ArrayReader = Callable[[Path], list[InputArrays]]
 
 def sound_reader(
     first: Path, inputs: Sequence[InputSpec], axes: InputAxes, options: DataOptions
-) -> tuple[_ArrayReader, str]:
-    """Return what reads one sound as samples of the model, and a note on how it is prepared.
+) -> tuple[_ArrayReader, Callable[[], SoundPreprocessing | None]]:
+    """Return what reads one sound as samples of the model, and what says how, once one was read.
 
     A model of a fixed length gets pieces of this length, the rest of a sound is left out; one that is shorter is filled
     with zeros.
@@ -75,8 +75,13 @@ def sound_reader(
         chunks = values[: len(values) // length * length].reshape(-1, *shape, length)
         return [{spec.name: one, **rest} for one in ([chunks] if has_steps else chunks)]
 
-    cut = "whole" if length is None else f"in pieces of {length:,} samples"
-    return read, f"sounds {cut}, one channel, {'16-bit integers' if spec.dtype.kind == 'i' else 'values of -1 to 1'}"
+    def preprocessing() -> SoundPreprocessing | None:
+        if len(known_rates) != 1:
+            return None  # the model takes sounds of any rate
+        (rate,) = known_rates
+        return SoundPreprocessing(sample_rate=rate, samples=length, peak=2.0**15 if spec.dtype.kind == "i" else 1.0)
+
+    return read, preprocessing
 
 
 def _length_of(spec: InputSpec, sizes: list[int | None], has_steps: bool, options: DataOptions) -> int | None:

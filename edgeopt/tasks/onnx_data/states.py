@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgeopt.errors import DataError, InputError, did_you_mean
-from edgeopt.records.given_data import DataOptions
+from edgeopt.records.preprocessing import DataOptions
 from edgeopt.tasks.onnx_data.samples import InputArrays, SampleGroup
 from edgeopt.tasks.onnx_data.sounds import STEPS_DIMENSION
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec, declared_axes

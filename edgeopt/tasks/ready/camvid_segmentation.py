@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from edgeopt.records.preprocessing import ImagePreprocessing
 from edgeopt.task import Training
 from edgeopt.tasks.networks.narrow import narrow
 from edgeopt.tasks.networks.unet import SmallUNet
@@ -23,9 +24,7 @@ _CALIBRATION_STEP = 3
 """Neighbours are frames of one drive."""
 _MEAN, _STD = 0.42, 0.3
 """Of all channels of the training images, in 0..1."""
-SCENE_PREPROCESSING = (
-    f"RGB image, 240x180, bytes divided by 255, less {_MEAN}, divided by {_STD}, shape (batch, 3, 180, 240), float32"
-)
+SCENE_PREPROCESSING = ImagePreprocessing(height=180, width=240, mean=(_MEAN,), std=(_STD,))
 
 
 @cache

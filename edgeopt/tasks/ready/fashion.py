@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from edgeopt.errors import DataError
+from edgeopt.records.preprocessing import ImagePreprocessing
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.networks.narrow import narrow
@@ -58,7 +59,8 @@ class Fashion(Classification):
             name=self.own_name,
             labels=fashion_mnist.CLASSES,
             training=self.training,
-            preprocessing="grey image, 28x28, bytes divided by 255, shape (batch, 1, 28, 28), float32",
+            preprocessing=ImagePreprocessing(height=28, width=28, color="gray"),
+            licence="Fashion-MNIST: MIT",
         )
 
     @staticmethod

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from edgeopt.records.preprocessing import SoundPreprocessing
 from edgeopt.task import Training
 from edgeopt.tasks.classification import Classification
 from edgeopt.tasks.networks.log_mel import ConvolutionLogMel, LogMel
@@ -101,7 +102,8 @@ class SpokenDigits(Classification):
             labels=tuple(map(str, range(10))),
             input_names=("waveform",),
             training=self.training,
-            preprocessing="mono sound at 8 kHz, one second, in -1..1, shape (batch, 8000), float32",
+            preprocessing=SoundPreprocessing(sample_rate=fsdd.RATE, samples=fsdd.RATE, align="middle"),
+            licence="Free Spoken Digit Dataset: CC BY-SA 4.0",
         )
 
     @classmethod

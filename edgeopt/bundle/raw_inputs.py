@@ -1,0 +1,187 @@
+"""Golden inputs as the files that an app reads, images and sounds, so that its own preprocessing is tested as well.
+
+An input of the network goes in, and how such inputs are made; the image or the sound that gives it comes out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import wave
+import zlib
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.bundle.resize import fit_image, resize_image
+from edgeopt.errors import DataError
+from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing, SoundPreprocessing
+
+_Array = NDArray[np.generic]
+_Pixels = NDArray[np.uint8]
+
+_LARGEST_BYTE = 255
+_ROUNDING = 1.0
+"""_Pixels may be this far outside of 0 to 255: a resampling filter may overshoot."""
+_PCM_PEAK = 2**15
+_STEP_RATIO = 0.25
+_RESIZED_RATIOS = (1.25, 1.75)
+"""Height and width of the image that tests resizing, over those of the input: the sides differ, so each rule does."""
+_KERNEL_MARGIN = 1.5
+"""Other libraries may be this many times as far off as bilinear interpolation between four pixels is."""
+
+
+class RawInput(NamedTuple):
+    """An input of the network, and the files that give it."""
+
+    values: _Array
+    """Of exactly these files."""
+    tolerance: float
+    """Of these values: a quarter of a step between two pixels or two samples of a sound."""
+    suffix: str
+    """``.png`` or ``.wav``."""
+    files: tuple[bytes, ...]
+    """One for each sample."""
+
+
+class ResizedImage(NamedTuple):
+    """An image of another size than the input's, and what preprocessing makes of it."""
+
+    file: bytes
+    """A PNG."""
+    values: _Array
+    """One sample."""
+    tolerance: float
+    """Mean absolute difference that another library's interpolation may make."""
+
+
+def make_raw(name: str, values: _Array, how: Preprocessing) -> RawInput:
+    """Return the files whose preprocessing gives an input, and the input that they give exactly.
+
+    Args:
+        name: Of the input, for errors.
+        values: A batch of it, of shape (samples, ...).
+        how: The preprocessing.
+
+    Raises:
+        DataError: no image or sound gives such values, so the preprocessing cannot be that of these inputs.
+    """
+    if isinstance(how, SoundPreprocessing):
+        return _make_sounds(name, values, how)
+    images = [_surrounded(pixels, how) for pixels in pixels_of(name, values, how)]
+    inputs = np.concatenate([input_of_pixels(one, how) for one in images]).astype(values.dtype)
+    return RawInput(inputs, _STEP_RATIO / how.scale / max(how.std), ".png", tuple(map(encode_png, images)))
+
+
+def pixels_of(name: str, values: _Array, how: ImagePreprocessing) -> _Pixels:
+    """Return the images that give an input, of shape (samples, height, width, channels), in red, green and blue.
+
+    Raises:
+        DataError: no image gives such values.
+    """
+    channel_axis = 1 if how.layout == "nchw" else 3
+    if values.ndim != 4 or values.shape[channel_axis] != how.channels:
+        raise DataError(f"'{name}' has the shape {values.shape}, but its preprocessing says: {how.text}.")
+    last = np.moveaxis(values, channel_axis, 3).astype(np.float64)
+    if how.height is not None and last.shape[1:3] != (how.height, how.width):
+        raise DataError(
+            f"'{name}' has images of {last.shape[1]}x{last.shape[2]}, but its preprocessing says: {how.text}."
+        )
+    levels = (last * how.std + how.mean) * how.scale
+    lowest, highest = float(levels.min(initial=0)), float(levels.max(initial=0))
+    if not (lowest >= -_ROUNDING and highest <= _LARGEST_BYTE + _ROUNDING):
+        raise DataError(
+            f"'{name}' has values of {float(last.min()):.3g} to {float(last.max()):.3g}, which would be pixels of "
+            f"{lowest:.4g} to {highest:.4g} by its preprocessing ({how.text}), not of 0 to 255."
+        )
+    pixels = np.rint(levels).clip(0, _LARGEST_BYTE).astype(np.uint8)
+    return pixels[..., ::-1] if how.color == "bgr" else pixels
+
+
+def _surrounded(pixels: _Pixels, how: ImagePreprocessing) -> _Pixels:
+    """Return an image with a margin that preprocessing cuts off again, if it keeps only the middle of images."""
+    if how.height is None or how.width is None or how.resize != "crop" or how.crop_ratio == 1:
+        return pixels
+    width = round(how.width / how.crop_ratio)
+    height = math.ceil(width * how.height / how.width)
+    top, left = round((height - how.height) / 2), round((width - how.width) / 2)
+    margins = ((top, height - how.height - top), (left, width - how.width - left), (0, 0))
+    return np.pad(pixels, margins, mode="edge")
+
+
+def input_of_pixels(pixels: _Pixels, how: ImagePreprocessing) -> NDArray[Any]:
+    """Return one image, in red, green and blue or grey and of any size, as a batch of one sample."""
+    fitted = fit_image(pixels, how)
+    ordered = fitted[..., ::-1] if how.color == "bgr" else fitted
+    if how.dtype == "uint8":
+        values: NDArray[Any] = ordered
+    else:
+        scaled = ordered.astype(np.float32) / np.float32(how.scale)
+        values = (scaled - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(values, 2, 0) if how.layout == "nchw" else values)[None]
+
+
+def make_resized(pixels: _Pixels, how: ImagePreprocessing) -> ResizedImage | None:
+    """Return a larger version of an image, and the input that it gives; None if images keep their own size."""
+    if how.height is None or how.width is None:
+        return None
+    height, width = (
+        int(side * ratio) + 1 for side, ratio in zip((how.height, how.width), _RESIZED_RATIOS, strict=True)
+    )
+    larger = resize_image(pixels, height, width)
+    values = input_of_pixels(larger, how)
+    distances = [float(np.abs(other - values).mean()) for other in _by_other_rules(larger, how)]
+    between_pixels = resize_image(larger, how.height, how.width, antialias=False)
+    stretched = resize_image(larger, how.height, how.width)
+    kernel = float(np.abs(between_pixels.astype(np.float64) - stretched).mean() + 0.5) / how.scale / min(how.std)
+    return ResizedImage(encode_png(larger), values, min(_KERNEL_MARGIN * kernel, min(distances, default=kernel) / 2))
+
+
+def _by_other_rules(pixels: _Pixels, how: ImagePreprocessing) -> list[NDArray[Any]]:
+    """Return the inputs that an app would make which resizes by another rule; without those that are the same."""
+    others = [msgspec.structs.replace(how, resize=rule, crop_ratio=1.0) for rule in ("crop", "stretch", "pad")]
+    mine = input_of_pixels(pixels, how)
+    inputs = [input_of_pixels(pixels, other) for other in others]
+    return [one for one in inputs if not np.array_equal(one, mine)]
+
+
+def _make_sounds(name: str, values: _Array, how: SoundPreprocessing) -> RawInput:
+    if values.ndim < 2 or values.size != values.shape[0] * values.shape[-1]:
+        raise DataError(f"'{name}' has the shape {values.shape}, but its preprocessing says: {how.text}.")
+    if how.samples is not None and values.shape[-1] != how.samples:
+        raise DataError(f"'{name}' has {values.shape[-1]:,} samples, but its preprocessing says: {how.text}.")
+    levels = values.reshape(len(values), -1).astype(np.float64) / how.peak * _PCM_PEAK
+    largest = float(np.abs(levels).max(initial=0)) / _PCM_PEAK * how.peak
+    if not largest <= how.peak * (1 + 1 / _PCM_PEAK):
+        raise DataError(f"'{name}' has values up to {largest:.4g}, but its preprocessing says: {how.text}.")
+    samples = np.rint(levels).clip(-_PCM_PEAK, _PCM_PEAK - 1).astype("<i2")
+    inputs = (samples.astype(np.float64) / _PCM_PEAK * how.peak).astype(values.dtype).reshape(values.shape)
+    return RawInput(
+        inputs, _STEP_RATIO * how.peak / _PCM_PEAK, ".wav", tuple(encode_wav(one, how.sample_rate) for one in samples)
+    )
+
+
+def encode_wav(samples: NDArray[np.int16], rate: int) -> bytes:
+    """Return a ``.wav`` of one channel and 16 bits."""
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i2").tobytes())
+    return target.getvalue()
+
+
+def encode_png(pixels: _Pixels) -> bytes:
+    """Return a PNG of 8 bits a channel, grey or in red, green and blue, of pixels (height, width, channels)."""
+    height, width, channels = pixels.shape
+    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each row begins with its filter: none
+    rows[:, 1:] = pixels.reshape(height, -1)
+    header = struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )

@@ -1,0 +1,252 @@
+// Runs the model of this bundle in a browser, without edgeopt: see README.md beside the page.
+// Everything that is known of the model is in manifest.json; take from this file what your app needs.
+
+const BUNDLE = new URL("../../", import.meta.url);
+const SHOWN_CLASSES = 3;
+const ARRAYS = {
+  float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, bool: Uint8Array,
+  int32: Int32Array, int64: BigInt64Array, uint16: Uint16Array, int16: Int16Array,
+};
+
+/** Returns the pixels of an image file: {data, height, width, channels}, a byte for each value. */
+export async function readImage(blob, color) {
+  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none" });
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d", { willReadFrequently: true });
+  context.drawImage(bitmap, 0, 0);
+  const rgba = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
+  const channels = color === "gray" ? 1 : 3;
+  const data = new Uint8Array(bitmap.width * bitmap.height * channels);
+  for (let pixel = 0; pixel < bitmap.width * bitmap.height; pixel++) {
+    const [red, green, blue] = rgba.subarray(4 * pixel, 4 * pixel + 3);
+    if (channels === 1) data[pixel] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16; // ITU-R 601
+    else data.set([red, green, blue], 3 * pixel);
+  }
+  return { data, height: bitmap.height, width: bitmap.width, channels };
+}
+
+/** Returns, for each new pixel, the first old one that it replaces and their weights: a triangle, as in Pillow. */
+function weightsOf(before, after) {
+  const step = before / after;
+  const support = Math.max(1, step);
+  return Array.from({ length: after }, (_, index) => {
+    const center = (index + 0.5) * step;
+    const first = Math.max(0, Math.floor(center - support));
+    const last = Math.min(before - 1, Math.ceil(center + support));
+    const weights = [];
+    for (let old = first; old <= last; old++) weights.push(Math.max(0, 1 - Math.abs(old + 0.5 - center) / support));
+    const sum = weights.reduce((total, weight) => total + weight, 0);
+    return { first, weights: weights.map((weight) => weight / sum) };
+  });
+}
+
+/** Returns an image in another size: bilinear, over all pixels that one replaces. */
+export function resizeImage({ data, height, width, channels }, newHeight, newWidth) {
+  if (height === newHeight && width === newWidth) return { data, height, width, channels };
+  const wide = new Uint8Array(height * newWidth * channels);
+  weightsOf(width, newWidth).forEach(({ first, weights }, x) => {
+    for (let y = 0; y < height; y++)
+      for (let c = 0; c < channels; c++) {
+        let sum = 0;
+        weights.forEach((weight, i) => { sum += weight * data[(y * width + first + i) * channels + c]; });
+        wide[(y * newWidth + x) * channels + c] = Math.round(sum);
+      }
+  });
+  const whole = new Uint8Array(newHeight * newWidth * channels);
+  weightsOf(height, newHeight).forEach(({ first, weights }, y) => {
+    for (let x = 0; x < newWidth * channels; x++) {
+      let sum = 0;
+      weights.forEach((weight, i) => { sum += weight * wide[(first + i) * newWidth * channels + x]; });
+      whole[y * newWidth * channels + x] = Math.round(sum);
+    }
+  });
+  return { data: whole, height: newHeight, width: newWidth, channels };
+}
+
+/** Returns the part of an image from (top, left); pixels outside of it are black. */
+function cutImage({ data, height, width, channels }, top, left, newHeight, newWidth) {
+  const part = new Uint8Array(newHeight * newWidth * channels);
+  for (let y = 0; y < newHeight; y++)
+    for (let x = 0; x < newWidth; x++) {
+      const [oldY, oldX] = [y + top, x + left];
+      if (oldY < 0 || oldX < 0 || oldY >= height || oldX >= width) continue;
+      for (let c = 0; c < channels; c++)
+        part[(y * newWidth + x) * channels + c] = data[(oldY * width + oldX) * channels + c];
+    }
+  return { data: part, height: newHeight, width: newWidth, channels };
+}
+
+const roundHalfEven = (value) => {
+  const floor = Math.floor(value);
+  return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
+};
+
+/** Returns an image in the size that the model takes. */
+export function resizeToFit(image, how) {
+  const { height, width } = how;
+  if (height === null) return image;
+  if (how.resize === "stretch") return resizeImage(image, height, width);
+  if (how.resize === "pad") {
+    const ratio = Math.min(width / image.width, height / image.height);
+    const [tall, wide] = [image.height, image.width].map((side) => Math.max(1, roundHalfEven(side * ratio)));
+    const inner = resizeImage(image, tall, wide);
+    return cutImage(inner, -Math.floor((height - tall) / 2), -Math.floor((width - wide) / 2), height, width);
+  }
+  let coverHeight, coverWidth;
+  if (image.height * width >= image.width * height) {
+    coverWidth = roundHalfEven(width / how.crop_ratio);
+    coverHeight = Math.floor((coverWidth * image.height) / image.width);
+  } else {
+    coverHeight = roundHalfEven(height / how.crop_ratio);
+    coverWidth = Math.floor((coverHeight * image.width) / image.height);
+  }
+  const covered = resizeImage(image, coverHeight, coverWidth);
+  const [top, left] = [(coverHeight - height) / 2, (coverWidth - width) / 2].map(roundHalfEven);
+  return cutImage(covered, top, left, height, width);
+}
+
+/** Returns an image as the values and the shape of a batch of one sample, as the manifest says. */
+export function prepareImage(image, how) {
+  const { data, height, width, channels } = resizeToFit(image, how);
+  const values = new ARRAYS[how.dtype](data.length);
+  const of = (list, channel) => list[list.length === 1 ? 0 : channel];
+  for (let pixel = 0; pixel < height * width; pixel++)
+    for (let channel = 0; channel < channels; channel++) {
+      const byte = data[pixel * channels + (how.color === "bgr" ? channels - 1 - channel : channel)];
+      const place = how.layout === "nchw" ? channel * height * width + pixel : pixel * channels + channel;
+      values[place] = how.dtype === "uint8" ? byte : (byte / how.scale - of(how.mean, channel)) / of(how.std, channel);
+    }
+  return { values, shape: how.layout === "nchw" ? [1, channels, height, width] : [1, height, width, channels] };
+}
+
+/** Returns a .wav of 16 bits as the values and the shape of a batch of one sample, as the manifest says. */
+export function prepareSound(buffer, how, tensor) {
+  const view = new DataView(buffer);
+  const text = (at) => String.fromCharCode(...new Uint8Array(buffer, at, 4));
+  let [rate, channels, bits, data, at] = [0, 1, 16, null, 12];
+  while (at + 8 <= buffer.byteLength) {
+    const size = view.getUint32(at + 4, true);
+    if (text(at) === "fmt ") {
+      channels = view.getUint16(at + 10, true);
+      rate = view.getUint32(at + 12, true);
+      bits = view.getUint16(at + 22, true);
+    }
+    if (text(at) === "data") data = [at + 8, Math.min(size, buffer.byteLength - at - 8)];
+    at += 8 + size + (size % 2);
+  }
+  if (data === null || bits !== 16) throw new Error("Give a .wav of 16 bits.");
+  if (rate !== how.sample_rate)
+    throw new Error(`The sound has ${rate} samples a second; resample it to ${how.sample_rate} first.`);
+  const count = Math.floor(data[1] / 2 / channels);
+  const length = how.samples ?? count;
+  const middle = how.align === "middle";
+  const start = middle ? Math.floor(Math.max(0, count - length) / 2) : 0;
+  const before = middle ? Math.floor(Math.max(0, length - count) / 2) : 0;
+  const values = new ARRAYS[tensor.dtype](length);
+  for (let i = 0; i < Math.min(length, count); i++) {
+    let sum = 0;
+    for (let c = 0; c < channels; c++) sum += view.getInt16(data[0] + 2 * ((start + i) * channels + c), true);
+    values[before + i] = (sum / channels / 2 ** 15) * how.peak;
+  }
+  return { values, shape: [...Array(tensor.shape.length - 1).fill(1), length] };
+}
+
+/** Returns a file as the values and the shape of the model's input. */
+export async function makeInput(blob, tensor) {
+  const how = tensor.preprocessing;
+  if (how === null) throw new Error(`manifest.json has no preprocessing for '${tensor.name}', so no file can be its input.`);
+  if (how.kind === "sound") return prepareSound(await blob.arrayBuffer(), how, tensor);
+  return prepareImage(await readImage(blob, how.color), how);
+}
+
+async function load(name) {
+  const response = await fetch(new URL(name, BUNDLE));
+  if (!response.ok) throw new Error(`${name} cannot be loaded: serve the whole bundle, not only this folder.`);
+  return response;
+}
+
+const readArray = async (entry) => new ARRAYS[entry.dtype](await (await load(entry.file)).arrayBuffer());
+
+function difference(found, expected, mean) {
+  if (found.length !== expected.length) return Infinity;
+  let [largest, sum] = [0, 0];
+  for (let i = 0; i < found.length; i++) {
+    const apart = found[i] === expected[i] ? 0 : Math.abs(Number(found[i]) - Number(expected[i]));
+    if (Number.isNaN(apart)) return Infinity;
+    largest = Math.max(largest, apart);
+    sum += apart;
+  }
+  return mean ? sum / Math.max(1, found.length) : largest;
+}
+
+const largestOf = (scores) => scores.reduce((best, score, index) => (score > scores[best] ? index : best), 0);
+
+/** Compares preprocessing, outputs and answers with those of the build; returns what is wrong. */
+export async function findMistakes(ort, session, manifest) {
+  const mistakes = [];
+  const feeds = {};
+  for (const entry of manifest.golden.filter(({ role }) => role !== "output")) {
+    const expected = await readArray(entry);
+    if (entry.role === "input") feeds[entry.name] = new ort.Tensor(entry.dtype, expected, entry.shape);
+    if (!entry.raw.length) continue;
+    const tensor = manifest.inputs.find(({ name }) => name === entry.name);
+    const files = [];
+    for (const name of entry.raw) files.push((await makeInput(await (await load(name)).blob(), tensor)).values);
+    const whole = files.flatMap((values) => Array.from(values));
+    const apart = difference(whole, expected, entry.role === "resized");
+    const what = entry.role === "resized" ? "resizing" : "preprocessing";
+    if (!(apart <= entry.tolerance))
+      mistakes.push(`${what} of '${entry.name}' is off by ${apart}; ${entry.tolerance} is allowed`);
+  }
+  const outputs = await session.run(feeds);
+  for (const entry of manifest.golden.filter(({ role }) => role === "output")) {
+    const apart = difference(outputs[entry.name].data, await readArray(entry), false);
+    if (!(apart <= entry.tolerance))
+      mistakes.push(`output '${entry.name}' is off by ${apart}; ${entry.tolerance} is allowed`);
+  }
+  for (const { output, sample, class_index, label } of manifest.answers) {
+    const { data, dims } = outputs[output];
+    const index = largestOf(data.slice(sample * dims[1], (sample + 1) * dims[1]));
+    if (index !== class_index || (label !== null && manifest.labels[index] !== label))
+      mistakes.push(`sample ${sample} is '${label ?? class_index}', not '${manifest.labels[index] ?? index}'`);
+  }
+  return mistakes;
+}
+
+/** Returns the best classes of each output that has scores for them, and the form of other outputs, as text. */
+export function describe(outputs, labels) {
+  return Object.entries(outputs).map(([name, { data, dims, type }]) => {
+    if (dims.length !== 2 || dims[1] !== Math.max(2, labels.length)) return `${name}: ${type} [${dims}]`;
+    const ranked = Array.from(data.slice(0, dims[1]), (score, index) => ({ score, index }));
+    ranked.sort((a, b) => b.score - a.score);
+    return ranked.slice(0, SHOWN_CLASSES).map(({ score, index }) => `${labels[index] ?? index}: ${score}`).join("\n");
+  }).join("\n");
+}
+
+async function main() {
+  const show = (id, text) => { document.getElementById(id).textContent = text; };
+  try {
+    const ort = await import("./ort.wasm.min.mjs");
+    const manifest = await (await load("manifest.json")).json();
+    const session = await ort.InferenceSession.create(await (await load("model.onnx")).arrayBuffer());
+    const mistakes = await findMistakes(ort, session, manifest);
+    show("check", mistakes.length ? `self-test: ${mistakes.join("\nself-test: ")}` : "self-test: passed");
+    if (mistakes.length || manifest.inputs.length !== 1) return;
+    const field = document.getElementById("file");
+    field.disabled = false;
+    field.addEventListener("change", async () => {
+      try {
+        const [tensor] = manifest.inputs;
+        const { values, shape } = await makeInput(field.files[0], tensor);
+        const outputs = await session.run({ [tensor.name]: new ort.Tensor(tensor.dtype, values, shape) });
+        show("answer", describe(outputs, manifest.labels));
+      } catch (error) {
+        show("answer", error.message);
+      }
+    });
+  } catch (error) {
+    show("check", `self-test: ${error.message}`);
+  }
+}
+
+if (typeof document !== "undefined") await main();

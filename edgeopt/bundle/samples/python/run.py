@@ -1,0 +1,177 @@
+"""Run the model of this bundle, without edgeopt.
+
+    pip install numpy onnxruntime pillow
+    python samples/python/run.py              # does this machine compute what the build computed?
+    python samples/python/run.py FILE         # the model's answer for an image or a .wav
+
+Everything that is known of the model is in ``manifest.json``; take from this file what your app needs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+BUNDLE = Path(__file__).resolve().parents[2]
+SHOWN_CLASSES = 3
+
+
+def prepare_image(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return an image as a batch of one sample, as the manifest says."""
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(Image.open(path)).convert("L" if how["color"] == "gray" else "RGB")
+    pixels = np.asarray(resize_to_fit(image, how))
+    pixels = pixels.reshape(*pixels.shape[:2], -1)  # (height, width, channels)
+    if how["color"] == "bgr":
+        pixels = pixels[..., ::-1]
+    if how["dtype"] == "float32":
+        scaled = pixels.astype(np.float32) / np.float32(how["scale"])
+        pixels = (scaled - np.array(how["mean"], np.float32)) / np.array(how["std"], np.float32)
+    if how["layout"] == "nchw":
+        pixels = np.moveaxis(pixels, 2, 0)
+    return np.ascontiguousarray(pixels)[None]
+
+
+def resize_to_fit(image: Any, how: dict[str, Any]) -> Any:
+    """Return an image in the size that the model takes."""
+    from PIL import Image
+
+    height, width = how["height"], how["width"]
+    if height is None:
+        return image
+    bilinear = Image.Resampling.BILINEAR
+    if how["resize"] == "stretch":
+        return image.resize((width, height), bilinear)
+    if how["resize"] == "pad":
+        ratio = min(width / image.width, height / image.height)
+        inner = image.resize([max(1, round(side * ratio)) for side in image.size], bilinear)
+        whole = Image.new(image.mode, (width, height))
+        whole.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
+        return whole
+    if image.height * width >= image.width * height:  # crop: the shorter side decides
+        cover_width = round(width / how["crop_ratio"])
+        cover_height = int(cover_width * image.height / image.width)
+    else:
+        cover_height = round(height / how["crop_ratio"])
+        cover_width = int(cover_height * image.width / image.height)
+    left, top = round((cover_width - width) / 2), round((cover_height - height) / 2)
+    return image.resize((cover_width, cover_height), bilinear).crop((left, top, left + width, top + height))
+
+
+def prepare_sound(path: Path, how: dict[str, Any], shape: list[int | str]) -> np.ndarray[Any, Any]:
+    """Return a .wav of 16 bits as a batch of one sample, as the manifest says."""
+    with wave.open(str(path)) as file:
+        rate, channels = file.getframerate(), file.getnchannels()
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels).mean(1)
+    if rate != how["sample_rate"]:
+        raise SystemExit(f"{path} has {rate} samples a second; resample it to {how['sample_rate']} first.")
+    length = how["samples"]
+    if length is not None:
+        before = max(0, length - len(samples)) // 2 if how["align"] == "middle" else 0
+        start = max(0, len(samples) - length) // 2 if how["align"] == "middle" else 0
+        samples = samples[start : start + length]
+        samples = np.pad(samples, (before, length - len(samples) - before))
+    values: np.ndarray[Any, Any] = samples / 2**15 * how["peak"]
+    return values.astype(np.float32 if how["peak"] == 1 else np.int16).reshape([1] * (len(shape) - 1) + [-1])
+
+
+def make_input(path: Path, tensor: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return a file as the model's input."""
+    how = tensor["preprocessing"]
+    if how is None:
+        raise SystemExit(f"manifest.json has no preprocessing for '{tensor['name']}', so no file can be its input.")
+    if how["kind"] == "image":
+        return prepare_image(path, how)
+    return prepare_sound(path, how, tensor["shape"]).astype(tensor["dtype"])
+
+
+def read_array(entry: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """Return one golden array."""
+    dtype = np.dtype(entry["dtype"]).newbyteorder("<")
+    return np.fromfile(BUNDLE / entry["file"], dtype).reshape(entry["shape"])
+
+
+def difference(found: np.ndarray[Any, Any], expected: np.ndarray[Any, Any], *, mean: bool = False) -> float:
+    """Return the largest absolute difference, or the mean one; infinite if shapes differ or a value is not a number."""
+    if found.shape != expected.shape:
+        return float("inf")
+    apart = np.abs(found.astype(np.float64) - expected.astype(np.float64))
+    apart = np.where(found == expected, 0.0, apart)  # equal infinities too
+    value = float((np.mean if mean else np.max)(apart)) if apart.size else 0.0
+    return value if value == value else float("inf")
+
+
+def find_mistakes(session: Any, manifest: dict[str, Any]) -> list[str]:
+    """Compare preprocessing, outputs and answers with those of the build; return what is wrong."""
+    mistakes = []
+    tensors = {tensor["name"]: tensor for tensor in manifest["inputs"]}
+    inputs = {}
+    for entry in manifest["golden"]:
+        if entry["role"] == "output":
+            continue
+        expected = read_array(entry)
+        if entry["role"] == "input":
+            inputs[entry["name"]] = expected
+        if entry["raw"]:
+            files = [make_input(BUNDLE / name, tensors[entry["name"]]) for name in entry["raw"]]
+            apart = difference(np.concatenate(files), expected, mean=entry["role"] == "resized")
+            if not apart <= entry["tolerance"]:
+                what = "resizing" if entry["role"] == "resized" else "preprocessing"
+                mistakes.append(
+                    f"{what} of '{entry['name']}' is off by {apart:.3g}; {entry['tolerance']:.3g} is allowed"
+                )
+    names = [tensor["name"] for tensor in manifest["outputs"]]
+    outputs = dict(zip(names, session.run(names, inputs)))  # noqa: B905 - also for old versions of Python
+    for entry in manifest["golden"]:
+        if entry["role"] == "output":
+            apart = difference(outputs[entry["name"]], read_array(entry))
+            if not apart <= entry["tolerance"]:
+                mistakes.append(f"output '{entry['name']}' is off by {apart:.3g}; {entry['tolerance']:.3g} is allowed")
+    for answer in manifest["answers"]:
+        index = int(np.argmax(outputs[answer["output"]][answer["sample"]]))
+        label = manifest["labels"][index] if answer["label"] is not None else None
+        if (index, label) != (answer["class_index"], answer["label"]):
+            right = answer["label"] or answer["class_index"]
+            mistakes.append(f"sample {answer['sample']} is '{right}', not '{label or index}'")
+    return mistakes
+
+
+def print_answers(outputs: dict[str, np.ndarray[Any, Any]], labels: list[str]) -> None:
+    """Print the best classes of each output that has scores for them, and the form of other outputs."""
+    for name, output in outputs.items():
+        if output.ndim == 2 and output.shape[1] == max(2, len(labels)):
+            for index in np.argsort(-output[0])[:SHOWN_CLASSES]:
+                print(f"{labels[index] if labels else index}: {output[0, index]:.4g}")
+        else:
+            print(f"{name}: {output.dtype} {list(output.shape)}, {output.min():.4g} to {output.max():.4g}")
+
+
+def main() -> int:
+    """Check this machine, or answer for a file."""
+    manifest = json.loads((BUNDLE / "manifest.json").read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(str(BUNDLE / "model.onnx"), providers=["CPUExecutionProvider"])
+    mistakes = find_mistakes(session, manifest)
+    for mistake in mistakes:
+        print(f"self-test: {mistake}", file=sys.stderr)
+    if mistakes:
+        return 1
+    print("self-test: passed")
+    if len(sys.argv) > 1:
+        if len(manifest["inputs"]) != 1:
+            raise SystemExit("The model takes several inputs: make them as manifest.json says, and call session.run.")
+        tensor = manifest["inputs"][0]
+        names = [tensor["name"] for tensor in manifest["outputs"]]
+        values = session.run(names, {tensor["name"]: make_input(Path(sys.argv[1]), tensor)})
+        print_answers(dict(zip(names, values)), manifest["labels"])  # noqa: B905
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

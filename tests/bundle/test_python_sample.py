@@ -1,0 +1,166 @@
+"""The Python sample of a bundle: it gives the golden outputs and answers for real files, and finds planted mistakes."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import wave
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from app_bundles import COLORS, draw_pixels, write_app_bundle
+from PIL import Image
+
+KINDS = ("images", "sounds", "class maps")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def bundle(request, tmp_path_factory):
+    return write_app_bundle(tmp_path_factory.mktemp("app"), request.param)
+
+
+@pytest.fixture(scope="module")
+def image_bundle(tmp_path_factory):
+    return write_app_bundle(tmp_path_factory.mktemp("app"), "images")
+
+
+def run_sample(bundle, *arguments):
+    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def load_sample(bundle):
+    """Import the sample, as an app would that took its code."""
+    spec = importlib.util.spec_from_file_location("sample", bundle / "samples" / "python" / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mistakes_of(bundle, change=lambda sample, manifest: None):
+    """Return what the self-test finds after an app's mistake."""
+    sample = load_sample(bundle)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    change(sample, manifest)
+    return sample.find_mistakes(onnxruntime.InferenceSession(str(bundle / "model.onnx")), manifest)
+
+
+def test_it_passes_its_self_test_without_edgeopt(bundle):
+    done = run_sample(bundle)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "self-test: passed\n", "")
+    assert "edgeopt" not in (bundle / "samples" / "python" / "run.py").read_text().split('"""', 2)[2]
+
+
+def test_it_answers_for_an_image_of_another_size(image_bundle, tmp_path):
+    large = np.kron(draw_pixels(2), np.ones((3, 3, 1), np.uint8))
+    Image.fromarray(large).save(tmp_path / "large.png")
+    done = run_sample(image_bundle, tmp_path / "large.png")
+    assert done.returncode == 0, done.stderr
+    best = done.stdout.splitlines()[1].split(":")[0]
+    answers = json.loads((image_bundle / "manifest.json").read_text())["answers"]
+    assert best in COLORS
+    assert best == next(answer["label"] for answer in answers if answer["sample"] == 2)
+
+
+def test_it_answers_for_a_longer_sound_and_refuses_one_of_another_rate(tmp_path):
+    bundle = write_app_bundle(tmp_path, "sounds")
+    for rate in (8000, 16000):
+        with wave.open(str(tmp_path / f"{rate}.wav"), "wb") as file:
+            file.setparams((2, 2, rate, 0, "NONE", ""))
+            file.writeframes(np.arange(3000, dtype="<i2").tobytes())
+    done = run_sample(bundle, tmp_path / "8000.wav")
+    assert done.stdout.splitlines()[1].split(":")[0] in ("low", "high"), done.stderr
+    done = run_sample(bundle, tmp_path / "16000.wav")
+    assert done.returncode == 1
+    assert "has 16000 samples a second; resample it to 8000 first." in done.stderr
+
+
+def how_of(manifest):
+    return manifest["inputs"][0]["preprocessing"]
+
+
+def swap_sides(sample, manifest):
+    right = sample.prepare_image
+    sample.prepare_image = lambda path, how: right(path, how).swapaxes(2, 3).copy().reshape(1, 3, 20, 24)
+
+
+def reshape_only(sample, manifest):
+    """Channels last, taken for channels first."""
+    right = sample.prepare_image
+    sample.prepare_image = lambda path, how: right(path, how | {"layout": "nhwc"}).reshape(1, 3, 20, 24)
+
+
+def upside_down(sample, manifest):
+    right = sample.prepare_image
+    sample.prepare_image = lambda path, how: right(path, how)[:, :, ::-1]
+
+
+def nearest_pixels(sample, manifest):
+    def resized(image, how):
+        crop = min(image.width / how["width"], image.height / how["height"])
+        image = image.resize((round(image.width / crop), round(image.height / crop)), Image.Resampling.NEAREST)
+        return image.crop((0, 0, how["width"], how["height"]))  # and not the middle
+
+    sample.resize_to_fit = resized
+
+
+def grey(sample, manifest):
+    right = sample.resize_to_fit
+    sample.resize_to_fit = lambda image, how: right(image.convert("L").convert("RGB"), how)
+
+
+IMAGE_MISTAKES = {
+    "RGB for BGR": lambda sample, manifest: how_of(manifest).update(color="rgb"),
+    "no mean": lambda sample, manifest: how_of(manifest).update(mean=[0.0]),
+    "no standard deviation": lambda sample, manifest: how_of(manifest).update(std=[1.0]),
+    "mean of the other channel order": lambda sample, manifest: how_of(manifest)["mean"].reverse(),
+    "bytes instead of 0 to 1": lambda sample, manifest: how_of(manifest).update(scale=1.0),
+    "divided by 256": lambda sample, manifest: how_of(manifest).update(scale=256.0),
+    "sides swapped": swap_sides,
+    "channels last": reshape_only,
+    "upside down": upside_down,
+    "stretched instead of cut": lambda sample, manifest: how_of(manifest).update(resize="stretch"),
+    "nearest pixels from a corner": nearest_pixels,
+    "grey": grey,
+    "labels shifted by one": lambda sample, manifest: manifest.update(labels=[*COLORS[1:], COLORS[0]]),
+}
+
+
+@pytest.mark.parametrize("change", IMAGE_MISTAKES.values(), ids=IMAGE_MISTAKES)
+def test_a_planted_mistake_of_an_app_is_found(image_bundle, change):
+    assert mistakes_of(image_bundle) == []
+    assert mistakes_of(image_bundle, change)
+
+
+SOUND_MISTAKES = {
+    "not scaled to 1": lambda sample, manifest: how_of(manifest).update(peak=32768.0),
+    "another length": lambda sample, manifest: how_of(manifest).update(samples=700),
+}
+
+
+@pytest.mark.parametrize("change", SOUND_MISTAKES.values(), ids=SOUND_MISTAKES)
+def test_a_planted_mistake_with_sounds_is_found(tmp_path, change):
+    bundle = write_app_bundle(tmp_path, "sounds")
+    assert mistakes_of(bundle) == []
+    assert mistakes_of(bundle, change)
+    with pytest.raises(SystemExit, match="resample it to 16000"):
+        mistakes_of(bundle, lambda sample, manifest: how_of(manifest).update(sample_rate=16000))
+
+
+def test_weights_of_another_model_are_found(tmp_path):
+    bundle = write_app_bundle(tmp_path, "images")
+    model = onnx.load(bundle / "model.onnx")
+    weights = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weights[0] *= 1.02
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, model.graph.initializer[0].name))
+    onnx.save(model, bundle / "model.onnx")
+    assert [mistake.split(" is off")[0] for mistake in mistakes_of(bundle)] == ["output 'y'"]
+
+
+def test_the_card_names_inputs_outputs_limits_and_licence(image_bundle):
+    card = (image_bundle / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: onnx\npipeline_tag: image-classification\n")
+    for words in ("`x`: float32 [batch, 3, 20, 24]", "BGR image", "blue, green, red", "| Score drop |", "not stated"):
+        assert words in card

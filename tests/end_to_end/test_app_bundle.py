@@ -1,0 +1,79 @@
+"""The bundle of a classifier of pictures: an app's self-test passes with it, and finds wrong ranges of int8."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import onnx
+import picture_task
+import pytest
+from building import TESTS, choice_of, edgeopt, write_target
+from PIL import Image
+
+SPEC = f"{TESTS / 'picture_task.py'}:make_task"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    picture_task.write_pictures(folder / "pictures")
+    write_target(folder / "tiny.toml", precisions='["int8", "fp32"]')
+    arguments = ("--target", "tiny.toml", "--quick", "--no-train", "--yes")
+    done = edgeopt(folder, "build", SPEC, *arguments, PICTURES=str(folder / "pictures"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Warning" not in done.stdout
+    return folder
+
+
+def self_test(bundle, *arguments):
+    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def manifest_of(bundle):
+    return json.loads((bundle / "manifest.json").read_text())
+
+
+def test_the_golden_inputs_are_a_picture_of_each_class(folder):
+    bundle = folder / "edgeopt-out"
+    manifest = manifest_of(bundle)
+    pictures = next(entry["raw"] for entry in manifest["golden"] if entry["role"] == "input")
+    assert len(pictures) == 8
+    assert {answer["label"] for answer in manifest["answers"]} == set(picture_task.CLASSES)
+    with Image.open(bundle / pictures[0]) as image:
+        assert image.size == picture_task.SIZE[::-1]
+    assert manifest["licence"] == "made up"
+    assert manifest["inputs"][0]["preprocessing"]["mean"] == list(picture_task.MEAN)
+    low, high = manifest["inputs"][0]["value_range"]
+    assert -0.48 / 0.22 - 0.2 < low < 0 < high < 0.59 / 0.22 + 0.2
+
+
+def test_the_tolerance_is_measured_and_far_below_a_tenth_of_the_output(folder):
+    manifest = manifest_of(folder / "edgeopt-out")
+    entry = next(entry for entry in manifest["golden"] if entry["role"] == "output")
+    steps = choice_of(folder)["winner"]["recipe"]["graph_steps"]
+    assert any(step["step"] == "quantize" for step in steps)
+    assert 0.0 < entry["tolerance"] < 0.5  # the largest logit is about 5
+
+
+def test_the_sample_answers_for_a_picture_of_the_folder(folder):
+    picture = folder / "pictures" / "green sea" / "3.png"
+    done = self_test(folder / "edgeopt-out", picture)
+    assert done.stdout.splitlines()[:2][0] == "self-test: passed", done.stderr
+    assert done.stdout.splitlines()[1].startswith("green sea: ")
+
+
+def test_int8_ranges_of_another_model_fail_the_self_test(folder, tmp_path):
+    bundle = shutil.copytree(folder / "edgeopt-out", tmp_path / "out")
+    model = onnx.load(bundle / "model.onnx")
+    floats = [tensor for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    scales = [tensor for tensor in floats if not tensor.dims]
+    assert scales
+    for tensor in scales:
+        scale = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array((scale * 1.15).astype(scale.dtype), tensor.name))
+    onnx.save(model, bundle / "model.onnx")
+    done = self_test(bundle)
+    assert done.returncode == 1
+    assert "self-test: output 'output' is off by" in done.stderr

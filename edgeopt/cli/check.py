@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.options import DATA_HELP, data_options, device_option, fallback_option, verbose_option
+from edgeopt.cli.options import DATA_HELP, data_options, fallback_option, verbose_option
 from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
+    from edgeopt.bench.run_target import RunTarget
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.pipeline.evaluation import EvaluationSet
-    from edgeopt.pipeline.verify.check import CheckResult
+    from edgeopt.pipeline.verify.findings import CheckResult
+    from edgeopt.records.profile import Profile
 
+_NEW_FILE = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"passed": 0, "missed": 3, "bad": 2}
+WORST_LAST = (0, 3, 2)
 VERDICTS = {
     "passed": "passes every check on {device}",
     "missed": "misses an output or a limit on {device}",
@@ -25,7 +29,13 @@ VERDICTS = {
 
 @click.command("check")
 @click.argument("bundle", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@device_option
+@click.option(
+    "--device",
+    "device_uris",
+    multiple=True,
+    metavar="URI",
+    help="Device to run on (default: the target's); may be repeated, to verify a fleet one after the other.",
+)
 @click.option(
     "--target", metavar="NAME", help="Run with the settings of another target (name or .toml); the limits don't change."
 )
@@ -33,46 +43,113 @@ VERDICTS = {
 @click.option("--score", metavar="TASK", help="Also score the model on the device, on TASK's whole evaluation set.")
 @click.option("--data", metavar="DATA", help=f"Inputs and labels for --score MODEL.onnx. {DATA_HELP}")
 @data_options
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path, exists=True),
+    metavar="RELEASE",
+    help="Compare bytes and time (interleaved A/B) with the bundle or .onnx of another release.",
+)
+@click.option(
+    "--max-regression",
+    type=click.FloatRange(0),
+    metavar="PERCENT",
+    help="How much larger or, beyond the noise, slower than RELEASE it may be; more is a miss.",
+)
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with raw samples.")
+@click.option("--junit", type=_NEW_FILE, metavar="FILE", help="Write the findings as JUnit's XML.")
+@click.option(
+    "--summary", type=_NEW_FILE, metavar="FILE", help='Append a table in Markdown to FILE, such as "$GITHUB_STEP_SUMMARY".'
+)
 def command(
     bundle: Path,
-    device_uri: str | None,
+    device_uris: tuple[str, ...],
     target: str | None,
     allow_fallback: tuple[str, ...],
     score: str | None,
     data: str | None,
     data_options: DataOptions,
+    against: Path | None,
+    max_regression: float | None,
     as_json: bool,
+    junit: Path | None,
+    summary: Path | None,
 ) -> int:
     """Verify BUNDLE, the folder of a finished build: its files, its golden outputs on the device, its limits.
 
     Judging the limit of the score takes data that the bundle doesn't hold: --score names the task of the build, in the
     same way as `build` does (a ready task's name, module:name, file.py:name, or the given model.onnx with its --data).
 
-    Exit codes: 0 everything holds, 3 an output or a limit is missed, 2 this is not the bundle that was built.
+    Exit codes: 0 everything holds, 3 an output or a limit is missed, 2 this is not the bundle that was built. Of
+    several devices the worst counts. `edgeopt init --ci` writes a workflow for pull requests.
     """
-    from edgeopt.bench.run_target import RunTarget
     from edgeopt.bundle.manifest import read_manifest
     from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
-    from edgeopt.device.open import device_kind, open_device
+    from edgeopt.errors import DeviceError, InputError
+    from edgeopt.pipeline.verify.against import Release
     from edgeopt.pipeline.verify.check import check_bundle
-    from edgeopt.records.codec import to_json
+    from edgeopt.pipeline.verify.findings import device_failed
 
+    if max_regression is not None and against is None:
+        raise InputError("--max-regression goes with --against RELEASE.")
+    release = None
+    if against is not None:
+        release = Release(against, None if max_regression is None else max_regression / 100)
+        _ = release.model  # before anything runs
     profile = load_profile(target or read_manifest(bundle).target)
+    results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:
         evaluation = _load_evaluation(score, data, data_options, progress)
-        device = open_device(device_uri or profile.device)
-        kind = device_kind(device.uri, profile)
-        profile = profile if kind == "measured" else profile.on_stand_in
-        run_target = RunTarget(device=device, kind=kind, profile=profile, allow_fallback=allow_fallback)
-        result = check_bundle(bundle, run_target, progress=lambda text: progress("check", text), evaluation=evaluation)
+        for uri in (uris := device_uris or (profile.device,)):
+            try:
+                result = check_bundle(
+                    bundle,
+                    _run_target(uri, profile, allow_fallback),
+                    progress=lambda text: progress("check", text),
+                    evaluation=evaluation,
+                    release=release,
+                )
+            except DeviceError as error:
+                if len(uris) == 1:
+                    raise
+                result = device_failed(bundle, profile.name, uri, error)  # the others are checked all the same
+            results.append(result)
+    _report(results, as_json, junit, summary)
+    return max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
+
+
+def _run_target(uri: str, profile: Profile, allow_fallback: tuple[str, ...]) -> RunTarget:
+    from edgeopt.bench.run_target import RunTarget
+    from edgeopt.device.open import device_kind, open_device
+
+    device = open_device(uri)
+    kind = device_kind(device.uri, profile)
+    profile = profile if kind == "measured" else profile.on_stand_in
+    return RunTarget(device=device, kind=kind, profile=profile, allow_fallback=allow_fallback)
+
+
+def _report(results: list[CheckResult], as_json: bool, junit: Path | None, summary: Path | None) -> None:
+    """Print the results, and write the forms that were asked for."""
+    from edgeopt.errors import WorkspaceError
+    from edgeopt.pipeline.verify.formats import to_junit, to_markdown
+    from edgeopt.records.codec import to_json
+
+    try:
+        if junit is not None:
+            junit.write_text(to_junit(results), encoding="utf-8")
+        if summary is not None:
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(to_markdown(results, [_verdict(result) for result in results]))
+    except OSError as error:
+        raise WorkspaceError(f"{error.filename} cannot be written: {error.strerror}.") from error
     if as_json:
-        click.echo(to_json(result))
-    else:
+        documents = [to_json(result) for result in results]
+        joined = b",".join(documents)
+        click.echo(documents[0] if len(results) == 1 else b'{"schema":"edgeopt/checks-1","results":[' + joined + b"]}")
+        return
+    for result in results:
         _print(result)
-    return EXIT_CODES[result.status]
 
 
 def _load_evaluation(
@@ -102,4 +179,8 @@ def _print(result: CheckResult) -> None:
     width = max(len(finding.name) for finding in result.findings)
     for finding in result.findings:
         click.echo(f"{finding.status:6}  {finding.kind:6}  {finding.name:{width}}  {finding.text}")
-    click.echo(f"{result.bundle} {VERDICTS[result.status].format(device=result.device)}")
+    click.echo(_verdict(result))
+
+
+def _verdict(result: CheckResult) -> str:
+    return f"{result.bundle} {VERDICTS[result.status].format(device=result.device)}"

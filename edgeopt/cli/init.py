@@ -52,6 +52,7 @@ task = edgeopt.classification(
     test=batches(seed=3, count=20),  # test set: scored only once, at the end
     name="rows-and-columns",
     labels=("row", "column"),
+    preprocessing="made-up numbers",  # for your images: edgeopt.ImagePreprocessing(height=224, width=224, mean=...)
 )
 '''
 
@@ -67,25 +68,60 @@ max_drop = 0.01  # how far the score may fall below the trained network's
 # size_mb = 1.0
 """
 
+CI_FILE = ".github/workflows/edgeopt.yml"
+WORKFLOW = """\
+# Verifies the bundle of `edgeopt build` in each pull request: its files, golden outputs and limits, and an A/B against
+# that of the branch it goes to. Needs the bundle in the repository (large ones with Git LFS).
+name: edgeopt
+on: [pull_request]
+
+jobs:
+  check:
+    runs-on: ubuntu-latest
+    steps:
+      - uses: actions/checkout@v4
+        with: {lfs: true}
+      - uses: actions/checkout@v4
+        with: {ref: "${{ github.base_ref }}", path: released, lfs: true}
+      - uses: actions/setup-python@v5
+        with: {python-version: "3.12"}
+      - run: pip install edgeopt
+      - name: check
+        run: |
+          against=()
+          if [ -f released/edgeopt-out/model.onnx ]; then
+            against=(--against released/edgeopt-out --max-regression 5)
+          fi
+          edgeopt check edgeopt-out "${against[@]}" --junit edgeopt-check.xml --summary "$GITHUB_STEP_SUMMARY"
+      - uses: actions/upload-artifact@v4
+        if: always()
+        with: {name: edgeopt-check, path: edgeopt-check.xml}
+"""
+
 FILES = {"my_task.py": TASK, "edgeopt.toml": CONFIG}
 
 
 @click.command(name="init")
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=Path())
-def command(folder: Path) -> None:
+@click.option("--ci", is_flag=True, help=f"Write {CI_FILE} instead, which runs `edgeopt check` in pull requests.")
+def command(folder: Path, ci: bool) -> None:
     """Write an example my_task.py and edgeopt.toml into FOLDER (default: the current one). Nothing is overwritten."""
-    for name in FILES:
+    written = {CI_FILE: WORKFLOW} if ci else FILES
+    for name in written:
         if (folder / name).exists():
             raise InputError(
                 f"{folder / name} already exists and was not changed. Give another folder: `edgeopt init NAME`."
             )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in FILES.items():
+        for name, text in written.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("x", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
         raise WorkspaceError(f"{folder} cannot be written: {error.strerror}.") from None
+    if ci:
+        click.echo(f"wrote {folder / CI_FILE}: commit it together with the bundle, edgeopt-out")
+        return
     change_folder = "" if folder == Path() else f"cd {folder} && "
     files = " and ".join(str(folder / name) for name in FILES)
     click.echo(f"wrote {files}; now run `{change_folder}edgeopt build --quick`")

@@ -5,10 +5,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from app_bundles import write_app_bundle
 from tiny_bundles import a_bundle
-from tiny_models import write_quick_target
+from tiny_models import a_network, write_quick_target
 
 
 def check(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -121,3 +123,68 @@ def test_a_folder_that_is_not_a_bundle_ends_with_2(tmp_path):
     done = check(tmp_path / "empty")
     assert done.returncode == 2
     assert "manifest.json cannot be read" in done.stderr
+
+
+def test_ci_gets_junit_and_a_table_with_the_comparison_with_the_last_release(tmp_path):
+    (tmp_path / "released").mkdir()
+    new, old = a_bundle(tmp_path), a_bundle(tmp_path / "released")
+    files = ("--junit", "check.xml", "--summary", "summary.md")
+    done = check(new, "--against", str(old), "--max-regression", "400", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert lines(done)["release-size"] == "passed"
+    assert "as large as" in done.stdout
+    suite = ElementTree.parse(tmp_path / "check.xml").getroot()[0]
+    assert suite.get("name") == "out on local:"
+    assert (suite.get("failures"), suite.get("errors")) == ("0", "0")
+    names = [(case.get("classname"), case.get("name")) for case in suite]
+    assert ("edgeopt.against", "release-latency") in names
+    assert ("edgeopt.golden", "y") in names
+    table = (tmp_path / "summary.md").read_text()
+    assert table.startswith("### out passes every check on local:\n")
+    assert "| ✅ | against | release-latency |" in table
+
+
+def test_a_larger_file_than_the_last_release_fails_and_is_a_failure_for_junit(tmp_path):
+    new = a_bundle(tmp_path)
+    a_network(tmp_path / "small.onnx", width=8)
+    done = check(new, "--against", str(tmp_path / "small.onnx"), "--max-regression", "5", "--junit", "check.xml")
+    assert done.returncode == 3
+    line = next(line for line in done.stdout.splitlines() if "release-size" in line)
+    assert line.startswith("missed")
+    assert "up to 5 % more is allowed" in line
+    failures = ElementTree.parse(tmp_path / "check.xml").getroot().findall(".//failure")
+    assert any("larger than" in failure.get("message") for failure in failures)
+
+
+def test_of_several_devices_each_is_checked_and_the_worst_counts(tmp_path):
+    out = a_bundle(tmp_path)
+    done = check(out, "--device", "local:", "--device", "ssh://nobody@no-such-host.invalid", "--json")
+    assert done.returncode == 3, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [result["status"] for result in results] == ["passed", "missed"]
+    assert results[1]["findings"][0]["kind"] == "device"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--max-regression", "5"), "--max-regression goes with --against RELEASE."),
+        (("--against", "."), "--against . is neither a bundle with a model.onnx nor an .onnx file."),
+    ],
+)
+def test_a_comparison_without_another_file_is_refused(tmp_path, arguments, reason):
+    done = check(a_bundle(tmp_path), *arguments)
+    assert done.returncode == 2
+    assert reason in " ".join(done.stderr.split())
+
+
+def test_an_answer_that_changed_is_missed(tmp_path):
+    out = write_app_bundle(tmp_path, "images")
+    write_quick_target(tmp_path)
+    manifest = json.loads((out / "manifest.json").read_text())
+    answer = manifest["answers"][0]
+    answer["class_index"] = (answer["class_index"] + 1) % 3
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    done = check(out)
+    assert done.returncode == 3
+    assert lines(done)["answers"] == "missed"

@@ -22,7 +22,9 @@ def test_every_guide_is_listed_with_its_title():
         assert path.read_text("utf-8").splitlines()[0].lstrip("# ") in shown
 
 
-@pytest.mark.parametrize("name", [name for name in list_guides() if name not in ("app", "design", "onnx-files", "scores")])
+@pytest.mark.parametrize(
+    "name", [name for name in list_guides() if name not in ("app", "design", "onnx-files", "scores")]
+)
 def test_a_guide_and_its_example_are_printed(name):
     text = (GUIDES / f"{name}.md").read_text("utf-8")
     assert run(name).output == run(f"{name}.md").output == text

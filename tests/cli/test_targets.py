@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from edgeopt.cli import group
+from edgeopt.cli.check import command as check
 from edgeopt.config.profiles import load_profile
 from edgeopt.config.project import load_project
 from edgeopt.errors import ConfigError, InputError, WorkspaceError
@@ -110,6 +111,20 @@ def test_init_writes_a_task_that_runs_and_a_project_that_names_it(folder):
     name, score = done.stdout.split()
     assert name == "rows-and-columns"
     assert float(score) > LEARNED
+
+
+def test_init_writes_a_workflow_that_checks_pull_requests(folder):
+    yaml = pytest.importorskip("yaml")
+    assert "commit it together with the bundle" in run("init", "--ci")
+    workflow = yaml.safe_load((folder / ".github" / "workflows" / "edgeopt.yml").read_text())
+    steps = workflow["jobs"]["check"]["steps"]
+    (script,) = (step["run"] for step in steps if step.get("name") == "check")
+    assert subprocess.run(["bash", "-n", "-c", script], check=False).returncode == 0
+    arguments = script.splitlines()[-1].replace('"${against[@]}"', "--against old --max-regression 5").split()[1:]
+    options = {option for parameter in check.params for option in parameter.opts}
+    assert {word for word in arguments if word.startswith("--")} <= options
+    with pytest.raises(InputError, match="already exists"):
+        run("init", "--ci")
 
 
 def test_init_overwrites_nothing(folder):

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from edgeopt.bundle.golden import Array, GoldenEntry, largest_difference, read_g
 from edgeopt.bundle.manifest import Manifest, find_changed_files, read_manifest
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import read_facts
+from edgeopt.pipeline.verify.against import Release, compare_with
 from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_set, score_on_device
-from edgeopt.records.base import Record
+from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
 from edgeopt.records.scoring import ScoreDirection
@@ -51,37 +53,6 @@ _DEVICE_NOTES: dict[DeviceKind, str] = {
 }
 
 
-class CheckFinding(Record, frozen=True, kw_only=True):
-    """The result of one check."""
-
-    kind: Literal["file", "golden", "score", "limit"]
-    name: str
-    """Of the file, the output, the task or the limit."""
-    status: Literal["passed", "missed", "bad", "note"]
-    """``bad``: the bundle is not the one that was built. ``note``: does not affect the result."""
-    text: str
-    """The result, in words."""
-    found: float | None = None
-    """The number that decides, unrounded; null if there is none or it is not finite."""
-    allowed: float | None = None
-
-
-class CheckResult(Record, frozen=True, kw_only=True):
-    """All findings, and the measurement that the limits were judged by; ``edgeopt check --json`` prints this."""
-
-    schema: Literal["edgeopt/check-1"] = "edgeopt/check-1"
-    bundle: str
-    """The folder, as the user gave it."""
-    target: str
-    device: str
-    """URI."""
-    status: Literal["passed", "missed", "bad"]
-    findings: tuple[CheckFinding, ...]
-    measurement: Measurement | None
-    score: DeviceScore | None
-    """null if no task was named."""
-
-
 def check_files(bundle: Path, manifest: Manifest) -> list[CheckFinding]:
     """Compare every file with its hash, and check that the manifest lists the files of the golden arrays."""
     changed = find_changed_files(bundle, manifest)
@@ -95,7 +66,12 @@ def check_files(bundle: Path, manifest: Manifest) -> list[CheckFinding]:
 
 
 def check_bundle(
-    bundle: Path, run_target: RunTarget, *, progress: Callable[[str], None], evaluation: EvaluationSet | None = None
+    bundle: Path,
+    run_target: RunTarget,
+    *,
+    progress: Callable[[str], None],
+    evaluation: EvaluationSet | None = None,
+    release: Release | None = None,
 ) -> CheckResult:
     """Verify a bundle. If its files were changed, nothing is run.
 
@@ -104,6 +80,7 @@ def check_bundle(
         run_target: Where the model runs.
         progress: Called with a few words on the current step.
         evaluation: The set to measure the score on; None to compare only the golden outputs.
+        release: Another file to compare with; None for none.
 
     Raises:
         DataError: the manifest is missing or has another schema.
@@ -112,7 +89,7 @@ def check_bundle(
     """
     manifest = read_manifest(bundle)
     findings = check_files(bundle, manifest)
-    measurement, score = None, None
+    measurement, score, comparison = None, None, None
     if all(finding.status == "passed" for finding in findings):
         document = read_document(bundle / "choice.json")
         if document.winner is None:
@@ -122,6 +99,10 @@ def check_bundle(
             if evaluation is not None:
                 check_evaluation_set(evaluation, manifest, document)
             measurement, score = _check_model(bundle, manifest, document, run_target, progress, evaluation, findings)
+            if release is not None:
+                with golden_batch(bundle, manifest, document.budget, run_target) as target:
+                    comparison, compared = compare_with(bundle / "model.onnx", release, target, progress)
+                findings += compared
     statuses = {finding.status for finding in findings}
     return CheckResult(
         bundle=str(bundle),
@@ -131,6 +112,7 @@ def check_bundle(
         findings=tuple(findings),
         measurement=measurement,
         score=score,
+        comparison=comparison,
     )
 
 
@@ -167,11 +149,27 @@ def _check_model(
 def check_golden(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
     """Run the golden inputs on the device and compare each output with the bundle's, within its tolerance."""
     (outputs,) = run_arrays(bundle / "model.onnx", [_read_inputs(bundle, manifest)], run_target, "golden")
-    return [
+    findings = [
         _compare(entry, read_golden(bundle, entry), outputs.get(entry.name))
         for entry in manifest.golden
         if entry.role == "output"
     ]
+    return [*findings, *_compare_answers(manifest, outputs)]
+
+
+def _compare_answers(manifest: Manifest, outputs: Mapping[str, Array]) -> Iterator[CheckFinding]:
+    """Compare the classes that the model names for the golden inputs with those of the build."""
+    if not manifest.answers:
+        return
+    wrong = [
+        answer
+        for answer in manifest.answers
+        if answer.output not in outputs or int(np.argmax(outputs[answer.output][answer.sample])) != answer.class_index
+    ]
+    text = f"{len(manifest.answers)} golden inputs have the classes of the build"
+    if wrong:
+        text = f"{len(wrong)} of {len(manifest.answers)} golden inputs have another class than when it was built"
+    yield CheckFinding(kind="golden", name="answers", status="missed" if wrong else "passed", text=text)
 
 
 def _read_inputs(bundle: Path, manifest: Manifest) -> dict[str, Array]:
@@ -210,7 +208,20 @@ def _score_finding(score: DeviceScore, built_on: str) -> CheckFinding:
 def _measure(
     bundle: Path, manifest: Manifest, budget: Budget, run_target: RunTarget, progress: Callable[[str], None]
 ) -> Measurement:
-    """Measure time and memory of the model on its golden inputs, repeated if the batch is larger."""
+    """Measure time and memory of the model on its golden inputs."""
+    with golden_batch(bundle, manifest, budget, run_target) as target:
+        return measure(
+            bundle / "model.onnx",
+            target,
+            percentile=budget.latency_percentile,
+            max_latency_ms=budget.max_latency_ms,
+            progress=progress,
+        )
+
+
+@contextmanager
+def golden_batch(bundle: Path, manifest: Manifest, budget: Budget, run_target: RunTarget) -> Iterator[RunTarget]:
+    """Give a target that runs the golden inputs, repeated if the budget's batch is larger."""
     shapes = {info.name: info.shape for info in manifest.inputs}
     batch = {
         name: take_samples_of(array, shapes[name], budget.batch_size)
@@ -219,13 +230,7 @@ def _measure(
     with tempfile.TemporaryDirectory(prefix="edgeopt-check-") as folder:
         inputs = Path(folder) / "inputs.npz"
         write_batches(inputs, [batch])
-        return measure(
-            bundle / "model.onnx",
-            replace(run_target, batch_size=budget.batch_size, inputs=inputs),
-            percentile=budget.latency_percentile,
-            max_latency_ms=budget.max_latency_ms,
-            progress=progress,
-        )
+        yield replace(run_target, batch_size=budget.batch_size, inputs=inputs)
 
 
 def take_samples_of(array: Array, shape: Sequence[int | str], count: int) -> Array:

@@ -75,11 +75,13 @@ def write_app_bundle(folder: Path, kind: str) -> Path:
     raw = make_raw("x", batch, how)
     (output,) = onnxruntime.InferenceSession(str(model)).run(None, {"x": raw.values})
     tolerance = 1e-3 * float(np.abs(output).max())
-    resized = {} if kind == "sounds" else {"x": make_resized(pixels_of("x", raw.values, how)[0], how)}
+    resized = {} if kind == "sounds" else {"x": make_resized(pixels_of("x", raw.values, how), how)}
     golden = a_golden(
         {"x": raw.values}, {"y": output}, raw={"x": raw}, resized=resized,
         answers=find_answers("y", output, 1, labels, tolerance),
     )  # fmt: skip
-    origin = msgspec.structs.replace(AN_ORIGIN, labels=labels, preprocessing=how.text, input_preprocessing={"x": how})
+    origin = msgspec.structs.replace(
+        AN_ORIGIN, labels=labels, preprocessing=how.text, input_preprocessing={"x": how}, class_axes={"y": 1}
+    )
     write_bundle(folder / "out", a_choice(), model=model, golden=golden, origin=origin)
     return folder / "out"

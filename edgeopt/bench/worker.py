@@ -710,7 +710,7 @@ def watch_stdin(lines: queue.SimpleQueue[str]) -> None:
 
 
 def main() -> None:
-    """Serve one request."""
+    """Serve one request after the other, until stdin ends."""
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # libraries may print: that goes to stderr
 
@@ -720,8 +720,14 @@ def main() -> None:
 
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=watch_stdin, args=(lines,), daemon=True).start()
-    request = json.loads(lines.get())
     gc.disable()
+    while True:
+        serve_one(json.loads(lines.get()), lines, answer)
+        gc.collect()
+
+
+def serve_one(request: dict[str, Any], lines: queue.SimpleQueue[str], answer: Callable[[dict[str, Any]], None]) -> None:
+    """Answer one request, or say why not."""
     try:
         bind_to_cores(request["affinity"])
         if request["mode"] == "serve":
@@ -733,7 +739,6 @@ def main() -> None:
     except model_error_types() as error:
         disk_is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         answer({"ok": False, "kind": "device" if disk_is_full else "model", "reason": one_line(error)})
-    lines.get()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from edgeopt.bundle.manifest import Manifest
+from edgeopt.bundle.manifest import SAMPLES_FOLDER, Manifest
 from edgeopt.bundle.model_card import render_card
 from edgeopt.report.document import Document
 
@@ -19,4 +19,4 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "__init__.py", ".*")
 def write_app_files(bundle: Path, document: Document, manifest: Manifest) -> None:
     """Write the card and the samples into a bundle that has a model."""
     (bundle / "README.md").write_text(render_card(document, manifest), encoding="utf-8")
-    shutil.copytree(_SAMPLES, bundle / "samples", ignore=_LEFT_OUT, copy_function=shutil.copyfile)
+    shutil.copytree(_SAMPLES, bundle / SAMPLES_FOLDER, ignore=_LEFT_OUT, copy_function=shutil.copyfile)

@@ -46,6 +46,8 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
     shape: tuple[int, ...]
     tolerance: float | None
     """Largest absolute difference that is allowed, and the mean one of ``resized``; null for inputs without files."""
+    different_ratio: float = 0.0
+    """Of an output of whole numbers: the share that may differ, as rounding elsewhere may change a close call."""
     raw: tuple[str, ...] = ()
     """Images or sounds, one for each sample, from which preprocessing makes this array."""
 
@@ -68,7 +70,7 @@ class Golden(NamedTuple):
     outputs: Mapping[str, Array]
     """The model's for them under ONNX Runtime."""
     tolerances: Mapping[str, float]
-    """Of each output: largest absolute difference."""
+    """Of each output: largest absolute difference; of one of whole numbers, the share that may differ."""
     raw: Mapping[str, RawInput]
     """Of inputs whose preprocessing is known."""
     resized: Mapping[str, ResizedImage]
@@ -104,9 +106,11 @@ def measured_tolerance(output: Array, spread: float, ratio: float) -> float:
 
     Args:
         output: The expected one.
-        spread: Largest difference of the same output between ways to run the file, and with inputs off by rounding.
+        spread: Of ``spread_of`` between ways to run the file, and with inputs off by rounding.
         ratio: Of ``tolerance_ratio``; no tolerance is larger.
     """
+    if not np.issubdtype(output.dtype, np.floating):
+        return _SPREAD_MARGIN * spread
     largest = output_tolerance(output, ratio)
     usual = max((usual for usual in _LEAST_RATIOS if usual <= ratio), default=FLOAT_TOLERANCE_RATIO)
     return min(largest, max(_SPREAD_MARGIN * spread, output_tolerance(output, _LEAST_RATIOS[usual])))
@@ -126,7 +130,10 @@ def write_golden(folder: Path, golden: Golden) -> tuple[GoldenEntry, ...]:
         entries.append(msgspec.structs.replace(entry, raw=names, tolerance=raw.tolerance if raw else None))
     for index, (name, array) in enumerate(golden.outputs.items()):
         entry = _write_array(folder, f"golden/output-{index}.bin", name, array, "output")
-        entries.append(msgspec.structs.replace(entry, tolerance=golden.tolerances[name]))
+        allowed = golden.tolerances[name]
+        is_float = np.issubdtype(array.dtype, np.floating)
+        change = {"tolerance": allowed} if is_float else {"tolerance": 0.0, "different_ratio": allowed}
+        entries.append(msgspec.structs.replace(entry, **change))
     for index, (name, image) in enumerate(golden.resized.items()):
         file = f"golden/resized-{index}.png"
         (folder / file).write_bytes(image.file)
@@ -202,6 +209,20 @@ def read_golden(bundle: Path, entry: GoldenEntry) -> Array:
             "again."
         )
     return np.frombuffer(data, dtype=dtype).reshape(entry.shape)
+
+
+def spread_of(expected: Array, found: Array) -> float:
+    """Return the largest absolute difference of two float outputs, or the share of whole numbers that differ."""
+    if np.issubdtype(expected.dtype, np.floating):
+        return largest_difference(expected, found)
+    return different_ratio(expected, found)
+
+
+def different_ratio(expected: Array, found: Array) -> float:
+    """Return the share of values that differ; 1 if shapes do."""
+    if expected.shape != found.shape:
+        return 1.0
+    return float(np.mean(expected != found)) if expected.size else 0.0
 
 
 def largest_difference(expected: Array, found: Array) -> float:

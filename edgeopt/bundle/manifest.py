@@ -24,6 +24,7 @@ from edgeopt.report.proof import build_proof
 
 _SCHEMA: Literal["edgeopt/manifest-3"] = "edgeopt/manifest-3"
 MANIFEST_NAME = "manifest.json"
+SAMPLES_FOLDER = "samples"
 
 
 class TensorInfo(Part, frozen=True, kw_only=True):
@@ -35,6 +36,8 @@ class TensorInfo(Part, frozen=True, kw_only=True):
     dtype: str
     value_range: Span | None = None
     """Of an input: the smallest and largest value of the samples on which the build judged."""
+    class_axis: int | None = None
+    """Of an output of scores for classes: the dimension that has the classes."""
     preprocessing: Preprocessing | None = None
     """Of an input: how an app makes it from an image or a sound; null if the task doesn't say it as data."""
 
@@ -68,6 +71,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """Of the inputs, besides the batch."""
     value_ranges: dict[str, Span] = msgspec.field(default_factory=dict)
     """By input."""
+    class_axes: dict[str, int] = msgspec.field(default_factory=dict)
+    """By output of scores for classes: the dimension that has the classes."""
     input_preprocessing: dict[str, Preprocessing] = msgspec.field(default_factory=dict)
     """By input: the same as ``preprocessing``, as data."""
     licence: str = ""
@@ -147,7 +152,7 @@ def build_manifest(
             )
             for info in inputs
         ),
-        outputs=outputs,
+        outputs=tuple(msgspec.structs.replace(info, class_axis=origin.class_axes.get(info.name)) for info in outputs),
         labels=origin.labels,
         preprocessing=origin.preprocessing,
         postprocessing=origin.postprocessing,
@@ -197,12 +202,17 @@ def _proof(document: Document) -> tuple[ProofEntry, ...]:
     )
 
 
-def hash_files(folder: Path) -> dict[str, FileEntry]:
-    """Hash every file of a bundle except the manifest; keys are paths relative to the bundle, with forward slashes."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST_NAME)
+def hash_files(folder: Path, manifest: Manifest | None = None) -> dict[str, FileEntry]:
+    """Hash every file of a bundle except the manifest; keys are paths relative to the bundle, with forward slashes.
+
+    Files that a manifest lacks are left out below ``samples``: there an app's developer adds packages.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths.pop(MANIFEST_NAME, None)
     return {
-        path.relative_to(folder).as_posix(): FileEntry(sha256=hash_of_file(path), size_bytes=path.stat().st_size)
-        for path in paths
+        name: FileEntry(sha256=hash_of_file(path), size_bytes=path.stat().st_size)
+        for name, path in paths.items()
+        if manifest is None or name in manifest.files or not name.startswith(f"{SAMPLES_FOLDER}/")
     }
 
 
@@ -216,6 +226,6 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def find_changed_files(bundle: Path, manifest: Manifest) -> list[str]:
-    """Name each file that is missing, added, or differs from its hash."""
-    files = hash_files(bundle)
+    """Name each file that is missing, added, or differs from its hash; others may be added to the samples."""
+    files = hash_files(bundle, manifest)
     return sorted(name for name in files.keys() | manifest.files if files.get(name) != manifest.files.get(name))

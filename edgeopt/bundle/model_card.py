@@ -51,12 +51,15 @@ def _use(manifest: Manifest) -> Iterator[str]:
     yield "```bash"
     yield "pip install numpy onnxruntime pillow"
     yield "python samples/python/run.py           # checks that this machine computes what the build computed"
-    if any(info.preprocessing for info in manifest.inputs):
+    if len(manifest.inputs) == 1 and manifest.inputs[0].preprocessing is not None:
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
     yield "```"
     yield ""
     yield "`samples/browser` is a page that does the same with onnxruntime-web. All facts are in `manifest.json`. The"
     yield "code of an app is right if it makes the arrays of `golden/`, within their tolerances, of its files."
+    if manifest.golden:
+        yield ""
+        yield "The files of `golden/` are samples of the data: leave them out of an app whose users may not see them."
 
 
 def _inputs(manifest: Manifest) -> Iterator[str]:

@@ -10,6 +10,7 @@ import math
 import struct
 import wave
 import zlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from edgeopt.bundle.resize import fit_image, resize_image
 from edgeopt.errors import DataError
-from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing, SoundPreprocessing
+from edgeopt.records.preprocessing import RESIZE_RULES, ImagePreprocessing, Preprocessing, SoundPreprocessing
 
 _Array = NDArray[np.generic]
 _Pixels = NDArray[np.uint8]
@@ -28,6 +29,10 @@ _ROUNDING = 1.0
 """_Pixels may be this far outside of 0 to 255: a resampling filter may overshoot."""
 _PCM_PEAK = 2**15
 _STEP_RATIO = 0.25
+_OFF_RATIO = 0.1
+"""Of a step between two pixels: values closer than that to a pixel's are this pixel's."""
+_OFF_SHARE = 0.05
+"""Of values that may be between two pixels before the report mentions it."""
 _RESIZED_RATIOS = (1.25, 1.75)
 """Height and width of the image that tests resizing, over those of the input: the sides differ, so each rule does."""
 _KERNEL_MARGIN = 1.5
@@ -45,6 +50,8 @@ class RawInput(NamedTuple):
     """``.png`` or ``.wav``."""
     files: tuple[bytes, ...]
     """One for each sample."""
+    is_rounded: bool
+    """Whether the given values were between those that whole pixels give."""
 
 
 class ResizedImage(NamedTuple):
@@ -71,9 +78,14 @@ def make_raw(name: str, values: _Array, how: Preprocessing) -> RawInput:
     """
     if isinstance(how, SoundPreprocessing):
         return _make_sounds(name, values, how)
-    images = [_surrounded(pixels, how) for pixels in pixels_of(name, values, how)]
+    pixels = pixels_of(name, values, how)
+    plain = msgspec.structs.replace(how, height=None, width=None, resize="stretch", crop_ratio=1.0)
+    given = np.concatenate([input_of_pixels(one, plain) for one in pixels])
+    off = np.abs(given.astype(np.float64) - values.astype(np.float64)) > _OFF_RATIO / how.scale * max(how.std)
+    images = [_surrounded(one, how) for one in pixels]
     inputs = np.concatenate([input_of_pixels(one, how) for one in images]).astype(values.dtype)
-    return RawInput(inputs, _STEP_RATIO / how.scale / max(how.std), ".png", tuple(map(encode_png, images)))
+    files = tuple(map(encode_png, images))
+    return RawInput(inputs, _STEP_RATIO / how.scale / max(how.std), ".png", files, bool(off.mean() > _OFF_SHARE))
 
 
 def pixels_of(name: str, values: _Array, how: ImagePreprocessing) -> _Pixels:
@@ -83,6 +95,8 @@ def pixels_of(name: str, values: _Array, how: ImagePreprocessing) -> _Pixels:
         DataError: no image gives such values.
     """
     channel_axis = 1 if how.layout == "nchw" else 3
+    if (values.dtype == np.uint8) != (how.dtype == "uint8") or values.dtype.kind not in "fu":
+        raise DataError(f"'{name}' is {values.dtype}, but its preprocessing says: {how.text}.")
     if values.ndim != 4 or values.shape[channel_axis] != how.channels:
         raise DataError(f"'{name}' has the shape {values.shape}, but its preprocessing says: {how.text}.")
     last = np.moveaxis(values, channel_axis, 3).astype(np.float64)
@@ -124,28 +138,34 @@ def input_of_pixels(pixels: _Pixels, how: ImagePreprocessing) -> NDArray[Any]:
     return np.ascontiguousarray(np.moveaxis(values, 2, 0) if how.layout == "nchw" else values)[None]
 
 
-def make_resized(pixels: _Pixels, how: ImagePreprocessing) -> ResizedImage | None:
-    """Return a larger version of an image, and the input that it gives; None if images keep their own size."""
+def make_resized(images: Iterable[_Pixels], how: ImagePreprocessing) -> ResizedImage | None:
+    """Return a larger version of an image, and the input that it gives; None if images keep their own size.
+
+    Of several images it is the one that tells the rules of resizing best apart.
+    """
     if how.height is None or how.width is None:
         return None
-    height, width = (
-        int(side * ratio) + 1 for side, ratio in zip((how.height, how.width), _RESIZED_RATIOS, strict=True)
-    )
-    larger = resize_image(pixels, height, width)
-    values = input_of_pixels(larger, how)
-    distances = [float(np.abs(other - values).mean()) for other in _by_other_rules(larger, how)]
-    between_pixels = resize_image(larger, how.height, how.width, antialias=False)
-    stretched = resize_image(larger, how.height, how.width)
-    kernel = float(np.abs(between_pixels.astype(np.float64) - stretched).mean() + 0.5) / how.scale / min(how.std)
-    return ResizedImage(encode_png(larger), values, min(_KERNEL_MARGIN * kernel, min(distances, default=kernel) / 2))
+    tall, wide = _RESIZED_RATIOS
+    larger = [resize_image(pixels, int(how.height * tall) + 1, int(how.width * wide) + 1) for pixels in images]
+    found = [(pixels, input_of_pixels(pixels, how)) for pixels in larger]
+    distances = [_distance_to_other_rules(pixels, values, how) for pixels, values in found]
+    best = int(np.argmax(distances))
+    pixels, values = found[best]
+    between_pixels = resize_image(pixels, how.height, how.width, antialias=False).astype(np.float64)
+    stretched = resize_image(pixels, how.height, how.width)
+    kernel = float(np.abs(between_pixels - stretched).mean() + 0.5) / how.scale / min(how.std)
+    tolerance = _KERNEL_MARGIN * kernel
+    if distances[best]:
+        tolerance = min(tolerance, distances[best] / 2)
+    return ResizedImage(encode_png(pixels), values, tolerance)
 
 
-def _by_other_rules(pixels: _Pixels, how: ImagePreprocessing) -> list[NDArray[Any]]:
-    """Return the inputs that an app would make which resizes by another rule; without those that are the same."""
-    others = [msgspec.structs.replace(how, resize=rule, crop_ratio=1.0) for rule in ("crop", "stretch", "pad")]
-    mine = input_of_pixels(pixels, how)
-    inputs = [input_of_pixels(pixels, other) for other in others]
-    return [one for one in inputs if not np.array_equal(one, mine)]
+def _distance_to_other_rules(pixels: _Pixels, values: NDArray[Any], how: ImagePreprocessing) -> float:
+    """Return how far, on average, the input is from that of an app which resizes by the nearest other rule."""
+    plain = [msgspec.structs.replace(how, resize=rule, crop_ratio=1.0) for rule in RESIZE_RULES]
+    others = [other for other in plain if other != how]
+    mine = values.astype(np.float64)
+    return min(float(np.abs(input_of_pixels(pixels, other) - mine).mean()) for other in others)
 
 
 def _make_sounds(name: str, values: _Array, how: SoundPreprocessing) -> RawInput:
@@ -159,9 +179,9 @@ def _make_sounds(name: str, values: _Array, how: SoundPreprocessing) -> RawInput
         raise DataError(f"'{name}' has values up to {largest:.4g}, but its preprocessing says: {how.text}.")
     samples = np.rint(levels).clip(-_PCM_PEAK, _PCM_PEAK - 1).astype("<i2")
     inputs = (samples.astype(np.float64) / _PCM_PEAK * how.peak).astype(values.dtype).reshape(values.shape)
-    return RawInput(
-        inputs, _STEP_RATIO * how.peak / _PCM_PEAK, ".wav", tuple(encode_wav(one, how.sample_rate) for one in samples)
-    )
+    files = tuple(encode_wav(one, how.sample_rate) for one in samples)
+    is_rounded = bool((np.abs(samples - levels) > _OFF_RATIO).mean() > _OFF_SHARE)
+    return RawInput(inputs, _STEP_RATIO * how.peak / _PCM_PEAK, ".wav", files, is_rounded)
 
 
 def encode_wav(samples: NDArray[np.int16], rate: int) -> bytes:

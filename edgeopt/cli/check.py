@@ -59,7 +59,7 @@ VERDICTS = {
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with raw samples.")
 @click.option("--junit", type=_NEW_FILE, metavar="FILE", help="Write the findings as JUnit's XML.")
 @click.option(
-    "--summary", type=_NEW_FILE, metavar="FILE", help='Append a table in Markdown to FILE, such as "$GITHUB_STEP_SUMMARY".'
+    "--summary", type=_NEW_FILE, metavar="FILE", help="Append a Markdown table to FILE, as GITHUB_STEP_SUMMARY is."
 )
 def command(
     bundle: Path,

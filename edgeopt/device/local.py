@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
+import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from edgeopt.device.base import WorkerRequest
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
 
@@ -19,6 +23,60 @@ VARIABLES = {
     "PYTHONSAFEPATH": "1",  # modules in the worker's folder must not shadow others
     "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # number GPUs as the driver's library does
 }
+
+
+class _KeptWorkers:
+    """Workers that wait for the next outputs to compute: starting Python and ONNX Runtime takes 0.3 s each time."""
+
+    max_idle = 2
+    max_requests = 200
+    """Of one worker, so that no leak of a library grows for hours."""
+
+    def __init__(self) -> None:
+        self._idle: dict[Any, list[tuple[WorkerProcess, int]]] = {}
+        self._lock = threading.Lock()
+        atexit.register(self.close)
+
+    def ask(self, command: tuple[str, ...], request: WorkerRequest, timeout_seconds: float) -> dict[str, Any]:
+        """Send a request to an idle worker, or to a new one; it is kept unless it failed."""
+        key = (command, request.affinity, frozenset(os.environ.items()))
+        worker, served = self._take(key) or (WorkerProcess(command, VARIABLES), 0)
+        with ExitStack() as stack:
+            stack.push(worker)  # ends it, unless it is kept
+            try:
+                fields = worker.ask(request, timeout_seconds)
+            except WorkerRefused:
+                self._keep(stack, key, worker, served + 1)
+                raise
+            self._keep(stack, key, worker, served + 1)
+            return fields
+
+    def _take(self, key: Any) -> tuple[WorkerProcess, int] | None:
+        with self._lock:
+            idle = self._idle.get(key, [])
+            while idle:
+                worker, served = idle.pop()
+                if worker.is_running:
+                    return worker, served
+                worker.end()
+        return None
+
+    def _keep(self, stack: ExitStack, key: Any, worker: WorkerProcess, served: int) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(key, [])
+            if served < self.max_requests and len(idle) < self.max_idle:
+                idle.append((worker, served))
+                stack.pop_all()
+
+    def close(self) -> None:
+        """End the idle workers."""
+        with self._lock:
+            for worker, _ in (one for idle in self._idle.values() for one in idle):
+                worker.end()
+            self._idle.clear()
+
+
+_KEPT_WORKERS = _KeptWorkers()
 
 
 class LocalDevice(NamedDevice):
@@ -33,7 +91,12 @@ class LocalDevice(NamedDevice):
         self._python = python
 
     def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
-        """Run one fresh worker process to its end; see ``edgeopt.device.base.Device``."""
+        """Run one worker process; see ``edgeopt.device.base.Device``.
+
+        It is a fresh one for everything that is measured. For outputs on the processor it may have served others.
+        """
+        if request.mode == "outputs" and request.providers == ("CPUExecutionProvider",) and not variables:
+            return _KEPT_WORKERS.ask(tuple(self._command()), request, timeout_seconds)
         with WorkerProcess(self._command(), {**VARIABLES, **variables}) as worker:
             return worker.ask(request, timeout_seconds)
 

@@ -177,6 +177,11 @@ class WorkerProcess:
         self._errors.seek(0)
         return self._explain(WorkerExit(code, self._remote_code, self._errors.read().decode(errors="replace")))
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the process has not ended."""
+        return self._process.poll() is None
+
     def __enter__(self) -> Self:
         return self
 
@@ -186,9 +191,10 @@ class WorkerProcess:
         if kind is not None and self._process.poll() is None:
             _logger.debug("worker %d: killing it after %s", self._process.pid, kind.__name__)
             self._process.kill()
-        self._close()
+        self.end()
 
-    def _close(self) -> None:
+    def end(self) -> None:
+        """Close stdin, which ends the process; one that does not end is killed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died before it read the last line; the reason is already known

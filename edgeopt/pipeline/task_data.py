@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,15 @@ class TaskData(EvaluationSet):
     @cached_property
     def golden_inputs(self) -> NamedArrays:
         """The golden inputs of the bundle: samples that select, of as many classes as there is room for."""
-        if isinstance(self.task, OnnxTask) and (self.task.states or self.task.fixed_batch):
+        if isinstance(self.task, OnnxTask) and self.task.states:
             return self._first_samples(self.task.fixed_batch or _GOLDEN_SAMPLES)
+        if isinstance(self.task, CheckedTask) and callable(own := getattr(self.task.task, "golden_inputs", None)):
+            return self._shown_by(own)
         counts = [self.task.axes.count(batch) for batch in self._alike]
         sample_bytes = sum(array.nbytes for array in self._alike[0].values()) // counts[0]
         wanted = min(_GOLDEN_SAMPLES, max(1, _GOLDEN_BYTES // max(1, sample_bytes)), sum(counts))
+        if isinstance(self.task, OnnxTask):
+            wanted = self.task.fixed_batch or wanted
         chosen = choose_spread(self._classes, sum(counts), wanted)
         starts = np.cumsum([0, *counts])
         parts = []
@@ -127,11 +131,20 @@ class TaskData(EvaluationSet):
             for name, axis in axes.items()
         }
 
+    def _shown_by(self, own: Callable[[], Any]) -> NamedArrays:
+        """Return the batch that a task wants to be shown."""
+        assert isinstance(self.task, CheckedTask)
+        split, source = self.task.interface.split, "golden_inputs()"
+        pairs = self._call_user(source, self._to_arrays, lambda: iter([split((own(), None), source)]))
+        shown: NamedArrays = pairs[0][0]
+        return shown
+
     @property
     def _alike(self) -> list[NamedArrays]:
         """The batches whose samples have the shapes of the first."""
-        first = self._sample_shapes_of(self.inputs[0])
-        return [batch for batch in self.inputs if self._sample_shapes_of(batch) == first]
+        batches = [batch for batch in self.inputs if self.task.axes.count(batch)]
+        first = self._sample_shapes_of(batches[0])
+        return [batch for batch in batches if self._sample_shapes_of(batch) == first]
 
     def _sample_shapes_of(self, batch: NamedArrays) -> list[tuple[int, ...]]:
         return [values.shape for values in self._take(batch, [0]).values()]
@@ -139,10 +152,10 @@ class TaskData(EvaluationSet):
     @property
     def _classes(self) -> NDArray[Any] | None:
         """The class of each sample of ``_alike``; None if targets are something else."""
-        first = self._sample_shapes_of(self.inputs[0])
+        alike = {id(batch) for batch in self._alike}
         found = []
         for batch, target in zip(self.inputs, self.targets, strict=False):
-            if self._sample_shapes_of(batch) != first:
+            if id(batch) not in alike:
                 continue
             values = tensors_of(target)
             count = self.task.axes.count(batch)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from edgeopt.records.base import Record
 
@@ -16,7 +17,46 @@ ResizeRule = Literal["crop", "stretch", "pad"]
 """``crop``: the shorter side is resized, and the middle is cut out; ``stretch``: each side is resized; ``pad``: all of
 the image is resized, and black added at two sides."""
 RESIZE_RULES: tuple[ResizeRule, ...] = get_args(ResizeRule)
+ImageType = Literal["float32", "uint8"]
+Alignment = Literal["start", "middle"]
+_IMAGE_TYPES: tuple[ImageType, ...] = get_args(ImageType)
+_ALIGNMENTS: tuple[Alignment, ...] = get_args(Alignment)
 _COLOR_WORDS = {"rgb": "RGB", "bgr": "BGR", "gray": "grey"}
+
+
+def _check_words(record: Record, **known: tuple[str, ...]) -> None:
+    for name, words in known.items():
+        if getattr(record, name) not in words:
+            raise ValueError(f"{name} is {getattr(record, name)!r}; it has to be one of {', '.join(words)}")
+
+
+def _convert_numbers(record: Record, kind: type[int] | type[float], *names: str) -> None:
+    """Make plain numbers of those of numpy and PyTorch, which a manifest cannot hold."""
+    for name in names:
+        value = getattr(record, name)
+        if value is None:
+            continue
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is None or number != value:
+            raise ValueError(f"{name} is {value!r}; it has to be a {'whole ' if kind is int else ''}number")
+        force_setattr(record, name, number)
+
+
+def _as_floats(name: str, value: Any) -> tuple[float, ...]:
+    """Return one number, a sequence or an array as plain numbers."""
+    try:
+        return tuple(map(float, value)) if hasattr(value, "__len__") else (float(value),)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} is {value!r:.80}; it has to be a number, or one for each channel") from error
+
+
+def _check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it has to be above 0")
 
 
 class ImagePreprocessing(Record, frozen=True, kw_only=True, tag_field="kind", tag="image"):
@@ -39,25 +79,31 @@ class ImagePreprocessing(Record, frozen=True, kw_only=True, tag_field="kind", ta
     """Whether channels come before height and width or after them."""
     scale: float = 255.0
     mean: tuple[float, ...] = (0.0,)
-    """One, or one for each channel, in the order of ``color``."""
+    """One, or one for each channel, in the order of ``color``; subtracted after the division by ``scale``."""
     std: tuple[float, ...] = (1.0,)
-    dtype: Literal["float32", "uint8"] = "float32"
+    dtype: ImageType = "float32"
+    """``uint8``: the network takes pixels as they are; ``float32`` stands for other floats as well."""
 
     def __post_init__(self) -> None:
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        _check_words(self, resize=RESIZE_RULES, color=COLOR_ORDERS, layout=IMAGE_LAYOUTS, dtype=_IMAGE_TYPES)
+        _convert_numbers(self, float, "scale", "crop_ratio")
+        _convert_numbers(self, int, "height", "width")
+        for name in ("mean", "std"):
+            values = _as_floats(name, getattr(self, name))
             if len(values) not in (1, self.channels):
-                raise ValueError(
-                    f"{name} has {len(values)} numbers; give one, or {self.channels}, one for each channel"
-                )
+                raise ValueError(f"{name} has {len(values)} numbers; give one, or {self.channels} (one a channel)")
+            force_setattr(self, name, values)
         if (self.height is None) != (self.width is None):
             raise ValueError("give both height and width, or neither")
-        positive = {"scale": self.scale, "crop_ratio": self.crop_ratio, "std": min(self.std)}
-        positive |= {"height": self.height or 1, "width": self.width or 1}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it has to be above 0")
-        if self.crop_ratio > 1:
-            raise ValueError(f"crop_ratio is {self.crop_ratio}; it has to be at most 1")
+        if self.dtype == "uint8":
+            if (*self.mean, *self.std) != (0.0, 1.0):
+                raise ValueError("uint8 inputs are pixels as they are: leave mean and std out")
+            force_setattr(self, "scale", 1.0)
+        _check_positive(scale=self.scale, std=min(self.std), height=self.height, width=self.width)
+        if not 0 < self.crop_ratio <= 1 or (self.crop_ratio < 1 and self.resize != "crop"):
+            raise ValueError(
+                f"crop_ratio is {self.crop_ratio}; it has to be above 0 and at most 1, and goes with resize='crop'"
+            )
 
     @property
     def channels(self) -> int:
@@ -109,16 +155,16 @@ class SoundPreprocessing(Record, frozen=True, kw_only=True, tag_field="kind", ta
     """Samples a second."""
     samples: int | None = None
     """How many one input has: longer sounds are cut, shorter ones filled with zeros; None: any number."""
-    align: Literal["start", "middle"] = "start"
+    align: Alignment = "start"
     """Which part of a longer sound is kept, and where a shorter one is put."""
     peak: float = 1.0
     """32768 for samples as 16-bit files have them."""
 
     def __post_init__(self) -> None:
-        positive = {"sample_rate": self.sample_rate, "samples": self.samples or 1, "peak": self.peak}
-        for name, value in positive.items():
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it has to be above 0")
+        _check_words(self, align=_ALIGNMENTS)
+        _convert_numbers(self, int, "sample_rate", "samples")
+        _convert_numbers(self, float, "peak")
+        _check_positive(sample_rate=self.sample_rate, samples=self.samples, peak=self.peak)
 
     @property
     def text(self) -> str:

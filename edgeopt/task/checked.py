@@ -44,7 +44,8 @@ class CheckedTask:
     (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
     ``output_names``, ``labels``, ``preprocessing`` (how an app makes the first input: an
     ``edgeopt.ImagePreprocessing``, an ``edgeopt.SoundPreprocessing``, a dict of these by input name, or words),
-    ``postprocessing`` (words), ``licence`` (of the model and the data, for the model card), ``budgets`` (target name to
+    ``golden_inputs()`` (a batch that the bundle may show; else it shows samples that select), ``postprocessing``
+    (words), ``licence`` (of the model and the data, for the model card), ``budgets`` (target name to
     ``Budget``),
     ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
     and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by

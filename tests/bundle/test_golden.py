@@ -12,6 +12,7 @@ from edgeopt.bundle.golden import (
     find_answers,
     measured_tolerance,
     read_golden,
+    spread_of,
     tolerance_ratio,
     write_golden,
 )
@@ -60,6 +61,17 @@ def test_a_measured_tolerance_is_twice_the_spread_within_what_the_number_format_
     assert found == [pytest.approx(10 / 127), pytest.approx(0.4), pytest.approx(1.0)]
     assert measured_tolerance(output, 0.0, FLOAT_TOLERANCE_RATIO) == pytest.approx(1e-3)
     assert measured_tolerance(np.array([3]), 0.0, INT8_TOLERANCE_RATIO) == 0
+    assert measured_tolerance(np.array([3]), 0.01, INT8_TOLERANCE_RATIO) == 0.02  # a share
+
+
+def test_of_whole_numbers_a_measured_share_may_differ(tmp_path):
+    classes = np.zeros((1, 10, 10), np.int64)
+    other = classes.copy()
+    other[0, 0, 0] = 3
+    assert spread_of(classes, other) == 0.01
+    golden = a_golden({}, {"map": classes})._replace(tolerances={"map": 0.02})
+    [entry] = write_golden(tmp_path, golden)
+    assert (entry.tolerance, entry.different_ratio) == (0.0, 0.02)
 
 
 def test_answers_are_the_classes_that_no_allowed_difference_changes():

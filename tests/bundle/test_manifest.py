@@ -82,6 +82,16 @@ def test_a_manifest_that_cannot_be_read_is_a_readable_error(tmp_path, content):
         read_manifest(tmp_path)
 
 
+def test_files_may_be_added_to_the_samples_and_nowhere_else(tmp_path, write):
+    write(tmp_path / "out")
+    (tmp_path / "out" / "samples" / "browser" / "node_modules").mkdir()
+    (tmp_path / "out" / "samples" / "browser" / "node_modules" / "ort.mjs").write_text("")
+    (tmp_path / "out" / "golden" / "other.bin").write_text("")
+    (tmp_path / "out" / "samples" / "python" / "run.py").write_text("")
+    changed = find_changed_files(tmp_path / "out", read_manifest(tmp_path / "out"))
+    assert changed == ["golden/other.bin", "samples/python/run.py"]
+
+
 def test_a_manifest_of_an_older_schema_is_refused_with_the_way_out(tmp_path, write):
     write(tmp_path / "out")
     path = tmp_path / "out" / "manifest.json"

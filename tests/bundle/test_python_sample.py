@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import wave
@@ -12,6 +13,8 @@ import onnxruntime
 import pytest
 from app_bundles import COLORS, draw_pixels, write_app_bundle
 from PIL import Image
+
+from edgeopt.tasks.image_files import read_image
 
 KINDS = ("images", "sounds", "class maps")
 
@@ -147,6 +150,29 @@ def test_a_planted_mistake_with_sounds_is_found(tmp_path, change):
     assert mistakes_of(bundle, change)
     with pytest.raises(SystemExit, match="resample it to 16000"):
         mistakes_of(bundle, lambda sample, manifest: how_of(manifest).update(sample_rate=16000))
+
+
+def test_a_bundle_without_golden_files_still_answers(image_bundle, tmp_path):
+    bundle = shutil.copytree(image_bundle, tmp_path / "out")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    (bundle / "manifest.json").write_text(json.dumps(manifest | {"golden": [], "answers": []}))
+    done = run_sample(bundle, bundle / "golden" / "input-0-0.png")
+    assert done.stdout.splitlines()[0] == "self-test: this bundle has no golden files"
+    assert done.stdout.splitlines()[1].split(":")[0] in COLORS
+
+
+def test_deep_pictures_become_8_bits_and_other_sounds_are_refused(image_bundle, tmp_path):
+    sample = load_sample(image_bundle)
+    values = np.array([[0, 300, 65535, 32768]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    expected = read_image(tmp_path / "deep.png", 1)
+    how = {"color": "gray", "height": None, "width": None, "dtype": "uint8", "layout": "nhwc"}
+    np.testing.assert_array_equal(sample.prepare_image(tmp_path / "deep.png", how)[0], expected)
+    with wave.open(str(tmp_path / "8.wav"), "wb") as file:
+        file.setparams((1, 1, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(10))
+    with pytest.raises(SystemExit, match="has 8 bits; save it with 16"):
+        sample.prepare_sound(tmp_path / "8.wav", {"sample_rate": 8000}, [1, 10])
 
 
 def test_weights_of_another_model_are_found(tmp_path):

@@ -3,6 +3,7 @@
 import io
 import wave
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -65,6 +66,7 @@ def without_size(how):
         (np.full((1, 3, 4, 4), 200.0), ImagePreprocessing(), r"which would be pixels of .* to 5\.1e\+04"),
         (np.zeros((1, 4, 4, 3)), ImagePreprocessing(), "has the shape"),
         (np.zeros((1, 3, 4, 4)), ImagePreprocessing(height=5, width=4), "has images of 4x4"),
+        (np.zeros((1, 3, 4, 4)), ImagePreprocessing(dtype="uint8"), "is float32, but its preprocessing says"),
         (np.full((1, 800), 3.0), SoundPreprocessing(sample_rate=8000), "has values up to 3"),
         (np.zeros((1, 800)), SoundPreprocessing(sample_rate=8000, samples=900), "has 800 samples"),
         (np.zeros((1, 40, 100)), SoundPreprocessing(sample_rate=8000), "has the shape"),
@@ -102,7 +104,8 @@ def test_resizing_is_that_of_the_folder_of_images(tmp_path, rule, ratio, size):
 @pytest.mark.parametrize("rule", ["stretch", "crop", "pad"])
 def test_an_image_of_another_size_tells_the_rules_apart_and_allows_another_interpolation(rule):
     how = ImagePreprocessing(height=20, width=24, resize=rule, **IMAGENET)
-    resized = make_resized(photo(), how)
+    flat = np.full((20, 24, 3), 90, np.uint8)
+    resized = make_resized([flat, photo()], how)
     picture = decoded(resized.file, 3)
     assert picture.shape[:2] == (26, 43)
 
@@ -116,7 +119,30 @@ def test_an_image_of_another_size_tells_the_rules_apart_and_allows_another_inter
     if rule == "stretch":
         nearest_four = resize_image(picture, 20, 24, antialias=False)
         assert error(input_of_pixels(nearest_four, how)) <= resized.tolerance
-    assert make_resized(photo(), ImagePreprocessing()) is None
+    assert make_resized([photo()], ImagePreprocessing()) is None
+
+
+@pytest.mark.parametrize("rule", ["stretch", "crop", "pad"])
+def test_the_rules_are_told_apart_for_networks_that_take_bytes(rule):
+    how = ImagePreprocessing(height=20, width=24, resize=rule, dtype="uint8")
+    resized = make_resized([photo()], how)
+    picture = decoded(resized.file, 3)
+    for other in {"stretch", "crop", "pad"} - {rule}:
+        wrong = input_of_pixels(picture, ImagePreprocessing(height=20, width=24, resize=other, dtype="uint8"))
+        assert np.abs(wrong.astype(float) - resized.values).mean() > 1.5 * resized.tolerance
+
+
+def test_inputs_between_two_pixels_are_noticed():
+    right = ImagePreprocessing(height=20, width=24)
+    batch = input_of_pixels(photo(), right)
+    assert not make_raw("x", batch, right).is_rounded
+    assert make_raw("x", batch, ImagePreprocessing(height=20, width=24, mean=(0.5,), std=(0.5,))).is_rounded
+
+
+def test_numbers_of_numpy_become_plain_ones():
+    how = ImagePreprocessing(height=np.int64(20), width=24, mean=np.array([0.5, 0.25, 0.125]), std=0.5)
+    assert msgspec.json.decode(msgspec.json.encode(how), type=ImagePreprocessing) == how
+    assert (how.mean, how.std) == ((0.5, 0.25, 0.125), (0.5,))
 
 
 def test_pixels_are_returned_in_red_green_and_blue():
@@ -132,7 +158,13 @@ def test_pixels_are_returned_in_red_green_and_blue():
         ({"color": "gray", "std": (1.0, 1.0, 1.0)}, "std has 3 numbers"),
         ({"std": (0.0,)}, "std is 0.0; it has to be above 0"),
         ({"height": 3}, "both height and width"),
-        ({"crop_ratio": 1.5}, "at most 1"),
+        ({"crop_ratio": 1.5, "resize": "crop"}, "at most 1"),
+        ({"crop_ratio": 0.875}, "goes with resize='crop'"),
+        ({"color": "RGB"}, "color is 'RGB'; it has to be one of rgb, bgr, gray"),
+        ({"resize": "center"}, "it has to be one of crop, stretch, pad"),
+        ({"dtype": "uint8", "mean": (0.5,)}, "leave mean and std out"),
+        ({"mean": "imagenet"}, "it has to be a number, or one for each channel"),
+        ({"height": 1.5, "width": 2}, "height is 1.5; it has to be a whole number"),
     ],
 )
 def test_a_preprocessing_that_makes_no_sense_is_refused(fields, reason):

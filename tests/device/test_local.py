@@ -2,12 +2,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tiny_models import a_network, a_run_target
 
+from edgeopt.bench.outputs import run_arrays
 from edgeopt.device.base import WorkerRefused, WorkerRequest
-from edgeopt.device.local import LocalDevice
+from edgeopt.device.local import _KEPT_WORKERS, LocalDevice
 from edgeopt.device.process import WorkerProcess
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, StepError
 
 DESCRIBE = WorkerRequest(mode="describe")
 
@@ -78,3 +81,36 @@ def test_a_refusal_carries_its_kind_and_reason(tmp_path):
 def test_a_program_that_cannot_be_started_is_an_error(tmp_path):
     with pytest.raises(DeviceError, match="cannot start"):
         LocalDevice(tmp_path / "nowhere").run(DESCRIBE, 60, {})
+
+
+def test_a_worker_that_computed_outputs_serves_the_next_ones(tmp_path):
+    model, inputs = a_network(tmp_path / "m.onnx"), {"x": np.ones((2, 32), np.float32)}
+    _KEPT_WORKERS.close()
+    first, second = (run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    kept = [worker for idle in _KEPT_WORKERS._idle.values() for worker in idle]
+    assert [served for _, served in kept] == [2]
+    with pytest.raises(StepError, match="cannot run"):  # a refusal ends no worker
+        run_arrays(model, [{"wrong": inputs["x"]}], a_run_target(), "outputs")
+    assert [served for idle in _KEPT_WORKERS._idle.values() for _, served in idle] == [3]
+
+
+def test_a_kept_worker_that_was_killed_is_replaced(tmp_path):
+    model, inputs = a_network(tmp_path / "m.onnx"), {"x": np.ones((2, 32), np.float32)}
+    _KEPT_WORKERS.close()
+    expected = run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"]
+    ((worker, _),) = next(idle for idle in _KEPT_WORKERS._idle.values() if idle)
+    worker._process.kill()
+    worker._process.wait()
+    np.testing.assert_array_equal(run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"], expected)
+
+
+def test_kept_workers_of_another_environment_are_not_used(tmp_path, monkeypatch):
+    model, inputs = a_network(tmp_path / "m.onnx"), {"x": np.ones((2, 32), np.float32)}
+    _KEPT_WORKERS.close()
+    run_arrays(model, [inputs], a_run_target(), "outputs")
+    monkeypatch.setenv("SOME_SETTING", "1")
+    run_arrays(model, [inputs], a_run_target(), "outputs")
+    assert [[served for _, served in idle] for idle in _KEPT_WORKERS._idle.values()] == [[1], [1]]
+    _KEPT_WORKERS.close()
+    assert not _KEPT_WORKERS._idle

@@ -4,41 +4,55 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from builders import a_choice
 
 from edgeopt.pipeline.artifacts import finished_bundle
 from edgeopt.pipeline.task_data import choose_spread
 from edgeopt.records.preprocessing import ImagePreprocessing
 
-INPUTS = {"x": np.random.default_rng(0).standard_normal((2, 3, 4, 4)).astype(np.float32)}
+PIXELS = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4)) / 255
+INPUTS = {"x": (PIXELS - 0.5).astype(np.float32) / np.float32(0.25)}
+RIGHT = ImagePreprocessing(height=4, width=4, mean=(0.5,), std=(0.25,))
 
 
-def a_build(preprocessing, kind="torch"):
-    task = SimpleNamespace(preprocessing=preprocessing, kind=kind, input_names=("x",))
-    return SimpleNamespace(data=SimpleNamespace(task=task, golden_inputs=INPUTS))
-
-
-def warnings_of(preprocessing, kind="torch"):
-    build = a_build(preprocessing, kind)
-    return finished_bundle._with_warnings(build, a_choice(), finished_bundle._preprocessing(build)).warnings
+def stated(preprocessing, kind="torch", inputs=INPUTS):
+    interface = SimpleNamespace(dynamic_dims=({},) * len(inputs))
+    axes = SimpleNamespace(inputs=(0,) * len(inputs))
+    task = SimpleNamespace(
+        preprocessing=preprocessing, kind=kind, input_names=tuple(inputs), axes=axes, interface=interface
+    )
+    return finished_bundle.compare_inputs(SimpleNamespace(data=SimpleNamespace(task=task, golden_inputs=inputs)))
 
 
 @pytest.mark.parametrize(
     ("preprocessing", "kind", "warning"),
     [
-        ("", "torch", "The task has no `preprocessing` as data"),
+        ("", "torch", "Give the task `preprocessing=edgeopt.ImagePreprocessing(...)`"),
         ("", "onnx", None),
         ("bytes divided by 255", "torch", None),
-        (ImagePreprocessing(mean=(0.5,), std=(0.05,)), "torch", None),
-        (ImagePreprocessing(), "torch", "The task's own preprocessing does not give its inputs: 'x' has values of"),
-        (ImagePreprocessing(layout="nhwc"), "torch", "'x' has the shape (2, 3, 4, 4), but its preprocessing says"),
-        ({"y": ImagePreprocessing()}, "torch", "there is no input 'y'; there are x."),
+        (RIGHT, "torch", None),
+        (ImagePreprocessing(height=4, width=4), "torch", "does not give its inputs: 'x' has values of"),
+        (ImagePreprocessing(layout="nhwc", height=3, width=4), "torch", "'x' has the shape (2, 3, 4, 4), but"),
+        (ImagePreprocessing(mean=(0.5,), std=(0.25,)), "torch", "'x' takes images of 4x4 only, but"),
+        ({"y": RIGHT}, "torch", "there is no input 'y'; there are x."),
     ],
 )
-def test_unknown_or_impossible_preprocessing_is_a_warning(preprocessing, kind, warning):
-    found = warnings_of(preprocessing, kind)
-    assert len(found) == (warning is not None)
-    assert all(warning in text for text in found)
+def test_unknown_or_impossible_preprocessing_is_a_warning_and_is_not_published(preprocessing, kind, warning):
+    found = stated(preprocessing, kind)
+    assert len(found.warnings) == (warning is not None)
+    assert all(warning in text for text in found.warnings)
+    assert found.preprocessing == ({"x": RIGHT} if preprocessing == RIGHT else {})
+    assert found.notes == ()
+
+
+def test_inputs_between_pixels_are_a_note():
+    found = stated(ImagePreprocessing(height=4, width=4, mean=(0.5,), std=(0.2,)))
+    assert found.warnings == ()
+    assert "'x' are not made of whole pixels" in found.notes[0]
+
+
+def test_words_are_asked_for_inputs_that_are_no_images():
+    found = stated("", inputs={"ids": np.zeros((2, 7), np.int64)})
+    assert "Say it in words" in found.warnings[0]
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def test_sounds_are_one_channel_of_any_length(tmp_path, folder):
     write_wave(folder / "b.wav", [16384, 0, 16384, 0], channels=2)
     samples = load_samples(str(folder), specs_of(model))
     assert [group.inputs["x"].tolist() for group in samples.groups] == [[[0, 0.5, -1]], [[0.25, 0.25]]]
-    assert samples.preprocessing == SoundPreprocessing(sample_rate=8000)
-    assert samples.notes == (f"inputs: {samples.preprocessing.text}",)
+    assert samples.preprocessing == {"x": SoundPreprocessing(sample_rate=8000)}
+    assert samples.notes == (f"inputs: {samples.preprocessing['x'].text}",)
 
 
 def test_sounds_of_several_rates_are_refused_unless_the_model_reads_the_rate(tmp_path, folder):

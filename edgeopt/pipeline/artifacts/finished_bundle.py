@@ -6,10 +6,10 @@ In: a build and its choice. Out: the bundle, and the choice with what was found 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -23,8 +23,9 @@ from edgeopt.bundle.golden import (
     Golden,
     GoldenAnswer,
     find_answers,
-    largest_difference,
     measured_tolerance,
+    output_tolerance,
+    spread_of,
     tolerance_ratio,
 )
 from edgeopt.bundle.manifest import Origin
@@ -34,21 +35,85 @@ from edgeopt.errors import DataError, DeviceError, StepError
 from edgeopt.model_files.layout import is_unchanged
 from edgeopt.pipeline.artifacts.device_parity import DEVICE_STAGE, host_target, outputs_on_golden
 from edgeopt.pipeline.context import Build, maker_versions
-from edgeopt.pipeline.judged_sizes import dynamic_dimensions
+from edgeopt.pipeline.judged_sizes import dynamic_dimensions, dynamic_dims
 from edgeopt.records.choice import Choice
 from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing
 from edgeopt.records.profile import GraphLevel
+from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Measured
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic")
 """Beside the target's own: other runtimes fuse other nodes."""
 _BYTE_STEPS = 255
 _FLOAT_NOISE_RATIO = 1e-6
 """Of the largest value: what one rounding more or less changes in float32."""
-_UNKNOWN_INPUTS = (
-    "The task has no `preprocessing` as data, and an app that guesses it is silently wrong. Give the "
-    "task `preprocessing=edgeopt.ImagePreprocessing(...)` (`edgeopt guide app`)."
+_UNKNOWN_IMAGES = (
+    "The task has no `preprocessing` as data, and an app that guesses it is silently wrong. Give the task "
+    "`preprocessing=edgeopt.ImagePreprocessing(...)` (`edgeopt guide app`)."
 )
+_UNKNOWN_INPUTS = (
+    "The task has no `preprocessing`, and an app that guesses how inputs are made is silently wrong. Say it in words, "
+    "or for sounds with edgeopt.SoundPreprocessing(...) (`edgeopt guide app`)."
+)
+_ROUNDED = (
+    "The inputs of '{name}' are not made of whole pixels or samples by the preprocessing that the task states. "
+    "Resizing after decoding does that, and so does a wrong mean or scale: compare it with the training."
+)
+
+
+class StatedInputs(NamedTuple):
+    """What a task states of its inputs, compared with its samples."""
+
+    preprocessing: dict[str, Preprocessing]
+    """By input, as far as the samples do not contradict it."""
+    raw: dict[str, RawInput]
+    """The golden inputs of these, as files."""
+    warnings: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def compare_inputs(build: Build) -> StatedInputs:
+    """Compare what the task states of its inputs with its samples."""
+    task = build.data.task
+    warnings, notes = list[str](), list[str]()
+    stated: dict[str, Preprocessing] = {}
+    if isinstance(task.preprocessing, Mapping):
+        stated = dict(task.preprocessing)
+    elif not isinstance(task.preprocessing, str):
+        stated = {task.input_names[0]: task.preprocessing}
+    elif not task.preprocessing and task.kind != "onnx":  # whoever has only the file does not know more
+        images = any(array.ndim == 4 and array.dtype.kind in "fu" for array in build.data.golden_inputs.values())
+        warnings.append(_UNKNOWN_IMAGES if images else _UNKNOWN_INPUTS)
+    raw = {}
+    for name, how in stated.items():
+        try:
+            raw[name] = _make_raw(build, name, how)
+        except DataError as error:
+            warnings.append(f"The task's own preprocessing does not give its inputs: {error}")
+            continue
+        if raw[name].is_rounded:
+            notes.append(_ROUNDED.format(name=name))
+    return StatedInputs({name: stated[name] for name in raw}, raw, tuple(warnings), tuple(notes))
+
+
+def _make_raw(build: Build, name: str, how: Preprocessing) -> RawInput:
+    """Return the golden samples of an input as files.
+
+    Raises:
+        DataError: they cannot come from files by this preprocessing.
+    """
+    golden, task = build.data.golden_inputs, build.data.task
+    if name not in golden:
+        raise DataError(f"there is no input '{name}'; there are {', '.join(golden)}.")
+    number = list(golden).index(name)
+    if task.axes.inputs[number] != 0:
+        raise DataError(f"the samples of '{name}' are not along its first dimension.")
+    dims = dynamic_dims(task)[number]
+    if isinstance(how, ImagePreprocessing) and how.height is None and not dims:
+        shape = "x".join(map(str, golden[name].shape[2:] if how.layout == "nchw" else golden[name].shape[1:3]))
+        raise DataError(f"'{name}' takes images of {shape} only, but its preprocessing has no height and width.")
+    return make_raw(name, golden[name], how)
 
 
 def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> Choice:
@@ -61,7 +126,7 @@ def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, 
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
         model, golden = None, NO_GOLDEN
-        preprocessing = _preprocessing(build)
+        inputs = compare_inputs(build)
         if choice.winner is not None:
             outcome = choice.trial(choice.winner).outcome
             assert isinstance(outcome, Measured)
@@ -70,16 +135,17 @@ def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, 
             if not is_unchanged(model, sha256):
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
             try:
-                golden = make_golden(build, model, choice.trial(choice.winner).recipe, outcome, preprocessing)
+                golden = make_golden(build, model, choice.trial(choice.winner).recipe, outcome, inputs)
             except (StepError, DeviceError) as error:
                 note = f"The bundle has no golden arrays, because the winner could not be run on this machine: {error}"
                 choice = msgspec.structs.replace(choice, notes=(*choice.notes, note))
-            choice = _with_warnings(build, choice, preprocessing)
-        write_bundle(out, choice, model=model, golden=golden, origin=_origin(build, preprocessing, command))
+            warnings, notes = (*choice.warnings, *inputs.warnings), (*choice.notes, *inputs.notes)
+            choice = msgspec.structs.replace(choice, warnings=warnings, notes=notes)
+        write_bundle(out, choice, model=model, golden=golden, origin=_origin(build, inputs, command))
         return choice
 
 
-def _origin(build: Build, preprocessing: Mapping[str, Preprocessing], command: tuple[str, ...]) -> Origin:
+def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...]) -> Origin:
     task = build.data.task
     return Origin(
         labels=task.labels,
@@ -90,17 +156,10 @@ def _origin(build: Build, preprocessing: Mapping[str, Preprocessing], command: t
         command=shlex.join(command),
         dynamic=tuple(dynamic_dimensions(task, build.sizes)),
         value_ranges=_value_ranges(build),
-        input_preprocessing=dict(preprocessing),
+        class_axes=_class_axes(build),
+        input_preprocessing=inputs.preprocessing,
         licence=task.licence,
     )
-
-
-def _preprocessing(build: Build) -> dict[str, Preprocessing]:
-    """Return how inputs are made, by name, as far as the task says it as data."""
-    said = build.data.task.preprocessing
-    if isinstance(said, str):
-        return {}
-    return dict(said) if isinstance(said, Mapping) else {build.data.task.input_names[0]: said}
 
 
 def _in_words(said: str | Preprocessing | Mapping[str, Preprocessing]) -> str:
@@ -114,6 +173,8 @@ def _value_ranges(build: Build) -> dict[str, tuple[float, float]]:
     ranges: dict[str, tuple[float, float]] = {}
     for batch in build.data.fed_inputs:
         for name, values in batch.items():
+            if name in build.data.states or values.dtype.kind not in "biuf":
+                continue
             finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
             if finite.size:
                 low, high = ranges.get(name, (np.inf, -np.inf))
@@ -121,49 +182,23 @@ def _value_ranges(build: Build) -> dict[str, tuple[float, float]]:
     return ranges
 
 
-def _with_warnings(build: Build, choice: Choice, preprocessing: Mapping[str, Preprocessing]) -> Choice:
-    """Return a choice that warns of inputs which its preprocessing cannot give, or of which nothing is known."""
-    if not preprocessing:
-        if build.data.task.preprocessing:
-            return choice  # said in words
-        if build.data.task.kind == "onnx":
-            return choice  # whoever has only the file does not know more
-        return msgspec.structs.replace(choice, warnings=(*choice.warnings, _UNKNOWN_INPUTS))
-    found = [reason for _, _, reason in _raw_inputs(build, preprocessing) if reason]
-    warnings = [f"The task's own preprocessing does not give its inputs: {reason}" for reason in found]
-    return msgspec.structs.replace(choice, warnings=(*choice.warnings, *warnings))
-
-
-def _raw_inputs(build: Build, preprocessing: Mapping[str, Preprocessing]) -> Iterator[tuple[str, RawInput | None, str]]:
-    """Yield each input whose preprocessing is known, with the files that give it or the reason why none do."""
-    for name, how in preprocessing.items():
-        if name not in build.data.golden_inputs:
-            yield name, None, f"there is no input '{name}'; there are {', '.join(build.data.golden_inputs)}."
-            continue
-        try:
-            yield name, make_raw(name, build.data.golden_inputs[name], how), ""
-        except DataError as error:
-            yield name, None, str(error)
-
-
-def make_golden(
-    build: Build, model: Path, recipe: Any, outcome: Measured, preprocessing: Mapping[str, Preprocessing]
-) -> Golden:
+def make_golden(build: Build, model: Path, recipe: Recipe, outcome: Measured, stated: StatedInputs) -> Golden:
     """Run the winner on golden inputs, and measure how far its outputs may be off elsewhere.
 
     Raises:
         StepError, DeviceError: it does not run on this machine.
     """
-    raw = {name: one for name, one, _ in _raw_inputs(build, preprocessing) if one is not None}
+    raw = stated.raw
     inputs = {name: raw[name].values if name in raw else array for name, array in build.data.golden_inputs.items()}
     outputs = outputs_on_golden(build, model, inputs)
     ratio = tolerance_ratio(recipe, outcome.artifact.weight_types, outcome.artifact.parities)
     spread = _spread(build, model, inputs, outputs, steps=_BYTE_STEPS if ratio >= INT8_TOLERANCE_RATIO else None)
-    on_device = max((one.max_abs_error for one in outcome.artifact.parities if one.stage == DEVICE_STAGE), default=0.0)
+    on_device = max((one.max_rel_error for one in outcome.artifact.parities if one.stage == DEVICE_STAGE), default=0.0)
     tolerances = {
-        name: measured_tolerance(output, max(spread[name], on_device), ratio) for name, output in outputs.items()
+        name: measured_tolerance(output, max(spread[name], output_tolerance(output, on_device)), ratio)
+        for name, output in outputs.items()
     }
-    resized = {name: _resized(name, one.values, preprocessing[name]) for name, one in raw.items()}
+    resized = {name: _resized(name, one.values, stated.preprocessing[name]) for name, one in raw.items()}
     return Golden(
         inputs=inputs,
         outputs=outputs,
@@ -175,28 +210,34 @@ def make_golden(
 
 
 def _resized(name: str, values: Array, how: Preprocessing) -> ResizedImage | None:
-    return make_resized(pixels_of(name, values, how)[0], how) if isinstance(how, ImagePreprocessing) else None
+    return make_resized(pixels_of(name, values, how), how) if isinstance(how, ImagePreprocessing) else None
+
+
+def _class_axes(build: Build) -> dict[str, int]:
+    """Return the dimension of the classes by output of scores; by the score's own reading of them if there is one."""
+    kind, task = build.data.score_kind, build.data.task
+    if kind is not None:
+        return {part.output: part.class_axis for part in kind.parts if part.layout == "classes"}
+    if isinstance(task, OnnxTask) or len(task.labels) < 2:
+        return {}
+    wanted = (len(task.labels),)  # a task that scores itself, with a name for each value
+    outputs = zip(task.output_names, task.interface.example_outputs[0], strict=True)
+    return {name: 1 for name, output in outputs if tuple(output.shape[1:]) == wanted}
 
 
 def _answers(build: Build, outputs: Mapping[str, Array], tolerances: Mapping[str, float]) -> tuple[GoldenAnswer, ...]:
-    """Return the classes that outputs of scores name; by the score's own reading of them if there is one."""
-    kind, labels = build.data.score_kind, build.data.task.labels
-    if kind is None:
-        output = build.data.task.output_names[0]  # a task that scores itself, with a name for each value
-        axes = {output: 1} if labels and outputs[output].shape[1:] == (len(labels),) else {}
-    else:
-        axes = {part.output: part.class_axis for part in kind.parts if part.layout == "classes"}
+    """Return the classes that outputs of scores name."""
     return tuple(
         answer
-        for name, axis in axes.items()
-        for answer in find_answers(name, outputs[name], axis, labels, tolerances[name])
+        for name, axis in _class_axes(build).items()
+        for answer in find_answers(name, outputs[name], axis, build.data.task.labels, tolerances[name])
     )
 
 
 def _spread(
     build: Build, model: Path, inputs: Mapping[str, Array], outputs: Mapping[str, Array], steps: int | None
 ) -> dict[str, float]:
-    """Return the largest difference of each output between ways in which a correct runtime may compute it.
+    """Return how far each output is apart between ways in which a correct runtime may compute it.
 
     Args:
         build: The build.
@@ -209,7 +250,7 @@ def _spread(
     found = [_run_again(model, inputs, _at_level(target, level)) for level in _LEVELS]
     found += [_run_again(model, _nudged(inputs, steps, seed), target) for seed in range(2)]
     return {
-        name: max((largest_difference(output, other[name]) for other in found if other is not None), default=0.0)
+        name: max((spread_of(output, other[name]) for other in found if other is not None), default=0.0)
         for name, output in outputs.items()
     }
 
@@ -232,9 +273,12 @@ def _nudged(inputs: Mapping[str, Array], steps: int | None, seed: int) -> dict[s
     generator = np.random.default_rng(seed)
     nudged: dict[str, Any] = dict(inputs)
     for name, array in inputs.items():
-        if array.dtype.kind != "f":
-            continue
-        values = array.astype(np.float64)
-        size = np.ptp(values) / steps if steps else 2 * _FLOAT_NOISE_RATIO * float(np.abs(values).max(initial=0))
-        nudged[name] = (values + size * (generator.random(values.shape) - 0.5)).astype(array.dtype)
+        if array.dtype.kind == "f" and array.size:
+            values = array.astype(np.float64)
+            size = np.ptp(values) / steps if steps else 2 * _FLOAT_NOISE_RATIO * float(np.abs(values).max(initial=0))
+            nudged[name] = (values + size * (generator.random(values.shape) - 0.5)).astype(array.dtype)
+        elif array.dtype == np.uint8 and steps:  # pixels: a quarter of them one level up or down
+            moves = generator.integers(-1, 2, array.shape) * generator.integers(0, 2, array.shape)
+            moved = array.astype(np.int16) + moves
+            nudged[name] = moved.clip(0, 255).astype(np.uint8)
     return nudged

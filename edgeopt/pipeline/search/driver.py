@@ -96,7 +96,7 @@ class Search:
         """
         self.further = further
         with without_old_stages(self.build):
-            if training:
+            if training and further != "never":
                 tune_training(self.build)
             self.measure_original()
             if training:

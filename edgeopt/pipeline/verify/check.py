@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import run_arrays, write_batches
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.bundle.golden import Array, GoldenEntry, largest_difference, read_golden
+from edgeopt.bundle.golden import Array, GoldenEntry, different_ratio, largest_difference, read_golden
 from edgeopt.bundle.manifest import Manifest, find_changed_files, read_manifest
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import read_facts
@@ -177,6 +177,8 @@ def _read_inputs(bundle: Path, manifest: Manifest) -> dict[str, Array]:
 
 
 def _compare(entry: GoldenEntry, expected: Array, found: Array | None) -> CheckFinding:
+    if entry.different_ratio and found is not None:
+        return _compare_whole_numbers(entry, expected, found)
     tolerance = entry.tolerance or 0.0
     difference = math.inf if found is None else largest_difference(expected, found)
     text = (
@@ -192,6 +194,13 @@ def _compare(entry: GoldenEntry, expected: Array, found: Array | None) -> CheckF
         found=difference if math.isfinite(difference) else None,
         allowed=tolerance,
     )
+
+
+def _compare_whole_numbers(entry: GoldenEntry, expected: Array, found: Array) -> CheckFinding:
+    ratio, allowed = different_ratio(expected, found), entry.different_ratio
+    text = f"differs in {ratio:.3g} of its values; {allowed:.3g} is allowed"
+    status: Literal["passed", "missed"] = "passed" if ratio <= allowed else "missed"
+    return CheckFinding(kind="golden", name=entry.name, status=status, text=text, found=ratio, allowed=allowed)
 
 
 def _score_finding(score: DeviceScore, built_on: str) -> CheckFinding:

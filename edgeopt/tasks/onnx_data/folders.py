@@ -84,7 +84,7 @@ def load_folder(
     groups = group_samples(samples(), axes, str(folder))
     source = labels_source or (f"{folder}: '{labels_key}' of each file" if has_own else "")
     how = preprocessing()
-    notes = (f"inputs: {how.text}", *found_notes) if how else tuple(found_notes)
+    notes = (*(f"inputs: {one.text}" for one in (how or {}).values()), *found_notes)
     return GivenSamples(groups, axes, notes, source, how)
 
 
@@ -115,7 +115,7 @@ def _list_files(folder: Path) -> tuple[str, list[Path]]:
 
 def _open(
     kind: str, first: Path, inputs: Sequence[InputSpec], options: DataOptions, *, judged: bool
-) -> tuple[Reader, dict[str, int | None], Callable[[], Preprocessing | None]]:
+) -> tuple[Reader, dict[str, int | None], Callable[[], dict[str, Preprocessing] | None]]:
     """Return what reads one file, the batch of each input, and what says how inputs were made, once files were read."""
     if kind == "arrays":
         found = find_keys(StoredArrays(first), [spec.name for spec in inputs])

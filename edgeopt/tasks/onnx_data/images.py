@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
-from edgeopt.records.preprocessing import DataOptions, ImagePreprocessing
+from edgeopt.records.preprocessing import DataOptions, ImagePreprocessing, Preprocessing
 from edgeopt.tasks.image_files import ImageFit, PixelScaling, check_pillow, make_scaling, read_image
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec
@@ -34,7 +34,7 @@ class _Form(NamedTuple):
 
 def image_reader(
     first: Path, inputs: Sequence[InputSpec], axes: InputAxes, options: DataOptions
-) -> tuple[_ArrayReader, Callable[[], ImagePreprocessing]]:
+) -> tuple[_ArrayReader, Callable[[], dict[str, Preprocessing]]]:
     """Return what reads one image as the model's only input, without a batch, and what says how it is made.
 
     Args:
@@ -58,7 +58,7 @@ def image_reader(
     def read(path: Path) -> list[InputArrays]:
         return [{inputs[0].name: _prepare(read_image(path, form.channels, fit), form)}]
 
-    return read, lambda: _preprocessing(form, options)
+    return read, lambda: {inputs[0].name: _preprocessing(form, options)}
 
 
 def _form_of(spec: InputSpec, options: DataOptions) -> _Form:

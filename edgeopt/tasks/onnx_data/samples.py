@@ -61,8 +61,8 @@ class GivenSamples(NamedTuple):
     """For the report: casts, preprocessing, and arrays that are not used."""
     labels_source: str = ""
     """Where the labels come from, for messages; empty without labels."""
-    preprocessing: Preprocessing | None = None
-    """How the first input was made from files; None if the data are arrays."""
+    preprocessing: dict[str, Preprocessing] | None = None
+    """By input, how it was made from files; None if the data are arrays."""
 
     @property
     def samples(self) -> int:

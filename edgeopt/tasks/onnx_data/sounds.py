@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError, InputError
-from edgeopt.records.preprocessing import DataOptions, SoundPreprocessing
+from edgeopt.records.preprocessing import DataOptions, Preprocessing, SoundPreprocessing
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec
 
@@ -28,7 +28,7 @@ _ArrayReader = Callable[[Path], list[InputArrays]]
 
 def sound_reader(
     first: Path, inputs: Sequence[InputSpec], axes: InputAxes, options: DataOptions
-) -> tuple[_ArrayReader, Callable[[], SoundPreprocessing | None]]:
+) -> tuple[_ArrayReader, Callable[[], dict[str, Preprocessing] | None]]:
     """Return what reads one sound as samples of the model, and what says how, once one was read.
 
     A model of a fixed length gets pieces of this length, the rest of a sound is left out; one that is shorter is filled
@@ -75,11 +75,12 @@ def sound_reader(
         chunks = values[: len(values) // length * length].reshape(-1, *shape, length)
         return [{spec.name: one, **rest} for one in ([chunks] if has_steps else chunks)]
 
-    def preprocessing() -> SoundPreprocessing | None:
+    def preprocessing() -> dict[str, Preprocessing] | None:
         if len(known_rates) != 1:
             return None  # the model takes sounds of any rate
         (rate,) = known_rates
-        return SoundPreprocessing(sample_rate=rate, samples=length, peak=2.0**15 if spec.dtype.kind == "i" else 1.0)
+        peak = 2.0**15 if spec.dtype.kind == "i" else 1.0
+        return {spec.name: SoundPreprocessing(sample_rate=rate, samples=length, peak=peak)}
 
     return read, preprocessing
 

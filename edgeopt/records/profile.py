@@ -26,6 +26,9 @@ class TimingRule(Record, frozen=True, kw_only=True):
     max_seconds: float
 
 
+Operators = Literal["runtime", "qdq"]
+
+
 class Runtime(Record, frozen=True, kw_only=True):
     """How a session runs: the settings that change a file's time or memory, without any limit."""
 
@@ -57,6 +60,10 @@ class Profile(Record, frozen=True, kw_only=True):
     memory_arena: bool
     """``enable_cpu_mem_arena``."""
     graph_level: GraphLevel = "all"
+    operators: Operators = "runtime"
+    """``runtime``: files may contain ONNX Runtime's own integer operators, which are compact, and which only its CPU
+    provider runs. ``qdq``: int8 is pairs of QuantizeLinear and DequantizeLinear around ONNX's operators, which the
+    compilers of accelerators and other runtimes read."""
     precisions: tuple[Precision, ...]
     """Precisions that may ship, in the order of preference if size does not decide."""
     activation_type: Literal["uint8", "int8"]

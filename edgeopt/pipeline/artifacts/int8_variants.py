@@ -36,7 +36,7 @@ from edgeopt.pipeline.artifacts.onnx_files import (
     FIRST_STEPS,
     graph_steps,
     int8_steps,
-    runs_only_on_cpu,
+    may_use_runtime_operators,
     static_int8,
     storing_the_rest,
 )
@@ -101,7 +101,7 @@ def variant_steps(build: Build, exported: ExportedFile, precision: Precision) ->
     is_whole = not is_pair(build, exported)
     if is_whole:
         yield from _activation_steps(build, model)
-    if runs_only_on_cpu(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
+    if may_use_runtime_operators(profile) and measure_packable_bytes_ratio(model) > MIN_PACKABLE_BYTES_RATIO:
         samples = CALIBRATION_SAMPLES if is_whole else 0
         oldest = tuple(int(part) for part in profile.min_onnxruntime.split("."))
         for bits, since in WEIGHT_BITS.items():
@@ -120,6 +120,8 @@ def _activation_steps(build: Build, model: onnx.ModelProto) -> Iterator[tuple[Gr
     yield graph_steps("int8", profile)
     if measure_stored_ratio(model, _STATIC_OPERATORS) > MIN_LEFT_BYTES_RATIO:
         yield storing_the_rest(graph_steps("int8", profile))
+    if profile.operators == "qdq":
+        return  # ranges that are found at run time have no such pairs
     dynamic_bytes = measure_stored_ratio(model, frozenset()) - measure_stored_ratio(model, _PRODUCTS_AND_CELLS)
     if is_mostly_products(model, build.sample_shapes) or dynamic_bytes > MIN_PACKABLE_BYTES_RATIO:
         dynamic = int8_steps(QuantizeDynamic(reduce_range=profile.activation_type == "uint8"), profile)

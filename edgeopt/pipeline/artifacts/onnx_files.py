@@ -101,14 +101,14 @@ def static_int8(profile: Profile) -> Quantize:
     )
 
 
-def runs_only_on_cpu(profile: Profile) -> bool:
-    """Tell whether only the CPU provider runs the file, so that it may contain ONNX Runtime's own operators."""
-    return profile.providers == ("CPUExecutionProvider",)
+def may_use_runtime_operators(profile: Profile) -> bool:
+    """Tell whether the file may contain ONNX Runtime's own operators, which only its CPU provider runs."""
+    return profile.operators == "runtime" and profile.providers == ("CPUExecutionProvider",)
 
 
 def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
-    """Return all steps of an int8 variant; if only the CPU runs the file, its integer operators are written out."""
-    fuse = (FuseQLinear(),) if runs_only_on_cpu(profile) and isinstance(step, Quantize) else ()
+    """Return all steps of an int8 variant; integer operators of ONNX Runtime are written out if they may be there."""
+    fuse = (FuseQLinear(),) if may_use_runtime_operators(profile) and isinstance(step, Quantize) else ()
     pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and has_few_bits(step) else ()
     return (*FIRST_STEPS, step, *fuse, *pack, Compact())
 
@@ -120,7 +120,7 @@ def has_few_bits(step: Quantize | StoreWeights) -> bool:
 
 def can_unpack(profile: Profile) -> bool:
     """Tell whether packed weights are unpacked when a file is loaded: by ONNX Runtime's constant folding."""
-    return runs_only_on_cpu(profile) and profile.graph_level != "disabled"
+    return may_use_runtime_operators(profile) and profile.graph_level != "disabled"
 
 
 def with_weight_bits(steps: tuple[GraphStep, ...], bits: WeightBits) -> tuple[GraphStep, ...]:

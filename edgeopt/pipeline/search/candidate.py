@@ -127,7 +127,8 @@ def finished_search_key(build: Build) -> Key:
     profile = build.profile
     return build.keys.of(
         "finished-search", **_training_facts(build), precisions=profile.precisions, channel_step=profile.channel_step,
-        target=profile.name, device=build.device_info.uri, size_metric=build.budget.size_metric,
+        operators=profile.operators, target=profile.name, device=build.device_info.uri,
+        size_metric=build.budget.size_metric,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from edgeopt.graph.apply import write_float_prefix_files
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.int8_variants import float_file
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, export_network
-from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, runs_only_on_cpu
+from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, may_use_runtime_operators
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
 from edgeopt.pipeline.search.mixed_bits import bits_of_all, fewer_bits_of
@@ -160,7 +160,7 @@ def best_float_prefix(evaluator: Evaluator, step: Quantize, exported: ExportedFi
             calibration = build.data.calibration_file(step.samples)
             prefixes = run_step(
                 "quantize", write_float_prefix_files, step, source, calibration, folder,
-                fused=runs_only_on_cpu(build.profile),
+                fused=may_use_runtime_operators(build.profile),
             )  # fmt: skip
             files = [folder / f"{index}.onnx" for index in range(len(prefixes))]
             times = evaluator.times(files)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -43,11 +44,17 @@ def measure_memory(
     request = msgspec.structs.replace(request, mode="memory", min_runs=RUNS, min_seconds=0.0)
     steady: list[dict[str, Any]] = []
     default: list[dict[str, Any]] = []
-    for index in range(PROCESSES):
-        progress(f"memory, process {index + 1} of {PROCESSES}")
-        for answers, variables in ((steady, STEADY_MALLOC), (default, {})):
-            answers.append(run_request(device, request, stage, seconds=request.max_seconds, variables=variables))
-            if not answers[-1]["supported"]:
+    is_cpu_here = device.uri.startswith("local:") and request.providers == ("CPUExecutionProvider",)
+    with ThreadPoolExecutor(2 if is_cpu_here else 1) as pool:  # a peak does not depend on what else runs
+        for index in range(PROCESSES):
+            progress(f"memory, process {index + 1} of {PROCESSES}")
+            pair = [
+                pool.submit(run_request, device, request, stage, seconds=request.max_seconds, variables=variables)
+                for variables in (STEADY_MALLOC, {})
+            ]
+            for answers, future in zip((steady, default), pair, strict=True):
+                answers.append(future.result())
+            if not steady[-1]["supported"]:
                 return None
     devices = [answer["device_peak_bytes"] for answer in steady if answer["device_peak_bytes"] is not None]
     return Memory(

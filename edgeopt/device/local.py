@@ -77,6 +77,7 @@ class _KeptWorkers:
 
 
 _KEPT_WORKERS = _KeptWorkers()
+_KEPT_MODES = ("outputs", "describe")
 
 
 class LocalDevice(NamedDevice):
@@ -93,9 +94,9 @@ class LocalDevice(NamedDevice):
     def run(self, request: WorkerRequest, timeout_seconds: float, variables: Mapping[str, str]) -> dict[str, Any]:
         """Run one worker process; see ``edgeopt.device.base.Device``.
 
-        It is a fresh one for everything that is measured. For outputs on the processor it may have served others.
+        It is a fresh one for all that is measured. Outputs on the processor may come from one that has served others.
         """
-        if request.mode == "outputs" and request.providers == ("CPUExecutionProvider",) and not variables:
+        if request.mode in _KEPT_MODES and request.providers in ((), ("CPUExecutionProvider",)) and not variables:
             return _KEPT_WORKERS.ask(tuple(self._command()), request, timeout_seconds)
         with WorkerProcess(self._command(), {**VARIABLES, **variables}) as worker:
             return worker.ask(request, timeout_seconds)

@@ -1,4 +1,4 @@
-"""Which operators a file may contain: those of ONNX Runtime only where its CPU provider runs it and the target wants it."""
+"""Which operators a file may have: those of ONNX Runtime only for its CPU provider, and if the target wants them."""
 
 import msgspec
 import pytest

@@ -62,6 +62,7 @@ def count_macs(model: onnx.ModelProto, sample_shapes: KnownShapes | None = None)
     return MacCount(tuple(counted.by_node), tuple(counter.notes()))
 
 
+_BODIES = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
 _NodeMacs = tuple[onnx.NodeProto, int]
 
 
@@ -92,6 +93,8 @@ class _Counter:
         inferred, counted = self._infer(graph, ()), list[_NodeMacs]()
         found_outputs: list[onnx.ValueInfoProto] = []
         for node in graph.node:
+            if not any(attribute.type in _BODIES for attribute in node.attribute):
+                continue
             bodies = list(find_bodies(node, inferred, read_shapes(inferred), read_opset(self._model)))
             found = [self._count_body(body, graph, inferred, times) for body in bodies]
             counted += self._choose(node, [one.by_node for one in found])

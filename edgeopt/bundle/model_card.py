@@ -55,7 +55,7 @@ def _use(manifest: Manifest) -> Iterator[str]:
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
     yield "```"
     yield ""
-    yield "`samples/browser` is a page that does the same with onnxruntime-web. All facts are in `manifest.json`. The"
+    yield "`samples/node` and `samples/browser` do the same in JavaScript. All facts are in `manifest.json`. The"
     yield "code of an app is right if it makes the arrays of `golden/`, within their tolerances, of its files."
     if manifest.golden:
         yield ""

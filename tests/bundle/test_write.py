@@ -58,7 +58,10 @@ def test_the_folder_holds_the_files_of_the_format_and_nothing_is_left_next_to_it
         "report.html",
         "samples/browser/README.md",
         "samples/browser/index.html",
-        "samples/browser/run.js",
+        "samples/browser/page.js",
+        "samples/javascript/model.js",
+        "samples/javascript/package.json",
+        "samples/node/run.mjs",
         "samples/python/run.py",
     ]
     assert names_in(out.parent) == ["out"]

@@ -1,7 +1,9 @@
-// Runs the model of this bundle in a browser, without edgeopt: see README.md beside the page.
+// Runs the model of this bundle in JavaScript: what the page in ../browser and the program in ../node share.
 // Everything that is known of the model is in manifest.json; take from this file what your app needs.
+//
+// `io` reads files where the code runs: `io.bytes(name)` gives the ArrayBuffer of a file of the bundle, and
+// `io.rgba(buffer)` decodes an image to {data, height, width}, four bytes for each pixel.
 
-const BUNDLE = new URL("../../", import.meta.url);
 const SHOWN_CLASSES = 3;
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, bool: Uint8Array,
@@ -15,22 +17,17 @@ function makeArray(dtype, content) {
   return new ARRAYS[dtype](content);
 }
 
-/** Returns the pixels of an image file: {data, height, width, channels}, a byte for each value. */
-export async function readImage(blob, color) {
-  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image", colorSpaceConversion: "none" });
-  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
-  const context = canvas.getContext("2d", { willReadFrequently: true });
-  context.drawImage(bitmap, 0, 0);
-  const rgba = context.getImageData(0, 0, bitmap.width, bitmap.height).data;
+/** Returns the pixels of an image: {data, height, width, channels}, a byte for each value. */
+function dropAlpha({ data: rgba, height, width }, color) {
   const channels = color === "gray" ? 1 : 3;
-  const data = new Uint8Array(bitmap.width * bitmap.height * channels);
-  for (let pixel = 0; pixel < bitmap.width * bitmap.height; pixel++) {
+  const data = new Uint8Array(width * height * channels);
+  for (let pixel = 0; pixel < width * height; pixel++) {
     const [red, green, blue, alpha] = rgba.subarray(4 * pixel, 4 * pixel + 4);
-    if (alpha !== 255) throw new Error("The image is transparent: browsers change its colours. Save it without that.");
+    if (alpha !== 255) throw new Error("The image is transparent: its colours are not certain. Save it without that.");
     if (channels === 1) data[pixel] = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16; // ITU-R 601
     else data.set([red, green, blue], 3 * pixel);
   }
-  return { data, height: bitmap.height, width: bitmap.width, channels };
+  return { data, height, width, channels };
 }
 
 /** Returns, for each new pixel, the first old one that it replaces and their weights: a triangle, as in Pillow. */
@@ -49,7 +46,7 @@ function weightsOf(before, after) {
 }
 
 /** Returns an image in another size: bilinear, over all pixels that one replaces. */
-export function resizeImage({ data, height, width, channels }, newHeight, newWidth) {
+function resizeImage({ data, height, width, channels }, newHeight, newWidth) {
   if (height === newHeight && width === newWidth) return { data, height, width, channels };
   const wide = new Uint8Array(height * newWidth * channels);
   weightsOf(width, newWidth).forEach(({ first, weights }, x) => {
@@ -90,7 +87,7 @@ const roundHalfEven = (value) => {
 };
 
 /** Returns an image in the size that the model takes. */
-export function resizeToFit(image, how) {
+function resizeToFit(image, how) {
   const { height, width } = how;
   if (height === null) return image;
   if (how.resize === "stretch") return resizeImage(image, height, width);
@@ -114,7 +111,7 @@ export function resizeToFit(image, how) {
 }
 
 /** Returns an image as the values and the shape of a batch of one sample, as the manifest says. */
-export function prepareImage(image, how, dtype) {
+function prepareImage(image, how, dtype) {
   const { data, height, width, channels } = resizeToFit(image, how);
   const values = makeArray(dtype, data.length);
   const of = (list, channel) => list[list.length === 1 ? 0 : channel];
@@ -128,7 +125,7 @@ export function prepareImage(image, how, dtype) {
 }
 
 /** Returns a .wav of 16 bits as the values and the shape of a batch of one sample, as the manifest says. */
-export function prepareSound(buffer, how, tensor) {
+function prepareSound(buffer, how, tensor) {
   const view = new DataView(buffer);
   const text = (at) => String.fromCharCode(...new Uint8Array(buffer, at, 4));
   let [rate, channels, bits, data, at] = [0, 1, 16, null, 12];
@@ -160,21 +157,15 @@ export function prepareSound(buffer, how, tensor) {
   return { values, shape: [...Array(tensor.shape.length - 1).fill(1), length] };
 }
 
-/** Returns a file as the values and the shape of the model's input. */
-export async function makeInput(blob, tensor) {
+/** Returns a file's content as the values and the shape of the model's input. */
+export async function makeInput(io, buffer, tensor) {
   const how = tensor.preprocessing;
   if (how === null) throw new Error(`manifest.json has no preprocessing for '${tensor.name}', so no file can be its input.`);
-  if (how.kind === "sound") return prepareSound(await blob.arrayBuffer(), how, tensor);
-  return prepareImage(await readImage(blob, how.color), how, tensor.dtype);
+  if (how.kind === "sound") return prepareSound(buffer, how, tensor);
+  return prepareImage(dropAlpha(await io.rgba(buffer), how.color), how, tensor.dtype);
 }
 
-async function load(name) {
-  const response = await fetch(new URL(name, BUNDLE));
-  if (!response.ok) throw new Error(`${name} cannot be loaded: serve the whole bundle, not only this folder.`);
-  return response;
-}
-
-const readArray = async (entry) => makeArray(entry.dtype, await (await load(entry.file)).arrayBuffer());
+const readArray = async (io, entry) => makeArray(entry.dtype, await io.bytes(entry.file));
 
 function difference(found, expected, mean) {
   if (found.length !== expected.length) return Infinity;
@@ -191,16 +182,16 @@ function difference(found, expected, mean) {
 const largestOf = (scores) => scores.reduce((best, score, index) => (score > scores[best] ? index : best), 0);
 
 /** Compares preprocessing, outputs and answers with those of the build; returns what is wrong. */
-export async function findMistakes(ort, session, manifest) {
+async function findMistakes(io, ort, session, manifest) {
   const mistakes = [];
   const feeds = {};
   for (const entry of manifest.golden.filter(({ role }) => role !== "output")) {
-    const expected = await readArray(entry);
+    const expected = await readArray(io, entry);
     if (entry.role === "input") feeds[entry.name] = new ort.Tensor(entry.dtype, expected, entry.shape);
     if (!entry.raw.length) continue;
     const tensor = manifest.inputs.find(({ name }) => name === entry.name);
     const files = [];
-    for (const name of entry.raw) files.push((await makeInput(await (await load(name)).blob(), tensor)).values);
+    for (const name of entry.raw) files.push((await makeInput(io, await io.bytes(name), tensor)).values);
     const whole = files.flatMap((values) => Array.from(values));
     const apart = difference(whole, expected, entry.role === "resized");
     const what = entry.role === "resized" ? "resizing" : "preprocessing";
@@ -209,7 +200,7 @@ export async function findMistakes(ort, session, manifest) {
   }
   const outputs = await session.run(feeds);
   for (const entry of manifest.golden.filter(({ role }) => role === "output")) {
-    const [found, expected] = [outputs[entry.name].data, await readArray(entry)];
+    const [found, expected] = [outputs[entry.name].data, await readArray(io, entry)];
     const isShare = entry.different_ratio > 0; // whole numbers: a share of them may differ
     const differing = expected.filter((value, index) => value !== found[index]).length;
     const apart = isShare ? differing / expected.length : difference(found, expected, false);
@@ -226,7 +217,7 @@ export async function findMistakes(ort, session, manifest) {
 }
 
 /** Returns the best classes of each output that has scores for them, and the form of other outputs, as text. */
-export function describe(outputs, manifest) {
+function describe(outputs, manifest) {
   const { labels } = manifest;
   return manifest.outputs.map(({ name, class_axis }) => {
     const { data, dims, type } = outputs[name];
@@ -237,37 +228,31 @@ export function describe(outputs, manifest) {
   }).join("\n");
 }
 
-async function main() {
-  const show = (id, text) => { document.getElementById(id).textContent = text; };
-  try {
-    const ort = await import("./ort.wasm.min.mjs");
-    const manifest = await (await load("manifest.json")).json();
-    if (Object.keys(manifest.files).some((name) => name.endsWith(".data")))
-      throw new Error("The model has weights in a second file, which this page does not load.");
-    const session = await ort.InferenceSession.create(await (await load("model.onnx")).arrayBuffer());
-    const mistakes = manifest.golden.length ? await findMistakes(ort, session, manifest) : [];
-    const passed = manifest.golden.length ? "self-test: passed" : "self-test: this bundle has no golden files";
-    show("check", mistakes.length ? `self-test: ${mistakes.join("\nself-test: ")}` : passed);
-    if (mistakes.length || manifest.inputs.length !== 1) return;
-    const field = document.getElementById("file");
-    field.disabled = false;
-    field.addEventListener("change", async () => {
-      try {
-        const [tensor] = manifest.inputs;
-        const one = await makeInput(field.files[0], tensor);
-        const batch = typeof tensor.shape[0] === "number" ? tensor.shape[0] : 1; // a fixed batch: all the same
-        const values = makeArray(tensor.dtype, batch * one.values.length);
-        for (let i = 0; i < batch; i++) values.set(one.values, i * one.values.length);
-        const input = new ort.Tensor(tensor.dtype, values, [batch, ...one.shape.slice(1)]);
-        const outputs = await session.run({ [tensor.name]: input });
-        show("answer", describe(outputs, manifest));
-      } catch (error) {
-        show("answer", error.message);
-      }
-    });
-  } catch (error) {
-    show("check", `self-test: ${error.message}`);
-  }
+/** Loads the model, and checks it: {manifest, session, mistakes}. */
+export async function open(io, ort) {
+  const manifest = JSON.parse(new TextDecoder().decode(await io.bytes("manifest.json")));
+  if (Object.keys(manifest.files).some((name) => name.endsWith(".data")))
+    throw new Error("The model has weights in a second file, which this sample does not load.");
+  const session = await ort.InferenceSession.create(new Uint8Array(await io.bytes("model.onnx")));
+  const mistakes = manifest.golden.length ? await findMistakes(io, ort, session, manifest) : [];
+  return { manifest, session, mistakes };
 }
 
-if (typeof document !== "undefined") await main();
+/** Says in words what the check has found. */
+export function verdict({ manifest, mistakes }) {
+  if (mistakes.length) return mistakes.map((mistake) => `self-test: ${mistake}`).join("\n");
+  return manifest.golden.length ? "self-test: passed" : "self-test: this bundle has no golden files";
+}
+
+/** Returns the model's answer for the content of a file, as text. */
+export async function answer(io, ort, { manifest, session }, buffer) {
+  if (manifest.inputs.length !== 1)
+    throw new Error("The model takes several inputs: make them as manifest.json says, and call session.run.");
+  const [tensor] = manifest.inputs;
+  const one = await makeInput(io, buffer, tensor);
+  const batch = typeof tensor.shape[0] === "number" ? tensor.shape[0] : 1; // a fixed batch: all the same
+  const values = makeArray(tensor.dtype, batch * one.values.length);
+  for (let i = 0; i < batch; i++) values.set(one.values, i * one.values.length);
+  const input = new ort.Tensor(tensor.dtype, values, [batch, ...one.shape.slice(1)]);
+  return describe(await session.run({ [tensor.name]: input }), manifest);
+}

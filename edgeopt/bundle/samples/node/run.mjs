@@ -1,0 +1,33 @@
+// Runs the model of this bundle in Node:
+//
+//     npm install onnxruntime-node sharp        (in this folder or above it; sharp is for images)
+//     node samples/node/run.mjs                 does this machine compute what the build computed?
+//     node samples/node/run.mjs FILE            the model's answer for an image or a .wav
+
+import { readFile } from "node:fs/promises";
+import * as runtime from "onnxruntime-node";
+import { answer, open, verdict } from "../javascript/model.js";
+
+const BUNDLE = new URL("../../", import.meta.url);
+const ort = runtime.default ?? runtime;
+const exact = (buffer) => buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength);
+
+const io = {
+  bytes: async (name) => exact(await readFile(new URL(name, BUNDLE))),
+  async rgba(buffer) {
+    const { default: sharp } = await import("sharp");
+    const image = sharp(Buffer.from(buffer)).rotate().toColorspace("srgb").ensureAlpha().raw();
+    const { data, info } = await image.toBuffer({ resolveWithObject: true });
+    return { data: new Uint8Array(exact(data)), height: info.height, width: info.width };
+  },
+};
+
+try {
+  const model = await open(io, ort);
+  console.log(verdict(model));
+  if (model.mistakes.length) process.exitCode = 1;
+  else if (process.argv.length > 2) console.log(await answer(io, ort, model, exact(await readFile(process.argv[2]))));
+} catch (error) {
+  console.error(error.message);
+  process.exitCode = 1;
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from edgeopt.report import sentences, words
@@ -15,7 +16,9 @@ def noise_notes(document: Document) -> list[str]:
     winner = document.winner
     if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is not None:
         low, high = winner.score_drop_ci95
-        if low <= 0 <= high:
+        if low == high == 0 and winner.score_samples:
+            notes.append(_unchanged(winner.score_samples, document.budget.max_score_drop))
+        elif low <= 0 <= high:
             interval = f"{words.score(low)} to {words.score(high)} (95 %)"
             notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")
     near = [t for t in sentences.smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
@@ -32,6 +35,22 @@ def noise_notes(document: Document) -> list[str]:
             "measure again on a quiet machine before you rely on milliseconds."
         )
     return notes
+
+
+def _unchanged(samples: int, allowed: float | None) -> str:
+    """Say how much samples show whose scores all stayed the same: an interval of their differences has no width.
+
+    If a share p of all samples changes, n samples show none with a chance of (1 - p)^n; at 95 %, that is 5 %.
+    """
+    share = 1 - 0.05 ** (1 / samples)
+    text = (
+        f"Each of the {samples:,} samples scores as with the baseline, which shows at 95 % that fewer than "
+        f"{words.significant(100 * share, 2)}{words.NBSP}% of other samples change."
+    )
+    if allowed is None or not 0 < allowed < min(share, 1):
+        return text
+    needed = math.ceil(math.log(0.05) / math.log(1 - allowed))
+    return f"{text} To show less than {allowed:g}, give {needed:,} samples."
 
 
 def compared_trials(document: Document) -> list[TrialPart]:

@@ -142,6 +142,17 @@ def test_waived_limits_are_named():
     assert "Peak memory 8.00 MB — waived" in text
 
 
+@pytest.mark.parametrize(("allowed", "advice"), [(0.001, "To show less than 0.001, give 2,995 samples."), (0.01, None)])
+def test_unchanged_samples_are_no_proof_that_nothing_changes(allowed, advice):
+    trial = a_trial(1, drop=0.0, drop_ci95=(0.0, 0.0))  # on 2,000 samples
+    text = of(a_baseline(), trial, max_score_drop=allowed).replace("\xa0", " ")
+    said = "Each of the 2,000 samples scores as with the baseline, which shows at 95 % that fewer than 0.15 % of other"
+    assert said in text
+    assert ("To show less" in text) == (advice is not None)
+    assert (advice or said) in text
+    assert "not distinguishable from zero" not in text
+
+
 def test_differences_within_the_noise_are_reported():
     nearly = a_trial(2, size_bytes=500, drop=0.008, drop_ci95=(0.004, 0.012))
     text = of(a_baseline(), a_trial(1, drop=0.001, drop_ci95=(-0.002, 0.004), contended=True), nearly)

@@ -5,9 +5,12 @@ In: a device and a timing request. Out: a ``Memory``, in bytes.
 
 from __future__ import annotations
 
+import functools
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +26,10 @@ thresholds they repeat within 0.2 %."""
 PROCESSES = 3
 """Processes for each setting; their median counts."""
 
+_THRESHOLDS: tuple[dict[str, str], ...] = (STEADY_MALLOC, {})
+_LIGHT_SECONDS = 4.0
+"""Of the first two processes: slower models would not get all their runs beside another process."""
+_LIGHT_BYTES = 2**27
 RUNS = 5
 """Runs in each process: ONNX Runtime plans its arena in the first run and reaches its peak in the second."""
 
@@ -44,18 +51,16 @@ def measure_memory(
     request = msgspec.structs.replace(request, mode="memory", min_runs=RUNS, min_seconds=0.0)
     steady: list[dict[str, Any]] = []
     default: list[dict[str, Any]] = []
-    is_cpu_here = device.uri.startswith("local:") and request.providers == ("CPUExecutionProvider",)
-    with ThreadPoolExecutor(2 if is_cpu_here else 1) as pool:  # a peak does not depend on what else runs
-        for index in range(PROCESSES):
-            progress(f"memory, process {index + 1} of {PROCESSES}")
-            pair = [
-                pool.submit(run_request, device, request, stage, seconds=request.max_seconds, variables=variables)
-                for variables in (STEADY_MALLOC, {})
-            ]
-            for answers, future in zip((steady, default), pair, strict=True):
-                answers.append(future.result())
-            if not steady[-1]["supported"]:
-                return None
+    side_by_side = False
+    for index in range(PROCESSES):
+        progress(f"memory, process {index + 1} of {PROCESSES}")
+        begin = time.monotonic()
+        pair = _run_side_by_side if side_by_side else _run_in_turn
+        for answers, answer in zip((steady, default), pair(device, request, stage), strict=False):
+            answers.append(answer)
+        if not steady[-1]["supported"]:
+            return None
+        side_by_side = _is_light(device, request, time.monotonic() - begin)
     devices = [answer["device_peak_bytes"] for answer in steady if answer["device_peak_bytes"] is not None]
     return Memory(
         load_peak_bytes=_median(steady, "load_peak_bytes"),
@@ -64,6 +69,29 @@ def measure_memory(
         default_run_peak_bytes=_median(default, "run_peak_bytes"),
         device_peak_bytes=int(statistics.median(devices)) if devices else None,
     )
+
+
+def _run_in_turn(device: Device, request: WorkerRequest, stage: str) -> Iterator[dict[str, Any]]:
+    """Yield the answers with steady and with default thresholds; only the first if the device cannot measure."""
+    for variables in _THRESHOLDS:
+        answer = run_request(device, request, stage, seconds=request.max_seconds, variables=variables)
+        yield answer
+        if not answer["supported"]:
+            return
+
+
+def _run_side_by_side(device: Device, request: WorkerRequest, stage: str) -> Iterator[dict[str, Any]]:
+    """Yield the same answers of two processes that run at the same time."""
+    with ThreadPoolExecutor(len(_THRESHOLDS)) as pool:
+        run = functools.partial(run_request, device, request, stage, seconds=request.max_seconds)
+        futures = [pool.submit(run, variables=variables) for variables in _THRESHOLDS]
+        yield from [future.result() for future in futures]
+
+
+def _is_light(device: Device, request: WorkerRequest, seconds: float) -> bool:
+    """Tell whether two processes of a model fit side by side: here, with all their runs, and far from all memory."""
+    is_here = device.uri.startswith("local:") and request.providers == ("CPUExecutionProvider",)
+    return is_here and seconds < _LIGHT_SECONDS and Path(request.model).stat().st_size < _LIGHT_BYTES
 
 
 def _median(answers: list[dict[str, Any]], key: str) -> int:

@@ -27,6 +27,8 @@ INT8_TOLERANCE_RATIO = 1e-1
 _LEAST_RATIOS = {FLOAT_TOLERANCE_RATIO: 1e-4, FLOAT16_TOLERANCE_RATIO: 2e-3, INT8_TOLERANCE_RATIO: 1 / 127}
 """Of the same: what other hardware may do even where this machine shows no difference; in int8, one step."""
 _SPREAD_MARGIN = 2.0
+_MOST_DIFFERENT = 0.5
+"""Share of whole numbers that may differ at most, however much was measured: another shape is never right."""
 
 
 GoldenRole = Literal["input", "output", "resized"]
@@ -110,7 +112,7 @@ def measured_tolerance(output: Array, spread: float, ratio: float) -> float:
         ratio: Of ``tolerance_ratio``; no tolerance is larger.
     """
     if not np.issubdtype(output.dtype, np.floating):
-        return _SPREAD_MARGIN * spread
+        return min(_MOST_DIFFERENT, _SPREAD_MARGIN * spread)
     largest = output_tolerance(output, ratio)
     usual = max((usual for usual in _LEAST_RATIOS if usual <= ratio), default=FLOAT_TOLERANCE_RATIO)
     return min(largest, max(_SPREAD_MARGIN * spread, output_tolerance(output, _LEAST_RATIOS[usual])))

@@ -86,7 +86,7 @@ def command(
     from edgeopt.bundle.manifest import read_manifest
     from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
-    from edgeopt.errors import DeviceError, InputError
+    from edgeopt.errors import ConfigError, DeviceError, InputError
     from edgeopt.pipeline.verify.against import Release
     from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.pipeline.verify.findings import device_failed
@@ -97,21 +97,25 @@ def command(
     if against is not None:
         release = Release(against, None if max_regression is None else max_regression / 100)
         _ = release.model  # before anything runs
+    for report in filter(None, (junit, summary)):
+        if not report.absolute().parent.is_dir():
+            raise InputError(f"{report} cannot be written: there is no folder {report.absolute().parent}.")
     profile = load_profile(target or read_manifest(bundle).target)
     results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:
         evaluation = _load_evaluation(score, data, data_options, progress)
-        for uri in (uris := device_uris or (profile.device,)):
+        targets = {uri: _run_target(uri, profile, allow_fallback) for uri in device_uris or (profile.device,)}
+        for uri, run_target in targets.items():
             try:
                 result = check_bundle(
                     bundle,
-                    _run_target(uri, profile, allow_fallback),
+                    run_target,
                     progress=lambda text: progress("check", text),
                     evaluation=evaluation,
                     release=release,
                 )
-            except DeviceError as error:
-                if len(uris) == 1:
+            except (DeviceError, ConfigError) as error:
+                if len(targets) == 1 and junit is None and summary is None:
                     raise
                 result = device_failed(bundle, profile.name, uri, error)  # the others are checked all the same
             results.append(result)
@@ -135,6 +139,13 @@ def _report(results: list[CheckResult], as_json: bool, junit: Path | None, summa
     from edgeopt.pipeline.verify.formats import to_junit, to_markdown
     from edgeopt.records.codec import to_json
 
+    if as_json:
+        documents = [to_json(result) for result in results]
+        joined = b",".join(documents)
+        click.echo(documents[0] if len(results) == 1 else b'{"schema":"edgeopt/checks-1","results":[' + joined + b"]}")
+    else:
+        for result in results:
+            _print(result)
     try:
         if junit is not None:
             junit.write_text(to_junit(results), encoding="utf-8")
@@ -143,13 +154,6 @@ def _report(results: list[CheckResult], as_json: bool, junit: Path | None, summa
                 file.write(to_markdown(results, [_verdict(result) for result in results]))
     except OSError as error:
         raise WorkspaceError(f"{error.filename} cannot be written: {error.strerror}.") from error
-    if as_json:
-        documents = [to_json(result) for result in results]
-        joined = b",".join(documents)
-        click.echo(documents[0] if len(results) == 1 else b'{"schema":"edgeopt/checks-1","results":[' + joined + b"]}")
-        return
-    for result in results:
-        _print(result)
 
 
 def _load_evaluation(

@@ -7,13 +7,14 @@ import os
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.named import NamedDevice
 from edgeopt.device.process import WorkerProcess
+from edgeopt.errors import DeviceError
 
 WORKER = Path(__file__).parent.parent / "bench" / "worker.py"
 
@@ -25,6 +26,13 @@ VARIABLES = {
 }
 
 
+class _Kept(NamedTuple):
+    key: Any
+    """The command and all that a process inherits."""
+    worker: WorkerProcess
+    served: int
+
+
 class _KeptWorkers:
     """Workers that wait for the next outputs to compute: starting Python and ONNX Runtime takes 0.3 s each time."""
 
@@ -33,47 +41,73 @@ class _KeptWorkers:
     """Of one worker, so that no leak of a library grows for hours."""
 
     def __init__(self) -> None:
-        self._idle: dict[Any, list[tuple[WorkerProcess, int]]] = {}
+        self._idle: list[_Kept] = []
+        """The one that was used last comes last."""
         self._lock = threading.Lock()
         atexit.register(self.close)
 
     def ask(self, command: tuple[str, ...], request: WorkerRequest, timeout_seconds: float) -> dict[str, Any]:
         """Send a request to an idle worker, or to a new one; it is kept unless it failed."""
-        key = (command, request.affinity, frozenset(os.environ.items()))
-        worker, served = self._take(key) or (WorkerProcess(command, VARIABLES), 0)
+        variables = frozenset(one for one in os.environ.items() if one[0] != "PYTEST_CURRENT_TEST")
+        key = (command, request.affinity, variables, str(Path.cwd()))
+        kept = self._take(key)
+        if kept is not None:
+            with suppress(_EndedError):
+                return self._ask(kept, request, timeout_seconds)
+        return self._ask(_Kept(key, WorkerProcess(command, VARIABLES), 0), request, timeout_seconds)
+
+    def _ask(self, kept: _Kept, request: WorkerRequest, timeout_seconds: float) -> dict[str, Any]:
+        """Send a request.
+
+        Raises:
+            _EndedError: the worker, which has served others, ended: what they left in it may be the reason.
+            DeviceError, WorkerRefused: as of ``WorkerProcess.ask``.
+        """
         with ExitStack() as stack:
-            stack.push(worker)  # ends it, unless it is kept
+            stack.push(kept.worker)  # ends it, unless it is kept
             try:
-                fields = worker.ask(request, timeout_seconds)
+                fields = kept.worker.ask(request, timeout_seconds)
             except WorkerRefused:
-                self._keep(stack, key, worker, served + 1)
+                self._keep(stack, kept)
                 raise
-            self._keep(stack, key, worker, served + 1)
+            except DeviceError as error:
+                if kept.served and not kept.worker.is_running:
+                    raise _EndedError from error
+                raise
+            self._keep(stack, kept)
             return fields
 
-    def _take(self, key: Any) -> tuple[WorkerProcess, int] | None:
+    def _take(self, key: Any) -> _Kept | None:
+        """Return an idle worker that inherited the same; others of the same that have ended are dropped."""
         with self._lock:
-            idle = self._idle.get(key, [])
-            while idle:
-                worker, served = idle.pop()
-                if worker.is_running:
-                    return worker, served
-                worker.end()
+            same: list[_Kept] = [one for one in reversed(self._idle) if one.key == key]
+            for kept in same:
+                self._idle.remove(kept)
+                if kept.worker.is_running:
+                    return kept
+                kept.worker.end()
         return None
 
-    def _keep(self, stack: ExitStack, key: Any, worker: WorkerProcess, served: int) -> None:
+    def _keep(self, stack: ExitStack, kept: _Kept) -> None:
+        if kept.served + 1 >= self.max_requests:
+            return
+        stack.pop_all()
         with self._lock:
-            idle = self._idle.setdefault(key, [])
-            if served < self.max_requests and len(idle) < self.max_idle:
-                idle.append((worker, served))
-                stack.pop_all()
+            self._idle.append(kept._replace(served=kept.served + 1))
+            surplus, self._idle = self._idle[: -self.max_idle], self._idle[-self.max_idle :]
+        for one in surplus:
+            one.worker.end()
 
     def close(self) -> None:
         """End the idle workers."""
         with self._lock:
-            for worker, _ in (one for idle in self._idle.values() for one in idle):
-                worker.end()
-            self._idle.clear()
+            idle, self._idle = self._idle, []
+        for one in idle:
+            one.worker.end()
+
+
+class _EndedError(Exception):
+    """A worker that had served others ended instead of answering."""
 
 
 _KEPT_WORKERS = _KeptWorkers()

@@ -43,6 +43,27 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
     return None
 
 
+def check_portable(path: Path, *, stage: str = "compatibility") -> None:
+    """Check that a file has only operators that other runtimes and accelerators know.
+
+    Raises:
+        StepError: it has integer operators of ONNX Runtime's CPU provider.
+    """
+    graphs = walk_graphs(load(path, stage).graph)
+    own = {node.op_type for graph in graphs for node in graph.node if _is_of_runtime(node)}
+    if own:
+        raise StepError(
+            stage,
+            f"{path.name} has {', '.join(sorted(own))}, which only ONNX Runtime's CPU provider runs; the target's "
+            'operators are "qdq".',
+        )
+
+
+def _is_of_runtime(node: onnx.NodeProto) -> bool:
+    own = node.domain == "com.microsoft" or node.op_type in ("ConvInteger", "MatMulInteger", "DynamicQuantizeLinear")
+    return own or node.op_type.startswith("QLinear")
+
+
 def _newest_operators(model: onnx.ModelProto, max_ir: int) -> str:
     """Name the operators of other domains that need a newer IR, as ``ai.onnx.ml`` has; empty if there are none."""
     too_new = {

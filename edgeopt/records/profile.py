@@ -63,7 +63,7 @@ class Profile(Record, frozen=True, kw_only=True):
     operators: Operators = "runtime"
     """``runtime``: files may contain ONNX Runtime's own integer operators, which are compact, and which only its CPU
     provider runs. ``qdq``: int8 is pairs of QuantizeLinear and DequantizeLinear around ONNX's operators, which the
-    compilers of accelerators and other runtimes read."""
+    compilers of accelerators and other runtimes read; weights of what stays in float may be stored as integers."""
     precisions: tuple[Precision, ...]
     """Precisions that may ship, in the order of preference if size does not decide."""
     activation_type: Literal["uint8", "int8"]

@@ -12,6 +12,9 @@ from app_bundles import write_app_bundle
 from tiny_bundles import a_bundle
 from tiny_models import a_network, write_quick_target
 
+from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult
+from edgeopt.pipeline.verify.formats import to_junit
+
 
 def check(bundle: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "edgeopt", "check", bundle.name, "--target", "./quick.toml", *arguments]
@@ -188,3 +191,29 @@ def test_an_answer_that_changed_is_missed(tmp_path):
     done = check(out)
     assert done.returncode == 3
     assert lines(done)["answers"] == "missed"
+
+
+def test_a_release_with_other_inputs_is_a_miss_and_loses_no_finding(tmp_path):
+    out = a_bundle(tmp_path)
+    a_network(tmp_path / "other.onnx", inputs=("N", 7))
+    done = check(out, "--against", str(tmp_path / "other.onnx"), "--max-regression", "5", "--junit", "check.xml")
+    assert done.returncode == 3, done.stderr
+    assert lines(done)["release"] == "missed"
+    assert lines(done)["latency"] == "passed"
+    assert (tmp_path / "check.xml").is_file()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    done = check(a_bundle(tmp_path), "--junit", "nowhere/check.xml")
+    assert done.returncode == 2
+    assert "there is no folder" in done.stderr
+    assert done.stdout == ""
+
+
+def test_junit_has_no_characters_that_xml_forbids():
+    finding = CheckFinding(kind="golden", name="y", status="missed", text="\x1b[1;31mred\x1b[m and \x00 nothing")
+    result = CheckResult(
+        bundle="out", target="t", device="local:", status="missed", findings=(finding,), measurement=None, score=None
+    )
+    failure = ElementTree.fromstring(to_junit([result]).split("?>", 1)[1]).find(".//failure")
+    assert failure.get("message") == "y red and  nothing"

@@ -1,6 +1,7 @@
 import sys
 import time
 from pathlib import Path
+from unittest.mock import PropertyMock
 
 import numpy as np
 import pytest
@@ -88,20 +89,23 @@ def test_a_worker_that_computed_outputs_serves_the_next_ones(tmp_path):
     _KEPT_WORKERS.close()
     first, second = (run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"] for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    kept = [worker for idle in _KEPT_WORKERS._idle.values() for worker in idle]
-    assert [served for _, served in kept] == [2]
+    assert [kept.served for kept in _KEPT_WORKERS._idle] == [2]
     with pytest.raises(StepError, match="cannot run"):  # a refusal ends no worker
         run_arrays(model, [{"wrong": inputs["x"]}], a_run_target(), "outputs")
-    assert [served for idle in _KEPT_WORKERS._idle.values() for _, served in idle] == [3]
+    assert [kept.served for kept in _KEPT_WORKERS._idle] == [3]
 
 
-def test_a_kept_worker_that_was_killed_is_replaced(tmp_path):
+@pytest.mark.parametrize("is_noticed", [True, False])
+def test_a_kept_worker_that_was_killed_is_replaced(tmp_path, monkeypatch, is_noticed):
     model, inputs = a_network(tmp_path / "m.onnx"), {"x": np.ones((2, 32), np.float32)}
     _KEPT_WORKERS.close()
     expected = run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"]
-    ((worker, _),) = next(idle for idle in _KEPT_WORKERS._idle.values() if idle)
-    worker._process.kill()
-    worker._process.wait()
+    (kept,) = _KEPT_WORKERS._idle
+    kept.worker._process.kill()
+    if not is_noticed:  # as if it ended between the look and the question
+        monkeypatch.setattr(WorkerProcess, "is_running", PropertyMock(side_effect=[True, False]))
+    else:
+        kept.worker._process.wait()
     np.testing.assert_array_equal(run_arrays(model, [inputs], a_run_target(), "outputs")[0]["y"], expected)
 
 
@@ -109,8 +113,11 @@ def test_kept_workers_of_another_environment_are_not_used(tmp_path, monkeypatch)
     model, inputs = a_network(tmp_path / "m.onnx"), {"x": np.ones((2, 32), np.float32)}
     _KEPT_WORKERS.close()
     run_arrays(model, [inputs], a_run_target(), "outputs")
-    monkeypatch.setenv("SOME_SETTING", "1")
+    for number in range(3):
+        monkeypatch.setenv("SOME_SETTING", str(number))
+        run_arrays(model, [inputs], a_run_target(), "outputs")
+    monkeypatch.chdir(tmp_path)
     run_arrays(model, [inputs], a_run_target(), "outputs")
-    assert [[served for _, served in idle] for idle in _KEPT_WORKERS._idle.values()] == [[1], [1]]
+    assert [kept.served for kept in _KEPT_WORKERS._idle] == [1, 1]  # of the last two environments; no more are kept
     _KEPT_WORKERS.close()
     assert not _KEPT_WORKERS._idle

@@ -1,5 +1,7 @@
 """The sensitivity study of a network with a planted weak spot: calibration methods and the ranking of nodes."""
 
+import math
+
 import msgspec
 import numpy as np
 import onnx
@@ -10,6 +12,7 @@ from edgeopt.bench.outputs import write_batches
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, study_sensitivity_of_file
 from edgeopt.graph.quantization.calibration import ActivationRanges
+from edgeopt.graph.quantization.sensitivity import MAX_SINGLE_NODES, _NodeCost, measure_nodes
 from edgeopt.graph.quantization.static import quantize
 from edgeopt.records.recipe import Compact, FuseQLinear, Quantize, Simplify
 
@@ -123,3 +126,26 @@ def test_ranges_are_found_once_for_a_model_its_samples_and_a_method(tmp_path, mo
     made(samples=16)
     assert runs == ["minmax", "mse", "minmax"]
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_of_many_nodes_only_those_of_the_noisiest_groups_are_measured_one_by_one():
+    nodes = [_NodeCost(name=f"n{number}", weight_bytes=1, macs=1) for number in range(480)]
+    noise = {node.name: 1e-6 for node in nodes} | {"n17": 1e-1, "n400": 1e-2}
+    asked = []
+
+    def measure(names):
+        asked.append(names)
+        return -10 * math.log10(sum(noise[name] for name in names))
+
+    found = {node.name: snr_db for node, snr_db in measure_nodes(nodes, measure)}
+    assert len(found) == len(nodes)
+    assert len(asked) <= MAX_SINGLE_NODES
+    assert found["n17"] == pytest.approx(10)
+    assert found["n400"] == pytest.approx(20)
+    others = [snr_db for name, snr_db in found.items() if noise[name] < 1e-3]
+    assert min(others) == pytest.approx(60, abs=0.01)  # a group of equal nodes shares its noise evenly
+
+
+def test_of_few_nodes_each_is_measured():
+    nodes = [_NodeCost(name=f"n{number}", weight_bytes=1, macs=1) for number in range(3)]
+    assert [snr_db for _, snr_db in measure_nodes(nodes, lambda names: float(names[0][1]))] == [0.0, 1.0, 2.0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +56,9 @@ _HELD_BACK_RATIO = 1 / 3
 """Share of the samples that is held back if there are too few."""
 MAX_RANKING_MACS = 500_000_000_000
 """Of all runs that rank nodes: about two minutes on one core. Larger networks are ranked on fewer samples."""
+MAX_SINGLE_NODES = 144
+"""Of more nodes, not each is measured by itself."""
+_GROUPS = 48
 _MAX_SNR_DB = 120.0
 """The ratio of equal outputs."""
 
@@ -110,7 +113,7 @@ def study_sensitivity(
         if nodes:
             batches = affordable_batches(prepared.model, batches, axes, sum(node.macs for node in nodes) * len(nodes))
             expected = run_all_batches(prepared.model, batches)
-        noises = [(node, measure(ranked, plain, method, (node.name,))) for node in nodes]
+        noises = measure_nodes(nodes, lambda names: measure(ranked, plain, method, names))
     return SensitivityStudy(
         method_snr_db=by_method,
         method=method,
@@ -118,6 +121,32 @@ def study_sensitivity(
         preparation=preparation,
         ranking=_rank(noises),
     )
+
+
+def measure_nodes(
+    nodes: Sequence[_NodeCost], measure: Callable[[tuple[str, ...]], float]
+) -> list[tuple[_NodeCost, float]]:
+    """Return the signal-to-noise ratio in decibels with only one node in int8, for each node.
+
+    Each measurement writes and loads a graph, so of many nodes neighbours are measured together first. Then those of
+    the noisiest groups are measured one by one, and the noise of another group is shared out evenly.
+
+    Args:
+        nodes: In the order of the graph.
+        measure: From the names of the nodes in int8 to the ratio.
+    """
+    if len(nodes) <= MAX_SINGLE_NODES:
+        return [(node, measure((node.name,))) for node in nodes]
+    size = math.ceil(len(nodes) / _GROUPS)
+    groups = [nodes[start : start + size] for start in range(0, len(nodes), size)]
+    found = [(measure(tuple(node.name for node in group)), group) for group in groups]
+    noises: dict[str, float] = {}
+    left = MAX_SINGLE_NODES - len(groups)
+    for snr_db, group in sorted(found, key=lambda one: one[0]):
+        left -= len(group)
+        share_db = snr_db + 10 * math.log10(len(group))
+        noises |= {node.name: measure((node.name,)) if left >= 0 else share_db for node in group}
+    return [(node, noises[node.name]) for node in nodes]
 
 
 def measure_snr_db(expected: Sequence[ArrayBatch], quantized: Sequence[ArrayBatch]) -> float:

@@ -263,7 +263,7 @@ def _run_again(model: Path, inputs: Mapping[str, Array], target: RunTarget) -> d
     """Return outputs; None if the file only runs at its own graph level."""
     try:
         (outputs,) = run_arrays(model, [dict(inputs)], target, "golden")
-    except StepError:
+    except (StepError, DeviceError):
         return None
     return outputs
 

@@ -9,7 +9,7 @@ import msgspec
 
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
-from edgeopt.graph.compatibility import check_compatibility
+from edgeopt.graph.compatibility import check_compatibility, check_portable
 from edgeopt.graph.facts import has_half_weights, read_facts
 from edgeopt.graph.model import copy_metadata, load
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
@@ -300,6 +300,8 @@ def _keep(
     if exported.exporter == "given":
         run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
+    if build.profile.operators == "qdq":
+        check_portable(path)
     found = run_step("facts", read_facts, path, build.sample_shapes)
     notes = (*notes, *found.notes)
     if found.is_download_estimated:

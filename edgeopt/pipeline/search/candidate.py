@@ -127,8 +127,8 @@ def finished_search_key(build: Build) -> Key:
     profile = build.profile
     return build.keys.of(
         "finished-search", **_training_facts(build), precisions=profile.precisions, channel_step=profile.channel_step,
-        operators=profile.operators, target=profile.name, device=build.device_info.uri,
-        size_metric=build.budget.size_metric,
+        target=profile.name, device=build.device_info.uri, size_metric=build.budget.size_metric,
+        **({} if profile.operators == "runtime" else {"operators": profile.operators}),
     )  # fmt: skip
 
 

@@ -96,8 +96,8 @@ class Search:
         """
         self.further = further
         with without_old_stages(self.build):
-            if training and further != "never":
-                tune_training(self.build)
+            if training:
+                tune_training(self.build, may_try=further != "never")
             self.measure_original()
             if training:
                 self.go_on_if_it_fails(self.search)

@@ -8,13 +8,22 @@ from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.report import words
 
 
-def tune_training(build: Build) -> None:
-    """Find out, or look up, how trainings share the cores; on GPUs there is one on each."""
+def tune_training(build: Build, *, may_try: bool) -> None:
+    """Find out, or look up, how trainings share the cores; on GPUs there is one on each.
+
+    Args:
+        build: The build.
+        may_try: False if nothing is trained: then what was found before counts, or else there is one process.
+    """
     pool = build.torch_pool
     if build.gpus:
         build.progress("workers", f"training on {build.gpus}")
         return
     key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
+    if not may_try:
+        known = build.ledger.get(key, ParallelTraining)
+        pool.use(known or ParallelTraining(workers=1, useful_threads=1, speedup_ratio=1.0))
+        return
     try:
         with build.clock.stage("train and make files"):
             found = build.ledger.remember(

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from edgeopt.bench.compare import compare
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.errors import InputError, StepError
+from edgeopt.errors import DataError, InputError, StepError
 from edgeopt.graph.facts import read_facts
 from edgeopt.pipeline.verify.findings import CheckFinding
 from edgeopt.records.measurement import Comparison
@@ -58,20 +58,21 @@ def compare_with(
     Raises:
         InputError, DeviceError: see ``edgeopt.bench.compare.compare``.
     """
-    other = release.model
-    findings = [_compare_sizes(read_facts(model).size_bytes, read_facts(other).size_bytes, release)]
-    if target.kind == "emulated":
-        return None, findings
+    other, findings = release.model, list[CheckFinding]()
     try:
+        findings.append(_compare_sizes(read_facts(model).size_bytes, read_facts(other).size_bytes, release))
+        if target.kind == "emulated":
+            return None, findings
         comparison = compare(model, other, target, progress=progress)
-    except StepError as error:
-        text = f"is not compared: {error.reason}"
-        return None, [*findings, CheckFinding(kind="against", name="release-latency", status="note", text=text)]
+    except (StepError, InputError, DataError) as error:  # such as other inputs, or a damaged file
+        status: _Status = "note" if release.max_regression is None else "missed"
+        text = f"cannot be compared with {release.path}: {error}"
+        return None, [*findings, CheckFinding(kind="against", name="release", status=status, text=text)]
     ratio = comparison_ratio(comparison)
     found = LatencyComparison(latency_ratio=ratio.value, ci95=(ratio.low, ratio.high), verdict=verdict(comparison))
-    status = _status(ratio.low, release)
+    certain = ratio.value if found.verdict == "slower" else 1.0  # a difference that may be noise doesn't count
     text = f"is {speed(found)} than {release.path}{_allowed(release)}"
-    return comparison, [*findings, _finding("release-latency", status, text, ratio.low, release)]
+    return comparison, [*findings, _finding("release-latency", _status(certain, release), text, ratio.value, release)]
 
 
 def _compare_sizes(mine: int, other: int, release: Release) -> CheckFinding:
@@ -87,7 +88,6 @@ def _allowed(release: Release) -> str:
 
 
 def _status(ratio: float, release: Release) -> _Status:
-    """Judge a ratio by the end of its interval that is certain: noise doesn't count."""
     if release.max_regression is None:
         return "note"
     return "missed" if ratio > 1 + release.max_regression else "passed"

@@ -18,7 +18,7 @@ import numpy as np
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import run_arrays, write_batches
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.bundle.golden import Array, GoldenEntry, different_ratio, largest_difference, read_golden
+from edgeopt.bundle.golden import Array, GoldenAnswer, GoldenEntry, different_ratio, largest_difference, read_golden
 from edgeopt.bundle.manifest import Manifest, find_changed_files, read_manifest
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import read_facts
@@ -157,15 +157,18 @@ def check_golden(bundle: Path, manifest: Manifest, run_target: RunTarget) -> lis
     return [*findings, *_compare_answers(manifest, outputs)]
 
 
+def _names(output: Array | None, answer: GoldenAnswer) -> bool:
+    """Tell whether an output, if it has the form, names the class."""
+    if output is None or output.ndim != 2 or answer.sample >= len(output):
+        return False
+    return int(np.argmax(output[answer.sample])) == answer.class_index
+
+
 def _compare_answers(manifest: Manifest, outputs: Mapping[str, Array]) -> Iterator[CheckFinding]:
     """Compare the classes that the model names for the golden inputs with those of the build."""
     if not manifest.answers:
         return
-    wrong = [
-        answer
-        for answer in manifest.answers
-        if answer.output not in outputs or int(np.argmax(outputs[answer.output][answer.sample])) != answer.class_index
-    ]
+    wrong = [answer for answer in manifest.answers if not _names(outputs.get(answer.output), answer)]
     text = f"{len(manifest.answers)} golden inputs have the classes of the build"
     if wrong:
         text = f"{len(wrong)} of {len(manifest.answers)} golden inputs have another class than when it was built"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 
 from edgeopt.pipeline.verify.findings import CheckResult
 
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _TAGS = {"missed": "failure", "bad": "error", "note": "skipped"}
 """Status of a finding to the element that reports it; a passed one has none."""
 _MARKS = {"passed": "✅", "missed": "❌", "bad": "❌", "note": "ℹ️"}
@@ -24,9 +27,14 @@ def to_junit(results: Sequence[CheckResult]) -> str:
         for finding in result.findings:
             case = ET.SubElement(suite, "testcase", classname=f"edgeopt.{finding.kind}", name=finding.name)
             if finding.status in _TAGS:
-                ET.SubElement(case, _TAGS[finding.status], message=f"{finding.name} {finding.text}")
+                ET.SubElement(case, _TAGS[finding.status], message=_printable(f"{finding.name} {finding.text}"))
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _printable(text: str) -> str:
+    """Return text without colours of a terminal and characters that XML has not; errors quote what tools print."""
+    return _NOT_IN_XML.sub("", _ANSI.sub("", text))
 
 
 def to_markdown(results: Sequence[CheckResult], verdicts: Sequence[str]) -> str:
@@ -43,4 +51,4 @@ def to_markdown(results: Sequence[CheckResult], verdicts: Sequence[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+    return _printable(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

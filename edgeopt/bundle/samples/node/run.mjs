@@ -1,6 +1,6 @@
 // Runs the model of this bundle in Node:
 //
-//     npm install onnxruntime-node sharp        (in this folder or above it; sharp is for images)
+//     npm install onnxruntime-node sharp        (in samples/node; sharp is for images)
 //     node samples/node/run.mjs                 does this machine compute what the build computed?
 //     node samples/node/run.mjs FILE            the model's answer for an image or a .wav
 
@@ -16,7 +16,7 @@ const io = {
   bytes: async (name) => exact(await readFile(new URL(name, BUNDLE))),
   async rgba(buffer) {
     const { default: sharp } = await import("sharp");
-    const image = sharp(Buffer.from(buffer)).rotate().toColorspace("srgb").ensureAlpha().raw();
+    const image = sharp(Buffer.from(buffer), { ignoreIcc: true }).rotate().toColorspace("srgb").ensureAlpha().raw();
     const { data, info } = await image.toBuffer({ resolveWithObject: true });
     return { data: new Uint8Array(exact(data)), height: info.height, width: info.width };
   },

@@ -28,7 +28,7 @@ PROCESSES = 3
 
 _THRESHOLDS: tuple[dict[str, str], ...] = (STEADY_MALLOC, {})
 _LIGHT_SECONDS = 4.0
-"""Of the first two processes: slower models would not get all their runs beside another process."""
+"""Of the first two processes: slower models would not get all their runs next to another process."""
 _LIGHT_BYTES = 2**27
 RUNS = 5
 """Runs in each process: ONNX Runtime plans its arena in the first run and reaches its peak in the second."""

@@ -6,6 +6,7 @@ An input of the network goes in, and how such inputs are made; the image or the 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import struct
 import wave
@@ -35,6 +36,8 @@ _OFF_SHARE = 0.05
 """Of values that may be between two pixels before the report mentions it."""
 _RESIZED_RATIOS = (1.25, 1.75)
 """Height and width of the image that tests resizing, over those of the input: the sides differ, so each rule does."""
+_COMPARED_PIXELS = 2**19
+"""Of the images among which one is chosen: of large ones, one is enough."""
 _KERNEL_MARGIN = 1.5
 """Other libraries may be this many times as far off as bilinear interpolation between four pixels is."""
 
@@ -145,6 +148,7 @@ def make_resized(images: Iterable[_Pixels], how: ImagePreprocessing) -> ResizedI
     """
     if how.height is None or how.width is None:
         return None
+    images = list(itertools.islice(images, max(1, _COMPARED_PIXELS // (how.height * how.width))))
     tall, wide = _RESIZED_RATIOS
     larger = [resize_image(pixels, int(how.height * tall) + 1, int(how.width * wide) + 1) for pixels in images]
     found = [(pixels, input_of_pixels(pixels, how)) for pixels in larger]

@@ -7,6 +7,7 @@ same; results are within one of 255 levels of Pillow's.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,21 +27,26 @@ def resize_image(pixels: _Pixels, height: int, width: int, *, antialias: bool = 
         width: New one.
         antialias: False interpolates between the nearest pixels only, as some libraries do.
     """
-    rows = _weights(pixels.shape[0], height, antialias=antialias)
-    columns = _weights(pixels.shape[1], width, antialias=antialias)
-    wide = np.rint(np.einsum("xw,hwc->hxc", columns, pixels.astype(np.float64), optimize=True))
-    whole = np.rint(np.einsum("yh,hxc->yxc", rows, wide, optimize=True))
-    return np.asarray(whole.clip(0, 255), dtype=np.uint8)
+    wide = _resize_columns(pixels, width, antialias=antialias)
+    turned = _resize_columns(wide.swapaxes(0, 1), height, antialias=antialias)
+    return np.ascontiguousarray(turned.swapaxes(0, 1))
 
 
-def _weights(before: int, after: int, *, antialias: bool) -> NDArray[np.float64]:
-    """Return the weight of each old pixel in each new one, of shape (after, before)."""
-    step = before / after
+def _resize_columns(pixels: _Pixels, width: int, *, antialias: bool) -> _Pixels:
+    """Return an image of shape (height, width, channels) with another width, rounded to whole levels."""
+    before = pixels.shape[1]
+    step = before / width
     support = max(1.0, step) if antialias else 1.0
-    centers = (np.arange(after) + 0.5) * step
-    distances = np.abs(np.arange(before) + 0.5 - centers[:, None]) / support
-    weights = np.maximum(0.0, 1.0 - distances)
-    return np.asarray(weights / weights.sum(1, keepdims=True))
+    centers = (np.arange(width) + 0.5) * step
+    first = np.floor(centers - support).astype(np.int64)
+    taps = first[:, None] + np.arange(math.ceil(2 * support) + 1)
+    weights = np.maximum(0.0, 1.0 - np.abs(taps + 0.5 - centers[:, None]) / support)
+    weights[(taps < 0) | (taps >= before)] = 0.0
+    weights /= weights.sum(1, keepdims=True)
+    total = np.zeros((pixels.shape[0], width, pixels.shape[2]))
+    for tap, weight in zip(taps.clip(0, before - 1).T, weights.T, strict=True):
+        total += weight[:, None] * pixels[:, tap]
+    return np.rint(total).clip(0, 255).astype(np.uint8)
 
 
 def fit_image(pixels: _Pixels, how: ImagePreprocessing) -> NDArray[Any]:

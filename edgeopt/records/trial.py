@@ -144,6 +144,11 @@ class Failed(Record, frozen=True, kw_only=True, tag_field="status", tag="failed"
     trace: str | None
     kind: FailureKind = "refused"
 
+    @property
+    def how(self) -> Literal["failed", "skipped"]:
+        """``skipped`` if nothing went wrong: there was nothing to change in this way."""
+        return "skipped" if self.reason.endswith("this variant is skipped.") else "failed"
+
 
 class Trial(Record, frozen=True, kw_only=True):
     """One variant of a candidate, numbered in the order of the build; the baseline is number 0."""

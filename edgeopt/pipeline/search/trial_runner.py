@@ -302,7 +302,7 @@ class TrialRunner:
         seconds = dict(variant.seconds)
         if isinstance(variant.made, Failed):
             outcome = variant.made
-            self.build.progress("failed", f"trial {number}: {outcome.stage}: {outcome.reason}")
+            self.build.progress(outcome.how, f"trial {number}: {outcome.stage}: {outcome.reason}")
         else:
             try:
                 outcome = timed(seconds, "measure", lambda: self._measured(number, variant))

@@ -3,10 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from edgeopt.cli.options import FILE, estimate_option, run_options, verbose_option
+
+
+class _Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers above 0 with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers, each once."""
+        try:
+            numbers = tuple(dict.fromkeys(int(part) for part in str(value).split(",")))
+        except ValueError:
+            numbers = ()
+        if not numbers or min(numbers) < 1:
+            self.fail(f"{value!r} are not whole numbers above 0 with commas between them, such as 1,2,4.", param, ctx)
+        return numbers
+
+
+NUMBERS = _Numbers()
 
 
 @click.command("bench")
@@ -24,6 +44,10 @@ from edgeopt.cli.options import FILE, estimate_option, run_options, verbose_opti
     is_flag=True,
     help="Also measure memory without arena, re-packed weights and copied weights.",
 )
+@click.option(
+    "--batch", "batch_sizes", type=NUMBERS, metavar="N,N", help="Measure each of these batch sizes, as a table."
+)
+@click.option("--threads", type=NUMBERS, metavar="N,N", help="Measure these numbers of threads, as a table.")
 @estimate_option
 @run_options
 @verbose_option
@@ -34,6 +58,8 @@ def command(
     against: Path | None,
     sustained: float | None,
     memory_modes: bool,
+    batch_sizes: tuple[int, ...] | None,
+    threads: tuple[int, ...] | None,
     estimate: bool,
     device_uri: str | None,
     batch_size: int | None,
@@ -43,12 +69,12 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure latency and memory of MODEL on a target's device."""
-    from edgeopt.cli.bench_text import print_summary
+    from edgeopt.cli.bench_text import print_settings, print_summary
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import open_device
-    from edgeopt.pipeline.bench_file import BenchRequest, bench_file, summarize_bench
+    from edgeopt.pipeline.bench_file import BenchRequest, bench_file, bench_settings, summarize_bench
     from edgeopt.pipeline.device_calibration import choose_calibration
     from edgeopt.records.codec import to_json
 
@@ -72,6 +98,20 @@ def command(
         shapes=merge_shapes(shapes, "--shape"),
         allow_fallback=allow_fallback,
     )
+    if batch_sizes or threads:
+        if against or sustained or memory_modes or estimate or batch_size:
+            raise click.UsageError(
+                "--batch and --threads make a table of times: leave out --against, --sustained, --memory-modes, "
+                "--estimate and --batch-size."
+            )
+        with ProgressDisplay() as progress:
+            sizes, counts = batch_sizes or (request.batch_size,), threads or (profile.threads,)
+            rows = bench_settings(request, device, sizes, counts, lambda text: progress("bench", text))
+        if as_json:
+            click.echo(to_json({"schema": "edgeopt/bench-settings-1", "rows": rows}))
+        else:
+            print_settings(rows, profile)
+        return
     with ProgressDisplay() as progress:
         result = bench_file(request, device, lambda text: progress("bench", text))
     summary = summarize_bench(request, result)

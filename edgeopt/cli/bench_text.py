@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -41,6 +41,27 @@ def print_summary(summary: dict[str, Any], profile: Profile, measurement: Measur
     if summary["calibration_refused"]:
         console.print(f"[yellow]{escape(summary['calibration_refused'])}[/]")
     if measurement.device.kind == "stand-in":
+        console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
+
+
+def print_settings(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
+    """Print one line for each batch size and number of threads."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=escape(f"{rows[0]['model']} on {profile.name}"), title_justify="left")
+    for title in ("batch", "threads", "p50", "p90", "samples / s", "peak memory"):
+        table.add_column(title, justify="right")
+    for row in rows:
+        latency, memory = row["latency_ms"], row["peak_memory_bytes"]
+        table.add_row(
+            str(row["batch_size"]),
+            str(row["threads"]),
+            f"{latency['p50']:.3f} ms",
+            f"{latency['p90']:.3f} ms",
+            words.significant(row["throughput_per_s"]),
+            "not measured" if memory is None else words.size(memory),
+        )
+    console.print(table)
+    if rows[0]["measurement"].device.kind == "stand-in":
         console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
 
 

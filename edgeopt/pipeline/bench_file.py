@@ -6,12 +6,15 @@ In: a ``BenchRequest`` and a device. Out: a ``BenchResult`` with raw samples, an
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from edgeopt import statistics
 from edgeopt.bench.changes import match_nodes
@@ -90,6 +93,34 @@ def bench_file(request: BenchRequest, device: Device, progress: Callable[[str], 
             other = stack.enter_context(_open(request, request.against)).path
         opened = replace(request, model=ready.path, against=other)
         return _measure_all(opened, ready, device, progress)
+
+
+def bench_settings(
+    request: BenchRequest,
+    device: Device,
+    batch_sizes: Sequence[int],
+    threads: Sequence[int],
+    progress: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Measure a file with each batch size and number of threads, and return the statistics of each pair.
+
+    Args:
+        request: Of the file; its batch size and the target's threads do not count.
+        device: Where it runs.
+        batch_sizes: Samples in one run.
+        threads: Of the session.
+        progress: Called with a few words on the current step.
+
+    Raises:
+        ConfigError, TaskError, DataError, ProviderError, StepError, InputError, DeviceError: see ``bench_file``.
+    """
+    rows = []
+    for batch_size, count in itertools.product(batch_sizes, threads):
+        profile = msgspec.structs.replace(request.profile, threads=count)
+        one = replace(request, batch_size=batch_size, profile=profile)
+        result = bench_file(one, device, lambda text: progress(f"batch {batch_size}, {count} threads: {text}"))  # noqa: B023 - called at once
+        rows.append({"threads": count, **summarize_bench(one, result), "measurement": result.measurement})
+    return rows
 
 
 def _open(request: BenchRequest, model: Path) -> AbstractContextManager[ReadyModel]:

@@ -168,3 +168,29 @@ def test_everything_that_was_asked_for_is_in_the_table(capsys, monkeypatch):
         "50 % of the runs that the percentile needs",
     ):
         assert part in text, text
+
+
+def test_batch_sizes_and_threads_are_a_table(bench, tmp_path):
+    a_network(tmp_path / "m.onnx")
+    done = bench("m.onnx", "--target", "quick.toml", "--batch", "1,4", "--threads", "1,2", "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
+    for row in rows:  # one is of the mean, the other of the median
+        assert row["throughput_per_s"] == pytest.approx(1e3 * row["batch_size"] / row["latency_ms"]["p50"], rel=0.5)
+    done = bench("m.onnx", "--target", "quick.toml", "--batch", "1,4")
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")] == ["1", "4"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("--batch", "1,x"), "are not whole numbers above 0"),
+        (("--threads", "2", "--memory-modes"), "leave out --against"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused(bench, tmp_path, arguments, reason):
+    a_network(tmp_path / "m.onnx")
+    done = bench("m.onnx", "--target", "quick.toml", *arguments)
+    assert done.returncode == 2
+    assert reason in " ".join(done.stderr.replace("│", " ").split())

@@ -62,6 +62,7 @@ def task():
         lambda seed: batches(512, seed),
         batches(256, 1000),
         name="text",
+        preprocessing="numbers of words",
         input_names=("tokens",),
         training=edgeopt.Training(epochs=1, optimizer="adamw", learning_rate=1e-3, min_steps=0),
         drop_unseen_rows=True,

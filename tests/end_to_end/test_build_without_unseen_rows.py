@@ -73,6 +73,7 @@ def test_result_and_bundle_say_what_was_dropped(built, folder):
     assert (known == unknown).all()
 
 
+@pytest.mark.slow
 def test_a_given_file_loses_rows_that_its_data_do_not_read(folder, built):
     import text_task
 

@@ -31,6 +31,7 @@ def test_a_mistake_in_a_loss_stops_the_build_with_file_and_line(build):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_if_every_training_dies_the_original_in_int8_ships_and_the_same_command_tries_again(build):
     done = build("always")
     assert done.returncode == 1

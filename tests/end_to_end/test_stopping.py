@@ -70,6 +70,7 @@ def test_stop_ends_the_build_of_a_workspace_with_the_best_file_so_far(stopped, f
     assert again.returncode == 2, again.stdout
 
 
+@pytest.mark.slow
 def test_a_time_limit_ends_a_training_too_which_went_on_from_its_last_epoch(stopped, folder):
     before = trained_epochs(folder)
     done = edgeopt(folder, *BUILD, "--time-limit", "1.5")  # all but the training is in the workspace

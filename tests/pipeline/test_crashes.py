@@ -148,7 +148,7 @@ def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
         [], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger, effort=SimpleNamespace(candidates=2)
     )
     search.build.clock = SimpleNamespace(stage=lambda _: pytest.MonkeyPatch.context())
-    tune_training(search.build)
+    tune_training(search.build, may_try=True)
     assert pool.count == 1
 
 

@@ -26,7 +26,7 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
-NUMBERS = _Numbers()
+_NUMBERS = _Numbers()
 
 
 @click.command("bench")
@@ -45,9 +45,9 @@ NUMBERS = _Numbers()
     help="Also measure memory without arena, re-packed weights and copied weights.",
 )
 @click.option(
-    "--batch", "batch_sizes", type=NUMBERS, metavar="N,N", help="Measure each of these batch sizes, as a table."
+    "--batch", "batch_sizes", type=_NUMBERS, metavar="N,N", help="Measure each of these batch sizes, as a table."
 )
-@click.option("--threads", type=NUMBERS, metavar="N,N", help="Measure these numbers of threads, as a table.")
+@click.option("--threads", type=_NUMBERS, metavar="N,N", help="Measure these numbers of threads, as a table.")
 @estimate_option
 @run_options
 @verbose_option

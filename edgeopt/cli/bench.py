@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgeopt.cli.options import FILE, estimate_option, run_options, verbose_option
+
+if TYPE_CHECKING:
+    from edgeopt.device.base import Device
+    from edgeopt.pipeline.bench_file import BenchRequest
 
 
 class _Numbers(click.ParamType[tuple[int, ...]]):
@@ -69,14 +73,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Measure latency and memory of MODEL on a target's device."""
-    from edgeopt.cli.bench_text import print_settings, print_summary
-    from edgeopt.cli.console import ProgressDisplay
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import open_device
-    from edgeopt.pipeline.bench_file import BenchRequest, bench_file, bench_settings, summarize_bench
+    from edgeopt.pipeline.bench_file import BenchRequest
     from edgeopt.pipeline.device_calibration import choose_calibration
-    from edgeopt.records.codec import to_json
 
     profile = load_profile(target)
     search = choose_calibration(target, profile, device_uri, estimate)
@@ -104,14 +105,18 @@ def command(
                 "--batch and --threads make a table of times: leave out --against, --sustained, --memory-modes, "
                 "--estimate and --batch-size."
             )
-        with ProgressDisplay() as progress:
-            sizes, counts = batch_sizes or (request.batch_size,), threads or (profile.threads,)
-            rows = bench_settings(request, device, sizes, counts, lambda text: progress("bench", text))
-        if as_json:
-            click.echo(to_json({"schema": "edgeopt/bench-settings-1", "rows": rows}))
-        else:
-            print_settings(rows, profile)
+        _print_settings(request, device, batch_sizes or (request.batch_size,), threads or (profile.threads,), as_json)
         return
+    _print_measured(request, device, as_json)
+
+
+def _print_measured(request: BenchRequest, device: Device, as_json: bool) -> None:
+    """Measure all that was asked for, and print it."""
+    from edgeopt.cli.bench_text import print_summary
+    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.pipeline.bench_file import bench_file, summarize_bench
+    from edgeopt.records.codec import to_json
+
     with ProgressDisplay() as progress:
         result = bench_file(request, device, lambda text: progress("bench", text))
     summary = summarize_bench(request, result)
@@ -120,4 +125,21 @@ def command(
         sustained_samples = {"sustained_samples": result.sustained} if result.sustained else {}
         click.echo(to_json({**summary, **samples, **sustained_samples}))
     else:
-        print_summary(summary, profile, result.measurement)
+        print_summary(summary, request.profile, result.measurement)
+
+
+def _print_settings(
+    request: BenchRequest, device: Device, batch_sizes: tuple[int, ...], threads: tuple[int, ...], as_json: bool
+) -> None:
+    """Measure and print a line for each batch size and number of threads."""
+    from edgeopt.cli.bench_text import print_settings
+    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.pipeline.bench_file import bench_settings
+    from edgeopt.records.codec import to_json
+
+    with ProgressDisplay() as progress:
+        rows = bench_settings(request, device, batch_sizes, threads, lambda text: progress("bench", text))
+    if as_json:
+        click.echo(to_json({"schema": "edgeopt/bench-settings-1", "rows": rows}))
+    else:
+        print_settings(rows, request.profile)

@@ -99,7 +99,7 @@ def command(
         _ = release.model  # before anything runs
     for report in filter(None, (junit, summary)):
         if not report.absolute().parent.is_dir():
-            raise InputError(f"{report} cannot be written: there is no folder {report.absolute().parent}.")
+            raise InputError(f"{report} cannot be written: {report.absolute().parent} is not a folder. Make it first.")
     profile = load_profile(target or read_manifest(bundle).target)
     results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:

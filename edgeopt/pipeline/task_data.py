@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,10 @@ class TaskData(EvaluationSet):
         """The golden inputs of the bundle: samples that select, of as many classes as there is room for."""
         if isinstance(self.task, OnnxTask) and self.task.states:
             return self._first_samples(self.task.fixed_batch or _GOLDEN_SAMPLES)
-        if isinstance(self.task, CheckedTask) and callable(own := getattr(self.task.task, "golden_inputs", None)):
-            return self._shown_by(own)
+        if isinstance(self.task, CheckedTask) and self.task.shows_own_inputs:
+            pairs = self._call_user("golden_inputs()", self._to_arrays, self.task.golden_batches)
+            shown: NamedArrays = pairs[0][0]
+            return shown
         counts = [self.task.axes.count(batch) for batch in self._alike]
         sample_bytes = sum(array.nbytes for array in self._alike[0].values()) // counts[0]
         wanted = min(_GOLDEN_SAMPLES, max(1, _GOLDEN_BYTES // max(1, sample_bytes)), sum(counts))
@@ -130,14 +132,6 @@ class TaskData(EvaluationSet):
             name: parts[0][name] if axis is None else np.concatenate([part[name] for part in parts], axis)
             for name, axis in axes.items()
         }
-
-    def _shown_by(self, own: Callable[[], Any]) -> NamedArrays:
-        """Return the batch that a task wants to be shown."""
-        assert isinstance(self.task, CheckedTask)
-        split, source = self.task.interface.split, "golden_inputs()"
-        pairs = self._call_user(source, self._to_arrays, lambda: iter([split((own(), None), source)]))
-        shown: NamedArrays = pairs[0][0]
-        return shown
 
     @property
     def _alike(self) -> list[NamedArrays]:

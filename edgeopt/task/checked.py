@@ -201,6 +201,15 @@ class CheckedTask:
             return self._check_batches("calibration_batches()", function())
         return ((self.interface.fit_sizes(inputs), targets) for inputs, targets in self.train_epoch(0))
 
+    @property
+    def shows_own_inputs(self) -> bool:
+        """Whether the task says which inputs a bundle may show."""
+        return callable(getattr(self.task, "golden_inputs", None))
+
+    def golden_batches(self) -> Iterator[Batch]:
+        """Yield the batch that a bundle may show, without targets."""
+        return self._check_batches("golden_inputs()", [(self.task.golden_inputs(), None)])
+
     def _check_batches(
         self, source: str, batches: Iterable[Any], dims: Sequence[Dims] | None = None
     ) -> Iterator[Batch]:

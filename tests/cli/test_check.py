@@ -206,7 +206,7 @@ def test_a_release_with_other_inputs_is_a_miss_and_loses_no_finding(tmp_path):
 def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
     done = check(a_bundle(tmp_path), "--junit", "nowhere/check.xml")
     assert done.returncode == 2
-    assert "there is no folder" in done.stderr
+    assert "is not a folder. Make it first." in " ".join(done.stderr.split())
     assert done.stdout == ""
 
 

@@ -33,7 +33,7 @@ def stated(preprocessing, kind="torch", inputs=INPUTS):
         (ImagePreprocessing(height=4, width=4), "torch", "does not give its inputs: 'x' has values of"),
         (ImagePreprocessing(layout="nhwc", height=3, width=4), "torch", "'x' has the shape (2, 3, 4, 4), but"),
         (ImagePreprocessing(mean=(0.5,), std=(0.25,)), "torch", "'x' takes images of 4x4 only, but"),
-        ({"y": RIGHT}, "torch", "there is no input 'y'; there are x."),
+        ({"y": RIGHT}, "torch", "'y' is not among the inputs x."),
     ],
 )
 def test_unknown_or_impossible_preprocessing_is_a_warning_and_is_not_published(preprocessing, kind, warning):

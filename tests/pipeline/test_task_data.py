@@ -4,9 +4,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
+import pytest
 import tiny_task
+import torch
 
 import edgeopt
+from edgeopt.errors import TaskError
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
@@ -57,3 +61,29 @@ def test_scores_are_computed_by_one_thread_at_a_time(tmp_path):
         data = TaskData(CheckedTask(task, "tests"), workspace)
         with ThreadPoolExecutor(4) as pool:
             assert set(pool.map(lambda _: data._call_user("score()", data.task.score, []), range(4))) == {0.5}
+
+
+def golden_of(folder, own=None):
+    batches = tiny_task.batches(64, 1000)
+    task = edgeopt.classification(tiny_task.TinyNet(8), lambda seed: tiny_task.batches(64, seed), batches)
+    if own is not None:
+        task.golden_inputs = lambda: own
+    with Workspace(folder / "workspace").open() as workspace:
+        return TaskData(CheckedTask(task, "tests"), workspace).golden_inputs["input"]
+
+
+def test_golden_samples_are_of_every_class(tmp_path):
+    x, labels = (torch.cat(parts) for parts in zip(*tiny_task.batches(64, 1000), strict=True))
+    golden = golden_of(tmp_path)
+    rows = [int((x == torch.from_numpy(one)).flatten(1).all(1).nonzero()[0]) for one in golden]
+    assert len(rows) == 8
+    assert set(labels[rows].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_task_may_show_other_samples(tmp_path):
+    np.testing.assert_array_equal(golden_of(tmp_path, torch.ones(3, 1, 8, 8)), np.ones((3, 1, 8, 8), np.float32))
+
+
+def test_other_samples_of_a_wrong_shape_are_refused(tmp_path):
+    with pytest.raises(TaskError, match=r"golden_inputs\(\)"):
+        golden_of(tmp_path, torch.ones(3, 1, 9, 8))

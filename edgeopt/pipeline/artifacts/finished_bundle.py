@@ -105,7 +105,7 @@ def _make_raw(build: Build, name: str, how: Preprocessing) -> RawInput:
     """
     golden, task = build.data.golden_inputs, build.data.task
     if name not in golden:
-        raise DataError(f"there is no input '{name}'; there are {', '.join(golden)}.")
+        raise DataError(f"'{name}' is not among the inputs {', '.join(golden)}.")
     number = list(golden).index(name)
     if task.axes.inputs[number] != 0:
         raise DataError(f"the samples of '{name}' are not along its first dimension.")

@@ -182,7 +182,7 @@ def _print(result: CheckResult) -> None:
     """Print one line per finding, and the verdict last."""
     width = max(len(finding.name) for finding in result.findings)
     for finding in result.findings:
-        click.echo(f"{finding.status:6}  {finding.kind:7}  {finding.name:{width}}  {finding.text}")
+        click.echo(f"{finding.status:6}  {finding.kind:6}  {finding.name:{width}}  {finding.text}")
     click.echo(_verdict(result))
 
 

@@ -27,6 +27,7 @@ WEIGHT_BYTES = 8_000_000
 PEAK_TOLERANCE = 0.35  # ONNX Runtime keeps the weights once; code pages and re-packing add to that
 PEAK_REPEATS_WITHIN = 0.1  # for weights of 4 MB; the placement of code pages adds a little
 BARE_LOOP_TOLERANCE = 0.35  # other load slows single processes by up to 30 %; quiet machines agree within 3 %
+MIN_ROUNDS, MAX_ROUNDS = 3, 20
 
 linux = pytest.mark.skipif(platform.system() != "Linux", reason="VmHWM exists only on Linux")
 
@@ -173,11 +174,13 @@ for index in range(600):
 print(numpy.median(times[100:]))
 """
     bare, ours = [], []
-    for _ in range(4):  # in turn, so that a slow moment of the machine affects both
+    for _ in range(MAX_ROUNDS):  # other load only ever slows a process down, so both minima approach the truth
         bare.append(float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True).stdout))
         request = runtime_request("time", model, a_run_target(batch_size=4))
         ours.append(float(np.median(LocalDevice().run(request, 60, {})["cpu_ns"])))
-    assert abs(min(ours) / min(bare) - 1) < BARE_LOOP_TOLERANCE
+        if len(bare) >= MIN_ROUNDS and abs(min(ours) / min(bare) - 1) < BARE_LOOP_TOLERANCE:
+            return
+    raise AssertionError(f"medians in ns: a bare loop {bare}, edgeopt {ours}")
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.UINT8, TensorProto.FLOAT16, TensorProto.BOOL])

@@ -36,7 +36,7 @@ class OnnxModule(nn.Module):
         numbers: Mapping[str, Numbers],
     ) -> None:
         super().__init__()
-        self._steps = tuple(steps)
+        self.steps = tuple(steps)
         self._numbers = dict(numbers)
         self._places: dict[str, str] = {}
         self.file_names: dict[str, frozenset[str]] = {}
@@ -66,6 +66,11 @@ class OnnxModule(nn.Module):
             parent.register_buffer(leaf, tensor.contiguous())
         self._places[name] = place
         self.file_names[place] = file_names
+
+    def file_names_of(self, name: str) -> frozenset[str]:
+        """Return the names in the file that a constant goes by."""
+        place = self._places.get(name)
+        return frozenset() if place is None else self.file_names[place]
 
     def share(self, name: str, other: str, file_names: frozenset[str]) -> None:
         """Let a constant be the parameter that another one is, so that a training keeps them equal.
@@ -105,11 +110,26 @@ class OnnxModule(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute the graph's outputs."""
-        scope = Scope(dict(zip(self.input_names, inputs, strict=True)), self._constant, self._numbers)
-        for step in self._steps:
-            scope.compute(step)
+        scope = self._computed(inputs)
         found = [self._output(scope, name) for name in self.outputs]
         return found[0] if len(found) == 1 else tuple(found)
+
+    def compute_values(self, inputs: Sequence[Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+        """Return values inside the graph by name, without gradients.
+
+        Args:
+            inputs: Of the graph, in order.
+            names: Of the values.
+        """
+        with torch.no_grad():
+            scope = self._computed(inputs)
+        return {name: scope.tensor(name) for name in names}
+
+    def _computed(self, inputs: Sequence[Tensor]) -> Scope:
+        scope = Scope(dict(zip(self.input_names, inputs, strict=True)), self._constant, self._numbers)
+        for step in self.steps:
+            scope.compute(step)
+        return scope
 
     def _output(self, scope: Scope, name: str) -> Tensor:
         value, dtype = scope.tensor(name), self.outputs[name]

@@ -38,6 +38,8 @@ class Prune(Record, frozen=True, kw_only=True, tag_field="step", tag="prune"):
 
     importance: Importance
     widths: dict[str, int]
+    fitted_samples: int = 0
+    """Training samples on which each layer's weights are then fitted to what the layer computed before the cut."""
 
 
 class Sparsify(Record, frozen=True, kw_only=True, tag_field="step", tag="sparsify"):

@@ -186,7 +186,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             channels = f"{plural(sum(widths.values()), 'channel')} in {plural(groups, 'group')}"
             left = channels if parameters_ratio is None else f"{percent(parameters_ratio)} of the parameters"
             depth = "" if groups == len(widths) else ", whole branches left out"
-            return f"pruned to {left}{depth} ({importance.method})"
+            fitted = ", fitted" if step.fitted_samples else ""
+            return f"pruned to {left}{depth} ({importance.method}{fitted})"
         case Sparsify(ratio=ratio, method=method):
             return f"{percent(ratio)} of the weights set to zero ({method})"
         case LowRank(layers=layers):

@@ -20,6 +20,7 @@ from edgeopt.planning.width_rules import least_widths, notes_without_effect, pro
 from edgeopt.planning.widths import allocate, groups_left_out
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
+from edgeopt.records.groups import GroupTable
 from edgeopt.records.latency import Allocation, LatencyTable, NoLatencyTable
 from edgeopt.records.low_rank import Factorization
 from edgeopt.records.profile import Profile
@@ -46,6 +47,9 @@ from edgeopt.task import Training
 WARMUP_RATIO = 0.1
 LASSO_EPOCHS_RATIO = 0.25
 """Of the epochs: if a lasso comes before the cut, what it takes from the training after it."""
+_MAX_FITTED_SAMPLES = 2048
+_MAX_FITTING_MACS = 1e12
+"""Of the samples on which a cut network is fitted: about half a minute of one core."""
 
 
 class Candidate(Record, frozen=True, kw_only=True):
@@ -238,9 +242,14 @@ def pruned(build: Build, size: SizeTarget, original: StoredNetwork, limit: Laten
             least=least, left_out=left_out, protected=protected,
         ),
     )  # fmt: skip
-    prune = Prune(importance=importance, widths=found.widths)
+    prune = Prune(importance=importance, widths=found.widths, fitted_samples=samples_to_fit(groups))
     notes = (*allocation_notes(found, limit.table), *notes_without_effect(groups, build.width_rules))
     return Candidate(steps=cut_steps(build, prune), parent=size.parent.key, notes=notes)
+
+
+def samples_to_fit(groups: GroupTable) -> int:
+    """Return on how many samples the layers of a network are fitted after a cut."""
+    return max(1, min(_MAX_FITTED_SAMPLES, int(_MAX_FITTING_MACS / max(1, groups.macs({})))))
 
 
 def cut_steps(build: Build, prune: Prune) -> tuple[TorchStep, ...]:

@@ -12,7 +12,7 @@ from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of, reference
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, cut_steps, importance_of, sparse
+from edgeopt.pipeline.search.candidate import Candidate, cut_steps, importance_of, samples_to_fit, sparse
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.planning.width_rules import least_widths
 from edgeopt.planning.widths import groups_left_out, uniform_widths_of_size
@@ -50,7 +50,7 @@ def uniform_cut(
         return None
     cut = {name: width for name, width in uniform.items() if width < full[name]}
     note = f"the same share of every group's channels, with no more parameters than {network.parameters:,}"
-    steps = cut_steps(build, Prune(importance=importance_of(build), widths=cut))
+    steps = cut_steps(build, Prune(importance=importance_of(build), widths=cut, fitted_samples=samples_to_fit(table)))
     return Candidate(steps=steps, parent=None, notes=(note,), is_plain_cut=True)
 
 

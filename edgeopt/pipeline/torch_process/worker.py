@@ -22,7 +22,7 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import EdgeoptError, InputError, ParityError, StepError, TaskError
@@ -41,6 +41,7 @@ from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
+from edgeopt.passes.reconstruct.fit import affordable_samples, reconstruct
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
@@ -56,6 +57,7 @@ from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Spars
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.batch_axes import count_samples
 from edgeopt.task.dynamic_axes import graph_axes
 
 _SALIENCY_BATCHES = 16
@@ -234,7 +236,7 @@ class TorchJobs:
     def prune(
         self, network: Network, step: Prune, scores: Mapping[str, Sequence[float]] | None
     ) -> tuple[Network, float]:
-        """Cut ``network`` to the step's widths, keeping the channels of highest importance, and verify the cut.
+        """Cut ``network`` to the step's widths, keeping the channels of highest importance, verify the cut, and fit.
 
         Args:
             network: The network.
@@ -252,7 +254,20 @@ class TorchJobs:
             scores = {name: values.tolist() for name, values in arrays.items()}
         keep = choose_strongest(scores, {name: width for name, width in step.widths.items() if name in scores})
         pruned = prune(network, groups, keep)
-        return pruned, verify_pruning(network, groups, keep, pruned, self.task.example_inputs)
+        error = verify_pruning(network, groups, keep, pruned, self.task.example_inputs)
+        if step.fitted_samples:
+            reconstruct(network, pruned, self.first_inputs(affordable_samples(network, step.fitted_samples)))
+        return pruned, error
+
+    def first_inputs(self, samples: int) -> list[tuple[Tensor, ...]]:
+        """Return the inputs of the first training batches, with that many samples or a batch more."""
+        found: list[tuple[Tensor, ...]] = []
+        for inputs, _ in self.task.train_epoch(0):
+            if samples <= 0:
+                break
+            found.append(inputs)
+            samples -= count_samples(inputs, self.task.axes.inputs)
+        return found
 
     def fake_quantize(
         self, network: Network, int8: protocol.Int8Reference | None

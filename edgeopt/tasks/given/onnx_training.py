@@ -7,7 +7,8 @@ own outputs on the user's inputs are the targets (``edgeopt.tasks.own_outputs``)
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from torch import Tensor, nn
 
 from edgeopt.errors import TaskError
 from edgeopt.model_files.tensors import read_model
+from edgeopt.onnx_module.batch_norms import measure_convolutions, restore_batch_norms
 from edgeopt.onnx_module.convert import to_module
+from edgeopt.onnx_module.module import OnnxModule
 from edgeopt.records.scoring import ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task.batch_axes import Axes, count_samples, take_samples
@@ -31,6 +34,8 @@ from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.own_outputs import CONVOLUTIONAL_TRAINING, LABEL_FREE_TRAINING, OwnOutputs, SampleTensors
 
 _EXAMPLES = 2
+_MEASURED_SAMPLES = 256
+"""Whose values inside the graph give the batch norms their statistics."""
 _SMALL_STEPS = frozenset({"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "Erf", "Gelu", "Sqrt", "Reciprocal"})
 """Operators of recurrent layers and of transformers, also of a layer norm that is written out."""
 
@@ -59,12 +64,33 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
         }
 
     def build_model(self) -> nn.Module:
-        """Return the file as a module.
+        """Return the file as a module, with the batch norms that an export folded into convolutions.
 
         Raises:
             StepError: it has an operator without a counterpart.
         """
-        return to_module(read_model(self.folder / "model.onnx"))
+        module = to_module(read_model(self.folder / "model.onnx"))
+        if self.training == CONVOLUTIONAL_TRAINING:
+            restore_batch_norms(module, self._statistics(module))
+        return module
+
+    def _statistics(self, module: OnnxModule) -> dict[str, Tensor]:
+        """Return those of the convolutions, which the first process measures for all."""
+        path = self.folder / "statistics.pt"
+        if not path.exists():
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                torch.save(measure_convolutions(module, self._first_batches()), file)
+            Path(file.name).replace(path)
+        found: dict[str, Tensor] = torch.load(path, weights_only=True)
+        return found
+
+    def _first_batches(self) -> Iterator[SampleTensors]:
+        """Yield the samples whose values stand for those of all."""
+        left = _MEASURED_SAMPLES
+        for batch in self._batches_of(self.training_groups):
+            if left > 0:
+                yield batch
+            left -= count_samples(batch, self.sample_axes)
 
     @cached_property
     def training(self) -> Training:

@@ -1,0 +1,1 @@
+"""Weights that are fitted to what a network's layers computed before it was cut."""

@@ -9,7 +9,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.reconstruct.fit import affordable_samples, reconstruct
-from edgeopt.passes.reconstruct.layers import find_layers, input_rows, output_rows
+from edgeopt.passes.reconstruct.layers import find_fittable_layers, input_rows, output_rows
 
 LAYERS = {
     "plain": (nn.Conv2d(3, 8, 3), (4, 3, 9, 11)),
@@ -29,7 +29,7 @@ def test_the_rows_that_a_layer_reads_times_its_weights_are_what_it_computes(name
     module, shape = LAYERS[name]
     x = torch.randn(shape)
     network = Network.trace(module.eval(), (x,))
-    (layer,) = find_layers(network.eval_module).values()
+    (layer,) = find_fittable_layers(network.eval_module).values()
     output = network.eval_module(x)
     positions = torch.randperm(len(output_rows(layer, output)))[:9]
     read = input_rows(layer, x, output.shape[2:] if layer.window else (), positions)
@@ -116,7 +116,7 @@ def test_layers_that_share_a_weight_and_inputs_that_are_not_finite_stay_as_they_
             return self.last(self.twice(x).relu())
 
     network = Network.trace(Shared().eval(), (torch.randn(2, 6),))
-    assert sorted(layer.weight_path for layer in find_layers(network.eval_module).values()) == [
+    assert sorted(layer.weight_path for layer in find_fittable_layers(network.eval_module).values()) == [
         "first.weight", "last.weight"
     ]  # fmt: skip
     cut = cut_half(a_network())

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.interpret import tensor_names
 from edgeopt.passes.prune.labels import Slot
-from edgeopt.passes.reconstruct.layers import Layer, find_layers, input_rows, output_rows
+from edgeopt.passes.reconstruct.layers import FittableLayer, find_fittable_layers, input_rows, output_rows
 
 _MAX_ROWS, _LEAST_ROWS_PER_COLUMN = 32768, 2
 """Positions that are compared: as many as the work allows."""
@@ -34,7 +34,7 @@ _HELD_OUT_RATIO = 0.25
 _MAX_VALUE_BYTES = 256_000_000
 """Of the largest value in the graph, over all batches."""
 
-Inputs = tuple[Tensor, ...]
+_Inputs = tuple[Tensor, ...]
 
 
 class _Target(NamedTuple):
@@ -61,20 +61,22 @@ def _count_values(shape: Any) -> int:
     return math.prod(shape) if isinstance(shape, tuple) else 0
 
 
-def reconstruct(before: Network, after: Network, batches: Sequence[Inputs], seed: int = 0) -> int:
+def reconstruct(before: Network, after: Network, batches: Sequence[_Inputs], seed: int = 0) -> int:
     """Fit the weights of a network that was cut to what its layers computed before the cut.
 
     Args:
         before: The network that was cut.
         after: The result of its ``cut``; its weights are changed in place.
-        batches: Inputs; all of them are in memory at once.
+        batches: _Inputs; all of them are in memory at once.
         seed: For the positions that are compared.
 
     Returns:
         How many layers are now closer to what they computed, at positions that did not fit them.
     """
-    layers = {name: layer for name, layer in find_layers(after.eval_module).items() if layer.columns <= _MAX_COLUMNS}
-    whole, names = find_layers(before.eval_module), tensor_names(before.eval_module)
+    layers = {
+        name: layer for name, layer in find_fittable_layers(after.eval_module).items() if layer.columns <= _MAX_COLUMNS
+    }
+    whole, names = find_fittable_layers(before.eval_module), tensor_names(before.eval_module)
     layers = {name: layer for name, layer in layers.items() if name in whole}
     random = torch.Generator().manual_seed(seed)
     targets: dict[str, list[_Target]] = {}
@@ -102,7 +104,7 @@ def reconstruct(before: Network, after: Network, batches: Sequence[Inputs], seed
 
 def _run(
     module: fx.GraphModule,
-    batches: Sequence[Inputs],
+    batches: Sequence[_Inputs],
     reached: Callable[[fx.Node, list[tuple[Any, ...]]], None] | None = None,
     computed: Callable[[fx.Node, list[Any]], None] | None = None,
 ) -> None:
@@ -130,7 +132,7 @@ def _kept_rows(before: Network, after: Network, slot: Slot) -> Tensor | None:
     return torch.as_tensor(np.searchsorted(before.kept[slot], left) if slot in before.kept else left)
 
 
-def _count_rows(layer: Layer) -> int:
+def _count_rows(layer: FittableLayer) -> int:
     """Return at how many positions a layer is compared."""
     affordable = max(
         _LEAST_ROWS_PER_COLUMN * layer.columns, int(_MAX_MULTIPLICATIONS / layer.columns**2 / layer.groups)
@@ -139,7 +141,7 @@ def _count_rows(layer: Layer) -> int:
     return max(1, min(_MAX_ROWS, affordable, in_memory))
 
 
-def _sample(layer: Layer, output: Tensor, count: int, left: Tensor | None, random: torch.Generator) -> _Target:
+def _sample(layer: FittableLayer, output: Tensor, count: int, left: Tensor | None, random: torch.Generator) -> _Target:
     """Return what a layer computes at random positions."""
     rows = output_rows(layer, output)
     positions = torch.randperm(len(rows), generator=random)[:count]
@@ -147,7 +149,7 @@ def _sample(layer: Layer, output: Tensor, count: int, left: Tensor | None, rando
     return _Target(positions, values, tuple(output.shape[2:]) if layer.window is not None else ())
 
 
-def _fit(layer: Layer, inputs: Sequence[Tensor], targets: Sequence[_Target]) -> bool:
+def _fit(layer: FittableLayer, inputs: Sequence[Tensor], targets: Sequence[_Target]) -> bool:
     """Change weight and bias of a layer, if that brings it closer at positions that did not fit them."""
     read = torch.cat(
         [

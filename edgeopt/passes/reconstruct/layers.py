@@ -20,7 +20,7 @@ _DEFAULTS = (None, None, None, (1,), (0,), (1,), 1)
 """Of the arguments of a convolution: input, weight, bias, stride, padding, dilation, groups."""
 
 
-class Layer(NamedTuple):
+class FittableLayer(NamedTuple):
     """A convolution over one or two dimensions, or a linear layer, which alone reads its weights."""
 
     weight_path: str
@@ -37,7 +37,7 @@ class Layer(NamedTuple):
         return math.prod(self.weight.shape[1:])
 
 
-def find_layers(module: fx.GraphModule) -> dict[str, Layer]:
+def find_fittable_layers(module: fx.GraphModule) -> dict[str, FittableLayer]:
     """Return the layers by the names of their nodes."""
     readers = Counter(
         str(argument.target)
@@ -57,7 +57,7 @@ def find_layers(module: fx.GraphModule) -> dict[str, Layer]:
         window, groups = _read_window(node.args, weight, _CONVOLUTIONS.get(packet, 0))
         if packet is aten.linear or window is not None:
             path = str(own[0].target)
-            found[node.name] = Layer(path, weight, bias[0] if bias else None, groups, window)
+            found[node.name] = FittableLayer(path, weight, bias[0] if bias else None, groups, window)
     return found
 
 
@@ -77,12 +77,12 @@ def _read_window(
     return tuple(pairs), groups
 
 
-def output_rows(layer: Layer, output: Tensor) -> Tensor:
+def output_rows(layer: FittableLayer, output: Tensor) -> Tensor:
     """Return what a layer computes as rows: [positions of all samples, channels]."""
     return output.flatten(0, -2) if layer.window is None else output.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
-def input_rows(layer: Layer, x: Tensor, output_sizes: Sequence[int], positions: Tensor) -> Tensor:
+def input_rows(layer: FittableLayer, x: Tensor, output_sizes: Sequence[int], positions: Tensor) -> Tensor:
     """Return what a layer reads for some rows of its output: [groups, positions, columns].
 
     Args:

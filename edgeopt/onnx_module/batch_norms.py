@@ -33,7 +33,7 @@ Statistics = Mapping[str, Tensor]
 def measure_convolutions(module: OnnxModule, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     """Return the statistics of the convolutions that may have had a batch norm.
 
-    Those have a bias and more than one position in each sample, stand next to no batch norm, and are not a last layer:
+    Those have a bias and more than one position in every sample, stand next to no batch norm, and are not a last layer:
     an output is reached only through further weights.
 
     Args:
@@ -43,13 +43,14 @@ def measure_convolutions(module: OnnxModule, batches: Iterable[tuple[Tensor, ...
     names = _without_norms(module)
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
+    single: set[str] = set()
     for inputs in batches if names else ():
         for name, values in module.compute_values(inputs, names).items():
-            if math.prod(values.shape[2:]) > 1:
-                by_channel = values.transpose(0, 1).flatten(1).double()
-                counts[name] += by_channel.shape[1]
-                sums[name] = sums.get(name, torch.zeros(())) + torch.stack([by_channel.sum(1), (by_channel**2).sum(1)])
-    found = {name: total / counts[name] for name, total in sums.items()}
+            single |= {name} if math.prod(values.shape[2:]) == 1 else set()
+            by_channel = values.transpose(0, 1).flatten(1).double()
+            counts[name] += by_channel.shape[1]
+            sums[name] = sums.get(name, torch.zeros(())) + torch.stack([by_channel.sum(1), (by_channel**2).sum(1)])
+    found = {name: total / counts[name] for name, total in sums.items() if name not in single}
     return {
         name: torch.stack([mean, (square - mean**2).clamp_min(0)]).float() for name, (mean, square) in found.items()
     }

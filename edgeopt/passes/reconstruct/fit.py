@@ -25,7 +25,7 @@ _MAX_ROWS, _LEAST_ROWS_PER_COLUMN = 32768, 2
 """Positions that are compared: as many as the work allows."""
 _MAX_MULTIPLICATIONS = 2e10
 """Of a layer's equations."""
-_MAX_ROW_BYTES = 256_000_000
+_MAX_ROW_BYTES = 128_000_000
 _MAX_COLUMNS = 4608
 """A layer with more is not fitted."""
 _RIDGE = 1e-3
@@ -67,17 +67,15 @@ def reconstruct(before: Network, after: Network, batches: Sequence[_Inputs], see
     Args:
         before: The network that was cut.
         after: The result of its ``cut``; its weights are changed in place.
-        batches: _Inputs; all of them are in memory at once.
+        batches: Inputs; all of them are in memory at once.
         seed: For the positions that are compared.
 
     Returns:
         How many layers are now closer to what they computed, at positions that did not fit them.
     """
-    layers = {
-        name: layer for name, layer in find_fittable_layers(after.eval_module).items() if layer.columns <= _MAX_COLUMNS
-    }
     whole, names = find_fittable_layers(before.eval_module), tensor_names(before.eval_module)
-    layers = {name: layer for name, layer in layers.items() if name in whole}
+    found = find_fittable_layers(after.eval_module)
+    layers = {name: found[name] for name in found if name in whole and found[name].columns <= _MAX_COLUMNS}
     random = torch.Generator().manual_seed(seed)
     targets: dict[str, list[_Target]] = {}
     fitted = 0

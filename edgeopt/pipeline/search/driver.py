@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import partial
 from typing import Literal, ParamSpec, TypeVar
 
 from edgeopt.errors import EdgeoptError
@@ -271,10 +272,7 @@ class Search:
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
 
     def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Call ``function`` on each item, as many at a time as there are torch processes, which share the cores.
-
-        The first exception stops all of them.
-        """
+        """Call ``function`` on the items, as many at a time as there are torch processes; an exception stops all."""
         self.build.torch_pool.share_cores(len(items))
         with ThreadPoolExecutor(self.build.torch_pool.count) as pool:
             try:
@@ -299,6 +297,7 @@ class Search:
             ratios = next_ratios(points, max(build.effort.candidates, build.torch_pool.count))
             plans = self.plans(ratios, points) if ratios else []
             if index == 0:
+                plans = self.sizes.within_reach(plans, partial(self.plans, points=points))
                 plans += [(student(build, name), 1.0) for name in build.data.task.students]
             new = self.new_candidates(plans)
             if not new:

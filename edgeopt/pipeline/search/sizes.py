@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+import math
+from collections.abc import Callable, Sequence
 
-from edgeopt.pipeline.artifacts.networks import StoredNetwork
+from edgeopt.errors import StepError
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of, train_network
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, is_student, keeps_score
+from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, importance_of, is_student, keeps_score
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.planning.bisection import Point, parent_ratio
 from edgeopt.records.profile import Precision
+from edgeopt.records.recipe import Prune
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.select.decision import contenders
+
+_FAR_DROPS = 4.0
+"""A cut network that is fitted, but that many allowed drops below the original, hardly comes back by a training."""
+_LEAST_DROP_RATIO = 0.01
+"""Of the limit on the score: the unit of what is far, if less is allowed."""
+_LARGEST_FIRST_RATIO = 0.85
+
+_logger = logging.getLogger(__name__)
 
 
 class KnownSizes:
@@ -75,6 +87,43 @@ class KnownSizes:
         found = self.network(parent_ratio(points, ratio))
         assert found is not None, "points are about networks"
         return found
+
+    def within_reach(
+        self, plans: list[tuple[Candidate, float]], plan: Callable[[list[float]], list[tuple[Candidate, float]]]
+    ) -> list[tuple[Candidate, float]]:
+        """Return the first round's candidates: larger ones, if a training would hardly bring the largest back.
+
+        Args:
+            plans: Candidates and their shares of the parameters, the largest first.
+            plan: Makes candidates of other shares.
+        """
+        while plans and math.sqrt(plans[0][1]) <= _LARGEST_FIRST_RATIO and self.is_far(*plans[0]):
+            larger = plan([math.sqrt(plans[0][1])])
+            if not larger or self.build.is_out_of_time:
+                break
+            plans = [*larger, *plans[:-1]]
+        return plans
+
+    def is_far(self, candidate: Candidate, ratio: float) -> bool:
+        """Tell whether a cut of the original is far from the limit on the score before it is trained, but fitted."""
+        build, floor, original = self.build, self.runner.floor, self.runner.original
+        prune = candidate.steps[0]
+        if floor is None or not isinstance(prune, Prune) or not prune.fitted_samples:
+            return False
+        try:
+            network = train_network(
+                build, original, (prune,), lambda: group_table_of(build, original, importance_of(build))[1],
+                original.parameters, lambda _: None,
+            )  # fmt: skip
+        except StepError as error:  # its training fails in the same way, and is reported
+            _logger.debug("a network with %.1f %% of the parameters was not fitted: %s", 100 * ratio, error)
+            return False
+        score = network.torch_score
+        if score is None:
+            return False
+        build.progress("search", f"{ratio:.1%} of the parameters, fitted but not trained: score {score:.4f}")
+        lost = (floor.value - score) * (1 if floor.direction == "higher" else -1) + floor.max_drop
+        return lost > _FAR_DROPS * max(floor.max_drop, _LEAST_DROP_RATIO * abs(floor.value))
 
     def network(self, ratio: float) -> StoredNetwork | None:
         """Return the network of a size; of two, the one whose training did not end early."""

@@ -33,6 +33,7 @@ from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.recipe import Distill, MultiplyPrecision
 from edgeopt.task import Batch, CheckedTask
+from edgeopt.task.batch_axes import count_samples
 from edgeopt.task.modules import widen_inputs
 from edgeopt.task.random_states import seed_generators
 
@@ -155,6 +156,17 @@ class Trainer:
         return protocol.SpeedDone(
             steps_per_second=speed, gradient_cosine=cosine, multiplies_bfloat16=processor_multiplies_bfloat16()
         )
+
+
+def first_inputs(task: CheckedTask, samples: int) -> list[tuple[Tensor, ...]]:
+    """Return the inputs of the first batches that train, with that many samples or up to a batch more."""
+    found: list[tuple[Tensor, ...]] = []
+    for inputs, _ in task.train_epoch(0):
+        found.append(inputs)
+        samples -= count_samples(inputs, task.axes.inputs)
+        if samples <= 0:
+            break
+    return found
 
 
 @contextmanager

@@ -22,13 +22,14 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import EdgeoptError, InputError, ParityError, StepError, TaskError
 from edgeopt.export.to_onnx import ExportResult, export
 from edgeopt.graph.weights.tied import write_tied_once
 from edgeopt.passes.branches.proof import UNMERGED_NOTE, merge_note, verify_merge
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.train import TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.proof import verify_factorization
@@ -48,7 +49,7 @@ from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.parity_data import run_batch, write_parity_data
-from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, threads
+from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, first_inputs, threads
 from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.groups import GroupTable
@@ -57,7 +58,6 @@ from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Spars
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
-from edgeopt.task.batch_axes import count_samples
 from edgeopt.task.dynamic_axes import graph_axes
 
 _SALIENCY_BATCHES = 16
@@ -211,13 +211,18 @@ class TorchJobs:
         return protocol.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
-            best_score=None if result is None else result.best_score,
+            best_score=self.score_cut(job, network) if result is None else result.best_score,
             best_epoch=None if result is None else result.best_epoch,
             stopped=result is not None and result.stopped,
             proof_error=max(proofs, default=None),
             notes=(*network.notes, *notes),
             seconds=time.perf_counter() - start,
         )
+
+    def score_cut(self, job: protocol.TrainJob, network: Network) -> float | None:
+        """Return the score of a network that was cut and fitted, but not trained."""
+        is_fitted = any(isinstance(step, Prune) and step.fitted_samples for step in job.steps)
+        return evaluate(network.eval_module, self.task) if is_fitted else None
 
     def write_trained(self, job: protocol.TrainJob, network: Network, fake_quantized: fx.GraphModule | None) -> None:
         """Write a network and, if it was trained for int8, its outputs; then the checkpoints go."""
@@ -256,18 +261,8 @@ class TorchJobs:
         pruned = prune(network, groups, keep)
         error = verify_pruning(network, groups, keep, pruned, self.task.example_inputs)
         if step.fitted_samples:
-            reconstruct(network, pruned, self.first_inputs(affordable_samples(network, step.fitted_samples)))
+            reconstruct(network, pruned, first_inputs(self.task, affordable_samples(network, step.fitted_samples)))
         return pruned, error
-
-    def first_inputs(self, samples: int) -> list[tuple[Tensor, ...]]:
-        """Return the inputs of the first training batches, with that many samples or a batch more."""
-        found: list[tuple[Tensor, ...]] = []
-        for inputs, _ in self.task.train_epoch(0):
-            if samples <= 0:
-                break
-            found.append(inputs)
-            samples -= count_samples(inputs, self.task.axes.inputs)
-        return found
 
     def fake_quantize(
         self, network: Network, int8: protocol.Int8Reference | None

@@ -9,7 +9,7 @@ export folds it again.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -22,9 +22,11 @@ from edgeopt.onnx_module.scope import Step
 
 _EPSILON = 1e-5
 _OPSET = 15
-_CONVOLUTIONS = ("Conv", "ConvTranspose")
-_WEIGHTED = (*_CONVOLUTIONS, "Linear", "LSTM", "GRU", "RNN")
+_WEIGHTED = ("Conv", "ConvTranspose", "Linear", "LSTM", "GRU", "RNN")
 _NORM = "BatchNormalization"
+_NORMS = (_NORM, "InstanceNormalization", "GroupNormalization", "LayerNormalization", "LRN")
+_ENOUGH_VALUES = 5000
+"""Of a channel: more change its mean and variance little."""
 
 Statistics = Mapping[str, Tensor]
 """By the output of a convolution: the means of its channels, and below them the variances: [2, channels]."""
@@ -33,26 +35,31 @@ Statistics = Mapping[str, Tensor]
 def measure_convolutions(module: OnnxModule, batches: Iterable[tuple[Tensor, ...]]) -> dict[str, Tensor]:
     """Return the statistics of the convolutions that may have had a batch norm.
 
-    Those have a bias and more than one position in every sample, stand next to no batch norm, and are not a last layer:
+    Those have a bias and more than one position in every sample, stand next to no norm, and are not a last layer:
     an output is reached only through further weights.
 
     Args:
         module: In inference mode.
-        batches: Inputs in order.
+        batches: Inputs in order, of the smallest sample first; as many are run as the statistics need.
     """
     names = _without_norms(module)
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(names, 0)
     single: set[str] = set()
+    dtypes: dict[str, torch.dtype] = {}
     for inputs in batches if names else ():
         for name, values in module.compute_values(inputs, names).items():
+            dtypes[name] = values.dtype
             single |= {name} if math.prod(values.shape[2:]) == 1 else set()
             by_channel = values.transpose(0, 1).flatten(1).double()
             counts[name] += by_channel.shape[1]
             sums[name] = sums.get(name, torch.zeros(())) + torch.stack([by_channel.sum(1), (by_channel**2).sum(1)])
+        if min(counts.values()) >= _ENOUGH_VALUES:
+            break
     found = {name: total / counts[name] for name, total in sums.items() if name not in single}
     return {
-        name: torch.stack([mean, (square - mean**2).clamp_min(0)]).float() for name, (mean, square) in found.items()
+        name: torch.stack([mean, (square - mean**2).clamp_min(0)]).to(dtypes[name])
+        for name, (mean, square) in found.items()
     }
 
 
@@ -64,28 +71,32 @@ def restore_batch_norms(module: OnnxModule, statistics: Statistics) -> None:
         statistics: Of ``measure_convolutions``.
     """
     steps: list[Step] = []
+    taken = {name for step in module.steps for name in (*step.node.inputs, *step.node.outputs)}
     for step in module.steps:
         node = step.node
-        found = statistics.get(node.outputs[0]) if node.operator in _CONVOLUTIONS else None
+        found = statistics.get(node.outputs[0]) if node.operator == "Conv" else None
         if found is None:
             steps.append(step)
             continue
-        name, plain = node.outputs[0], f"{node.outputs[0]}.plain"
-        steps += [Step(replace(node, outputs=(plain,)), step.operator), _norm(plain, name)]
+        norm = _norm(f"{node.outputs[0]}.restored_norm", node.outputs[0], taken)
+        taken |= set(norm.node.inputs)
+        steps += [Step(replace(node, outputs=norm.node.inputs[:1]), step.operator), norm]
         mean, variance = found
+        values = (torch.sqrt(variance + _EPSILON), mean.clone(), mean, variance)
         file_names = module.file_names_of(node.inputs[1])
-        module.store(f"{name}.scale", torch.sqrt(variance + _EPSILON), is_trained=True, file_names=file_names)
-        module.store(f"{name}.bias", mean.clone(), is_trained=True, file_names=file_names)
-        module.store(f"{name}.mean", mean, is_trained=False, file_names=file_names)
-        module.store(f"{name}.variance", variance, is_trained=False, file_names=file_names)
+        for index, (name, value) in enumerate(zip(norm.node.inputs[1:], values, strict=True)):
+            module.store(name, value, is_trained=index < 2, file_names=file_names)
     module.steps = tuple(steps)
 
 
-def _norm(source: str, name: str) -> Step:
-    inputs = (source, *(f"{name}.{part}" for part in ("scale", "bias", "mean", "variance")))
+def _norm(prefix: str, output: str, taken: Collection[str]) -> Step:
+    """Return a batch norm whose inputs have names that nothing has yet."""
+    parts = ("input", "scale", "bias", "mean", "variance")
+    while any(f"{prefix}.{part}" in taken for part in parts):
+        prefix += "_"
     node = Node(
-        operator=_NORM, inputs=inputs, outputs=(name,), name=f"{name}.norm", opset=_OPSET,
-        attributes={"epsilon": _EPSILON},
+        operator=_NORM, inputs=tuple(f"{prefix}.{part}" for part in parts), outputs=(output,), name=prefix,
+        opset=_OPSET, attributes={"epsilon": _EPSILON},
     )  # fmt: skip
     operator = operator_for(node)
     assert operator is not None
@@ -109,10 +120,12 @@ def _without_norms(module: OnnxModule) -> list[str]:
             )
     found = []
     for node in nodes:
-        if node.operator not in _CONVOLUTIONS or len(node.inputs) < 3 or not node.inputs[2]:
+        if node.operator != "Conv" or len(node.inputs) < 3 or not node.inputs[2]:
+            continue
+        if any(len(readers[name]) > 1 or not module.is_stored(name) for name in node.inputs[1:3]):
             continue
         before = makers.get(node.inputs[0])
         near = [*readers.get(node.outputs[0], ()), *([before] if before else [])]
-        if leads_to_weights[node.outputs[0]] and all(one.operator != _NORM for one in near):
+        if leads_to_weights[node.outputs[0]] and all(one.operator not in _NORMS for one in near):
             found.append(node.outputs[0])
     return found

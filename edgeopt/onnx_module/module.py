@@ -67,6 +67,10 @@ class OnnxModule(nn.Module):
         self._places[name] = place
         self.file_names[place] = file_names
 
+    def is_stored(self, name: str) -> bool:
+        """Tell whether a name of the graph is that of a constant."""
+        return name in self._places
+
     def file_names_of(self, name: str) -> frozenset[str]:
         """Return the names in the file that a constant goes by."""
         place = self._places.get(name)

@@ -33,7 +33,7 @@ _PARITY_SAMPLES = 32
 _GOLDEN_SAMPLES = 8
 _GOLDEN_BYTES = 2**22
 """Of the golden inputs, if one sample is not larger."""
-_BATCH_FILE_FORMAT = b"batch files with names.json"
+_BATCH_FILE_FORMAT = b"batch files with names.json; norms of given files"
 """Part of the fingerprint: a workspace may hold files of an older format under names that would be taken for new."""
 
 

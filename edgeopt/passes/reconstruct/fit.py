@@ -15,11 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
+from edgeopt.passes.aten import aten
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.interpret import tensor_names
 from edgeopt.passes.prune.labels import Slot
-from edgeopt.passes.reconstruct.layers import FittableLayer, find_fittable_layers, input_rows, output_rows
+from edgeopt.passes.reconstruct.layers import (
+    FittableLayer,
+    count_readers,
+    find_fittable_layers,
+    input_rows,
+    output_rows,
+)
 
 _MAX_ROWS, _LEAST_ROWS_PER_COLUMN = 32768, 2
 """Positions that are compared: as many as the work allows."""
@@ -28,8 +36,15 @@ _MAX_MULTIPLICATIONS = 2e10
 _MAX_ROW_BYTES = 128_000_000
 _MAX_COLUMNS = 4608
 """A layer with more is not fitted."""
-_RIDGE = 1e-3
-"""Over the mean square of a layer's inputs: how strongly weights are held where they are."""
+_RIDGE, _LEAST_RIDGE = 0.03, 1e-3
+"""How strongly a weight is held where it is, over the mean square of its input, and over that of all inputs. Without
+it, inputs that are nearly alike get large weights of both signs, which the first steps of a training tear apart."""
+_NORM_TENSORS = 4
+_EXACT_RATIO = 1e-5
+_SAME_RATIO = 1e-3
+"""Of the largest output: runs that are further apart than that draw random numbers."""
+_MAX_TARGET_BYTES = 512_000_000
+"""Of what all layers computed, at the positions that are compared."""
 _HELD_OUT_RATIO = 0.25
 _MAX_VALUE_BYTES = 256_000_000
 """Of the largest value in the graph, over all batches."""
@@ -46,11 +61,17 @@ class _Target(NamedTuple):
     """Of the spatial dimensions."""
 
 
-def affordable_samples(network: Network, most: int) -> int:
-    """Return how many samples may be in memory at once: at least one, at most ``most``."""
-    examples = max(1, network.example_inputs[0].shape[0]) if network.example_inputs[0].dim() else 1
+def affordable_samples(network: Network, most: int, examples: int, larger: float = 1.0) -> int:
+    """Return how many samples may be in memory at once: at least one, at most ``most``.
+
+    Args:
+        network: The network.
+        most: The largest answer.
+        examples: Samples of its example inputs.
+        larger: Size of a sample over that of an example.
+    """
     computed = [network.shapes()[node.name] for node in network.eval_module.graph.nodes if node.op == "call_function"]
-    largest = 4 * max(map(_count_values, computed), default=0) / examples
+    largest = 4 * max(map(_count_values, computed), default=0) * larger / examples
     return max(1, min(most, int(_MAX_VALUE_BYTES / max(1.0, largest))))
 
 
@@ -76,15 +97,22 @@ def reconstruct(before: Network, after: Network, batches: Sequence[_Inputs], see
     whole, names = find_fittable_layers(before.eval_module), tensor_names(before.eval_module)
     found = find_fittable_layers(after.eval_module)
     layers = {name: found[name] for name in found if name in whole and found[name].columns <= _MAX_COLUMNS}
+    if not layers or not _repeats(before.eval_module, batches[0]):
+        return 0
     random = torch.Generator().manual_seed(seed)
+    channels = sum(layer.weight.shape[0] for layer in layers.values())
+    most = max(1, _MAX_TARGET_BYTES // (4 * channels))
     targets: dict[str, list[_Target]] = {}
+    readers = count_readers(after.eval_module)
     fitted = 0
 
     def keep(node: fx.Node, outputs: list[Tensor]) -> None:
-        if node.name in layers:
+        if node.name in layers and not _has_samples(whole[node.name], outputs[0]):
+            del layers[node.name]
+        elif node.name in layers:
             layer = whole[node.name]
             left = _kept_rows(before, after, (names[layer.weight_path], 0))
-            count = -(-_count_rows(layers[node.name]) // len(outputs))
+            count = -(-min(most, _count_rows(layers[node.name])) // len(outputs))
             targets[node.name] = [_sample(layer, output, count, left, random) for output in outputs]
 
     def fit(node: fx.Node, arguments: list[tuple[Any, ...]]) -> None:
@@ -93,11 +121,30 @@ def reconstruct(before: Network, after: Network, batches: Sequence[_Inputs], see
             found = targets.pop(node.name)
             inputs = [one[0] for one in arguments]
             fitted += _fit(layers[node.name], inputs, found)
+        elif getattr(node.target, "overloadpacket", None) is aten.batch_norm:
+            own = [one for one in node.args[1:5] if isinstance(one, fx.Node) and one.op == "get_attr"]
+            if len(own) == _NORM_TENSORS and all(readers[str(one.target)] == 1 for one in own):
+                _center(arguments)
 
     with torch.no_grad():
         _run(before.eval_module, batches, computed=keep)
         _run(after.eval_module, batches, reached=fit)
     return fitted
+
+
+def _repeats(module: fx.GraphModule, inputs: _Inputs) -> bool:
+    """Tell whether a network computes the same twice."""
+    first, second = (pytree.tree_leaves(module(*(value.clone() for value in inputs))) for _ in range(2))
+    return all(
+        bool((one - other).abs().max() <= _SAME_RATIO * one.abs().max())
+        for one, other in zip(first, second, strict=True)
+        if one.is_floating_point() and one.numel()
+    )
+
+
+def _has_samples(layer: FittableLayer, output: Tensor) -> bool:
+    """Tell whether what a layer computes has more dimensions than one sample needs."""
+    return output.dim() == layer.weight.dim() if layer.window is not None else output.dim() > 1
 
 
 def _run(
@@ -109,7 +156,7 @@ def _run(
     """Compute each node for all batches before the next one; tell its arguments, or what it gave."""
     runs = [fx.Interpreter(module) for _ in batches]
     for run, inputs in zip(runs, batches, strict=True):
-        run.args_iter = iter(inputs)
+        run.args_iter = iter([value.clone() for value in inputs])  # some models write into their inputs
     for node in module.graph.nodes:
         if reached is not None:
             reached(node, [run.fetch_args_kwargs_from_env(node)[0] for run in runs])
@@ -163,6 +210,8 @@ def _fit(layer: FittableLayer, inputs: Sequence[Tensor], targets: Sequence[_Targ
         read = torch.cat([read, torch.ones_like(read[:, :, :1])], 2)
         old = torch.cat([old, layer.bias.reshape(layer.groups, 1, -1)], 1)
     missing = wanted - read @ old
+    if float(missing.norm()) <= _EXACT_RATIO * float(wanted.norm()):
+        return False  # it lost nothing
     order = torch.randperm(read.shape[1], generator=torch.Generator().manual_seed(0))
     held, fitting = order.tensor_split([max(1, int(len(order) * _HELD_OUT_RATIO))])
     change = _solve(read[:, fitting], missing[:, fitting]).to(old.dtype)
@@ -177,10 +226,26 @@ def _fit(layer: FittableLayer, inputs: Sequence[Tensor], targets: Sequence[_Targ
     return True
 
 
+def _center(arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Give a batch norm the statistics of its inputs, and a scale and a bias with which it computes the same.
+
+    In training it then computes nearly what it computes in inference, for which its layer was fitted.
+    """
+    _, scale, bias, mean, variance, *_, epsilon, _ = arguments[0]
+    values = torch.cat([x.transpose(0, 1).flatten(1) for x, *_ in arguments], 1).double()
+    found, spread = values.mean(1), values.var(1, correction=0)
+    slope = scale.double() / torch.sqrt(variance.double() + epsilon)
+    bias.copy_(bias + slope * (found - mean))
+    scale.copy_(slope * torch.sqrt(spread + epsilon))
+    mean.copy_(found)
+    variance.copy_(spread)
+
+
 def _solve(read: Tensor, missing: Tensor) -> Tensor:
     """Return the change of the weights that gives what is missing with the least squared error, and stays small."""
     products = (read.transpose(1, 2) @ read).double()
-    ridge = _RIDGE * products.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-12)
-    products += ridge[:, None, None] * torch.eye(products.shape[-1], dtype=products.dtype)
+    squares = products.diagonal(dim1=1, dim2=2).clone()
+    least = _LEAST_RIDGE * squares.mean(1, keepdim=True).clamp_min(1e-12)
+    products += torch.diag_embed(_RIDGE * squares + least)
     change: Tensor = torch.linalg.solve(products, (read.transpose(1, 2) @ missing).double())
     return change

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from edgeopt.passes.aten import aten
 
@@ -37,14 +37,19 @@ class FittableLayer(NamedTuple):
         return math.prod(self.weight.shape[1:])
 
 
-def find_fittable_layers(module: fx.GraphModule) -> dict[str, FittableLayer]:
-    """Return the layers by the names of their nodes."""
-    readers = Counter(
+def count_readers(module: fx.GraphModule) -> Counter[str]:
+    """Return how many nodes read each attribute."""
+    return Counter(
         str(argument.target)
         for node in module.graph.nodes
         for argument in node.all_input_nodes
         if argument.op == "get_attr"
     )
+
+
+def find_fittable_layers(module: fx.GraphModule) -> dict[str, FittableLayer]:
+    """Return the layers by the names of their nodes."""
+    readers = count_readers(module)
     found = {}
     for node in module.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
@@ -53,7 +58,9 @@ def find_fittable_layers(module: fx.GraphModule) -> dict[str, FittableLayer]:
         own = [one for one in node.args[1:3] if one is not None]
         if any(one.op != "get_attr" or readers[str(one.target)] != 1 for one in own):
             continue
-        weight, *bias = (operator.attrgetter(str(one.target))(module) for one in own)
+        weight, *bias = tensors = [operator.attrgetter(str(one.target))(module) for one in own]
+        if not all(isinstance(one, nn.Parameter) for one in tensors):
+            continue  # a constant kernel
         window, groups = _read_window(node.args, weight, _CONVOLUTIONS.get(packet, 0))
         if packet is aten.linear or window is not None:
             path = str(own[0].target)

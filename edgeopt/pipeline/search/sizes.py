@@ -108,7 +108,7 @@ class KnownSizes:
         """Tell whether a cut of the original is far from the limit on the score before it is trained, but fitted."""
         build, floor, original = self.build, self.runner.floor, self.runner.original
         prune = candidate.steps[0]
-        if floor is None or not isinstance(prune, Prune) or not prune.fitted_samples:
+        if candidate.parent is not None or floor is None or not isinstance(prune, Prune) or not prune.fitted_samples:
             return False
         try:
             network = train_network(

@@ -27,13 +27,14 @@ from edgeopt.passes.distill.teacher import ModuleTeacher, Teacher, TeacherOutput
 from edgeopt.passes.distill.train import Distillation, TrainingResult
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.lasso import GroupLasso
+from edgeopt.passes.reconstruct.fit import affordable_samples
 from edgeopt.passes.safe_gradients import take_stride_out
 from edgeopt.passes.sparsify import SparsitySchedule
+from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.recipe import Distill, MultiplyPrecision
 from edgeopt.task import Batch, CheckedTask
-from edgeopt.task.batch_axes import count_samples
 from edgeopt.task.modules import widen_inputs
 from edgeopt.task.random_states import seed_generators
 
@@ -158,13 +159,27 @@ class Trainer:
         )
 
 
-def first_inputs(task: CheckedTask, samples: int) -> list[tuple[Tensor, ...]]:
-    """Return the inputs of the first batches that train, with that many samples or up to a batch more."""
+def first_inputs(task: CheckedTask, network: Network, most: int) -> list[tuple[Tensor, ...]]:
+    """Return the inputs of the first batches that train, as many samples as may be in memory at once.
+
+    Args:
+        task: Of the network.
+        network: With its example inputs; if its batch is fixed, batches stay whole.
+        most: The largest number of samples.
+    """
+    is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in network.notes)
     found: list[tuple[Tensor, ...]] = []
+    left = most
     for inputs, _ in task.train_epoch(0):
-        found.append(inputs)
-        samples -= count_samples(inputs, task.axes.inputs)
-        if samples <= 0:
+        count = task.axes.count(inputs)
+        if not found:
+            examples = task.axes.count(network.example_inputs)
+            size, example = (sum(map(torch.numel, values)) for values in (inputs, network.example_inputs))
+            larger = max(1.0, size / count / (example / examples))  # longer sequences, larger images
+            left = affordable_samples(network, most, examples, larger)
+        found.append(inputs if is_fixed or count <= left else task.axes.take(inputs, range(left)))
+        left -= count
+        if left <= 0:
             break
     return found
 

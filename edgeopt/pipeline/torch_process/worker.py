@@ -42,7 +42,7 @@ from edgeopt.passes.prune.proof import verify_pruning
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
-from edgeopt.passes.reconstruct.fit import affordable_samples, reconstruct
+from edgeopt.passes.reconstruct.fit import reconstruct
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
@@ -221,7 +221,7 @@ class TorchJobs:
 
     def score_cut(self, job: protocol.TrainJob, network: Network) -> float | None:
         """Return the score of a network that was cut and fitted, but not trained."""
-        is_fitted = any(isinstance(step, Prune) and step.fitted_samples for step in job.steps)
+        is_fitted = job.rank == 0 and any(isinstance(step, Prune) and step.fitted_samples for step in job.steps)
         return evaluate(network.eval_module, self.task) if is_fitted else None
 
     def write_trained(self, job: protocol.TrainJob, network: Network, fake_quantized: fx.GraphModule | None) -> None:
@@ -261,7 +261,7 @@ class TorchJobs:
         pruned = prune(network, groups, keep)
         error = verify_pruning(network, groups, keep, pruned, self.task.example_inputs)
         if step.fitted_samples:
-            reconstruct(network, pruned, first_inputs(self.task, affordable_samples(network, step.fitted_samples)))
+            reconstruct(network, pruned, first_inputs(self.task, network, step.fitted_samples))
         return pruned, error
 
     def fake_quantize(

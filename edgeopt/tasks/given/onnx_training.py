@@ -34,7 +34,7 @@ from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.own_outputs import CONVOLUTIONAL_TRAINING, LABEL_FREE_TRAINING, OwnOutputs, SampleTensors
 
 _EXAMPLES = 2
-_MEASURED_SAMPLES = 256
+_MEASURED_SAMPLES, _SAMPLES_AT_ONCE = 256, 8
 """Whose values inside the graph give the batch norms their statistics."""
 _SMALL_STEPS = frozenset({"LSTM", "GRU", "RNN", "LayerNormalization", "Attention", "Erf", "Gelu", "Sqrt", "Reciprocal"})
 """Operators of recurrent layers and of transformers, also of a layer norm that is written out."""
@@ -85,12 +85,15 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
         return found
 
     def _first_batches(self) -> Iterator[SampleTensors]:
-        """Yield the samples whose values stand for those of all."""
+        """Yield a few samples of each shape in turn, the smallest shape first, that stand for all."""
+        groups = sorted(self.training_groups, key=lambda group: sum(value[:1].numel() for value in group))
         left = _MEASURED_SAMPLES
-        for batch in self._batches_of(self.training_groups):
-            if left > 0:
-                yield batch
-            left -= count_samples(batch, self.sample_axes)
+        for start in range(0, left, _SAMPLES_AT_ONCE):
+            for group in groups:
+                rows = range(start, min(start + _SAMPLES_AT_ONCE, count_samples(group, self.sample_axes)))
+                if rows and left > 0:
+                    yield take_samples(group, self.sample_axes, rows)
+                    left -= len(rows)
 
     @cached_property
     def training(self) -> Training:

@@ -103,6 +103,8 @@ def test_a_given_file_is_named_by_the_types_of_its_weights():
 def test_a_pruned_network_whose_parameters_are_unknown_is_described_by_its_channels():
     pruned = a_recipe(pruned=True)
     assert words.steps_text(pruned.torch_steps[:1], None) == "pruned to 16 channels in 1 group (taylor)"
+    fitted = msgspec.structs.replace(pruned.torch_steps[0], fitted_samples=2048)
+    assert words.steps_text([fitted], None) == "pruned to 16 channels in 1 group (taylor, fitted)"
     shallow = msgspec.structs.replace(pruned.torch_steps[0], widths={"stem": 16, "inner": 0})
     assert words.steps_text([shallow], None) == "pruned to 16 channels in 1 group, whole branches left out (taylor)"
     assert "10\u00a0% of the parameters, whole branches left out" in words.steps_text([shallow], 0.1)

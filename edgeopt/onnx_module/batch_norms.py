@@ -1,7 +1,7 @@
 """``restore_batch_norms``: a network whose batch norms were folded into its convolutions gets them back to be trained.
 
-Exporters fold them. The file computes the same, but it trains far worse: once channels are cut, nothing brings the
-values between layers back to their sizes. Each convolution that may have had a batch norm gets one with the mean and
+Exporters fold them. The file computes the same, but once channels are cut, nothing brings the values between layers
+back to their sizes while it trains. Each convolution that may have had a batch norm gets one with the mean and
 the variance of its own outputs, and with the scale and the bias that undo it. In inference it changes nothing, and an
 export folds it again.
 """

@@ -148,3 +148,33 @@ def test_convolutions_train_at_a_higher_rate_than_recurrent_layers(tmp_path):
     recurrent = a_cell_with_its_last_state(tmp_path / "cell.onnx")
     rates = [choose_training(onnx.load(path).graph).learning_rate for path in (convolution, recurrent)]
     assert rates[0] > 2 * rates[1]
+
+
+def test_restored_norms_have_the_same_statistics_in_every_process_and_leave_no_other_file(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {name: rng.standard_normal(shape).astype(np.float64) for name, shape in
+              {"w": (4, 1, 3), "b": (4,), "v": (2, 4, 1)}.items()}  # fmt: skip
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w", "b"], ["c"]), helper.make_node("Relu", ["c"], ["r"]),
+         helper.make_node("Conv", ["r", "v"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.DOUBLE, ["batch", 1, "length"])],
+        [helper.make_tensor_value_info("y", TensorProto.DOUBLE, ["batch", 2, "out"])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items()],
+    )  # fmt: skip
+    path = tmp_path / "doubles.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    data = tmp_path / "data"
+    data.mkdir()
+    for number in range(450):
+        np.savez(data / f"{number:03}.npz", x=rng.standard_normal((1, 9 if number % 3 else 14)))
+    folder = tmp_path / f"folder{TRAINING_SUFFIX}"
+    OnnxTask(path, data).write_training(folder)
+    before = {file.name for file in folder.iterdir()}
+    first, second = (OnnxTrainingTask(folder).build_model() for _ in range(2))
+    assert {file.name for file in folder.iterdir()} - before == {"statistics.safetensors"}
+    assert [name for name, _ in first.named_parameters() if "restored_norm" in name]
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    x = torch.randn(3, 1, 9, dtype=torch.float64)
+    hidden = torch.conv1d(x, torch.from_numpy(arrays["w"]), torch.from_numpy(arrays["b"])).relu()
+    torch.testing.assert_close(first(x), torch.conv1d(hidden, torch.from_numpy(arrays["v"])))

@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from edgeopt.errors import TaskError
@@ -76,13 +77,14 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
 
     def _statistics(self, module: OnnxModule) -> dict[str, Tensor]:
         """Return those of the convolutions, which the first process measures for all."""
-        path = self.folder / "statistics.pt"
+        path = self.folder / "statistics.safetensors"
         if not path.exists():
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                torch.save(measure_convolutions(module, self._first_batches()), file)
-            Path(file.name).replace(path)
-        found: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return found
+            found = measure_convolutions(module, self._first_batches())
+            with tempfile.TemporaryDirectory(dir=self.folder) as temporary:  # moved to its place whole
+                new = Path(temporary) / path.name
+                save_file(found, new)
+                new.replace(path)
+        return load_file(path)
 
     def _first_batches(self) -> Iterator[SampleTensors]:
         """Yield a few samples of each shape in turn, the smallest shape first, that stand for all."""

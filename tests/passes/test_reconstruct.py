@@ -9,7 +9,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.reconstruct.fit import affordable_samples, reconstruct
-from edgeopt.passes.reconstruct.layers import find_fittable_layers, input_rows, output_rows
+from edgeopt.passes.reconstruct.layers import find_fittable_layers, input_rows, output_rows, position_sizes
 
 LAYERS = {
     "plain": (nn.Conv2d(3, 8, 3), (4, 3, 9, 11)),
@@ -31,6 +31,8 @@ def test_the_rows_that_a_layer_reads_times_its_weights_are_what_it_computes(name
     network = Network.trace(module.eval(), (x,))
     (layer,) = find_fittable_layers(network.eval_module).values()
     output = network.eval_module(x)
+    sizes = (output.shape[0], *output.shape[2:]) if layer.window else output.shape[:-1]
+    assert position_sizes(layer, x) == tuple(sizes)
     positions = torch.randperm(len(output_rows(layer, output)))[:9]
     read = input_rows(layer, x, output.shape[2:] if layer.window else (), positions)
     weights = layer.weight.reshape(layer.groups, -1, read.shape[-1]).transpose(1, 2)
@@ -200,3 +202,26 @@ def test_norms_compute_in_training_what_they_compute_in_inference_on_data_of_ano
             float((run(x) - wanted).norm() / wanted.norm()) for run in (cut.train_module, cut.eval_module)
         )
     assert trained < 1.2 * evaluated + 0.02
+
+
+class Mixing(nn.Module):
+    """A layer over transposed values: what another layer loses as channels, it loses as positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.over_time, self.last = nn.Linear(6, 16), nn.Linear(5, 5), nn.Linear(16, 4)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.last(self.over_time(x.transpose(1, 2)).relu().transpose(1, 2))
+
+
+def test_a_layer_whose_positions_were_cut_is_not_compared_with_others():
+    torch.manual_seed(0)
+    network = Network.trace(Mixing().eval(), (torch.randn(2, 5, 6),))
+    cut, x = cut_half(network), torch.randn(300, 5, 6)
+    state = {name: value.clone() for name, value in cut.state().items()}
+    before = error_of(cut, network, x)
+    assert reconstruct(network, cut, [(x,)]) == 1  # the last one
+    assert error_of(cut, network, x) < before
+    assert torch.equal(cut.state()["over_time.weight"], state["over_time.weight"])

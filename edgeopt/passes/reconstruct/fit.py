@@ -27,6 +27,7 @@ from edgeopt.passes.reconstruct.layers import (
     find_fittable_layers,
     input_rows,
     output_rows,
+    position_sizes,
 )
 
 _MAX_ROWS, _LEAST_ROWS_PER_COLUMN = 32768, 2
@@ -57,8 +58,8 @@ class _Target(NamedTuple):
 
     positions: Tensor
     values: Tensor
-    output_sizes: tuple[int, ...]
-    """Of the spatial dimensions."""
+    sizes: tuple[int, ...]
+    """Of all dimensions of the output but its channels."""
 
 
 def affordable_samples(network: Network, most: int, examples: int, larger: float = 1.0) -> int:
@@ -119,8 +120,10 @@ def reconstruct(before: Network, after: Network, batches: Sequence[_Inputs], see
         nonlocal fitted
         if node.name in layers:
             found = targets.pop(node.name)
-            inputs = [one[0] for one in arguments]
-            fitted += _fit(layers[node.name], inputs, found)
+            layer, inputs = layers[node.name], [one[0] for one in arguments]
+            # a cut along other dimensions than the channels, as of a layer over transposed values, moves the positions
+            if all(position_sizes(layer, x) == one.sizes for x, one in zip(inputs, found, strict=True)):
+                fitted += _fit(layer, inputs, found)
         elif getattr(node.target, "overloadpacket", None) is aten.batch_norm:
             own = [one for one in node.args[1:5] if isinstance(one, fx.Node) and one.op == "get_attr"]
             if len(own) == _NORM_TENSORS and all(readers[str(one.target)] == 1 for one in own):
@@ -191,16 +194,17 @@ def _sample(layer: FittableLayer, output: Tensor, count: int, left: Tensor | Non
     rows = output_rows(layer, output)
     positions = torch.randperm(len(rows), generator=random)[:count]
     values = rows[positions] if left is None else rows[positions][:, left]
-    return _Target(positions, values, tuple(output.shape[2:]) if layer.window is not None else ())
+    return _Target(
+        positions,
+        values,
+        (output.shape[0], *output.shape[2:]) if layer.window is not None else tuple(output.shape[:-1]),
+    )
 
 
 def _fit(layer: FittableLayer, inputs: Sequence[Tensor], targets: Sequence[_Target]) -> bool:
     """Change weight and bias of a layer, if that brings it closer at positions that did not fit them."""
     read = torch.cat(
-        [
-            input_rows(layer, x, target.output_sizes, target.positions)
-            for x, target in zip(inputs, targets, strict=True)
-        ],
+        [input_rows(layer, x, target.sizes[1:], target.positions) for x, target in zip(inputs, targets, strict=True)],
         dim=1,
     )
     wanted = torch.cat([target.values for target in targets])

@@ -89,6 +89,18 @@ def output_rows(layer: FittableLayer, output: Tensor) -> Tensor:
     return output.flatten(0, -2) if layer.window is None else output.flatten(2).transpose(1, 2).flatten(0, 1)
 
 
+def position_sizes(layer: FittableLayer, x: Tensor) -> tuple[int, ...]:
+    """Return the sizes of all dimensions of a layer's output but its channels, given its input."""
+    if layer.window is None:
+        return tuple(x.shape[:-1])
+    spatial = (1, *x.shape[2:])[-2:]
+    sizes = (
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(spatial, *layer.window, strict=True)
+    )
+    return (x.shape[0], *[*sizes][4 - x.dim() :])
+
+
 def input_rows(layer: FittableLayer, x: Tensor, output_sizes: Sequence[int], positions: Tensor) -> Tensor:
     """Return what a layer reads for some rows of its output: [groups, positions, columns].
 

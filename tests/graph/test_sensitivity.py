@@ -149,3 +149,21 @@ def test_of_many_nodes_only_those_of_the_noisiest_groups_are_measured_one_by_one
 def test_of_few_nodes_each_is_measured():
     nodes = [_NodeCost(name=f"n{number}", weight_bytes=1, macs=1) for number in range(3)]
     assert [snr_db for _, snr_db in measure_nodes(nodes, lambda names: float(names[0][1]))] == [0.0, 1.0, 2.0]
+
+
+def test_nodes_that_share_weights_are_measured_together_as_the_steps_of_an_unrolled_loop():
+    nodes = [
+        _NodeCost(name=f"n{number}", weight_bytes=1, macs=1, weights="cell" if number % 2 else "")
+        for number in range(8)
+    ]
+    asked = []
+
+    def measure(names):
+        asked.append(names)
+        return 20.0 - 10 * math.log10(len(names))
+
+    found = measure_nodes(nodes, measure)
+    assert [node.name for node, _ in found] == [node.name for node in nodes]
+    assert ("n1", "n3", "n5", "n7") in asked
+    assert len(asked) == 5
+    assert [snr_db for _, snr_db in found] == pytest.approx([20.0] * 8)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 
 from edgeopt.graph.counting.macs import count_macs
-from edgeopt.graph.model import read_batch_axes, read_initializers
+from edgeopt.graph.model import find_consumers, read_batch_axes, read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatch, open_cpu_session
 from edgeopt.graph.quantization.calibration import CALIBRATION_METHODS
 from edgeopt.graph.quantization.cross_layer_equalization import find_convolution_pairs
@@ -59,6 +59,8 @@ MAX_RANKING_MACS = 500_000_000_000
 MAX_SINGLE_NODES = 144
 """Of more nodes, not each is measured by itself."""
 _GROUPS = 48
+_MIN_WEIGHTS = 64
+"""Values of a constant by which nodes belong together: many nodes may read the same small one, such as 0.5."""
 _MAX_SNR_DB = 120.0
 """The ratio of equal outputs."""
 
@@ -128,25 +130,42 @@ def measure_nodes(
 ) -> list[tuple[_NodeCost, float]]:
     """Return the signal-to-noise ratio in decibels with only one node in int8, for each node.
 
-    Each measurement writes and loads a graph, so of many nodes neighbours are measured together first. Then those of
-    the noisiest groups are measured one by one, and the noise of another group is shared out evenly.
+    Nodes that share weights, as the steps of an unrolled loop do, are measured together: their weights are in int8 for
+    all or for none. Each measurement writes and loads a graph, so of many nodes neighbours are measured together first.
+    Then those of the noisiest groups are measured one by one. Noise that was measured together is shared out evenly.
 
     Args:
         nodes: In the order of the graph.
         measure: From the names of the nodes in int8 to the ratio.
     """
-    if len(nodes) <= MAX_SINGLE_NODES:
-        return [(node, measure((node.name,))) for node in nodes]
-    size = math.ceil(len(nodes) / _GROUPS)
-    groups = [nodes[start : start + size] for start in range(0, len(nodes), size)]
-    found = [(measure(tuple(node.name for node in group)), group) for group in groups]
+    units = _join_by_weights(nodes)
     noises: dict[str, float] = {}
-    left = MAX_SINGLE_NODES - len(groups)
-    for snr_db, group in sorted(found, key=lambda one: one[0]):
+
+    def measure_together(group: Sequence[_NodeCost]) -> float:
+        snr_db = measure(tuple(node.name for node in group))
+        noises.update({node.name: snr_db + 10 * math.log10(len(group)) for node in group})
+        return snr_db
+
+    left, size = MAX_SINGLE_NODES, 1
+    if len(units) > MAX_SINGLE_NODES:
+        size = math.ceil(len(units) / _GROUPS)
+        left -= math.ceil(len(units) / size)
+    groups = [units[start : start + size] for start in range(0, len(units), size)]
+    found = [(measure_together([node for unit in group for node in unit]), group) for group in groups]
+    for _, group in sorted(found, key=lambda one: one[0]):
         left -= len(group)
-        share_db = snr_db + 10 * math.log10(len(group))
-        noises |= {node.name: measure((node.name,)) if left >= 0 else share_db for node in group}
+        if size > 1 and left >= 0:
+            for unit in group:
+                measure_together(unit)
     return [(node, noises[node.name]) for node in nodes]
+
+
+def _join_by_weights(nodes: Sequence[_NodeCost]) -> list[list[_NodeCost]]:
+    """Return the nodes in units: those that share weights, or a node by itself."""
+    units: dict[str, list[_NodeCost]] = {}
+    for node in nodes:
+        units.setdefault(node.weights or node.name, []).append(node)
+    return list(units.values())
 
 
 def measure_snr_db(expected: Sequence[ArrayBatch], quantized: Sequence[ArrayBatch]) -> float:
@@ -185,8 +204,10 @@ class _NodeCost(NamedTuple):
 
     name: str
     weight_bytes: int
-    """Its constant inputs, in float32."""
+    """Its constant inputs, in float32; its share of those that other nodes read too."""
     macs: int
+    weights: str = ""
+    """The name of its largest constant input, if there is one of more than a few values."""
 
 
 def shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str, tuple[int, ...]]:
@@ -200,11 +221,17 @@ def shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str
 def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[_NodeCost, ...]:
     weights = read_initializers(prepared.model.graph)
     macs = {node.name: count for node, count in count_macs(prepared.model, sample_shapes).by_node}
+    readers = find_consumers(prepared.model.graph)
     return tuple(
         _NodeCost(
             name=node.name,
-            weight_bytes=sum(weights[name].nbytes for name in node.input if name in weights),
+            weight_bytes=sum(weights[name].nbytes // len(readers[name]) for name in node.input if name in weights),
             macs=macs.get(node.name, 0),
+            weights=max(
+                (name for name in node.input if name in weights and weights[name].size >= _MIN_WEIGHTS),
+                key=lambda name: weights[name].size,
+                default="",
+            ),
         )
         for node in prepared.model.graph.node
         if node.op_type in OPERATORS

@@ -143,15 +143,40 @@ def measure_moments(model: onnx.ModelProto, layers: list[RowLayer], batches: Arr
         layers: Its layers; those that share weights share moments.
         batches: Calibration batches.
     """
-    found: dict[str, Moments] = {}
+    sums: dict[str, _Sum] = {}
     rng = np.random.default_rng(0)
     for values in read_activations(model, [layer.data for layer in layers], batches()):
         for layer in layers:
             for rows in _rows_of(layer, values[layer.data], rng):
-                if layer.weight not in found:
-                    found[layer.weight] = np.zeros((len(rows), rows.shape[2], rows.shape[2]))
-                found[layer.weight] += _products(rows)
-    return found
+                sums.setdefault(layer.weight, _Sum()).add(rows)
+    return {weight: one.total() for weight, one in sums.items()}
+
+
+class _Sum:
+    """A sum of products of rows. Products of fewer rows than they are deep are slow, so rows wait for others."""
+
+    def __init__(self) -> None:
+        self._waiting: list[_Arrays] = []
+        self._moments: Moments | None = None
+
+    def add(self, rows: _Arrays) -> None:
+        """Take rows, ``(groups, places, depth)``."""
+        self._waiting.append(rows)
+        if sum(one.shape[1] for one in self._waiting) >= rows.shape[2]:
+            self._multiply()
+
+    def total(self) -> Moments:
+        """Return the products of all rows."""
+        if self._waiting:
+            self._multiply()
+        assert self._moments is not None, "a sum begins with rows"
+        return self._moments
+
+    def _multiply(self) -> None:
+        rows = self._waiting[0] if len(self._waiting) == 1 else np.concatenate(self._waiting, axis=1)
+        self._waiting.clear()
+        products = _products(rows).astype(np.float64, copy=False)
+        self._moments = products if self._moments is None else np.add(self._moments, products, out=self._moments)
 
 
 def _products(rows: _Arrays) -> _Arrays:

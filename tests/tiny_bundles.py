@@ -12,6 +12,7 @@ from edgeopt.bundle.manifest import Origin
 from edgeopt.bundle.write import write_bundle
 
 AN_ORIGIN = Origin(
+    min_onnxruntime="1.17.0",
     labels=("cat", "dog", "fox"),
     preprocessing="bytes divided by 255",
     postprocessing="",

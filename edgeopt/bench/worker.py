@@ -183,8 +183,13 @@ def one_line(error: BaseException) -> str:
 
 
 def count_nodes(session: Any, request: dict[str, Any]) -> dict[str, int]:
-    """Return how many nodes each provider runs, according to ONNX Runtime's own assignment."""
+    """Return how many nodes each provider runs, according to ONNX Runtime's own assignment.
+
+    Before 1.24 that is not known, and not needed where only the processor runs nodes: nothing is returned then.
+    """
     if not hasattr(session, "get_provider_graph_assignment_info"):
+        if session.get_providers() == [CPU_PROVIDER]:
+            return {}
         raise WorkerError("provider", "this onnxruntime can't report which provider runs a node: install 1.24 or newer")
     nodes: dict[str, int] = {}
     for subgraph in session.get_provider_graph_assignment_info():

@@ -13,7 +13,7 @@ from edgeopt.bundle.model_card import render_card
 from edgeopt.report.document import Document
 
 _SAMPLES = Path(__file__).parent / "samples"
-_LEFT_OUT = shutil.ignore_patterns("__pycache__", "__init__.py", ".*")
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "__init__.py", ".*", "build", "node_modules")
 
 
 def write_app_files(bundle: Path, document: Document, manifest: Manifest) -> None:

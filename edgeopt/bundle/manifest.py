@@ -65,6 +65,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """For people: how an app reads the outputs."""
     versions: dict[str, str]
     """Of every package that took part in making the file."""
+    min_onnxruntime: str
+    """The oldest that the target names: the file keeps to what it loads."""
     seed: int
     command: str
     dynamic: tuple[DynamicDimension, ...] = ()
@@ -77,6 +79,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """By input: the same as ``preprocessing``, as data."""
     licence: str = ""
     """Of the model and the data it was trained on; empty if the task doesn't say."""
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """Of the winner's inner values: short name to the one that it stands for."""
 
 
 class FileEntry(Part, frozen=True, kw_only=True):
@@ -126,6 +130,10 @@ class Manifest(Part, frozen=True, kw_only=True):
     files: dict[str, FileEntry]
     dynamic: tuple[DynamicDimension, ...] = ()
     """Of the inputs, besides the batch."""
+    min_onnxruntime: str = ""
+    """The oldest that the target names: the file keeps to the operators and the format that it loads."""
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the short names of the model's inner values stand for; empty if they kept their names."""
 
 
 def build_manifest(
@@ -166,6 +174,8 @@ def build_manifest(
         command=origin.command,
         files=hash_files(folder),
         dynamic=origin.dynamic,
+        min_onnxruntime=origin.min_onnxruntime,
+        names=origin.names,
     )
 
 

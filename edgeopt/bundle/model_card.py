@@ -55,8 +55,9 @@ def _use(manifest: Manifest) -> Iterator[str]:
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
     yield "```"
     yield ""
-    yield "`samples/node` and `samples/browser` do the same in JavaScript. All facts are in `manifest.json`. The"
-    yield "code of an app is right if it makes the arrays of `golden/`, within their tolerances, of its files."
+    yield "The other folders of `samples/` do the same: `cpp`, `node` and `browser` as they are, `android` (Kotlin) and"
+    yield "`ios` (Swift) as source for an app. All facts are in `manifest.json`. The code of an app is right if it"
+    yield "makes the arrays of `golden/`, within their tolerances, of its files."
     if manifest.golden:
         yield ""
         yield "The files of `golden/` are samples of the data: leave them out of an app whose users may not see them."

@@ -108,6 +108,11 @@ NOTHING_KEEPS_THE_LIMITS = 3
     is_flag=True,
     help="For a first look: one short round of trainings, no low-rank factorization, shorter timings.",
 )
+@click.option(
+    "--keep-names",
+    is_flag=True,
+    help="Keep readable names inside the file, for some bytes; otherwise manifest.json has them.",
+)
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
@@ -144,6 +149,8 @@ def command(
     began = time.monotonic()
     project = load_project()
     chosen = _choose_targets(targets, project, device_uri)
+    if asked.pop("keep_names"):
+        chosen = {name: profile.keeping_names for name, profile in chosen.items()}
     name = task or project.task or "fashion"
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from edgeopt.bench.run_target import RunTarget
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.pipeline.evaluation import EvaluationSet
+    from edgeopt.pipeline.verify.against import Release
     from edgeopt.pipeline.verify.findings import CheckResult
     from edgeopt.records.profile import Profile
 
@@ -35,6 +36,13 @@ VERDICTS = {
     multiple=True,
     metavar="URI",
     help="Device to run on (default: the target's); may be repeated, to verify a fleet one after the other.",
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    metavar="VERSION",
+    help="Also run here with this onnxruntime, installed apart ('oldest': the target's oldest); may be repeated.",
 )
 @click.option(
     "--target", metavar="NAME", help="Run with the settings of another target (name or .toml); the limits don't change."
@@ -64,6 +72,7 @@ VERDICTS = {
 def command(
     bundle: Path,
     device_uris: tuple[str, ...],
+    runtimes: tuple[str, ...],
     target: str | None,
     allow_fallback: tuple[str, ...],
     score: str | None,
@@ -86,25 +95,18 @@ def command(
     from edgeopt.bundle.manifest import read_manifest
     from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
-    from edgeopt.errors import ConfigError, DeviceError, InputError
-    from edgeopt.pipeline.verify.against import Release
+    from edgeopt.errors import ConfigError, DeviceError
     from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.pipeline.verify.findings import device_failed
 
-    if max_regression is not None and against is None:
-        raise InputError("--max-regression goes with --against RELEASE.")
-    release = None
-    if against is not None:
-        release = Release(against, None if max_regression is None else max_regression / 100)
-        _ = release.model  # before anything runs
-    for report in filter(None, (junit, summary)):
-        if not report.absolute().parent.is_dir():
-            raise InputError(f"{report} cannot be written: {report.absolute().parent} is not a folder. Make it first.")
+    release = _open_release(against, max_regression)
+    _check_folders(junit, summary)
     profile = load_profile(target or read_manifest(bundle).target)
     results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:
         evaluation = _load_evaluation(score, data, data_options, progress)
-        targets = {uri: _run_target(uri, profile, allow_fallback) for uri in device_uris or (profile.device,)}
+        uris = [*(device_uris or (profile.device,)), *_runtime_uris(runtimes, profile, progress)]
+        targets = {uri: _run_target(uri, profile, allow_fallback) for uri in uris}
         for uri, run_target in targets.items():
             try:
                 result = check_bundle(
@@ -121,6 +123,36 @@ def command(
             results.append(result)
     _report(results, as_json, junit, summary)
     return max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
+
+
+def _open_release(against: Path | None, max_regression: float | None) -> Release | None:
+    """Return the release to compare with, if there is one; its file is found before anything runs."""
+    from edgeopt.errors import InputError
+    from edgeopt.pipeline.verify.against import Release
+
+    if against is None:
+        if max_regression is not None:
+            raise InputError("--max-regression goes with --against RELEASE.")
+        return None
+    release = Release(against, None if max_regression is None else max_regression / 100)
+    _ = release.model
+    return release
+
+
+def _check_folders(*reports: Path | None) -> None:
+    from edgeopt.errors import InputError
+
+    for report in filter(None, reports):
+        if not report.absolute().parent.is_dir():
+            raise InputError(f"{report} cannot be written: {report.absolute().parent} is not a folder. Make it first.")
+
+
+def _runtime_uris(versions: tuple[str, ...], profile: Profile, progress: ProgressDisplay) -> list[str]:
+    """Return this machine as a device with other versions of ONNX Runtime."""
+    from edgeopt.pipeline.verify.runtimes import find_runtime
+
+    found = [find_runtime(one, profile.min_onnxruntime, lambda text: progress("check", text)) for one in versions]
+    return [f"local:?python={python}" for python in found]
 
 
 def _run_target(uri: str, profile: Profile, allow_fallback: tuple[str, ...]) -> RunTarget:

@@ -92,7 +92,8 @@ jobs:
           if [ -f released/edgeopt-out/model.onnx ]; then
             against=(--against released/edgeopt-out --max-regression 5)
           fi
-          edgeopt check edgeopt-out "${against[@]}" --junit edgeopt-check.xml --summary "$GITHUB_STEP_SUMMARY"
+          edgeopt check edgeopt-out --runtime oldest "${against[@]}" \\
+            --junit edgeopt-check.xml --summary "$GITHUB_STEP_SUMMARY"
       - uses: actions/upload-artifact@v4
         if: always()
         with: {name: edgeopt-check, path: edgeopt-check.xml}

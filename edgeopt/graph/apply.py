@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from edgeopt.graph.jobs.messages import (
     StudyJob,
 )
 from edgeopt.graph.jobs.processes import run_job
-from edgeopt.graph.steps import STEPS, apply_step, name_of
+from edgeopt.graph.steps import STEPS, Remarks, apply_step, name_of
 from edgeopt.model_files.layout import copy_model
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.quantization import BitStudy, FakeQuantSites, SensitivityStudy
@@ -44,6 +45,8 @@ class StepResult(NamedTuple):
     step: GraphStep
     path: Path
     notes: tuple[str, ...]
+    names: Mapping[str, str]
+    """What new names of inner values stand for."""
 
 
 def apply_steps(
@@ -76,9 +79,9 @@ def apply_steps(
         last = index == len(steps) - 1
         path = target if last else target.with_name(f"{target.stem}.{index}-{name_of(step)}.onnx")
         apply_one = _apply_in_subprocess if STEPS[type(step)].in_subprocess else apply_step
-        notes = apply_one(step, source, path, calibration)
+        notes, names = apply_one(step, source, path, calibration)
         check_compatibility(path, max_opset, max_ir, stage=name_of(step))
-        results.append(StepResult(step, path, notes))
+        results.append(StepResult(step, path, notes, names))
         source = path
     return results
 
@@ -161,7 +164,7 @@ def write_float_prefix_files(
     return _run_worker(job, "quantize").float_prefixes
 
 
-def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
+def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> Remarks:
     """Apply one step in a subprocess."""
     job = StepJob(
         step=step,
@@ -169,7 +172,7 @@ def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibratio
         target=str(target.absolute()),
         calibration=None if calibration is None else str(calibration.absolute()),
     )
-    return _run_worker(job, name_of(step)).notes
+    return Remarks(_run_worker(job, name_of(step)).notes)
 
 
 def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:

@@ -31,8 +31,16 @@ from edgeopt.model_files.tensors import hash_values, is_external
 _CONVOLUTIONS = ("Conv", "ConvTranspose", "QLinearConv")
 
 
-def compact(model: onnx.ModelProto) -> None:
-    """Shrink ``model`` in place; a second call changes nothing."""
+def compact(model: onnx.ModelProto, *, keep_names: bool = False) -> dict[str, str]:
+    """Shrink ``model`` in place; a second call changes nothing.
+
+    Args:
+        model: The model.
+        keep_names: Whether inner values and nodes keep their names.
+
+    Returns:
+        What each new name of an inner value stands for.
+    """
     lower_ir(model)
     drop_metadata(model)
     _drop_zero_points(model.graph)
@@ -43,7 +51,7 @@ def compact(model: onnx.ModelProto) -> None:
     _share_initializers(model.graph)
     store_tied_once(model.graph)
     drop_unused_initializers(model.graph)
-    _shorten_names(model.graph)
+    return {} if keep_names else _shorten_names(model.graph)
 
 
 def _drop_zero_points(graph: onnx.GraphProto) -> None:
@@ -141,8 +149,12 @@ def _share_initializers(graph: onnx.GraphProto) -> None:
             node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
-def _shorten_names(graph: onnx.GraphProto) -> None:
-    """Give inner values the shortest names, the most used ones first, and remove the names of nodes."""
+def _shorten_names(graph: onnx.GraphProto) -> dict[str, str]:
+    """Give inner values the shortest names, the most used ones first, and remove the names of nodes.
+
+    Returns:
+        New name to old name, of those that changed.
+    """
     kept = {value.name for value in (*graph.input, *graph.output)}
     uses: Counter[str] = Counter()
     for inner in walk_graphs(graph):
@@ -160,6 +172,7 @@ def _shorten_names(graph: onnx.GraphProto) -> None:
         for node in inner.node:
             node.input[:] = [short.get(name, name) for name in node.input]
             node.output[:] = [short.get(name, name) for name in node.output]
+    return {new: old for old, new in short.items() if new != old}
 
 
 def _generate_names() -> Iterator[str]:

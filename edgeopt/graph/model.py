@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -250,14 +250,19 @@ def drop_metadata(model: onnx.ModelProto) -> None:
             del message.metadata_props[:]
 
 
-def copy_metadata(source: Path, target: Path) -> None:
-    """Give a file the metadata of another one, such as the names of classes, which apps read at run time."""
-    given = onnx.load_model(source, load_external_data=False).metadata_props
-    model = read_model(target)
-    if list(given) != list(model.metadata_props):
+def read_metadata(path: Path) -> dict[str, str]:
+    """Return a file's metadata, such as the names of classes, which apps read at run time."""
+    return {entry.key: entry.value for entry in onnx.load_model(path, load_external_data=False).metadata_props}
+
+
+def write_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Replace a file's metadata."""
+    model = read_model(path)
+    if read_metadata(path) != metadata:
         del model.metadata_props[:]
-        model.metadata_props.extend(given)
-        save(model, target)
+        for key, value in metadata.items():
+            model.metadata_props.add(key=key, value=value)
+        save(model, path)
 
 
 def drop_unused_initializers(graph: onnx.GraphProto) -> None:

@@ -6,8 +6,9 @@ if it may crash or opens an ONNX Runtime session: it then runs in ``edgeopt.grap
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import onnx
@@ -37,8 +38,23 @@ from edgeopt.records.recipe import (
     StoreWeights,
 )
 
-StepOutput = tuple[onnx.ModelProto, tuple[str, ...]]
-"""A model and notes for the report."""
+
+class StepOutput(NamedTuple):
+    """What a step makes."""
+
+    model: onnx.ModelProto
+    notes: tuple[str, ...] = ()
+    """For the report."""
+    names: Mapping[str, str] = MappingProxyType({})
+    """What new names of inner values stand for."""
+
+
+class Remarks(NamedTuple):
+    """What is known of a file after a step."""
+
+    notes: tuple[str, ...]
+    names: Mapping[str, str] = MappingProxyType({})
+    """As in ``StepOutput``."""
 
 
 class StepFunction(NamedTuple):
@@ -52,18 +68,19 @@ class StepFunction(NamedTuple):
 def _drop_unseen_rows(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     assert isinstance(step, DropUnseenRows)
     drop_rows(model, step)
-    return model, tuple(f"drop-unseen-rows: '{name}': {kept.sentence}" for name, kept in step.tables.items())
+    notes = tuple(f"drop-unseen-rows: '{name}': {kept.sentence}" for name, kept in step.tables.items())
+    return StepOutput(model, notes)
 
 
 def _simplify(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.simplify import simplify
 
-    return simplify(model)
+    return StepOutput(*simplify(model))
 
 
 def _flush_denormals(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     count = flush_denormals(model)
-    return model, (f"flush-denormals: {count} weights set to zero",) if count else ()
+    return StepOutput(model, (f"flush-denormals: {count} weights set to zero",) if count else ())
 
 
 def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
@@ -72,49 +89,51 @@ def _quantize(step: GraphStep, model: onnx.ModelProto, calibration: Path | None)
     assert isinstance(step, Quantize)
     if calibration is None:
         raise StepError("quantize", "needs a calibration file, but none was given.")
-    return quantize(model, step, calibration)
+    return StepOutput(*quantize(model, step, calibration))
 
 
 def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.quantization.dynamic import quantize_products
 
     assert isinstance(step, QuantizeDynamic)
-    return quantize_products(model, step), ()
+    return StepOutput(quantize_products(model, step))
 
 
 def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.weights.weight_only import quantize_weights
 
     assert isinstance(step, QuantizeWeights)
-    return quantize_weights(model, step, calibration)
+    return StepOutput(*quantize_weights(model, step, calibration))
 
 
 def _store_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.weights.int8_weights import store_int8_weights
 
     assert isinstance(step, StoreWeights)
-    return store_int8_weights(model, step, calibration)
+    return StepOutput(*store_int8_weights(model, step, calibration))
 
 
 def _convert_to_float16(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     from edgeopt.graph.float16 import convert_to_float16
 
-    return convert_to_float16(model), ()
+    return StepOutput(convert_to_float16(model))
 
 
 def _fuse_qlinear(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     count = fuse_qlinear(model)
-    return model, (f"fuse: {count} nodes written as integer operators",) if count else ()
+    return StepOutput(model, (f"fuse: {count} nodes written as integer operators",) if count else ())
 
 
 def _pack_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     count = pack(model)
-    return model, (f"pack-weights: {count} tensors of few bits, unpacked when the file is loaded",) if count else ()
+    return StepOutput(
+        model, (f"pack-weights: {count} tensors of few bits, unpacked when the file is loaded",) if count else ()
+    )
 
 
 def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
-    compact(model)
-    return model, ()
+    assert isinstance(step, Compact)
+    return StepOutput(model, names=compact(model, keep_names=step.keep_names))
 
 
 STEPS: dict[type[GraphStep], StepFunction] = {
@@ -132,15 +151,17 @@ STEPS: dict[type[GraphStep], StepFunction] = {
 }
 
 
-def apply_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> tuple[str, ...]:
-    """Apply one step in this process: read ``source``, write ``target``, return notes."""
+def apply_step(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> Remarks:
+    """Apply one step in this process: read ``source``, write ``target``."""
     given = load(source, name_of(step))
     widened = isinstance(step, QuantizeStep) and has_half_weights(given) and widen_halves(given)
-    model, notes = STEPS[type(step)].run(step, given, calibration)
-    notes = (f"{name_of(step)}: from float32, to which 16-bit weights were widened first", *notes) if widened else notes
-    lower_ir(model)
-    save(model, target)
-    return notes
+    done = STEPS[type(step)].run(step, given, calibration)
+    notes = done.notes
+    if widened:
+        notes = (f"{name_of(step)}: from float32, to which 16-bit weights were widened first", *notes)
+    lower_ir(done.model)
+    save(done.model, target)
+    return Remarks(notes, done.names)
 
 
 def name_of(step: GraphStep) -> str:

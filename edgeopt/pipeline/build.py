@@ -26,7 +26,7 @@ from edgeopt.passes.tracing.trainable import FROZEN_NOTE
 from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.artifacts.expected_drop import with_expected_drop
-from edgeopt.pipeline.artifacts.finished_bundle import compare_inputs, write_finished
+from edgeopt.pipeline.artifacts.finished_bundle import write_finished
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
@@ -128,7 +128,7 @@ def build(
     ):
         search = start(opened)
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
-        for warning in compare_inputs(opened).warnings:
+        for warning in opened.data.stated_inputs.warnings:
             progress("warning", warning)
         search.run(training=may_train(opened, search.runner.original), further=request.further)
         choice = decide(opened, search, remarks, request.notes)

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
+from edgeopt.bundle.stated_inputs import GoldenInput, StatedInputs, compare_inputs
+from edgeopt.graph.counting.macs import count_macs
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
 from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dims, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
@@ -28,7 +31,9 @@ from edgeopt.task.nesting import tensors_of, words_of
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
-_PARITY_SAMPLES = 32
+_PARITY_SAMPLES, _MIN_PARITY_SAMPLES = 32, 4
+_MAX_PARITY_WORK = 50_000_000_000
+"""Of one run over these samples (``MacCount.work``): about a second. Large networks are compared on fewer."""
 """Real samples on which files are compared with the network: enough to reach every branch, few enough to be quick."""
 _GOLDEN_SAMPLES = 8
 _GOLDEN_BYTES = 2**22
@@ -55,10 +60,20 @@ class TaskData(EvaluationSet):
     def parity_file(self) -> Path:
         """The file of real samples on which files are compared with the network."""
         if isinstance(self.task, OnnxTask):
-            return self._store("parity", self.task.parity_batches(_PARITY_SAMPLES))
+            return self._store("parity", self.task.parity_batches(self._count_parity_samples(self.task)))
         first = self._first_samples(_PARITY_SAMPLES)
         sizes = parity_sizes(self.task, self.inputs)
         return self._store("parity", [resize_arrays(self.task, first, one) for one in sizes])
+
+    def _count_parity_samples(self, task: OnnxTask) -> int:
+        """Return on how many samples files are compared: a build does that about a hundred times."""
+        (batch, *_) = task.parity_batches(1)
+        shapes = {
+            name: tuple(1 if number == axis else size for number, size in enumerate(array.shape))
+            for (name, array), axis in zip(batch.items(), task.axes.inputs, strict=False)
+        }
+        work = count_macs(onnx.load(task.path, load_external_data=False), shapes).work
+        return min(_PARITY_SAMPLES, max(_MIN_PARITY_SAMPLES, _MAX_PARITY_WORK // max(1, work)))
 
     def _first_samples(self, count: int) -> NamedArrays:
         return self._take(self.inputs[0], range(min(count, self.task.axes.count(self.inputs[0]))))
@@ -105,6 +120,17 @@ class TaskData(EvaluationSet):
         first = self._call_user("train_batches()", self._to_arrays, lambda: task.train_epoch(0), 1)
         _update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]
+
+    @cached_property
+    def stated_inputs(self) -> StatedInputs:
+        """What the task states of its inputs, compared with the golden ones."""
+        golden = self.golden_inputs
+        facts = zip(golden.items(), self.task.axes.inputs, dynamic_dims(self.task), strict=False)
+        return compare_inputs(
+            self.task.preprocessing,
+            {name: GoldenInput(values, axis, bool(dims)) for (name, values), axis, dims in facts},
+            only_file=self.task.kind == "onnx",
+        )
 
     @cached_property
     def golden_inputs(self) -> NamedArrays:

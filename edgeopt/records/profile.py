@@ -64,6 +64,8 @@ class Profile(Record, frozen=True, kw_only=True):
     """``runtime``: files may contain ONNX Runtime's own integer operators, which are compact, and which only its CPU
     provider runs. ``qdq``: int8 is pairs of QuantizeLinear and DequantizeLinear around ONNX's operators, which the
     compilers of accelerators and other runtimes read; weights of what stays in float may be stored as integers."""
+    keep_names: bool = False
+    """Whether inner values of the file keep readable names, which cost bytes; otherwise the manifest has them."""
     precisions: tuple[Precision, ...]
     """Precisions that may ship, in the order of preference if size does not decide."""
     activation_type: Literal["uint8", "int8"]
@@ -84,6 +86,11 @@ class Profile(Record, frozen=True, kw_only=True):
     def on_stand_in(self) -> Profile:
         """The same profile on a stand-in, whose cores have different numbers."""
         return msgspec.structs.replace(self, affinity=())
+
+    @property
+    def keeping_names(self) -> Profile:
+        """The same profile for files whose inner values keep readable names."""
+        return msgspec.structs.replace(self, keep_names=True)
 
     @property
     def on_host(self) -> Profile:

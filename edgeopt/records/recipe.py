@@ -197,8 +197,10 @@ class FuseQLinear(Record, frozen=True, kw_only=True, tag_field="step", tag="fuse
     """Replace quantize and dequantize nodes with ONNX Runtime's integer operators; for the CPU provider only."""
 
 
-class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"):
+class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact", omit_defaults=True):
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
+
+    keep_names: bool = False
 
 
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import msgspec
+
 from edgeopt.records.base import Record
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.quantization import NodeNoise
@@ -63,6 +65,8 @@ class Artifact(Record, frozen=True, kw_only=True):
     parities: tuple[Parity, ...]
     notes: tuple[str, ...]
     """Fallbacks taken, and other remarks for the report."""
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """What the short names of inner values stand for."""
 
 
 class ClassDrop(Record, frozen=True, kw_only=True):

@@ -49,6 +49,25 @@ def test_the_golden_inputs_are_a_picture_of_each_class(folder):
     assert -0.48 / 0.22 - 0.2 < low < 0 < high < 0.59 / 0.22 + 0.2
 
 
+def test_the_file_itself_says_how_inputs_are_made_and_what_the_classes_are(folder):
+    bundle = folder / "edgeopt-out"
+    metadata = {entry.key: entry.value for entry in onnx.load(bundle / "model.onnx").metadata_props}
+    manifest = manifest_of(bundle)
+    assert json.loads(metadata["edgeopt.labels"]) == manifest["labels"] == list(picture_task.CLASSES)
+    (tensor,) = manifest["inputs"]
+    assert json.loads(metadata["edgeopt.inputs"])[tensor["name"]]["mean"] == tensor["preprocessing"]["mean"]
+    assert set(metadata) == {"edgeopt.inputs", "edgeopt.labels"}
+    assert choice_of(folder)["winner"]["size_bytes"] == (bundle / "model.onnx").stat().st_size
+
+
+def test_the_manifest_says_what_short_names_stand_for(folder):
+    graph = onnx.load(folder / "edgeopt-out" / "model.onnx").graph
+    names = manifest_of(folder / "edgeopt-out")["names"]
+    inner = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
+    assert inner <= names.keys()
+    assert {"0.weight", "3.weight_quantized"} <= set(names.values())
+
+
 def test_the_tolerance_is_measured_and_far_below_a_tenth_of_the_output(folder):
     manifest = manifest_of(folder / "edgeopt-out")
     entry = next(entry for entry in manifest["golden"] if entry["role"] == "output")

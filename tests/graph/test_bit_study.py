@@ -126,8 +126,8 @@ def test_a_study_of_a_large_network_runs_on_fewer_samples(network):
     source, _ = network
     batches = [{"x": samples(16, seed)} for seed in range(3)]
     counts = [
-        sum(len(batch["x"]) for batch in affordable_batches(onnx.load(source), batches, {"x": 0}, 10, max_macs))
-        for max_macs in (1000, 320, 160, 50, 1)
+        sum(len(batch["x"]) for batch in affordable_batches(onnx.load(source), batches, {"x": 0}, 10, max_work))
+        for max_work in (1000, 320, 160, 50, 1)
     ]
     assert counts == [48, 32, 16, 5, 1]
 

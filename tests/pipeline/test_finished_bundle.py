@@ -1,11 +1,9 @@
 """What a bundle says of its inputs: preprocessing as data, and warnings where it is missing or cannot be true."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
-from edgeopt.pipeline.artifacts import finished_bundle
+from edgeopt.bundle.stated_inputs import GoldenInput, compare_inputs
 from edgeopt.pipeline.task_data import choose_spread
 from edgeopt.records.preprocessing import ImagePreprocessing
 
@@ -15,12 +13,8 @@ RIGHT = ImagePreprocessing(height=4, width=4, mean=(0.5,), std=(0.25,))
 
 
 def stated(preprocessing, kind="torch", inputs=INPUTS):
-    interface = SimpleNamespace(dynamic_dims=({},) * len(inputs))
-    axes = SimpleNamespace(inputs=(0,) * len(inputs))
-    task = SimpleNamespace(
-        preprocessing=preprocessing, kind=kind, input_names=tuple(inputs), axes=axes, interface=interface
-    )
-    return finished_bundle.compare_inputs(SimpleNamespace(data=SimpleNamespace(task=task, golden_inputs=inputs)))
+    golden = {name: GoldenInput(values, 0, is_dynamic=False) for name, values in inputs.items()}
+    return compare_inputs(preprocessing, golden, only_file=kind == "onnx")
 
 
 @pytest.mark.parametrize(

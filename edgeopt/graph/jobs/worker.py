@@ -99,7 +99,8 @@ def _do(job: GraphJob) -> GraphAnswer:
     from edgeopt.graph.steps import apply_step
 
     calibration = None if job.calibration is None else Path(job.calibration)
-    return GraphAnswer(notes=apply_step(job.step, Path(job.source), Path(job.target), calibration), reason=None)
+    done = apply_step(job.step, Path(job.source), Path(job.target), calibration)
+    return GraphAnswer(notes=done.notes, reason=None)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import onnx
 
-from edgeopt.graph.counting.macs import count_macs
+from edgeopt.graph.counting.macs import MacCount, count_macs
 from edgeopt.graph.model import find_consumers, read_batch_axes, read_initializers
 from edgeopt.graph.quantization.activations import ArrayBatch, open_cpu_session
 from edgeopt.graph.quantization.calibration import CALIBRATION_METHODS
@@ -54,10 +54,13 @@ _NODE_COST_RATIO = 0.005
 """Cost of a node in float besides its bytes and work: its quantize and dequantize nodes."""
 _HELD_BACK_RATIO = 1 / 3
 """Share of the samples that is held back if there are too few."""
-MAX_RANKING_MACS = 500_000_000_000
-"""Of all runs that rank nodes: about two minutes on one core. Larger networks are ranked on fewer samples."""
+MAX_STUDY_WORK = 3_000_000_000_000
+"""Of all runs of a study (``MacCount.work``): about a minute on one core. Larger networks are studied on fewer
+samples."""
 MAX_SINGLE_NODES = 144
 """Of more nodes, not each is measured by itself."""
+_MAX_WRITTEN_NODES = 100_000
+"""Of all graphs that a ranking writes and loads, which takes a millisecond for each of their nodes."""
 _GROUPS = 48
 _MIN_WEIGHTS = 64
 """Values of a constant by which nodes belong together: many nodes may read the same small one, such as 0.5."""
@@ -111,11 +114,13 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        nodes = _list_node_costs(prepared, shapes_of_one(batches[0], axes)) if rank else ()
+        counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
+        nodes = _list_node_costs(prepared, counted) if rank else ()
+        most = max(_GROUPS, min(MAX_SINGLE_NODES, _MAX_WRITTEN_NODES // len(prepared.model.graph.node)))
         if nodes:
-            batches = affordable_batches(prepared.model, batches, axes, sum(node.macs for node in nodes) * len(nodes))
+            batches = affordable_batches(prepared.model, batches, axes, counted.work * min(most, len(nodes)))
             expected = run_all_batches(prepared.model, batches)
-        noises = measure_nodes(nodes, lambda names: measure(ranked, plain, method, names))
+        noises = measure_nodes(nodes, lambda names: measure(ranked, plain, method, names), most)
     return SensitivityStudy(
         method_snr_db=by_method,
         method=method,
@@ -126,7 +131,7 @@ def study_sensitivity(
 
 
 def measure_nodes(
-    nodes: Sequence[_NodeCost], measure: Callable[[tuple[str, ...]], float]
+    nodes: Sequence[_NodeCost], measure: Callable[[tuple[str, ...]], float], most: int = MAX_SINGLE_NODES
 ) -> list[tuple[_NodeCost, float]]:
     """Return the signal-to-noise ratio in decibels with only one node in int8, for each node.
 
@@ -137,6 +142,7 @@ def measure_nodes(
     Args:
         nodes: In the order of the graph.
         measure: From the names of the nodes in int8 to the ratio.
+        most: How many measurements are made.
     """
     units = _join_by_weights(nodes)
     noises: dict[str, float] = {}
@@ -146,8 +152,8 @@ def measure_nodes(
         noises.update({node.name: snr_db + 10 * math.log10(len(group)) for node in group})
         return snr_db
 
-    left, size = MAX_SINGLE_NODES, 1
-    if len(units) > MAX_SINGLE_NODES:
+    left, size = most, 1
+    if len(units) > most:
         size = math.ceil(len(units) / _GROUPS)
         left -= math.ceil(len(units) / size)
     groups = [units[start : start + size] for start in range(0, len(units), size)]
@@ -218,9 +224,9 @@ def shapes_of_one(batch: ArrayBatch, axes: Mapping[str, int | None]) -> dict[str
     }
 
 
-def _list_node_costs(prepared: PreparedModel, sample_shapes: Mapping[str, tuple[int, ...]]) -> tuple[_NodeCost, ...]:
+def _list_node_costs(prepared: PreparedModel, counted: MacCount) -> tuple[_NodeCost, ...]:
     weights = read_initializers(prepared.model.graph)
-    macs = {node.name: count for node, count in count_macs(prepared.model, sample_shapes).by_node}
+    macs = {node.name: count for node, count in counted.by_node}
     readers = find_consumers(prepared.model.graph)
     return tuple(
         _NodeCost(
@@ -244,8 +250,8 @@ def affordable_batches(
     model: onnx.ModelProto,
     batches: Sequence[ArrayBatch],
     axes: Mapping[str, int | None],
-    macs_of_sample: int,
-    max_macs: int = MAX_RANKING_MACS,
+    work_of_sample: int,
+    max_work: int = MAX_STUDY_WORK,
 ) -> list[ArrayBatch]:
     """Return the batches that a study may run so that it takes no more than some work in all, or the least there is.
 
@@ -253,16 +259,16 @@ def affordable_batches(
         model: That runs; where its batch is fixed, a batch stays whole.
         batches: That it could run.
         axes: Input to the axis of its samples.
-        macs_of_sample: Of all its runs on one sample.
-        max_macs: In all.
+        work_of_sample: Of all its runs on one sample, as ``MacCount.work``.
+        max_work: In all.
     """
     counts = list(itertools.accumulate(count_batch(batch, axes) for batch in batches))
-    count = sum(total * macs_of_sample <= max_macs for total in counts)
+    count = sum(total * work_of_sample <= max_work for total in counts)
     if count:
         return list(batches[:count])
     sizes = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
     is_fixed = any(axis is not None and sizes[name][axis].dim_value > 0 for name, axis in axes.items() if name in sizes)
-    samples = counts[0] if is_fixed else max(1, max_macs // max(1, macs_of_sample))
+    samples = counts[0] if is_fixed else max(1, max_work // max(1, work_of_sample))
     return [
         {
             name: values if axes.get(name) is None else values.take(range(min(samples, counts[0])), axes[name])

@@ -70,8 +70,8 @@ def study_weight_bits(model: onnx.ModelProto, samples: int, calibration: Path, h
         raise StepError("study", f"the graph has {len(weights)} weights, too many and too large to try each alone.")
     axes = read_batch_axes(model.graph)
     calibrating, batches = split_batches(calibration, axes, samples, held_back)
-    macs = count_macs(model, shapes_of_one(batches[0], axes)).total * len(weights)
-    batches = affordable_batches(model, batches, axes, macs)
+    work = count_macs(model, shapes_of_one(batches[0], axes)).work * len(weights)
+    batches = affordable_batches(model, batches, axes, work)
     step = StoreWeights(weight_bits=BITS, samples=calibrating)
     rows = attempt(lambda: measure_rows(model, step, calibration)).result or {}
     layers = {layer.weight: layer.node for layer in find_layers(model)}

@@ -46,8 +46,10 @@ def _add_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, limit
     assert isinstance(winner, Measured)
     if kept is None or winner.score.drop_ci95 is None or len(files) < 2:
         return choice
-    optimism = estimate_optimism(files, limit, len(kept), build.seed)  # samples that do not count are not kept
     low, high = winner.score.drop_ci95
+    if low == high:  # no sample changed: the spread over these says nothing of others
+        return choice
+    optimism = estimate_optimism(files, limit, len(kept), build.seed)  # samples that do not count are not kept
     expected = ExpectedDrop(
         drop=winner.score.drop + optimism, drop_ci95=(low + optimism, high + optimism), files=len(files)
     )

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,14 +29,16 @@ from edgeopt.bundle.golden import (
     tolerance_ratio,
 )
 from edgeopt.bundle.manifest import Origin
-from edgeopt.bundle.raw_inputs import RawInput, ResizedImage, make_raw, make_resized, pixels_of
+from edgeopt.bundle.raw_inputs import ResizedImage, make_resized, pixels_of
+from edgeopt.bundle.stated_inputs import StatedInputs
 from edgeopt.bundle.write import write_bundle
-from edgeopt.errors import DataError, DeviceError, StepError
+from edgeopt.errors import DeviceError, StepError
 from edgeopt.model_files.layout import is_unchanged
 from edgeopt.pipeline.artifacts.device_parity import DEVICE_STAGE, host_target, outputs_on_golden
 from edgeopt.pipeline.context import Build, maker_versions
-from edgeopt.pipeline.judged_sizes import dynamic_dimensions, dynamic_dims
+from edgeopt.pipeline.judged_sizes import dynamic_dimensions
 from edgeopt.records.choice import Choice
+from edgeopt.records.codec import to_json
 from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing
 from edgeopt.records.profile import GraphLevel
 from edgeopt.records.recipe import Recipe
@@ -45,75 +47,22 @@ from edgeopt.tasks.given.onnx_file import OnnxTask
 
 _LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic")
 """Beside the target's own: other runtimes fuse other nodes."""
+MAX_LABEL_BYTES = 1024
+"""Of the labels in the file's metadata; the manifest has them in any case."""
 _BYTE_STEPS = 255
 _FLOAT_NOISE_RATIO = 1e-6
 """Of the largest value: what one rounding more or less changes in float32."""
-_UNKNOWN_IMAGES = (
-    "The task has no `preprocessing` as data, and an app that guesses it is silently wrong. Give the task "
-    "`preprocessing=edgeopt.ImagePreprocessing(...)` (`edgeopt guide app`)."
-)
-_UNKNOWN_INPUTS = (
-    "The task has no `preprocessing`, and an app that guesses how inputs are made is silently wrong. Say it in words, "
-    "or for sounds with edgeopt.SoundPreprocessing(...) (`edgeopt guide app`)."
-)
-_ROUNDED = (
-    "The inputs of '{name}' are not made of whole pixels or samples by the preprocessing that the task states. "
-    "Resizing after decoding does that, and so does a wrong mean or scale: compare it with the training."
-)
 
 
-class StatedInputs(NamedTuple):
-    """What a task states of its inputs, compared with its samples."""
+def metadata_for_apps(build: Build) -> dict[str, str]:
+    """Return what the file itself says to an app that has nothing else of the bundle: JSON by name.
 
-    preprocessing: dict[str, Preprocessing]
-    """By input, as far as the samples do not contradict it."""
-    raw: dict[str, RawInput]
-    """The golden inputs of these, as files."""
-    warnings: tuple[str, ...]
-    notes: tuple[str, ...]
-
-
-def compare_inputs(build: Build) -> StatedInputs:
-    """Compare what the task states of its inputs with its samples."""
-    task = build.data.task
-    warnings, notes = list[str](), list[str]()
-    stated: dict[str, Preprocessing] = {}
-    if isinstance(task.preprocessing, Mapping):
-        stated = dict(task.preprocessing)
-    elif not isinstance(task.preprocessing, str):
-        stated = {task.input_names[0]: task.preprocessing}
-    elif not task.preprocessing and task.kind != "onnx":  # whoever has only the file does not know more
-        images = any(array.ndim == 4 and array.dtype.kind in "fu" for array in build.data.golden_inputs.values())
-        warnings.append(_UNKNOWN_IMAGES if images else _UNKNOWN_INPUTS)
-    raw = {}
-    for name, how in stated.items():
-        try:
-            raw[name] = _make_raw(build, name, how)
-        except DataError as error:
-            warnings.append(f"The task's own preprocessing does not give its inputs: {error}")
-            continue
-        if raw[name].is_rounded:
-            notes.append(_ROUNDED.format(name=name))
-    return StatedInputs({name: stated[name] for name in raw}, raw, tuple(warnings), tuple(notes))
-
-
-def _make_raw(build: Build, name: str, how: Preprocessing) -> RawInput:
-    """Return the golden samples of an input as files.
-
-    Raises:
-        DataError: they cannot come from files by this preprocessing.
+    Many labels are left out: they would be a large part of a small file.
     """
-    golden, task = build.data.golden_inputs, build.data.task
-    if name not in golden:
-        raise DataError(f"'{name}' is not among the inputs {', '.join(golden)}.")
-    number = list(golden).index(name)
-    if task.axes.inputs[number] != 0:
-        raise DataError(f"the samples of '{name}' are not along its first dimension.")
-    dims = dynamic_dims(task)[number]
-    if isinstance(how, ImagePreprocessing) and how.height is None and not dims:
-        shape = "x".join(map(str, golden[name].shape[2:] if how.layout == "nchw" else golden[name].shape[1:3]))
-        raise DataError(f"'{name}' takes images of {shape} only, but its preprocessing has no height and width.")
-    return make_raw(name, golden[name], how)
+    labels, inputs = list(build.data.task.labels), build.data.stated_inputs.preprocessing
+    found = {"edgeopt.inputs": to_json(inputs).decode()} if inputs else {}
+    text = to_json(labels).decode()
+    return found | ({"edgeopt.labels": text} if labels and len(text) <= MAX_LABEL_BYTES else {})
 
 
 def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> Choice:
@@ -125,12 +74,12 @@ def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, 
     """
     with build.clock.stage("bundle"):
         build.progress("bundle", str(out))
-        model, golden = None, NO_GOLDEN
-        inputs = compare_inputs(build)
+        model, golden, names = None, NO_GOLDEN, dict[str, str]()
+        inputs = build.data.stated_inputs
         if choice.winner is not None:
             outcome = choice.trial(choice.winner).outcome
             assert isinstance(outcome, Measured)
-            sha256 = outcome.artifact.sha256
+            sha256, names = outcome.artifact.sha256, outcome.artifact.names
             model = build.workspace.artifact(sha256)
             if not is_unchanged(model, sha256):
                 raise StepError("bundle", f"{model} was changed after it was made. Delete it and run again.")
@@ -141,17 +90,19 @@ def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, 
                 choice = msgspec.structs.replace(choice, notes=(*choice.notes, note))
             warnings, notes = (*choice.warnings, *inputs.warnings), (*choice.notes, *inputs.notes)
             choice = msgspec.structs.replace(choice, warnings=warnings, notes=notes)
-        write_bundle(out, choice, model=model, golden=golden, origin=_origin(build, inputs, command))
+        origin = _origin(build, inputs, command, names)
+        write_bundle(out, choice, model=model, golden=golden, origin=origin)
         return choice
 
 
-def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...]) -> Origin:
+def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names: dict[str, str]) -> Origin:
     task = build.data.task
     return Origin(
         labels=task.labels,
         preprocessing=_in_words(task.preprocessing),
         postprocessing=task.postprocessing,
         versions=dict(maker_versions()),
+        min_onnxruntime=build.profile.min_onnxruntime,
         seed=build.seed,
         command=shlex.join(command),
         dynamic=tuple(dynamic_dimensions(task, build.sizes)),
@@ -159,6 +110,7 @@ def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...]) -> Ori
         class_axes=_class_axes(build),
         input_preprocessing=inputs.preprocessing,
         licence=task.licence,
+        names=names,
     )
 
 

@@ -11,10 +11,11 @@ from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility, check_portable
 from edgeopt.graph.facts import has_half_weights, read_facts
-from edgeopt.graph.model import copy_metadata, load
+from edgeopt.graph.model import load, read_metadata, write_metadata
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
 from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.model_files.layout import copy_model
+from edgeopt.pipeline.artifacts.finished_bundle import metadata_for_apps
 from edgeopt.pipeline.artifacts.networks import (
     PARITY_TOLERANCE,
     ExportedFile,
@@ -70,9 +71,9 @@ def graph_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]
     """Return the steps that bring an exported file to ``precision``."""
     match precision:
         case "fp32":
-            return (*FIRST_STEPS, Compact())
+            return (*FIRST_STEPS, Compact(keep_names=profile.keep_names))
         case "fp16":
-            return (*FIRST_STEPS, Float16(), Compact())
+            return (*FIRST_STEPS, Float16(), Compact(keep_names=profile.keep_names))
         case "int8":
             return int8_steps(static_int8(profile), profile)
 
@@ -110,7 +111,7 @@ def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; integer operators of ONNX Runtime are written out if they may be there."""
     fuse = (FuseQLinear(),) if may_use_runtime_operators(profile) and isinstance(step, Quantize) else ()
     pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and has_few_bits(step) else ()
-    return (*FIRST_STEPS, step, *fuse, *pack, Compact())
+    return (*FIRST_STEPS, step, *fuse, *pack, Compact(keep_names=profile.keep_names))
 
 
 def has_few_bits(step: Quantize | StoreWeights) -> bool:
@@ -175,22 +176,22 @@ def make_artifact(
     Raises:
         StepError: a step fails, or a graph computes something else.
     """
-    key = build.keys.of("artifact", recipe=recipe)
+    key = build.keys.of("artifact", recipe=recipe, metadata=metadata_for_apps(build))
 
     def make() -> Artifact:
         with build.workspace.scratch(f"steps-{key.digest}") as folder:
             notes: tuple[str, ...] = ()
             steps = recipe.graph_steps
             try:
-                path, parities, made = _run_steps(build, network, exported, steps, folder / "model.onnx")
+                done = _run_steps(build, network, exported, steps, folder / "model.onnx")
             except StepError as error:
                 if not any(isinstance(step, Simplify) for step in steps) or error.stage not in _SIMPLIFY_STAGES:
                     raise
                 notes = (f"the graph was not simplified: {error.reason}",)
                 steps = tuple(step for step in steps if not isinstance(step, Simplify))
-                path, parities, made = _run_steps(build, network, exported, steps, folder / "plain.onnx")
-            notes = (*exported.notes, *reasons, *notes, *made)
-            return _keep(build, key.digest, path, exported, parities, notes)
+                done = _run_steps(build, network, exported, steps, folder / "plain.onnx")
+            notes = (*exported.notes, *reasons, *notes, *done.notes)
+            return _keep(build, key.digest, exported, done._replace(notes=notes))
 
     return build.ledger.remember(
         key, Artifact, make, is_usable=lambda found: build.workspace.has_artifact(found.sha256)
@@ -201,14 +202,24 @@ _SIMPLIFY_STAGES = ("simplify", "simplified")
 """The step itself, and the parity check after it."""
 
 
+class _Finished(NamedTuple):
+    """A file after all steps, and what is known of it."""
+
+    path: Path
+    parities: tuple[Parity, ...]
+    notes: tuple[str, ...]
+    names: dict[str, str]
+    """What the short names of inner values stand for."""
+
+
 def _run_steps(
     build: Build, network: StoredNetwork, exported: ExportedFile, steps: tuple[GraphStep, ...], target: Path
-) -> tuple[Path, tuple[Parity, ...], tuple[str, ...]]:
+) -> _Finished:
     """Apply the steps and check each stage against the network's own outputs."""
     source = exported_file = build.workspace.artifact(exported.sha256)
     if not steps:
         copy_model(source, target, link_weights=True)
-        return target, (), ()
+        return _Finished(target, (), (), {})
     calibration = _calibration(build, network, steps)
     exact_tolerance = HALF_PARITY_TOLERANCE if has_half_weights(load(source, "graph")) else PARITY_TOLERANCE
     drops_rows = any(isinstance(step, DropUnseenRows) for step in steps)  # other ids have other rows then
@@ -234,7 +245,7 @@ def _run_steps(
                 parity = check_parity(
                     build, network, path, stage.name, tolerance, exported.edge_inputs, exported.rounding
                 )
-            return MadeStage(notes=result.notes, parity=parity)
+            return MadeStage(notes=result.notes, parity=parity, names=dict(result.names))
 
         if index == len(steps) - 1:
             found = make(target)
@@ -247,7 +258,7 @@ def _run_steps(
     quantize = next((step for step in steps if isinstance(step, Quantize)), None)
     if quantize is not None and quantize.calibration == "trained" and network.key is not None:
         parities.append(check_imitation(build, network, target, MAX_UNEXPLAINED_RATIO))
-    return target, tuple(parities), tuple(note for one in made for note in one.notes)
+    return _Finished(target, tuple(parities), tuple(note for one in made for note in one.notes), made[-1].names)
 
 
 def _calibration(build: Build, network: StoredNetwork, steps: tuple[GraphStep, ...]) -> Path | None:
@@ -293,17 +304,16 @@ def stage_of(step: GraphStep) -> Stage:
             return Stage("final")
 
 
-def _keep(
-    build: Build, key: str, path: Path, exported: ExportedFile, parities: tuple[Parity, ...], notes: tuple[str, ...]
-) -> Artifact:
+def _keep(build: Build, key: str, exported: ExportedFile, done: _Finished) -> Artifact:
     """Check a finished file against the profile's ceilings, move it into the workspace, and return its facts."""
-    if exported.exporter == "given":
-        run_step("metadata", copy_metadata, build.workspace.artifact(exported.sha256), path)
+    path = done.path
+    given = read_metadata(build.workspace.artifact(exported.sha256)) if exported.exporter == "given" else {}
+    run_step("metadata", write_metadata, path, metadata_for_apps(build) | given)
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     if build.profile.operators == "qdq":
         check_portable(path)
     found = run_step("facts", read_facts, path, build.sample_shapes)
-    notes = (*notes, *found.notes)
+    notes = (*done.notes, *found.notes)
     if found.is_download_estimated:
         notes = (*notes, "download: estimated from every 16th MB of the weights")
     risky = find_saturating_nodes(load(path, "facts"))
@@ -325,6 +335,7 @@ def _keep(
         opset=found.opset,
         ir_version=found.ir_version,
         exporter=exported.exporter,
-        parities=(*exported.parities, *parities),
+        parities=(*exported.parities, *done.parities),
         notes=notes,
+        names=done.names,
     )

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
+
 from edgeopt.model_files.layout import measure_bytes
 from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork
 from edgeopt.pipeline.context import Build
@@ -32,6 +34,8 @@ class MadeStage(Record, frozen=True, kw_only=True):
     notes: tuple[str, ...]
     parity: Parity | None
     """None if the stage is not checked."""
+    names: dict[str, str] = msgspec.field(default_factory=dict)
+    """What new names of inner values stand for."""
 
 
 class SharedStages:

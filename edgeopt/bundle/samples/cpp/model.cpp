@@ -1,0 +1,121 @@
+#include "model.hpp"
+
+#include "inputs.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <numeric>
+#include <stdexcept>
+
+namespace {
+
+constexpr std::size_t SHOWN_CLASSES = 3;
+
+Array arrayOf(const Ort::Value& value, const std::string& name) {
+  if (!value.IsTensor()) throw std::runtime_error("Output '" + name + "' is a list or a table, not an array.");
+  const auto info = value.GetTensorTypeAndShapeInfo();
+  Array array = makeArray(typeOf(info.GetElementType()), info.GetShape());
+  const auto* data = static_cast<const unsigned char*>(value.GetTensorRawData());
+  std::copy(data, data + array.bytes.size(), array.bytes.begin());
+  return array;
+}
+
+/** Returns the best classes of the first sample, one a line. */
+std::string describeScores(const Array& scores, const nlohmann::json& labels) {
+  const std::size_t classes = std::min(scores.size(), static_cast<std::size_t>(scores.shape[1]));
+  std::vector<std::size_t> ranked(classes);
+  std::iota(ranked.begin(), ranked.end(), 0);
+  std::stable_sort(ranked.begin(), ranked.end(), [&](std::size_t a, std::size_t b) {
+    return std::isnan(scores[b]) ? !std::isnan(scores[a]) : scores[a] > scores[b];
+  });
+  ranked.resize(std::min(classes, SHOWN_CLASSES));
+  std::string text;
+  for (const std::size_t index : ranked) {
+    const std::string label = index < labels.size() ? labels.at(index).get<std::string>() : std::to_string(index);
+    text += (text.empty() ? "" : "\n") + label + ": " + textOf(scores[index], 4);
+  }
+  return text;
+}
+
+std::string describeForm(const Array& array, const std::string& name) {
+  std::string sides;
+  for (const std::int64_t side : array.shape) sides += (sides.empty() ? "" : ",") + std::to_string(side);
+  return name + ": " + array.type->name + " [" + sides + "]";
+}
+
+/** Returns the best classes of each output that has scores for them, and the form of other outputs, as text. */
+std::string describe(const Arrays& outputs, const nlohmann::json& manifest) {
+  std::string text;
+  for (const nlohmann::json& tensor : manifest.at("outputs")) {
+    const std::string name = tensor.at("name");
+    const Array& output = outputs.at(name);
+    const nlohmann::json& axis = tensor.at("class_axis");
+    const bool hasScores = output.shape.size() == 2 && (axis == 1 || axis == -1);
+    if (!text.empty()) text += "\n";
+    text += hasScores ? describeScores(output, manifest.at("labels")) : describeForm(output, name);
+  }
+  return text;
+}
+
+}  // namespace
+
+Model openModel(const std::filesystem::path& bundle) {
+  if (OrtGetApiBase()->GetApi(ORT_API_VERSION) == nullptr)
+    throw std::runtime_error(std::string("The library of ONNX Runtime is ") + OrtGetApiBase()->GetVersionString() +
+                             ", older than the headers of 1." + std::to_string(ORT_API_VERSION) +
+                             ": take both from one release.");
+  const Bytes text = readFile(bundle / "manifest.json");
+  Model model;
+  model.bundle = bundle;
+  model.manifest = nlohmann::json::parse(text.begin(), text.end());
+  model.env = Ort::Env(ORT_LOGGING_LEVEL_ERROR, "edgeopt");
+  model.session = Ort::Session(model.env, (bundle / "model.onnx").c_str(), Ort::SessionOptions());
+  return model;
+}
+
+Arrays runModel(Model& model, Arrays& inputs) {
+  const auto memory = Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault);
+  std::vector<const char*> inputNames, outputNames;
+  std::vector<Ort::Value> values;
+  for (auto& [name, array] : inputs) {
+    inputNames.push_back(name.c_str());
+    values.push_back(Ort::Value::CreateTensor(memory, array.bytes.data(), array.bytes.size(), array.shape.data(),
+                                              array.shape.size(), array.type->code));
+  }
+  for (const nlohmann::json& tensor : model.manifest.at("outputs"))
+    outputNames.push_back(tensor.at("name").get_ref<const std::string&>().c_str());
+  const std::vector<Ort::Value> found = model.session.Run(Ort::RunOptions(), inputNames.data(), values.data(),
+                                                          values.size(), outputNames.data(), outputNames.size());
+  Arrays outputs;
+  for (std::size_t i = 0; i < found.size(); i++) outputs.emplace(outputNames[i], arrayOf(found[i], outputNames[i]));
+  return outputs;
+}
+
+std::string answer(Model& model, const Bytes& file) {
+  if (model.manifest.at("inputs").size() != 1)
+    throw std::runtime_error("The model takes several inputs: make them as manifest.json says, and call runModel.");
+  const nlohmann::json& tensor = model.manifest.at("inputs").at(0);
+  Array input = makeInput(file, tensor);
+  const nlohmann::json& batch = tensor.at("shape").at(0);
+  if (batch.is_number()) {  // a fixed batch: all the same
+    const Bytes one = input.bytes;
+    input.shape[0] = batch;
+    for (std::int64_t i = 1; i < input.shape[0]; i++) input.bytes.insert(input.bytes.end(), one.begin(), one.end());
+  }
+  Arrays inputs{{tensor.at("name").get<std::string>(), input}};
+  return describe(runModel(model, inputs), model.manifest);
+}
+
+std::size_t largestOf(const Array& scores, std::size_t start, std::size_t count) {
+  std::size_t best = 0;
+  for (std::size_t index = 1; index < count; index++)
+    if (scores[start + index] > scores[start + best]) best = index;
+  return best;
+}
+
+std::string textOf(double number, int digits) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.*g", digits, number);
+  return text;
+}

@@ -37,6 +37,7 @@ HOT_C = 60.0
 
 NoiseKind = Literal["load", "drift", "two speeds", "unlike processes", "few runs", "heat"]
 
+_REPORTED_CONFIDENCE = 0.95
 _MIN_EFFECT_RATIO = 0.01
 """A smaller difference in time counts as none: nobody would ship another file for it, and a different memory layout
 causes as much."""
@@ -311,6 +312,21 @@ def verdict(comparison: Comparison) -> Literal["faster", "slower", "no differenc
     if interval.low > 1 + _MIN_EFFECT_RATIO:
         return "slower"
     return "no difference"
+
+
+def end_at(point: float, end: float, confidence: float) -> float:
+    """Return an end of an interval for another confidence, as of a normal distribution.
+
+    Args:
+        point: The estimate.
+        end: Of its 95 % interval, lower or upper.
+        confidence: In 0..1; the estimate itself at 0.
+    """
+    if confidence == _REPORTED_CONFIDENCE:
+        return end
+    normal = statistics.NormalDist()
+    ratio = normal.inv_cdf((1 + confidence) / 2) / normal.inv_cdf((1 + _REPORTED_CONFIDENCE) / 2)
+    return point + ratio * (end - point)
 
 
 def paired_drop_interval(

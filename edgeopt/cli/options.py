@@ -53,6 +53,12 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
     ("--max-flips", parse_limit, "Share of the trained network's answers that may change, for better or worse."),
     ("--throughput", parse_limit, "Minimum samples per second, at the target's batch size."),
     (
+        "--confidence",
+        float,
+        "Limits on times, score and answers are judged by the worse end of an interval; this is its confidence "
+        "(default: the target's, 0.95).",
+    ),
+    (
         "--size-metric",
         click.Choice(["file", "download"]),
         "The size that counts: of the file, or of the deflated file.",

@@ -34,6 +34,8 @@ class LimitOptions(Record, frozen=True, kw_only=True):
     """Share of the trained network's answers."""
     throughput: float | Waived | None = None
     """Samples a second."""
+    confidence: float | None = None
+    """Of the intervals whose worse end has to keep a limit, in 0..1."""
     size_metric: SizeMetric | None = None
     prefer: Preference | None = None
     """What the winner has least of; not a limit, but chosen with them."""
@@ -97,6 +99,10 @@ def check_options(options: LimitOptions, prefix: str, *, any_unit: bool = False)
             f"{option} 0 cannot be shown by any number of samples; write 0.05 for five points of a class."
         )
     _check_score_limit("min_score", options.min_score, prefix, any_unit)
+    if options.confidence is not None and not 0.5 <= options.confidence < 1:
+        option, value = _format_option("confidence", prefix), options.confidence
+        advice = f"write {value / 100:g}" if 50 <= value < 100 else "95 in 100 are 0.95, the default"
+        raise ConfigError(f"{option} {value:g} is not from 0.5 to below 1; {advice}.")
 
 
 def check_budget(budget: Budget, source: str) -> None:
@@ -122,6 +128,8 @@ def check_budget(budget: Budget, source: str) -> None:
         raise ConfigError(f"{source}: max_class_drop is 0, which no number of samples can show; 0.05 is five points.")
     if score is not None and not math.isfinite(score):
         raise ConfigError(f"{source}: min_score is {score}; a score is a finite number.")
+    if not 0.5 <= budget.confidence < 1:
+        raise ConfigError(f"{source}: confidence is {budget.confidence}; it has to be from 0.5 to below 1.")
     if not 1 <= budget.latency_percentile <= 99:
         raise ConfigError(f"{source}: latency_percentile is {budget.latency_percentile}; it has to be from 1 to 99.")
     if budget.batch_size < 1:
@@ -176,7 +184,7 @@ def _replace(budget: Budget, options: LimitOptions, prefix: str, *, any_unit: bo
     for name, value in in_same_unit.items():
         if value is not None:
             changes[name] = None if value == "none" else float(value)
-    for name in ("size_metric", "prefer"):
+    for name in ("size_metric", "prefer", "confidence"):
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
     return msgspec.structs.replace(budget, **changes)

@@ -205,13 +205,14 @@ def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) ->
     if scores is None:
         return []
     single = check.kind is None or all(_are_single(check.kind, target) for target in build.data.targets)
-    needed = samples_needed(scores, allowed, single_answers=single)
+    confidence = build.budget.confidence
+    needed = samples_needed(scores, allowed, confidence, single_answers=single)
     if len(scores) >= needed:
         return []
-    margin = expected_margin(scores, allowed, single_answers=single)
+    margin = expected_margin(scores, allowed, confidence, single_answers=single)
     return [
-        f"{len(scores):,} samples cannot show a score drop of {allowed:g} at 95 %; about {needed:,} can. The end of "
-        f"the interval that decides is expected to be {margin:.2g} above the drop that is found."
+        f"{len(scores):,} samples cannot show a score drop of {allowed:g} at {100 * confidence:g} %; about {needed:,} "
+        f"can. The end of the interval that decides is expected to be {margin:.2g} above the drop that is found."
     ]
 
 

@@ -9,6 +9,7 @@ from edgeopt.records.base import Record
 Limit = Literal["latency", "throughput", "memory", "size", "score", "class", "flips"]
 SizeMetric = Literal["file", "download"]
 Preference = Literal["size", "latency", "memory"]
+DEFAULT_CONFIDENCE = 0.95
 
 
 class Budget(Record, frozen=True, kw_only=True):
@@ -36,6 +37,8 @@ class Budget(Record, frozen=True, kw_only=True):
     """How much less often the answer may be right in any class."""
     max_flip_ratio: float | None = None
     """Share of the baseline's answers that may change."""
+    confidence: float = DEFAULT_CONFIDENCE
+    """Of the intervals whose worse end has to keep the limits on latency, throughput, score and answers."""
     prefer: Preference = "size"
     """What the winner has least of, among the trials that keep every limit; see ``edgeopt.select.preference``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from edgeopt.records.budget import DEFAULT_CONFIDENCE
 from edgeopt.report import sentences, words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.proof import drop_name, is_higher_better
@@ -21,6 +22,9 @@ def noise_notes(document: Document) -> list[str]:
         elif low <= 0 <= high:
             interval = f"{words.score(low)} to {words.score(high)} (95 %)"
             notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")
+    confidence = document.budget.confidence
+    if confidence != DEFAULT_CONFIDENCE:
+        notes.append(f"Limits are judged by the worse end of {100 * confidence:g} % intervals; those shown are 95 %.")
     near = [t for t in sentences.smaller_trials(document) if t.misses and all(miss.within_noise for miss in t.misses)]
     for trial in near:
         missed = words.listed(

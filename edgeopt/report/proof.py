@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
@@ -10,6 +10,7 @@ from edgeopt.report import words
 from edgeopt.report.document import TrialPart
 from edgeopt.report.parts import Span
 from edgeopt.report.words import Unit
+from edgeopt.statistics import end_at
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class ProofRow:
     unit: Unit
     found: float | None
     interval: Span | None
-    """95 %; the worse end decides."""
+    """95 %; its worse end decides, or that of another confidence."""
     allowed: float | None
     floor: bool
     """True if ``allowed`` is a minimum."""
     miss: Miss | None
+    confidence: float = 0.95
+    """Of the interval whose worse end decides."""
 
     @property
     def kept(self) -> bool | None:
@@ -35,7 +38,9 @@ class ProofRow:
     @property
     def judged(self) -> float | None:
         """The number that decides: the worse end of the interval, or the number itself."""
-        return self.found if self.interval is None else self.interval[0 if self.floor else 1]
+        if self.interval is None or self.found is None:
+            return self.found
+        return end_at(self.found, self.interval[0 if self.floor else 1], self.confidence)
 
     @property
     def found_text(self) -> str:
@@ -73,7 +78,7 @@ def build_proof(trial: TrialPart, budget: Budget) -> tuple[ProofRow, ...]:
     if budget.min_throughput_per_s is not None:
         rows.append(_throughput(trial, budget))
     rows += [_memory(trial, budget), _size(trial, budget), *_score(trial, budget), *_answers(trial, budget)]
-    return tuple(rows)
+    return tuple(replace(row, confidence=budget.confidence) for row in rows)
 
 
 def _miss(trial: TrialPart, limit: Limit, allowed: float | None) -> Miss | None:

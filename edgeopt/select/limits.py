@@ -1,7 +1,7 @@
 """Judge one trial by the budget: a ``LimitFinding`` for each limit that is not waived, and a ``Verdict``.
 
-Latency and throughput are judged by the worse end of their 95 % interval, a score drop by the upper end of its paired
-interval; everything else is a plain number. A missing metric is a missed limit.
+Latency and throughput are judged by the worse end of their interval, a score drop by the upper end of its paired
+interval, at the budget's confidence; everything else is a plain number. A missing metric is a missed limit.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgeopt.records.measurement import Measurement, Memory
 from edgeopt.records.recipe import LowRank
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
-from edgeopt.statistics import Interval, comparison_ratio, latency_interval_ms, percentile_interval, verdict
+from edgeopt.statistics import Interval, comparison_ratio, end_at, latency_interval_ms, percentile_interval, verdict
 
 _MIN_SCORE_SCALE_RATIO = 0.01
 """Of the baseline's score: the unit for "how far off" if the budget allows (almost) no drop."""
@@ -106,14 +106,16 @@ def _judge_timing(measurement: Measurement, budget: Budget) -> Iterator[LimitFin
     at_this_batch = measurement.batch_size == budget.batch_size
     if budget.max_latency_ms is not None:
         interval = latency_interval(measurement, budget.latency_percentile)
-        point, high = (interval.value, interval.high) if at_this_batch else (math.nan, math.nan)
+        high = end_at(interval.value, interval.high, budget.confidence)
+        point, high = (interval.value, high) if at_this_batch else (math.nan, math.nan)
         allowed = budget.max_latency_ms
         yield LimitFinding("latency", point, high, allowed, floor=False, scale=allowed or 1.0)
     if budget.min_throughput_per_s is not None:
         median_ms = latency_interval(measurement, 50)
         samples = measurement.batch_size if at_this_batch else math.nan
         allowed = budget.min_throughput_per_s
-        point, low = (1000.0 * samples / ms for ms in (median_ms.value, median_ms.high))
+        slow_ms = end_at(median_ms.value, median_ms.high, budget.confidence)
+        point, low = (1000.0 * samples / ms for ms in (median_ms.value, slow_ms))
         yield LimitFinding("throughput", point, low, allowed, floor=True, scale=allowed or 1.0)
 
 
@@ -136,11 +138,16 @@ def judge_score_limits(score: Score, budget: Budget) -> Iterator[LimitFinding]:
         scale = max(baseline - budget.min_score if higher else budget.min_score - baseline, min_scale)
         yield LimitFinding("score", score.value, score.value, budget.min_score, floor=higher, scale=scale)
     if budget.max_score_drop is not None:
-        high = score.drop if score.drop_ci95 is None else score.drop_ci95[1]
+        high = judged_drop(score, budget)
         scale = max(budget.max_score_drop, min_scale)
         yield LimitFinding("score", score.drop, high, budget.max_score_drop, floor=False, scale=scale, is_drop=True)
 
     yield from _judge_answers(score, budget)
+
+
+def judged_drop(score: Score, budget: Budget) -> float:
+    """Return the end of the drop's interval that has to keep the limit; the drop itself if it has no interval."""
+    return score.drop if score.drop_ci95 is None else end_at(score.drop, score.drop_ci95[1], budget.confidence)
 
 
 def score_floor(baseline: Score, budget: Budget) -> ScoreFloor | None:
@@ -159,13 +166,23 @@ def _judge_answers(score: Score, budget: Budget) -> Iterator[LimitFinding]:
     answers = score.answers
     worst = answers.worst_class if answers is not None else None
     if budget.max_class_drop is not None:
-        point, high = (math.nan, math.nan) if worst is None else (worst.drop, worst.drop_ci95[1])
+        found = None if worst is None else (worst.drop, worst.drop_ci95)
+        point, high = _with_end(found, budget)
         scale = max(budget.max_class_drop, _MIN_SCORE_SCALE_RATIO)
         yield LimitFinding("class", point, high, budget.max_class_drop, floor=False, scale=scale, is_drop=True)
     if budget.max_flip_ratio is not None:
-        point, high = (math.nan, math.nan) if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95[1])
+        found = None if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95)
+        point, high = _with_end(found, budget)
         scale = max(budget.max_flip_ratio, _MIN_SCORE_SCALE_RATIO)
         yield LimitFinding("flips", point, high, budget.max_flip_ratio, floor=False, scale=scale)
+
+
+def _with_end(found: tuple[float, tuple[float, float]] | None, budget: Budget) -> tuple[float, float]:
+    """Return a value and the upper end of its interval at the budget's confidence; NaN if it is missing."""
+    if found is None:
+        return math.nan, math.nan
+    point, (_, high) = found
+    return point, end_at(point, high, budget.confidence)
 
 
 def find_float_counterpart(trial: Trial, trials: Iterable[Trial]) -> Trial | None:

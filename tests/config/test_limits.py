@@ -73,6 +73,13 @@ def test_a_percentage_is_refused_with_the_ratio_that_was_meant(name, value, mean
         resolve_budget(PROFILE, None, LimitOptions(**{name: value}), None)
 
 
+@pytest.mark.parametrize(("value", "advice"), [(90, "write 0.9"), (0.3, "95 in 100 are 0.95"), (1.0, "0.95")])
+def test_a_confidence_that_is_none_is_refused(value, advice):
+    with pytest.raises(ConfigError, match=f"--confidence {value:g} is not from 0.5 to below 1; .*{advice}"):
+        resolve_budget(PROFILE, None, None, LimitOptions(confidence=value))
+    assert resolve_budget(PROFILE, None, LimitOptions(confidence=0.9), None).confidence == 0.9
+
+
 def test_a_tasks_own_budget_may_use_another_unit_of_score():
     assert resolve_budget(PROFILE, a_budget(min_score=40.0, max_score_drop=3.0), None, None).min_score == 40.0
 

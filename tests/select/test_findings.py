@@ -7,6 +7,8 @@ from builders import a_baseline, a_budget, a_choice, a_trial
 from msgspec.structs import replace
 
 from edgeopt.records.trial import AnswerChanges, ClassDrop
+from edgeopt.report.document import build_document
+from edgeopt.report.proof import build_proof
 from edgeopt.select.limits import judge_limits, judge_score_limits
 from edgeopt.statistics import latency_interval_ms
 
@@ -17,6 +19,11 @@ def misses(trial, **limits):
 
 def names(trial, **limits):
     return [miss.limit for miss in misses(trial, **limits)]
+
+
+def a_choice_document(trial, budget):
+    """Return a trial as the report shows it."""
+    return build_document(a_choice((a_baseline(), trial), budget)).trials[1]
 
 
 def test_latency_is_judged_by_the_upper_end_of_its_interval():
@@ -82,6 +89,20 @@ def test_a_drop_is_judged_by_the_upper_end_of_its_paired_interval():
     [miss] = misses(trial)
     assert (miss.limit, miss.found, miss.within_noise) == ("score", 0.012, True)
     assert misses(a_trial(1, drop=0.008)) == ()
+
+
+@pytest.mark.parametrize(("confidence", "judged"), [(0.5, 0.00775), (0.9, 0.0117), (0.95, 0.013), (0.99, 0.0155)])
+def test_the_confidence_of_the_budget_moves_the_end_that_is_judged(confidence, judged):
+    trial = a_trial(drop=0.005, drop_ci95=(-0.002, 0.013), latency_ms=0.2)
+    budget = a_budget(max_score_drop=0.013, confidence=confidence)
+    found = {finding.limit: finding for finding in judge_limits(trial.outcome, budget)}
+    assert found["score"].judged == pytest.approx(judged, abs=2e-3 * judged + 1e-4)
+    assert found["score"].kept is (confidence <= 0.95)
+    point, _, high = latency_interval_ms(trial.outcome.measurement, budget.latency_percentile)
+    share = (judged - 0.005) / 0.008
+    assert found["latency"].judged == pytest.approx(point + share * (high - point), rel=1e-2)
+    (row,) = (row for row in build_proof(a_choice_document(trial, budget), budget) if row.limit == "score")
+    assert row.judged == found["score"].judged
 
 
 def test_a_minimum_score_and_a_maximum_drop_both_hold():

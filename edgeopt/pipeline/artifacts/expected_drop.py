@@ -17,7 +17,7 @@ from edgeopt.records.choice import Choice, ExpectedDrop
 from edgeopt.records.trial import Measured, Trial
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.optimism import ScoredFile, estimate_optimism
-from edgeopt.select.limits import measured_size
+from edgeopt.select.limits import judged_drop, measured_size
 
 
 def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
@@ -88,7 +88,8 @@ def _scored_file(build: Build, evaluator: Evaluator, trial: Trial, base: FileSco
     else:
         return None
     size = measured_size(trial.outcome.artifact, build.budget)
-    return ScoredFile(size_bytes=size, drop_of=drop_of, drop=score.drop, margin=score.drop_ci95[1] - score.drop)
+    margin = judged_drop(score, build.budget) - score.drop
+    return ScoredFile(size_bytes=size, drop_of=drop_of, drop=score.drop, margin=margin)
 
 
 def _mean_drop(differences: NDArray[np.float64], counts: NDArray[np.int64]) -> float:

@@ -268,11 +268,11 @@ def check_limits(
     facts = read_facts(bundle / "model.onnx")
     size_bytes = facts.download_bytes if budget.size_metric == "download" else facts.size_bytes
     for limit in judge_device_limits(measurement, size_bytes, budget):
-        yield _limit_finding(limit)
+        yield _limit_finding(limit, budget.confidence)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
             if limit.limit not in ("class", "flips"):
-                yield _limit_finding(limit, score.score.direction)
+                yield _limit_finding(limit, budget.confidence, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
@@ -282,14 +282,15 @@ def check_limits(
             yield CheckFinding(kind="limit", name=name, status="note", text=text)
 
 
-def _limit_finding(limit: LimitFinding, direction: ScoreDirection = "higher") -> CheckFinding:
+def _limit_finding(limit: LimitFinding, confidence: float, direction: ScoreDirection = "higher") -> CheckFinding:
     unit = _UNITS[limit.limit]
     allowed = f"{'at least' if limit.floor else 'at most'} {words.limit(limit.allowed, unit)}"
     if limit.missing:
         text = f"could not be measured; limit: {allowed}"
     else:
         end = "down" if limit.floor else "up"
-        interval = "" if limit.judged == limit.point else f" (95 %: {end} to {words.quantity(limit.judged, unit)})"
+        interval = f" ({100 * confidence:g} %: {end} to {words.quantity(limit.judged, unit)})"
+        interval = "" if limit.judged == limit.point else interval
         noise = "" if limit.kept or not limit.to_miss().within_noise else ", within the noise"
         drop = ("a drop of " if direction == "higher" else "an increase of ") if limit.is_drop else ""
         text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{interval}, {allowed}{noise}"

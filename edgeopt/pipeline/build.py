@@ -55,6 +55,7 @@ from edgeopt.records.scoring import ScoreWish
 from edgeopt.records.trial import Measured
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
+from edgeopt.report import words
 from edgeopt.select.decision import choose
 from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
@@ -134,7 +135,9 @@ def build(
         choice = decide(opened, search, remarks, request.notes)
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
-        return write_finished(opened, choice, out, request.command)
+        choice = write_finished(opened, choice, out, request.command)
+        opened.ledger.end_build(search.runner.build_number)
+        return choice
 
 
 def quick_profile(profile: Profile) -> Profile:
@@ -250,8 +253,24 @@ def start(build: Build) -> Search:
     for note in model_notes(exported):
         build.progress("note", note)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
+    _count_interrupted(build, number)
     evaluator = Evaluator(build, baseline.exported.sha256)
     return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
+
+
+def _count_interrupted(build: Build, number: int) -> None:
+    """Count the time of interrupted builds that this one goes on from, and say what they finished."""
+    before = build.ledger.find_interrupted(number)
+    if not before.parts:
+        return
+    build.clock.seconds["before an interruption"] = before.seconds
+    found = [
+        words.plural(before.parts[kind], name)
+        for kind, name in (("network", "training"), ("artifact", "file"), ("measurement", "measurement"))
+        if kind in before.parts
+    ]
+    kept = words.listed(found) if found else "some preparations"
+    build.progress("resume", f"an interrupted build left {kept}, made in {words.duration(before.seconds)}")
 
 
 def export_original(build: Build, task: CheckedTask) -> tuple[ExportedNetwork, ExportedNetwork]:

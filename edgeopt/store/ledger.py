@@ -31,11 +31,20 @@ create table if not exists parts (
     kind text not null, key text not null, json blob not null, finished_at real not null, primary key (kind, key));
 create table if not exists builds (
     id integer primary key, task text not null, target text not null, fingerprint text not null,
-    started_at real not null);
+    started_at real not null, ended_at real);
 create table if not exists trials (
     build integer not null references builds(id), number integer not null, json blob not null,
     finished_at real not null, primary key (build, number));
 """
+
+
+class Interrupted(NamedTuple):
+    """What builds did that were interrupted, and that the next one of the same task and target goes on from."""
+
+    seconds: float
+    """From the begin of each to its last finished part."""
+    parts: dict[str, int]
+    """How many parts of each kind they finished."""
 
 
 class StoredTrials(NamedTuple):
@@ -68,6 +77,9 @@ class Ledger:
                     "trials are no longer needed."
                 )
             self._database.executescript(_SCHEMA)
+            if "ended_at" not in {row[1] for row in self._database.execute("pragma table_info(builds)")}:
+                self._database.execute("alter table builds add column ended_at real")
+                self._database.execute("update builds set ended_at = started_at")  # of older versions: not known
             self._database.execute(f"pragma user_version = {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise self._broken(error) from error
@@ -139,6 +151,31 @@ class Ledger:
             (task, target, fingerprint, time.time()),
         )
         return int(str(rows[0][0]))
+
+    def end_build(self, build: int) -> None:
+        """Record that a build came to its end."""
+        self._run("update builds set ended_at = ? where id = ?", (time.time(), build))
+
+    def find_interrupted(self, build: int) -> Interrupted:
+        """Return what the interrupted builds right before a build did, of the same task, data and target."""
+        rows = self._run(
+            "select started_at, ended_at, (select min(started_at) from builds as later where later.id > builds.id) "
+            "from builds where id < ? and (task, target, fingerprint) = "
+            "(select task, target, fingerprint from builds where id = ?) order by id desc",
+            (build, build),
+        )
+        seconds, parts = 0.0, dict[str, int]()
+        for started, ended, next_started in rows:
+            if ended is not None:
+                break
+            found = self._run(
+                "select kind, count(*), max(finished_at) from parts where finished_at between ? and ? group by kind",
+                (started, next_started),
+            )
+            for kind, count, _ in found:
+                parts[str(kind)] = parts.get(str(kind), 0) + int(str(count))
+            seconds += max((float(str(last)) for *_, last in found), default=float(str(started))) - float(str(started))
+        return Interrupted(seconds, parts)
 
     def add_trial(self, build: int, trial: Trial) -> None:
         """Write a finished trial."""

@@ -251,7 +251,10 @@ def test_a_killed_build_loses_no_finished_work_and_finds_the_same_winner_when_ru
     assert not (tmp_path / "edgeopt-out").exists()
     done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"resume: an interrupted build left .*\d+ files?.*, made in \d", done.stderr)
     resumed, uninterrupted = choice_of(tmp_path), choice_of(folder)
+    assert resumed["seconds"]["before an interruption"] > 1
+    assert "before an interruption" not in uninterrupted["seconds"]
     assert resumed["winner"]["recipe"] == uninterrupted["winner"]["recipe"]
     assert_same_winner(resumed, done.stderr, uninterrupted, first.stderr)
 

@@ -105,6 +105,35 @@ def test_trials_come_back_by_build(tmp_path):
     ledger.close()
 
 
+def test_what_interrupted_builds_finished_is_known_to_the_next_one_of_the_same_target(tmp_path):
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ended = ledger.start_build("fashion", "phone", "f")
+    ledger.put(Key("network", "of the build that ended"), SCORE)
+    ledger.end_build(ended)
+    for name in ("first", "second"):
+        ledger.start_build("fashion", "phone", "f")
+        ledger.put(Key("network", name), SCORE)
+        ledger.put(Key("score", name), SCORE)
+        ledger.start_build("fashion", "car", "f")
+        ledger.put(Key("artifact", name), SCORE)
+    found = ledger.find_interrupted(ledger.start_build("fashion", "phone", "f"))
+    assert found.parts == {"network": 2, "score": 2}
+    assert 0 < found.seconds < 10
+    assert ledger.find_interrupted(ledger.start_build("fashion", "phone", "another model")).parts == {}
+
+
+def test_builds_of_a_ledger_that_did_not_record_their_end_are_not_interrupted(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path).close()
+    with sqlite3.connect(path) as database:
+        database.execute("alter table builds drop column ended_at")
+        database.execute("insert into builds (task, target, fingerprint, started_at) values ('t', 'phone', 'f', 1.0)")
+    database.close()
+    ledger = Ledger(path)
+    ledger.put(Key("network", "old"), SCORE)
+    assert ledger.find_interrupted(ledger.start_build("t", "phone", "f")).parts == {}
+
+
 def test_a_file_that_is_not_a_ledger_is_reported(tmp_path):
     (tmp_path / "ledger.sqlite").write_bytes(b"this is not a database, it is a text that is long enough" * 20)
     with pytest.raises(WorkspaceError, match="cannot be used"):

@@ -42,7 +42,7 @@ VERDICTS = {
     "runtimes",
     multiple=True,
     metavar="VERSION",
-    help="Also run here with this onnxruntime, installed apart ('oldest': the target's oldest); may be repeated.",
+    help="Also compare golden outputs here in this onnxruntime, installed apart ('oldest': that of the target).",
 )
 @click.option(
     "--target", metavar="NAME", help="Run with the settings of another target (name or .toml); the limits don't change."
@@ -98,15 +98,17 @@ def command(
     from edgeopt.errors import ConfigError, DeviceError
     from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.pipeline.verify.findings import device_failed
+    from edgeopt.pipeline.verify.runtimes import check_in_runtime, choose_version
 
     release = _open_release(against, max_regression)
     _check_folders(junit, summary)
-    profile = load_profile(target or read_manifest(bundle).target)
+    manifest = read_manifest(bundle)
+    profile = load_profile(target or manifest.target)
+    versions = [choose_version(one, manifest.min_onnxruntime or profile.min_onnxruntime) for one in runtimes]
     results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:
         evaluation = _load_evaluation(score, data, data_options, progress)
-        uris = [*(device_uris or (profile.device,)), *_runtime_uris(runtimes, profile, progress)]
-        targets = {uri: _run_target(uri, profile, allow_fallback) for uri in uris}
+        targets = {uri: _run_target(uri, profile, allow_fallback) for uri in device_uris or (profile.device,)}
         for uri, run_target in targets.items():
             try:
                 result = check_bundle(
@@ -117,10 +119,13 @@ def command(
                     release=release,
                 )
             except (DeviceError, ConfigError) as error:
-                if len(targets) == 1 and junit is None and summary is None:
+                if len(targets) == 1 and not versions and junit is None and summary is None:
                     raise
                 result = device_failed(bundle, profile.name, uri, error)  # the others are checked all the same
             results.append(result)
+        results += [
+            check_in_runtime(bundle, version, profile, lambda text: progress("check", text)) for version in versions
+        ]
     _report(results, as_json, junit, summary)
     return max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
 
@@ -145,14 +150,6 @@ def _check_folders(*reports: Path | None) -> None:
     for report in filter(None, reports):
         if not report.absolute().parent.is_dir():
             raise InputError(f"{report} cannot be written: {report.absolute().parent} is not a folder. Make it first.")
-
-
-def _runtime_uris(versions: tuple[str, ...], profile: Profile, progress: ProgressDisplay) -> list[str]:
-    """Return this machine as a device with other versions of ONNX Runtime."""
-    from edgeopt.pipeline.verify.runtimes import find_runtime
-
-    found = [find_runtime(one, profile.min_onnxruntime, lambda text: progress("check", text)) for one in versions]
-    return [f"local:?python={python}" for python in found]
 
 
 def _run_target(uri: str, profile: Profile, allow_fallback: tuple[str, ...]) -> RunTarget:

@@ -55,7 +55,7 @@ _LIMITS: tuple[tuple[str, Any, str], ...] = (
     (
         "--confidence",
         float,
-        "Limits on times, score and answers are judged by the worse end of an interval; this is its confidence "
+        "Limits on times and on the drop are judged by the worse end of an interval; this is its confidence "
         "(default: the target's, 0.95).",
     ),
     (

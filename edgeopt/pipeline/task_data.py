@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 from edgeopt.bench.outputs import write_batches
 from edgeopt.bench.requests import file_sha256
 from edgeopt.bundle.stated_inputs import GoldenInput, StatedInputs, compare_inputs
 from edgeopt.graph.counting.macs import count_macs
+from edgeopt.graph.model import separate_names
+from edgeopt.model_files.tensors import copy_model_proto
 from edgeopt.pipeline.evaluation import EvaluationSet, NamedArrays
 from edgeopt.pipeline.judged_sizes import DimensionSizes, dynamic_dims, parity_sizes, resize_arrays
 from edgeopt.pipeline.onnx_teacher import TEACHER_STAGE, teacher_files
@@ -31,6 +32,8 @@ from edgeopt.task.nesting import tensors_of, words_of
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
+OWN_METADATA = "edgeopt."
+"""Names in a file's metadata that begin so are written by a build."""
 _PARITY_SAMPLES, _MIN_PARITY_SAMPLES = 32, 4
 _MAX_PARITY_WORK = 50_000_000_000
 """Of one run over these samples (``MacCount.work``): about a second. Large networks are compared on fewer."""
@@ -72,7 +75,9 @@ class TaskData(EvaluationSet):
             name: tuple(1 if number == axis else size for number, size in enumerate(array.shape))
             for (name, array), axis in zip(batch.items(), task.axes.inputs, strict=False)
         }
-        work = count_macs(onnx.load(task.path, load_external_data=False), shapes).work
+        model = copy_model_proto(task.given.model)
+        separate_names(model.graph)
+        work = count_macs(model, shapes).work
         return min(_PARITY_SAMPLES, max(_MIN_PARITY_SAMPLES, _MAX_PARITY_WORK // max(1, work)))
 
     def _first_samples(self, count: int) -> NamedArrays:
@@ -120,6 +125,14 @@ class TaskData(EvaluationSet):
         first = self._call_user("train_batches()", self._to_arrays, lambda: task.train_epoch(0), 1)
         _update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]
+
+    @cached_property
+    def given_metadata(self) -> dict[str, str]:
+        """The metadata of a given file, which its apps may read, without what an earlier build wrote."""
+        if not isinstance(self.task, OnnxTask):
+            return {}
+        found = {entry.key: entry.value for entry in self.task.given.model.metadata_props}
+        return {key: value for key, value in found.items() if not key.startswith(OWN_METADATA)}
 
     @cached_property
     def stated_inputs(self) -> StatedInputs:

@@ -38,7 +38,7 @@ class Budget(Record, frozen=True, kw_only=True):
     max_flip_ratio: float | None = None
     """Share of the baseline's answers that may change."""
     confidence: float = DEFAULT_CONFIDENCE
-    """Of the intervals whose worse end has to keep the limits on latency, throughput, score and answers."""
+    """Of the intervals whose worse end has to keep the limits on latency, throughput and the drop of the score."""
     prefer: Preference = "size"
     """What the winner has least of, among the trials that keep every limit; see ``edgeopt.select.preference``."""
 

@@ -40,7 +40,10 @@ class ProofRow:
         """The number that decides: the worse end of the interval, or the number itself."""
         if self.interval is None or self.found is None:
             return self.found
-        return end_at(self.found, self.interval[0 if self.floor else 1], self.confidence)
+        end = self.interval[0 if self.floor else 1]
+        if self.unit == "per_s":  # the time of a sample has the interval
+            return 1 / end_at(1 / self.found, 1 / end, self.confidence) if self.found and end else end
+        return end_at(self.found, end, self.confidence)
 
     @property
     def found_text(self) -> str:
@@ -78,7 +81,7 @@ def build_proof(trial: TrialPart, budget: Budget) -> tuple[ProofRow, ...]:
     if budget.min_throughput_per_s is not None:
         rows.append(_throughput(trial, budget))
     rows += [_memory(trial, budget), _size(trial, budget), *_score(trial, budget), *_answers(trial, budget)]
-    return tuple(replace(row, confidence=budget.confidence) for row in rows)
+    return tuple(row if row.limit in ("class", "flips") else replace(row, confidence=budget.confidence) for row in rows)
 
 
 def _miss(trial: TrialPart, limit: Limit, allowed: float | None) -> Miss | None:

@@ -1,7 +1,8 @@
 """Judge one trial by the budget: a ``LimitFinding`` for each limit that is not waived, and a ``Verdict``.
 
 Latency and throughput are judged by the worse end of their interval, a score drop by the upper end of its paired
-interval, at the budget's confidence; everything else is a plain number. A missing metric is a missed limit.
+interval, at the budget's confidence. Classes and changed answers are judged by intervals of 95 %, which also decide
+which of them is the worst; everything else is a plain number. A missing metric is a missed limit.
 """
 
 from __future__ import annotations
@@ -166,23 +167,13 @@ def _judge_answers(score: Score, budget: Budget) -> Iterator[LimitFinding]:
     answers = score.answers
     worst = answers.worst_class if answers is not None else None
     if budget.max_class_drop is not None:
-        found = None if worst is None else (worst.drop, worst.drop_ci95)
-        point, high = _with_end(found, budget)
+        point, high = (math.nan, math.nan) if worst is None else (worst.drop, worst.drop_ci95[1])
         scale = max(budget.max_class_drop, _MIN_SCORE_SCALE_RATIO)
         yield LimitFinding("class", point, high, budget.max_class_drop, floor=False, scale=scale, is_drop=True)
     if budget.max_flip_ratio is not None:
-        found = None if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95)
-        point, high = _with_end(found, budget)
+        point, high = (math.nan, math.nan) if answers is None else (answers.flip_ratio, answers.flip_ratio_ci95[1])
         scale = max(budget.max_flip_ratio, _MIN_SCORE_SCALE_RATIO)
         yield LimitFinding("flips", point, high, budget.max_flip_ratio, floor=False, scale=scale)
-
-
-def _with_end(found: tuple[float, tuple[float, float]] | None, budget: Budget) -> tuple[float, float]:
-    """Return a value and the upper end of its interval at the budget's confidence; NaN if it is missing."""
-    if found is None:
-        return math.nan, math.nan
-    point, (_, high) = found
-    return point, end_at(point, high, budget.confidence)
 
 
 def find_float_counterpart(trial: Trial, trials: Iterable[Trial]) -> Trial | None:

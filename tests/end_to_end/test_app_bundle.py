@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 
@@ -58,6 +59,13 @@ def test_the_file_itself_says_how_inputs_are_made_and_what_the_classes_are(folde
     assert json.loads(metadata["edgeopt.inputs"])[tensor["name"]]["mean"] == tensor["preprocessing"]["mean"]
     assert set(metadata) == {"edgeopt.inputs", "edgeopt.labels"}
     assert choice_of(folder)["winner"]["size_bytes"] == (bundle / "model.onnx").stat().st_size
+
+
+def test_the_baseline_is_the_network_as_it_was_exported(folder):
+    baseline = choice_of(folder)["trials"][0]
+    with sqlite3.connect(folder / ".edgeopt" / "ledger.sqlite") as ledger:
+        rows = ledger.execute("select json from parts where kind = 'exported-file'").fetchall()
+    assert baseline["onnx"] in {f"artifacts/{json.loads(row[0])['sha256']}.onnx" for row in rows}
 
 
 def test_the_manifest_says_what_short_names_stand_for(folder):

@@ -3,8 +3,10 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import tiny_task
 import torch
@@ -14,6 +16,7 @@ from edgeopt.errors import TaskError
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 
 class CountedBatches:
@@ -87,3 +90,13 @@ def test_a_task_may_show_other_samples(tmp_path):
 def test_other_samples_of_a_wrong_shape_are_refused(tmp_path):
     with pytest.raises(TaskError, match=r"golden_inputs\(\)"):
         golden_of(tmp_path, torch.ones(3, 1, 9, 8))
+
+
+def test_metadata_of_a_given_file_is_kept_but_not_what_an_earlier_build_wrote():
+    task = OnnxTask.__new__(OnnxTask)
+    model = onnx.ModelProto()
+    for key in ("names", "edgeopt.labels", "edgeopt.inputs"):
+        model.metadata_props.add(key=key, value="of the given file")
+    task.given = SimpleNamespace(model=model)
+    assert TaskData.given_metadata.func(SimpleNamespace(task=task)) == {"names": "of the given file"}
+    assert TaskData.given_metadata.func(SimpleNamespace(task=None)) == {}

@@ -105,6 +105,15 @@ def test_the_confidence_of_the_budget_moves_the_end_that_is_judged(confidence, j
     assert row.judged == found["score"].judged
 
 
+def test_the_report_judges_throughput_by_the_same_end():
+    trial = a_trial(latency_ms=10.0, spread=0.4)
+    for confidence in (0.5, 0.99):
+        budget = a_budget(min_throughput_per_s=50.0, confidence=confidence)
+        found = next(one for one in judge_limits(trial.outcome, budget) if one.limit == "throughput")
+        row = next(one for one in build_proof(a_choice_document(trial, budget), budget) if one.limit == "throughput")
+        assert row.judged == pytest.approx(found.judged)
+
+
 def test_a_minimum_score_and_a_maximum_drop_both_hold():
     trial = a_trial(1, score=0.88, baseline_score=0.915)
     assert [(miss.limit, miss.allowed) for miss in misses(trial, min_score=0.9)] == [("score", 0.9), ("score", 0.01)]

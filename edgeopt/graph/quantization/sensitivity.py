@@ -114,9 +114,11 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
-        nodes = _list_node_costs(prepared, counted) if rank else ()
-        most = max(_GROUPS, min(MAX_SINGLE_NODES, _MAX_WRITTEN_NODES // len(prepared.model.graph.node)))
+        nodes, most = tuple[_NodeCost, ...](), MAX_SINGLE_NODES
+        if rank:
+            counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
+            nodes = _list_node_costs(prepared, counted)
+            most = max(_GROUPS, min(most, _MAX_WRITTEN_NODES // len(prepared.model.graph.node)))
         if nodes:
             batches = affordable_batches(prepared.model, batches, axes, counted.work * min(most, len(nodes)))
             expected = run_all_batches(prepared.model, batches)

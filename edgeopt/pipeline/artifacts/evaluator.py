@@ -29,6 +29,7 @@ from edgeopt.errors import CannotProfileError, TaskError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
+from edgeopt.records.budget import DEFAULT_CONFIDENCE
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import AnswerChanges, Score
 from edgeopt.scoring.answers import compare_answers, unchanged
@@ -40,7 +41,7 @@ from edgeopt.scoring.drop import (
     sums_drop_interval,
     worsening,
 )
-from edgeopt.statistics import Interval, is_complete, latency_interval_ms
+from edgeopt.statistics import Interval, end_at, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
 
 _numbers = itertools.count()
@@ -91,8 +92,10 @@ class Evaluator:
         One that ended early because another limit was already decided is made again.
         """
         build, budget = self.build, self.build.budget
+        has_choice = len(build.run_targets) > 1 and budget.confidence != DEFAULT_CONFIDENCE
+        chosen_by = {"confidence": budget.confidence} if has_choice else {}
         return build.ledger.remember(
-            build.keys.of("measurement", file=sha256, percentile=budget.latency_percentile),
+            build.keys.of("measurement", file=sha256, percentile=budget.latency_percentile, **chosen_by),
             Measurement,
             lambda: self._measure(sha256),
             is_usable=lambda found: is_complete(found, budget.latency_percentile, budget.max_latency_ms),
@@ -101,7 +104,8 @@ class Evaluator:
     def _measure(self, sha256: str) -> Measurement:
         build, percentile = self.build, self.build.budget.latency_percentile
         model = build.workspace.artifact(sha256)
-        found = worst_measurement([self._measure_at(model, target) for target in build.run_targets], percentile)
+        measured = [self._measure_at(model, target) for target in build.run_targets]
+        found = worst_measurement(measured, percentile, build.budget.confidence)
         if build.calibration is None:
             return found
         return run_step(
@@ -290,9 +294,16 @@ class Evaluator:
         return read_batches(self._references[inputs])
 
 
-def worst_measurement(measurements: Sequence[Measurement], percentile: float) -> Measurement:
+def worst_measurement(
+    measurements: Sequence[Measurement], percentile: float, confidence: float = DEFAULT_CONFIDENCE
+) -> Measurement:
     """Return the slowest of a file's measurements at several sizes, with the largest peak memory of all."""
-    slowest = max(measurements, key=lambda found: latency_interval_ms(found, percentile).high)
+
+    def judged_ms(found: Measurement) -> float:
+        point, _, high = latency_interval_ms(found, percentile)
+        return end_at(point, high, confidence)
+
+    slowest = max(measurements, key=judged_ms)
     peaks = [found.memory for found in measurements if found.memory is not None]
     if len(peaks) < len(measurements):
         return slowest

@@ -37,6 +37,7 @@ from edgeopt.model_files.layout import is_unchanged
 from edgeopt.pipeline.artifacts.device_parity import DEVICE_STAGE, host_target, outputs_on_golden
 from edgeopt.pipeline.context import Build, maker_versions
 from edgeopt.pipeline.judged_sizes import dynamic_dimensions
+from edgeopt.pipeline.task_data import OWN_METADATA
 from edgeopt.records.choice import Choice
 from edgeopt.records.codec import to_json
 from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing
@@ -60,9 +61,9 @@ def metadata_for_apps(build: Build) -> dict[str, str]:
     Many labels are left out: they would be a large part of a small file.
     """
     labels, inputs = list(build.data.task.labels), build.data.stated_inputs.preprocessing
-    found = {"edgeopt.inputs": to_json(inputs).decode()} if inputs else {}
-    text = to_json(labels).decode()
-    return found | ({"edgeopt.labels": text} if labels and len(text) <= MAX_LABEL_BYTES else {})
+    found = {f"{OWN_METADATA}inputs": to_json(inputs).decode()} if inputs else {}
+    text = to_json(labels)
+    return found | ({f"{OWN_METADATA}labels": text.decode()} if labels and len(text) <= MAX_LABEL_BYTES else {})
 
 
 def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> Choice:

@@ -35,7 +35,7 @@ from edgeopt.records.groups import Dimension, GroupTable
 from edgeopt.records.latency import LatencyTable, Layer, LayerTime, NetworkTime, NoLatencyTable
 from edgeopt.records.profile import Precision
 from edgeopt.records.trial import Measured, Trial
-from edgeopt.statistics import latency_interval_ms
+from edgeopt.statistics import end_at, latency_interval_ms
 from edgeopt.store.files import write_whole
 
 _STAGE = "latency table"
@@ -86,7 +86,8 @@ def latency_limit(
     limit = build.budget.max_latency_ms
     if limit is None or original is None or not isinstance(original.outcome, Measured):
         return LatencyLimit(table, None)
-    now = latency_interval_ms(original.outcome.measurement, build.budget.latency_percentile).high
+    point, _, high = latency_interval_ms(original.outcome.measurement, build.budget.latency_percentile)
+    now = end_at(point, high, build.budget.confidence)
     return LatencyLimit(table, limit / now if limit < now else None)
 
 

@@ -11,7 +11,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compatibility import check_compatibility, check_portable
 from edgeopt.graph.facts import has_half_weights, read_facts
-from edgeopt.graph.model import load, read_metadata, write_metadata
+from edgeopt.graph.model import load, write_metadata
 from edgeopt.graph.quantization.saturation import find_saturating_nodes
 from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.model_files.layout import copy_model
@@ -191,7 +191,7 @@ def make_artifact(
                 steps = tuple(step for step in steps if not isinstance(step, Simplify))
                 done = _run_steps(build, network, exported, steps, folder / "plain.onnx")
             notes = (*exported.notes, *reasons, *notes, *done.notes)
-            return _keep(build, key.digest, exported, done._replace(notes=notes))
+            return _keep(build, key.digest, exported, done._replace(notes=notes), is_changed=bool(steps))
 
     return build.ledger.remember(
         key, Artifact, make, is_usable=lambda found: build.workspace.has_artifact(found.sha256)
@@ -304,11 +304,11 @@ def stage_of(step: GraphStep) -> Stage:
             return Stage("final")
 
 
-def _keep(build: Build, key: str, exported: ExportedFile, done: _Finished) -> Artifact:
+def _keep(build: Build, key: str, exported: ExportedFile, done: _Finished, *, is_changed: bool) -> Artifact:
     """Check a finished file against the profile's ceilings, move it into the workspace, and return its facts."""
     path = done.path
-    given = read_metadata(build.workspace.artifact(exported.sha256)) if exported.exporter == "given" else {}
-    run_step("metadata", write_metadata, path, metadata_for_apps(build) | given)
+    if is_changed:
+        run_step("metadata", write_metadata, path, build.data.given_metadata | metadata_for_apps(build))
     check_compatibility(path, build.profile.max_opset, build.profile.max_ir)
     if build.profile.operators == "qdq":
         check_portable(path)

@@ -24,7 +24,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.facts import read_facts
 from edgeopt.pipeline.verify.against import Release, compare_with
 from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_set, score_on_device
-from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult
+from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult, to_result
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
 from edgeopt.records.scoring import ScoreDirection
@@ -103,17 +103,10 @@ def check_bundle(
                 with golden_batch(bundle, manifest, document.budget, run_target) as target:
                     comparison, compared = compare_with(bundle / "model.onnx", release, target, progress)
                 findings += compared
-    statuses = {finding.status for finding in findings}
-    return CheckResult(
-        bundle=str(bundle),
-        target=manifest.target,
-        device=run_target.device.uri,
-        status="bad" if "bad" in statuses else "missed" if "missed" in statuses else "passed",
-        findings=tuple(findings),
-        measurement=measurement,
-        score=score,
-        comparison=comparison,
-    )
+    return to_result(
+        bundle, manifest.target, run_target.device.uri, findings,
+        measurement=measurement, score=score, comparison=comparison,
+    )  # fmt: skip
 
 
 def _check_model(

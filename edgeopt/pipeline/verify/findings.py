@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -44,15 +45,31 @@ class CheckResult(Record, frozen=True, kw_only=True):
     """The A/B against another release; null if none was named."""
 
 
-def device_failed(bundle: Path, target: str, uri: str, error: EdgeoptError) -> CheckResult:
-    """Return the result for a device that could not be used."""
-    finding = CheckFinding(kind="device", name=uri, status="missed", text=str(error))
+def to_result(
+    bundle: Path,
+    target: str,
+    device: str,
+    findings: Sequence[CheckFinding],
+    *,
+    measurement: Measurement | None = None,
+    score: DeviceScore | None = None,
+    comparison: Comparison | None = None,
+) -> CheckResult:
+    """Return the result of findings: the worst of them counts."""
+    statuses = {finding.status for finding in findings}
     return CheckResult(
         bundle=str(bundle),
         target=target,
-        device=uri,
-        status="missed",
-        findings=(finding,),
-        measurement=None,
-        score=None,
+        device=device,
+        status="bad" if "bad" in statuses else "missed" if "missed" in statuses else "passed",
+        findings=tuple(findings),
+        measurement=measurement,
+        score=score,
+        comparison=comparison,
     )
+
+
+def device_failed(bundle: Path, target: str, uri: str, error: EdgeoptError) -> CheckResult:
+    """Return the result for a device that could not be used."""
+    finding = CheckFinding(kind="device", name=uri, status="missed", text=str(error))
+    return to_result(bundle, target, uri, [finding])

@@ -89,10 +89,8 @@ def study_sensitivity(
         prepared = prepare(model, calibration, samples, Path(folder))
         expected = run_all_batches(prepared.model, batches)
 
-        def measure(
-            candidate: PreparedModel, step: Quantize, method: CalibrationMethod, only: tuple[str, ...] = ()
-        ) -> float:
-            quantized = quantize_prepared(candidate, step, candidate.ranges.find(method), only)
+        def measure(candidate: PreparedModel, step: Quantize, method: CalibrationMethod) -> float:
+            quantized = quantize_prepared(candidate, step, candidate.ranges.find(method))
             return measure_snr_db(expected, run_all_batches(quantized, batches))
 
         by_method = {method: measure(prepared, plain, method) for method in CALIBRATION_METHODS}
@@ -114,15 +112,7 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        nodes, most = tuple[_NodeCost, ...](), MAX_SINGLE_NODES
-        if rank:
-            counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
-            nodes = _list_node_costs(prepared, counted)
-            most = max(_GROUPS, min(most, _MAX_WRITTEN_NODES // len(prepared.model.graph.node)))
-        if nodes:
-            batches = affordable_batches(prepared.model, batches, axes, counted.work * min(most, len(nodes)))
-            expected = run_all_batches(prepared.model, batches)
-        noises = measure_nodes(nodes, lambda names: measure(ranked, plain, method, names), most)
+        noises = _study_nodes(prepared, ranked, plain, method, batches) if rank else []
     return SensitivityStudy(
         method_snr_db=by_method,
         method=method,
@@ -130,6 +120,38 @@ def study_sensitivity(
         preparation=preparation,
         ranking=_rank(noises),
     )
+
+
+def _study_nodes(
+    prepared: PreparedModel,
+    ranked: PreparedModel,
+    step: Quantize,
+    method: CalibrationMethod,
+    batches: Sequence[ArrayBatch],
+) -> list[tuple[_NodeCost, float]]:
+    """Return the nodes that int8 covers, each with the ratio of ``measure_nodes``.
+
+    Args:
+        prepared: The network as it is.
+        ranked: The same after the preparation that was chosen.
+        step: Types and number of samples.
+        method: Of the ranges.
+        batches: On which the noise is measured, as many as a study may run.
+    """
+    axes = read_batch_axes(prepared.model.graph)
+    counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
+    nodes = _list_node_costs(prepared, counted)
+    if not nodes:
+        return []
+    most = max(_GROUPS, min(MAX_SINGLE_NODES, _MAX_WRITTEN_NODES // len(prepared.model.graph.node)))
+    used = affordable_batches(prepared.model, batches, axes, counted.work * min(most, len(nodes)))
+    expected = run_all_batches(prepared.model, used)
+    ranges = ranked.ranges.find(method)
+
+    def measure(names: tuple[str, ...]) -> float:
+        return measure_snr_db(expected, run_all_batches(quantize_prepared(ranked, step, ranges, names), used))
+
+    return measure_nodes(nodes, measure, most)
 
 
 def measure_nodes(

@@ -112,7 +112,7 @@ def study_sensitivity(
         )
         ranked = prepared if preparation is None else preparations[preparation][0]
 
-        noises = _study_nodes(prepared, ranked, plain, method, batches) if rank else []
+        noises = _study_nodes(prepared, ranked, plain, method, batches, axes) if rank else []
     return SensitivityStudy(
         method_snr_db=by_method,
         method=method,
@@ -128,6 +128,7 @@ def _study_nodes(
     step: Quantize,
     method: CalibrationMethod,
     batches: Sequence[ArrayBatch],
+    axes: Mapping[str, int | None],
 ) -> list[tuple[_NodeCost, float]]:
     """Return the nodes that int8 covers, each with the ratio of ``measure_nodes``.
 
@@ -137,8 +138,8 @@ def _study_nodes(
         step: Types and number of samples.
         method: Of the ranges.
         batches: On which the noise is measured, as many as a study may run.
+        axes: Input to the axis of its samples.
     """
-    axes = read_batch_axes(prepared.model.graph)
     counted = count_macs(prepared.model, shapes_of_one(batches[0], axes))
     nodes = _list_node_costs(prepared, counted)
     if not nodes:

@@ -144,6 +144,14 @@ def provider_time_ratios(nodes: Sequence[NodeTime]) -> dict[str, float]:
     return {name: ns / total for name, ns in times.most_common()}
 
 
+def count_operators(nodes: Sequence[NodeTime]) -> dict[str, dict[str, int]]:
+    """Return how many nodes of each operator each execution provider runs, the most first."""
+    found: dict[str, Counter[str]] = {}
+    for node in nodes:
+        found.setdefault(node.provider, Counter())[node.operator] += 1
+    return {provider: dict(counts.most_common()) for provider, counts in found.items()}
+
+
 def collect_node_shapes(
     models: Sequence[Path],
     target: RunTarget,

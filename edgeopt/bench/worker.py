@@ -653,6 +653,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
+        "providers": ort.get_available_providers(),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "temperature_c": read_temperature_c(),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,18 @@ class _Numbers(click.ParamType[tuple[int, ...]]):
         return numbers
 
 
-_NUMBERS = _Numbers()
+class _Names(click.ParamType[tuple[str, ...]]):
+    """Names with commas between them; none stands for all."""
+
+    name = "names"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, each once."""
+        names = tuple(dict.fromkeys(part.strip() for part in str(value).split(",") if part.strip()))
+        return () if names == ("all",) else names
+
+
+_NUMBERS, _NAMES = _Numbers(), _Names()
 
 
 @click.command("bench")
@@ -52,6 +64,12 @@ _NUMBERS = _Numbers()
     "--batch", "batch_sizes", type=_NUMBERS, metavar="N,N", help="Measure each of these batch sizes, as a table."
 )
 @click.option("--threads", type=_NUMBERS, metavar="N,N", help="Measure these numbers of threads, as a table.")
+@click.option(
+    "--providers",
+    type=_NAMES,
+    metavar="all|NAME,NAME",
+    help="Measure on each execution provider of the device, as a table; the processor runs what one cannot.",
+)
 @estimate_option
 @run_options
 @verbose_option
@@ -64,6 +82,7 @@ def command(
     memory_modes: bool,
     batch_sizes: tuple[int, ...] | None,
     threads: tuple[int, ...] | None,
+    providers: tuple[str, ...] | None,
     estimate: bool,
     device_uri: str | None,
     batch_size: int | None,
@@ -99,15 +118,22 @@ def command(
         shapes=merge_shapes(shapes, "--shape"),
         allow_fallback=allow_fallback,
     )
-    if batch_sizes or threads:
-        if against or sustained or memory_modes or estimate or batch_size:
-            raise click.UsageError(
-                "--batch and --threads make a table of times: leave out --against, --sustained, --memory-modes, "
-                "--estimate and --batch-size."
-            )
+    alone = {"--against": against, "--sustained": sustained, "--memory-modes": memory_modes, "--estimate": estimate}
+    if providers is not None:
+        _refuse("--providers", alone | {"--batch": batch_sizes, "--threads": threads})
+        _print_providers(request, device, providers, as_json)
+    elif batch_sizes or threads:
+        _refuse("--batch and --threads", alone | {"--batch-size": batch_size})
         _print_settings(request, device, batch_sizes or (request.batch_size,), threads or (profile.threads,), as_json)
-        return
-    _print_measured(request, device, as_json)
+    else:
+        _print_measured(request, device, as_json)
+
+
+def _refuse(table: str, others: Mapping[str, object]) -> None:
+    """Refuse options that do not go with a table."""
+    given = [name for name, value in others.items() if value]
+    if given:
+        raise click.UsageError(f"{table} make a table of times: leave out {' and '.join(given)}.")
 
 
 def _print_measured(request: BenchRequest, device: Device, as_json: bool) -> None:
@@ -143,3 +169,18 @@ def _print_settings(
         click.echo(to_json({"schema": "edgeopt/bench-settings-1", "rows": rows}))
     else:
         print_settings(rows, request.profile)
+
+
+def _print_providers(request: BenchRequest, device: Device, providers: tuple[str, ...], as_json: bool) -> None:
+    """Measure and print a line for each execution provider."""
+    from edgeopt.cli.bench_text import print_providers
+    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.pipeline.bench_file import bench_providers
+    from edgeopt.records.codec import to_json
+
+    with ProgressDisplay() as progress:
+        rows = bench_providers(request, device, providers, lambda text: progress("bench", text))
+    if as_json:
+        click.echo(to_json({"schema": "edgeopt/bench-providers-1", "rows": rows}))
+    else:
+        print_providers(rows, request.profile)

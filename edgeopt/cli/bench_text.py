@@ -65,6 +65,41 @@ def print_settings(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
         console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
 
 
+def print_providers(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
+    """Print one line for each execution provider, and what it leaves to the processor."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=escape(f"on {profile.name}, by execution provider"), title_justify="left")
+    for title in ("provider", "nodes", "p50", "p90", "load", "memory", "outputs differ"):
+        table.add_column(title, justify="left" if title in ("provider", "nodes") else "right")
+    for row in rows:
+        if row["error"]:
+            table.add_row(escape(_short(row["provider"])), "none")
+            continue
+        latency, memory, difference = row["latency_ms"], row["peak_memory_bytes"], row["difference"]
+        table.add_row(
+            escape(_short(row["provider"])),
+            escape(_short(words.nodes(row["providers"], row["measurement"].device.uri))),
+            f"{latency['p50']:.3f} ms",
+            f"{latency['p90']:.3f} ms",
+            f"{row['load_ms']:.1f} ms",
+            "not measured" if memory is None else words.size(memory),
+            "not compared" if difference is None else f"{difference:.2g}",
+        )
+    console.print(table)
+    for row in rows:
+        if row["error"]:
+            console.print(escape(f"{row['provider']}: {row['error']}"))
+        elif row["operators"]:
+            shown = words.listed([f"{operator} {count}" for operator, count in row["operators"].items()])
+            console.print(escape(f"{row['provider']} leaves to the processor: {shown}."))
+    if any(not row["error"] and row["measurement"].device.kind == "stand-in" for row in rows):
+        console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
+
+
+def _short(text: str) -> str:
+    return text.replace("ExecutionProvider", "")
+
+
 def _facts(summary: dict[str, Any], profile: Profile, measurement: Measurement) -> Table:
     table = Table(title=escape(f"{summary['model']} on {profile.name}"), show_header=False, title_justify="left")
     rows = (*_times(summary, profile), *_sizes(summary, measurement), *_environment(summary, profile, measurement))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -15,19 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from numpy.typing import NDArray
 
 from edgeopt import statistics
 from edgeopt.bench.changes import match_nodes
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
 from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
-from edgeopt.bench.nodes import LONG_PROFILING_TURNS, profile_nodes, provider_time_ratios
+from edgeopt.bench.nodes import LONG_PROFILING_TURNS, count_operators, profile_nodes, provider_time_ratios
+from edgeopt.bench.outputs import read_batches, run_model
+from edgeopt.bench.providers import CPU_PROVIDER, find_providers, relative_difference
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bench.sustained import run_sustained, sustained_ratio, sustained_verdict
 from edgeopt.config.shapes import InputShapes
 from edgeopt.device.base import Device
 from edgeopt.device.open import device_role
-from edgeopt.errors import CannotProfileError
+from edgeopt.errors import CannotProfileError, ProviderError, StepError
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.pipeline.given_model import ReadyModel, open_given_model
 from edgeopt.records.calibration import Calibration
@@ -70,6 +74,8 @@ class BenchResult:
     """None also if the device cannot profile nodes."""
     provider_time_ratios: dict[str, float]
     """Ratio of the nodes' time by execution provider; empty if the device does not report providers."""
+    provider_operators: dict[str, dict[str, int]]
+    """If several execution providers run nodes: how many of each operator each of them runs."""
     sustained: Sustained | None
     memory_modes: tuple[MemoryMode, ...] | None
     size_bytes: int
@@ -123,6 +129,58 @@ def bench_settings(
     return rows
 
 
+def bench_providers(
+    request: BenchRequest, device: Device, wanted: Sequence[str], progress: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Measure a file on several execution providers, each with the processor for what it does not run.
+
+    Args:
+        request: Of the file; the target's providers do not count.
+        device: Where it runs.
+        wanted: Names of providers; empty for all that the device has.
+        progress: Called with a few words on the current step.
+
+    Returns:
+        A row for each: ``provider``; ``error``, why it does not run the file, or None; then the statistics, the
+        ``operators`` that the processor runs for it, and ``difference``, the largest of an output from the processor's
+        over its largest value.
+
+    Raises:
+        InputError: the device has none of a name.
+        ConfigError, TaskError, DataError, DeviceError: see ``bench_file``.
+    """
+    names = find_providers(wanted, device.describe()[1].providers, device.uri)
+    with _open(request, request.model) as ready:
+        rows, expected = list[dict[str, Any]](), None
+        for name in names:
+            profile = msgspec.structs.replace(request.profile, providers=tuple(dict.fromkeys((name, CPU_PROVIDER))))
+            one = replace(request, model=ready.path, profile=profile, allow_fallback=(CPU_PROVIDER,))
+            try:
+                result = _measure_all(one, ready, device, lambda text: progress(f"{name}: {text}"))  # noqa: B023
+                found = _run_once(one, ready, device)
+            except (ProviderError, StepError) as error:
+                rows.append({"provider": name, "error": str(error)})
+                continue
+            expected = found if expected is None else expected
+            row = summarize_bench(one, result) | {"model": str(request.model), "measurement": result.measurement}
+            operators = {} if name == CPU_PROVIDER else result.provider_operators.get(CPU_PROVIDER, {})
+            difference = relative_difference(expected, found)
+            rows.append({"provider": name, "error": None, "operators": operators, "difference": difference, **row})
+    return rows
+
+
+def _run_once(request: BenchRequest, ready: ReadyModel, device: Device) -> list[NDArray[Any]]:
+    """Return the outputs of a run on the inputs that are timed."""
+    kind, profile = device_role(device.uri, request.profile, estimated=False)
+    target = RunTarget(device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback)
+    with tempfile.TemporaryDirectory(prefix="edgeopt-outputs-") as folder:
+        inputs, outputs = ready.inputs, Path(folder) / "outputs.npz"
+        if inputs is None:
+            return []
+        run_model(ready.path, inputs, outputs, target, stage="outputs")
+        return [array for batch in read_batches(outputs) for array in batch.values()]
+
+
 def _open(request: BenchRequest, model: Path) -> AbstractContextManager[ReadyModel]:
     return open_given_model(model, request.inputs, request.batch_size, is_run=True, shapes=request.shapes)
 
@@ -151,7 +209,7 @@ def _measure_all(
         progress("estimating the target's latency")
         measurement = add_estimate(measurement, request.model, profile, request.calibration, percentile, ready.inputs)
     comparison = compare(request.model, request.against, target, progress=progress) if request.against else None
-    changes, ratios = None, None
+    changes, ratios, operators = None, None, dict[str, dict[str, int]]()
     if request.against or len(measurement.providers) > 1:
         progress("profiling nodes")
         files = [request.against, request.model] if request.against else [request.model]
@@ -159,9 +217,12 @@ def _measure_all(
             profiles = profile_nodes(files, target, LONG_PROFILING_TURNS)
             changes = match_nodes(profiles[0].nodes, profiles[1].nodes) if request.against else None
             ratios = provider_time_ratios(profiles[-1].nodes)
+            operators = count_operators(profiles[-1].nodes)
     modes = measure_memory_modes(request.model, target, progress=progress) if request.memory_modes else None
     ratios = ratios or dict.fromkeys(measurement.providers, 1.0)
-    return BenchResult(measurement, comparison, changes, ratios, sustained, modes, ready.size_bytes, ready.notes)
+    return BenchResult(
+        measurement, comparison, changes, ratios, operators, sustained, modes, ready.size_bytes, ready.notes
+    )
 
 
 def summarize_bench(request: BenchRequest, result: BenchResult) -> dict[str, Any]:

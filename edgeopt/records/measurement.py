@@ -33,6 +33,8 @@ class Environment(Record, frozen=True, kw_only=True):
     numpy: str
     governor: str | None
     temperature_c: float | None
+    providers: tuple[str, ...] = ()
+    """Execution providers of its onnxruntime, its own order; empty if the device does not report them."""
 
 
 class Timing(Record, frozen=True, kw_only=True):

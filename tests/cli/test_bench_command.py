@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from builders import a_measurement
 from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench.memory_modes import MemoryMode
+from edgeopt.bench.providers import CPU_PROVIDER
 from edgeopt.cli.bench_text import print_summary
 from edgeopt.records.codec import from_json
 from edgeopt.records.measurement import Comparison, Measurement, Sustained
@@ -176,8 +178,10 @@ def test_batch_sizes_and_threads_are_a_table(bench, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [(row["batch_size"], row["threads"]) for row in rows] == [(1, 1), (1, 2), (4, 1), (4, 2)]
-    for row in rows:  # one is of the mean, the other of the median
-        assert row["throughput_per_s"] == pytest.approx(1e3 * row["batch_size"] / row["latency_ms"]["p50"], rel=0.5)
+    for row in rows:
+        runs = [run for timing in row["measurement"]["timings"] for run in timing["wall_ns"]]
+        assert row["throughput_per_s"] == pytest.approx(1e9 * row["batch_size"] * len(runs) / sum(runs))
+        assert row["latency_ms"]["p50"] == pytest.approx(statistics.median(runs) / 1e6, rel=0.5)  # of each process
     done = bench("m.onnx", "--target", "quick.toml", "--batch", "1,4")
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")] == ["1", "4"]
 
@@ -186,7 +190,8 @@ def test_batch_sizes_and_threads_are_a_table(bench, tmp_path):
     ("arguments", "reason"),
     [
         (("--batch", "1,x"), "are not whole numbers above 0"),
-        (("--threads", "2", "--memory-modes"), "leave out --against"),
+        (("--threads", "2", "--memory-modes"), "leave out --memory-modes"),
+        (("--providers", "all", "--threads", "2", "--batch", "1"), "leave out --batch and --threads"),
     ],
 )
 def test_a_table_that_cannot_be_made_is_refused(bench, tmp_path, arguments, reason):
@@ -194,3 +199,19 @@ def test_a_table_that_cannot_be_made_is_refused(bench, tmp_path, arguments, reas
     done = bench("m.onnx", "--target", "quick.toml", *arguments)
     assert done.returncode == 2
     assert reason in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_each_execution_provider_is_a_row(bench, tmp_path):
+    a_network(tmp_path / "m.onnx")
+    done = bench("m.onnx", "--target", "quick.toml", "--providers", "all", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "edgeopt/bench-providers-1"
+    row = document["rows"][0]
+    assert (row["provider"], row["error"], row["difference"], row["operators"]) == (CPU_PROVIDER, None, 0.0, {})
+    assert row["providers"] == {CPU_PROVIDER: row["measurement"]["providers"][CPU_PROVIDER]}
+    done = bench("m.onnx", "--target", "quick.toml", "--providers", "cpu")
+    assert "by execution provider" in done.stdout
+    done = bench("m.onnx", "--target", "quick.toml", "--providers", "tpu")
+    assert done.returncode == 2
+    assert "--providers tpu: local: has CPUExecutionProvider" in done.stderr

@@ -1,0 +1,60 @@
+"""Execution providers of a device by name, and how far their outputs are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeopt.errors import InputError
+
+CPU_PROVIDER = "CPUExecutionProvider"
+_REMOTE_PROVIDER = "AzureExecutionProvider"
+"""Sends inputs to a server."""
+
+
+def find_providers(wanted: Sequence[str], available: Sequence[str], uri: str) -> list[str]:
+    """Return execution providers by their full names, the processor's first: the others are compared with it.
+
+    Args:
+        wanted: As the user names them: ``CUDAExecutionProvider`` or ``cuda``; empty for all.
+        available: Those of the device.
+        uri: Of the device.
+
+    Raises:
+        InputError: one of them is not there.
+    """
+    here = {_short(name): name for name in available if name != _REMOTE_PROVIDER}
+    missing = [name for name in wanted if _short(name) not in here]
+    if missing or not here:
+        shown = ", ".join(here.values()) or "no execution providers that it reports"
+        raise InputError(
+            f"--providers {','.join(missing) or 'all'}: {uri} has {shown}. Install a package of onnxruntime that has "
+            "it, best in a separate environment, and name that with --device 'local:?python=PATH'."
+        )
+    names = [here[_short(name)] for name in wanted] if wanted else list(here.values())
+    return [CPU_PROVIDER, *(name for name in dict.fromkeys(names) if name != CPU_PROVIDER)]
+
+
+def _short(name: str) -> str:
+    return name.lower().removesuffix("executionprovider")
+
+
+def relative_difference(expected: Sequence[NDArray[Any]], found: Sequence[NDArray[Any]]) -> float | None:
+    """Return the largest difference of an output from what is expected, over the largest expected value.
+
+    Infinite if one of them is not finite and the other is; None if nothing was run, or no output has numbers.
+    """
+    ratios = []
+    for one, other in zip(expected, found, strict=True):
+        if one.dtype.kind not in "fiub" or not one.size:
+            continue
+        exact, values = one.astype(np.float64), other.astype(np.float64)
+        largest = float(np.abs(exact[np.isfinite(exact)]).max(initial=0.0)) or 1.0
+        is_equal = (exact == values) | (np.isnan(exact) & np.isnan(values))
+        with np.errstate(invalid="ignore"):
+            apart = np.where(is_equal, 0.0, np.abs(exact - values))
+        ratios.append(float(np.where(np.isnan(apart), np.inf, apart).max()) / largest)
+    return max(ratios, default=None)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
 
-CPU_PROVIDER = "CPUExecutionProvider"
+PROCESSOR = "CPUExecutionProvider"
 _REMOTE_PROVIDER = "AzureExecutionProvider"
 """Sends inputs to a server."""
 
@@ -35,7 +35,7 @@ def find_providers(wanted: Sequence[str], available: Sequence[str], uri: str) ->
             "it, best in a separate environment, and name that with --device 'local:?python=PATH'."
         )
     names = [here[_short(name)] for name in wanted] if wanted else list(here.values())
-    return [CPU_PROVIDER, *(name for name in dict.fromkeys(names) if name != CPU_PROVIDER)]
+    return [PROCESSOR, *(name for name in dict.fromkeys(names) if name != PROCESSOR)]
 
 
 def _short(name: str) -> str:

@@ -25,7 +25,7 @@ from edgeopt.bench.measure import measure
 from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, count_operators, profile_nodes, provider_time_ratios
 from edgeopt.bench.outputs import read_batches, run_model
-from edgeopt.bench.providers import CPU_PROVIDER, find_providers, relative_difference
+from edgeopt.bench.providers import PROCESSOR, find_providers, relative_difference
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bench.sustained import run_sustained, sustained_ratio, sustained_verdict
 from edgeopt.config.shapes import InputShapes
@@ -153,8 +153,8 @@ def bench_providers(
     with _open(request, request.model) as ready:
         rows, expected = list[dict[str, Any]](), None
         for name in names:
-            profile = msgspec.structs.replace(request.profile, providers=tuple(dict.fromkeys((name, CPU_PROVIDER))))
-            one = replace(request, model=ready.path, profile=profile, allow_fallback=(CPU_PROVIDER,))
+            profile = msgspec.structs.replace(request.profile, providers=tuple(dict.fromkeys((name, PROCESSOR))))
+            one = replace(request, model=ready.path, profile=profile, allow_fallback=(PROCESSOR,))
             try:
                 result = _measure_all(one, ready, device, lambda text: progress(f"{name}: {text}"))  # noqa: B023
                 found = _run_once(one, ready, device)
@@ -163,7 +163,7 @@ def bench_providers(
                 continue
             expected = found if expected is None else expected
             row = summarize_bench(one, result) | {"model": str(request.model), "measurement": result.measurement}
-            operators = {} if name == CPU_PROVIDER else result.provider_operators.get(CPU_PROVIDER, {})
+            operators = {} if name == PROCESSOR else result.provider_operators.get(PROCESSOR, {})
             difference = relative_difference(expected, found)
             rows.append({"provider": name, "error": None, "operators": operators, "difference": difference, **row})
     return rows

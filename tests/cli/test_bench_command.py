@@ -11,7 +11,7 @@ from builders import a_measurement
 from tiny_models import a_network, a_quick_profile
 
 from edgeopt.bench.memory_modes import MemoryMode
-from edgeopt.bench.providers import CPU_PROVIDER
+from edgeopt.bench.providers import PROCESSOR
 from edgeopt.cli.bench_text import print_summary
 from edgeopt.records.codec import from_json
 from edgeopt.records.measurement import Comparison, Measurement, Sustained
@@ -208,8 +208,8 @@ def test_each_execution_provider_is_a_row(bench, tmp_path):
     document = json.loads(done.stdout)
     assert document["schema"] == "edgeopt/bench-providers-1"
     row = document["rows"][0]
-    assert (row["provider"], row["error"], row["difference"], row["operators"]) == (CPU_PROVIDER, None, 0.0, {})
-    assert row["providers"] == {CPU_PROVIDER: row["measurement"]["providers"][CPU_PROVIDER]}
+    assert (row["provider"], row["error"], row["difference"], row["operators"]) == (PROCESSOR, None, 0.0, {})
+    assert row["providers"] == {PROCESSOR: row["measurement"]["providers"][PROCESSOR]}
     done = bench("m.onnx", "--target", "quick.toml", "--providers", "cpu")
     assert "by execution provider" in done.stdout
     done = bench("m.onnx", "--target", "quick.toml", "--providers", "tpu")

@@ -651,6 +651,7 @@ static void describe(void) {
            1024LL * read_number("/proc/meminfo", "MemTotal:"));
     printf(", \"system\": \"%s-%s-%s\"", system.sysname, system.release, system.machine);
     printf(", \"python\": \"none: edgeopt's native runner\", \"onnxruntime\": \"%s\", \"numpy\": \"none\"", library_version);
+    fputs(", \"providers\": [\"CPUExecutionProvider\"]", stdout);
     char governor[64] = "";
     FILE *file = fopen(SYS "/devices/system/cpu/cpu0/cpufreq/scaling_governor", "r");
     if (file && fgets(governor, sizeof governor, file)) governor[strcspn(governor, "\n")] = 0;

@@ -146,7 +146,8 @@ const MODES = {
       family: `wasm ${navigator.platform}`, processor: navigator.userAgent,
       features: [crossOriginIsolated ? "cross-origin-isolated" : "not-cross-origin-isolated"], cores: navigator.hardwareConcurrency,
       memory_bytes: (navigator.deviceMemory ?? 0) * 2 ** 30, system: navigator.platform, python: "none: a browser",
-      onnxruntime: ort.env.versions.web, numpy: "none", governor: null, temperature_c: null,
+      onnxruntime: ort.env.versions.web, numpy: "none", providers: ["CPUExecutionProvider"], governor: null,
+      temperature_c: null,
     };
   },
   async memory() {

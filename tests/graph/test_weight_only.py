@@ -104,3 +104,22 @@ def test_the_range_of_a_block_is_narrowed_if_a_rare_weight_would_cost_the_others
     full = (weights.max() - weights.min()) / 15
     plain = np.rint(weights / full) * full
     assert ((restored - weights) ** 2).sum() < ((plain - weights) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    "step", [QuantizeWeights(bits=4, block=32), QuantizeWeights(bits=8, block=32), QuantizeDynamic(reduce_range=True)]
+)
+def test_weights_in_constant_nodes_are_found_as_those_of_initializers_are(products, tmp_path, step):
+    model = onnx.load(products)
+    constants = [helper.make_node("Constant", [], [one.name], value=one) for one in model.graph.initializer]
+    for index, node in enumerate(constants):
+        model.graph.node.insert(index, node)
+    del model.graph.initializer[:]
+    onnx.save(model, tmp_path / "constants.onnx")
+    made, expected = (
+        apply_steps((step, Compact()), source, tmp_path / f"{source.stem}-made.onnx", **LIMITS)[-1].path
+        for source in (tmp_path / "constants.onnx", products)
+    )
+    assert made.stat().st_size == pytest.approx(expected.stat().st_size, abs=16)
+    x = np.random.default_rng(1).standard_normal((16, 200)).astype(np.float32)
+    np.testing.assert_allclose(run(made, x)[0], run(expected, x)[0], rtol=1e-4, atol=1e-4)

@@ -153,6 +153,20 @@ def test_an_int8_file_that_left_most_weights_in_float_is_not_enough(tmp_path, mo
     assert (done, [bits_of(one.recipe.graph_steps) for one in found]) == (tried, tried)
 
 
+@pytest.mark.parametrize(("ratio", "tried"), [(0.25, []), (0.9, [4, 5, 6, 8])])
+def test_a_static_file_in_few_bits_that_is_nearly_all_float_does_not_end_the_search(
+    tmp_path, monkeypatch, ratio, tried
+):
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.enough_bits", lambda maker: None)
+    path = a_convolution(tmp_path / "model.onnx")
+    steps = (msgspec.structs.replace(A_QUANTIZE, weight_bits=3), PackWeights())
+    recipe = msgspec.structs.replace(a_recipe(), graph_steps=steps)
+    more = (a_variant(recipe, KEEPS, int(ratio * path.stat().st_size)),)
+    done, _ = found_by(tmp_path, (), int8=MISSES, find=stored_in_fewer_bits, more=more, path=path)
+    assert done == tried
+
+
 def test_a_target_without_int8_gets_no_integers(tmp_path):
     profile = msgspec.structs.replace(CPU, precisions=("fp32",))
     assert found_by(tmp_path, (4,), profile=profile, find=stored_in_fewer_bits) == ([], [])

@@ -23,6 +23,7 @@ from edgeopt.graph.model import (
     MICROSOFT_DOMAIN,
     Arrays,
     drop_unused_initializers,
+    lift_constants,
     read_batch_axes,
     read_initializers,
     replace_nodes,
@@ -62,6 +63,7 @@ def quantize_weights(
         StepError: there is no table, and no product has constant weights.
     """
     graph = model.graph
+    lift_constants(graph)
     store_tied_apart(graph)
     measured = attempt(lambda: _measure_moments(model, step, calibration))
     moments = measured.result or {}

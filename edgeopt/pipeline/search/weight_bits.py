@@ -66,7 +66,7 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     more bits. The arguments are those of ``fewer_weight_bits``.
     """
     build = maker.build
-    if any(_has_few_static_bits(variant.recipe) and variant.keeps_score(build.budget) for variant in variants):
+    if any(_has_few_static_bits(variant.recipe) for variant in _small_that_keep(maker, variants)):
         return []
     if "int8" not in build.profile.precisions or is_pair(build, maker.exported):
         return []
@@ -75,7 +75,7 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     stored = [variant for variant in variants if variant.recipe.only_stores_weights]
     is_hopeless = bool(stored) and not _any_keeps(build, stored)
     widths = TRIED_BITS if can_unpack(build.profile) and not is_hopeless else ()
-    needs_more = not _any_small_keeps(maker, variants)
+    needs_more = not _small_that_keep(maker, variants)
     if needs_more:
         widths = (*widths, 8)
 
@@ -89,18 +89,24 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     return found
 
 
-def _any_small_keeps(maker: VariantMaker, variants: Sequence[Variant]) -> bool:
-    """Tell whether an int8 file keeps the score and is about as small as weights in 8 bits make a file."""
+def _small_that_keep(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:
+    """Return the int8 variants that keep the score and are about as small as weights in 8 bits make a file.
+
+    Others have most of their nodes in float.
+    """
     build = maker.build
     model = load(build.workspace.artifact(maker.exported.sha256), "quantize")
     lift_constants(model.graph)
     saved_ratio = 0.75 * measure_stored_ratio(model, frozenset())
     max_bytes = MAX_SPARE_RATIO * (1 - saved_ratio) * model.ByteSize()
-    return any(
-        isinstance(variant.made, ScoredArtifact) and variant.made.artifact.size_bytes <= max_bytes
+    return [
+        variant
         for variant in variants
-        if variant.recipe.precision == "int8" and variant.keeps_score(build.budget)
-    )
+        if variant.recipe.precision == "int8"
+        and variant.keeps_score(build.budget)
+        and isinstance(variant.made, ScoredArtifact)
+        and variant.made.artifact.size_bytes <= max_bytes
+    ]
 
 
 def _fewest_bits(build: Build, make: Callable[[WeightBits], Variant], widths: Sequence[WeightBits]) -> list[Variant]:

@@ -269,7 +269,7 @@ def test_a_program_outside_of_a_bundle_and_a_broken_manifest_are_named_in_a_sent
     alone = shutil.copy(program, tmp_path / "alone")
     done = subprocess.run([alone], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("There is no manifest.json in the folders above this program")
+    assert done.stderr.startswith("No folder above this program has a manifest.json")
     bundle = write_app_bundle(tmp_path, "sounds")
     (bundle / "manifest.json").write_text('{"golden": ')
     done = run_program(bundle)

@@ -21,7 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
-from edgeopt.graph.model import lift_constants, load, read_initializers, save, sort_nodes
+from edgeopt.graph.model import lift_constants, load, lower_ir, read_initializers, save, sort_nodes
 from edgeopt.graph.weights.tables import find_tables, match_products, quantize_tables, round_rows
 from edgeopt.graph.weights.tied import store_tied_apart
 from edgeopt.records.recipe import QuantizeDynamic
@@ -38,6 +38,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
     Raises:
         StepError: no product or cell has constant weights.
     """
+    lower_ir(model)  # which lets initializers be no inputs
     lift_constants(model.graph)
     store_tied_apart(model.graph)
     weights, tables = read_initializers(model.graph), find_tables(model.graph)

@@ -14,7 +14,7 @@ fs::path findBundle(const std::string& program) {
       if (fs::exists(folder / "manifest.json")) return folder;
       if (folder == folder.parent_path()) break;
     }
-  throw std::runtime_error("There is no manifest.json in the folders above this program: start it inside the bundle.");
+  throw std::runtime_error("No folder above this program has a manifest.json: start it inside the bundle.");
 }
 
 Bytes readFile(const fs::path& path) {

@@ -143,7 +143,7 @@ def bench_providers(
     Returns:
         A row for each: ``provider``; ``error``, why it does not run the file, or None; then the statistics, the
         ``operators`` that the processor runs for it, and ``difference``, the largest of an output from the processor's
-        over its largest value.
+        over its largest value; None if the processor does not run the file.
 
     Raises:
         InputError: the device has none of a name.
@@ -161,10 +161,10 @@ def bench_providers(
             except (ProviderError, StepError) as error:
                 rows.append({"provider": name, "error": str(error)})
                 continue
-            expected = found if expected is None else expected
+            expected = found if name == PROCESSOR else expected
             row = summarize_bench(one, result) | {"model": str(request.model), "measurement": result.measurement}
             operators = {} if name == PROCESSOR else result.provider_operators.get(PROCESSOR, {})
-            difference = relative_difference(expected, found)
+            difference = None if expected is None else relative_difference(expected, found)
             rows.append({"provider": name, "error": None, "operators": operators, "difference": difference, **row})
     return rows
 

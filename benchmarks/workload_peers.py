@@ -64,6 +64,23 @@ else:
     quantize_dynamic(out + ".prepared", out)
 """
 
+QUANTIZE_WITH_ONNXSIM = """
+import sys, onnx, onnxsim
+from onnx import version_converter
+from pathlib import Path
+from edgeopt.bench.outputs import read_batches
+how, model, out, data = sys.argv[1:]
+model, batches = onnx.load(model), read_batches(Path(data))
+if how == "static":
+    made = onnxsim.quantize_static(model, batches)
+elif how == "dynamic":
+    made = onnxsim.quantize_dynamic(model)
+else:
+    model = version_converter.convert_version(model, 21)
+    made = onnxsim.auto_quantize_int4(model, calibration_data=batches).quantized_model
+onnx.save(made, out)
+"""
+
 
 class PeerFile(NamedTuple):
     """What a peer made, or the reason why it made nothing."""
@@ -102,10 +119,10 @@ def open_teacher(task: CheckedTask, file: Path, folder: Path) -> Teacher:
 # -- without training ------------------------------------------------------------------------------------------------
 
 
-def quantize_file(teacher: Teacher, model: Path, how: str, name: str) -> PeerFile:
-    """Quantize a file with ``onnxruntime.quantization`` in another process."""
+def quantize_file(teacher: Teacher, model: Path, how: str, name: str, script: str = QUANTIZE) -> PeerFile:
+    """Quantize a file in another process, with ``onnxruntime.quantization`` or by another script."""
     out = teacher.folder / f"{name.replace(' ', '-')}.onnx"
-    command = [sys.executable, "-W", "ignore", "-c", QUANTIZE, how, str(model), str(out), str(teacher.calibration)]
+    command = [sys.executable, "-W", "ignore", "-c", script, how, str(model), str(out), str(teacher.calibration)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return PeerFile(name, None, (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:300])
@@ -116,6 +133,12 @@ def quantize_teacher(teacher: Teacher) -> Iterator[PeerFile]:
     """Yield onnxruntime's own int8 files of the teacher."""
     for how in ("static", "static per channel", "dynamic"):
         yield quantize_file(teacher, teacher.file, how, f"onnxruntime {how}")
+
+
+def quantize_with_onnxsim(teacher: Teacher) -> Iterator[PeerFile]:
+    """Yield onnxsim's int8 and int4 files of the teacher, which need no labels."""
+    for how in ("static", "dynamic", "int4"):
+        yield quantize_file(teacher, teacher.file, how, f"onnxsim {how}", QUANTIZE_WITH_ONNXSIM)
 
 
 # -- with training ---------------------------------------------------------------------------------------------------
@@ -324,6 +347,7 @@ def all_peers(
 ) -> Iterator[tuple[str, Iterator[PeerFile]]]:
     """Yield each peer with its files, which are made as they are asked for."""
     yield "onnxruntime", quantize_teacher(teacher)
+    yield "onnxsim", quantize_with_onnxsim(teacher)
     yield "torch-pruning", prune_in_five_sizes(teacher, samples)
     if narrower is not None:
         yield "narrower", train_narrower(teacher, narrower, samples)

@@ -4,12 +4,12 @@
         --json benchmarks/results/workloads.json
 
 The data come by ``tools/fetch_data.py``, the teachers by ``tools/train_teacher.py``. Peers (``workload_peers.py``):
-``onnxruntime.quantization``, static and dynamic; torch-pruning in five sizes, each distilled as edgeopt distills and
-then quantized; networks of the same family at a part of the width, distilled from initial weights and quantized. The
-trainings of each peer see together as many samples as edgeopt's whole search. A peer is judged as edgeopt judges: of
-its files those count whose score on the selection set is at most ``MAX_DROP`` below the teacher's at the upper end of
-the paired interval, and if none is, that is said. All that count are scored on held-out data. Only size and score are
-limited, since edgeopt must not be held to a latency that peers are not.
+``onnxruntime.quantization``, static and dynamic; onnxsim's int8 and int4; torch-pruning in five sizes, each distilled
+as edgeopt distills and then quantized; networks of the same family at a part of the width, distilled from initial
+weights and quantized. The trainings of each peer see together as many samples as edgeopt's whole search. A peer is
+judged as edgeopt judges: of its files those count whose score on the selection set is at most ``MAX_DROP`` below the
+teacher's at the upper end of the paired interval, and if none is, that is said. All that count are scored on held-out
+data. Only size and score are limited, since edgeopt must not be held to a latency that peers are not.
 
 Scores are on held-out data, times are interleaved A/Bs with the teacher's file on this machine, memory is measured as
 ``edgeopt bench`` does. With ``--work DIR`` a build that was stopped goes on from there.

@@ -28,7 +28,8 @@ def test_convolutions_ship_in_few_bits_if_the_score_is_kept(tmp_path):
     assert winner["size_bytes"] < 0.85 * plain["size_bytes"]
     assert winner["parameters"] == plain["parameters"]
     assert not winner["misses"]
-    assert "packed" in [parity["stage"] for parity in winner["parities"]]
+    assert "pack-weights" in [step["step"] for step in winner["recipe"]["graph_steps"]]
+    assert [parity["stage"] for parity in winner["parities"]][-2:] == ["quantized", "final"]
     named = r"int8 \((?:weights in (\d)(?: to \d)? bits|(\d)-bit weights), rounded by samples\)"
     said = re.search(named, " ".join(done.stdout.split()))
     assert said is not None

@@ -215,7 +215,10 @@ class _Finished(NamedTuple):
 def _run_steps(
     build: Build, network: StoredNetwork, exported: ExportedFile, steps: tuple[GraphStep, ...], target: Path
 ) -> _Finished:
-    """Apply the steps and check each stage against the network's own outputs."""
+    """Apply the steps, and compare files on the way with the network's own outputs.
+
+    Every stage is compared while outputs must stay the same; after that those that change values, and the last.
+    """
     source = exported_file = build.workspace.artifact(exported.sha256)
     if not steps:
         copy_model(source, target, link_weights=True)
@@ -228,10 +231,11 @@ def _run_steps(
         stage = stage_of(step)
         exact = exact and stage.exact
         tolerance = exact_tolerance if exact else None
+        checked = stage.checked and (exact or not stage.exact or index == len(steps) - 1)
 
         def make(
             path: Path, step: GraphStep = step, source: Path = source, stage: Stage = stage,
-            tolerance: float | None = tolerance,
+            tolerance: float | None = tolerance, checked: bool = checked,
         ) -> MadeStage:  # fmt: skip
             build.torch_pool.check_open()
             (result,) = run_step(
@@ -239,9 +243,9 @@ def _run_steps(
                 calibration=calibration, max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
             )  # fmt: skip
             parity = None
-            if stage.checked and drops_rows:
+            if checked and drops_rows:
                 parity = check_same_outputs(build, exported_file, path, stage.name, tolerance)
-            elif stage.checked:
+            elif checked:
                 parity = check_parity(
                     build, network, path, stage.name, tolerance, exported.edge_inputs, exported.rounding
                 )

@@ -114,9 +114,47 @@ def format_claims() -> str:
     return "\n".join(lines)
 
 
+def format_workloads(result: dict[str, Any]) -> str:
+    """Return the table of the ready tasks: the teacher, what edgeopt makes of it, and the best file of each peer.
+
+    Ratios are to the teacher's file; scores are on held-out data, with the loss in points of 0.01.
+    """
+    lines = ["| task | made by | file | smaller | faster | held-out score | lost |", "|---|---|---|---|---|---|---|"]
+    for task in result["tasks"]:
+        teacher = next(row for row in task["rows"] if row["name"] == "teacher")
+        name = f"`{task['task']}` for the {task['target']}"
+        for row in task["rows"]:
+            lines.append(f"| {name} | {_workload_cells(row, teacher)} |")
+            name = ""
+    minutes = ", ".join(
+        f"{task['task']} {row['seconds'] / 60:.0f}"
+        for task in result["tasks"]
+        for row in task["rows"]
+        if row["name"] == "edgeopt"
+    )
+    return "\n".join([*lines, "", f"Minutes of the builds on two cores: {minutes}. `{result['command']}`"])
+
+
+def _workload_cells(row: dict[str, Any], teacher: dict[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['name']} | {row['failed']} | | | |"
+    key = "heldout_score" if "heldout_score" in row else "selection_score"
+    size = row["size_bytes"]
+    shown = f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
+    cells = [row["name"], shown]
+    if row is teacher:
+        cells += ["", "", f"{row[key]:.4f}", ""]
+    else:
+        cells += [
+            format_ratio(teacher["size_bytes"] / size), format_ratio(1 / row["latency_ratio"]), f"{row[key]:.4f}",
+            f"{100 * (teacher[key] - row[key]):.2f}",
+        ]  # fmt: skip
+    return " | ".join(cells)
+
+
 TABLES = {
     "README.md": ("default-table",),
-    "benchmarks/README.md": ("claims", "default-build"),
+    "benchmarks/README.md": ("claims", "default-build", "workloads"),
 }
 """Which tables each file has."""
 
@@ -124,10 +162,12 @@ TABLES = {
 def format_tables() -> dict[str, str]:
     """Return every table by the name of its markers; those without results are missing."""
     build = load_result("default_build")
-    claims = {"claims": format_claims()}
-    if build is None:
-        return claims
-    return claims | {"default-table": format_default_table(build), "default-build": format_default_build(build)}
+    tables = {"claims": format_claims()}
+    if build is not None:
+        tables |= {"default-table": format_default_table(build), "default-build": format_default_build(build)}
+    if (workloads := load_result("workloads")) is not None:
+        tables["workloads"] = format_workloads(workloads)
+    return tables
 
 
 def replace_tables(text: str, tables: dict[str, str]) -> str:

@@ -246,9 +246,8 @@ def _run_steps(
             if checked and drops_rows:
                 parity = check_same_outputs(build, exported_file, path, stage.name, tolerance)
             elif checked:
-                parity = check_parity(
-                    build, network, path, stage.name, tolerance, exported.edge_inputs, exported.rounding
-                )
+                edge = exported.edge_inputs
+                parity = check_parity(build, network, path, stage.name, tolerance, edge, exported.rounding)
             return MadeStage(notes=result.notes, parity=parity, names=dict(result.names))
 
         if index == len(steps) - 1:

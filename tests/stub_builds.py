@@ -38,6 +38,7 @@ def a_stub_build(*, facts=None, **attributes):
         "device": SimpleNamespace(uri="local:"),
         "device_info": a_device(),
         "environment": an_environment(),
+        "ledger": None,
         "allow_fallback": (),
         "seed": 0,
         "sizes": ({},),

@@ -136,7 +136,7 @@ def build(
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         choice = write_finished(opened, choice, out, request.command)
-        opened.ledger.end_build(search.runner.build_number)
+        opened.ledger.end_build(search.runner.trials.build)
         return choice
 
 

@@ -91,6 +91,8 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     """None: what the device multiplies fast. The recipe leaves it open: either is as good."""
     may_stop: bool = True
     """Whether it ends early if its network cannot reach the score that it must have."""
+    find_rate: bool = False
+    """Whether short trials lower the rate if a network would lose at it what it knows."""
 
     def epochs_for(self, batches: int) -> int:
         """Return the epochs of a training whose epochs have that many batches."""

@@ -32,6 +32,9 @@ create table if not exists parts (
 create table if not exists builds (
     id integer primary key, task text not null, target text not null, fingerprint text not null,
     started_at real not null, ended_at real);
+create table if not exists numbers (
+    task text not null, recipe text not null, number integer not null, primary key (task, recipe),
+    unique (task, number));
 create table if not exists trials (
     build integer not null references builds(id), number integer not null, json blob not null,
     finished_at real not null, primary key (build, number));
@@ -176,6 +179,26 @@ class Ledger:
                 parts[str(kind)] = parts.get(str(kind), 0) + int(str(count))
             seconds += max((float(str(last)) for *_, last in found), default=float(str(started))) - float(str(started))
         return Interrupted(seconds, parts)
+
+    def number_of(self, build: int, recipe: str) -> int:
+        """Return the trial number of a recipe in all builds of this one's task; a new recipe gets the next number.
+
+        Args:
+            build: The build.
+            recipe: Its digest.
+        """
+        self._run(
+            "insert or ignore into numbers (task, recipe, number) select task, ?, 1 + max("
+            "(select coalesce(max(number), 0) from numbers where numbers.task = builds.task), "
+            "(select coalesce(max(number), 0) from trials join builds as its on its.id = trials.build "
+            "where its.task = builds.task)) from builds where id = ?",
+            (recipe, build),
+        )
+        rows = self._run(
+            "select number from numbers where recipe = ? and task = (select task from builds where id = ?)",
+            (recipe, build),
+        )
+        return int(str(rows[0][0]))
 
     def add_trial(self, build: int, trial: Trial) -> None:
         """Write a finished trial."""

@@ -22,6 +22,9 @@ class Training(Record, frozen=True, kw_only=True):
     epochs: int = 10
     optimizer: Optimizer = "sgd"
     learning_rate: float = 0.05
+    find_rate: bool = False
+    """Whether ``learning_rate`` is only the highest: a network that loses at it what it knows, as short trials show, is
+    trained at a lower one."""
     weight_decay: float = 5e-4
     temperature: float = 4.0
     kl_weight: float = 0.9

@@ -21,8 +21,10 @@ from edgeopt.task.batch_axes import Axes, count_samples, take_samples
 from edgeopt.task.nesting import tensors_of
 from edgeopt.task.protocol import Training
 
-LABEL_FREE_TRAINING = Training(epochs=20, optimizer="adamw", learning_rate=5e-4, weight_decay=0.0, hard_weight=0.0)
-"""Only the teacher's outputs count; the rate is one that fits networks of any kind."""
+LABEL_FREE_TRAINING = Training(
+    epochs=20, optimizer="adamw", learning_rate=5e-4, find_rate=True, weight_decay=0.0, hard_weight=0.0
+)
+"""Only the teacher's outputs count; the rate is one that fits networks of any kind, or trials find a lower one."""
 CONVOLUTIONAL_TRAINING = msgspec.structs.replace(LABEL_FREE_TRAINING, learning_rate=3e-3)
 """For networks of convolutions, which learn faster at such a rate; attention and recurrent layers, which have to begin
 with small steps, may lose what they know."""

@@ -94,6 +94,11 @@ class GradientStep:
             del loss
             self._make_room(batch)
 
+    def judge(self, batch: TaughtBatch) -> float:
+        """Return the loss of a batch; no gradients."""
+        with torch.no_grad():
+            return float(self._loss(batch))
+
     def _accumulate(
         self,
         parts: list[tuple[TaughtBatch, float]],

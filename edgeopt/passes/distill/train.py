@@ -11,9 +11,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +25,11 @@ from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors
 from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
 from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.gradients import GradientStep
+from edgeopt.passes.distill.loss_check import LossCheck
 from edgeopt.passes.distill.losses import distill_loss
 from edgeopt.passes.distill.outlook import is_hopeless
 from edgeopt.passes.distill.ranks import ALONE, Ranks
+from edgeopt.passes.distill.rate_trials import JUDGED_BATCHES, TRIAL_STEPS, WARMUP_STEPS, choose_rate
 from edgeopt.passes.distill.teacher import TeacherOutputs
 from edgeopt.passes.prune.lasso import GroupLasso
 from edgeopt.passes.safe_gradients import take_stride_out
@@ -139,21 +143,26 @@ class Distillation:
         self.is_over = is_over
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
-        self.gradients = GradientStep(
-            self.train_module,
-            compute,
-            lambda outputs, teacher, targets: distill_loss(task, step, outputs, teacher, targets),
-            task.training_step if task.has_training_step else None,
-            axes=lambda: task.axes,
-            channels_last=not careful and compute.device.type != "mps",
-            parts=2 if careful else 1,
-            ranks=ranks,
-        )
+        self.gradients = self.gradient_step(self.train_module)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = -1
         self.choice = EpochChoice(task)
         self.average: AveragedWeights | None = None
+
+    def gradient_step(self, module: nn.Module) -> GradientStep:
+        """Return what computes losses and gradients of a module."""
+        task, step = self.task, self.step
+        return GradientStep(
+            module,
+            self.compute,
+            lambda outputs, teacher, targets: distill_loss(task, step, outputs, teacher, targets),
+            task.training_step if task.has_training_step else None,
+            axes=lambda: task.axes,
+            channels_last=not self.careful and self.compute.device.type != "mps",
+            parts=2 if self.careful else 1,
+            ranks=self.ranks,
+        )
 
     def run(self) -> TrainingResult:
         """Train from the checkpoint, if there is one, and leave the weights of the epoch that is kept in the modules.
@@ -170,6 +179,8 @@ class Distillation:
         self.average = AveragedWeights(self.train_module, self.step.ema) if self.step.ema > 0 else None
         self.resume()
         self.ranks.copy_first(self.train_module.state_dict())
+        if self.step.find_rate and not self.history and self.sparsity is None and self.lasso is None:
+            self.find_rate()
         for epoch in range(len(self.history), self.step.epochs):
             if self.is_hopeless():
                 break
@@ -194,6 +205,50 @@ class Distillation:
             notes=tuple(self.gradients.notes),
             stopped=len(self.history) < self.step.epochs,
         )
+
+    def find_rate(self) -> None:
+        """Lower the learning rate if steps at the given one would throw the network back; see ``rate_trials``."""
+        start = {name: value.detach().clone() for name, value in self.train_module.state_dict().items()}
+        judge = self.gradient_step(self.eval_module)
+        count = self.stream.prepare(0)
+        judged = [self.compute.put(batch) for batch in islice(self.stream.batches(0), JUDGED_BATCHES)]
+
+        def restore() -> None:
+            self.train_module.load_state_dict(start)
+            self.optimizer = make_optimizer(self.step, self.parameters)
+
+        def loss() -> float:
+            return self.ranks.first(lambda: sum(judge.judge(batch) for batch in judged) / len(judged))
+
+        def loss_after(rate: float) -> float:
+            restore()
+            seed_generators(_SEED_STEP * self.ranks.rank)
+            losses = LossCheck(0, 1)
+            batches = map(self.compute.put, islice(self.stream.batches(0), min(TRIAL_STEPS, count)))
+            try:
+                for index, batch in enumerate(self.ranks.while_all(batches)):
+                    if self.ranks is ALONE and self.is_over():
+                        raise self.unfinished(0)
+                    for group in self.optimizer.param_groups:
+                        group["lr"] = rate * min(1.0, (index + 1) / WARMUP_STEPS)
+                    losses.add(self.gradients.run(batch, None, losses.check))
+                    self.apply_gradients()
+            except DivergedError:
+                return math.inf
+            return loss()
+
+        given = self.step.learning_rate
+        self.set_rate(choose_rate(given, loss(), loss_after))
+        restore()
+        if (found := self.step.learning_rate) < given:
+            self.gradients.notes.append(
+                f"trained at a learning rate of {found:.2g}: at {given:.2g}, the network lost in short trials what it knows"
+            )
+
+    def set_rate(self, rate: float) -> None:
+        """Train at another highest learning rate than that of the step."""
+        if rate != self.step.learning_rate:
+            self.step = msgspec.structs.replace(self.step, learning_rate=rate)
 
     def unfinished(self, epoch: int) -> OutOfTimeError:
         """Return the error of a training that ends in an epoch because the time is over."""
@@ -274,6 +329,7 @@ class Distillation:
             "scaler": self.gradients.scaler.state_dict(),
             "parts": self.gradients.parts,
             "notes": self.gradients.notes,
+            "rate": self.step.learning_rate,
         }
         if self.average:
             groups["average"] = self.average.values
@@ -294,57 +350,13 @@ class Distillation:
         self.best_epoch = int(facts["best_epoch"])
         self.choice.restore(groups.get("choice", {}))
         self.history = [Epoch(loss=loss, score=score) for loss, score in facts["epochs"]]
+        self.set_rate(float(facts.get("rate", self.step.learning_rate)))
         if facts["scaler"] and self.gradients.scaler.is_enabled():
             self.gradients.scaler.load_state_dict(facts["scaler"])
         if self.average and "average" in groups:
             self.average.restore(groups["average"], int(facts["average_steps"]))
         self.gradients.parts = max(self.gradients.parts, int(facts["parts"]))
         self.gradients.notes = list(facts["notes"])
-
-
-class LossCheck:
-    """The losses of an epoch, each checked to be finite; on a GPU many at a time, so that it need not wait.
-
-    Args:
-        epoch: From 0.
-        steps: After how many losses they are checked.
-    """
-
-    def __init__(self, epoch: int, steps: int) -> None:
-        self.epoch = epoch
-        self.steps = steps
-        self.waiting: list[Tensor] = []
-        self.values: list[float] = []
-
-    def check(self, loss: Tensor) -> None:
-        """Check a loss before its gradient changes anything, if every loss is checked."""
-        if self.steps == 1:
-            self._raise_unless_finite(loss.item(), len(self.values))
-
-    def add(self, loss: Tensor) -> None:
-        """Take the loss of a batch."""
-        self.waiting.append(loss)
-        if len(self.waiting) >= self.steps:
-            self._read()
-
-    def mean(self) -> float:
-        """Return the mean of all losses."""
-        self._read()
-        return sum(self.values) / len(self.values)
-
-    def _read(self) -> None:
-        for value in torch.stack(self.waiting).tolist() if self.waiting else ():
-            self._raise_unless_finite(value, len(self.values))
-            self.values.append(value)
-        self.waiting = []
-
-    def _raise_unless_finite(self, value: float, index: int) -> None:
-        """Raise DivergedError for a loss that is not finite."""
-        if not math.isfinite(value):
-            raise DivergedError(
-                "distill",
-                f"the loss became {value} in epoch {self.epoch + 1}, step {index + 1}; lower the learning rate.",
-            )
 
 
 def one_ahead(items: Iterable[A]) -> Iterator[A]:

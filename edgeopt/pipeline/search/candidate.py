@@ -314,6 +314,7 @@ def distillation(build: Build) -> Distill:
         epochs=build.effort.epochs,
         optimizer=training.optimizer,
         learning_rate=training.learning_rate,
+        find_rate=training.find_rate,
         weight_decay=training.weight_decay,
         warmup_ratio=WARMUP_RATIO,
         temperature=training.temperature,

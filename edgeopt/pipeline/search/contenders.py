@@ -40,8 +40,8 @@ def compare_contenders(runner: TrialRunner, *, may_add: bool) -> None:
             winner = next((one for one in numbers[:1] if not runner.needs_comparison(one)), None)
             if may_add and winner is not None and winner not in with_fallbacks:
                 with_fallbacks.add(winner)
-                try_fallbacks(runner, runner.trials[winner])
-                try_fewer_bits(runner, runner.trials[winner])
+                try_fallbacks(runner, runner.trials.by_number(winner))
+                try_fewer_bits(runner, runner.trials.by_number(winner))
             elif to_compare is None:
                 return
 

@@ -142,7 +142,7 @@ class KnownSizes:
         """The share of the parameters that the winner's network has; 1 without a winner."""
         if self.winner is None:
             return 1.0
-        recipe = self.runner.trials[self.winner].recipe
+        recipe = self.runner.trials.by_number(self.winner).recipe
         network = self.runner.network_of(Candidate(steps=recipe.torch_steps, parent=recipe.parent))
         network = network or self.runner.networks.get(recipe.parent)  # of one that was trained for int8
         return 1.0 if network is None or not recipe.torch_steps else network.ratio

@@ -55,6 +55,7 @@ from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.report import words
 from edgeopt.select.decision import contenders
 from edgeopt.select.limits import judge_limits, measured_size, score_floor
+from edgeopt.store.trial_list import TrialList
 
 _SAME_FLOOR = 0.1
 """Of the allowed drop: floors that differ by less, as those of two processors, are the same."""
@@ -106,9 +107,8 @@ class TrialRunner:
         self.exported = exported
         self.baseline = baseline
         self.evaluator = evaluator
-        self.build_number = build_number
         self.unseen_rows = UnseenRowSteps(build)
-        self.trials: list[Trial] = []
+        self.trials = TrialList(build.ledger, build_number)
         self.networks: dict[str | None, StoredNetwork] = {None: original}
         """Networks of measured candidates, by key."""
         self.best: int | None = None
@@ -297,7 +297,7 @@ class TrialRunner:
 
     def measure(self, variant: Variant) -> Trial:
         """Measure a variant, compare it with the baseline if it keeps every limit, and write the trial."""
-        number = len(self.trials)
+        number = self.trials.number_for(variant.recipe)
         outcome: Measured | Failed
         seconds = dict(variant.seconds)
         if isinstance(variant.made, Failed):
@@ -311,8 +311,7 @@ class TrialRunner:
                     raise
                 outcome = as_failed(error)
         trial = Trial(number=number, recipe=variant.recipe, outcome=outcome, seconds=seconds)
-        self.trials.append(trial)
-        self.build.ledger.add_trial(self.build_number, trial)
+        self.trials.write(trial)
         self._show_best()
         return trial
 
@@ -320,7 +319,7 @@ class TrialRunner:
         """Say which trial is the best so far, if that has changed."""
         on_target = self.build.device_info.kind == "measured"
         best, *_ = (*contenders(tuple(self.trials), self.build.budget, proven_on_target=on_target), 0)
-        outcome = self.trials[best].outcome
+        outcome = self.trials.by_number(best).outcome
         if best not in (0, self.best) and isinstance(outcome, Measured):
             self.best = best
             size = words.size(measured_size(outcome.artifact, self.build.budget))
@@ -348,11 +347,11 @@ class TrialRunner:
 
     def needs_comparison(self, number: int) -> bool:
         """Tell whether a trial still has to be compared with the baseline or with its float counterpart."""
-        return needs_comparison(self.build, self.trials[number], self.trials)
+        return needs_comparison(self.build, self.trials.by_number(number), self.trials)
 
     def compare(self, number: int) -> Trial:
         """Compare a trial with the baseline and with its float counterpart, and write it again."""
-        trial = self.trials[number]
+        trial = self.trials.by_number(number)
         assert isinstance(trial.outcome, Measured)
         outcome = trial.outcome
         if outcome.against_baseline is None:
@@ -366,13 +365,12 @@ class TrialRunner:
     def rewrite(self, trial: Trial, outcome: Measured) -> Trial:
         """Replace a trial's outcome, and return the trial."""
         changed = msgspec.structs.replace(trial, outcome=outcome)
-        self.trials[trial.number] = changed
-        self.build.ledger.add_trial(self.build_number, changed)
+        self.trials.write(changed)
         return changed
 
     def add_note(self, number: int, note: str) -> None:
         """Add a note to a measured trial, and show it."""
-        trial = self.trials[number]
+        trial = self.trials.by_number(number)
         assert isinstance(trial.outcome, Measured)
         artifact = trial.outcome.artifact
         artifact = msgspec.structs.replace(artifact, notes=(*artifact.notes, note))

@@ -242,7 +242,7 @@ class Distillation:
         restore()
         if (found := self.step.learning_rate) < given:
             self.gradients.notes.append(
-                f"trained at a learning rate of {found:.2g}: at {given:.2g}, the network lost in short trials what it knows"
+                f"trained at a learning rate of {found:.2g}: at {given:.2g}, short trials lost what the network knew"
             )
 
     def set_rate(self, rate: float) -> None:

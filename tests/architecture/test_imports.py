@@ -49,7 +49,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "bench": ({"records", "errors", "statistics", "device", "model_files"}, {"onnxruntime", "numpy"}),
     "latency": ({"records", "errors", "statistics", "graph", "bench", "model_files"}, {"numpy", "scipy", "onnx"}),
     "select": ({"records", "errors", "statistics"}, set()),
-    "bundle": ({"records", "errors", "report", "model_files"}, {"numpy", "msgspec", *ONNX}),
+    "bundle": (
+        {"records", "errors", "report", "model_files"},
+        {"numpy", "msgspec", "model_signing", "cryptography", *ONNX},
+    ),
     "report": ({"records", "errors", "statistics"}, {"jinja2", "rich"}),
     "pipeline": (ANY, ANY),
     "cli": (ANY, {"click", "rich"}),

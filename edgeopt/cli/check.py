@@ -120,7 +120,7 @@ def command(
         def show(text: str) -> None:
             progress("check", text)
 
-        evaluation = _load_evaluation(score, data, data_options, progress)
+        evaluation = load_evaluation(score, data, data_options, progress)
         targets = {uri: _run_target(uri, profile, allow_fallback) for uri in device_uris or (profile.device,)}
         check = partial(check_bundle, bundle, progress=show, evaluation=evaluation, release=release, key=verifying_key)
         is_alone = len(targets) == 1 and not versions and junit is None and summary is None
@@ -234,7 +234,7 @@ def _report(results: list[CheckResult], as_json: bool, junit: Path | None, summa
         raise WorkspaceError(f"{error.filename} cannot be written: {error.strerror}.") from error
 
 
-def _load_evaluation(
+def load_evaluation(
     task: str | None, data: str | None, options: DataOptions, progress: ProgressDisplay
 ) -> EvaluationSet | None:
     """Load the task that --score names; None without it.
@@ -246,10 +246,10 @@ def _load_evaluation(
 
     if task is None:
         if data is not None:
-            raise InputError("--data goes with --score MODEL.onnx, the file that the bundle was built from.")
+            raise InputError("--data goes with --score MODEL.onnx, a given file whose outputs or labels are the score.")
         return None
     if task.endswith(".onnx") and data is None:
-        raise InputError(f"--score {task} needs --data DATA, the inputs that the bundle was built with.")
+        raise InputError(f"--score {task} needs --data DATA, the inputs to score it on.")
     progress("set-up", "loading PyTorch")
     from edgeopt.pipeline.evaluation import EvaluationSet, open_task
 

@@ -83,7 +83,7 @@ PIPELINE: dict[str, set[str]] = {
     "score_checks": {"artifacts", "context"},
     "search": {"artifacts", "boundary", "context", "torch_process"},
     "verify": {"evaluation"},
-    "bench_file": {"device_calibration", "given_model"},
+    "bench_file": {"device_calibration", "given_model", "verify"},
     "inspect": {"evaluation", "given_model", "torch_process"},
     "build": {
         "artifacts",

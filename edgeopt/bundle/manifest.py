@@ -5,7 +5,7 @@ The written folder and its document go in, a ``Manifest`` comes out. For schemas
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import msgspec
@@ -25,6 +25,7 @@ from edgeopt.report.proof import build_proof
 _SCHEMA: Literal["edgeopt/manifest-3"] = "edgeopt/manifest-3"
 MANIFEST_NAME = "manifest.json"
 SAMPLES_FOLDER = "samples"
+SIGNATURE_NAME = "model.sig"
 
 
 class TensorInfo(Part, frozen=True, kw_only=True):
@@ -81,6 +82,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """Of the model and the data it was trained on; empty if the task doesn't say."""
     names: dict[str, str] = msgspec.field(default_factory=dict)
     """Of the winner's inner values: short name to the one that it stands for."""
+    time: str = ""
+    """When the bundle is written, in UTC (ISO 8601); empty if that isn't known."""
 
 
 class FileEntry(Part, frozen=True, kw_only=True):
@@ -213,12 +216,14 @@ def _proof(document: Document) -> tuple[ProofEntry, ...]:
 
 
 def hash_files(folder: Path, manifest: Manifest | None = None) -> dict[str, FileEntry]:
-    """Hash every file of a bundle except the manifest; keys are paths relative to the bundle, with forward slashes.
+    """Hash every file of a bundle except the manifest and the signature.
 
-    Files that a manifest lacks are left out below ``samples``: there an app's developer adds packages.
+    Keys are paths relative to the bundle, with forward slashes. Files that a manifest lacks are left out below
+    ``samples``: there an app's developer adds packages.
     """
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    paths.pop(MANIFEST_NAME, None)
+    for name in (MANIFEST_NAME, SIGNATURE_NAME):
+        paths.pop(name, None)
     return {
         name: FileEntry(sha256=hash_of_file(path), size_bytes=path.stat().st_size)
         for name, path in paths.items()
@@ -239,3 +244,15 @@ def find_changed_files(bundle: Path, manifest: Manifest) -> list[str]:
     """Name each file that is missing, added, or differs from its hash; others may be added to the samples."""
     files = hash_files(bundle, manifest)
     return sorted(name for name in files.keys() | manifest.files if files.get(name) != manifest.files.get(name))
+
+
+def find_added_samples(bundle: Path, manifest: Manifest) -> list[str]:
+    """Name what was added to the samples; a folder that has no file of the bundle stands for all that is in it."""
+    folders = {parent.as_posix() for name in manifest.files for parent in PurePosixPath(name).parents}
+    own = {SAMPLES_FOLDER, *folders, *manifest.files}
+    added = set[str]()
+    for path in (bundle / SAMPLES_FOLDER).rglob("*"):
+        name = PurePosixPath(path.relative_to(bundle).as_posix())
+        if name.as_posix() not in own and name.parent.as_posix() in own:
+            added.add(name.as_posix())
+    return sorted(added)

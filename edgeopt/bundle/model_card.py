@@ -121,4 +121,5 @@ def _origin(document: Document, manifest: Manifest) -> Iterator[str]:
     versions = ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
     yield f"- `{manifest.command}`, with {versions}"
     yield f"- Licence of model and data: {manifest.licence or 'not stated; ask whoever trained the network'}"
+    yield "- `sbom.json` lists the model and the packages that made it, for tools that read CycloneDX"
     yield "- `report.html` shows every file that was tried; `choice.json` is the same as data"

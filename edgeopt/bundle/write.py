@@ -10,6 +10,8 @@ import msgspec
 from edgeopt.bundle.app_files import write_app_files
 from edgeopt.bundle.golden import Golden, GoldenEntry, write_golden
 from edgeopt.bundle.manifest import MANIFEST_NAME, Origin, build_manifest, hash_files
+from edgeopt.bundle.sbom import SBOM_NAME, describe_parts
+from edgeopt.bundle.signature import PrivateKey, sign_bundle
 from edgeopt.bundle.swap import building_path, recover, swap_in
 from edgeopt.errors import WorkspaceError
 from edgeopt.model_files.layout import copy_model
@@ -46,7 +48,15 @@ def check_out(out: Path) -> None:
         )
 
 
-def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golden, origin: Origin) -> None:
+def write_bundle(
+    out: Path,
+    choice: Choice,
+    *,
+    model: Path | None,
+    golden: Golden,
+    origin: Origin,
+    key: PrivateKey | None = None,
+) -> None:
     """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
     Args:
@@ -55,6 +65,7 @@ def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golde
         model: The winner's file; None if there is no winner.
         golden: What an app checks itself with; ``NO_GOLDEN`` without a model.
         origin: The task's description of its model, and how the build was run.
+        key: Signs the bundle; None for no signature.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is then still there.
@@ -65,6 +76,8 @@ def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golde
     try:
         new.mkdir()
         _fill(new, build_document(choice), model, golden, origin)
+        if key is not None:
+            sign_bundle(new, key)
         swap_in(new, out)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -85,5 +98,6 @@ def _fill(new: Path, document: Document, model: Path | None, golden: Golden, ori
     manifest = build_manifest(new, document, origin, entries, golden.answers)
     if document.winner is not None:
         write_app_files(new, document, manifest)
+        (new / SBOM_NAME).write_bytes(encode(describe_parts(manifest, origin.time)))
         manifest = msgspec.structs.replace(manifest, files=hash_files(new))
     (new / MANIFEST_NAME).write_bytes(encode(manifest))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from edgeopt.cli.options import FILE, estimate_option, run_options, verbose_option
+from edgeopt.cli.options import DATA_HELP, FILE, data_options, estimate_option, run_options, verbose_option
+from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
     from edgeopt.device.base import Device
@@ -42,6 +43,14 @@ class _Names(click.ParamType[tuple[str, ...]]):
         return () if names == ("all",) else names
 
 
+class _ScoreSource(NamedTuple):
+    """What a file is scored by, as the user named it."""
+
+    task: str | None
+    data: str | None
+    options: DataOptions
+
+
 _NUMBERS, _NAMES = _Numbers(), _Names()
 
 
@@ -70,6 +79,11 @@ _NUMBERS, _NAMES = _Numbers(), _Names()
     metavar="all|NAME,NAME",
     help="Measure on each execution provider of the device, as a table; the processor runs what one cannot.",
 )
+@click.option(
+    "--score", metavar="TASK", help="Also score the model on each of --providers, on TASK's whole evaluation set."
+)
+@click.option("--data", metavar="DATA", help=f"Inputs and labels for --score MODEL.onnx. {DATA_HELP}")
+@data_options
 @estimate_option
 @run_options
 @verbose_option
@@ -83,6 +97,9 @@ def command(
     batch_sizes: tuple[int, ...] | None,
     threads: tuple[int, ...] | None,
     providers: tuple[str, ...] | None,
+    score: str | None,
+    data: str | None,
+    data_options: DataOptions,
     estimate: bool,
     device_uri: str | None,
     batch_size: int | None,
@@ -91,7 +108,10 @@ def command(
     allow_fallback: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Measure latency and memory of MODEL on a target's device."""
+    """Measure latency and memory of MODEL on a target's device.
+
+    --score names a task as `build` does: a ready task's name, module:name, file.py:name, or model.onnx with its --data.
+    """
     from edgeopt.config.profiles import load_profile
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.device.open import open_device
@@ -101,10 +121,7 @@ def command(
     profile = load_profile(target)
     search = choose_calibration(target, profile, device_uri, estimate)
     device = open_device("local:" if search.calibration else device_uri or profile.device)
-    if memory_modes and not device.uri.startswith(("local:", "ssh:")):
-        raise click.UsageError(
-            f"--memory-modes needs a device with Python (local: or ssh://); {device.uri} doesn't have it."
-        )
+    _check_memory_modes(device, memory_modes)
     request = BenchRequest(
         model=model,
         profile=profile,
@@ -119,14 +136,30 @@ def command(
         allow_fallback=allow_fallback,
     )
     alone = {"--against": against, "--sustained": sustained, "--memory-modes": memory_modes, "--estimate": estimate}
+    source = _score_source(providers, score, data, data_options)
     if providers is not None:
         _refuse("--providers", alone | {"--batch": batch_sizes, "--threads": threads})
-        _print_providers(request, device, providers, as_json)
+        _print_providers(request, device, providers, source, as_json)
     elif batch_sizes or threads:
         _refuse("--batch and --threads", alone | {"--batch-size": batch_size})
         _print_settings(request, device, batch_sizes or (request.batch_size,), threads or (profile.threads,), as_json)
     else:
         _print_measured(request, device, as_json)
+
+
+def _check_memory_modes(device: Device, wanted: bool) -> None:
+    if wanted and not device.uri.startswith(("local:", "ssh:")):
+        raise click.UsageError(
+            f"--memory-modes needs a device with Python (local: or ssh://); {device.uri} doesn't have it."
+        )
+
+
+def _score_source(
+    providers: tuple[str, ...] | None, score: str | None, data: str | None, options: DataOptions
+) -> _ScoreSource:
+    if providers is None and (score, data) != (None, None):
+        raise click.UsageError("--score shows the score on each execution provider: it goes with --providers.")
+    return _ScoreSource(score, data, options)
 
 
 def _refuse(table: str, others: Mapping[str, object]) -> None:
@@ -171,15 +204,24 @@ def _print_settings(
         print_settings(rows, request.profile)
 
 
-def _print_providers(request: BenchRequest, device: Device, providers: tuple[str, ...], as_json: bool) -> None:
+def _print_providers(
+    request: BenchRequest, device: Device, providers: tuple[str, ...], source: _ScoreSource, as_json: bool
+) -> None:
     """Measure and print a line for each execution provider."""
     from edgeopt.cli.bench_text import print_providers
-    from edgeopt.cli.console import ProgressDisplay
+    from edgeopt.cli.check import load_evaluation
+    from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.pipeline.bench_file import bench_providers
     from edgeopt.records.codec import to_json
 
-    with ProgressDisplay() as progress:
-        rows = bench_providers(request, device, providers, lambda text: progress("bench", text))
+    with stdout_to_stderr(), ProgressDisplay() as progress:
+        evaluation = load_evaluation(source.task, source.data, source.options, progress)
+        scorer = None
+        if evaluation is not None:
+            from edgeopt.pipeline.verify.provider_score import ProviderScorer
+
+            scorer = ProviderScorer(evaluation, request.model)
+        rows = bench_providers(request, device, providers, lambda text: progress("bench", text), scorer)
     if as_json:
         click.echo(to_json({"schema": "edgeopt/bench-providers-1", "rows": rows}))
     else:

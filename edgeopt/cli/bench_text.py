@@ -13,6 +13,7 @@ from edgeopt.report import sentences, words
 
 if TYPE_CHECKING:
     from edgeopt.bench.memory_modes import MemoryMode
+    from edgeopt.pipeline.verify.provider_score import ProviderScore
     from edgeopt.records.measurement import Measurement, NodeChange
     from edgeopt.records.profile import Profile
 
@@ -69,7 +70,9 @@ def print_providers(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
     """Print one line for each execution provider, and what it leaves to the processor."""
     console = Console(highlight=False, soft_wrap=True)
     table = Table(title=escape(f"on {profile.name}, by execution provider"), title_justify="left")
-    for title in ("provider", "nodes", "p50", "p90", "load", "memory", "outputs differ"):
+    scores = [row["score"] for row in rows if not row["error"] and row["score"]]
+    titles = ("provider", "nodes", "p50", "p90", "load", "memory", "outputs differ")
+    for title in (*titles, *(("score", "drop (95 %)") if scores else ())):
         table.add_column(title, justify="left" if title in ("provider", "nodes") else "right")
     for row in rows:
         if row["error"]:
@@ -84,8 +87,17 @@ def print_providers(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
             f"{row['load_ms']:.1f} ms",
             "not measured" if memory is None else words.size(memory),
             "not compared" if difference is None else f"{difference:.2g}",
+            *(_score_cells(row["score"]) if scores else ()),
         )
     console.print(table)
+    if scores:
+        worse = "" if scores[0].direction == "higher" else ", which is an error: lower is better"
+        console.print(
+            escape(
+                f"Scored by {scores[0].task} on {scores[0].samples:,} samples{worse}. The drop is how much worse the "
+                "score is than on the processor, over the same samples."
+            )
+        )
     for row in rows:
         if row["error"]:
             console.print(escape(f"{row['provider']}: {row['error']}"))
@@ -94,6 +106,14 @@ def print_providers(rows: Sequence[dict[str, Any]], profile: Profile) -> None:
             console.print(escape(f"{row['provider']} leaves to the processor: {shown}."))
     if any(not row["error"] and row["measurement"].device.kind == "stand-in" for row in rows):
         console.print(f"Not measured on the target itself: this machine stood in for {escape(profile.title)}.")
+
+
+def _score_cells(score: ProviderScore) -> tuple[str, str]:
+    """Return a score, and how much worse it is than the processor's."""
+    if score.drop is None:
+        return words.score(score.value), "not compared"
+    interval = "" if score.drop_ci95 is None else " ({} to {})".format(*map(words.score, score.drop_ci95))
+    return words.score(score.value), f"{words.score(score.drop)}{interval}"
 
 
 def _short(text: str) -> str:

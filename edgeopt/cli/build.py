@@ -32,6 +32,7 @@ from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 
 if TYPE_CHECKING:
+    from edgeopt.bundle.signature import PrivateKey
     from edgeopt.config.project import Project
     from edgeopt.records.budget import Budget
     from edgeopt.records.choice import Choice
@@ -113,6 +114,12 @@ NOTHING_KEEPS_THE_LIMITS = 3
     is_flag=True,
     help="Keep readable names inside the file, for some bytes; otherwise manifest.json has them.",
 )
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="KEY.pem",
+    help="Sign the result with this elliptic-curve key (`edgeopt check --public-key` verifies it).",
+)
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
@@ -152,6 +159,7 @@ def command(
     if asked.pop("keep_names"):
         chosen = {name: profile.keeping_names for name, profile in chosen.items()}
     name = task or project.task or "fashion"
+    key = _open_key(asked.pop("sign"))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
     def build_target(target: str, profile: Profile, folder: Path, progress: Progress) -> Choice:
@@ -160,7 +168,9 @@ def command(
         device = device_uri or (own.device if own is not None and not asked["estimate"] else None)
         limit = asked["time_limit"]
         left = {} if limit is None else {"time_limit": max(0.0, limit - (time.monotonic() - began) / 60)}
-        return _build(name, target, profile, project, folder, device, score_wish, resolve, progress, **(asked | left))
+        return _build(
+            name, target, profile, project, folder, device, score_wish, resolve, progress, key, **(asked | left)
+        )
 
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet, as_json=progress_as == "json") as progress:
         if len(chosen) > 1:
@@ -183,6 +193,7 @@ def _build(
     score_wish: ScoreWish,
     resolve: Callable[[Budget | None, bool], Budget],
     progress: Progress,
+    key: PrivateKey | None,
     *,
     data: str | None,
     data_options: DataOptions,
@@ -220,7 +231,7 @@ def _build(
         command=("edgeopt", *sys.argv[1:]),
         **passed_on,
     )
-    return build(request, resolve, progress, given)
+    return build(request, resolve, progress, given, key)
 
 
 def _open_given(
@@ -238,6 +249,19 @@ def _open_given(
 
     sizes = merge_shapes(shapes, "--shape")
     return open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
+
+
+def _open_key(path: Path | None) -> PrivateKey | None:
+    """Return the key that signs, if there is one: a mistake in it shows before the build begins.
+
+    Raises:
+        InputError: see ``edgeopt.bundle.signature.open_private_key``.
+    """
+    if path is None:
+        return None
+    from edgeopt.bundle.signature import open_private_key
+
+    return open_private_key(path)
 
 
 def exit_code(choice: Choice) -> int:

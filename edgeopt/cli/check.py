@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +14,14 @@ from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
     from edgeopt.bench.run_target import RunTarget
+    from edgeopt.bundle.signature import PrivateKey, PublicKey
     from edgeopt.cli.console import ProgressDisplay
     from edgeopt.pipeline.evaluation import EvaluationSet
     from edgeopt.pipeline.verify.against import Release
     from edgeopt.pipeline.verify.findings import CheckResult
     from edgeopt.records.profile import Profile
 
-_NEW_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE_PATH = click.Path(path_type=Path, dir_okay=False)
 EXIT_CODES = {"passed": 0, "missed": 3, "bad": 2}
 WORST_LAST = (0, 3, 2)
 VERDICTS = {
@@ -63,11 +66,15 @@ VERDICTS = {
     metavar="PERCENT",
     help="How much larger or, beyond the noise, slower than RELEASE it may be; more is a miss.",
 )
+@click.option(
+    "--public-key", type=_FILE_PATH, metavar="KEY.pub", help="Also verify the signature that `build --sign` wrote."
+)
+@click.option("--sign", type=_FILE_PATH, metavar="KEY.pem", help="Sign the bundle with this key if every check passes.")
 @verbose_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document, with raw samples.")
-@click.option("--junit", type=_NEW_FILE, metavar="FILE", help="Write the findings as JUnit's XML.")
+@click.option("--junit", type=_FILE_PATH, metavar="FILE", help="Write the findings as JUnit's XML.")
 @click.option(
-    "--summary", type=_NEW_FILE, metavar="FILE", help="Append a Markdown table to FILE, as GITHUB_STEP_SUMMARY is."
+    "--summary", type=_FILE_PATH, metavar="FILE", help="Append a Markdown table to FILE, as GITHUB_STEP_SUMMARY is."
 )
 def command(
     bundle: Path,
@@ -80,6 +87,8 @@ def command(
     data_options: DataOptions,
     against: Path | None,
     max_regression: float | None,
+    public_key: Path | None,
+    sign: Path | None,
     as_json: bool,
     junit: Path | None,
     summary: Path | None,
@@ -89,45 +98,85 @@ def command(
     Judging the limit of the score takes data that the bundle doesn't hold: --score names the task of the build, in the
     same way as `build` does (a ready task's name, module:name, file.py:name, or the given model.onnx with its --data).
 
+    With --public-key, a bundle whose signature is missing, or is by another key, is not the one that was built.
+
     Exit codes: 0 everything holds, 3 an output or a limit is missed, 2 this is not the bundle that was built. Of
     several devices the worst counts. `edgeopt init --ci` writes a workflow for pull requests.
     """
     from edgeopt.bundle.manifest import read_manifest
     from edgeopt.cli.console import ProgressDisplay, stdout_to_stderr
     from edgeopt.config.profiles import load_profile
-    from edgeopt.errors import ConfigError, DeviceError
     from edgeopt.pipeline.verify.check import check_bundle
-    from edgeopt.pipeline.verify.findings import device_failed
     from edgeopt.pipeline.verify.runtimes import check_in_runtime, choose_version
 
     release = _open_release(against, max_regression)
     _check_folders(junit, summary)
+    verifying_key, signing_key = _open_keys(public_key, sign)
     manifest = read_manifest(bundle)
     profile = load_profile(target or manifest.target)
     versions = [choose_version(one, manifest.min_onnxruntime or profile.min_onnxruntime) for one in runtimes]
-    results = []
     with stdout_to_stderr(), ProgressDisplay() as progress:
-        evaluation = _load_evaluation(score, data, data_options, progress)
+
+        def show(text: str) -> None:
+            progress("check", text)
+
+        evaluation = load_evaluation(score, data, data_options, progress)
         targets = {uri: _run_target(uri, profile, allow_fallback) for uri in device_uris or (profile.device,)}
-        for uri, run_target in targets.items():
-            try:
-                result = check_bundle(
-                    bundle,
-                    run_target,
-                    progress=lambda text: progress("check", text),
-                    evaluation=evaluation,
-                    release=release,
-                )
-            except (DeviceError, ConfigError) as error:
-                if len(targets) == 1 and not versions and junit is None and summary is None:
-                    raise
-                result = device_failed(bundle, profile.name, uri, error)  # the others are checked all the same
-            results.append(result)
-        results += [
-            check_in_runtime(bundle, version, profile, lambda text: progress("check", text)) for version in versions
-        ]
+        check = partial(check_bundle, bundle, progress=show, evaluation=evaluation, release=release, key=verifying_key)
+        is_alone = len(targets) == 1 and not versions and junit is None and summary is None
+        results = [_check_on(run_target, bundle, check, is_alone=is_alone) for run_target in targets.values()]
+        results += [check_in_runtime(bundle, version, profile, show) for version in versions]
     _report(results, as_json, junit, summary)
-    return max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
+    code = max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
+    if signing_key is not None:
+        _sign(bundle, signing_key, passed=code == 0)
+    return code
+
+
+def _check_on(
+    target: RunTarget, bundle: Path, check: Callable[[RunTarget], CheckResult], *, is_alone: bool
+) -> CheckResult:
+    """Check on one device; if there are other results, an error of the device is one of them."""
+    from edgeopt.errors import ConfigError, DeviceError
+    from edgeopt.pipeline.verify.findings import device_failed
+
+    try:
+        return check(target)
+    except (DeviceError, ConfigError) as error:
+        if is_alone:
+            raise
+        return device_failed(bundle, target.profile.name, target.device.uri, error)
+
+
+def _open_keys(public_key: Path | None, sign: Path | None) -> tuple[PublicKey | None, PrivateKey | None]:
+    """Return the keys that were named, before anything runs.
+
+    Raises:
+        InputError: see ``edgeopt.bundle.signature``.
+    """
+    if public_key is None and sign is None:
+        return None, None
+    from edgeopt.bundle.signature import open_private_key, open_public_key
+
+    return (
+        None if public_key is None else open_public_key(public_key),
+        None if sign is None else open_private_key(sign),
+    )
+
+
+def _sign(bundle: Path, key: PrivateKey, *, passed: bool) -> None:
+    """Sign a bundle that passed every check, and report it on stderr."""
+    from edgeopt.bundle.signature import sign_bundle
+    from edgeopt.errors import WorkspaceError
+
+    if not passed:
+        click.echo(f"{bundle} is not signed, because it does not pass every check.", err=True)
+        return
+    try:
+        sign_bundle(bundle, key)
+    except OSError as error:
+        raise WorkspaceError(f"{error.filename} cannot be written: {error.strerror}.") from error
+    click.echo(f"{bundle} is signed with {key.path}.", err=True)
 
 
 def _open_release(against: Path | None, max_regression: float | None) -> Release | None:
@@ -185,7 +234,7 @@ def _report(results: list[CheckResult], as_json: bool, junit: Path | None, summa
         raise WorkspaceError(f"{error.filename} cannot be written: {error.strerror}.") from error
 
 
-def _load_evaluation(
+def load_evaluation(
     task: str | None, data: str | None, options: DataOptions, progress: ProgressDisplay
 ) -> EvaluationSet | None:
     """Load the task that --score names; None without it.
@@ -197,10 +246,10 @@ def _load_evaluation(
 
     if task is None:
         if data is not None:
-            raise InputError("--data goes with --score MODEL.onnx, the file that the bundle was built from.")
+            raise InputError("--data goes with --score MODEL.onnx, a given file whose outputs or labels are the score.")
         return None
     if task.endswith(".onnx") and data is None:
-        raise InputError(f"--score {task} needs --data DATA, the inputs that the bundle was built with.")
+        raise InputError(f"--score {task} needs --data DATA, the inputs to score it on.")
     progress("set-up", "loading PyTorch")
     from edgeopt.pipeline.evaluation import EvaluationSet, open_task
 

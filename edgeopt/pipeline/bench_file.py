@@ -34,6 +34,7 @@ from edgeopt.device.open import device_role
 from edgeopt.errors import CannotProfileError, ProviderError, StepError
 from edgeopt.pipeline.device_calibration import add_estimate
 from edgeopt.pipeline.given_model import ReadyModel, open_given_model
+from edgeopt.pipeline.verify.provider_score import ProviderScore, ProviderScorer
 from edgeopt.records.calibration import Calibration
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange, Sustained
 from edgeopt.records.profile import Profile
@@ -130,7 +131,11 @@ def bench_settings(
 
 
 def bench_providers(
-    request: BenchRequest, device: Device, wanted: Sequence[str], progress: Callable[[str], None]
+    request: BenchRequest,
+    device: Device,
+    wanted: Sequence[str],
+    progress: Callable[[str], None],
+    scorer: ProviderScorer | None = None,
 ) -> list[dict[str, Any]]:
     """Measure a file on several execution providers, each with the processor for what it does not run.
 
@@ -139,15 +144,16 @@ def bench_providers(
         device: Where it runs.
         wanted: Names of providers; empty for all that the device has.
         progress: Called with a few words on the current step.
+        scorer: Scores the file on each of them; None for no score.
 
     Returns:
         A row for each: ``provider``; ``error``, why it does not run the file, or None; then the statistics, the
-        ``operators`` that the processor runs for it, and ``difference``, the largest of an output from the processor's
-        over its largest value; None if the processor does not run the file.
+        ``operators`` that the processor runs for it, ``difference``, the largest of an output from the processor's
+        over its largest value, None if the processor does not run the file; and ``score``, None without a scorer.
 
     Raises:
         InputError: the device has none of a name.
-        ConfigError, TaskError, DataError, DeviceError: see ``bench_file``.
+        ConfigError, TaskError, DataError, DeviceError: see ``bench_file``; TaskError too if the score fails.
     """
     names = find_providers(wanted, device.describe()[1].providers, device.uri)
     with _open(request, request.model) as ready:
@@ -158,6 +164,7 @@ def bench_providers(
             try:
                 result = _measure_all(one, ready, device, lambda text: progress(f"{name}: {text}"))  # noqa: B023
                 found = _run_once(one, ready, device)
+                score = None if scorer is None else _score(scorer, one, device, name, progress)
             except (ProviderError, StepError) as error:
                 rows.append({"provider": name, "error": str(error)})
                 continue
@@ -165,14 +172,26 @@ def bench_providers(
             row = summarize_bench(one, result) | {"model": str(request.model), "measurement": result.measurement}
             operators = {} if name == PROCESSOR else result.provider_operators.get(PROCESSOR, {})
             difference = None if expected is None else relative_difference(expected, found)
-            rows.append({"provider": name, "error": None, "operators": operators, "difference": difference, **row})
+            row |= {"operators": operators, "difference": difference, "score": score}
+            rows.append({"provider": name, "error": None, **row})
     return rows
+
+
+def _score(
+    scorer: ProviderScorer, request: BenchRequest, device: Device, provider: str, progress: Callable[[str], None]
+) -> ProviderScore:
+    progress(f"{provider}: score on {scorer.samples:,} samples")
+    return scorer.score(request.model, _output_target(request, device))
+
+
+def _output_target(request: BenchRequest, device: Device) -> RunTarget:
+    kind, profile = device_role(device.uri, request.profile, estimated=False)
+    return RunTarget(device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback)
 
 
 def _run_once(request: BenchRequest, ready: ReadyModel, device: Device) -> list[NDArray[Any]]:
     """Return the outputs of a run on the inputs that are timed."""
-    kind, profile = device_role(device.uri, request.profile, estimated=False)
-    target = RunTarget(device=device, profile=profile, kind=kind, allow_fallback=request.allow_fallback)
+    target = _output_target(request, device)
     with tempfile.TemporaryDirectory(prefix="edgeopt-outputs-") as folder:
         inputs, outputs = ready.inputs, Path(folder) / "outputs.npz"
         if inputs is None:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeopt.bench.outputs import run_model, write_batches
+from edgeopt.bundle.signature import PrivateKey
 from edgeopt.bundle.write import check_out
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_device
@@ -105,6 +106,7 @@ def build(
     resolve: Callable[[Budget | None, bool], Budget],
     progress: Callable[[str, str], None],
     given: OnnxTask | None = None,
+    key: PrivateKey | None = None,
 ) -> Choice:
     """Run a build and write its bundle.
 
@@ -114,6 +116,7 @@ def build(
             that apply.
         progress: Called with a stage and a detail.
         given: The task, if it is a given file that the caller has opened.
+        key: Signs the bundle; None for no signature.
 
     Raises:
         InputError: the task, a limit or a folder is wrong.
@@ -135,7 +138,7 @@ def build(
         choice = decide(opened, search, remarks, request.notes)
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
-        choice = write_finished(opened, choice, out, request.command)
+        choice = write_finished(opened, choice, out, request.command, key)
         opened.ledger.end_build(search.runner.trials.build)
         return choice
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 from statistics import quantiles
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -318,7 +318,7 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def encode(document: Part) -> bytes:
+def encode(document: Part | dict[str, Any]) -> bytes:
     """Write a document as JSON for people and programs: indented, with a newline at the end."""
     return msgspec.json.format(to_json(document), indent=2) + b"\n"
 

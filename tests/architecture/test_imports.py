@@ -49,7 +49,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "bench": ({"records", "errors", "statistics", "device", "model_files"}, {"onnxruntime", "numpy"}),
     "latency": ({"records", "errors", "statistics", "graph", "bench", "model_files"}, {"numpy", "scipy", "onnx"}),
     "select": ({"records", "errors", "statistics"}, set()),
-    "bundle": ({"records", "errors", "report", "model_files"}, {"numpy", "msgspec", *ONNX}),
+    "bundle": (
+        {"records", "errors", "report", "model_files"},
+        {"numpy", "msgspec", "model_signing", "cryptography", *ONNX},
+    ),
     "report": ({"records", "errors", "statistics"}, {"jinja2", "rich"}),
     "pipeline": (ANY, ANY),
     "cli": (ANY, {"click", "rich"}),
@@ -80,7 +83,7 @@ PIPELINE: dict[str, set[str]] = {
     "score_checks": {"artifacts", "context"},
     "search": {"artifacts", "boundary", "context", "torch_process"},
     "verify": {"evaluation"},
-    "bench_file": {"device_calibration", "given_model"},
+    "bench_file": {"device_calibration", "given_model", "verify"},
     "inspect": {"evaluation", "given_model", "torch_process"},
     "build": {
         "artifacts",

@@ -47,7 +47,9 @@ def model(tmp_path: Path) -> Path:
 def write(model: Path):
     """Write a bundle: of the choice with the model, or of one without a winner."""
 
-    def writer(out: Path, choice: Choice | None = None, *, labels: tuple[str, ...] = ("cat", "dog", "fox")) -> None:
+    def writer(
+        out: Path, choice: Choice | None = None, *, labels: tuple[str, ...] = ("cat", "dog", "fox"), key=None
+    ) -> None:
         choice = choice or a_choice()
         won = choice.winner is not None
         write_bundle(
@@ -56,6 +58,7 @@ def write(model: Path):
             model=model if won else None,
             golden=a_golden(INPUTS, OUTPUTS) if won else NO_GOLDEN,
             origin=msgspec.structs.replace(AN_ORIGIN, labels=labels),
+            key=key,
         )
 
     return writer

@@ -57,6 +57,7 @@ def test_the_folder_holds_the_files_of_the_format_and_nothing_is_left_next_to_it
         "manifest.json",
         "model.onnx",
         "report.html",
+        "sbom.json",
     ]
     samples = [name.removeprefix("samples/") for name in names(out) if name.startswith("samples/")]
     folders = {name.split("/")[0] for name in samples}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from edgeopt.bundle.golden import (
 )
 from edgeopt.bundle.manifest import Origin
 from edgeopt.bundle.raw_inputs import ResizedImage, make_resized, pixels_of
+from edgeopt.bundle.signature import PrivateKey
 from edgeopt.bundle.stated_inputs import StatedInputs
 from edgeopt.bundle.write import write_bundle
 from edgeopt.errors import DeviceError, StepError
@@ -66,8 +68,10 @@ def metadata_for_apps(build: Build) -> dict[str, str]:
     return found | ({f"{OWN_METADATA}labels": text.decode()} if labels and len(text) <= MAX_LABEL_BYTES else {})
 
 
-def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, ...]) -> Choice:
-    """Write the folder that an app takes, and return the choice with notes and warnings about it.
+def write_finished(
+    build: Build, choice: Choice, out: Path, command: tuple[str, ...], key: PrivateKey | None = None
+) -> Choice:
+    """Write the folder that an app takes, signed if there is a key; return the choice with what was found on the way.
 
     Raises:
         StepError: the winner's file was changed after it was made.
@@ -92,7 +96,7 @@ def write_finished(build: Build, choice: Choice, out: Path, command: tuple[str, 
             warnings, notes = (*choice.warnings, *inputs.warnings), (*choice.notes, *inputs.notes)
             choice = msgspec.structs.replace(choice, warnings=warnings, notes=notes)
         origin = _origin(build, inputs, command, names)
-        write_bundle(out, choice, model=model, golden=golden, origin=origin)
+        write_bundle(out, choice, model=model, golden=golden, origin=origin, key=key)
         return choice
 
 
@@ -112,6 +116,7 @@ def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names:
         input_preprocessing=inputs.preprocessing,
         licence=task.licence,
         names=names,
+        time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 

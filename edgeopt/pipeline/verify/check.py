@@ -19,7 +19,8 @@ from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import run_arrays, write_batches
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.golden import Array, GoldenAnswer, GoldenEntry, different_ratio, largest_difference, read_golden
-from edgeopt.bundle.manifest import Manifest, find_changed_files, read_manifest
+from edgeopt.bundle.manifest import SIGNATURE_NAME, Manifest, find_changed_files, read_manifest
+from edgeopt.bundle.signature import PublicKey, find_signature_fault
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import read_facts
 from edgeopt.pipeline.verify.against import Release, compare_with
@@ -65,6 +66,18 @@ def check_files(bundle: Path, manifest: Manifest) -> list[CheckFinding]:
     return bad or [CheckFinding(kind="file", name="all", status="passed", text=text)]
 
 
+def check_signature(bundle: Path, manifest: Manifest, key: PublicKey | None) -> list[CheckFinding]:
+    """Verify a bundle's signature; without a key, one that is there is only mentioned."""
+    if key is not None:
+        fault = find_signature_fault(bundle, manifest, key)
+        text = fault or f"is by the key {key.path}, for every file"
+        return [CheckFinding(kind="file", name=SIGNATURE_NAME, status="bad" if fault else "passed", text=text)]
+    if (bundle / SIGNATURE_NAME).is_file():
+        text = "is not verified: name the key of who built the bundle with --public-key KEY.pub"
+        return [CheckFinding(kind="file", name=SIGNATURE_NAME, status="note", text=text)]
+    return []
+
+
 def check_bundle(
     bundle: Path,
     run_target: RunTarget,
@@ -72,8 +85,9 @@ def check_bundle(
     progress: Callable[[str], None],
     evaluation: EvaluationSet | None = None,
     release: Release | None = None,
+    key: PublicKey | None = None,
 ) -> CheckResult:
-    """Verify a bundle. If its files were changed, nothing is run.
+    """Verify a bundle. If its files were changed, or its signature does not hold, nothing is run.
 
     Args:
         bundle: A folder that ``edgeopt build`` wrote.
@@ -81,6 +95,7 @@ def check_bundle(
         progress: Called with a few words on the current step.
         evaluation: The set to measure the score on; None to compare only the golden outputs.
         release: Another file to compare with; None for none.
+        key: Verifies the signature; None for no verification.
 
     Raises:
         DataError: the manifest is missing or has another schema.
@@ -88,9 +103,9 @@ def check_bundle(
         ProviderError, InputError, DeviceError: see ``edgeopt.bench.measure.measure``.
     """
     manifest = read_manifest(bundle)
-    findings = check_files(bundle, manifest)
+    findings = [*check_files(bundle, manifest), *check_signature(bundle, manifest, key)]
     measurement, score, comparison = None, None, None
-    if all(finding.status == "passed" for finding in findings):
+    if all(finding.status != "bad" for finding in findings):
         document = read_document(bundle / "choice.json")
         if document.winner is None:
             text = "is not in the bundle: nothing kept the limits when it was built"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -46,7 +48,15 @@ def check_out(out: Path) -> None:
         )
 
 
-def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golden, origin: Origin) -> None:
+def write_bundle(
+    out: Path,
+    choice: Choice,
+    *,
+    model: Path | None,
+    golden: Golden,
+    origin: Origin,
+    further: Mapping[str, Path] = MappingProxyType({}),
+) -> None:
     """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
     Args:
@@ -55,6 +65,7 @@ def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golde
         model: The winner's file; None if there is no winner.
         golden: What an app checks itself with; ``NO_GOLDEN`` without a model.
         origin: The task's description of its model, and how the build was run.
+        further: Other files of the model, such as those of ``choice.ort``, by their name in the bundle.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is then still there.
@@ -64,7 +75,7 @@ def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golde
     new = building_path(out)
     try:
         new.mkdir()
-        _fill(new, build_document(choice), model, golden, origin)
+        _fill(new, build_document(choice), model, golden, origin, further)
         swap_in(new, out)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
@@ -74,12 +85,21 @@ def write_bundle(out: Path, choice: Choice, *, model: Path | None, golden: Golde
         ) from error
 
 
-def _fill(new: Path, document: Document, model: Path | None, golden: Golden, origin: Origin) -> None:
+def _fill(
+    new: Path,
+    document: Document,
+    model: Path | None,
+    golden: Golden,
+    origin: Origin,
+    further: Mapping[str, Path],
+) -> None:
     """Write every file of a bundle; the manifest comes last, because it has the hashes of the others."""
     entries: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         copy_model(model, new / "model.onnx")
         entries = write_golden(new, golden)
+        for name, path in further.items():
+            shutil.copyfile(path, new / name)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
     manifest = build_manifest(new, document, origin, entries, golden.answers)

@@ -1,7 +1,9 @@
 """A bundle of a real small model, for tests of `edgeopt check`."""
 
+from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from builders import a_baseline, a_budget, a_choice, a_trial
 from tiny_models import a_network, a_run_target, write_quick_target
@@ -10,6 +12,8 @@ from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bundle.golden import NO_GOLDEN, Golden, output_tolerance
 from edgeopt.bundle.manifest import Origin
 from edgeopt.bundle.write import write_bundle
+from edgeopt.graph.apply import convert_to_ort_format
+from edgeopt.records.choice import OrtFile
 
 AN_ORIGIN = Origin(
     min_onnxruntime="1.17.0",
@@ -32,7 +36,26 @@ def a_golden(inputs, outputs, *, ratio: float = 1e-3, **parts) -> Golden:
 GENEROUS = {"max_latency_ms": 1000.0, "max_peak_memory_bytes": 10**9}
 
 
-def a_bundle(folder: Path, *, wrong: float = 0.0, drop_ci95: tuple[float, float] | None = None, **limits) -> Path:
+AN_ORT_FILE = OrtFile(
+    file="model.ort",
+    operators_file="required_operators.config",
+    size_bytes=20_000,
+    download_bytes=15_000,
+    level="all",
+    target_platform="any",
+    weights="unpacked",
+    onnxruntime=version("onnxruntime"),
+)
+
+
+def a_bundle(
+    folder: Path,
+    *,
+    wrong: float = 0.0,
+    drop_ci95: tuple[float, float] | None = None,
+    ort: OrtFile | None = None,
+    **limits,
+) -> Path:
     """Write a bundle of a small network with its own outputs as golden ones, or off by ``wrong``."""
     model = a_network(folder / "m.onnx")
     write_quick_target(folder)
@@ -43,6 +66,11 @@ def a_bundle(folder: Path, *, wrong: float = 0.0, drop_ci95: tuple[float, float]
     trials = (a_baseline(), a_trial(drop_ci95=drop_ci95))
     choice = a_choice(trials, a_budget(**(GENEROUS | limits)), target="quick")
     won = choice.winner is not None
+    further = {}
+    if ort is not None:
+        choice = msgspec.structs.replace(choice, ort=ort)
+        further = {name: folder / name for name in (ort.file, ort.operators_file)}
+        convert_to_ort_format(model, *further.values(), level="all", platform="any", folds=True)
     write_bundle(
         folder / "out",
         choice,
@@ -51,5 +79,6 @@ def a_bundle(folder: Path, *, wrong: float = 0.0, drop_ci95: tuple[float, float]
         if won
         else NO_GOLDEN,
         origin=AN_ORIGIN,
+        further=further,
     )
     return folder / "out"

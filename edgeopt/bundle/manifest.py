@@ -15,6 +15,7 @@ import onnx.helper
 from edgeopt.bundle.golden import GoldenAnswer, GoldenEntry
 from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
+from edgeopt.records.choice import OrtFile
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.preprocessing import Preprocessing
 from edgeopt.records.recipe import Recipe
@@ -137,6 +138,8 @@ class Manifest(Part, frozen=True, kw_only=True):
     """The oldest that the target names: the file keeps to the operators and the format that it loads."""
     names: dict[str, str] = msgspec.field(default_factory=dict)
     """What the short names of the model's inner values stand for; empty if they kept their names."""
+    ort: OrtFile | None = None
+    """The model in ONNX Runtime's own format; null if the bundle has none."""
 
 
 def build_manifest(
@@ -179,6 +182,7 @@ def build_manifest(
         dynamic=origin.dynamic,
         min_onnxruntime=origin.min_onnxruntime,
         names=origin.names,
+        ort=document.ort,
     )
 
 

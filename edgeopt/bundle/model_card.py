@@ -12,6 +12,7 @@ from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.records.preprocessing import ImagePreprocessing, SoundPreprocessing
 from edgeopt.report import sentences, words
 from edgeopt.report.document import Document
+from edgeopt.report.ort_file import ort_text
 from edgeopt.report.proof import build_proof
 
 _SHOWN_LABELS = 20
@@ -58,6 +59,9 @@ def _use(manifest: Manifest) -> Iterator[str]:
     yield "The other folders of `samples/` do the same: `cpp`, `node` and `browser` as they are, `android` (Kotlin) and"
     yield "`ios` (Swift) as source for an app. All facts are in `manifest.json`. The code of an app is right if it"
     yield "makes the arrays of `golden/`, within their tolerances, of its files."
+    if manifest.ort is not None:
+        yield ""
+        yield f"For a reduced ONNX Runtime: {ort_text(manifest.ort)}."
     if manifest.golden:
         yield ""
         yield "The files of `golden/` are samples of the data: leave them out of an app whose users may not see them."

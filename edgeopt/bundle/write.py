@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 
@@ -56,6 +58,7 @@ def write_bundle(
     golden: Golden,
     origin: Origin,
     key: PrivateKey | None = None,
+    further: Mapping[str, Path] = MappingProxyType({}),
 ) -> None:
     """Write the bundle of a choice; at any moment ``out`` is the complete old bundle or the complete new one.
 
@@ -66,6 +69,7 @@ def write_bundle(
         golden: What an app checks itself with; ``NO_GOLDEN`` without a model.
         origin: The task's description of its model, and how the build was run.
         key: Signs the bundle; None for no signature.
+        further: Other files of the model, such as those of ``choice.ort``, by their name in the bundle.
 
     Raises:
         WorkspaceError: the folder cannot be written; an old bundle is then still there.
@@ -75,7 +79,7 @@ def write_bundle(
     new = building_path(out)
     try:
         new.mkdir()
-        _fill(new, build_document(choice), model, golden, origin)
+        _fill(new, build_document(choice), model, golden, origin, further)
         if key is not None:
             sign_bundle(new, key)
         swap_in(new, out)
@@ -87,12 +91,21 @@ def write_bundle(
         ) from error
 
 
-def _fill(new: Path, document: Document, model: Path | None, golden: Golden, origin: Origin) -> None:
+def _fill(
+    new: Path,
+    document: Document,
+    model: Path | None,
+    golden: Golden,
+    origin: Origin,
+    further: Mapping[str, Path],
+) -> None:
     """Write every file of a bundle; the manifest comes last, because it has the hashes of the others."""
     entries: tuple[GoldenEntry, ...] = ()
     if model is not None and document.winner is not None:
         copy_model(model, new / "model.onnx")
         entries = write_golden(new, golden)
+        for name, path in further.items():
+            shutil.copyfile(path, new / name)
     (new / "choice.json").write_bytes(encode(document))
     (new / "report.html").write_text(render_page(document), encoding="utf-8")
     manifest = build_manifest(new, document, origin, entries, golden.answers)

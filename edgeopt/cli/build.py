@@ -120,6 +120,11 @@ NOTHING_KEEPS_THE_LIMITS = 3
     metavar="KEY.pem",
     help="Sign the result with this elliptic-curve key (`edgeopt check --public-key` verifies it).",
 )
+@click.option(
+    "--ort-format",
+    is_flag=True,
+    help="Also write model.ort and the operators it needs, for a reduced ONNX Runtime (see `edgeopt guide app`).",
+)
 @click.option("--yes", is_flag=True, help="Build even if the trained network scores like a constant answer.")
 @further_options
 @click.option("--quiet", is_flag=True, help="Show no progress on stderr.")
@@ -158,6 +163,8 @@ def command(
     chosen = _choose_targets(targets, project, device_uri)
     if asked.pop("keep_names"):
         chosen = {name: profile.keeping_names for name, profile in chosen.items()}
+    if asked.pop("ort_format"):
+        chosen = {name: profile.with_ort_format for name, profile in chosen.items()}
     name = task or project.task or "fashion"
     key = _open_key(asked.pop("sign"))
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"

@@ -23,6 +23,7 @@ from edgeopt.graph.jobs.messages import (
     FloatPrefixJob,
     GraphAnswer,
     GraphJob,
+    OrtFormatJob,
     StepJob,
     StudyJob,
 )
@@ -30,6 +31,7 @@ from edgeopt.graph.jobs.processes import run_job
 from edgeopt.graph.steps import STEPS, Remarks, apply_step, name_of
 from edgeopt.model_files.layout import copy_model
 from edgeopt.records.codec import from_json, to_json
+from edgeopt.records.profile import GraphLevel, OrtPlatform
 from edgeopt.records.quantization import BitStudy, FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize
 
@@ -162,6 +164,25 @@ def write_float_prefix_files(
         fused=fused,
     )
     return _run_worker(job, "quantize").float_prefixes
+
+
+def convert_to_ort_format(
+    source: Path, target: Path, operators: Path, *, level: GraphLevel, platform: OrtPlatform, folds: bool
+) -> None:
+    """Write a model in ONNX Runtime's own format; see ``edgeopt.graph.ort_format.write_ort_format``.
+
+    Raises:
+        StepError: ONNX Runtime refused, crashed or ran out of time.
+    """
+    job = OrtFormatJob(
+        source=str(source.absolute()),
+        target=str(target.absolute()),
+        operators=str(operators.absolute()),
+        level=level,
+        platform=platform,
+        folds=folds,
+    )
+    _run_worker(job, "ort-format")
 
 
 def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibration: Path | None) -> Remarks:

@@ -92,7 +92,7 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
         opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=size_bytes,
-        download_bytes=sum(map(_measure_deflated, parts)),
+        download_bytes=sum(map(measure_deflated, parts)),
         is_download_estimated=size_bytes > max_file_bytes(),
         sha256=hash_of_file(path),
         inputs=tuple(_read_value(value) for value in model_inputs(model.graph)),
@@ -102,7 +102,7 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
     )
 
 
-def _measure_deflated(path: Path) -> int:
+def measure_deflated(path: Path) -> int:
     """Return a file's size after deflate; that of one too large to be compressed whole is estimated from every 16th MB.
 
     Deflate takes minutes for a GB, and the weights of a network are alike all over its file.

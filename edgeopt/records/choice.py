@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.codec import digest
 from edgeopt.records.measurement import DeviceInfo
+from edgeopt.records.profile import GraphLevel, OrtPlatform
 from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed, Measured, Trial
@@ -119,6 +121,26 @@ def count_failed_trainings(trials: Sequence[Trial]) -> FailedTrainings | None:
     )
 
 
+class OrtFile(Record, frozen=True, kw_only=True):
+    """The winner in ONNX Runtime's own format, which a reduced runtime reads."""
+
+    file: str
+    """Path in the bundle, as the next one."""
+    operators_file: str
+    """Operators and types that the runtime has to have."""
+    size_bytes: int
+    download_bytes: int
+    """After deflate."""
+    level: GraphLevel
+    """How far the graph was optimized when the file was made; it is not optimized again when it is loaded."""
+    target_platform: OrtPlatform
+    weights: Literal["unpacked", "stored"]
+    """``unpacked``: constants were computed when the file was made. ``stored``: they are as dense as in the ``.onnx``,
+    and each run computes them again."""
+    onnxruntime: str
+    """The version that made the file: a runtime has to be that one or a later one."""
+
+
 class Choice(Record, frozen=True, kw_only=True):
     """The result of a build."""
 
@@ -159,6 +181,8 @@ class Choice(Record, frozen=True, kw_only=True):
     """None if the drop is not limited, the baseline won, or the score cannot be computed for draws of samples."""
     ended_early: str | None = None
     """Why the search ended before all its rounds: something failed that no single trial is to blame for."""
+    ort: OrtFile | None = None
+    """None if it was not asked for, or could not be made; a note then says why."""
 
     @property
     def is_error(self) -> bool:

@@ -14,6 +14,11 @@ GraphLevel = Literal["disabled", "basic", "extended", "all"]
 """How far ONNX Runtime optimizes the graph on loading."""
 
 
+OrtPlatform = Literal["any", "arm", "amd64"]
+"""Processors that a file in ONNX Runtime's own format is made for. ``amd64``: only the very kind that made it, because
+weights are laid out for its vectors."""
+
+
 class TimingRule(Record, frozen=True, kw_only=True):
     """How long to time a file. A process ends when *both* minimums are met, or at ``max_seconds``."""
 
@@ -66,6 +71,8 @@ class Profile(Record, frozen=True, kw_only=True):
     compilers of accelerators and other runtimes read; weights of what stays in float may be stored as integers."""
     keep_names: bool = False
     """Whether inner values of the file keep readable names, which cost bytes; otherwise the manifest has them."""
+    ort_format: bool = False
+    """Whether the bundle also has the model in ONNX Runtime's own format, for apps that build a reduced runtime."""
     precisions: tuple[Precision, ...]
     """Precisions that may ship, in the order of preference if size does not decide."""
     activation_type: Literal["uint8", "int8"]
@@ -91,6 +98,11 @@ class Profile(Record, frozen=True, kw_only=True):
     def keeping_names(self) -> Profile:
         """The same profile for files whose inner values keep readable names."""
         return msgspec.structs.replace(self, keep_names=True)
+
+    @property
+    def with_ort_format(self) -> Profile:
+        """The same profile for a bundle that also has the model in ONNX Runtime's own format."""
+        return msgspec.structs.replace(self, ort_format=True)
 
     @property
     def on_host(self) -> Profile:

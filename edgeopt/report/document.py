@@ -24,6 +24,7 @@ from edgeopt.records.choice import (
     Infeasible,
     Miss,
     NearMiss,
+    OrtFile,
     TestScores,
     Verdict,
 )
@@ -157,6 +158,8 @@ class Document(Part, frozen=True, kw_only=True):
     """The winner's drop on other data, corrected for the choice among many files."""
     ended_early: str | None = None
     """Why the search ended before all its rounds; null if it did not, or if only the time limit ended it."""
+    ort: OrtFile | None = None
+    """The winner in ONNX Runtime's own format; null if the bundle has none."""
 
     def trial(self, number: int) -> TrialPart:
         """Return the trial of that number."""
@@ -198,6 +201,7 @@ def build_document(choice: Choice) -> Document:
         given_sha256=choice.given_sha256,
         failed_trainings=choice.failed_trainings,
         ended_early=choice.ended_early,
+        ort=choice.ort,
     )
 
 

@@ -17,6 +17,7 @@ from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.chart import Chart, Role, Sample, curves, scatter
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import failure_notes
+from edgeopt.report.ort_file import ort_sentence
 from edgeopt.report.proof import build_proof, is_higher_better
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -332,6 +333,7 @@ def render_page(document: Document) -> str:
                     sentences.barred(document),
                     sentences.passed_over(document),
                     sentences.offer(document),
+                    ort_sentence(document),
                     *sentences.float_prefix_notes(document),
                     score_sentences.score_meaning(document),
                     score_sentences.missing_interval(document),

@@ -13,6 +13,7 @@ from rich.text import Text
 from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import failure_notes
+from edgeopt.report.ort_file import ort_sentence
 from edgeopt.report.proof import ProofRow, is_higher_better
 
 _KEPT = {True: Text("kept", style="green"), False: Text("missed", style="bold red"), None: Text("")}
@@ -35,6 +36,7 @@ def print_result(document: Document, console: Console, *, out: Path | None) -> N
         console.print(line, markup=False, highlight=False)
     if out is not None:
         model = [out / "model.onnx"] if won else []
+        model += [out / document.ort.file] if document.ort else []
         files = "  ".join(str(path) for path in (*model, out / "report.html", out / "choice.json"))
         console.print(Text(f"\n{files}"), soft_wrap=True)
 
@@ -121,6 +123,7 @@ def _lines(document: Document) -> Iterator[str]:
         sentences.waived(document),
         *sentences.int8_losses(document),
         sentences.offer(document),
+        ort_sentence(document),
         *noise.noise_notes(document),
         *noise.timing_notes(noise.compared_trials(document)),
     )

@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from app_bundles import write_app_bundle
-from tiny_bundles import a_bundle
+from tiny_bundles import AN_ORT_FILE, a_bundle
 from tiny_models import a_network, write_quick_target
 
 from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult
@@ -82,6 +84,23 @@ def test_a_model_that_does_not_run_on_the_device_ends_with_3(tmp_path):
     done = check(out)
     assert done.returncode == 3
     assert lines(done)["model.onnx"] == "missed"
+
+
+def test_the_file_in_the_runtimes_own_format_is_run_on_the_golden_inputs_too(tmp_path):
+    done = check(a_bundle(tmp_path, ort=AN_ORT_FILE))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"passed  golden  model\.ort: y +is off by up to", done.stdout)
+
+
+@pytest.mark.parametrize(("onnxruntime", "status"), [(AN_ORT_FILE.onnxruntime, "missed"), ("99.1.0", "note")])
+def test_such_a_file_that_does_not_run_is_missed_unless_another_runtime_made_it(tmp_path, onnxruntime, status):
+    out = a_bundle(tmp_path, ort=msgspec.structs.replace(AN_ORT_FILE, onnxruntime=onnxruntime))
+    (out / "model.ort").write_bytes(b"no model")
+    rehash(out, "model.ort")
+    done = check(out)
+    assert done.returncode == (3 if status == "missed" else 0)
+    assert lines(done)["model.ort"] == status
+    assert ("it was made with onnxruntime 99.1.0" in done.stdout) == (status == "note")
 
 
 def rehash(out: Path, name: str) -> None:

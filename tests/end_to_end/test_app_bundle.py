@@ -6,7 +6,9 @@ import sqlite3
 import subprocess
 import sys
 
+import numpy as np
 import onnx
+import onnxruntime
 import picture_task
 import pytest
 from building import TESTS, choice_of, edgeopt, write_target
@@ -20,7 +22,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     picture_task.write_pictures(folder / "pictures")
     write_target(folder / "tiny.toml", precisions='["int8", "fp32"]')
-    arguments = ("--target", "tiny.toml", "--quick", "--no-train", "--yes")
+    arguments = ("--target", "tiny.toml", "--quick", "--no-train", "--yes", "--ort-format")
     done = edgeopt(folder, "build", SPEC, *arguments, PICTURES=str(folder / "pictures"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout
@@ -74,6 +76,28 @@ def test_the_manifest_says_what_short_names_stand_for(folder):
     inner = {name for node in graph.node for name in node.output} - {value.name for value in graph.output}
     assert inner <= names.keys()
     assert {"0.weight", "3.weight_quantized"} <= set(names.values())
+
+
+def test_the_model_in_the_runtimes_own_format_gives_the_golden_outputs_and_is_in_the_report(folder):
+    bundle = folder / "edgeopt-out"
+    manifest = manifest_of(bundle)
+    ort = manifest["ort"]
+    assert ort == choice_of(folder)["ort"]
+    assert (ort["target_platform"], ort["level"]) == ("any", "all")  # the target is a stand-in
+    assert ort["size_bytes"] == manifest["files"]["model.ort"]["size_bytes"] == (bundle / "model.ort").stat().st_size
+    assert "QLinearConv" in (bundle / ort["operators_file"]).read_text()
+    assert "For a reduced ONNX Runtime: model.ort (" in (bundle / "report.html").read_text()
+    assert "For a reduced ONNX Runtime: model.ort (" in (bundle / "README.md").read_text()
+    arrays = {
+        entry["role"]: np.fromfile(bundle / entry["file"], entry["dtype"]).reshape(entry["shape"])
+        for entry in manifest["golden"]
+        if entry["role"] != "resized"
+    }
+    (output,) = onnxruntime.InferenceSession(bundle / "model.ort").run(
+        None, {manifest["inputs"][0]["name"]: arrays["input"]}
+    )
+    tolerance = next(entry["tolerance"] for entry in manifest["golden"] if entry["role"] == "output")
+    assert np.abs(output - arrays["output"]).max() <= tolerance
 
 
 def test_the_tolerance_is_measured_and_far_below_a_tenth_of_the_output(folder):

@@ -22,6 +22,7 @@ from builders import (
     an_estimate,
 )
 from rich.console import Console
+from tiny_bundles import AN_ORT_FILE
 
 from edgeopt.records.low_rank import Factorization
 from edgeopt.records.recipe import LowRank, Sparsify
@@ -42,6 +43,19 @@ def shown(choice=None, out=None):
 
 def of(*trials, proven_on_target=True, **limits):
     return shown(a_choice(trials, a_budget(**limits), proven_on_target=proven_on_target))
+
+
+def test_the_file_in_the_runtimes_own_format_is_named_with_its_size_and_where_it_is():
+    ort = msgspec.structs.replace(AN_ORT_FILE, weights="stored", target_platform="arm", onnxruntime="1.32.0")
+    choice = msgspec.structs.replace(a_choice(), ort=ort)
+    text = shown(choice, Path("out"))
+    assert (
+        "For a reduced ONNX Runtime: model.ort (20.0 kB, deflated 15.0 kB; with weights unpacked in each run, for Arm "
+        "processors, with onnxruntime 1.32.0 or newer) and required_operators.config. `edgeopt guide app`"
+    ) in text
+    assert "out/model.onnx out/model.ort" in text
+    assert "model.ort (20.0 kB" in render_page(build_document(choice))
+    assert "model.ort" not in shown()
 
 
 def test_the_gains_of_sparse_and_low_rank_trials_are_reported_in_measured_numbers():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgeopt.records.base import Record
+from edgeopt.records.profile import GraphLevel, OrtPlatform
 from edgeopt.records.quantization import BitStudy, FakeQuantSites, SensitivityStudy
 from edgeopt.records.recipe import GraphStep, Quantize
 
@@ -61,7 +62,18 @@ class BitStudyJob(Record, frozen=True, kw_only=True, tag_field="job", tag="bit-s
     held_back: int
 
 
-GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob | BitStudyJob
+class OrtFormatJob(Record, frozen=True, kw_only=True, tag_field="job", tag="ort-format"):
+    """A model in ONNX Runtime's own format; see ``edgeopt.graph.ort_format``."""
+
+    source: str
+    target: str
+    operators: str
+    level: GraphLevel
+    platform: OrtPlatform
+    folds: bool
+
+
+GraphJob = StepJob | StudyJob | FakeQuantJob | FloatPrefixJob | BitStudyJob | OrtFormatJob
 
 
 class GraphAnswer(Record, frozen=True, kw_only=True):

@@ -24,6 +24,7 @@ from edgeopt.graph.jobs.messages import (
     FloatPrefixJob,
     GraphAnswer,
     GraphJob,
+    OrtFormatJob,
     StudyJob,
 )
 from edgeopt.records.codec import to_json
@@ -96,6 +97,12 @@ def _do(job: GraphJob) -> GraphAnswer:
         model = load(Path(job.source), "study")
         bits = study_weight_bits(model, job.samples, Path(job.calibration), job.held_back)
         return GraphAnswer(notes=(), reason=None, bit_study=bits)
+    if isinstance(job, OrtFormatJob):
+        from edgeopt.graph.ort_format import write_ort_format
+
+        files = Path(job.source), Path(job.target), Path(job.operators)
+        write_ort_format(*files, level=job.level, platform=job.platform, folds=job.folds)
+        return GraphAnswer(notes=(), reason=None)
     from edgeopt.graph.steps import apply_step
 
     calibration = None if job.calibration is None else Path(job.calibration)

@@ -6,6 +6,7 @@ In: a build and its choice. Out: the bundle, and the choice with what was found 
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -37,6 +38,7 @@ from edgeopt.bundle.write import write_bundle
 from edgeopt.errors import DeviceError, StepError
 from edgeopt.model_files.layout import is_unchanged
 from edgeopt.pipeline.artifacts.device_parity import DEVICE_STAGE, host_target, outputs_on_golden
+from edgeopt.pipeline.artifacts.ort_format.ort_file import add_ort_file
 from edgeopt.pipeline.context import Build, maker_versions
 from edgeopt.pipeline.judged_sizes import dynamic_dimensions
 from edgeopt.pipeline.task_data import OWN_METADATA
@@ -77,9 +79,9 @@ def write_finished(
         StepError: the winner's file was changed after it was made.
         WorkspaceError: the folder cannot be written.
     """
-    with build.clock.stage("bundle"):
+    with build.clock.stage("bundle"), tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
         build.progress("bundle", str(out))
-        model, golden, names = None, NO_GOLDEN, dict[str, str]()
+        model, golden, names, further = None, NO_GOLDEN, dict[str, str](), dict[str, Path]()
         inputs = build.data.stated_inputs
         if choice.winner is not None:
             outcome = choice.trial(choice.winner).outcome
@@ -95,8 +97,9 @@ def write_finished(
                 choice = msgspec.structs.replace(choice, notes=(*choice.notes, note))
             warnings, notes = (*choice.warnings, *inputs.warnings), (*choice.notes, *inputs.notes)
             choice = msgspec.structs.replace(choice, warnings=warnings, notes=notes)
+            choice, further = add_ort_file(build, choice, model, golden, Path(folder))
         origin = _origin(build, inputs, command, names)
-        write_bundle(out, choice, model=model, golden=golden, origin=origin, key=key)
+        write_bundle(out, choice, model=model, golden=golden, origin=origin, key=key, further=further)
         return choice
 
 

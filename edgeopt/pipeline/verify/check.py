@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 
 from edgeopt.bench.measure import measure
@@ -46,6 +47,8 @@ _UNITS: dict[str, Unit] = {
     "class": "score",
     "flips": "score",
 }
+_ORT_PROVIDERS = ("CPUExecutionProvider",)
+"""A file in ONNX Runtime's own format is made for the processor."""
 _BATCH = "batch"
 """Name of the batch's dimension in the files that edgeopt exports."""
 _DEVICE_NOTES: dict[DeviceKind, str] = {
@@ -139,6 +142,7 @@ def _check_model(
     try:
         progress("golden inputs")
         findings += check_golden(bundle, manifest, run_target)
+        findings += check_ort_file(bundle, manifest, run_target)
         if evaluation is not None:
             progress(f"score on {evaluation.samples:,} samples")
             score = score_on_device(bundle, manifest, document.winner, evaluation, run_target, document.score_kind)
@@ -157,12 +161,33 @@ def _check_model(
 def check_golden(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
     """Run the golden inputs on the device and compare each output with the bundle's, within its tolerance."""
     (outputs,) = run_arrays(bundle / "model.onnx", [_read_inputs(bundle, manifest)], run_target, "golden")
-    findings = [
+    return [*_compare_all(bundle, manifest, outputs), *_compare_answers(manifest, outputs)]
+
+
+def check_ort_file(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
+    """Run the bundle's ``.ort``, if it has one, on the golden inputs on the device's processor, and compare outputs."""
+    if manifest.ort is None:
+        return []
+    name, built_with = manifest.ort.file, manifest.ort.onnxruntime
+    target = replace(run_target, profile=msgspec.structs.replace(run_target.profile, providers=_ORT_PROVIDERS))
+    try:
+        (outputs,) = run_arrays(bundle / name, [_read_inputs(bundle, manifest)], target, "golden")
+    except StepError as error:
+        _, environment = run_target.device.describe()
+        if environment.onnxruntime == built_with:
+            return [CheckFinding(kind="golden", name=name, status="missed", text=error.reason)]
+        text = f"is not run: it was made with onnxruntime {built_with}, and the device has {environment.onnxruntime}"
+        return [CheckFinding(kind="golden", name=name, status="note", text=f"{text} ({error.reason})")]
+    findings = _compare_all(bundle, manifest, outputs)
+    return [msgspec.structs.replace(finding, name=f"{name}: {finding.name}") for finding in findings]
+
+
+def _compare_all(bundle: Path, manifest: Manifest, outputs: Mapping[str, Array]) -> list[CheckFinding]:
+    return [
         _compare(entry, read_golden(bundle, entry), outputs.get(entry.name))
         for entry in manifest.golden
         if entry.role == "output"
     ]
-    return [*findings, *_compare_answers(manifest, outputs)]
 
 
 def _names(output: Array | None, answer: GoldenAnswer) -> bool:

@@ -1,0 +1,1 @@
+"""The winner in ONNX Runtime's own format, for apps that build a reduced runtime."""

@@ -55,9 +55,12 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
+from edgeopt.task.random_states import seed_generators
 
 _SALIENCY_BATCHES = 16
 """Training batches for gradient-based importance."""
+_STUDENT_SEED = 0
+"""Of a student's first weights: they are the same in every process, whatever it did before."""
 _CURVE_BATCHES = 4
 """Selection batches on which a network with zeros is evaluated."""
 
@@ -112,6 +115,7 @@ class TorchJobs:
             return self.task.model
         if name not in self.task.students:
             raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
+        seed_generators(_STUDENT_SEED)
         return self.task.student(name)
 
     def network(self, ref: protocol.NetworkRef) -> Network:

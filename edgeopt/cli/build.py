@@ -99,6 +99,17 @@ NOTHING_KEEPS_THE_LIMITS = 3
     help="Number of parallel trainings, which share the cores (default: as many as a short trial finds useful).",
 )
 @click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Train on a Ray cluster: auto, ray://HOST:10001 or HOST:6379 (see `edgeopt guide cluster`).",
+)
+@click.option(
+    "--ray-cores",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Cores of the cluster for each training (default: as many as a short trial here finds useful).",
+)
+@click.option(
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="MINUTES",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,6 @@ from edgeopt.device.open import device_role, open_device
 from edgeopt.errors import EdgeoptError
 from edgeopt.logs import log_to_file
 from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
-from edgeopt.passes.distill.compute import training_gpus
 from edgeopt.passes.tracing.trainable import FROZEN_NOTE
 from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
@@ -43,7 +43,8 @@ from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows, unseen_rows_warnings
 from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
 from edgeopt.pipeline.task_data import TaskData
-from edgeopt.pipeline.torch_process.pool import TorchPool, available_cores
+from edgeopt.pipeline.torch_process.cluster.pool import Cluster, find_cluster
+from edgeopt.pipeline.torch_process.opening import open_pool
 from edgeopt.pipeline.torch_process.protocol import AS_TRAINED
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
@@ -88,6 +89,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     workspace: str
     allow_fallback: tuple[str, ...]
     workers: int | None
+    ray: str | None = None
+    """Address of a Ray cluster that trains; None: this machine does."""
+    ray_cores: int | None = None
+    """For each training there."""
     time_limit_seconds: float | None
     """After this long trainings end, and no further one begins."""
     shapes: tuple[str, ...] = ()
@@ -168,6 +173,14 @@ def most_trainings(request: BuildRequest, effort: Effort, places: int) -> int:
     return min(workers, effort.candidates) if request.quick else workers
 
 
+def _cluster_of(request: BuildRequest, workspace: Workspace, progress: Callable[[str, str], None]) -> Cluster | None:
+    """Return the Ray cluster that trains, looked at before any work; None if this machine trains."""
+    if request.ray is None:
+        return None
+    progress("set-up", f"looking at the Ray cluster at {request.ray}")
+    return find_cluster(request.ray, request.task, workspace.root, request.ray_cores)
+
+
 @contextmanager
 def open_build(
     request: BuildRequest,
@@ -180,6 +193,7 @@ def open_build(
     clock, ledger = Clock(), Ledger(workspace.ledger_file)
     profile = quick_profile(request.profile) if request.quick else request.profile
     with clock.stage("set-up"):
+        cluster = _cluster_of(request, workspace, progress)
         progress("set-up", f"task {request.task}")
         task = given or open_task(request.task, request.data, request.score_wish, request.data_options)
         is_error = isinstance(task, CheckedTask) and task.score_direction == "lower"
@@ -192,9 +206,8 @@ def open_build(
         if isinstance(task, CheckedTask):
             check_teacher(task, workspace.folder("teacher"))
         effort = effort_of(task, request.quick)
-        gpus, ranks = (training_gpus(task.training), task.training.processes) if task.training else ([], 1)
-        workers = most_trainings(request, effort, (len(gpus) or available_cores()) // ranks)
-    pool = TorchPool(torch_task(data, workspace, request.task), workers, ranks=ranks)
+        named = torch_task(data, workspace, request.task)
+        pool, gpus = open_pool(named, task.training, partial(most_trainings, request, effort), cluster)
     with closing(ledger), closing(pool) as torch_pool:
         yield Build(
             task=request.task,
@@ -210,7 +223,7 @@ def open_build(
             workspace=workspace,
             ledger=ledger,
             torch_pool=torch_pool,
-            gpus=", ".join(gpus),
+            gpus=gpus,
             fixed_workers=request.workers is not None,
             progress=progress,
             time_limit_seconds=request.time_limit_seconds,

@@ -142,7 +142,7 @@ def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
     def crash(*_):
         raise CrashError("train", "no memory")
 
-    pool = SimpleNamespace(count=2, cores=2, tune=crash)
+    pool = SimpleNamespace(count=2, facts={}, tune=crash)
     ledger = SimpleNamespace(remember=lambda key, kind, make: make())
     search = a_search(
         [], torch_pool=pool, fixed_workers=False, gpus=(), ledger=ledger, effort=SimpleNamespace(candidates=2)

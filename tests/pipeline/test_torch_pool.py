@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
+from safetensors.torch import load_file
 
 from edgeopt.errors import StepError, TaskError
 from edgeopt.pipeline.search.driver import Search
@@ -21,7 +22,7 @@ from edgeopt.planning.low_rank_rule import choose_layers
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.low_rank import LowRankTable
-from edgeopt.records.recipe import Distill, Importance, LowRank, Prune
+from edgeopt.records.recipe import Distill, Importance, LowRank, Prune, Student
 
 TASK = f"{Path(__file__).parent.parent / 'tiny_task.py'}:task"
 ORIGINAL = protocol.NetworkRef(source="original", file=None)
@@ -221,6 +222,19 @@ def test_a_pool_is_idle_unless_a_process_does_a_job(pool, tmp_path):
         assert not pool.is_idle
     pool.do(a_table_job(tmp_path), protocol.TableDone)
     assert pool.is_idle
+
+
+def test_a_student_begins_with_the_same_weights_whatever_its_process_did_before(tmp_path):
+    student = (Student(name="narrow"), A_DISTILLATION)
+    networks = []
+    for before in ((), (A_DISTILLATION,)):
+        with closing(TorchPool(TASK, 1)) as pool:
+            if before:
+                pool.do(a_training(tmp_path, before, tmp_path / "other.safetensors"), protocol.TrainDone)
+            out = tmp_path / f"{len(before)}.safetensors"
+            pool.do(a_training(tmp_path, student, out), protocol.TrainDone)
+            networks.append(load_file(out))
+    assert all(bool((networks[0][name] == networks[1][name]).all()) for name in networks[0])
 
 
 def test_a_small_data_set_is_trained_for_more_epochs_within_limits():

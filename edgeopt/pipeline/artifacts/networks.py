@@ -159,11 +159,13 @@ def train_with_retry(
     It goes on from the checkpoint of its last epoch.
 
     Raises:
-        CrashError: it crashed twice; the reason tells of both.
+        CrashError: it crashed twice; the reason tells of both. Or a cluster lost it, for all its attempts.
     """
     try:
         done = build.torch_pool.do(job, protocol.TrainDone, progress)
     except CrashError as error:
+        if error.stage == protocol.CLUSTER_STAGE:
+            raise
         first = error.reason
         build.progress("train", f"trying again in row-major memory and half batches: {first}")
         careful = msgspec.structs.replace(job, careful=True)

@@ -19,7 +19,7 @@ def tune_training(build: Build, *, may_try: bool) -> None:
     if build.gpus:
         build.progress("workers", f"training on {build.gpus}")
         return
-    key = build.keys.of("parallel-training", cores=pool.cores, workers=pool.count, fixed=build.fixed_workers)
+    key = build.keys.of("parallel-training", **pool.facts, fixed=build.fixed_workers)
     if not may_try:
         known = build.ledger.get(key, ParallelTraining)
         pool.use(known or ParallelTraining(workers=1, useful_threads=1, speedup_ratio=1.0))
@@ -37,5 +37,5 @@ def tune_training(build: Build, *, may_try: bool) -> None:
     threads = words.plural(found.useful_threads, "thread")
     half = "" if found.precision == "float32" else f", in {found.precision}"
     build.progress(
-        "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.cores} cores{half}"
+        "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.training_place}{half}"
     )

@@ -104,9 +104,28 @@ class TorchPool:
         self.starting = threading.Lock()
         self.is_closed = False
 
+    @property
+    def process_count(self) -> int:
+        """How many processes do jobs at a time."""
+        return self.count
+
+    @property
+    def training_place(self) -> str:
+        """What trainings share, in words."""
+        return f"{self.cores} cores"
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What a short trial depends on, besides the task."""
+        return {"cores": self.cores, "workers": self.count}
+
+    def make_process(self, number: int) -> TorchProcess:
+        """Start a process of this kind."""
+        return TorchProcess(self.task, number)
+
     def start(self) -> TorchProcess:
         """Start a process."""
-        worker = TorchProcess(self.task, self.ranks * len(self.processes))
+        worker = self.make_process(self.ranks * len(self.processes))
         self.processes.append(worker)
         return worker
 
@@ -114,7 +133,7 @@ class TorchPool:
         """Start a process with the number of one that has ended."""
         number = self.processes.index(dead)
         dead.close()
-        self.processes[number] = TorchProcess(self.task, self.ranks * number)
+        self.processes[number] = self.make_process(self.ranks * number)
         return self.processes[number]
 
     def group(self, first: TorchProcess) -> list[TorchProcess]:
@@ -122,7 +141,7 @@ class TorchPool:
         begin = self.ranks * self.processes.index(first)
         for number in range(begin + 1, begin + self.ranks):
             if number not in self.others or self.others[number].process.poll() is not None:
-                self.others[number] = TorchProcess(self.task, number)
+                self.others[number] = self.make_process(number)
         return [first, *(self.others[number] for number in range(begin + 1, begin + self.ranks))]
 
     @property
@@ -134,7 +153,7 @@ class TorchPool:
     def worker(self) -> Iterator[TorchProcess]:
         """Take a free process for a block. The first call starts all of them, so that they load in parallel."""
         with self.starting:
-            for new in reversed([self.start() for _ in range(self.count - len(self.processes))]):
+            for new in reversed([self.start() for _ in range(self.process_count - len(self.processes))]):
                 self.free.put(new)
         worker = self.free.get()
         if worker.process.poll() is not None:
@@ -215,7 +234,7 @@ class TorchPool:
     def end_surplus(self) -> None:
         """End idle processes beyond those that train at a time: each holds the network and the data."""
         with self.starting:
-            kept, surplus = self.processes[: self.count], self.processes[self.count :]
+            kept, surplus = self.processes[: self.process_count], self.processes[self.process_count :]
             if not surplus or not self.is_idle:
                 return
             while not self.free.empty():

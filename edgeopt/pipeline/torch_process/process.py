@@ -22,6 +22,7 @@ from edgeopt.records.codec import to_json
 
 _logger = logging.getLogger(__name__)
 
+WORKER_MODULE = "edgeopt.pipeline.torch_process.worker"
 _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -39,12 +40,18 @@ def _signal_name(number: int) -> str:
 
 
 class TorchProcess:
-    """One process that holds PyTorch."""
+    """One process that holds PyTorch, or that passes jobs on to one elsewhere.
 
-    def __init__(self, task: str, number: int = 0) -> None:
+    Args:
+        task: What it is told on its command line: the task.
+        number: Among its kind, from 0.
+        module: What runs.
+    """
+
+    def __init__(self, task: str, number: int = 0, module: str = WORKER_MODULE) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "edgeopt.pipeline.torch_process.worker", task],
+            [sys.executable, "-m", module, task],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -57,7 +64,9 @@ class TorchProcess:
         """The size of ``log`` before the present job."""
         _logger.debug("torch process %d started for task %s", self.process.pid, task)
 
-    def do(self, job: protocol.TorchJob, progress: Callable[[protocol.EpochProgress], None]) -> protocol.TorchAnswer:
+    def do(
+        self, job: protocol.TorchJob | protocol.BridgeJob, progress: Callable[[protocol.EpochProgress], None]
+    ) -> protocol.TorchAnswer:
         """Run one job to its end.
 
         Raises:

@@ -14,6 +14,9 @@ WORKER_VARIABLE = "EDGEOPT_WORKER"
 """Environment variable of a torch process: its number, from 0."""
 
 
+CLUSTER_STAGE = "cluster"
+"""The stage of a training that a cluster lost; it isn't tried again in another form."""
+
 AS_TRAINED = "as-trained"
 """The trained model's network before parallel branches are merged; the same as ``original`` if it has none."""
 
@@ -142,6 +145,10 @@ class ProbeJob(Record, frozen=True, kw_only=True, tag_field="job", tag="probe"):
     max_ir: int
 
 
+class RoomJob(Record, frozen=True, kw_only=True, tag_field="job", tag="room"):
+    """Find out what a Ray cluster has, and whether its nodes can run trainings; a bridge does it."""
+
+
 class EpochProgress(Record, frozen=True, kw_only=True, tag_field="answer", tag="progress"):
     """A training finished an epoch."""
 
@@ -223,6 +230,17 @@ class ProbeDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="prob
     seconds: float
 
 
+class RoomDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="room"):
+    """What the cluster has."""
+
+    cores: tuple[int, ...]
+    """Of each node."""
+    gpus: tuple[int, ...]
+    """Of each node."""
+    sees_code: bool
+    """Whether every node has the task's own file under the same path."""
+
+
 class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):
     """The job failed; the process goes on."""
 
@@ -234,6 +252,8 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
 
 
 TorchJob = TableJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+BridgeJob = RoomJob | TrainJob
+"""What a bridge to a cluster does."""
 TorchAnswer = (
     EpochProgress
     | TableDone
@@ -244,5 +264,6 @@ TorchAnswer = (
     | ExportDone
     | ProbeDone
     | SpeedDone
+    | RoomDone
     | JobFailed
 )

@@ -8,16 +8,12 @@ parent.
 
 from __future__ import annotations
 
-import os
-import queue
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 import numpy as np
@@ -46,9 +42,9 @@ from edgeopt.passes.reconstruct.fit import reconstruct
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
 from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
-from edgeopt.pipeline.processes import keep_from_children, queue_lines, take_stdin
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.parity_data import run_batch, write_parity_data
+from edgeopt.pipeline.torch_process.serving import serve_parent
 from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, first_inputs, threads
 from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
@@ -59,9 +55,12 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
+from edgeopt.task.random_states import seed_generators
 
 _SALIENCY_BATCHES = 16
 """Training batches for gradient-based importance."""
+_STUDENT_SEED = 0
+"""Of a student's first weights: they are the same in every process, whatever it did before."""
 _CURVE_BATCHES = 4
 """Selection batches on which a network with zeros is evaluated."""
 
@@ -116,6 +115,7 @@ class TorchJobs:
             return self.task.model
         if name not in self.task.students:
             raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
+        seed_generators(_STUDENT_SEED)
         return self.task.student(name)
 
     def network(self, ref: protocol.NetworkRef) -> Network:
@@ -365,18 +365,7 @@ def main() -> None:
     """Serve jobs until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    requests, channel = take_stdin(), os.dup(1)
-    keep_from_children(channel)
-    answers: BinaryIO = os.fdopen(channel, "wb", buffering=0)
-    os.dup2(2, 1)
-
-    def answer(value: protocol.TorchAnswer) -> None:
-        line = to_json(value) + b"\n"
-        while line:
-            line = line[answers.write(line) :]
-
-    lines: queue.Queue[bytes] = queue.Queue()
-    threading.Thread(target=queue_lines, args=(requests, lines), daemon=True).start()
+    lines, answer = serve_parent()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
     jobs: TorchJobs | None = None
     while True:

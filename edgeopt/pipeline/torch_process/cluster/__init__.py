@@ -1,0 +1,1 @@
+"""Trainings on a Ray cluster: the same jobs, in the same processes, on other machines."""

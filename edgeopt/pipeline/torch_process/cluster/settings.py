@@ -1,0 +1,41 @@
+"""What a bridge and the nodes of a cluster have to know about a build."""
+
+from __future__ import annotations
+
+from edgeopt.records.base import Record
+
+PASSED_VARIABLES = ("PYTHONPATH", "EDGEOPT_DATA")
+"""Environment variables that a training gets if its node has the task's file under the same path."""
+
+
+class NodeSettings(Record, frozen=True, kw_only=True):
+    """What a node has to know."""
+
+    task: str
+    """As the user named it."""
+    code: str | None
+    """The file of the task or its module, absolute; None if the task comes with edgeopt or lies in the workspace."""
+    code_sha256: str | None
+    folder: str
+    """Where the build was started."""
+    workspace: str
+    """As the build names it, and as its jobs do."""
+    mark: str
+    """An absolute path in a folder of the workspace, of a file with a name of its own: a node that sees it sees the
+    workspace."""
+    environment: dict[str, str]
+    """Those of ``PASSED_VARIABLES`` that are set."""
+
+
+class BridgeSettings(Record, frozen=True, kw_only=True):
+    """What a bridge has to know."""
+
+    address: str
+    task: str
+    workspace: str
+    mark: str
+    """As in ``NodeSettings``."""
+    gpu: bool = False
+    """Whether each training asks for a GPU; otherwise it asks for as many cores as it has threads."""
+    sends_code: bool = False
+    """Whether some node lacks the task's own file."""

@@ -1,0 +1,160 @@
+"""What a cluster needs of a build, without a cluster: room, code that travels, and a node that sees nothing of ours."""
+
+import shutil
+import sys
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+from stub_builds import a_stub_build
+from test_torch_pool import A_DISTILLATION, TASK, a_training
+
+import edgeopt
+from edgeopt.errors import ConfigError, CrashError, TaskError
+from edgeopt.pipeline.artifacts.networks import train_with_retry
+from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.cluster import files
+from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code, root_of
+from edgeopt.pipeline.torch_process.cluster.node import NodeTraining
+from edgeopt.pipeline.torch_process.cluster.pool import Cluster, ClusterPool, find_cluster
+from edgeopt.pipeline.torch_process.cluster.settings import BridgeSettings, NodeSettings
+from edgeopt.records.codec import from_json, to_json
+
+
+def a_cluster_with(tmp_path, *nodes, gpus=(), cores=None):
+    """A cluster with nodes of that many cores and GPUs."""
+    settings = BridgeSettings(
+        address="auto", task=TASK, workspace=str(tmp_path), mark=str(tmp_path / "stages" / "mark")
+    )
+    room = protocol.RoomDone(cores=nodes, gpus=gpus or (0,) * len(nodes), sees_code=True)
+    return Cluster(settings, room, cores)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "useful", "trainings", "threads"),
+    [((2,), 2, 2, 1), ((2,), 2, 1, 2), ((2, 2), 2, 2, 2), ((8, 4), 4, 3, 4), ((8, 4), 8, 2, 4), ((2,), 1, 5, 1)],
+)
+def test_each_training_gets_the_cores_that_it_uses_as_long_as_all_have_room(
+    tmp_path, nodes, useful, trainings, threads
+):
+    with closing(ClusterPool(TASK, trainings, a_cluster_with(tmp_path, *nodes))) as pool:
+        pool.useful_threads = useful
+        pool.share_cores(trainings)
+        assert pool.threads == threads
+
+
+def test_as_many_trainings_run_at_a_time_as_the_cluster_has_room_for(tmp_path):
+    with closing(ClusterPool(TASK, 16, a_cluster_with(tmp_path, 8, 8, cores=4))) as pool:
+        pool.tune_precision = lambda seconds: None
+        found = pool.tune(fixed_workers=False, least=2)
+        assert (found.workers, found.useful_threads) == (4, 4)
+    with closing(ClusterPool(TASK, 3, a_cluster_with(tmp_path, 8, 8, cores=8))) as pool:
+        pool.tune_precision = lambda seconds: None
+        assert pool.tune(fixed_workers=True).workers == 3
+
+
+def test_each_training_has_a_gpu_if_the_cluster_has_some_unless_the_task_trains_on_the_processor(tmp_path):
+    cluster = a_cluster_with(tmp_path, 8, 8, gpus=(2, 1))
+    assert cluster.training(TASK, edgeopt.Training()).places() == 3
+    assert cluster.training(TASK, edgeopt.Training(device="cpu")).places() == 16
+    with pytest.raises(TaskError, match=r"training\.processes is 2, but on a cluster"):
+        cluster.training(TASK, edgeopt.Training(processes=2))
+
+
+def test_without_ray_the_option_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ConfigError, match=r"the package ray isn't installed\. .*pip install 'edgeopt\[ray\]'"):
+        find_cluster("auto", TASK, tmp_path)
+
+
+def test_a_training_that_a_cluster_lost_is_not_tried_again_in_half_batches(tmp_path):
+    tries = []
+
+    def lose(*_):
+        tries.append(1)
+        raise CrashError(protocol.CLUSTER_STAGE, "the cluster lost the training's worker 3 times")
+
+    build = a_stub_build(torch_pool=SimpleNamespace(do=lose))
+    with pytest.raises(CrashError, match="3 times"):
+        train_with_retry(build, a_training(tmp_path, (A_DISTILLATION,), tmp_path / "out"), lambda _: None)
+    assert len(tries) == 1
+
+
+def test_code_and_weights_travel_but_no_data_environments_or_results(tmp_path):
+    kept = ["task.py", "nets/conv.py", "settings.toml", "best.pt"]
+    left = ["images/1.jpg", "rows.csv", ".git/hook.py", "env/lib/x.py", "env/pyvenv.cfg", "out/choice.json",
+            "out/model.onnx", "work/ledger.sqlite", "work/a.onnx"]  # fmt: skip
+    for name in (*kept, *left):
+        (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "project" / name).write_bytes(b"x")
+    (tmp_path / "project" / "annotations.json").write_bytes(bytes(2 << 20))
+    copy_code(tmp_path / "project", tmp_path / "copy")
+    found = [
+        path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*") if path.is_file()
+    ]
+    assert sorted(found) == sorted(kept)
+
+
+def test_the_code_of_a_task_is_its_file_or_the_file_of_its_module(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_of("fashion") is None
+    assert code_of("model.onnx") is None
+    assert code_of(TASK) == Path(TASK.rpartition(":")[0])
+    package = code_of("mine.tasks:task")
+    assert package == tmp_path / "mine" / "__init__.py"
+    assert root_of("mine.tasks:task", package) == tmp_path
+    assert root_of(TASK, code_of(TASK)) == Path(TASK).parent
+
+
+def test_the_files_of_a_training_lie_at_the_same_places_in_the_folder_of_a_node(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    names = ["networks/parent", "tables/sites", "tables/values", "arrays/inputs", "tables/table"]
+    names.append("checkpoint-0.safetensors")
+    files.write_files(dict.fromkeys(names, b"x"), here)
+    parent, sites, values, inputs, table = (str(here / name) for name in names[:5])
+    job = msgspec.structs.replace(
+        a_training(here, (A_DISTILLATION,), here / "networks" / "out", table),
+        parent=protocol.NetworkRef(source="original", file=parent),
+        int8=protocol.Int8Reference(
+            sites=sites, values=values, inputs=inputs, expected=str(here / "arrays" / "expected")
+        ),
+    )
+    sent = files.read_files(files.input_files(job, TASK), here)
+    assert sorted(sent) == sorted(names)
+    moved = files.moved(job, here, there)
+    assert not [word for word in to_json(moved).decode().split('"') if word.startswith(str(here))]
+    files.write_files(sent, there)
+    assert len(files.input_files(moved, TASK)) == len(names)
+    files.write_files({"networks/out": b"x", "arrays/expected": b"x"}, there)
+    assert sorted(files.read_files(files.output_files(moved), there)) == ["arrays/expected", "networks/out"]
+
+
+def test_a_node_that_sees_neither_workspace_nor_code_trains_with_what_was_sent(tmp_path, monkeypatch):
+    sent, workspace, far = tmp_path / "sent", tmp_path / "workspace", tmp_path / "far"
+    sent.mkdir()
+    shutil.copy(TASK.rpartition(":")[0], sent)
+    settings = NodeSettings(
+        task=TASK, code=str(far / "tiny_task.py"), code_sha256=hash_code(code_of(TASK)), folder=str(far),
+        workspace=str(workspace), mark=str(far / "stages" / "mark"), environment={"EDGEOPT_DATA": str(far)},
+    )  # fmt: skip
+    monkeypatch.chdir(sent)
+    step = msgspec.structs.replace(A_DISTILLATION, epochs=20)
+    job = a_training(workspace, (step,), workspace / "networks" / "out.safetensors")
+    node = NodeTraining(to_json(settings))
+    folder = node.folder
+    assert node.needs_files()
+    node.begin(to_json(job), {})
+    answers = []
+    while not answers or isinstance(answers[-1], protocol.EpochProgress):
+        text, changed = node.next()
+        answers.append(from_json(text, protocol.TorchAnswer))
+        files.write_files(changed, workspace)
+    node.close()
+    assert not folder.exists()
+    assert isinstance(answers[-1], protocol.TrainDone), answers[-1]
+    assert (workspace / "networks" / "out.safetensors").stat().st_size > 0
+    assert (workspace / "checkpoint-0.safetensors").exists(), "the state after an epoch came too"

@@ -17,6 +17,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.compact import compact
 from edgeopt.graph.denormals import flush_denormals
 from edgeopt.graph.facts import has_half_weights
+from edgeopt.graph.fourier import write_transforms_as_convolutions
 from edgeopt.graph.model import load, lower_ir, save
 from edgeopt.graph.preparation.widening import widen_halves
 from edgeopt.graph.quantization.qlinear_fusion import fuse_qlinear
@@ -133,7 +134,9 @@ def _pack_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | N
 
 def _compact(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:
     assert isinstance(step, Compact)
-    return StepOutput(model, names=compact(model, keep_names=step.keep_names))
+    count = write_transforms_as_convolutions(model) if step.convolves_transforms else 0
+    notes = (f"compact: {count} short-time Fourier transforms written as convolutions",) if count else ()
+    return StepOutput(model, notes, compact(model, keep_names=step.keep_names))
 
 
 STEPS: dict[type[GraphStep], StepFunction] = {

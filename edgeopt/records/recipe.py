@@ -203,6 +203,9 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
     """Drop metadata, share equal initializers, shorten inner names: fewer bytes, the same computation."""
 
     keep_names: bool = False
+    convolves_transforms: bool = True
+    """Whether short-time Fourier transforms are written as convolutions, if these are faster: with weights that ONNX
+    Runtime computes when it loads the file."""
 
 
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights

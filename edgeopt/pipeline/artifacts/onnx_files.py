@@ -71,11 +71,17 @@ def graph_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]
     """Return the steps that bring an exported file to ``precision``."""
     match precision:
         case "fp32":
-            return (*FIRST_STEPS, Compact(keep_names=profile.keep_names))
+            return (*FIRST_STEPS, last_step(profile))
         case "fp16":
-            return (*FIRST_STEPS, Float16(), Compact(keep_names=profile.keep_names))
+            return (*FIRST_STEPS, Float16(), last_step(profile))
         case "int8":
             return int8_steps(static_int8(profile), profile)
+
+
+def last_step(profile: Profile) -> Compact:
+    """Return the step that every variant ends with; a file in ONNX Runtime's own format cannot compute weights once."""
+    folds = can_unpack(profile) and not profile.ort_format
+    return Compact(keep_names=profile.keep_names, convolves_transforms=folds)
 
 
 def timing_steps(precision: Precision, profile: Profile) -> tuple[GraphStep, ...]:
@@ -111,7 +117,7 @@ def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; integer operators of ONNX Runtime are written out if they may be there."""
     fuse = (FuseQLinear(),) if may_use_runtime_operators(profile) and isinstance(step, Quantize) else ()
     pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and has_few_bits(step) else ()
-    return (*FIRST_STEPS, step, *fuse, *pack, Compact(keep_names=profile.keep_names))
+    return (*FIRST_STEPS, step, *fuse, *pack, last_step(profile))
 
 
 def has_few_bits(step: Quantize | StoreWeights) -> bool:

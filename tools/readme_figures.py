@@ -119,7 +119,10 @@ def format_workloads(result: dict[str, Any]) -> str:
 
     Ratios are to the teacher's file; scores are on held-out data, with the loss in points of 0.01.
     """
-    lines = ["| task | made by | file | smaller | faster | held-out score | lost |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| task | made by | file | smaller | faster | held-out score | points of 0.01 lost |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for task in result["tasks"]:
         teacher = next(row for row in task["rows"] if row["name"] == "teacher")
         name = f"`{task['task']}` for the {task['target']}"

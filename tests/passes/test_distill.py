@@ -50,7 +50,7 @@ def student():
     return training, copy.deepcopy(training, shared).eval()
 
 
-def a_training(task, folder, step=STEP, *, sparsity=None, progress=lambda *_: None, modules=None):
+def a_training(task, folder, step=STEP, *, sparsity=None, progress=lambda *_: None, modules=None, **options):
     training, evaluating = modules or student()
     stream = TeacherOutputs(folder / "teacher", task, task.model, epochs=step.epochs, seed=0)
     return Distillation(
@@ -62,6 +62,7 @@ def a_training(task, folder, step=STEP, *, sparsity=None, progress=lambda *_: No
         sparsity=sparsity,
         checkpoint=folder / "checkpoint.safetensors",
         progress=progress,
+        **options,
     )
 
 

@@ -10,7 +10,9 @@ import tiny_task
 import torch
 from test_distill import STEP, a_training
 
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.rate_trials import RATE_DIVISORS, choose_rate
+from edgeopt.passes.distill.train import AS_IT_BEGAN
 from edgeopt.records.recipe import Distill
 from edgeopt.task import CheckedTask
 
@@ -102,3 +104,28 @@ def test_a_rate_at_which_a_trial_is_not_finite_is_too_high(task, tmp_path):
     training.set_rate(3e30)
     training.find_rate()
     assert training.step.learning_rate == 3e30 / RATE_DIVISORS[-1]
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_network_that_every_epoch_makes_worse_is_kept_as_it_began(task, tmp_path, interrupted):
+    def interrupt(epoch, epochs, score):
+        raise KeyboardInterrupt
+
+    options = {"modules": nearly_the_teacher(task), "may_keep_start": True}
+    start = evaluate(options["modules"][1], task)
+    if interrupted:
+        with pytest.raises(KeyboardInterrupt):
+            a_training(task, tmp_path, a_step(find_rate=False), progress=interrupt, **options).run()
+        options["modules"] = nearly_the_teacher(task)
+    training = a_training(task, tmp_path, a_step(find_rate=False), **options)
+    result = training.run()
+    assert max(epoch.score for epoch in result.epochs) < start
+    assert (result.best_epoch, result.best_score) == (AS_IT_BEGAN, start)
+    assert evaluate(training.eval_module, task) == start
+    assert "kept as it began: every epoch of the training scored clearly lower" in result.notes
+
+
+def test_a_network_that_training_improves_is_kept_as_trained(task, tmp_path):
+    result = a_training(task, tmp_path, may_keep_start=True).run()
+    assert result.best_epoch >= 0
+    assert result.best_score == result.epochs[result.best_epoch].score

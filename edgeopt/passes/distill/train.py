@@ -51,6 +51,10 @@ _GRADIENT_NORM_LIMIT = 5.0
 """A network that was just pruned starts with large gradients; without clipping, the first steps could ruin it."""
 
 
+AS_IT_BEGAN = -1
+"""In place of the number of an epoch: the weights before the first one."""
+
+
 class Epoch(Record, frozen=True, kw_only=True):
     """The result of one epoch."""
 
@@ -59,7 +63,7 @@ class Epoch(Record, frozen=True, kw_only=True):
 
 
 class TrainingResult(Record, frozen=True, kw_only=True):
-    """The result of a training; ``best_epoch`` is the one that was kept (``epoch_choice``), counted from 0."""
+    """The result of a training; ``best_epoch`` (from 0, or ``AS_IT_BEGAN``) was kept; see ``epoch_choice``."""
 
     best_epoch: int
     best_score: float
@@ -105,6 +109,7 @@ class Distillation:
         ranks: The processes that train this network together. The first one evaluates and keeps the checkpoint.
         floor: The score that it must reach; None: whatever comes of it.
         is_over: Tells whether the time of the build is over, before each step.
+        may_keep_start: Whether the network is kept as it begins if every epoch is clearly worse.
     """
 
     def __init__(
@@ -124,6 +129,7 @@ class Distillation:
         ranks: Ranks = ALONE,
         floor: ScoreFloor | None = None,
         is_over: Callable[[], bool] = lambda: False,
+        may_keep_start: bool = False,
     ) -> None:
         self.compute = compute
         self.ranks = ranks
@@ -141,12 +147,13 @@ class Distillation:
         self.progress = progress
         self.floor = floor
         self.is_over = is_over
+        self.may_keep_start = may_keep_start
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
         self.gradients = self.gradient_step(self.train_module)
         self.history: list[Epoch] = []
         self.best: dict[str, Tensor] = {}
-        self.best_epoch = -1
+        self.best_epoch = AS_IT_BEGAN
         self.choice = EpochChoice(task)
         self.average: AveragedWeights | None = None
 
@@ -179,8 +186,11 @@ class Distillation:
         self.average = AveragedWeights(self.train_module, self.step.ema) if self.step.ema > 0 else None
         self.resume()
         self.ranks.copy_first(self.train_module.state_dict())
-        if self.step.find_rate and not self.history and self.sparsity is None and self.lasso is None:
-            self.find_rate()
+        if not self.history and self.sparsity is None and self.lasso is None:
+            if self.may_keep_start:
+                self.keep_start()
+            if self.step.find_rate:
+                self.find_rate()
         for epoch in range(len(self.history), self.step.epochs):
             if self.is_hopeless():
                 break
@@ -198,13 +208,27 @@ class Distillation:
         self.train_module.load_state_dict(self.best)
         move_tensors(self.train_module, CPU.device)
         move_tensors(self.eval_module, CPU.device)
+        if self.best_epoch == AS_IT_BEGAN:
+            self.gradients.notes.append("kept as it began: every epoch of the training scored clearly lower")
         return TrainingResult(
             best_epoch=self.best_epoch,
-            best_score=self.history[self.best_epoch].score,
+            best_score=self.best_score,
             epochs=tuple(self.history),
             notes=tuple(self.gradients.notes),
             stopped=len(self.history) < self.step.epochs,
         )
+
+    @property
+    def best_score(self) -> float:
+        """The score of the weights that are kept."""
+        if self.best_epoch != AS_IT_BEGAN:
+            return self.history[self.best_epoch].score
+        return 0.0 if self.choice.best is None else self.choice.best.value  # None on ranks that do not score
+
+    def keep_start(self) -> None:
+        """Remember the network as it begins: one that was cut and fitted may be worse after a training."""
+        self.ranks.first(lambda: float(self.choice.takes(score_epoch(self.eval_module, self.task, self.compute))))
+        self.best = {name: value.detach().cpu().clone() for name, value in self.train_module.state_dict().items()}
 
     def find_rate(self) -> None:
         """Lower the learning rate if steps at the given one would throw the network back; see ``rate_trials``."""

@@ -33,7 +33,7 @@ from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
-from edgeopt.records.recipe import Distill, MultiplyPrecision
+from edgeopt.records.recipe import Distill, MultiplyPrecision, Prune
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.modules import widen_inputs
 from edgeopt.task.random_states import seed_generators
@@ -93,6 +93,7 @@ class Trainer:
                 ranks=ranks,
                 floor=job.floor,
                 is_over=lambda: is_over(job),
+                may_keep_start=any(isinstance(one, Prune) and one.fitted_samples > 0 for one in job.steps[:index]),
             ).run()
         done = len(result.epochs)
         early = (f"trained for {done} of {step.epochs} epochs: it could not reach the limit",) if result.stopped else ()

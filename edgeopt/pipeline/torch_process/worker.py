@@ -26,7 +26,7 @@ from edgeopt.export.to_onnx import ExportResult, export
 from edgeopt.graph.weights.tied import write_tied_once
 from edgeopt.passes.branches.proof import UNMERGED_NOTE, merge_note, verify_merge
 from edgeopt.passes.distill.epoch_choice import evaluate
-from edgeopt.passes.distill.train import TrainingResult
+from edgeopt.passes.distill.train import AS_IT_BEGAN, TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
 from edgeopt.passes.low_rank.proof import verify_factorization
 from edgeopt.passes.network import Network
@@ -212,7 +212,7 @@ class TorchJobs:
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             best_score=self.score_cut(job, network) if result is None else result.best_score,
-            best_epoch=None if result is None else result.best_epoch,
+            best_epoch=None if result is None or result.best_epoch == AS_IT_BEGAN else result.best_epoch,
             stopped=result is not None and result.stopped,
             proof_error=max(proofs, default=None),
             notes=(*network.notes, *notes),

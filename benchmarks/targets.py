@@ -102,16 +102,18 @@ def compute_figures(shared: Row, own: Mapping[str, Row]) -> Row:
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
 def main(task: str, quick: bool, work: Path | None, out: Path) -> None:
     """Run the builds, and write figures and every choice."""
+    file, _, name = task.partition(":")
+    located = f"{Path(file).resolve()}:{name}" if Path(file).is_file() else task  # builds run in folders of their own
     with tempfile.TemporaryDirectory() as temporary:
         folder = (work or Path(temporary)).resolve()
-        shared = build(task, tuple(MAX_DROPS), folder / "shared", quick)
-        own = {target: build(task, (target,), folder / target, quick) for target in MAX_DROPS}
+        shared = build(located, tuple(MAX_DROPS), folder / "shared", quick)
+        own = {target: build(located, (target,), folder / target, quick) for target in MAX_DROPS}
     result = {
         "figures": compute_figures(shared, own),
         "shared": shared,
         "own": own,
         "environment": {"platform": platform.platform(), "python": platform.python_version()},
-        "command": "python benchmarks/targets.py" + (" --quick" if quick else ""),
+        "command": shlex.join(["python", "benchmarks/targets.py", "--task", task, *(["--quick"] if quick else [])]),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -63,6 +63,27 @@ def test_the_highest_rate_that_loses_nothing_is_chosen(losses, chosen):
     assert len(tried) < len(RATE_DIVISORS)  # the lowest is not tried: there is no other left
 
 
+def test_losses_below_zero_are_compared_alike():
+    assert choose_rate(1.0, -10.0, lambda rate: -10.5) == 1.0
+    assert choose_rate(1.0, -10.0, lambda rate: -8.0) == pytest.approx(1 / RATE_DIVISORS[-1])
+
+
+def test_a_loss_that_does_not_fit_into_the_memory_is_computed_in_parts(task, tmp_path):
+    training = a_training(task, tmp_path, modules=nearly_the_teacher(task))
+    training.stream.prepare(0)
+    batch = next(iter(training.stream.batches(0)))
+    judge = training.gradient_step(training.eval_module)
+    whole = judge.judge(batch)
+
+    def refuse_large(module, inputs):
+        if len(inputs[0]) > len(batch.inputs[0]) // 4:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with training.eval_module.register_forward_pre_hook(refuse_large):
+        assert judge.judge(batch) == pytest.approx(whole, rel=1e-4)
+    assert judge.parts == 4
+
+
 def test_a_network_near_its_teacher_is_trained_at_a_rate_that_keeps_it_there(task, tmp_path):
     found = a_training(task, tmp_path, a_step(), modules=nearly_the_teacher(task))
     result = found.run()

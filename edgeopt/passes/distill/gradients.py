@@ -95,9 +95,20 @@ class GradientStep:
             self._make_room(batch)
 
     def judge(self, batch: TaughtBatch) -> float:
-        """Return the loss of a batch; no gradients."""
-        with torch.no_grad():
-            return float(self._loss(batch))
+        """Return the loss of a batch on this rank, without gradients.
+
+        Raises:
+            StepError: as ``run``.
+        """
+        while True:
+            parts = split_samples(batch, self.axes(), self.parts) if self.parts > 1 else None
+            try:
+                with torch.no_grad():
+                    return sum(weight * float(self._loss(part)) for part, weight in parts or [(batch, 1.0)])
+            except (RuntimeError, MemoryError, EdgeoptError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._make_room(batch)
 
     def _accumulate(
         self,

@@ -29,5 +29,5 @@ def choose_rate(highest: float, loss_at_start: float, loss_after: Callable[[floa
         loss_after: Of the network after a trial at a rate.
     """
     rates = [highest / divisor for divisor in RATE_DIVISORS]
-    allowed = (1 + _TOLERANCE_RATIO) * loss_at_start
+    allowed = loss_at_start + _TOLERANCE_RATIO * abs(loss_at_start)
     return next((rate for rate in rates[:-1] if loss_after(rate) <= allowed), rates[-1])

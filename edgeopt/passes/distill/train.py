@@ -19,7 +19,7 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edgeopt.errors import DivergedError, OutOfTimeError
+from edgeopt.errors import OutOfTimeError
 from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
 from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
@@ -247,18 +247,16 @@ class Distillation:
         def loss_after(rate: float) -> float:
             restore()
             seed_generators(_SEED_STEP * self.ranks.rank)
-            losses = LossCheck(0, 1)
             batches = map(self.compute.put, islice(self.stream.batches(0), min(TRIAL_STEPS, count)))
-            try:
-                for index, batch in enumerate(self.ranks.while_all(batches)):
-                    if self.ranks is ALONE and self.is_over():
-                        raise self.unfinished(0)
-                    for group in self.optimizer.param_groups:
-                        group["lr"] = rate * min(1.0, (index + 1) / WARMUP_STEPS)
-                    losses.add(self.gradients.run(batch, None, losses.check))
-                    self.apply_gradients()
-            except DivergedError:
-                return math.inf
+            for index, batch in enumerate(self.ranks.while_all(batches)):
+                if self.ranks.first(lambda: float(self.is_over())):
+                    raise self.unfinished(0)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate * min(1.0, (index + 1) / WARMUP_STEPS)
+                # the sum over all ranks, which therefore leave together
+                if not math.isfinite(float(self.gradients.run(batch, None, lambda _: None))):
+                    return math.inf
+                self.apply_gradients()
             return loss()
 
         given = self.step.learning_rate

@@ -16,8 +16,8 @@ from edgeopt.errors import ConfigError, CrashError, TaskError
 from edgeopt.pipeline.artifacts.networks import train_with_retry
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.cluster import files
-from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code, root_of
-from edgeopt.pipeline.torch_process.cluster.node import NodeTraining
+from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code
+from edgeopt.pipeline.torch_process.cluster.node import NodeTraining, sees_code
 from edgeopt.pipeline.torch_process.cluster.pool import Cluster, ClusterPool, find_cluster
 from edgeopt.pipeline.torch_process.cluster.settings import BridgeSettings, NodeSettings
 from edgeopt.records.codec import from_json, to_json
@@ -85,7 +85,8 @@ def test_a_training_that_a_cluster_lost_is_not_tried_again_in_half_batches(tmp_p
 def test_code_and_weights_travel_but_no_data_environments_or_results(tmp_path):
     kept = ["task.py", "nets/conv.py", "settings.toml", "best.pt"]
     left = ["images/1.jpg", "rows.csv", ".git/hook.py", "env/lib/x.py", "env/pyvenv.cfg", "out/choice.json",
-            "out/model.onnx", "work/ledger.sqlite", "work/a.onnx"]  # fmt: skip
+            "out/model.onnx", "work/ledger.sqlite", "work/a.onnx", "page/node_modules/gyp/x.py",
+            "conda/conda-meta/history", "conda/lib/x.py"]  # fmt: skip
     for name in (*kept, *left):
         (tmp_path / "project" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "project" / name).write_bytes(b"x")
@@ -103,11 +104,64 @@ def test_the_code_of_a_task_is_its_file_or_the_file_of_its_module(tmp_path, monk
     monkeypatch.syspath_prepend(tmp_path)
     assert code_of("fashion") is None
     assert code_of("model.onnx") is None
-    assert code_of(TASK) == Path(TASK.rpartition(":")[0])
-    package = code_of("mine.tasks:task")
-    assert package == tmp_path / "mine" / "__init__.py"
-    assert root_of("mine.tasks:task", package) == tmp_path
-    assert root_of(TASK, code_of(TASK)) == Path(TASK).parent
+    assert code_of("edgeopt.tasks.ready.fashion:task") is None
+    assert code_of("numpy.linalg:norm") is None
+    file = Path(TASK.rpartition(":")[0])
+    assert code_of(TASK) == (file, file.parent)
+    assert code_of("mine.tasks:task") == (tmp_path / "mine" / "__init__.py", tmp_path)
+
+
+def test_the_code_of_a_task_in_a_folder_without_init_is_the_module_and_travels_with_that_folder(tmp_path, monkeypatch):
+    for name in ("loose/tasks.py", "loose/more/nets/__init__.py", "dist-packages/debian/tasks.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.syspath_prepend(tmp_path / "dist-packages")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert code_of("loose.tasks:task") == (tmp_path / "loose" / "tasks.py", tmp_path)
+    assert code_of("loose.more.nets:task") == (tmp_path / "loose" / "more" / "nets" / "__init__.py", tmp_path)
+    assert code_of("debian.tasks:task") is None, "Debian's packages are installed on every node"
+    assert code_of("loose:task") is None
+    assert code_of("loose.nothing:task") is None
+
+
+def node_settings(tmp_path, task, **changes):
+    """What a node is told of a task whose build runs here, with a workspace that it doesn't see."""
+    code = code_of(task)
+    settings = NodeSettings(
+        task=task, code=code and str(code.file), code_root=code and str(code.root),
+        code_sha256=code and hash_code(code.root), folder=str(tmp_path), workspace=str(tmp_path / "w"),
+        mark=str(tmp_path / "w" / "stages" / "mark"), environment={},
+    )  # fmt: skip
+    return msgspec.structs.replace(settings, **changes)
+
+
+@pytest.mark.parametrize(("task", "changed"), [("{}/task.py:task", "helper.py"), ("pkg.tasks:task", "pkg/tasks.py")])
+def test_a_node_has_the_code_only_if_all_its_python_files_are_the_same(tmp_path, monkeypatch, task, changed):
+    for name in ("task.py", "helper.py", "pkg/__init__.py", "pkg/tasks.py", ".venv/a.py", "w/ledger.sqlite", "w/b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = node_settings(tmp_path, task.format(tmp_path))
+    for name in (".venv/a.py", "w/b.py"):
+        (tmp_path / name).write_text("other = 1")
+    assert sees_code(settings), "neither an environment nor a workspace is code"
+    (tmp_path / changed).rename(tmp_path / "renamed.py")
+    assert not sees_code(settings)
+    (tmp_path / "renamed.py").rename(tmp_path / changed)
+    assert sees_code(settings)
+    (tmp_path / changed).write_text("other = 1")
+    assert not sees_code(settings)
+
+
+def test_a_node_whose_code_has_changed_since_the_build_began_says_so_instead_of_training(tmp_path):
+    (tmp_path / "task.py").touch()
+    settings = node_settings(tmp_path, f"{tmp_path}/task.py:task")
+    (tmp_path / "task.py").write_text("other = 1")
+    with closing(NodeTraining(to_json(settings))) as node:
+        node.begin(to_json(a_training(tmp_path / "w", (A_DISTILLATION,), tmp_path / "w" / "out")), {})
+        answer = from_json(node.next()[0], protocol.TorchAnswer)
+    assert answer.kind == "crashed"
+    assert f"the Python files in {tmp_path} on this node of the cluster are not those" in answer.reason
 
 
 def test_the_files_of_a_training_lie_at_the_same_places_in_the_folder_of_a_node(tmp_path):
@@ -138,8 +192,8 @@ def test_a_node_that_sees_neither_workspace_nor_code_trains_with_what_was_sent(t
     sent.mkdir()
     shutil.copy(TASK.rpartition(":")[0], sent)
     settings = NodeSettings(
-        task=TASK, code=str(far / "tiny_task.py"), code_sha256=hash_code(code_of(TASK)), folder=str(far),
-        workspace=str(workspace), mark=str(far / "stages" / "mark"), environment={"EDGEOPT_DATA": str(far)},
+        task=TASK, code=str(far / "tiny_task.py"), code_root=str(far), code_sha256=hash_code(code_of(TASK).root),
+        code_is_sent=True, folder=str(far), workspace=str(workspace), mark=str(far / "stages" / "mark"), environment={},
     )  # fmt: skip
     monkeypatch.chdir(sent)
     step = msgspec.structs.replace(A_DISTILLATION, epochs=20)

@@ -1,21 +1,25 @@
 """What a cluster needs of a build, without a cluster: room, code that travels, and a node that sees nothing of ours."""
 
+import os
 import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import msgspec
 import pytest
 from stub_builds import a_stub_build
 from test_torch_pool import A_DISTILLATION, TASK, a_training
 
 import edgeopt
+from edgeopt.cli.build import command as edgeopt_build
 from edgeopt.errors import ConfigError, CrashError, TaskError
 from edgeopt.pipeline.artifacts.networks import train_with_retry
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.cluster import files
+from edgeopt.pipeline.torch_process.cluster import pool as cluster_pool
 from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code
 from edgeopt.pipeline.torch_process.cluster.node import NodeTraining, sees_code
 from edgeopt.pipeline.torch_process.cluster.pool import Cluster, ClusterPool, find_cluster
@@ -45,6 +49,20 @@ def test_each_training_gets_the_cores_that_it_uses_as_long_as_all_have_room(
         assert pool.threads == threads
 
 
+@pytest.mark.parametrize(("nodes", "cores", "workers"), [((2,), 2, None), ((4, 4), 4, 4), ((8,), 8, None)])
+def test_each_training_has_the_cores_that_the_user_set_and_those_without_room_wait(tmp_path, nodes, cores, workers):
+    with closing(ClusterPool(TASK, workers or 4, a_cluster_with(tmp_path, *nodes, cores=cores))) as pool:
+        pool.tune_precision = lambda seconds: None
+        found = pool.tune(fixed_workers=workers is not None, least=2)
+        pool.share_cores(pool.count)
+        assert (pool.threads, found.workers) == (cores, workers or 2)
+
+
+def test_cores_for_a_cluster_without_a_cluster_are_refused():
+    with pytest.raises(click.UsageError, match=r"--ray-cores 3 sets the cores .* it goes with --ray ADDRESS"):
+        edgeopt_build.main(["fashion", "--target", "phone", "--ray-cores", "3"], standalone_mode=False)
+
+
 def test_as_many_trainings_run_at_a_time_as_the_cluster_has_room_for(tmp_path):
     with closing(ClusterPool(TASK, 16, a_cluster_with(tmp_path, 8, 8, cores=4))) as pool:
         pool.tune_precision = lambda seconds: None
@@ -67,6 +85,39 @@ def test_without_ray_the_option_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r"the package ray isn't installed\. .*pip install 'edgeopt\[ray\]'"):
         find_cluster("auto", TASK, tmp_path)
+
+
+def test_a_task_file_that_is_missing_is_named_before_the_cluster_is_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__spec__="installed"))
+    (tmp_path / "task.py").touch()
+    with pytest.raises(TaskError, match=r"task file .*tusk\.py does not exist \(did you mean 'task\.py'\?\)"):
+        find_cluster("127.0.0.1:1", f"{tmp_path}/tusk.py:task", tmp_path)
+
+
+@pytest.mark.parametrize("sees_code", [True, False])
+def test_code_that_is_too_much_is_refused_before_work_and_weights_that_are_not_sent_are_named(
+    tmp_path, monkeypatch, sees_code
+):
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(__spec__="installed"))
+    room = protocol.RoomDone(cores=(2,), gpus=(0,), sees_code=sees_code)
+    monkeypatch.setattr(cluster_pool, "_look_at_cluster", lambda _: room)
+    (tmp_path / "task.py").touch()
+    for name in ("nets/large.pt", "small.pt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(65 << 20 if name == "nets/large.pt" else 60 << 20)
+    lines = []
+    task = f"{tmp_path}/task.py:task"
+    found = find_cluster("auto", task, tmp_path, progress=lambda _, text: lines.append(text))
+    assert found.settings.sends_code != sees_code
+    assert [("larger than 64 MiB: nets/large.pt;" in line) for line in lines] == ([] if sees_code else [True])
+    for number in range(7):
+        os.link(tmp_path / "small.pt", tmp_path / f"small-{number}.pt")
+    if sees_code:
+        find_cluster("auto", task, tmp_path)
+    else:
+        with pytest.raises(ConfigError, match=r"are more than 400 MiB, too much to send to a cluster"):
+            find_cluster("auto", task, tmp_path)
 
 
 def test_a_training_that_a_cluster_lost_is_not_tried_again_in_half_batches(tmp_path):
@@ -151,6 +202,22 @@ def test_a_node_has_the_code_only_if_all_its_python_files_are_the_same(tmp_path,
     assert sees_code(settings)
     (tmp_path / changed).write_text("other = 1")
     assert not sees_code(settings)
+
+
+def test_the_variables_of_a_build_reach_every_training_but_no_path_of_code_goes_with_a_copy(tmp_path, monkeypatch):
+    (tmp_path / "task.py").touch()
+    variables = {"EDGEOPT_DATA": str(tmp_path / "data"), "PYTHONPATH": str(tmp_path)}
+    ready = node_settings(tmp_path, "fashion", environment=variables)
+    copied = node_settings(
+        tmp_path, f"{tmp_path}/task.py:task", environment=variables, code_sha256="other", code_is_sent=True
+    )
+    for settings, passes_path in ((ready, True), (copied, False)):
+        monkeypatch.setenv("EDGEOPT_DATA", "/nowhere")
+        monkeypatch.setenv("PYTHONPATH", "/nowhere")
+        with closing(NodeTraining(to_json(settings))) as node:
+            node._prepare_task()
+        assert os.environ["EDGEOPT_DATA"] == str(tmp_path / "data")
+        assert (str(tmp_path) in os.environ["PYTHONPATH"]) == passes_path
 
 
 def test_a_node_whose_code_has_changed_since_the_build_began_says_so_instead_of_training(tmp_path):

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edgeopt.errors import ConfigError
+from edgeopt.task.load import check_task_file
 from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
 
 _CODE = {".py", ".toml", ".json", ".yaml", ".yml", ".txt", ".cfg", ".ini"}
 _WEIGHTS = {".pt", ".pth", ".ckpt", ".safetensors", ".onnx"}
 _MAX_CODE_BYTES = 1 << 20
-_MAX_WEIGHTS_BYTES = 64 << 20
+MAX_WEIGHTS_BYTES = 64 << 20
 _MAX_ALL_BYTES = 400 << 20
 """Ray takes at most 512 MiB."""
 _OTHERS = {"pyvenv.cfg", "conda-meta", "ledger.sqlite", "choice.json"}
@@ -42,11 +43,15 @@ def code_of(task: str) -> TaskCode | None:
 
     Returns:
         None for a ready task, a given ``.onnx``, and a module that is installed, comes with edgeopt or isn't found.
+
+    Raises:
+        TaskError: the task's file does not exist.
     """
     source, _, _ = task.rpartition(":")
     if not source or task.endswith((TRAINING_SUFFIX, ".onnx")):
         return None
     if source.endswith(".py"):
+        check_task_file(Path(source))
         file = Path(source).resolve()
         return TaskCode(file, file.parent)
     if str(Path.cwd()) not in sys.path:
@@ -102,11 +107,11 @@ def hash_code(root: Path) -> str:
     return digest.hexdigest()
 
 
-def copy_code(root: Path, into: Path) -> None:
-    """Copy the code of a folder and of those in it.
+def check_code_size(root: Path) -> None:
+    """Check that the code of a folder is not too much to send.
 
     Raises:
-        ConfigError: it is too much.
+        ConfigError: it is.
     """
     total = 0
     for path in _files_of_code(root):
@@ -117,12 +122,34 @@ def copy_code(root: Path, into: Path) -> None:
                 "cluster. Move the task's file into a folder of its own, or put the folder where every node has it "
                 "under the same path."
             )
+
+
+def large_weights(root: Path) -> list[Path]:
+    """Return the files of weights that don't travel, because each is too large."""
+    return [path for path in _own_files(root) if path.suffix in _WEIGHTS and path.stat().st_size > MAX_WEIGHTS_BYTES]
+
+
+def copy_code(root: Path, into: Path) -> None:
+    """Copy the code of a folder and of those in it.
+
+    Raises:
+        ConfigError: it is too much.
+    """
+    check_code_size(root)
+    for path in _files_of_code(root):
         copy = into / path.relative_to(root)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
 
 
 def _files_of_code(root: Path) -> Iterator[Path]:
+    for path in _own_files(root):
+        if path.stat().st_size <= (_MAX_CODE_BYTES if path.suffix in _CODE else MAX_WEIGHTS_BYTES):
+            yield path
+
+
+def _own_files(root: Path) -> Iterator[Path]:
+    """Yield code and weights of any size, but none of an environment, a workspace or a result."""
     for folder, folders, names in os.walk(root):
         here = Path(folder)
         if here != root and not _OTHERS.isdisjoint((*folders, *names)):
@@ -130,6 +157,5 @@ def _files_of_code(root: Path) -> Iterator[Path]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in _LEFT_OUT)
         for path in (here / name for name in sorted(names)):
-            limit = _MAX_CODE_BYTES if path.suffix in _CODE else _MAX_WEIGHTS_BYTES if path.suffix in _WEIGHTS else -1
-            if limit > 0 and path.is_file() and path.stat().st_size <= limit:
+            if (path.suffix in _CODE or path.suffix in _WEIGHTS) and path.is_file():
                 yield path

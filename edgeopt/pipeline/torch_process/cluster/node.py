@@ -110,20 +110,28 @@ class NodeTraining:
     def _prepare_task(self) -> str:
         """Return the task as it is named here: at the build's own path, or in the copy that Ray made the folder of."""
         task, code = self.settings.task, self.settings.code
+        is_here = sees_code(self.settings)
+        self._set_variables(is_here)
         if task.endswith(TRAINING_SUFFIX):
             return str(self.root / Path(task).relative_to(self.settings.workspace))
         if code is None:
             return task
         source, _, name = task.rpartition(":")
-        if not sees_code(self.settings):
+        if not is_here:
             self._check_copy()
             return f"{Path(code).name}:{name}" if source.endswith(".py") else task
-        for variable, value in self.settings.environment.items():
-            before = os.environ.get(variable) if variable == "PYTHONPATH" else None
-            os.environ[variable] = os.pathsep.join([value, before] if before else [value])
         if Path(self.settings.folder).is_dir():
             os.chdir(self.settings.folder)
         return f"{code}:{name}" if source.endswith(".py") else task
+
+    def _set_variables(self, is_here: bool) -> None:
+        """Set the variables of the build; no ``PYTHONPATH`` for a copy: it may name a folder with other code."""
+        for variable, value in self.settings.environment.items():
+            if variable != "PYTHONPATH":
+                os.environ[variable] = value
+            elif is_here:
+                before = os.environ.get(variable)
+                os.environ[variable] = os.pathsep.join([value, before] if before else [value])
 
     def _check_copy(self) -> None:
         """Check that the code was sent: at the beginning of the build this node may have had the same."""

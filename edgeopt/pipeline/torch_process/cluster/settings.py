@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeopt.records.base import Record
 
 PASSED_VARIABLES = ("PYTHONPATH", "EDGEOPT_DATA")
-"""Environment variables that a training gets if its node has the task's file under the same path."""
+"""Environment variables that a training gets; ``PYTHONPATH`` only if its node has the task's code or needs none."""
 
 
 class NodeSettings(Record, frozen=True, kw_only=True):

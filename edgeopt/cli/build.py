@@ -107,7 +107,7 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--ray-cores",
     type=click.IntRange(1),
     metavar="K",
-    help="Cores of the cluster for each training (default: as many as a short trial here finds useful).",
+    help="With --ray: cores of the cluster for each training (default: as many as a short trial here finds useful).",
 )
 @click.option(
     "--time-limit",
@@ -170,6 +170,7 @@ def command(
     from edgeopt.store.workspace import Workspace
 
     began = time.monotonic()
+    _check_ray_options(asked["ray"], asked["ray_cores"])
     project = load_project()
     chosen = _choose_targets(targets, project, device_uri)
     if asked.pop("keep_names"):
@@ -267,6 +268,13 @@ def _open_given(
 
     sizes = merge_shapes(shapes, "--shape")
     return open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
+
+
+def _check_ray_options(address: str | None, cores: int | None) -> None:
+    if address is None and cores is not None:
+        raise click.UsageError(
+            f"--ray-cores {cores} sets the cores of each training on a Ray cluster: it goes with --ray ADDRESS."
+        )
 
 
 def _open_key(path: Path | None) -> PrivateKey | None:

@@ -178,7 +178,7 @@ def _cluster_of(request: BuildRequest, workspace: Workspace, progress: Callable[
     if request.ray is None:
         return None
     progress("set-up", f"looking at the Ray cluster at {request.ray}")
-    return find_cluster(request.ray, request.task, workspace.root, request.ray_cores)
+    return find_cluster(request.ray, request.task, workspace.root, request.ray_cores, progress)
 
 
 @contextmanager

@@ -26,11 +26,20 @@ _READY_TASKS = {
 }
 
 
-def import_file(path: Path) -> ModuleType:
-    """Import a Python file by its path, with its folder on ``sys.path`` as for a script."""
+def check_task_file(path: Path) -> None:
+    """Check that the file of a task is there.
+
+    Raises:
+        TaskError: it isn't.
+    """
     if not path.is_file():
         others = [entry.name for entry in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise TaskError(f"task file {path} does not exist{did_you_mean(path.name, others)}.")
+
+
+def import_file(path: Path) -> ModuleType:
+    """Import a Python file by its path, with its folder on ``sys.path`` as for a script."""
+    check_task_file(path)
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -238,7 +238,7 @@ class RoomDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="room"
     gpus: tuple[int, ...]
     """Of each node."""
     sees_code: bool
-    """Whether every node has the task's own file under the same path."""
+    """Whether every node has the task's own code under the same path."""
 
 
 class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="failed"):

@@ -25,7 +25,7 @@ from edgeopt.errors import ConfigError, CrashError, EdgeoptError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.cluster import files
-from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code, root_of
+from edgeopt.pipeline.torch_process.cluster.code import code_of, copy_code, hash_code
 from edgeopt.pipeline.torch_process.cluster.connect import connect_to_ray
 from edgeopt.pipeline.torch_process.cluster.node import NodeTraining, training_versions
 from edgeopt.pipeline.torch_process.cluster.settings import PASSED_VARIABLES, BridgeSettings, NodeSettings
@@ -61,17 +61,26 @@ class Bridge:
         self.answer = answer
         self.workspace = Path(settings.workspace)
         self.code = code_of(settings.task)
-        self.node_settings = NodeSettings(
-            task=settings.task,
-            code=None if self.code is None else str(self.code),
-            code_sha256=None if self.code is None else hash_code(self.code),
-            folder=str(Path.cwd()),
-            workspace=settings.workspace,
-            mark=settings.mark,
-            environment={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
-        )
         self.held: _Held | None = None
         self._ray: Any = None
+
+    def node_settings(self) -> NodeSettings:
+        """Return what a node has to know now: the user may change files while a build runs.
+
+        Raises:
+            ConfigError: a file of the task's code cannot be read.
+        """
+        return NodeSettings(
+            task=self.settings.task,
+            code=None if self.code is None else str(self.code.file),
+            code_root=None if self.code is None else str(self.code.root),
+            code_sha256=None if self.code is None else hash_code(self.code.root),
+            code_is_sent=self.settings.sends_code,
+            folder=str(Path.cwd()),
+            workspace=self.settings.workspace,
+            mark=self.settings.mark,
+            environment={name: os.environ[name] for name in PASSED_VARIABLES if name in os.environ},
+        )
 
     @property
     def ray(self) -> Any:
@@ -84,7 +93,7 @@ class Bridge:
             with tempfile.TemporaryDirectory(prefix="edgeopt-code-") as folder:
                 environment = {}
                 if self.settings.sends_code and self.code is not None:
-                    copy_code(root_of(self.settings.task, self.code), Path(folder))
+                    copy_code(self.code.root, Path(folder))
                     environment = {"working_dir": folder}
                 self._ray = connect_to_ray(self.settings.address, environment)
         return self._ray
@@ -109,14 +118,14 @@ class Bridge:
         )
 
     def _describe(self, node: dict[str, Any]) -> bool:
-        """Check the versions on a node, and return whether it has the task's own file."""
+        """Check the versions on a node, and return whether it has the task's own code."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
         task = self.ray.remote(_look_at_node).options(num_cpus=0, scheduling_strategy=place, max_retries=0)
         title = f"--ray {self.settings.address}: node {node['NodeManagerAddress']}"
         try:
-            found = self.ray.get(task.remote(to_json(self.node_settings)), timeout=_DESCRIBE_SECONDS)
+            found = self.ray.get(task.remote(to_json(self.node_settings())), timeout=_DESCRIBE_SECONDS)
         except self.ray.exceptions.RayError as error:
             raise ConfigError(f"{title} cannot run a task: {_first_line(error)}") from error
         if isinstance(found, str):
@@ -211,7 +220,7 @@ class Bridge:
         if self.held is None or self.held.resources != resources:
             self.release()
             made = self.ray.remote(NodeTraining).options(max_concurrency=2, **resources)
-            self.held = _Held(made.remote(to_json(self.node_settings)), resources)
+            self.held = _Held(made.remote(to_json(self.node_settings())), resources)
         return self.held.actor
 
     def release(self, kill: bool = False) -> None:

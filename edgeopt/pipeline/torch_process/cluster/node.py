@@ -19,7 +19,7 @@ from typing import IO
 
 import msgspec
 
-from edgeopt.errors import EdgeoptError, StepError
+from edgeopt.errors import ConfigError, EdgeoptError, StepError, TaskError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.cluster import files
@@ -110,31 +110,51 @@ class NodeTraining:
     def _prepare_task(self) -> str:
         """Return the task as it is named here: at the build's own path, or in the copy that Ray made the folder of."""
         task, code = self.settings.task, self.settings.code
+        is_here = sees_code(self.settings)
+        self._set_variables(is_here)
         if task.endswith(TRAINING_SUFFIX):
             return str(self.root / Path(task).relative_to(self.settings.workspace))
         if code is None:
             return task
         source, _, name = task.rpartition(":")
-        if not sees_code(self.settings):
+        if not is_here:
+            self._check_copy()
             return f"{Path(code).name}:{name}" if source.endswith(".py") else task
-        for variable, value in self.settings.environment.items():
-            before = os.environ.get(variable) if variable == "PYTHONPATH" else None
-            os.environ[variable] = os.pathsep.join([value, before] if before else [value])
         if Path(self.settings.folder).is_dir():
             os.chdir(self.settings.folder)
         return f"{code}:{name}" if source.endswith(".py") else task
 
+    def _set_variables(self, is_here: bool) -> None:
+        """Set the variables of the build; no ``PYTHONPATH`` for a copy: it may name a folder with other code."""
+        for variable, value in self.settings.environment.items():
+            if variable != "PYTHONPATH":
+                os.environ[variable] = value
+            elif is_here:
+                before = os.environ.get(variable)
+                os.environ[variable] = os.pathsep.join([value, before] if before else [value])
+
+    def _check_copy(self) -> None:
+        """Check that the code was sent: at the beginning of the build this node may have had the same."""
+        if not self.settings.code_is_sent:
+            raise TaskError(
+                f"the Python files in {self.settings.code_root} on this node of the cluster are not those of the "
+                "machine that builds; they were when the build began. The same command compares them again, and sends "
+                "them if they differ."
+            )
+
 
 def sees_code(settings: NodeSettings) -> bool:
-    """Tell whether the task's own file is here under the same path, with the same content."""
-    if settings.code is None:
+    """Tell whether the task's code is here under the same path: all Python files that would travel are the same."""
+    if settings.code is None or settings.code_root is None:
         return True
-    path = Path(settings.code)
-    return path.is_file() and hash_code(path) == settings.code_sha256
+    try:
+        return Path(settings.code).is_file() and hash_code(Path(settings.code_root)) == settings.code_sha256
+    except ConfigError:
+        return False
 
 
 def report_node(settings: bytes) -> tuple[bool, dict[str, str]]:
-    """Return whether the task's file is on this node, and the versions of what a training needs."""
+    """Return whether the task's code is on this node, and the versions of what a training needs."""
     return sees_code(from_json(settings, NodeSettings)), training_versions()
 
 

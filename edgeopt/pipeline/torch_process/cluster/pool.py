@@ -11,6 +11,13 @@ import msgspec
 
 from edgeopt.errors import ConfigError, CrashError, TaskError
 from edgeopt.pipeline.torch_process import protocol
+from edgeopt.pipeline.torch_process.cluster.code import (
+    MAX_WEIGHTS_BYTES,
+    check_code_size,
+    code_of,
+    hash_code,
+    large_weights,
+)
 from edgeopt.pipeline.torch_process.cluster.settings import BridgeSettings
 from edgeopt.pipeline.torch_process.pool import TRIAL_SECONDS, ParallelTraining, T, TorchPool
 from edgeopt.pipeline.torch_process.process import TorchProcess
@@ -74,7 +81,13 @@ class Cluster:
         return f"the cluster at {self.settings.address} ({where}, {sum(self.room.cores)} cores{gpus})"
 
 
-def find_cluster(address: str, task: str, workspace: Path, cores: int | None = None) -> Cluster:
+def find_cluster(
+    address: str,
+    task: str,
+    workspace: Path,
+    cores: int | None = None,
+    progress: Callable[[str, str], None] = lambda _stage, _text: None,
+) -> Cluster:
     """Look at a cluster before any work: whether it can be reached, and whether its nodes can train.
 
     Args:
@@ -82,32 +95,62 @@ def find_cluster(address: str, task: str, workspace: Path, cores: int | None = N
         task: As the user named it.
         workspace: Of the build.
         cores: For each training, if the user set it.
+        progress: Is told which weights are not sent.
 
     Raises:
-        ConfigError: Ray isn't installed, the cluster cannot be used, or no node has that many cores.
+        TaskError: the task's file does not exist.
+        ConfigError: Ray isn't installed, the cluster cannot be used, no node has that many cores, or the task's code
+            cannot be read, or has to be sent and is too much.
     """
     if importlib.util.find_spec("ray") is None:
         raise ConfigError(
             f"--ray {address}: the package ray isn't installed. Install it with: pip install 'edgeopt[ray]'."
         )
+    code = code_of(task)
+    if code is not None:
+        hash_code(code.root)
     mark = workspace.resolve() / "stages" / f"cluster{PARTIAL_MARK}{uuid.uuid4()}"
     settings = BridgeSettings(address=address, task=task, workspace=str(workspace), mark=str(mark))
-    bridge = TorchProcess(to_json(settings).decode(), module=_BRIDGE_MODULE)
-    try:
-        answer = bridge.do(protocol.RoomJob(), lambda _: None)
-    except CrashError as error:
-        raise ConfigError(f"--ray {address}: connecting to the cluster failed: {error.reason}") from error
-    finally:
-        bridge.close()
-    if isinstance(answer, protocol.JobFailed):
-        raise ConfigError(answer.reason)
-    assert isinstance(answer, protocol.RoomDone)
+    answer = _look_at_cluster(settings)
     if cores is not None and cores > max(answer.cores):
         raise ConfigError(
             f"--ray-cores {cores}: the largest node of the cluster at {address} has {max(answer.cores)} cores. Give at "
             "most that many."
         )
+    if code is not None and not answer.sees_code:
+        check_sending(code.root, progress)
     return Cluster(msgspec.structs.replace(settings, sends_code=not answer.sees_code), answer, cores)
+
+
+def _look_at_cluster(settings: BridgeSettings) -> protocol.RoomDone:
+    """Return what a cluster has."""
+    bridge = TorchProcess(to_json(settings).decode(), module=_BRIDGE_MODULE)
+    try:
+        answer = bridge.do(protocol.RoomJob(), lambda _: None)
+    except CrashError as error:
+        raise ConfigError(f"--ray {settings.address}: connecting to the cluster failed: {error.reason}") from error
+    finally:
+        bridge.close()
+    if isinstance(answer, protocol.JobFailed):
+        raise ConfigError(answer.reason)
+    assert isinstance(answer, protocol.RoomDone)
+    return answer
+
+
+def check_sending(root: Path, progress: Callable[[str, str], None]) -> None:
+    """Check that the code of a task can be sent, and tell which weights in its folder are not.
+
+    Raises:
+        ConfigError: it is too much.
+    """
+    check_code_size(root)
+    names = [path.relative_to(root).as_posix() for path in large_weights(root)]
+    if names:
+        progress(
+            "set-up",
+            f"not sent to the cluster, because larger than {MAX_WEIGHTS_BYTES >> 20} MiB: {', '.join(names)}; if the "
+            "task reads them, put its folder where every node has it under the same path",
+        )
 
 
 class _BridgePool(TorchPool):
@@ -164,11 +207,18 @@ class ClusterPool(TorchPool):
         return super().do(job, kind, progress)
 
     def share_cores(self, trainings: int) -> None:
-        """Give each training as many cores as it uses, if all of them have room at a time; else fewer."""
+        """Give each training as many cores as the user set; those that the cluster has no room for wait there.
+
+        Otherwise as many as it uses, if all of them have room at a time; else fewer.
+        """
         at_a_time = max(1, min(trainings, self.count))
         self.bridges.count = max(at_a_time, len(self.bridges.processes))
         self.threads = 1
-        if not self.cluster.gpus:
+        if self.cluster.gpus:
+            return
+        if self.cluster.cores is not None:
+            self.threads = self.cluster.cores
+        else:
             fitting = [n for n in range(1, self.useful_threads + 1) if self.cluster.places(n) >= at_a_time]
             self.threads = max(fitting, default=1)
 

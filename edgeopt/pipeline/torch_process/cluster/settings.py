@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeopt.records.base import Record
 
 PASSED_VARIABLES = ("PYTHONPATH", "EDGEOPT_DATA")
-"""Environment variables that a training gets if its node has the task's file under the same path."""
+"""Environment variables that a training gets; ``PYTHONPATH`` only if its node has the task's code or needs none."""
 
 
 class NodeSettings(Record, frozen=True, kw_only=True):
@@ -14,8 +14,13 @@ class NodeSettings(Record, frozen=True, kw_only=True):
     task: str
     """As the user named it."""
     code: str | None
-    """The file of the task or its module, absolute; None if the task comes with edgeopt or lies in the workspace."""
+    """``TaskCode.file``; None if the task comes with edgeopt, is installed or lies in the workspace."""
+    code_root: str | None
+    """``TaskCode.root``."""
     code_sha256: str | None
+    """Of ``hash_code``."""
+    code_is_sent: bool = False
+    """Whether a node that lacks the code has a copy."""
     folder: str
     """Where the build was started."""
     workspace: str
@@ -38,4 +43,4 @@ class BridgeSettings(Record, frozen=True, kw_only=True):
     gpu: bool = False
     """Whether each training asks for a GPU; otherwise it asks for as many cores as it has threads."""
     sends_code: bool = False
-    """Whether some node lacks the task's own file."""
+    """Whether some node lacks the task's own code."""

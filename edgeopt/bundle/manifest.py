@@ -190,11 +190,12 @@ def describe_tensors(model: Path) -> tuple[tuple[TensorInfo, ...], tuple[TensorI
     """Read the names, shapes and types of a model's inputs and outputs from its file."""
     graph = onnx.load(model, load_external_data=False).graph
     weights = {tensor.name for tensor in graph.initializer}  # old files list weights among the inputs
-    inputs = tuple(_tensor(value) for value in graph.input if value.name not in weights)
-    return inputs, tuple(_tensor(value) for value in graph.output)
+    inputs = tuple(describe_tensor(value) for value in graph.input if value.name not in weights)
+    return inputs, tuple(describe_tensor(value) for value in graph.output)
 
 
-def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+def describe_tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    """Read the name, shape and type of an input or output that is a tensor of numbers."""
     kind = value.type.tensor_type
     shape = tuple(
         int(size.dim_value) if size.HasField("dim_value") else str(size.dim_param or "?") for size in kind.shape.dim
@@ -245,9 +246,20 @@ def read_manifest(bundle: Path) -> Manifest:
 
 
 def find_changed_files(bundle: Path, manifest: Manifest) -> list[str]:
-    """Name each file that is missing, added, or differs from its hash; others may be added to the samples."""
+    """Name each file that is missing, added, or differs from its hash; others may be added to the samples.
+
+    A link that was added counts as a file, even if it leads to a folder or to nothing.
+    """
     files = hash_files(bundle, manifest)
-    return sorted(name for name in files.keys() | manifest.files if files.get(name) != manifest.files.get(name))
+    changed = {name for name in files.keys() | manifest.files if files.get(name) != manifest.files.get(name)}
+    return sorted(changed.union(find_added_links(bundle, manifest)))
+
+
+def find_added_links(bundle: Path, manifest: Manifest) -> list[str]:
+    """Name the links that were added outside the samples, whatever they lead to."""
+    links = [path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_symlink()]
+    own = {MANIFEST_NAME, SIGNATURE_NAME, *manifest.files}
+    return sorted(name for name in links if name not in own and not name.startswith(f"{SAMPLES_FOLDER}/"))
 
 
 def find_added_samples(bundle: Path, manifest: Manifest) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import edgeopt
@@ -45,23 +46,28 @@ def describe_parts(manifest: Manifest, time: str) -> dict[str, Any]:
 
 
 def _model(manifest: Manifest) -> dict[str, Any]:
-    """Return the component of the model; a file of large weights is a part of it."""
+    """Return the component of the model; files of large weights and ``model.ort`` are parts of it."""
     sha256 = manifest.files[_MODEL].sha256
-    weights = [
+    further = [
         {"type": "file", "name": name, "hashes": _hashes(entry.sha256)}
         for name, entry in manifest.files.items()
-        if "/" not in name and name.endswith(".data")
+        if "/" not in name and name.endswith((".data", ".ort"))
     ]
     return {
         "type": "machine-learning-model",
         "bom-ref": _MODEL_REFERENCE,
-        "name": manifest.task,
+        "name": _without_folder(manifest.task),
         "version": sha256[:12],
         "hashes": _hashes(sha256),
         **({"licenses": [{"license": {"name": manifest.licence}}]} if manifest.licence else {}),
-        **({"components": weights} if weights else {}),
+        **({"components": further} if further else {}),
         "properties": [{"name": f"edgeopt:{name}", "value": value} for name, value in _properties(manifest)],
     }
+
+
+def _without_folder(task: str) -> str:
+    """Return the name of a task without the folder of its file: a list of parts goes to other people."""
+    return Path(task).name
 
 
 def _properties(manifest: Manifest) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,7 @@ from edgeopt.bundle.manifest import (
     MANIFEST_NAME,
     SIGNATURE_NAME,
     Manifest,
+    find_added_links,
     find_added_samples,
     hash_files,
     read_manifest,
@@ -113,13 +114,17 @@ def sign_bundle(bundle: Path, key: PrivateKey) -> None:
     """Write the signature of a finished bundle into it.
 
     Raises:
-        DataError: it has no manifest that can be read, or holds something that isn't a file.
+        DataError: it has no manifest that can be read, or holds links that were added or something that isn't a file.
         OSError: a file cannot be read or written.
     """
-    key.config.set_hashing_config(_covered_files(bundle, read_manifest(bundle)))
+    manifest = read_manifest(bundle)
+    links = find_added_links(bundle, manifest)
+    if links:
+        raise DataError(f"{bundle} cannot be signed: links were added to it ({_shown(links)}). Remove them.")
+    key.config.set_hashing_config(_covered_files(bundle, manifest))
     try:
         key.config.sign(bundle, bundle / SIGNATURE_NAME)
-    except ValueError as error:  # a link to nowhere, a socket
+    except ValueError as error:  # a socket
         raise DataError(f"{bundle} cannot be signed: {error}") from error
 
 
@@ -129,6 +134,9 @@ def find_signature_fault(bundle: Path, manifest: Manifest, key: PublicKey) -> st
 
     if not (bundle / SIGNATURE_NAME).is_file():
         return "is missing: the bundle is not signed"
+    links = find_added_links(bundle, manifest)
+    if links:  # the format skips folders behind links
+        return f"does not hold: {_shown(links)} {'was' if len(links) == 1 else 'were'} added after signing"
     key.config.set_hashing_config(_covered_files(bundle, manifest))
     try:
         key.config.verify(bundle, bundle / SIGNATURE_NAME)

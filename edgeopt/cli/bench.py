@@ -159,6 +159,11 @@ def _score_source(
 ) -> _ScoreSource:
     if providers is None and (score, data) != (None, None):
         raise click.UsageError("--score shows the score on each execution provider: it goes with --providers.")
+    unused = [*options.for_images, *(["--state"] if options.states else [])] if score is None else []
+    if unused:
+        raise click.UsageError(
+            f"{' and '.join(unused)} would change nothing: such options say how --score MODEL.onnx reads its --data."
+        )
     return _ScoreSource(score, data, options)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,7 +247,7 @@ def _build(
         out=str(out),
         workspace=str(workspace),
         time_limit_seconds=None if time_limit is None else time_limit * 60,
-        command=("edgeopt", *sys.argv[1:]),
+        command=("edgeopt", *_without_key_folder(sys.argv[1:])),
         **passed_on,
     )
     return build(request, resolve, progress, given, key)
@@ -275,6 +275,17 @@ def _check_ray_options(address: str | None, cores: int | None) -> None:
         raise click.UsageError(
             f"--ray-cores {cores} sets the cores of each training on a Ray cluster: it goes with --ray ADDRESS."
         )
+
+
+def _without_key_folder(arguments: Sequence[str]) -> Iterator[str]:
+    """Return arguments as a bundle shows them: of the key that signs, only the file's name."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if before == "--sign":
+            yield Path(argument).name
+        elif argument.startswith("--sign="):
+            yield f"--sign={Path(argument.removeprefix('--sign=')).name}"
+        else:
+            yield argument
 
 
 def _open_key(path: Path | None) -> PrivateKey | None:

@@ -125,7 +125,7 @@ def command(
         check = partial(check_bundle, bundle, progress=show, evaluation=evaluation, release=release, key=verifying_key)
         is_alone = len(targets) == 1 and not versions and junit is None and summary is None
         results = [_check_on(run_target, bundle, check, is_alone=is_alone) for run_target in targets.values()]
-        results += [check_in_runtime(bundle, version, profile, show) for version in versions]
+        results += [check_in_runtime(bundle, version, profile, show, key=verifying_key) for version in versions]
     _report(results, as_json, junit, summary)
     code = max((EXIT_CODES[result.status] for result in results), key=WORST_LAST.index)
     if signing_key is not None:

@@ -6,7 +6,7 @@ import json
 import msgspec
 import pytest
 from builders import a_choice
-from tiny_bundles import AN_ORIGIN, a_golden
+from tiny_bundles import AN_ORIGIN, AN_ORT_FILE, a_bundle, a_golden
 
 from edgeopt.bundle.manifest import FileEntry, read_manifest
 from edgeopt.bundle.sbom import describe_parts
@@ -78,3 +78,25 @@ def test_large_weights_in_a_file_of_their_own_are_a_part_of_the_model(out):
     assert document["metadata"]["component"]["components"] == [
         {"type": "file", "name": "12.data", "hashes": [{"alg": "SHA-256", "content": "ab" * 32}]}
     ]
+
+
+def test_the_file_in_the_runtimes_own_format_is_a_part_of_the_model(tmp_path):
+    bundle = a_bundle(tmp_path, ort=AN_ORT_FILE)
+    assert_valid((bundle / "sbom.json").read_text())
+    (part,) = sbom_of(bundle)["metadata"]["component"]["components"]
+    sha256 = hashlib.sha256((bundle / "model.ort").read_bytes()).hexdigest()
+    assert part == {"type": "file", "name": "model.ort", "hashes": [{"alg": "SHA-256", "content": sha256}]}
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ("/home/a/secret/model.onnx", "model.onnx"),
+        ("../tasks/mine.py:task", "mine.py:task"),
+        ("package.module:task", "package.module:task"),
+        ("fashion", "fashion"),
+    ],
+)
+def test_the_name_of_the_model_has_no_folder(out, task, name):
+    document = describe_parts(msgspec.structs.replace(read_manifest(out), task=task), TIME)
+    assert document["metadata"]["component"]["name"] == name

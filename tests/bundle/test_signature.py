@@ -9,7 +9,7 @@ import sys
 import pytest
 from key_files import write_keys
 
-from edgeopt.bundle.manifest import read_manifest
+from edgeopt.bundle.manifest import find_changed_files, read_manifest
 from edgeopt.bundle.signature import find_signature_fault, open_private_key, open_public_key, sign_bundle
 from edgeopt.errors import DataError, InputError
 
@@ -120,9 +120,32 @@ def test_packages_that_a_developer_adds_to_the_samples_are_not_covered(signed, k
     assert not {name for name in signed_names(signed) if "mine" in name or "node_modules" in name}
 
 
-def test_a_bundle_with_a_link_to_nowhere_cannot_be_signed(signed, keys):
-    (signed / "gone").symlink_to("nowhere")
-    with pytest.raises(DataError, match=r"cannot be signed: .*gone"):
+@pytest.mark.parametrize("leads_to", ["nowhere", "..", "golden", "model.onnx"])
+@pytest.mark.parametrize("name", ["more", "golden/more"])
+def test_a_link_that_was_added_is_named_whatever_it_leads_to(signed, keys, leads_to, name):
+    (signed / name).symlink_to(signed / leads_to)
+    assert fault(signed, keys[1]) == f"does not hold: {name} was added after signing"
+    assert find_changed_files(signed, read_manifest(signed)) == [name]
+
+
+def test_a_folder_of_the_bundle_that_became_a_link_is_named(tmp_path, signed, keys):
+    (signed / "golden").rename(tmp_path / "elsewhere")
+    (signed / "golden").symlink_to(tmp_path / "elsewhere")
+    assert fault(signed, keys[1]) == "does not hold: golden was added after signing"
+
+
+def test_files_of_the_bundle_may_be_links_to_the_same_bytes(tmp_path, signed, keys):
+    for name in ("model.onnx", "manifest.json", "model.sig"):
+        (signed / name).rename(tmp_path / name)
+        (signed / name).symlink_to(tmp_path / name)
+    assert fault(signed, keys[1]) is None
+    assert find_changed_files(signed, read_manifest(signed)) == []
+
+
+@pytest.mark.parametrize("leads_to", ["nowhere", ".."])
+def test_a_bundle_with_a_link_that_was_added_cannot_be_signed(signed, keys, leads_to):
+    (signed / "gone").symlink_to(leads_to)
+    with pytest.raises(DataError, match=r"cannot be signed: links were added to it \(gone\)\. Remove them\."):
         sign_bundle(signed, open_private_key(keys[0]))
 
 

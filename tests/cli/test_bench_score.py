@@ -5,8 +5,10 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from extra_provider import SPOILING, a_python_with_another_provider
+from onnx import TensorProto, helper
 from scored_task import write_scored_task
 from tiny_models import a_network, write_quick_target
 
@@ -14,16 +16,26 @@ from edgeopt.bench.providers import PROCESSOR
 from edgeopt.cli import main
 
 
+def write_other_kinds(folder: Path) -> None:
+    """Write files that cannot be scored: no model, nothing at all, and one with an output that is a sequence."""
+    (folder / "text.onnx").write_bytes(b"no model at all")
+    (folder / "empty.onnx").write_bytes(b"")
+    model = onnx.load(folder / "m.onnx")
+    model.graph.node.append(helper.make_node("SequenceConstruct", [model.graph.output[0].name], ["list"]))
+    model.graph.output.append(helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, None))
+    onnx.save(model, folder / "sequence.onnx")
+
+
 @pytest.fixture
 def bench(tmp_path, monkeypatch, capsys):
-    """Return a function that runs `edgeopt bench m.onnx` in this process, so that PyTorch is loaded only once."""
+    """Return a function that runs `edgeopt bench` on a file in this process, so that PyTorch is loaded only once."""
     a_network(tmp_path / "m.onnx")
     write_quick_target(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        command = ["bench", "m.onnx", "--target", "./quick.toml", *arguments]
+    def run(*arguments: str, model: str = "m.onnx") -> subprocess.CompletedProcess:
+        command = ["bench", model, "--target", "./quick.toml", *arguments]
         with pytest.raises(SystemExit) as ended:
             main(command)
         return subprocess.CompletedProcess(command, ended.value.code, *capsys.readouterr())
@@ -106,6 +118,38 @@ def test_a_score_that_cannot_be_taken_is_refused_before_anything_is_timed(tmp_pa
     assert message in " ".join(done.stderr.replace("│", " ").split())
     assert "timing" not in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("text.onnx", "text.onnx cannot be read as an ONNX model"),
+        ("empty.onnx", "empty.onnx cannot be read as an ONNX model: it is empty."),
+        ("sequence.onnx", "sequence.onnx: output 'list' is a sequence of float32 tensors; edgeopt takes tensors"),
+    ],
+)
+def test_a_file_that_is_not_a_model_of_tensors_is_refused_in_a_sentence(tmp_path, bench, model, message):
+    write_other_kinds(tmp_path)
+    done = bench("--providers", "all", "--score", write_scored_task(tmp_path, right=1820), model=model)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in " ".join(done.stderr.split())
+
+
+def test_an_output_whose_type_the_file_does_not_say_is_scored(tmp_path, bench):
+    model = onnx.load(tmp_path / "m.onnx")
+    model.graph.output[0].ClearField("type")
+    onnx.save(model, tmp_path / "untyped.onnx")
+    task = write_scored_task(tmp_path, right=1820)
+    found = scores(bench("--providers", "all", "--score", task, "--json", model="untyped.onnx"))
+    assert found[PROCESSOR]["value"] == 0.91
+
+
+@pytest.mark.parametrize("table", [(), ("--providers", "all"), ("--threads", "1,2")])
+def test_options_on_data_without_a_score_are_refused(bench, table):
+    done = bench(*table, "--mean", "0.5", "--color", "bgr", "--state", "h=hn")
+    assert (done.returncode, done.stdout) == (2, "")
+    text = " ".join(done.stderr.replace("│", " ").split())
+    assert "--mean and --color and --state would change nothing: such options say how --score MODEL.onnx" in text
 
 
 def test_a_file_in_the_runtimes_own_format_is_refused(tmp_path, bench):

@@ -1,11 +1,17 @@
 """`edgeopt check --public-key` and `--sign`, and what `edgeopt build --sign` refuses before it begins."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 from key_files import write_keys
 from test_check import check, lines
 from tiny_bundles import a_bundle
 
-from edgeopt.bundle.signature import open_private_key, sign_bundle
+from edgeopt.bundle.signature import open_private_key, open_public_key, sign_bundle
+from edgeopt.config.profiles import load_profile
+from edgeopt.pipeline.verify import runtimes
 
 
 def test_a_bundle_that_passes_is_signed_and_then_verified(tmp_path):
@@ -39,6 +45,29 @@ def test_a_missing_signature_and_one_by_another_key_end_with_2_and_nothing_is_ru
     assert done.returncode == 2, done.stdout + done.stderr
     assert lines(done) == {"all": "passed", "model.sig": "bad"}
     assert ("by another key than key.pub" if signed_by else "the bundle is not signed") in done.stdout
+
+
+@pytest.mark.parametrize("spoils", [False, True])
+def test_another_runtime_runs_a_bundle_only_if_its_signature_holds(tmp_path, monkeypatch, spoils):
+    bundle = a_bundle(tmp_path)
+    private, public = write_keys(tmp_path)
+    sign_bundle(bundle, open_private_key(private))
+    if spoils:
+        manifest = json.loads((bundle / "manifest.json").read_text())
+        (bundle / "manifest.json").write_text(json.dumps(manifest | {"licence": "another"}))
+    asked = []
+    monkeypatch.setattr(runtimes, "find_runtime", lambda version, _: asked.append(version) or Path(sys.executable))
+    profile = load_profile(str(tmp_path / "quick.toml"))
+    result = runtimes.check_in_runtime(bundle, "1.2.3", profile, lambda _: None, key=open_public_key(public))
+    assert (result.status, asked) == (("bad", []) if spoils else ("passed", ["1.2.3"]))
+
+
+def test_the_command_names_a_bad_signature_for_each_runtime_and_installs_none(tmp_path):
+    write_keys(tmp_path)
+    done = check(a_bundle(tmp_path), "--public-key", "key.pub", "--runtime", "0.0.1", "--json")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert [result["status"] for result in json.loads(done.stdout)["results"]] == ["bad", "bad"]
+    assert "installing" not in done.stderr
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "more"])

@@ -6,6 +6,7 @@ import pytest
 from tiny_bundles import a_bundle
 
 from edgeopt.cli import main
+from edgeopt.cli.build import _without_key_folder
 
 
 @pytest.fixture
@@ -35,3 +36,14 @@ def test_a_check_is_refused_before_it_begins(tmp_path, run):
     assert code == 2
     assert "--public-key needs the package model-signing" in text
     assert "golden" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (("build", "--sign", "/home/a/keys/key.pem", "--quick"), ["build", "--sign", "key.pem", "--quick"]),
+        (("build", "--sign=../keys/key.pem", "a/m.onnx"), ["build", "--sign=key.pem", "a/m.onnx"]),
+    ],
+)
+def test_the_command_in_the_manifest_has_no_folder_of_the_key(arguments, shown):
+    assert list(_without_key_folder(arguments)) == shown

@@ -10,8 +10,11 @@ from key_files import write_keys
 def test_the_bundle_of_a_build_is_signed_and_verified(tmp_path):
     write_keys(tmp_path)
     write_target(tmp_path / "tiny.toml", precisions='["int8", "fp32"]')
-    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--quick", "--no-train", "--sign", "key.pem")
+    key = str(tmp_path / "key.pem")
+    done = edgeopt(tmp_path, "build", TASK, "--target", "tiny.toml", "--quick", "--no-train", "--sign", key)
     assert done.returncode == 0, done.stdout + done.stderr
+    command = json.loads((tmp_path / "edgeopt-out" / "manifest.json").read_text())["command"]
+    assert command.endswith("--sign key.pem")
     done = edgeopt(tmp_path, "check", "edgeopt-out", "--target", "tiny.toml", "--public-key", "key.pub", "--json")
     result = json.loads(done.stdout)
     assert {"kind": "file", "name": "model.sig", "status": "passed"}.items() <= result["findings"][1].items()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from edgeopt.bench.providers import PROCESSOR
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.bundle.manifest import describe_tensors
+from edgeopt.bundle.manifest import describe_tensor
 from edgeopt.errors import InputError, TaskError
+from edgeopt.graph.given.files import read_given
+from edgeopt.graph.given.values import check_inputs, check_outputs, model_inputs
 from edgeopt.pipeline.verify.device_score import (
     ScoredOutputs,
     check_set_inputs,
@@ -63,16 +65,20 @@ class ProviderScorer:
 
     Raises:
         InputError: the file is in ONNX Runtime's own format, whose inputs cannot be checked.
-        TaskError: the inputs or outputs of the task are not the file's.
+        TaskError: the file cannot be read as a model, has inputs or outputs that are not tensors of numbers, or others
+            than the task.
     """
 
     def __init__(self, evaluation: EvaluationSet, model: Path) -> None:
         if model.suffix == ".ort":
             raise InputError(f"{model}: --score goes with an .onnx file, whose inputs can be checked.")
-        inputs, outputs = describe_tensors(model)
+        graph = read_given(model).model.graph
+        check_inputs(model, graph)
+        check_outputs(model, graph)
+        inputs = tuple(map(describe_tensor, model_inputs(graph)))
         check_set_inputs(evaluation, inputs, str(model), "Give a task, or data, with the inputs of this file.")
         self._evaluation = evaluation
-        self._names = _find_outputs(evaluation, [info.name for info in outputs], model)
+        self._names = _find_outputs(evaluation, [value.name for value in graph.output], model)
         self._targets: list[object] | None = None
         self._on_processor: ScoredOutputs | None = None
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bundle.manifest import read_manifest
+from edgeopt.bundle.signature import PublicKey
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import DeviceError, InputError, StepError
-from edgeopt.pipeline.verify.check import check_files, check_golden
+from edgeopt.pipeline.verify.check import check_files, check_golden, check_signature
 from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult, device_failed, to_result
 from edgeopt.records.profile import Profile
 
@@ -56,21 +57,31 @@ def choose_version(asked: str, oldest: str) -> str:
     return version
 
 
-def check_in_runtime(bundle: Path, version: str, profile: Profile, progress: Callable[[str], None]) -> CheckResult:
+def check_in_runtime(
+    bundle: Path,
+    version: str,
+    profile: Profile,
+    progress: Callable[[str], None],
+    *,
+    key: PublicKey | None = None,
+) -> CheckResult:
     """Verify a bundle's files, and its golden outputs on this machine's processor in one version of ONNX Runtime.
+
+    If its files were changed, or its signature does not hold, nothing is run.
 
     Args:
         bundle: A folder that ``edgeopt build`` wrote.
         version: From ``choose_version``.
         profile: The settings to run with.
         progress: Called with a few words on the current step.
+        key: Verifies the signature; None for no verification.
 
     Raises:
         DataError: the manifest is missing or has another schema.
     """
     manifest, name = read_manifest(bundle), f"onnxruntime {version}, here"
-    findings = check_files(bundle, manifest)
-    if all(finding.status == "passed" for finding in findings) and manifest.recipe is not None:
+    findings = [*check_files(bundle, manifest), *check_signature(bundle, manifest, key)]
+    if all(finding.status != "bad" for finding in findings) and manifest.recipe is not None:
         try:
             python = find_runtime(version, progress)
             device = LocalDevice(python)

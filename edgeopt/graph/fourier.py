@@ -1,10 +1,11 @@
 """Writes short-time Fourier transforms as convolutions, whose weights are computed when the file is loaded.
 
 ONNX Runtime's ``STFT`` transforms one frame after the other. A convolution with the sines and cosines of the transform
-computes the same numbers (off by 5e-7 of the largest) with the kernels of matrix products: 1.4 to 1.8 times faster for
-256 and 512 samples a frame, and 7 to 20 times for 320, 400 or 480, where the fast transform needs a detour, which costs
-accuracy too. Its weights are ``size * (size + 2)`` numbers, more than the rest of many a file, so they are written as a
-few operators on constants, which constant folding computes once.
+computes the same numbers (off by 5e-7 of the largest) with the kernels of matrix products: 1.3 to 1.7 times faster for
+512 and 256 samples a frame, and 6 to 12 times for sizes that are no powers of two, such as 320, 400 or 480, where the
+fast transform needs a detour, which costs accuracy too (``benchmarks/transforms.py``). Its weights are ``size * (size +
+2)`` numbers, more than the rest of many a file, so they are written as a few operators on constants, which constant
+folding computes once.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def _constants(graph: onnx.GraphProto) -> Arrays:
 
 def _frame_size(node: onnx.NodeProto, constants: Arrays) -> int | None:
     """Return the samples of a frame if a convolution is faster; None if it isn't, or if they are not constant."""
-    _, step, window, length = (*node.input, _NO_NAME, _NO_NAME)[:4]
+    _, step, window, length = (*node.input, _NO_NAME, _NO_NAME)[:4]  # the last two may be left out
     is_onesided = all(one.i == 1 for one in node.attribute if one.name == "onesided")
     if not is_onesided or step not in constants:
         return None
@@ -77,6 +78,8 @@ def _frame_size(node: onnx.NodeProto, constants: Arrays) -> int | None:
     elif window in constants:
         size = int(constants[window].size)
     else:
+        return None
+    if window in constants and constants[window].size != size:  # a shorter one would be stretched without a word
         return None
     is_power_of_two = size & (size - 1) == 0
     return size if 2 <= size <= (_MAX_POWER_OF_TWO if is_power_of_two else _MAX_SIZE) else None

@@ -28,6 +28,7 @@ def a_transform(
     onesided: int | None = 1,
     dtype: type = np.float32,
     is_constant: bool = True,
+    window_size: int | None = None,
 ) -> onnx.ModelProto:
     """A model of one ``STFT`` of two signals."""
     element = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
@@ -35,7 +36,7 @@ def a_transform(
     inputs = [helper.make_tensor_value_info("signal", element, shape)]
     constants = {"hop": np.array(HOP)}
     if window:
-        constants["window"] = np.hanning(size).astype(dtype)
+        constants["window"] = np.hanning(window_size or size).astype(dtype)
     if length:
         constants["length"] = np.array(size)
     if not is_constant:
@@ -101,8 +102,9 @@ def test_a_transform_becomes_a_convolution_that_computes_the_same(size, changes)
         (256, {"onesided": 0}),
         (256, {"dtype": np.float64}),
         (256, {"is_constant": False}),
+        (256, {"window_size": 1}),
     ],
-    ids=["power-of-two", "large", "both-sides", "double", "hop-is-an-input"],
+    ids=["power-of-two", "large", "both-sides", "double", "hop-is-an-input", "short-window"],
 )
 def test_other_transforms_stay(size, changes):
     model = a_transform(size, **changes)

@@ -21,7 +21,7 @@ _TOLERANCE_RATIO = 0.1
 
 
 def choose_rate(highest: float, loss_at_start: float, loss_after: Callable[[float], float]) -> float:
-    """Return the highest rate after which the loss is no larger than before; the lowest if it is for none.
+    """Return the highest rate that does not raise the loss, or the lowest one if the others all raise it.
 
     Args:
         highest: The rate that is tried first.

@@ -33,7 +33,7 @@ from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.onnx_teacher import OnnxTeacher
 from edgeopt.pipeline.torch_process import protocol
-from edgeopt.records.recipe import Distill, MultiplyPrecision, Prune
+from edgeopt.records.recipe import Distill, MultiplyPrecision, Prune, Student
 from edgeopt.task import Batch, CheckedTask
 from edgeopt.task.modules import widen_inputs
 from edgeopt.task.random_states import seed_generators
@@ -71,7 +71,8 @@ class Trainer:
         folder, compute = Path(job.teacher), self.compute_device(step, job.precision)
         stream = TeacherOutputs(folder, self.task, self.teacher(folder, original), epochs=step.epochs, seed=job.seed)
         stream.epochs = step.epochs_for(stream.plan.batches)
-        step = msgspec.structs.replace(step, epochs=stream.epochs)
+        knows_something = not isinstance(job.steps[0], Student)
+        step = msgspec.structs.replace(step, epochs=stream.epochs, find_rate=step.find_rate and knows_something)
         if sparsity is not None:
             sparsity.set_epochs(step.epochs)
         with connect_ranks(job.rank, job.ranks, Path(f"{job.meeting}-{index}"), compute.device) as ranks:

@@ -32,7 +32,7 @@ def command(number: int, build: int | None, workspace: Path, as_json: bool) -> N
     if number in stored.damaged:
         raise WorkspaceError(stored.damaged[number])
     if number not in trials:
-        held = f"{len(trials)} trials, number {min(trials)} to {max(trials)}" if trials else "no trials yet"
+        held = f"{len(trials)} trials, numbered {min(trials)} to {max(trials)}" if trials else "no trials yet"
         raise InputError(f"build {build} has no trial {number}; it holds {held}. `edgeopt history {build}` lists them.")
     if as_json:
         click.echo(to_json(trials[number]))

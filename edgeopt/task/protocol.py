@@ -41,8 +41,8 @@ class Training(Record, frozen=True, kw_only=True):
     """``cpu``, ``cuda``, ``cuda:N``, ``mps``, or ``auto``: a CUDA device if there is one, else an Apple GPU, else the
     processor. ``auto`` and ``cuda`` use all CUDA devices, one for each candidate."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of products in training (automatic mixed precision). ``auto``: bfloat16 or float16 on CUDA devices, else
-    float32."""
+    """Of products in training (automatic mixed precision). ``auto``: bfloat16 or float16 on CUDA devices, bfloat16
+    on processors that a short trial finds faster and as exact with it, else float32."""
     ema: float = 0.0
     """If above 0 (such as 0.999), the moving average of the weights is evaluated and kept, with this decay a step."""
     processes: int = 1

@@ -70,14 +70,19 @@ from onnx import version_converter
 from pathlib import Path
 from edgeopt.bench.outputs import read_batches
 how, model, out, data = sys.argv[1:]
-model, batches = onnx.load(model), read_batches(Path(data))
+batches = read_batches(Path(data))
+# as they are exported, files stay float without a word
+model = version_converter.convert_version(onnxsim.simplify(onnx.load(model))[0], 21)
 if how == "static":
     made = onnxsim.quantize_static(model, batches)
 elif how == "dynamic":
     made = onnxsim.quantize_dynamic(model)
 else:
-    model = version_converter.convert_version(model, 21)
     made = onnxsim.auto_quantize_int4(model, calibration_data=batches).quantized_model
+used = {name for node in made.graph.node for name in node.input} | {value.name for value in made.graph.output}
+kept = [tensor for tensor in made.graph.initializer if tensor.name in used]  # it leaves the float weights there
+del made.graph.initializer[:]
+made.graph.initializer.extend(kept)
 onnx.save(made, out)
 """
 

@@ -37,6 +37,7 @@ from edgeopt.tasks.ready.spoken_digits import (
     SpokenDigitsBySpeaker,
     SpokenDigitsRecurrent,
 )
+from edgeopt.tasks.ready.spoken_digits_streaming import SpokenDigitsInChunks
 from edgeopt.tasks.ready.teachers import teacher_path
 
 TrainedTask = Classification | Detection
@@ -69,6 +70,9 @@ TASKS: dict[str, TeacherRecipe] = {
     "spoken_digits_convolution": TeacherRecipe(SpokenDigitsByConvolution, SpokenDigitsByConvolution.make_network),
     "spoken_digits_recurrent": TeacherRecipe(
         SpokenDigitsRecurrent, SpokenDigitsRecurrent.make_network, rate=3e-3, optimizer="adamw"
+    ),
+    "spoken_digits_streaming": TeacherRecipe(
+        SpokenDigitsInChunks, SpokenDigitsInChunks.make_network, rate=3e-3, optimizer="adamw"
     ),
 }
 

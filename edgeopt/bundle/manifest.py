@@ -42,6 +42,10 @@ class TensorInfo(Part, frozen=True, kw_only=True):
     """Of an output of scores for classes: the dimension that has the classes."""
     preprocessing: Preprocessing | None = None
     """Of an input: how an app makes it from an image or a sound; null if the task doesn't say it as data."""
+    next_value: str | None = None
+    """Of an input that is a state: the output that is its value for the next chunk."""
+    begins_with_zeros: bool | None = None
+    """Of a state: whether it is zeros before the first chunk."""
 
 
 class DynamicDimension(Part, frozen=True, kw_only=True):
@@ -79,6 +83,10 @@ class Origin(Part, frozen=True, kw_only=True):
     """By output of scores for classes: the dimension that has the classes."""
     input_preprocessing: dict[str, Preprocessing] = msgspec.field(default_factory=dict)
     """By input: the same as ``preprocessing``, as data."""
+    states: dict[str, str] = msgspec.field(default_factory=dict)
+    """Inputs that are states to the outputs that are their next values."""
+    zero_states: tuple[str, ...] = ()
+    """Those that are zeros before the first chunk."""
     licence: str = ""
     """Of the model and the data it was trained on; empty if the task doesn't say."""
     names: dict[str, str] = msgspec.field(default_factory=dict)
@@ -163,6 +171,8 @@ def build_manifest(
                 info,
                 value_range=origin.value_ranges.get(info.name),
                 preprocessing=origin.input_preprocessing.get(info.name),
+                next_value=origin.states.get(info.name),
+                begins_with_zeros=info.name in origin.zero_states if info.name in origin.states else None,
             )
             for info in inputs
         ),

@@ -393,7 +393,7 @@ def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choi
             baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
             winner_score=winner.value,
             drop_ci95=winner.drop_ci95,
-            samples=winner.samples,
+            samples=winner.judged or winner.samples,
             direction=winner.direction,
         )
         return msgspec.structs.replace(choice, test=scores)

@@ -21,7 +21,8 @@ from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.scoring import ScoreDirection, ScoreKind, ScoreWish
 from edgeopt.scoring.facts import flat_arrays
-from edgeopt.task import Batch, CheckedTask
+from edgeopt.task import Batch, BatchStep, CheckedTask
+from edgeopt.task.batch_axes import count_samples
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
@@ -76,6 +77,8 @@ class EvaluationSet:
         self.inputs: list[NamedArrays]
         self.targets: list[Any]
         """One entry per batch; empty if a given file is judged by agreement."""
+        self.continues: list[bool] = []
+        """Of each batch of a task in Python, whether its states are outputs of the one before."""
         self.inputs, self.targets = self._load()
 
     @property
@@ -85,18 +88,39 @@ class EvaluationSet:
 
     @property
     def states(self) -> dict[str, str]:
-        """Inputs of a given file that are outputs of the step before."""
-        return self.task.states if isinstance(self.task, OnnxTask) else {}
+        """Inputs that are outputs of the step before, and these outputs."""
+        return self.task.states
+
+    @property
+    def zero_states(self) -> tuple[str, ...]:
+        """The states that are zeros at the beginning of every recording."""
+        return tuple(
+            name for name in self.states if not any(batch[name].any() for batch in self.fed_inputs if name in batch)
+        )
 
     @property
     def fed_inputs(self) -> list[NamedArrays]:
         """The inputs as files are scored on them: states are each file's own, so later steps have none."""
-        return self.task.fed_batches() if isinstance(self.task, OnnxTask) else self.inputs
+        if isinstance(self.task, OnnxTask):
+            return self.task.fed_batches()
+        return self.without_fed_states(self.inputs, self.continues)
+
+    def without_fed_states(self, batches: Sequence[NamedArrays], continues: Sequence[bool]) -> list[NamedArrays]:
+        """Return batches; those whose states are outputs of the batch before, without states."""
+        return [
+            {name: values for name, values in batch.items() if not (goes_on and name in self.states)}
+            for batch, goes_on in zip(batches, continues, strict=True)
+        ]
 
     @property
     def counts(self) -> list[int]:
         """The number of samples in each batch."""
-        return [self.task.axes.count(batch) for batch in self.inputs]
+        return [self.count(batch) for batch in self.inputs]
+
+    def count(self, batch: NamedArrays) -> int:
+        """Return the number of samples in a batch, which may lack states."""
+        axes = dict(zip(self.task.input_names, self.task.axes.inputs, strict=True))
+        return count_samples(batch, tuple(axes[name] for name in batch))
 
     @property
     def score_direction(self) -> ScoreDirection:
@@ -136,10 +160,22 @@ class EvaluationSet:
     def _load(self) -> tuple[list[NamedArrays], list[Any]]:
         if isinstance(self.task, OnnxTask):
             return self.task.batches(), self.task.target_batches() or []
-        pairs: list[tuple[NamedArrays, Any]] = self._call_user(
-            "eval_batches()", self._to_arrays, self.task.eval_batches
+        found: list[tuple[tuple[NamedArrays, Any], bool]] = self._call_user(
+            "eval_batches()", self._to_steps, self.task.eval_steps
         )
-        return [inputs for inputs, _ in pairs], [targets for _, targets in pairs]
+        self.continues = [continues for _, continues in found]
+        return [inputs for (inputs, _), _ in found], [targets for (_, targets), _ in found]
+
+    def _to_steps(self, source: Callable[[], Iterator[BatchStep]]) -> list[tuple[tuple[NamedArrays, Any], bool]]:
+        """Return all of a task's batches as arrays, with whether their states are outputs of the batch before."""
+        continues: list[bool] = []
+
+        def batches() -> Iterator[Batch]:
+            for batch, goes_on in source():
+                continues.append(goes_on)
+                yield batch
+
+        return list(zip(self._to_arrays(batches), continues, strict=True))
 
     def _to_arrays(
         self, source: Callable[[], Iterator[Batch]], min_samples: int | None = None

@@ -122,6 +122,8 @@ class TaskData(EvaluationSet):
             digest.update(task.source_file.read_bytes())
         for path in teacher_files(task):
             digest.update(file_sha256(path, TEACHER_STAGE).encode())
+        if self.states:
+            digest.update(f"{sorted(self.states.items())}{self.continues}".encode())
         first = self._call_user("train_batches()", self._to_arrays, lambda: task.train_epoch(0), 1)
         _update_digest(digest, first[0][0].values())
         return digest.hexdigest()[:20]
@@ -264,11 +266,12 @@ class TaskData(EvaluationSet):
         """Return the file and the targets of the test batches, or None if the task has none."""
         if isinstance(self.task, OnnxTask):
             return None
-        batches = self._call_user("test_batches()", self.task.test_batches)
-        if batches is None:
+        steps = self._call_user("test_batches()", self.task.test_steps)
+        if steps is None:
             return None
-        pairs = self._call_user("test_batches()", self._to_arrays, lambda: batches)
-        return self._store("test", [inputs for inputs, _ in pairs]), [targets for _, targets in pairs]
+        found = self._call_user("test_batches()", self._to_steps, lambda: steps)
+        fed = self.without_fed_states([inputs for (inputs, _), _ in found], [continues for _, continues in found])
+        return self._store("test", fed), [targets for (_, targets), _ in found]
 
 
 def choose_spread(classes: NDArray[Any] | None, samples: int, wanted: int) -> list[int]:

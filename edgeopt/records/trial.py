@@ -106,6 +106,8 @@ class Score(Record, frozen=True, kw_only=True):
     drop_ci95: tuple[float, float] | None
     """Paired interval of the drop of this very score; None if samples cannot be drawn from the set."""
     samples: int
+    judged: int | None = None
+    """Samples that count, because they have a label; None if all do."""
     direction: ScoreDirection = "higher"
     """Whether a higher or a lower score is better."""
     answers: AnswerChanges | None = None

@@ -90,6 +90,8 @@ class TrialPart(Part, frozen=True, kw_only=True):
     answers: AnswerChanges | None = None
     """How its answers differ from the baseline's, if a limit is about them."""
     score_samples: int | None = None
+    score_judged: int | None = None
+    """Samples that count, because they have a label; null if all do."""
     score_direction: ScoreDirection = "higher"
     """Whether a higher or a lower score is better; a drop is always how much worse."""
     providers: dict[str, int] | None = None
@@ -265,6 +267,7 @@ def _measured_part(trial: Trial, outcome: Measured, trial_verdict: Verdict, budg
         score_drop_ci95=score.drop_ci95,
         answers=score.answers,
         score_samples=score.samples,
+        score_judged=score.judged,
         score_direction=score.direction,
         providers=measurement.providers,
         misses=trial_verdict.misses,

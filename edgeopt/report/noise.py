@@ -18,7 +18,7 @@ def noise_notes(document: Document) -> list[str]:
     if winner is not None and winner.number != document.baseline.number and winner.score_drop_ci95 is not None:
         low, high = winner.score_drop_ci95
         if low == high == 0 and winner.score_samples:
-            notes.append(_unchanged(winner.score_samples, document.budget.max_score_drop))
+            notes.append(_unchanged(winner.score_judged or winner.score_samples, document.budget.max_score_drop))
         elif low <= 0 <= high:
             interval = f"{words.score(low)} to {words.score(high)} (95 %)"
             notes.append(f"The {drop_name(winner).lower()}, {interval}, is not distinguishable from zero.")

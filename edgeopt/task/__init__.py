@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeopt.task.checked import CheckedTask
-    from edgeopt.task.interface import Batch
+    from edgeopt.task.interface import Batch, BatchStep
     from edgeopt.task.load import load_task
     from edgeopt.task.protocol import Task, Training
 
-__all__ = ["Batch", "CheckedTask", "Task", "Training", "load_task"]
+__all__ = ["Batch", "BatchStep", "CheckedTask", "Task", "Training", "load_task"]
 
 _MODULES = {
     "Batch": "interface",
     "CheckedTask": "checked",
+    "BatchStep": "interface",
     "Task": "protocol",
     "Training": "protocol",
     "load_task": "load",

@@ -20,10 +20,11 @@ from edgeopt.records.budget import Budget
 from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
-from edgeopt.task.interface import Batch, ModelInterface
+from edgeopt.task.interface import Batch, BatchStep, ModelInterface
 from edgeopt.task.modules import narrow_types, prepare_module, widen
 from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
 from edgeopt.task.random_states import RandomStates, use_random_states
+from edgeopt.task.states import StateFeedback, read_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
 _SCORE_SAMPLES = 1000
@@ -52,7 +53,8 @@ class CheckedTask:
     input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``), ``keep``
     (globs of parameters and modules that no channel is cut from: ``("head.*",)``), ``min_widths`` (glob to the least
     number of output channels: ``{"stem.*": 16}``), ``drop_unseen_rows`` (True: embedding rows that no training sample
-    reads may go) and ``unknown_ids`` (input name to the id whose row all other ids read then: ``{"tokens": 100}``).
+    reads may go), ``unknown_ids`` (input name to the id whose row all other ids read then: ``{"tokens": 100}``) and
+    ``states`` (input name to the output that gives its next value; see ``edgeopt.task.states``).
 
     Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
     edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get
@@ -153,6 +155,11 @@ class CheckedTask:
         return self.interface.example_outputs[1].nest(values)
 
     @cached_property
+    def states(self) -> dict[str, str]:
+        """Inputs that are outputs of the batch before, and these outputs."""
+        return read_states(self.task, self.interface)
+
+    @cached_property
     def trace_dims(self) -> tuple[Dims, ...]:
         """The dynamic dimensions of a trace: those of the graph, and those in which training batches differ from it.
 
@@ -183,13 +190,22 @@ class CheckedTask:
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the selection set, which decides."""
-        yield from self._check_batches("eval_batches()", self.task.eval_batches())
+        return (batch for batch, _ in self.eval_steps())
+
+    def eval_steps(self) -> Iterator[BatchStep]:
+        """Yield the selection set with whether a batch's states are outputs of the one before."""
+        return self._check_steps("eval_batches()", self.task.eval_batches())
 
     def test_batches(self) -> Iterator[Batch] | None:
         """Return the test set, which is looked at once, or None if the task has none."""
+        steps = self.test_steps()
+        return None if steps is None else (batch for batch, _ in steps)
+
+    def test_steps(self) -> Iterator[BatchStep] | None:
+        """Return the test set with whether a batch's states are outputs of the one before."""
         function = getattr(self.task, "test_batches", None)
         batches = function() if callable(function) else None
-        return None if batches is None else self._check_batches("test_batches()", batches)
+        return None if batches is None else self._check_steps("test_batches()", batches)
 
     def calibration_batches(self) -> Iterator[Batch]:
         """Return batches that calibrate int8: the task's own if it has some, otherwise training batches.
@@ -210,16 +226,19 @@ class CheckedTask:
         """Yield the batch that a bundle may show, without targets."""
         return self._check_batches("golden_inputs()", [(self.task.golden_inputs(), None)])
 
-    def _check_batches(
-        self, source: str, batches: Iterable[Any], dims: Sequence[Dims] | None = None
-    ) -> Iterator[Batch]:
+    def _check_batches(self, source: str, batches: Iterable[Any], dims: Sequence[Dims] = ()) -> Iterator[Batch]:
+        return (batch for batch, _ in self._check_steps(source, batches, dims))
+
+    def _check_steps(self, source: str, batches: Iterable[Any], dims: Sequence[Dims] = ()) -> Iterator[BatchStep]:
         """Yield batches with their inputs flat; only the batch and dynamic dimensions may differ from the example."""
-        dims = self.interface.graph_dims if dims is None else dims
+        dims = dims or self.interface.graph_dims
+        feedback = StateFeedback(self.states, self.interface, source)
         count = 0
         for count, batch in enumerate(batches, 1):  # noqa: B007 - count is read below
-            inputs, targets = self.interface.split(batch, source)
+            inputs, targets = self.interface.split(batch, source, feedback.complete)
+            feedback.keep(inputs)
             self.interface.check_inputs(source, inputs, dims)
-            yield inputs, targets
+            yield (inputs, targets), feedback.continues
         if count == 0:
             raise TaskError(
                 f"{self.spec}: {source} yields no batches. A loader with drop_last=True needs at least one whole "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -22,6 +22,8 @@ from edgeopt.task.values import describe_value
 
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
 """Inputs, flat, and targets of one batch."""
+BatchStep: TypeAlias = tuple[Batch, bool]
+"""A batch, and whether its states are outputs of the one before."""
 
 
 class ModelInterface:
@@ -190,13 +192,21 @@ class ModelInterface:
             for axis, dims in zip(self.axes.inputs, self.dynamic_dims, strict=True)
         )
 
-    def split(self, batch: Any, source: str) -> Batch:
-        """Return a batch's inputs, flat, and its targets."""
+    def split(self, batch: Any, source: str, complete: Callable[[Any], Any] | None = None) -> Batch:
+        """Return a batch's inputs, flat, and its targets.
+
+        Args:
+            batch: As a loader yields it.
+            source: Names the loader in errors.
+            complete: Adds inputs that the loader leaves out.
+        """
         parameters = [one.name for one in self.layout.parameters]
         try:
             inputs, targets = split_batch(batch, parameters, source)
         except TaskError as error:
             raise TaskError(f"{self.spec}: {error}") from error
+        if complete is not None:
+            inputs = complete(inputs)
         leaves = self.layout.flatten(map_tensors(lambda value: widen_inputs(torch.as_tensor(value)), inputs), source)
         return leaves, targets
 

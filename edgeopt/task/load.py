@@ -23,6 +23,7 @@ _READY_TASKS = {
     "spoken_digits_by_speaker": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsBySpeaker",
     "spoken_digits_convolution": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsByConvolution",
     "spoken_digits_recurrent": "edgeopt.tasks.ready.spoken_digits:SpokenDigitsRecurrent",
+    "spoken_digits_streaming": "edgeopt.tasks.ready.spoken_digits_streaming:SpokenDigitsStreaming",
 }
 
 

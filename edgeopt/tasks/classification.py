@@ -187,10 +187,11 @@ def classification(
             such as ``("head.*",)``; ``min_widths``: glob to the least number of output channels, such as
             ``{"stem.*": 16}``; ``drop_unseen_rows=True``: embedding rows that no training sample reads may go;
             ``unknown_ids``: input name to the id whose row all other ids read then, such as ``{"tokens": 100}``, in
-            place of the mean of the dropped rows; and ``teacher``: an ``.onnx`` file with the model's inputs and
-            outputs and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is still
-            compressed, and is still the baseline that candidates are compared with. Without a teacher file, ``model``
-            teaches.
+            place of the mean of the dropped rows; ``states``: inputs of a streaming network to the outputs that give
+            their next values, such as ``{"state": "next_state"}``; and ``teacher``: an ``.onnx`` file with the model's
+            inputs and outputs and a dynamic batch, which every candidate learns from. It only teaches: ``model`` is
+            still compressed, and is still the baseline that candidates are compared with. Without a teacher file,
+            ``model`` teaches.
     """
     return Classification(model, train, eval, **options)
 

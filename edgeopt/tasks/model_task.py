@@ -39,6 +39,7 @@ class ModelTask:
         min_widths: Mapping[str, int] | None = None,
         drop_unseen_rows: bool = False,
         unknown_ids: Mapping[str, int] | None = None,
+        states: Mapping[str, str] | None = None,
     ) -> None:
         self.name = name
         self.input_names, self.output_names = tuple(input_names), tuple(output_names)
@@ -47,6 +48,7 @@ class ModelTask:
         self.dynamic_axes = dynamic_axes
         self.keep, self.min_widths = keep, min_widths
         self.drop_unseen_rows, self.unknown_ids = drop_unseen_rows, unknown_ids
+        self.states = states
         self.labels = tuple(labels)
         self.training = training or Training()
         self.students = students or {}

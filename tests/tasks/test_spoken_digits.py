@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from edgeopt.errors import DataError
+from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
-from edgeopt.task import load_task
+from edgeopt.task import CheckedTask, load_task
 from edgeopt.tasks.networks.log_mel import ConvolutionLogMel, LogMel, mel_filters
 from edgeopt.tasks.ready import fsdd
 from edgeopt.tasks.ready.spoken_digits import (
@@ -21,6 +22,12 @@ from edgeopt.tasks.ready.spoken_digits import (
     SpokenDigitsBySpeaker,
     SpokenDigitsRecurrent,
     word_tensors,
+)
+from edgeopt.tasks.ready.spoken_digits_streaming import (
+    ChunkedWords,
+    SpokenDigitsInChunks,
+    SpokenDigitsStreaming,
+    StreamingDigitNetwork,
 )
 
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -151,3 +158,43 @@ def test_further_networks_have_names_weights_and_channels_of_their_own(recording
     assert outputs.shape == (2, 10)
     outputs.sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_chunks_are_heard_as_the_whole_word():
+    torch.manual_seed(0)
+    network = StreamingDigitNetwork(24, 32).eval()
+    wave = torch.randn(2, 8000)
+    bands = network.front(torch.cat([torch.zeros(2, 176), wave], 1))
+    features = torch.relu(network.before(((bands + 5.0) / 2.5).transpose(1, 2)))
+    outputs, _ = network.recurrent(features)
+    expected = network.head(torch.relu(network.after(outputs[:, 79::10]))).mean(1)  # after 0.8, 0.9 and 1 second
+    torch.testing.assert_close(ChunkedWords(network)(wave), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_around_the_state_can_shrink_and_the_state_stays():
+    network = StreamingDigitNetwork(24, 32).eval()
+    inputs = {"chunk": torch.randn(3, 800), **network.first_states(3)}
+    groups = analyse(Network.trace(network, tuple(inputs.values())))
+    assert {"before", "after"} <= set(groups.free)
+    assert not any(name.startswith("recurrent") for name in groups.free)
+
+
+@needs_digits
+def test_a_streaming_network_hears_real_words_chunk_by_chunk():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    words = SpokenDigitsInChunks.make_network(0.5)
+    training = SpokenDigitsInChunks(lambda: words)
+    optimizer = torch.optim.AdamW(words.parameters(), 4e-3)
+    for epoch in range(2):
+        for inputs, labels in training.train_batches(epoch):
+            loss = torch.nn.functional.cross_entropy(words(inputs), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    task = CheckedTask(SpokenDigitsStreaming(lambda: words.network), "tests")
+    assert task.states == {"past": "next_past", "state": "next_state"}
+    assert evaluate(words.network, task) > 0.5  # a tenth by chance
+    first, *_ = task.train_epoch(0)
+    assert first[0][0].shape == (32, 800)
+    word_tensors.cache_clear()

@@ -19,6 +19,7 @@ from edgeopt.passes.distill.compute import CPU, ComputeDevice
 from edgeopt.passes.distill.teacher import to_channels_last
 from edgeopt.scoring.drop import is_mean, mean_drop_interval, sums_drop_interval
 from edgeopt.task import CheckedTask
+from edgeopt.task.states import feed_states
 from edgeopt.task.values import flat_outputs, to_numpy
 
 
@@ -31,16 +32,15 @@ class EpochScore(NamedTuple):
 
 
 def run_selection(module: Callable[..., Any], task: CheckedTask, compute: ComputeDevice = CPU) -> list[tuple[Any, Any]]:
-    """Return a torch module's outputs on the selection set with the targets."""
-
-    def run(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return flat_outputs(module(*to_channels_last(compute.put(inputs))))
-
+    """Return a torch module's outputs on the selection set with the targets; its states are its own."""
+    pairs: list[tuple[Any, Any]] = []
+    outputs: tuple[Tensor, ...] = ()
     with torch.no_grad():
-        return [
-            (task.nest_outputs([to_numpy(value) for value in run(inputs)]), to_numpy(targets))
-            for inputs, targets in task.eval_batches()
-        ]
+        for (inputs, targets), continues in task.eval_steps():
+            fed = feed_states(task.states, task.interface, inputs, outputs) if continues else inputs
+            outputs = flat_outputs(module(*to_channels_last(compute.put(fed))))
+            pairs.append((task.nest_outputs([to_numpy(value) for value in outputs]), to_numpy(targets)))
+    return pairs
 
 
 def evaluate(module: Callable[..., Any], task: CheckedTask, compute: ComputeDevice = CPU) -> float:

@@ -129,16 +129,19 @@ def distill_loss(
 ) -> Tensor:
     """Return the weighted sum of the teacher's part of every output and the task's own loss.
 
-    Classes get the KL divergence, plus the squared error of the logits; numbers the squared error, with both weights,
-    relative to the teacher's mean square.
+    Classes get the KL divergence, plus the squared error of the logits; numbers, and the next states of a streaming
+    network, the squared error, with both weights, relative to the teacher's mean square.
     """
     custom = task.distill_loss(outputs, teacher_outputs, targets)
     if custom is not None:
         return custom
     parts = {} if task.score_kind is None else {part.index: part for part in task.score_kind.parts}
     total = torch.zeros(())
+    states = set(task.states.values())
     for index, (output, teacher) in enumerate(zip(flat_outputs(outputs), teacher_outputs, strict=True)):
-        if output.is_floating_point():
+        if task.output_names[index] in states:
+            total = total + (step.kl_weight + step.mse_weight) * relative_error(output, teacher)
+        elif output.is_floating_point():
             total = total + teacher_loss(step, parts.get(index), output, teacher, targets)
     if step.hard_weight:
         total = total + step.hard_weight * task.loss(outputs, targets)

@@ -64,6 +64,16 @@ class FileScore(NamedTuple):
     """Outputs and targets, if the file was run just now."""
 
     @property
+    def judged(self) -> int | None:
+        """The number of samples that count, because they have a label; None if all do."""
+        count = self.total
+        if self.mean_of is not None:
+            count = len(self.mean_of)
+        elif self.rows is not None:
+            count = int(self.rows.any(1).sum())
+        return count if count < self.total else None
+
+    @property
     def mean_of(self) -> NDArray[np.float64] | None:
         """The scores of single samples if the score is their mean."""
         return self.samples if is_mean(self.value, self.samples) else None
@@ -196,6 +206,7 @@ class Evaluator:
             drop=worsening(base.value, found.value, direction),
             drop_ci95=None if interval is None else (interval.low, interval.high),
             samples=found.total,
+            judged=found.judged,
             direction=direction,
         )
 
@@ -278,7 +289,7 @@ class Evaluator:
         """Return the number of samples in each batch of a set."""
         if inputs == self.build.data.eval_file:
             return self.build.data.counts
-        return [self.build.data.task.axes.count(batch) for batch in read_batches(inputs)]
+        return [self.build.data.count(batch) for batch in read_batches(inputs)]
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""

@@ -117,6 +117,8 @@ def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names:
         value_ranges=_value_ranges(build),
         class_axes=_class_axes(build),
         input_preprocessing=inputs.preprocessing,
+        states=build.data.states,
+        zero_states=build.data.zero_states,
         licence=task.licence,
         names=names,
         time=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -58,21 +58,28 @@ class ConvolutionLogMel(nn.Module):
         size: Samples of a window, which is a Hann window.
         hop: Samples from one window to the next.
         bands: Number of bands.
+        center: Whether the first window has its middle at the first sample, as those of ``torch.stft`` do; otherwise it
+            begins there, as chunks of a stream need it.
     """
 
     waves: Tensor
     filters: Tensor
 
-    def __init__(self, rate: int, size: int = 256, hop: int = 80, bands: int = 40) -> None:
+    def __init__(self, rate: int, size: int = 256, hop: int = 80, bands: int = 40, *, center: bool = True) -> None:
         super().__init__()
-        self.size, self.hop = size, hop
+        self.size, self.hop, self.center = size, hop, center
         angles = 2 * torch.pi * torch.arange(size // 2 + 1)[:, None] * torch.arange(size) / size
         waves = torch.cat([angles.cos(), angles.sin()]) * torch.hann_window(size)
         self.register_buffer("waves", waves[:, None])
         self.register_buffer("filters", torch.from_numpy(mel_filters(rate, size, bands)).t()[:, :, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map waveforms ``(batch, samples)`` to ``(batch, bands, 1 + samples // hop)``."""
-        padded = functional.pad(x[:, None], [self.size // 2] * 2, mode="reflect")
-        cosines, sines = functional.conv1d(padded, self.waves, stride=self.hop).chunk(2, dim=1)
+        """Map waveforms ``(batch, samples)`` to ``(batch, bands, windows)``.
+
+        ``1 + samples // hop`` windows, or ``1 + (samples - size) // hop`` without ``center``.
+        """
+        waves = x[:, None]
+        if self.center:
+            waves = functional.pad(waves, [self.size // 2] * 2, mode="reflect")
+        cosines, sines = functional.conv1d(waves, self.waves, stride=self.hop).chunk(2, dim=1)
         return torch.log(functional.conv1d(cosines.square() + sines.square(), self.filters) + 1e-6)

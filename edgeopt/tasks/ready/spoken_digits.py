@@ -21,8 +21,8 @@ DIGITS_NAME = "spoken_digits"
 _BATCH_SIZE = 32
 _EVAL_BATCH_SIZE = 100
 _EXAMPLES = 8
-_BANDS = 40
-_MEAN, _STD = -5.0, 2.5
+BANDS = 40
+BAND_MEAN, BAND_STD = -5.0, 2.5
 """Of the log-mel values, about."""
 _MAX_SHIFT = 1600
 _MAX_NOISE = 0.01
@@ -59,7 +59,7 @@ class RecurrentDigitNetwork(nn.Module):
     def __init__(self, width: int = 128, layers: int = 2) -> None:
         super().__init__()
         self.front = ConvolutionLogMel(fsdd.RATE)
-        self.recurrent = nn.GRU(_BANDS, width, layers, batch_first=True)
+        self.recurrent = nn.GRU(BANDS, width, layers, batch_first=True)
         self.head = nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class RecurrentDigitNetwork(nn.Module):
 
 
 def _normalized(bands: Tensor) -> Tensor:
-    return (bands - _MEAN) / _STD
+    return (bands - BAND_MEAN) / BAND_STD
 
 
 @cache
@@ -140,11 +140,11 @@ class SpokenDigits(Classification):
 
     def eval_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the selection words."""
-        return self._batches_of("selection")
+        return self.batches_of("selection")
 
     def test_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return the test words."""
-        return self._batches_of("test")
+        return self.batches_of("test")
 
     def calibration_batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Return training words as they are, in random order: only the first calibrate, and files come word by word."""
@@ -152,7 +152,8 @@ class SpokenDigits(Classification):
         order = torch.randperm(len(waves), generator=torch.Generator().manual_seed(0))
         return _in_batches(waves[order], labels[order])
 
-    def _batches_of(self, part: fsdd.SpeechPart) -> list[tuple[Tensor, Tensor]]:
+    def batches_of(self, part: fsdd.SpeechPart) -> list[tuple[Tensor, Tensor]]:
+        """Return the words of a part as they are."""
         return _in_batches(*word_tensors(part, self.split))
 
 

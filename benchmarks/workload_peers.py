@@ -87,6 +87,9 @@ onnx.save(made, out)
 """
 
 
+PEERS = ("onnxruntime", "onnxsim", "torch-pruning", "narrower")
+
+
 class PeerFile(NamedTuple):
     """What a peer made, or the reason why it made nothing."""
 

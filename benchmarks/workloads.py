@@ -2,6 +2,8 @@
 
     EDGEOPT_DATA=DIR python benchmarks/workloads.py [--only TASK ...] [--quick] [--add]
         --json benchmarks/results/workloads.json
+    EDGEOPT_DATA=DIR python benchmarks/workloads.py --only TASK --peer onnxsim --keep-builds --work DIR
+        --json benchmarks/results/workloads.json
 
 The data come by ``tools/fetch_data.py``, the teachers by ``tools/train_teacher.py``. Peers (``workload_peers.py``):
 ``onnxruntime.quantization``, static and dynamic; onnxsim's int8 and int4; torch-pruning in five sizes, each distilled
@@ -34,12 +36,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 from torch import nn
 
-from benchmarks.workload_peers import PeerFile, all_peers, count_samples_seen, open_teacher
+from benchmarks.workload_peers import PEERS, PeerFile, Teacher, all_peers, count_samples_seen, open_teacher
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
@@ -165,9 +167,22 @@ def narrower_of(task: CheckedTask) -> Callable[[float], nn.Module] | None:
     return found
 
 
-def run_task(name: str, target_name: str, quick: bool, folder: Path, save: Callable[[Row], None]) -> None:
-    """Build a task and make every peer's files; ``save`` gets the rows so far after each peer."""
-    choice, seconds = build(name, target_name, folder, quick)
+class Workload(NamedTuple):
+    """A task that was built, and what files are scored and measured with."""
+
+    task: CheckedTask
+    teacher: Teacher
+    sets: dict[str, HeldOut]
+    target: RunTarget
+
+    def describe(self, name: str, path: Path) -> Row:
+        """Return the row of a file."""
+        teacher = None if path == self.teacher.file else self.teacher.file
+        return describe(name, path, teacher, self.sets, self.target)
+
+
+def open_workload(name: str, target_name: str, choice: Row, folder: Path) -> Workload:
+    """Open a task whose build is in ``folder``; ``choice`` is its choice.json."""
     task = load_task(name)
     profile = load_profile(target_name).on_stand_in
     target = RunTarget(device=LocalDevice(), profile=profile, kind="stand-in")
@@ -183,26 +198,48 @@ def run_task(name: str, target_name: str, quick: bool, folder: Path, save: Calla
         [{key: to_numpy(value[:count]) for key, value in zip(task.input_names, task.example_inputs, strict=True)}],
     )
     target = replace(target, batch_size=count, inputs=timed)
-    teacher = open_teacher(task, teacher_file, folder)
-    epoch = [len(inputs[0]) for inputs, _ in task.train_epoch(0)]
-    samples = count_samples_seen(choice, sum(epoch), len(epoch))
-    row: Row = {"task": name, "target": target_name, "quick": quick, "samples_seen": samples, "choice": choice}
-    row["rows"] = [describe("teacher", teacher_file, None, sets, target)]
-    if choice["winner"] is not None:
-        winner = folder / "out" / "model.onnx"
-        row["rows"].append({**describe("edgeopt", winner, teacher_file, sets, target), "seconds": seconds})
+    return Workload(task, open_teacher(task, teacher_file, folder), sets, target)
+
+
+def run_task(
+    name: str, quick: bool, folder: Path, peers: Sequence[str], kept: Row | None, save: Callable[[Row], None]
+) -> None:
+    """Build a task and make peers' files; ``save`` gets the rows so far after each peer.
+
+    Args:
+        name: Of the task.
+        quick: Whether the build is.
+        folder: Of the build and the peers' files.
+        peers: Whose rows are made.
+        kept: The row of a build in ``folder`` that is taken as it is, with the rows of other peers.
+        save: Keeps a row.
+    """
+    row: Row = kept or {"task": name, "target": TASKS[name], "quick": quick}
+    seconds = 0.0
+    if kept is None:
+        row["choice"], seconds = build(name, TASKS[name], folder, quick)
+    work = open_workload(name, TASKS[name], row["choice"], folder)
+    if kept is None:
+        epoch = [len(inputs[0]) for inputs, _ in work.task.train_epoch(0)]
+        row["samples_seen"] = count_samples_seen(row["choice"], sum(epoch), len(epoch))
+        row["rows"] = [work.describe("teacher", work.teacher.file)]
+        if row["choice"]["winner"] is not None:
+            row["rows"].append({**work.describe("edgeopt", folder / "out" / "model.onnx"), "seconds": seconds})
+    row["rows"] = [one for one in row["rows"] if not one["name"].startswith(tuple(peers))]
     save(row)
-    for peer, files in all_peers(teacher, narrower_of(task), samples):
-        row["rows"].append(best_of(peer, list(files), teacher_file, sets, target))
-        save(row)
+    for peer, files in all_peers(work.teacher, narrower_of(work.task), row["samples_seen"]):
+        if peer in peers:
+            row["rows"].append(best_of(peer, list(files), work))
+            save(row)
 
 
-def best_of(peer: str, files: list[PeerFile], teacher: Path, sets: dict[str, HeldOut], target: RunTarget) -> Row:
+def best_of(peer: str, files: list[PeerFile], work: Workload) -> Row:
     """Return the row of a peer's smallest file that keeps the limit, also on held-out data if one does, and all files.
 
     A file that cannot be run has the reason.
     """
     made: list[Row] = []
+    sets = work.sets
     keeping: list[tuple[bool, int, PeerFile]] = []
     for one in files:
         row: Row = {"name": one.name, "reason": one.reason, "samples_seen": one.samples_seen}
@@ -218,13 +255,13 @@ def best_of(peer: str, files: list[PeerFile], teacher: Path, sets: dict[str, Hel
             continue
         if row["largest_drop"] <= MAX_DROP:
             last = "heldout" if "heldout" in sets else "selection"
-            loses = sets[last].score(teacher) - row[f"{last}_score"] > MAX_DROP
+            loses = sets[last].score(work.teacher.file) - row[f"{last}_score"] > MAX_DROP
             keeping.append((loses, row["size_bytes"], one))
     if not keeping:
         return {"name": peer, "failed": f"none of {len(made)} files keeps the limit of {MAX_DROP}", "made": made}
     best = min(keeping, key=lambda entry: entry[:2])[2]
     assert best.path is not None
-    return {**describe(best.name, best.path, teacher, sets, target), "made": made}
+    return {**work.describe(best.name, best.path), "made": made}
 
 
 def compute_figures(found: Sequence[Row]) -> Row:
@@ -260,12 +297,23 @@ def compute_figures(found: Sequence[Row]) -> Row:
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(sorted(TASKS)), help="Run only this task; may be repeated.")
+@click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), help="Only this peer; may be repeated.")
+@click.option("--keep-builds", is_flag=True, help="Measure only peers, of the builds that --json and --work have.")
 @click.option("--quick", is_flag=True, help="Quick builds; peers see as few samples.")
 @click.option("--add", is_flag=True, help="Keep the other tasks that the file has.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keep builds and peers' files here.")
 @click.option("--json", "out", type=click.Path(path_type=Path), required=True)
-def main(only: tuple[str, ...], quick: bool, add: bool, work: Path | None, out: Path) -> None:
+def main(
+    only: tuple[str, ...],
+    peers: tuple[str, ...],
+    keep_builds: bool,
+    quick: bool,
+    add: bool,
+    work: Path | None,
+    out: Path,
+) -> None:
     """Run each task, and write figures and raw results after each peer."""
+    add = add or keep_builds
     found = {one["task"]: one for one in json.loads(out.read_text())["tasks"]} if add and out.exists() else {}
 
     def save(row: Row) -> None:
@@ -284,7 +332,9 @@ def main(only: tuple[str, ...], quick: bool, add: bool, work: Path | None, out: 
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) if work is None else work.resolve() / name
             folder.mkdir(parents=True, exist_ok=True)
-            run_task(name, TASKS[name], quick, folder, save)
+            if keep_builds and not (name in found and (folder / "workspace").is_dir()):
+                raise click.UsageError(f"there is no build of {name} in {out} and {folder}; leave out --keep-builds.")
+            run_task(name, quick, folder, peers or PEERS, found[name] if keep_builds else None, save)
     print(json.dumps(compute_figures(list(found.values())), indent=1))
 
 

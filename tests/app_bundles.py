@@ -1,5 +1,6 @@
 """Bundles of small real models as a build writes them, for tests of what an app does with them."""
 
+import wave
 from pathlib import Path
 
 import msgspec
@@ -18,9 +19,12 @@ from edgeopt.records.preprocessing import ImagePreprocessing, SoundPreprocessing
 IMAGES = ImagePreprocessing(
     height=20, width=24, resize="crop", color="bgr", mean=(0.41, 0.46, 0.48), std=(0.24, 0.22, 0.2)
 )
+WORDS = SoundPreprocessing(sample_rate=8000, samples=4000, align="middle")
 PLAIN_IMAGES = ImagePreprocessing(height=20, width=24, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SOUNDS = SoundPreprocessing(sample_rate=8000, samples=800, align="middle")
 COLORS = ("blue", "green", "red")
+TONES = {"low": 400, "high": 1200}
+"""Hertz."""
 
 
 def draw_pixels(seed: int, height: int = 20, width: int = 24) -> np.ndarray:
@@ -41,17 +45,78 @@ def save_model(path: Path, nodes, shapes, weights) -> Path:
     return path
 
 
-def image_model(path: Path, *, per_pixel: bool = False) -> Path:
-    """Scores of three classes, by the mean of each channel and its place; for the picture or for each pixel."""
+def image_model(path: Path) -> Path:
+    """Scores of three classes, by the mean of each channel and its place."""
     rng = np.random.default_rng(0)
     weights = {
-        "w": rng.standard_normal((3, 3, 3, 3)).astype(np.float32) + 2 * np.eye(3, dtype=np.float32)[..., None, None]
+        "w": rng.standard_normal((3, 3, 3, 3)).astype(np.float32) + 2 * np.eye(3, dtype=np.float32)[..., None, None],
+        "p": rng.standard_normal((3 * 20 * 24, 3)).astype(np.float32) / 40,
     }
-    nodes = [onnx.helper.make_node("Conv", ["x", "w"], ["y" if per_pixel else "c"], pads=[1, 1, 1, 1])]
-    if not per_pixel:
-        weights["p"] = rng.standard_normal((3 * 20 * 24, 3)).astype(np.float32) / 40
-        nodes += [onnx.helper.make_node("Flatten", ["c"], ["f"]), onnx.helper.make_node("MatMul", ["f", "p"], ["y"])]
-    return save_model(path, nodes, [(3, 20, 24), (3, 20, 24) if per_pixel else (3,)], weights)
+    nodes = [
+        onnx.helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        onnx.helper.make_node("Flatten", ["c"], ["f"]),
+        onnx.helper.make_node("MatMul", ["f", "p"], ["y"]),
+    ]
+    return save_model(path, nodes, [(3, 20, 24), (3,)], weights)
+
+
+def pixel_model(path: Path) -> Path:
+    """Scores of three classes for each pixel: its colour, and a little of its neighbours'."""
+    kernel = np.full((3, 3), 0.05, np.float32)
+    kernel[1, 1] = 0.6
+    weights = {"w": np.eye(3, dtype=np.float32)[..., None, None] * kernel}
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    return save_model(path, [node], [(3, 20, 24), (3, 20, 24)], weights)
+
+
+def draw_flag(scale: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """A picture ``scale`` times as large as the model's input, and the class of each pixel of the input.
+
+    Above, the colours stand side by side; below, all is the last one.
+    """
+    classes = np.full((20, 24), 2)
+    classes[:10] = np.repeat([0, 1, 2], 8)
+    levels = np.array([[30, 60, 220], [50, 210, 40], [230, 40, 20]], np.uint8)  # blue, green, red
+    return np.kron(levels[classes], np.ones((scale, scale, 1), np.uint8)), classes
+
+
+def word_model(path: Path) -> Path:
+    """Scores of two classes of a sound, by the energy at the frequency of each."""
+    places = np.arange(80) / 8000
+    waves = [turn(2 * np.pi * tone * places) for tone in TONES.values() for turn in (np.cos, np.sin)]
+    weights = {
+        "w": np.stack(waves).astype(np.float32)[:, None],
+        "axis": np.array([1]),
+        "sum": np.kron(np.eye(2), np.ones((2, 1))).astype(np.float32),
+    }
+    nodes = [
+        onnx.helper.make_node("Unsqueeze", ["x", "axis"], ["u"]),
+        onnx.helper.make_node("Conv", ["u", "w"], ["c"], strides=[40]),
+        onnx.helper.make_node("Mul", ["c", "c"], ["e"]),
+        onnx.helper.make_node("ReduceMean", ["e"], ["m"], axes=[2], keepdims=0),
+        onnx.helper.make_node("MatMul", ["m", "sum"], ["y"]),
+    ]
+    return save_model(path, nodes, [(4000,), (2,)], weights)
+
+
+def write_word(path: Path, label: str, rate: int) -> Path:
+    """Write a stereo ``.wav`` of 1.5 s whose middle is a word; another one is before it.
+
+    Above 8,000 samples a second it also has a loud tone that the model's rate cannot hold, and that becomes the other
+    word for an app that leaves samples out instead of resampling.
+    """
+    times = np.arange(rate * 3 // 2) / rate
+    (other,) = (tone for name, tone in TONES.items() if name != label)
+    wave_form = 0.1 * np.sin(2 * np.pi * TONES[label] * times)
+    before = times < 0.4
+    wave_form[before] = 0.5 * np.sin(2 * np.pi * other * times[before])
+    if rate > 2 * (8000 - other):
+        wave_form += 0.3 * np.sin(2 * np.pi * (8000 - other) * times)
+    samples = np.rint(np.stack([wave_form * 1.2, wave_form * 0.8], axis=1) * 2**15).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setparams((2, 2, rate, 0, "NONE", ""))
+        file.writeframes(samples.tobytes())
+    return path
 
 
 def sound_model(path: Path) -> Path:
@@ -61,21 +126,23 @@ def sound_model(path: Path) -> Path:
 
 
 def write_app_bundle(folder: Path, kind: str) -> Path:
-    """Write the bundle of a model of images, of one of sounds, or of class maps."""
-    if kind == "sounds":
-        model, how, labels = sound_model(folder / "m.onnx"), SOUNDS, ("low", "high")
-        times = np.arange(800) / 8000
-        tones = np.stack([np.sin(2 * np.pi * tone * times) * (0.3 + times) for tone in (200, 440, 900)])
+    """Write the bundle of a model of images, of one of sounds or words, or of class maps."""
+    is_sound = kind in ("sounds", "words")
+    if is_sound:
+        make, how, labels = (sound_model, SOUNDS, ("low", "high")) if kind == "sounds" else (word_model, WORDS, TONES)
+        model, labels = make(folder / "m.onnx"), tuple(labels)
+        times = np.arange(how.samples) / 8000
+        tones = np.stack([np.sin(2 * np.pi * tone * times) * (0.3 + times) for tone in (200, 440, 900, 1200)])
         batch = tones.astype(np.float32)
     else:
-        model = image_model(folder / "m.onnx", per_pixel=kind == "class maps")
+        model = (pixel_model if kind == "class maps" else image_model)(folder / "m.onnx")
         how, labels = PLAIN_IMAGES if kind == "plain images" else IMAGES, COLORS
         plain = msgspec.structs.replace(how, height=None, width=None)
         batch = np.concatenate([input_of_pixels(draw_pixels(seed), plain) for seed in range(4)])
     raw = make_raw("x", batch, how)
     (output,) = onnxruntime.InferenceSession(str(model)).run(None, {"x": raw.values})
     tolerance = 1e-3 * float(np.abs(output).max())
-    resized = {} if kind == "sounds" else {"x": make_resized(pixels_of("x", raw.values, how), how)}
+    resized = {} if is_sound else {"x": make_resized(pixels_of("x", raw.values, how), how)}
     golden = a_golden(
         {"x": raw.values}, {"y": output}, raw={"x": raw}, resized=resized,
         answers=find_answers("y", output, 1, labels, tolerance),

@@ -114,6 +114,8 @@ class ProofEntry(Part, frozen=True, kw_only=True):
     """null if the limit was waived by name."""
     floor: bool
     kept: bool | None
+    runtime_bytes: int | None = None
+    """Of the size, what ``found`` has of the runtime; null if the limit is about the model alone."""
 
 
 class Manifest(Part, frozen=True, kw_only=True):
@@ -225,6 +227,7 @@ def _proof(document: Document) -> tuple[ProofEntry, ...]:
             allowed=row.allowed,
             floor=row.floor,
             kept=row.kept,
+            runtime_bytes=document.budget.runtime_size_bytes if row.limit == "size" else None,
         )
         for row in rows
     )

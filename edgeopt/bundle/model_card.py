@@ -16,6 +16,8 @@ from edgeopt.report.ort_file import ort_text
 from edgeopt.report.proof import build_proof
 
 _SHOWN_LABELS = 20
+_IMAGE_DIMENSIONS = 4
+"""Of an output with a class for each pixel: samples, classes, height and width."""
 
 
 def render_card(document: Document, manifest: Manifest) -> str:
@@ -54,6 +56,8 @@ def _use(manifest: Manifest) -> Iterator[str]:
     yield "python samples/python/run.py           # checks that this machine computes what the build computed"
     if len(manifest.inputs) == 1 and manifest.inputs[0].preprocessing is not None:
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
+        if any(info.class_axis is not None and len(info.shape) == _IMAGE_DIMENSIONS for info in manifest.outputs):
+            yield "python samples/python/run.py FILE MAP.png     # and the class of each pixel, as a grey image"
     yield "```"
     yield ""
     yield "The other folders of `samples/` do the same: `cpp`, `node` and `browser` as they are, `android` (Kotlin) and"

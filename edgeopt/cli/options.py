@@ -38,7 +38,11 @@ def parse_limit(text: str) -> float | str:
 _LIMITS: tuple[tuple[str, Any, str], ...] = (
     ("--latency-ms", parse_limit, "Maximum latency, at the target's percentile and batch size."),
     ("--memory-mb", parse_limit, "Maximum peak memory, in millions of bytes."),
-    ("--size-mb", parse_limit, "Maximum file size, in millions of bytes."),
+    (
+        "--size-mb",
+        parse_limit,
+        "Maximum file size, in millions of bytes; with the runtime's if the target has runtime_size_bytes.",
+    ),
     (
         "--max-drop",
         parse_limit,

@@ -9,6 +9,7 @@ import click
 
 from edgeopt.cli.calibrate import calibrate
 from edgeopt.config.calibrations import calibration_path
+from edgeopt.config.limits import BYTES_PER_MB
 from edgeopt.config.profiles import (
     NAME_PATTERN,
     find_profile,
@@ -90,12 +91,14 @@ def new(name: str, source: str, out: Path | None) -> None:
 
 def describe_limits(budget: Budget) -> str:
     """Return a budget in one line, without waived limits."""
+    runtime = budget.runtime_size_bytes
+    with_it = "" if runtime is None else f" with the runtime's {runtime / BYTES_PER_MB:g} MB"
     batch = "" if budget.batch_size == 1 else f" for a batch of {budget.batch_size}"
     parts = (
         (budget.max_latency_ms, 1.0, f"p{budget.latency_percentile} ≤ %g ms{batch}"),
         (budget.min_throughput_per_s, 1.0, "≥ %g samples/s"),
         (budget.max_peak_memory_bytes, 1e6, "memory ≤ %g MB"),
-        (budget.max_size_bytes, 1e6, f"{budget.size_metric} ≤ %g MB"),
+        (budget.max_size_bytes, 1e6, f"{budget.size_metric}{with_it} ≤ %g MB"),
         (budget.min_score, 1.0, "score ≥ %g"),
         (budget.max_score_drop, 1.0, "score drop ≤ %g"),
         (budget.max_class_drop, 1.0, "drop of any class ≤ %g"),

@@ -51,7 +51,8 @@ def resolve_budget(
 ) -> Budget:
     """Take each limit from the first source that sets it: command line, ``edgeopt.toml``, the task's budget, profile.
 
-    A task's own budget is complete, so it replaces all of the profile's limits; options replace single limits.
+    A task's own budget is complete, so it replaces all of the profile's limits; options replace single limits. The size
+    of the runtime stays the profile's unless the task's budget states another one.
 
     Args:
         profile: The target.
@@ -61,16 +62,23 @@ def resolve_budget(
         any_unit: Whether the score is an error in the unit of the labels, so that limits on it may be above 1.
 
     Raises:
-        ConfigError: a limit is not finite, not positive, or looks like a percentage.
+        ConfigError: a limit is not finite, not positive, or looks like a percentage; the runtime leaves no room.
     """
     budget = profile.limits
     if task_budget is not None:
         check_budget(task_budget, f"the task's own budget for '{profile.name}'")
-        budget = task_budget
+        runtime_size_bytes = task_budget.runtime_size_bytes or budget.runtime_size_bytes
+        budget = msgspec.structs.replace(task_budget, runtime_size_bytes=runtime_size_bytes)
     if project_limits is not None:
         budget = _replace(budget, project_limits, "edgeopt.toml, [limits]: ", any_unit=any_unit)
     if cli_limits is not None:
         budget = _replace(budget, cli_limits, "--", any_unit=any_unit)
+    if budget.max_size_bytes is not None and (budget.max_deciding_bytes or 0) <= 0:
+        raise ConfigError(
+            f"the target '{profile.name}' states a runtime of {budget.runtime_size_bytes:,} bytes, and the size limit "
+            f"for the model with it is {budget.max_size_bytes:,} bytes: no model fits. Raise the limit (--size-mb), or "
+            "correct runtime_size_bytes in [limits]."
+        )
     return budget
 
 
@@ -117,6 +125,11 @@ def check_budget(budget: Budget, source: str) -> None:
         value = getattr(budget, name)
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{source}: {name} is {value}; a limit is above zero and finite, or waived by name.")
+    if budget.runtime_size_bytes is not None and budget.runtime_size_bytes <= 0:
+        raise ConfigError(
+            f"{source}: runtime_size_bytes is {budget.runtime_size_bytes}; it is the size of the runtime that the app "
+            "ships, above zero. Leave it out if the size limit is about the model alone."
+        )
     drop, score = budget.max_score_drop, budget.min_score
     if drop is not None and not 0 <= drop < math.inf:
         raise ConfigError(f"{source}: max_score_drop is {drop}; the allowed drop is zero or more, and finite.")

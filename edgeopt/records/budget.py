@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from edgeopt.records.base import Record
 
@@ -10,6 +10,7 @@ Limit = Literal["latency", "throughput", "memory", "size", "score", "class", "fl
 SizeMetric = Literal["file", "download"]
 Preference = Literal["size", "latency", "memory"]
 DEFAULT_CONFIDENCE = 0.95
+_Bytes = TypeVar("_Bytes", int, int | None)
 
 
 class Budget(Record, frozen=True, kw_only=True):
@@ -28,6 +29,9 @@ class Budget(Record, frozen=True, kw_only=True):
     max_size_bytes: int | None
     size_metric: SizeMetric
     """``file``: bytes of the ``.onnx``; ``download``: its bytes after deflate."""
+    runtime_size_bytes: int | None = None
+    """Of the runtime that an app ships with the file, measured as ``size_metric`` says: the size limit is then about
+    both. None: about the file alone."""
     min_score: float | None
     """The worst score that is allowed: a minimum, or a maximum if a lower score is better."""
     max_score_drop: float | None
@@ -46,3 +50,16 @@ class Budget(Record, frozen=True, kw_only=True):
     def limits_answers(self) -> bool:
         """Whether a limit is about single answers, not only about their mean."""
         return self.max_class_drop is not None or self.max_flip_ratio is not None
+
+    def deciding_bytes(self, size_bytes: _Bytes, download_bytes: _Bytes) -> _Bytes:
+        """Return the bytes of a file that ``size_metric`` means; the smallest file has the least of them."""
+        return download_bytes if self.size_metric == "download" else size_bytes
+
+    def judged_bytes(self, deciding_bytes: int) -> int:
+        """Return the bytes that are compared with ``max_size_bytes``: those of a file, and the runtime's if stated."""
+        return deciding_bytes + (self.runtime_size_bytes or 0)
+
+    @property
+    def max_deciding_bytes(self) -> int | None:
+        """The largest file that keeps the size limit; None if the limit is waived."""
+        return None if self.max_size_bytes is None else self.max_size_bytes - (self.runtime_size_bytes or 0)

@@ -125,7 +125,7 @@ def _score_chart(document: Document) -> Chart | None:
             title="Size against score",
             labels=(_size_label(document), "Score" if higher else "Score (error)"),
             texts=(lambda size: words.limit(size, "bytes"), words.tick),
-            limits=(budget.max_size_bytes, (max if higher else min)(worst, default=None)),
+            limits=(budget.max_deciding_bytes, (max if higher else min)(worst, default=None)),
             score_on_y=True,
             higher=higher,
         )
@@ -147,7 +147,7 @@ def _latency_chart(document: Document) -> Chart | None:
                 f"{sentences.latency_name(document)}, ms",
             ),
             texts=(lambda size: words.limit(size, "bytes"), words.tick),
-            limits=(budget.max_size_bytes, budget.max_latency_ms),
+            limits=(budget.max_deciding_bytes, budget.max_latency_ms),
             score_on_y=False,
         )
         if samples

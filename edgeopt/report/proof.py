@@ -130,17 +130,24 @@ def _memory(trial: TrialPart, budget: Budget) -> ProofRow:
 
 
 def _size(trial: TrialPart, budget: Budget) -> ProofRow:
-    by_download = budget.size_metric == "download"
+    name = "Download (deflated)" if budget.size_metric == "download" else "File size"
+    size = budget.deciding_bytes(trial.size_bytes, trial.download_bytes)
     return ProofRow(
         limit="size",
-        label="Download (deflated)" if by_download else "File size",
+        label=f"{name}{with_runtime(budget)}",
         unit="bytes",
-        found=trial.download_bytes if by_download else trial.size_bytes,
+        found=None if size is None else budget.judged_bytes(size),
         interval=None,
         allowed=budget.max_size_bytes,
         floor=False,
         miss=_miss(trial, "size", budget.max_size_bytes),
     )
+
+
+def with_runtime(budget: Budget) -> str:
+    """Say after a size that it has the runtime in it: ``, with the runtime's 2.4 MB``; empty if none is stated."""
+    runtime = budget.runtime_size_bytes
+    return "" if runtime is None else f", with the runtime's {words.size(runtime)}"
 
 
 def is_higher_better(trial: TrialPart) -> bool:

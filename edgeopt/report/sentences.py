@@ -10,7 +10,7 @@ from edgeopt.report import words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import share_of_failed
 from edgeopt.report.parts import LatencyComparison, LayerChange
-from edgeopt.report.proof import ProofRow, build_proof, is_higher_better
+from edgeopt.report.proof import ProofRow, build_proof, is_higher_better, with_runtime
 
 _MAX_NAMED_LAYERS = 3
 """In a sentence; the page has them all."""
@@ -26,8 +26,8 @@ _LIMIT_NAMES: dict[Limit, str] = {
 
 
 def deciding_size(trial: TrialPart, budget: Budget) -> int | None:
-    """Return the bytes that the size limit is about: of the file, or of the download."""
-    return trial.download_bytes if budget.size_metric == "download" else trial.size_bytes
+    """Return the bytes by which files are compared: of the file, or of the download."""
+    return budget.deciding_bytes(trial.size_bytes, trial.download_bytes)
 
 
 def latency_name(document: Document) -> str:
@@ -40,7 +40,7 @@ def headline(document: Document) -> str:
     winner, budget = document.winner, document.budget
     if winner is None:
         return "No trial keeps every limit."
-    size = words.quantity(deciding_size(winner, budget), "bytes")
+    size = _size_text(winner, budget)
     if winner.number == document.baseline.number:
         return f"The baseline itself is the smallest file that keeps every limit: {size}."
     before, after = deciding_size(document.baseline, budget), deciding_size(winner, budget)
@@ -53,6 +53,15 @@ def headline(document: Document) -> str:
         gains.append(f"{'on this machine ' if document.estimate else ''}{speed(winner.against_baseline)}")
     comparison = f" It is {words.listed(gains)} than the baseline." if gains else ""
     return f"Trial {winner.number} keeps every limit at {size}.{comparison}"
+
+
+def _size_text(trial: TrialPart, budget: Budget) -> str:
+    """Write a file's size, and in brackets that with the runtime if the size limit is about both."""
+    size = deciding_size(trial, budget)
+    text = words.quantity(size, "bytes")
+    if size is None or budget.runtime_size_bytes is None:
+        return text
+    return f"{text} ({words.size(budget.judged_bytes(size))} with the runtime)"
 
 
 def speed(against: LatencyComparison) -> str:
@@ -85,7 +94,8 @@ def miss_text(miss: Miss, budget: Budget, *, higher: bool = True) -> str:
     found, allowed = words.distinguishable(miss.found, miss.allowed, unit), words.limit(miss.allowed, unit)
     is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop and higher)
     sign, noise = "≥" if is_minimum else "≤", ", within the noise" if miss.within_noise else ""
-    return f"{name} {found} ({sign}{words.NBSP}{allowed}{noise})"
+    runtime = with_runtime(budget) if miss.limit == "size" else ""
+    return f"{name} {found}{runtime} ({sign}{words.NBSP}{allowed}{noise})"
 
 
 def unit_of(limit: Limit) -> words.Unit:

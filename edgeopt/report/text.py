@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgeopt.records.budget import Budget
 from edgeopt.report import noise, score_sentences, sentences, words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import failure_notes
@@ -58,7 +59,7 @@ def _table(document: Document) -> Table:
             before.allowed_text,
             _KEPT[(after or before).kept],
         )
-    for label, cells in _facts(document.baseline, other, by_download=document.budget.size_metric == "download"):
+    for label, cells in _facts(document.baseline, other, document.budget):
         table.add_row(Text(label, style="dim"), *[Text(cell, style="dim") for cell in cells], "", "")
     return table
 
@@ -78,18 +79,18 @@ def _cell(row: ProofRow) -> str:
     return f"{row.found_text} ({sign}{words.NBSP}{row.judged_text.removesuffix(' ms').removesuffix(' / s')})"
 
 
-def _facts(baseline: TrialPart, other: TrialPart | None, *, by_download: bool) -> Iterator[tuple[str, list[str]]]:
+def _facts(baseline: TrialPart, other: TrialPart | None, budget: Budget) -> Iterator[tuple[str, list[str]]]:
     """Yield the rows that no limit is about."""
     both = [baseline] if other is None else [baseline, other]
     yield (
         ("Score" if is_higher_better(baseline) else "Score (error)"),
         [words.quantity(trial.score, "score") for trial in both],
     )
-    yield (
-        ("File size", [words.quantity(trial.size_bytes, "bytes") for trial in both])
-        if by_download
-        else ("Download (deflated)", [words.quantity(trial.download_bytes, "bytes") for trial in both])
-    )
+    by_download, has_runtime = budget.size_metric == "download", budget.runtime_size_bytes is not None
+    if by_download or has_runtime:
+        yield "File size", [words.quantity(trial.size_bytes, "bytes") for trial in both]
+    if not by_download or has_runtime:
+        yield "Download (deflated)", [words.quantity(trial.download_bytes, "bytes") for trial in both]
     yield "Parameters", ["—" if trial.parameters is None else f"{trial.parameters:,}" for trial in both]
 
 

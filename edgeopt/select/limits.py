@@ -70,8 +70,8 @@ class LimitFinding:
 
 
 def measured_size(artifact: Artifact, budget: Budget) -> int:
-    """Return the bytes that the size limit is about: of the file, or of the download if the budget says so."""
-    return artifact.download_bytes if budget.size_metric == "download" else artifact.size_bytes
+    """Return the bytes by which files are compared: of the file, or of the download if the budget says so."""
+    return budget.deciding_bytes(artifact.size_bytes, artifact.download_bytes)
 
 
 def latency_interval(measurement: Measurement, percentile: int) -> Interval:
@@ -97,7 +97,13 @@ def judge_limits(outcome: Measured, budget: Budget) -> list[LimitFinding]:
 
 
 def judge_device_limits(measurement: Measurement | None, size_bytes: int, budget: Budget) -> list[LimitFinding]:
-    """Compare a measurement and a size with every limit except the score's; without a measurement, only the size."""
+    """Compare a measurement and a size with every limit except the score's; without a measurement, only the size.
+
+    Args:
+        measurement: Of a file.
+        size_bytes: Of the file alone, by ``measured_size``; the runtime's are added here.
+        budget: The limits.
+    """
     if measurement is None:
         return [finding for finding in _judge_bytes(None, size_bytes, budget) if finding.limit == "size"]
     return [*_judge_timing(measurement, budget), *_judge_bytes(measurement.memory, size_bytes, budget)]
@@ -123,7 +129,7 @@ def _judge_timing(measurement: Measurement, budget: Budget) -> Iterator[LimitFin
 def _judge_bytes(memory: Memory | None, size_bytes: int, budget: Budget) -> Iterator[LimitFinding]:
     limits: tuple[tuple[Limit, float, int | None], ...] = (
         ("memory", math.nan if memory is None else memory.peak_bytes, budget.max_peak_memory_bytes),
-        ("size", size_bytes, budget.max_size_bytes),
+        ("size", budget.judged_bytes(size_bytes), budget.max_size_bytes),
     )
     for limit, value, allowed in limits:
         if allowed is not None:

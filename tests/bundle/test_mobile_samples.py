@@ -91,7 +91,7 @@ def sentences_of(folder):
 
 
 def javascript_sentences():
-    source = (SAMPLES / "javascript" / "model.js").read_text()
+    source = "\n".join(path.read_text() for path in sorted((SAMPLES / "javascript").glob("*.js")))
     return {re.sub(r"\$\{[^}]*\}", "{}", found[1:-1]) for found in re.findall(r'"[^"\n]*"|`[^`]*`', source)}
 
 

@@ -64,6 +64,24 @@ def test_a_missed_limit_ends_with_3(tmp_path, limit, value, name):
     assert done.stdout.splitlines()[-1] == "out misses an output or a limit on local:"
 
 
+def test_the_size_limit_counts_the_runtime_that_the_target_states(tmp_path):
+    out = a_bundle(tmp_path, runtime_size_bytes=1_500_000)
+    (proof,) = (row for row in json.loads((out / "manifest.json").read_text())["proof"] if row["limit"] == "size")
+    assert proof["label"] == "File size, with the runtime's 1.50 MB"
+    assert proof["runtime_bytes"] == 1_500_000 < proof["found"]
+    done = check(out)
+    assert done.returncode == 0, done.stdout
+    (line,) = (line for line in done.stdout.splitlines() if " size" in line)
+    assert "MB, with the runtime's 1.50 MB, at most 2 MB" in line
+    choice = json.loads((out / "choice.json").read_text())
+    choice["budget"]["runtime_size_bytes"] = 1_999_999
+    (out / "choice.json").write_text(json.dumps(choice))
+    rehash(out, "choice.json")
+    done = check(out)
+    assert done.returncode == 3
+    assert lines(done)["size"] == "missed"
+
+
 def test_a_bundle_without_a_model_ends_with_3(tmp_path):
     done = check(a_bundle(tmp_path, max_size_bytes=1))
     assert done.returncode == 3

@@ -37,6 +37,13 @@ def test_list_shows_each_target_with_its_limits(folder):
     assert "p99 ≤ 50 ms for a batch of 8 · ≥ 160 samples/s" in text
 
 
+def test_list_says_that_the_runtime_counts_if_a_target_states_its_size(folder):
+    run("targets", "new", "mine")
+    path = folder / "targets" / "mine.toml"
+    path.write_text(path.read_text().replace("# runtime_size_bytes = 2_500_000", "runtime_size_bytes = 2_500_000"))
+    assert "memory ≤ 100 MB · file with the runtime's 2.5 MB ≤ 20 MB" in run("targets", "list")
+
+
 def test_list_shows_the_calibration_of_each_calibrated_target(folder):
     assert "calibrated" not in run("targets", "list")
     run("targets", "new", "mine")

@@ -22,6 +22,23 @@ def test_a_tasks_own_budget_replaces_all_of_the_profiles_limits():
     assert resolve_budget(PROFILE, own, None, None) == own
 
 
+def test_the_size_of_the_runtime_is_the_profiles_unless_the_task_states_one():
+    profile = a_profile(limits=a_budget(max_size_bytes=20_000_000, runtime_size_bytes=3_000_000))
+    own = a_budget(max_size_bytes=5_000_000)
+    assert resolve_budget(profile, own, None, None).runtime_size_bytes == 3_000_000
+    own = msgspec.structs.replace(own, runtime_size_bytes=1_000_000)
+    assert resolve_budget(profile, own, None, LimitOptions(size_mb=4)).runtime_size_bytes == 1_000_000
+
+
+def test_a_runtime_that_leaves_no_room_for_a_model_is_refused():
+    profile = a_profile(limits=a_budget(max_size_bytes=20_000_000, runtime_size_bytes=3_000_000))
+    reason = "the target 'phone' states a runtime of 3,000,000 bytes, and the size limit .* is 3,000,000 bytes: no"
+    with pytest.raises(ConfigError, match=reason):
+        resolve_budget(profile, None, None, LimitOptions(size_mb=3))
+    assert resolve_budget(profile, None, None, LimitOptions(size_mb="none")).max_deciding_bytes is None
+    assert resolve_budget(profile, None, None, LimitOptions(size_mb=3.5)).max_deciding_bytes == 500_000
+
+
 def test_each_limit_is_decided_separately_by_the_first_source_that_sets_it():
     budget = resolve_budget(
         PROFILE,

@@ -10,6 +10,7 @@ from edgeopt.config.profiles import find_profile, list_profiles, load_profile, r
 from edgeopt.errors import ConfigError
 from edgeopt.records.profile import Profile
 
+SIZE_METRIC = 'size_metric = "file"'
 SHIPPED = ("car", "car-cuda", "phone", "server", "server-cuda")
 
 # The highest opset and IR version that each ONNX Runtime loads, tried with those releases.
@@ -72,6 +73,12 @@ def test_only_the_word_none_waives_a_limit(folder):
         read_profile(a_file(folder, max_latency_ms='max_latency_ms = "never"'))
 
 
+def test_the_size_of_the_runtime_may_be_stated(folder):
+    assert read_profile(a_file(folder)).limits.runtime_size_bytes is None
+    stated = a_file(folder, size_metric=f"{SIZE_METRIC}\nruntime_size_bytes = 2_500_000")
+    assert read_profile(stated).limits.runtime_size_bytes == 2_500_000
+
+
 def test_a_missing_limit_is_refused_with_the_way_to_waive_it(folder):
     with pytest.raises(
         ConfigError, match=r"mine\.toml: 'max_size_bytes' is missing in \[limits\].*= \"none\" to waive"
@@ -107,6 +114,13 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one_the_table_and_the_
         ("providers", 'providers = "CPUExecutionProvider"', "expected a list, each entry text in quotes"),
         ("precisions", 'precisions = ["int4", "fp32"]', "expected a list, each entry one of 'fp32', 'fp16', 'int8'"),
         ("size_metric", 'size_metric = "zip"', r"size_metric in \[limits\] is 'zip', text; expected one of 'file'"),
+        (
+            "size_metric",
+            f"{SIZE_METRIC}\nruntime_size_bytes = 2.5",
+            "runtime_size_bytes in .* is 2.5, a number; exp",
+        ),
+        ("size_metric", f'{SIZE_METRIC}\nruntime_size_bytes = "2 MB"', "is '2 MB', text; expected a whole number"),
+        ("size_metric", f"{SIZE_METRIC}\nruntime_size_bytes = true", "is True, a truth value; expected a whole number"),
     ],
 )
 def test_a_wrong_type_is_refused_with_the_key_the_value_and_the_expected_type(folder, key, line, problem):
@@ -132,6 +146,8 @@ def test_a_wrong_type_is_refused_with_the_key_the_value_and_the_expected_type(fo
         ("max_latency_ms", "max_latency_ms = nan", "max_latency_ms is nan"),
         ("max_score_drop", "max_score_drop = inf", "max_score_drop is inf"),
         ("batch_size", "batch_size = 0", "batch_size is 0"),
+        ("size_metric", f"{SIZE_METRIC}\nruntime_size_bytes = 0", "runtime_size_bytes is 0; it is the size of the"),
+        ("size_metric", f"{SIZE_METRIC}\nruntime_size_bytes = -5", "runtime_size_bytes is -5"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(folder, key, line, problem):

@@ -58,6 +58,22 @@ def test_the_file_in_the_runtimes_own_format_is_named_with_its_size_and_where_it
     assert "model.ort" not in shown()
 
 
+def test_a_size_with_the_runtime_says_so_wherever_it_is_shown():
+    trials = (a_baseline(size_bytes=900_000), a_trial(1, size_bytes=300_000), a_trial(2, size_bytes=200_000, score=0.1))
+    choice = a_choice(trials, a_budget(max_size_bytes=2_000_000, runtime_size_bytes=1_500_000))
+    text = shown(choice)
+    assert "Trial 1 keeps every limit at 300 kB (1.80 MB with the runtime). It is 3.00× smaller" in text
+    assert "File size, with the runtime's" in text
+    assert "≤ 2 MB" in text.replace("\u00a0", " ")
+    assert "File size 900 kB 300 kB" in text
+    page = render_page(build_document(choice))
+    assert "File size, with the runtime&#39;s 1.50 MB" in page
+    tight = a_choice(trials, a_budget(max_size_bytes=1_750_000, runtime_size_bytes=1_500_000))
+    missed = tight.verdicts[1].misses[0]
+    said = sentences.miss_text(missed, tight.budget).replace("\u00a0", " ")
+    assert said == "size 1.80 MB, with the runtime's 1.50 MB (≤ 1.75 MB)"
+
+
 def test_the_gains_of_sparse_and_low_rank_trials_are_reported_in_measured_numbers():
     low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")

@@ -59,6 +59,30 @@ def test_the_download_decides_if_the_budget_says_so():
     assert a_choice(trials, a_budget(size_metric="download")).winner == 2
 
 
+def test_a_file_that_only_the_runtime_makes_too_large_loses_and_the_order_of_files_stays():
+    trials = (a_baseline(size_bytes=5000), a_trial(1, size_bytes=900), a_trial(2, size_bytes=1200))
+    limits = a_budget(max_size_bytes=5000, runtime_size_bytes=4000)
+    assert a_choice(trials, limits).winner == 1
+    tight = a_choice(trials, msgspec.structs.replace(limits, max_size_bytes=4800))
+    assert (tight.winner, tight.binding) == (None, ("size",))
+    assert tight.verdicts[1].misses[0].found == 4900
+    assert "size limit of 0.0049 MB (instead of 0.0048 MB)" in tight.infeasible.advice
+    assert a_choice(trials, a_budget(max_size_bytes=4800)).winner == 1
+
+
+def test_the_deflated_file_counts_with_the_runtime_if_the_download_decides():
+    trials = (a_baseline(), a_trial(1, size_bytes=900, download_bytes=300))
+    for allowed, misses in ((4300, 0), (4299, 1)):
+        budget = a_budget(max_size_bytes=allowed, runtime_size_bytes=4000, size_metric="download")
+        assert len(a_choice(trials, budget).verdicts[1].misses) == misses
+
+
+def test_a_quicker_file_of_about_the_size_needs_as_few_bytes_with_a_runtime_as_without():
+    trials = (a_baseline(), a_trial(1, size_bytes=1000), a_trial(2, size_bytes=1200, latency_ms=0.2, time_ratio=0.2))
+    for runtime in (None, 1_000_000):
+        assert a_choice(trials, a_budget(runtime_size_bytes=runtime)).winner == 1
+
+
 def test_a_low_rank_trial_slower_than_its_parent_loses_to_it_and_a_sparse_one_need_not_be_faster():
     low = LowRank(layers={"fc.weight": Factorization(rank=8, form="pointwise")})
     zeros = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="cubic")

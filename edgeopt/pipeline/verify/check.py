@@ -33,6 +33,7 @@ from edgeopt.records.measurement import DeviceKind, Measurement
 from edgeopt.records.scoring import ScoreDirection
 from edgeopt.report import words
 from edgeopt.report.document import Document, read_document
+from edgeopt.report.proof import with_runtime
 from edgeopt.report.words import Unit
 from edgeopt.select.limits import LimitFinding, judge_device_limits, judge_score_limits
 
@@ -309,13 +310,13 @@ def check_limits(
     Without a measurement (on an emulated device), only size and score are compared.
     """
     facts = read_facts(bundle / "model.onnx")
-    size_bytes = facts.download_bytes if budget.size_metric == "download" else facts.size_bytes
+    size_bytes = budget.deciding_bytes(facts.size_bytes, facts.download_bytes)
     for limit in judge_device_limits(measurement, size_bytes, budget):
-        yield _limit_finding(limit, budget.confidence)
+        yield _limit_finding(limit, budget)
     if score is not None:
         for limit in judge_score_limits(score.score, budget):
             if limit.limit not in ("class", "flips"):
-                yield _limit_finding(limit, budget.confidence, score.score.direction)
+                yield _limit_finding(limit, budget, score.score.direction)
     elif budget.min_score is not None or budget.max_score_drop is not None:
         text = "is not measured: only the golden outputs were compared. --score TASK runs the whole evaluation set"
         yield CheckFinding(kind="limit", name="score", status="note", text=text)
@@ -325,18 +326,19 @@ def check_limits(
             yield CheckFinding(kind="limit", name=name, status="note", text=text)
 
 
-def _limit_finding(limit: LimitFinding, confidence: float, direction: ScoreDirection = "higher") -> CheckFinding:
+def _limit_finding(limit: LimitFinding, budget: Budget, direction: ScoreDirection = "higher") -> CheckFinding:
     unit = _UNITS[limit.limit]
     allowed = f"{'at least' if limit.floor else 'at most'} {words.limit(limit.allowed, unit)}"
     if limit.missing:
         text = f"could not be measured; limit: {allowed}"
     else:
         end = "down" if limit.floor else "up"
-        interval = f" ({100 * confidence:g} %: {end} to {words.quantity(limit.judged, unit)})"
+        interval = f" ({100 * budget.confidence:g} %: {end} to {words.quantity(limit.judged, unit)})"
         interval = "" if limit.judged == limit.point else interval
         noise = "" if limit.kept or not limit.to_miss().within_noise else ", within the noise"
         drop = ("a drop of " if direction == "higher" else "an increase of ") if limit.is_drop else ""
-        text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{interval}, {allowed}{noise}"
+        runtime = with_runtime(budget) if limit.limit == "size" else ""
+        text = f"{drop}{words.distinguishable(limit.point, limit.allowed, unit)}{runtime}{interval}, {allowed}{noise}"
     return CheckFinding(
         kind="limit",
         name=limit.limit,

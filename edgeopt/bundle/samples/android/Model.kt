@@ -137,9 +137,13 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
         }
     }
 
-    /** Returns the best classes of each output that has scores for them, and the form of other outputs. */
+    /** Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of others. */
     private fun describe(found: Map<String, Values>): String = outputs.joinToString("\n") { output ->
         val values = found.getValue(output.getString("name"))
+        if (!output.isNull("class_axis") && values.shape.size > 2) {
+            val map = classMap(values, output.getInt("class_axis"))
+            return@joinToString "${output.getString("name")}: class map of ${map.size}\n${describeMap(map, labels)}"
+        }
         val isOfClasses = values.shape.size == 2 && output.optInt("class_axis") in listOf(1, -1)
         if (!isOfClasses) return@joinToString "${output.getString("name")}: ${values.dtype} ${values.shape.asList()}"
         val scores = values.sample(0)

@@ -3,6 +3,7 @@
 //     cmake -B build -DONNXRUNTIME_ROOT=FOLDER && cmake --build build      (in samples/cpp; see README.md)
 //     build/run              does this machine compute what the build computed?
 //     build/run FILE         the model's answer for an image or a .wav
+//     build/run FILE MAP.pgm also writes the class map of an image: each pixel is a class number
 //
 // Everything that is known of the model is in manifest.json; take from these files what your app needs.
 
@@ -21,7 +22,11 @@ int main(int count, char** arguments) {
     if (!mistakes.empty()) return 1;
     const bool isTested = !model.manifest.at("golden").empty();
     std::cout << "self-test: " << (isTested ? "passed" : "this bundle has no golden files") << std::endl;
-    if (count > 1) std::cout << answer(model, readFile(arguments[1])) << std::endl;
+    if (count > 1) {
+      const Arrays outputs = answer(model, readFile(arguments[1]));
+      std::cout << describe(outputs, model.manifest) << std::endl;
+      if (count > 2) writeImageMap(arguments[2], outputs, model.manifest);
+    }
     return 0;
   } catch (const nlohmann::json::exception& error) {
     std::cerr << "manifest.json is not as this program expects it: " << error.what() << "\n";

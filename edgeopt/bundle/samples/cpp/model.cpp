@@ -1,5 +1,6 @@
 #include "model.hpp"
 
+#include "class_map.hpp"
 #include "inputs.hpp"
 
 #include <algorithm>
@@ -38,24 +39,26 @@ std::string describeScores(const Array& scores, const nlohmann::json& labels) {
   return text;
 }
 
-std::string describeForm(const Array& array, const std::string& name) {
-  std::string sides;
-  for (const std::int64_t side : array.shape) sides += (sides.empty() ? "" : ",") + std::to_string(side);
-  return name + ": " + array.type->name + " [" + sides + "]";
+std::string joined(const std::vector<std::int64_t>& sides, const std::string& separator) {
+  std::string text;
+  for (const std::int64_t side : sides) text += (text.empty() ? "" : separator) + std::to_string(side);
+  return text;
 }
 
-/** Returns the best classes of each output that has scores for them, and the form of other outputs, as text. */
-std::string describe(const Arrays& outputs, const nlohmann::json& manifest) {
-  std::string text;
-  for (const nlohmann::json& tensor : manifest.at("outputs")) {
-    const std::string name = tensor.at("name");
-    const Array& output = outputs.at(name);
-    const nlohmann::json& axis = tensor.at("class_axis");
-    const bool hasScores = output.shape.size() == 2 && (axis == 1 || axis == -1);
-    if (!text.empty()) text += "\n";
-    text += hasScores ? describeScores(output, manifest.at("labels")) : describeForm(output, name);
+std::string describeForm(const Array& array, const std::string& name) {
+  return name + ": " + array.type->name + " [" + joined(array.shape, ",") + "]";
+}
+
+/** Returns what one output says, as text. */
+std::string describeOutput(const Array& output, const nlohmann::json& tensor, const nlohmann::json& labels) {
+  const std::string name = tensor.at("name");
+  const nlohmann::json& axis = tensor.at("class_axis");
+  if (hasClassMap(tensor, output)) {
+    const ClassMap map = makeClassMap(tensor, output);
+    return name + ": class map of " + joined(map.shape, "x") + describeMap(map, labels);
   }
-  return text;
+  const bool hasScores = output.shape.size() == 2 && (axis == 1 || axis == -1);
+  return hasScores ? describeScores(output, labels) : describeForm(output, name);
 }
 
 }  // namespace
@@ -92,7 +95,7 @@ Arrays runModel(Model& model, Arrays& inputs) {
   return outputs;
 }
 
-std::string answer(Model& model, const Bytes& file) {
+Arrays answer(Model& model, const Bytes& file) {
   if (model.manifest.at("inputs").size() != 1)
     throw std::runtime_error("The model takes several inputs: make them as manifest.json says, and call runModel.");
   const nlohmann::json& tensor = model.manifest.at("inputs").at(0);
@@ -104,7 +107,24 @@ std::string answer(Model& model, const Bytes& file) {
     for (std::int64_t i = 1; i < input.shape[0]; i++) input.bytes.insert(input.bytes.end(), one.begin(), one.end());
   }
   Arrays inputs{{tensor.at("name").get<std::string>(), input}};
-  return describe(runModel(model, inputs), model.manifest);
+  return runModel(model, inputs);
+}
+
+std::string describe(const Arrays& outputs, const nlohmann::json& manifest) {
+  std::string text;
+  for (const nlohmann::json& tensor : manifest.at("outputs")) {
+    if (!text.empty()) text += "\n";
+    text += describeOutput(outputs.at(tensor.at("name")), tensor, manifest.at("labels"));
+  }
+  return text;
+}
+
+void writeImageMap(const std::filesystem::path& path, const Arrays& outputs, const nlohmann::json& manifest) {
+  for (const nlohmann::json& tensor : manifest.at("outputs")) {
+    const Array& output = outputs.at(tensor.at("name"));
+    if (hasClassMap(tensor, output) && output.shape.size() == 4) return writeMap(path, makeClassMap(tensor, output));
+  }
+  throw std::runtime_error("The model gives no class map of an image, so there is none to write.");
 }
 
 std::size_t largestOf(const Array& scores, std::size_t start, std::size_t count) {

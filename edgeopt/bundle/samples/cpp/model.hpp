@@ -22,8 +22,14 @@ Model openModel(const std::filesystem::path& bundle);
 /** Returns the outputs by name. */
 Arrays runModel(Model& model, Arrays& inputs);
 
-/** Returns the model's answer for the content of a file, as text. */
-std::string answer(Model& model, const Bytes& file);
+/** Returns the outputs for the content of a file. */
+Arrays answer(Model& model, const Bytes& file);
+
+/** Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of other outputs. */
+std::string describe(const Arrays& outputs, const nlohmann::json& manifest);
+
+/** Writes the class map of an image, if the model gives one, as a PGM: each pixel is the number of a class. */
+void writeImageMap(const std::filesystem::path& path, const Arrays& outputs, const nlohmann::json& manifest);
 
 /** Compares preprocessing, outputs and answers with those of the build; returns what is wrong. */
 std::vector<std::string> findMistakes(Model& model);

@@ -119,10 +119,15 @@ final class Model {
         return found
     }
 
-    /// Returns the best classes of each output that has scores for them, and the form of other outputs.
+    /// Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of others.
     private func describe(_ found: [String: Values]) throws -> String {
         try manifest.outputs.compactMap { output -> String? in
             guard let values = found[output.name] else { return nil }
+            if let axis = output.classAxis, values.shape.count > 2 {
+                let map = try ClassMap(values, classAxis: axis)
+                let size = map.shape.map { String($0) }.joined(separator: "x")
+                return "\(output.name): class map of \(size)\n\(map.describe(labels: manifest.labels))"
+            }
             guard values.shape.count == 2, output.classAxis == 1 || output.classAxis == -1 else {
                 return "\(output.name): \(values.dtype) \(values.shape)"
             }

@@ -4,7 +4,9 @@
 // `io` reads files where the code runs: `io.bytes(name)` gives the ArrayBuffer of a file of the bundle, and
 // `io.rgba(buffer)` decodes an image to {data, height, width}, four bytes for each pixel.
 
-const SHOWN_CLASSES = 3;
+import { describe, imageMap } from "./answers.js";
+import { prepareSound } from "./sounds.js";
+
 const ARRAYS = {
   float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, bool: Uint8Array,
   int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array, uint16: Uint16Array,
@@ -124,44 +126,16 @@ function prepareImage(image, how, dtype) {
   return { values, shape: how.layout === "nchw" ? [1, channels, height, width] : [1, height, width, channels] };
 }
 
-/** Returns a .wav of 16 bits as the values and the shape of a batch of one sample, as the manifest says. */
-function prepareSound(buffer, how, tensor) {
-  const view = new DataView(buffer);
-  const text = (at) => String.fromCharCode(...new Uint8Array(buffer, at, 4));
-  let [rate, channels, bits, data, at] = [0, 1, 16, null, 12];
-  while (at + 8 <= buffer.byteLength) {
-    const size = view.getUint32(at + 4, true);
-    if (text(at) === "fmt ") {
-      channels = view.getUint16(at + 10, true);
-      rate = view.getUint32(at + 12, true);
-      bits = view.getUint16(at + 22, true);
-    }
-    if (text(at) === "data") data = [at + 8, Math.min(size, buffer.byteLength - at - 8)];
-    at += 8 + size + (size % 2);
-  }
-  if (data === null || bits !== 16) throw new Error("Give a .wav of 16 bits.");
-  if (rate !== how.sample_rate)
-    throw new Error(`The sound has ${rate} samples a second; resample it to ${how.sample_rate} first.`);
-  const count = Math.floor(data[1] / 2 / channels);
-  const length = how.samples ?? count;
-  const middle = how.align === "middle";
-  const start = middle ? Math.floor(Math.max(0, count - length) / 2) : 0;
-  const before = middle ? Math.floor(Math.max(0, length - count) / 2) : 0;
-  const values = makeArray(tensor.dtype, length);
-  for (let i = 0; i < Math.min(length, count); i++) {
-    let sum = 0;
-    for (let c = 0; c < channels; c++) sum += view.getInt16(data[0] + 2 * ((start + i) * channels + c), true);
-    const value = (sum / channels / 2 ** 15) * how.peak;
-    values[before + i] = tensor.dtype.includes("int") ? Math.round(value) : value;
-  }
-  return { values, shape: [...Array(tensor.shape.length - 1).fill(1), length] };
-}
-
 /** Returns a file's content as the values and the shape of the model's input. */
 export async function makeInput(io, buffer, tensor) {
   const how = tensor.preprocessing;
   if (how === null) throw new Error(`manifest.json has no preprocessing for '${tensor.name}', so no file can be its input.`);
-  if (how.kind === "sound") return prepareSound(buffer, how, tensor);
+  if (how.kind === "sound") {
+    const sound = prepareSound(buffer, how);
+    const values = makeArray(tensor.dtype, sound.length);
+    sound.forEach((value, i) => { values[i] = tensor.dtype.includes("int") ? Math.round(value) : value; });
+    return { values, shape: [...Array(tensor.shape.length - 1).fill(1), sound.length] };
+  }
   return prepareImage(dropAlpha(await io.rgba(buffer), how.color), how, tensor.dtype);
 }
 
@@ -217,18 +191,6 @@ async function findMistakes(io, ort, session, manifest) {
   return mistakes;
 }
 
-/** Returns the best classes of each output that has scores for them, and the form of other outputs, as text. */
-function describe(outputs, manifest) {
-  const { labels } = manifest;
-  return manifest.outputs.map(({ name, class_axis }) => {
-    const { data, dims, type } = outputs[name];
-    if (dims.length !== 2 || ![1, -1].includes(class_axis)) return `${name}: ${type} [${dims}]`;
-    const ranked = Array.from(data.slice(0, dims[1]), (score, index) => ({ score, index }));
-    ranked.sort((a, b) => b.score - a.score);
-    return ranked.slice(0, SHOWN_CLASSES).map(({ score, index }) => `${labels[index] ?? index}: ${score}`).join("\n");
-  }).join("\n");
-}
-
 /** Loads the model, and checks it: {manifest, session, mistakes}. */
 export async function open(io, ort) {
   const manifest = JSON.parse(new TextDecoder().decode(await io.bytes("manifest.json")));
@@ -245,7 +207,7 @@ export function verdict({ manifest, mistakes }) {
   return manifest.golden.length ? "self-test: passed" : "self-test: this bundle has no golden files";
 }
 
-/** Returns the model's answer for the content of a file, as text. */
+/** Returns the model's answer for the content of a file: {text, map}. `map` is the class map of an image, or null. */
 export async function answer(io, ort, { manifest, session }, buffer) {
   if (manifest.inputs.length !== 1)
     throw new Error("The model takes several inputs: make them as manifest.json says, and call session.run.");
@@ -255,5 +217,6 @@ export async function answer(io, ort, { manifest, session }, buffer) {
   const values = makeArray(tensor.dtype, batch * one.values.length);
   for (let i = 0; i < batch; i++) values.set(one.values, i * one.values.length);
   const input = new ort.Tensor(tensor.dtype, values, [batch, ...one.shape.slice(1)]);
-  return describe(await session.run({ [tensor.name]: input }), manifest);
+  const outputs = await session.run({ [tensor.name]: input });
+  return { text: describe(outputs, manifest), map: imageMap(outputs, manifest) };
 }

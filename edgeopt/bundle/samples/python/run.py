@@ -3,6 +3,7 @@
     pip install numpy onnxruntime pillow
     python samples/python/run.py              # does this machine compute what the build computed?
     python samples/python/run.py FILE         # the model's answer for an image or a .wav
+    python samples/python/run.py FILE MAP.png # also writes the class map of an image: each pixel is a class number
 
 Everything that is known of the model is in ``manifest.json``; take from this file what your app needs.
 """
@@ -10,6 +11,7 @@ Everything that is known of the model is in ``manifest.json``; take from this fi
 from __future__ import annotations
 
 import json
+import math
 import sys
 import wave
 from pathlib import Path
@@ -20,6 +22,7 @@ import onnxruntime
 
 BUNDLE = Path(__file__).resolve().parents[2]
 SHOWN_CLASSES = 3
+ZERO_CROSSINGS = 16  # of the filter that resamples, on each side
 
 
 def prepare_image(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
@@ -78,22 +81,49 @@ def resize_to_fit(image: Any, how: dict[str, Any]) -> Any:
     return image.resize((cover_width, cover_height), bilinear).crop((left, top, left + width, top + height))
 
 
+def read_sound(path: Path) -> tuple[np.ndarray[Any, Any], int]:
+    """Return the mean of the channels of a .wav of 16 bits, in -1 to 1, and its samples a second."""
+    try:
+        with wave.open(str(path)) as file:
+            rate, channels, width = file.getframerate(), file.getnchannels(), file.getsampwidth()
+            content = file.readframes(file.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise SystemExit(f"{path} cannot be read as a .wav of 16 bits ({error}).") from error
+    if width != 2:
+        raise SystemExit(f"{path} has {8 * width} bits; save it with 16.")
+    content = content[: len(content) // (2 * channels) * 2 * channels]
+    return np.frombuffer(content, "<i2").reshape(-1, channels).mean(1) / 2**15, rate
+
+
+def resample(sound: np.ndarray[Any, Any], rate: int, wanted: int) -> np.ndarray[Any, Any]:
+    """Return a sound with another number of samples a second, without the frequencies that these cannot hold."""
+    kept = min(1.0, wanted / rate)  # of the frequencies
+    reach = math.ceil(ZERO_CROSSINGS / kept)  # old samples on each side of a new one
+    places = np.arange(-(-len(sound) * wanted // rate), dtype=np.int64) * rate
+    nearest, rest = places // wanted, places % wanted / wanted
+    padded = np.pad(sound, reach)
+    values, weights = np.zeros(len(places)), np.zeros(len(places))
+    for step in range(1 - reach, reach + 1):
+        apart = (step - rest) * kept
+        window = np.cos(np.pi / 2 * np.clip(apart / ZERO_CROSSINGS, -1, 1)) ** 2
+        weight = np.sinc(apart) * window
+        values += weight * padded[nearest + step + reach]
+        weights += weight
+    return values / weights
+
+
 def prepare_sound(path: Path, how: dict[str, Any], shape: list[int | str]) -> np.ndarray[Any, Any]:
     """Return a .wav of 16 bits as a batch of one sample, as the manifest says."""
-    with wave.open(str(path)) as file:
-        rate, channels = file.getframerate(), file.getnchannels()
-        if file.getsampwidth() != 2:
-            raise SystemExit(f"{path} has {8 * file.getsampwidth()} bits; save it with 16.")
-        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2").reshape(-1, channels).mean(1)
+    samples, rate = read_sound(path)
     if rate != how["sample_rate"]:
-        raise SystemExit(f"{path} has {rate} samples a second; resample it to {how['sample_rate']} first.")
+        samples = resample(samples, rate, how["sample_rate"])
     length = how["samples"]
     if length is not None:
         before = max(0, length - len(samples)) // 2 if how["align"] == "middle" else 0
         start = max(0, len(samples) - length) // 2 if how["align"] == "middle" else 0
         samples = samples[start : start + length]
         samples = np.pad(samples, (before, length - len(samples) - before))
-    values: np.ndarray[Any, Any] = samples / 2**15 * how["peak"]
+    values: np.ndarray[Any, Any] = samples * how["peak"]
     return values.reshape([1] * (len(shape) - 1) + [-1])
 
 
@@ -163,17 +193,49 @@ def find_mistakes(session: Any, manifest: dict[str, Any]) -> list[str]:
     return mistakes
 
 
+def class_map(output: np.ndarray[Any, Any], class_axis: int) -> np.ndarray[Any, Any]:
+    """Return the best class of each place of the first sample, such as each pixel."""
+    best: np.ndarray[Any, Any] = np.argmax(output, axis=class_axis)[0]
+    return best
+
+
+def has_class_map(tensor: dict[str, Any], output: np.ndarray[Any, Any]) -> bool:
+    """Tell whether an output has scores for the classes of each place."""
+    return tensor["class_axis"] is not None and output.ndim > 2
+
+
 def print_answers(manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Print the best classes of each output that has scores for them, and the form of other outputs."""
+    """Print the best classes of scores, the shares of the classes of maps, and the form of other outputs."""
     labels = manifest["labels"]
     for tensor in manifest["outputs"]:
         output = outputs[tensor["name"]]
+        if has_class_map(tensor, output):
+            found = class_map(output, tensor["class_axis"])
+            print(f"{tensor['name']}: class map of {'x'.join(map(str, found.shape))}")
+            counts = np.bincount(found.ravel())
+            for index in np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]:
+                print(f"{labels[index] if labels else index}: {100 * counts[index] / found.size:.1f} %")
+            continue
         if tensor["class_axis"] in (1, -1) and output.ndim == 2:
             for index in np.argsort(-output[0])[:SHOWN_CLASSES]:
                 print(f"{labels[index] if labels else index}: {output[0, index]:.4g}")
             continue
         values = f", {output.min():.4g} to {output.max():.4g}" if output.size else ""
         print(f"{tensor['name']}: {output.dtype} {list(output.shape)}{values}")
+
+
+def write_map(path: Path, manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Write the class map of an image as a grey image, of which each pixel is the number of a class."""
+    from PIL import Image
+
+    tensors = [tensor for tensor in manifest["outputs"] if has_class_map(tensor, outputs[tensor["name"]])]
+    maps = [class_map(outputs[tensor["name"]], tensor["class_axis"]) for tensor in tensors]
+    maps = [one for one in maps if one.ndim == 2]
+    if not maps:
+        raise SystemExit("The model gives no class map of an image, so there is none to write.")
+    if maps[0].max(initial=0) > 255:
+        raise SystemExit("The class map has classes above 255, which a grey image of 8 bits cannot hold.")
+    Image.fromarray(maps[0].astype(np.uint8)).save(path)
 
 
 def main() -> int:
@@ -194,8 +256,10 @@ def main() -> int:
         if isinstance(tensor["shape"][0], int):  # a fixed batch
             values = np.repeat(values, tensor["shape"][0], axis=0)
         names = [tensor["name"] for tensor in manifest["outputs"]]
-        found = session.run(names, {tensor["name"]: values})
-        print_answers(manifest, dict(zip(names, found)))  # noqa: B905
+        found = dict(zip(names, session.run(names, {tensor["name"]: values})))  # noqa: B905
+        print_answers(manifest, found)
+        if len(sys.argv) > 2:
+            write_map(Path(sys.argv[2]), manifest, found)
     return 0
 
 

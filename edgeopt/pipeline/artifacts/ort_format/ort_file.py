@@ -33,6 +33,7 @@ from edgeopt.records.choice import Choice, OrtFile
 from edgeopt.records.profile import GraphLevel, OrtPlatform
 from edgeopt.records.trial import Measured
 from edgeopt.report import words
+from edgeopt.report.proof import with_runtime
 from edgeopt.select.limits import judge_device_limits
 from edgeopt.statistics import comparison_ratio, verdict
 
@@ -230,7 +231,7 @@ def _find_objection(build: Build, choice: Choice, form: _Form) -> str | None:
     dense = (
         f"as dense as in model.onnx they would take {words.size(form.size_bytes)}, but unpacking them in each run would"
     )
-    findings = judge_device_limits(worst, _judged_bytes(build, form.record), budget)
+    findings = judge_device_limits(worst, _deciding_bytes(build, form.record), budget)
     if missed := [str(one.limit) for one in findings if not one.kept]:
         return f"{dense} miss the limit on {words.listed(missed)}."
     original = build.workspace.artifact(baseline.artifact.sha256)
@@ -240,13 +241,14 @@ def _find_objection(build: Build, choice: Choice, form: _Form) -> str | None:
     return f"{dense} take {words.times(comparison_ratio(against).value)} the time of the baseline."
 
 
-def _judged_bytes(build: Build, ort: OrtFile) -> int:
-    return ort.download_bytes if build.budget.size_metric == "download" else ort.size_bytes
+def _deciding_bytes(build: Build, ort: OrtFile) -> int:
+    return build.budget.deciding_bytes(ort.size_bytes, ort.download_bytes)
 
 
 def _over_limit(build: Build, ort: OrtFile) -> tuple[str, ...]:
-    allowed, found = build.budget.max_size_bytes, _judged_bytes(build, ort)
+    allowed, found = build.budget.max_size_bytes, build.budget.judged_bytes(_deciding_bytes(build, ort))
     if allowed is None or found <= allowed:
         return ()
-    texts = words.distinguishable(found, allowed, "bytes"), words.limit(allowed, "bytes")
-    return (f"{ort.file} has {texts[0]}, but the size limit, which was judged on model.onnx, is {texts[1]}.",)
+    size = f"{words.distinguishable(found, allowed, 'bytes')}{with_runtime(build.budget)}"
+    limit = words.limit(allowed, "bytes")
+    return (f"{ort.file} has {size}, but the size limit, which was judged on model.onnx, is {limit}.",)

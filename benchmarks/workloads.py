@@ -47,8 +47,9 @@ from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.profiles import load_profile
 from edgeopt.device.local import LocalDevice
 from edgeopt.errors import EdgeoptError
+from edgeopt.pipeline.verify.device_score import ScoredOutputs
 from edgeopt.records.codec import to_json
-from edgeopt.scoring.drop import mean_drop_interval, rows_drop_interval, sums_drop_interval
+from edgeopt.scoring.drop import drop_interval
 from edgeopt.statistics import comparison_ratio
 from edgeopt.task import CheckedTask
 from edgeopt.task.load import load_task
@@ -83,6 +84,7 @@ class HeldOut:
         self.task = task
         self.teacher = teacher
         self.targets = [to_numpy(targets) for _, targets in batches]
+        self.counts = [task.axes.count(inputs) for inputs, _ in batches]
         self.inputs, self.outputs = folder / "inputs.npz", folder / "outputs.npz"
         self.target = target
         folder.mkdir(exist_ok=True)
@@ -111,19 +113,15 @@ class HeldOut:
 
     def largest_drop(self, model: Path) -> float:
         """Return the upper end of the 95 % paired interval of the drop from the teacher's file."""
-        task, before, after = self.task, self.teacher_pairs, self.pairs(model)
-        first = task.sample_scores(before)
-        if first is not None and (second := task.sample_scores(after)) is not None:
-            return mean_drop_interval(first, second, task.score_direction).high
-        rows = [task.sample_statistics(pairs) for pairs in (before, after)]
-        baseline, samples = rows
-        assert baseline is not None, "every ready task has statistics of its samples"
-        assert samples is not None
-        if not task.scores_rows:
-            return sums_drop_interval(baseline, samples, task.score_statistics, task.score_direction).high
-        found = rows_drop_interval(baseline, samples, task.score_rows, task.score_direction)
-        assert found is not None, "the time limit allows too few draws"
+        before, after = (self.scored(pairs) for pairs in (self.teacher_pairs, self.pairs(model)))
+        found = drop_interval(before, after, self.task, lambda: (before.pairs, after.pairs, self.counts))
+        assert found is not None, "samples of every ready task can be drawn"
         return found.high
+
+    def scored(self, pairs: list[tuple[Any, Any]]) -> ScoredOutputs:
+        """Return outputs and targets with their score, and what its interval is computed from."""
+        task = self.task
+        return ScoredOutputs(pairs, task.score(pairs), task.sample_scores(pairs), task.sample_statistics(pairs))
 
 
 def build(name: str, target: str, folder: Path, quick: bool) -> tuple[Row, float]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,43 @@ _Floats = NDArray[np.float64]
 _ScoreFunction = Callable[[Sequence[Pair]], float]
 
 
+class ScoreParts(Protocol):
+    """A score on a set, and what its intervals are computed from."""
+
+    @property
+    def value(self) -> float:
+        """The score."""
+
+    @property
+    def samples(self) -> _Floats | None:
+        """Scores of single samples; None if there are none. The score is not always their mean."""
+
+    @property
+    def rows(self) -> _Floats | None:
+        """A row of numbers for each sample, which the score is computed from; None if there are none."""
+
+
+class ScoreRule(Protocol):
+    """How a task computes its score."""
+
+    @property
+    def score_direction(self) -> ScoreDirection:
+        """Whether a higher or a lower score is better."""
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether the score is computed from rows of single samples, instead of their sums."""
+
+    def score_rows(self, rows: _Floats, /) -> float:
+        """Return the score from rows."""
+
+    def score_statistics(self, sums: _Floats, /) -> float:
+        """Return the score from the sums of rows."""
+
+    def score(self, pairs: Sequence[Pair], /) -> float:
+        """Return the score from outputs and targets, in batches."""
+
+
 def worsening(baseline: float, value: float, direction: ScoreDirection) -> float:
     """Return how much worse a score is than the baseline's; negative if it is better."""
     return baseline - value if direction == "higher" else value - baseline
@@ -48,6 +85,49 @@ def is_mean(score: float, samples: _Floats | None) -> bool:
     if samples is None or samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
         return False
     return bool(abs(float(samples.mean()) - score) <= MEAN_TOLERANCE * max(1.0, abs(score)))
+
+
+def drop_interval(
+    baseline: ScoreParts,
+    found: ScoreParts,
+    rule: ScoreRule,
+    read_samples: Callable[[], tuple[Sequence[Pair], Sequence[Pair], Sequence[int]]],
+    seed: int = 0,
+) -> Interval | None:
+    """Return the drop of a score with its 95 % interval over the same samples, from the least that it can be had from.
+
+    That is the scores of single samples if the score is their mean, else the rows of numbers of both files, else draws
+    of outputs and targets.
+
+    Args:
+        baseline: The score of the baseline.
+        found: That of the file, over the same samples.
+        rule: How both were computed.
+        read_samples: Gives outputs with targets of the baseline and of the file, and the number of samples in each
+            batch; called only for draws.
+        seed: Of the draws.
+
+    Returns:
+        None if samples cannot be drawn, see ``resampled_drop_interval``.
+    """
+    direction = rule.score_direction
+    if (means := _matching(_mean_of(baseline), _mean_of(found))) is not None:
+        return mean_drop_interval(*means, direction)
+    if (rows := _matching(baseline.rows, found.rows)) is not None:
+        if rule.scores_rows:
+            return rows_drop_interval(*rows, rule.score_rows, direction)
+        return sums_drop_interval(*rows, rule.score_statistics, direction)
+    before, after, counts = read_samples()
+    return resampled_drop_interval(before, after, counts, rule.score, direction, seed=seed)
+
+
+def _mean_of(score: ScoreParts) -> _Floats | None:
+    return score.samples if is_mean(score.value, score.samples) else None
+
+
+def _matching(first: _Floats | None, second: _Floats | None) -> tuple[_Floats, _Floats] | None:
+    """Return both if they are of the same samples."""
+    return None if first is None or second is None or first.shape != second.shape else (first, second)
 
 
 def mean_drop_interval(baseline: _Floats, samples: _Floats, direction: ScoreDirection) -> Interval:

@@ -33,14 +33,7 @@ from edgeopt.records.budget import DEFAULT_CONFIDENCE
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import AnswerChanges, Score
 from edgeopt.scoring.answers import compare_answers, unchanged
-from edgeopt.scoring.drop import (
-    is_mean,
-    mean_drop_interval,
-    resampled_drop_interval,
-    rows_drop_interval,
-    sums_drop_interval,
-    worsening,
-)
+from edgeopt.scoring.drop import drop_interval, is_mean, worsening
 from edgeopt.statistics import Interval, end_at, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
 
@@ -224,20 +217,15 @@ class Evaluator:
         self, sha256: str, base: FileScore, found: FileScore, inputs: Path, targets: Sequence[Any]
     ) -> Interval | None:
         """Return the paired interval of the drop of the score itself; None if its samples cannot be drawn."""
-        data = self.build.data
-        direction = data.score_direction
-        if base.mean_of is not None and found.mean_of is not None and base.mean_of.shape == found.mean_of.shape:
-            return mean_drop_interval(base.mean_of, found.mean_of, direction)
         if sha256 == self.baseline:
             return Interval(0.0, 0.0, 0.0)
-        if base.rows is not None and found.rows is not None and base.rows.shape == found.rows.shape:
-            if data.scores_rows:
-                return rows_drop_interval(base.rows, found.rows, data.score_rows, direction)
-            return sums_drop_interval(base.rows, found.rows, data.score_statistics, direction)
-        before = data.pairs(self._baseline_outputs(inputs), targets or self.reference(inputs))
-        after = found.pairs or self.pairs(sha256, inputs, targets)
-        counts = self._counts(inputs)
-        return resampled_drop_interval(before, after, counts, data.score, direction, seed=self.build.seed)
+        data = self.build.data
+
+        def read_samples() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], list[int]]:
+            before = data.pairs(self._baseline_outputs(inputs), targets or self.reference(inputs))
+            return before, found.pairs or self.pairs(sha256, inputs, targets), self._counts(inputs)
+
+        return drop_interval(base, found, data, read_samples, seed=self.build.seed)
 
     def pairs(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Run a file on a set and return pairs of outputs and targets; without labels, of the baseline's outputs."""

@@ -25,15 +25,7 @@ from edgeopt.pipeline.verify.device_score import (
 from edgeopt.records.base import Record
 from edgeopt.records.scoring import ScoreDirection
 from edgeopt.report.parts import Span
-from edgeopt.scoring.drop import (
-    is_mean,
-    mean_drop_interval,
-    resampled_drop_interval,
-    rows_drop_interval,
-    sums_drop_interval,
-    worsening,
-)
-from edgeopt.statistics import Interval
+from edgeopt.scoring.drop import drop_interval, worsening
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
 if TYPE_CHECKING:
@@ -109,7 +101,10 @@ class ProviderScorer:
         if run_target.profile.providers[0] == PROCESSOR:
             self._on_processor = found
         base, direction = self._on_processor, evaluation.score_direction
-        paired = None if base is None or base is found else drop_interval(evaluation, base, found)
+        paired = None
+        if base is not None and base is not found:
+            read = (base.pairs, found.pairs, evaluation.counts)
+            paired = drop_interval(base, found, evaluation, lambda: read)
         interval = score_interval(evaluation, found)
         return ProviderScore(
             task=evaluation.task.spec,
@@ -137,18 +132,3 @@ def _find_outputs(evaluation: EvaluationSet, found: Sequence[str], model: Path) 
             "task, or data, with the outputs of this file."
         )
     return tuple(found)
-
-
-def drop_interval(evaluation: EvaluationSet, base: ScoredOutputs, found: ScoredOutputs) -> Interval | None:
-    """Return how much worse outputs score than others over the same samples; None if samples cannot be drawn."""
-    direction = evaluation.score_direction
-    before, after = base.samples, found.samples
-    if is_mean(base.value, before) and is_mean(found.value, after):
-        assert before is not None
-        assert after is not None
-        return mean_drop_interval(before, after, direction)
-    if base.rows is not None and found.rows is not None and base.rows.shape == found.rows.shape:
-        if evaluation.scores_rows:
-            return rows_drop_interval(base.rows, found.rows, evaluation.score_rows, direction)
-        return sums_drop_interval(base.rows, found.rows, evaluation.score_statistics, direction)
-    return resampled_drop_interval(base.pairs, found.pairs, evaluation.counts, evaluation.score, direction)

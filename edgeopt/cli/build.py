@@ -115,7 +115,8 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="MINUTES",
-    help="Stop training after this time, and end with the best file so far (as `edgeopt stop` does).",
+    help="End after about this time with the best file so far (as `edgeopt stop` does). The last tenth, at most five "
+    "minutes, is for files of networks whose trainings it cuts off; with more time these go on.",
 )
 @click.option(
     "--quick",

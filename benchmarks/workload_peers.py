@@ -25,8 +25,8 @@ from edgeopt.export.to_onnx import export
 from edgeopt.passes.distill.compute import CPU
 from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.optimizer import learning_rate, make_optimizer
 from edgeopt.passes.distill.teacher import stream_seed
-from edgeopt.passes.distill.train import learning_rate, make_optimizer
 from edgeopt.passes.safe_gradients import find_layout
 from edgeopt.pipeline.search.candidate import WARMUP_RATIO
 from edgeopt.records.recipe import MAX_EPOCHS_RATIO, Distill

@@ -45,6 +45,7 @@ def a_stub_build(*, facts=None, **attributes):
         "fingerprint": "task",
         "progress": lambda stage, detail: None,
         "is_out_of_time": False,
+        "may_train": True,
     }
     keys = Keys(build_facts(profile=profile, **(facts or {})))
     build = SimpleNamespace(**(known | {"keys": keys} | attributes))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -170,9 +170,24 @@ def _shown(names: list[str]) -> str:
 
 
 def _covered_files(bundle: Path, manifest: Manifest) -> hashing.Config:
-    """Return how the files of a bundle are hashed: each as a whole, links by their content."""
+    """Return how the files of a bundle are hashed: each as a whole, links by their content.
+
+    The signature's subject is the name of the task, as in the list of parts. The library would take the folder's, which
+    is a temporary one in a build; its format says that the name is only for information.
+    """
     from model_signing import hashing
+    from model_signing.manifest import Manifest as FileDigests
+    from model_signing.manifest import SerializationType
+
+    class NamedDigests(hashing.Config):  # type: ignore[misc]  # of a package without types
+        def hash(
+            self, model_path: hashing.PathLike, *, files_to_hash: Iterable[hashing.PathLike] | None = None
+        ) -> FileDigests:
+            found = super().hash(model_path, files_to_hash=files_to_hash)
+            kind = SerializationType.from_args(found.serialization_type)
+            items = [kind.new_item(one.identifier, one.digest) for one in found.resource_descriptors()]
+            return FileDigests(Path(manifest.task).name, items, kind)
 
     left_out = [SIGNATURE_NAME, *find_added_samples(bundle, manifest)]
-    config = hashing.Config().use_file_serialization()
+    config = NamedDigests().use_file_serialization()
     return config.set_ignored_paths(paths=left_out, ignore_git_paths=False).set_allow_symlinks(True)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from edgeopt.cli.options import DATA_HELP, FILE, data_options, estimate_option, run_options, verbose_option
+from edgeopt.cli.options import (
+    DATA_HELP,
+    FILE,
+    data_options,
+    estimate_option,
+    refuse_unread_data_options,
+    run_options,
+    verbose_option,
+)
 from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
@@ -159,11 +167,7 @@ def _score_source(
 ) -> _ScoreSource:
     if providers is None and (score, data) != (None, None):
         raise click.UsageError("--score shows the score on each execution provider: it goes with --providers.")
-    unused = [*options.for_images, *(["--state"] if options.states else [])] if score is None else []
-    if unused:
-        raise click.UsageError(
-            f"{' and '.join(unused)} would change nothing: such options say how --score MODEL.onnx reads its --data."
-        )
+    refuse_unread_data_options(score, options)
     return _ScoreSource(score, data, options)
 
 

@@ -21,6 +21,7 @@ from edgeopt.cli.options import (
     fallback_option,
     further_options,
     limit_options,
+    refuse_unread_options,
     score_options,
     unseen_row_options,
     verbose_option,
@@ -34,6 +35,7 @@ from edgeopt.records.width_rules import WidthRules
 if TYPE_CHECKING:
     from edgeopt.bundle.signature import PrivateKey
     from edgeopt.config.project import Project
+    from edgeopt.pipeline.search.driver import Further
     from edgeopt.records.budget import Budget
     from edgeopt.records.choice import Choice
     from edgeopt.records.profile import Profile
@@ -113,7 +115,8 @@ NOTHING_KEEPS_THE_LIMITS = 3
     "--time-limit",
     type=click.FloatRange(0, min_open=True),
     metavar="MINUTES",
-    help="Stop training after this time, and end with the best file so far (as `edgeopt stop` does).",
+    help="End after about this time with the best file so far (as `edgeopt stop` does). The last tenth, at most five "
+    "minutes, is for files of networks whose trainings it cuts off; with more time these go on.",
 )
 @click.option(
     "--quick",
@@ -170,7 +173,9 @@ def command(
     from edgeopt.store.workspace import Workspace
 
     began = time.monotonic()
-    _check_ray_options(asked["ray"], asked["ray_cores"])
+    _check_ray_options(asked["ray"], asked["ray_cores"], asked["further"])
+    if quiet and progress_as == "json":
+        raise click.UsageError("--quiet shows no progress, and --progress json asks for it: leave one of them out.")
     project = load_project()
     chosen = _choose_targets(targets, project, device_uri)
     if asked.pop("keep_names"):
@@ -266,11 +271,19 @@ def _open_given(
     from edgeopt.config.shapes import merge_shapes
     from edgeopt.pipeline.given_model import open_given_task
 
+    if data is None:
+        refuse_unread_options(options.for_images, "such options say how images become inputs. Add --data FOLDER.")
     sizes = merge_shapes(shapes, "--shape")
-    return open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
+    given = open_given_task(Path(task), data, score_wish, options.with_sizes(sizes), profile.limits.batch_size)
+    if score_wish.ignored is not None and given.target_batches() is None:
+        advice = f"{data or 'a build without --data'} has no labels. Give data with labels, or leave it out."
+        refuse_unread_options([f"--ignore-label {score_wish.ignored}"], advice)
+    return given
 
 
-def _check_ray_options(address: str | None, cores: int | None) -> None:
+def _check_ray_options(address: str | None, cores: int | None, further: Further) -> None:
+    if address is not None and further == "never":
+        raise click.UsageError("--ray trains on a cluster, and --no-train trains nothing: leave one of them out.")
     if address is None and cores is not None:
         raise click.UsageError(
             f"--ray-cores {cores} sets the cores of each training on a Ray cluster: it goes with --ray ADDRESS."

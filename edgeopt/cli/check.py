@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgeopt.cli.options import DATA_HELP, data_options, fallback_option, verbose_option
+from edgeopt.cli.options import (
+    DATA_HELP,
+    data_options,
+    fallback_option,
+    refuse_unread_data_options,
+    verbose_option,
+)
 from edgeopt.records.preprocessing import DataOptions
 
 if TYPE_CHECKING:
@@ -109,6 +115,7 @@ def command(
     from edgeopt.pipeline.verify.check import check_bundle
     from edgeopt.pipeline.verify.runtimes import check_in_runtime, choose_version
 
+    refuse_unread_data_options(score, data_options)
     release = _open_release(against, max_regression)
     _check_folders(junit, summary)
     verifying_key, signing_key = _open_keys(public_key, sign)

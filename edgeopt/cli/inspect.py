@@ -6,14 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
-from edgeopt.cli.options import run_options, verbose_option
+from edgeopt.cli.options import refuse_unread_options, run_options, verbose_option
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgeopt.pipeline.inspect import ModelInspection, TaskInspection
 
+_RUNNING = {
+    "target": "--target",
+    "device_uri": "--device",
+    "batch_size": "--batch-size",
+    "shapes": "--shape",
+    "allow_fallback": "--allow-fallback",
+}
+"""Options that say how a file is run, by the names of their arguments."""
 SHOWN_ROWS = 10
 """Rows of a table for people; ``--json`` has all of them."""
 
@@ -60,6 +69,7 @@ def command(
     from edgeopt.pipeline.inspect import ModelInspection, inspect_channels, inspect_model, inspect_task
     from edgeopt.records.codec import to_json
 
+    _check_options(subject, channels)
     inspection: ModelInspection | TaskInspection
     with stdout_to_stderr(), ProgressDisplay() as progress:
 
@@ -89,6 +99,32 @@ def command(
     console = Console(highlight=False, soft_wrap=True)
     for table in _model_tables(inspection) if isinstance(inspection, ModelInspection) else _task_tables(inspection):
         console.print(table)
+
+
+def _check_options(subject: str, channels: bool) -> None:
+    """Refuse options that say nothing about what is shown.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    context = click.get_current_context()
+
+    def given(names: dict[str, str]) -> list[str]:
+        return [
+            option
+            for name, option in names.items()
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ]
+
+    if not subject.endswith(".onnx"):
+        advice = f"such options are for a MODEL.onnx, and '{subject}' is a task. Leave them out."
+        refuse_unread_options(given({**_RUNNING, "inputs": "--inputs"}), advice)
+    elif channels:
+        advice = "such options say how the file is run, and --channels doesn't run it. Leave one or the other out."
+        refuse_unread_options(given(_RUNNING), advice)
+    else:
+        advice = "it has the latency table for the channels of MODEL.onnx. Add --channels, or leave it out."
+        refuse_unread_options(given({"workspace": "--workspace"}), advice)
 
 
 def _model_tables(inspection: ModelInspection) -> list[Table]:

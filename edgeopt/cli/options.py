@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +246,31 @@ verbose_option = click.option(
     callback=_start_logging,
     help="Print debug messages on stderr.",
 )
+
+
+def refuse_unread_options(names: Iterable[str], advice: str) -> None:
+    """Refuse options that have no effect.
+
+    Args:
+        names: Of the options that were given, as the command line calls them; if there are none, nothing is refused.
+        advice: What they are for, and what to add; the end of the sentence.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    found = " and ".join(names)
+    if found:
+        raise click.UsageError(f"{found} would change nothing: {advice}")
+
+
+def refuse_unread_data_options(score: str | None, options: DataOptions) -> None:
+    """Refuse options that say how the data of a given file are read if no such file is scored.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    advice = "such options say how --score MODEL.onnx reads its --data. Add these two."
+    refuse_unread_options(options.given if score is None else (), advice)
 
 
 # -- the data of a given file -------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ def command(workspace: Path) -> None:
     """End the build that runs in the workspace with the best file so far, as --time-limit does.
 
     Trainings end at once, and keep their last epoch: the same build command goes on from there. (Several processes that
-    train one network together finish their epoch.) What is being measured is measured to its end, and the bundle is
-    written, usually within a minute or two. (Ctrl-C ends at once, without a bundle.)
+    train one network together finish their epoch.) A network that keeps the limit on the score already is tried as it
+    is. What is being measured is measured to its end, and the bundle is written, usually within a minute or two.
+    (Ctrl-C ends at once, without a bundle.)
     """
     from edgeopt.errors import InputError
     from edgeopt.store.workspace import Workspace

@@ -94,7 +94,7 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     ray_cores: int | None = None
     """For each training there."""
     time_limit_seconds: float | None
-    """After this long trainings end, and no further one begins."""
+    """Trainings end a little sooner, so that there is time for files of what they have reached."""
     shapes: tuple[str, ...] = ()
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     width_rules: WidthRules = WidthRules()

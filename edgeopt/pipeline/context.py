@@ -38,6 +38,10 @@ _CANDIDATES = 2
 MAX_CANDIDATES = 16
 """Of a round, on a machine with enough cores or GPUs; each takes memory of its own."""
 _QUICK_EPOCHS = 2
+_RESERVED_RATIO = 0.1
+"""Of a time limit: after the trainings, for files of what they have reached."""
+_MAX_RESERVED_SECONDS = 300.0
+"""Of the same."""
 _SPARSITIES = (0.5, 0.75)
 
 
@@ -154,11 +158,22 @@ class Build:
         return self.workspace.stop_file.exists()
 
     @property
+    def training_seconds(self) -> float | None:
+        """How long after its begin the build may train; the rest of its time is for files. None without a limit."""
+        limit = self.time_limit_seconds
+        return None if limit is None else limit - min(_RESERVED_RATIO * limit, _MAX_RESERVED_SECONDS)
+
+    @property
+    def may_train(self) -> bool:
+        """Whether there is time for trainings."""
+        return not self.is_stopped and (self.training_seconds is None or self.clock.elapsed() <= self.training_seconds)
+
+    @property
     def deadline(self) -> float | None:
-        """When the time limit passes, in seconds since the epoch; None without one."""
-        if self.time_limit_seconds is None:
+        """When trainings end, in seconds since the epoch; None without a time limit."""
+        if self.training_seconds is None:
             return None
-        return time.time() + self.time_limit_seconds - self.clock.elapsed()
+        return time.time() + self.training_seconds - self.clock.elapsed()
 
     @cached_property
     def run_target(self) -> RunTarget:

@@ -94,8 +94,9 @@ def open_given_model(
         InputError: the model has another fixed batch size, the inputs have too few rows, or none can be made up.
     """
     if path.suffix == _RUNTIME_FORMAT:
-        if inputs is not None:
-            raise InputError(f"{path}: --inputs goes with an .onnx file, whose inputs can be checked.")
+        unread = "--inputs" if inputs is not None else "--shape" if shapes else None
+        if unread is not None:
+            raise InputError(f"{path}: {unread} goes with an .onnx file, whose inputs can be checked.")
         yield ReadyModel(path, None, path.stat().st_size, (), {})
         return
     given = read_given(path)

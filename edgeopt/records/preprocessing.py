@@ -204,3 +204,8 @@ class DataOptions(Record, frozen=True):
         """The options that only images need, as the command line calls them."""
         given = {"--mean": self.mean, "--std": self.std, "--size": self.size, "--layout": self.layout}
         return tuple(name for name, value in (*given.items(), ("--color", self.color)) if value is not None)
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The options that were given, as the command line calls them."""
+        return (*self.for_images, *(("--state",) if self.states else ()))

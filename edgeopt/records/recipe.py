@@ -93,6 +93,8 @@ class Distill(Record, frozen=True, kw_only=True, tag_field="step", tag="distill"
     """Whether it ends early if its network cannot reach the score that it must have."""
     find_rate: bool = False
     """Whether short trials lower the rate if a network would lose at it what it knows."""
+    ended_after: int | None = None
+    """Epochs after which it was cut off, because the time of its build was over; None: none of them is left out."""
 
     def epochs_for(self, batches: int) -> int:
         """Return the epochs of a training whose epochs have that many batches."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from edgeopt.records.choice import FailedTrainings
+from edgeopt.records.codec import digest
+from edgeopt.records.recipe import Distill
 from edgeopt.report import words
 from edgeopt.report.document import Document
 
@@ -21,10 +23,27 @@ def failure_notes(document: Document) -> list[str]:
             f"{words.plural(unfinished, 'training')} not finished when the time was over. The same command with more "
             f"time goes on from {'its' if unfinished == 1 else 'their'} last epoch."
         )
+    if cut_off := _count_cut_off(document):
+        its, network = ("its", "network") if cut_off == 1 else ("their", "networks")
+        notes.append(
+            f"{words.plural(cut_off, 'training')} cut off when the time was over, and {its} {network} tried as trained "
+            f"so far. The same command with more time goes on from {its} last epoch."
+        )
     if document.ended_early is not None:
         reason = document.ended_early.removesuffix(".")
         notes.append(f"The search ended early: {reason}. Run the same command to go on.")
     return notes
+
+
+def _count_cut_off(document: Document) -> int:
+    """Return how many trainings were cut off, but gave a network."""
+    return len(
+        {
+            digest((trial.recipe.torch_steps, trial.recipe.parent))
+            for trial in document.trials
+            if any(isinstance(step, Distill) and step.ended_after is not None for step in trial.recipe.torch_steps)
+        }
+    )
 
 
 def _reason_text(reason: str, numbers: tuple[int, ...]) -> str:

@@ -243,6 +243,8 @@ def _distill_text(step: Distill) -> str:
     epochs = plural(step.epochs, "epoch")
     if step.group_lasso > 0:
         return f"channels shrunk for {epochs} (group lasso {significant(step.group_lasso)})"
+    if step.ended_after is not None:
+        return f"distilled until the time was over, after {plural(step.ended_after, 'epoch')}"
     return f"distilled for {'at least ' if step.min_steps else ''}{epochs}"
 
 

@@ -20,7 +20,7 @@ def undertrained_note(trials: Iterable[Trial]) -> str | None:
     best: tuple[float, str] | None = None
     for trial in trials:
         steps = [step for step in trial.recipe.torch_steps if isinstance(step, Distill)]
-        epochs = sum(step.epochs for step in steps)
+        epochs = sum(step.epochs if step.ended_after is None else step.ended_after for step in steps)
         if not isinstance(trial.outcome, Measured) or epochs == 0:
             continue
         score = trial.outcome.score
@@ -28,7 +28,7 @@ def undertrained_note(trials: Iterable[Trial]) -> str | None:
             continue
         half_width = (score.drop_ci95[1] - score.drop_ci95[0]) / 2
         if score.drop + _CLEAR_INTERVALS * half_width < 0 and (best is None or score.drop < best[0]):
-            more = " or more" if any(step.min_steps for step in steps) else ""
+            more = " or more" if any(step.min_steps and step.ended_after is None for step in steps) else ""
             sentence = (
                 f"The trained network is undertrained: trial {trial.number} scores {-score.drop:.4f} better than it "
                 f"after {epochs}{more} epochs with it as the teacher. Train it longer before you compress it: every "

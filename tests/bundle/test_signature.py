@@ -30,10 +30,13 @@ def fault(bundle, public):
     return find_signature_fault(bundle, read_manifest(bundle), open_public_key(public))
 
 
-def signed_names(bundle):
+def signed_statement(bundle):
     envelope = json.loads((bundle / "model.sig").read_text())["dsseEnvelope"]
-    statement = json.loads(base64.b64decode(envelope["payload"]))
-    return {resource["name"] for resource in statement["predicate"]["resources"]}
+    return json.loads(base64.b64decode(envelope["payload"]))
+
+
+def signed_names(bundle):
+    return {resource["name"] for resource in signed_statement(bundle)["predicate"]["resources"]}
 
 
 def test_the_signature_covers_every_file_of_the_bundle_except_itself(signed, keys):
@@ -43,6 +46,12 @@ def test_the_signature_covers_every_file_of_the_bundle_except_itself(signed, key
     assert {"model.onnx", "manifest.json", "sbom.json", "samples/python/run.py"} <= names
     assert "model.sig" not in read_manifest(signed).files
     assert fault(signed, keys[1]) is None
+
+
+def test_the_signature_names_the_model_and_not_the_folder_that_it_was_signed_in(signed):
+    (subject,) = signed_statement(signed)["subject"]
+    (component,) = [json.loads((signed / "sbom.json").read_text())["metadata"]["component"]]
+    assert subject["name"] == component["name"] == read_manifest(signed).task.rpartition("/")[2]
 
 
 def test_the_program_of_the_format_verifies_a_bundle_too(signed, keys):

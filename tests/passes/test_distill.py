@@ -14,9 +14,10 @@ from edgeopt.passes.distill.compute import ComputeDevice
 from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.losses import soft_loss
+from edgeopt.passes.distill.optimizer import learning_rate
 from edgeopt.passes.distill.parts import TaughtBatch
 from edgeopt.passes.distill.teacher import CachePlan, ModuleTeacher, TeacherOutputs, checksum
-from edgeopt.passes.distill.train import Distillation, learning_rate
+from edgeopt.passes.distill.train import Distillation
 from edgeopt.passes.sparsify import SparsitySchedule
 from edgeopt.records.recipe import Distill, Sparsify
 from edgeopt.task import CheckedTask

@@ -57,5 +57,51 @@ def test_a_training_that_is_not_finished_in_time_goes_on_as_if_nothing_had_happe
     assert torch.equal(weights(parts), weights(whole))
 
 
+WITHIN_REACH = ScoreFloor(value=0.1, max_drop=0.01, direction="higher")
+
+
+def ends_in_epoch(task, number):
+    """Tell, once for each step, whether the time is over: it is in the middle of that epoch (from 0)."""
+    steps, last = itertools.count(), number * (steps_of_an_epoch(task) + 1) + 2
+    return lambda: next(steps) > last
+
+
+@pytest.mark.parametrize("floor", [WITHIN_REACH, None])
+def test_a_network_that_keeps_its_floor_when_the_time_is_over_is_used_as_it_is(task, tmp_path, floor):
+    for name in ("whole", "parts", "again"):
+        (tmp_path / name).mkdir()
+    step = msgspec.structs.replace(STEP, epochs=4)
+    whole = a_training(task, tmp_path / "whole", step)
+    expected = whole.run()
+
+    early = a_training(task, tmp_path / "parts", step, floor=floor, is_over=ends_in_epoch(task, 2), may_be_cut_off=True)
+    found = early.run()
+    assert (found.ended_after, found.stopped, len(found.epochs)) == (2, False, 2)
+    assert found.epochs == expected.epochs[:2]
+    assert found.best_score == found.epochs[found.best_epoch].score
+
+    as_recipe = a_training(task, tmp_path / "again", msgspec.structs.replace(step, ended_after=2))
+    assert as_recipe.run() == found
+    assert torch.equal(weights(as_recipe), weights(early))
+
+    rest = a_training(task, tmp_path / "parts", step)
+    assert rest.run() == expected
+    assert torch.equal(weights(rest), weights(whole))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "options"),
+    [
+        (4, {"floor": OUT_OF_REACH, "may_be_cut_off": True}),
+        (9, {"floor": None, "may_be_cut_off": True}),  # 2 of 9 epochs say too little
+        (4, {"floor": WITHIN_REACH, "may_be_cut_off": False}),  # a cut comes after it
+    ],
+)
+def test_a_network_that_is_of_no_use_when_the_time_is_over_is_not_used(task, tmp_path, epochs, options):
+    step = msgspec.structs.replace(STEP, epochs=epochs)
+    with pytest.raises(OutOfTimeError, match=rf"the time was over in epoch 3 of {epochs}"):
+        a_training(task, tmp_path, step, is_over=ends_in_epoch(task, 2), **options).run()
+
+
 def steps_of_an_epoch(task):
     return sum(1 for _ in task.train_epoch(0))

@@ -40,13 +40,13 @@ def a_variant_of(recipe, size_bytes, drop):
     return Variant(recipe, ScoredArtifact(an_artifact(number=1, size_bytes=size_bytes), score), {})
 
 
-def a_build(task=A_TASK, epochs=3, is_out_of_time=False):
+def a_build(task=A_TASK, epochs=3, may_train=True):
     """What ``is_worth_training`` asks of a build."""
     return a_stub_build(
         budget=a_budget(max_score_drop=0.01),
         data=SimpleNamespace(task=task),
         effort=SimpleNamespace(epochs=epochs, min_steps=0),
-        is_out_of_time=is_out_of_time,
+        may_train=may_train,
         profile=msgspec.structs.replace(a_profile(), precisions=("int8", "fp32")),
     )
 
@@ -67,7 +67,7 @@ def test_a_network_is_trained_for_int8_only_if_float_keeps_the_limit_and_no_smal
     assert is_worth_training(a_build(), [a_variant_of(*variant) for variant in variants]) is expected
 
 
-@pytest.mark.parametrize("changes", [{"task": SimpleNamespace(training=None)}, {"epochs": 0}, {"is_out_of_time": True}])
+@pytest.mark.parametrize("changes", [{"task": SimpleNamespace(training=None)}, {"epochs": 0}, {"may_train": False}])
 def test_nothing_is_trained_for_int8_without_a_task_that_trains_or_without_time(changes):
     variants = [a_variant_of(INT8, 1000, MISSES), a_variant_of(FLOAT, 4000, KEEPS)]
     assert not is_worth_training(a_build(**changes), variants)
@@ -90,7 +90,7 @@ FOUR_BITS = msgspec.structs.replace(A_QUANTIZE, weight_bits=4)
         ([PLAIN, a_trial_of((FOUR_BITS,), MISSES)], {}, True),
         ([PLAIN, a_trial_of((FOUR_BITS,), KEEPS)], {}, False),
         ([PLAIN, a_trial_of((FOUR_BITS,), KEEPS, (A_DISTILL,))], {}, True),  # of another network
-        ([PLAIN], {"is_out_of_time": True}, False),
+        ([PLAIN], {"may_train": False}, False),
         ([PLAIN], {"task": SimpleNamespace(training=None)}, False),
         ([PLAIN], {"weights": False}, False),
     ],

@@ -100,7 +100,7 @@ def a_runner(baseline_score=0.9, max_drop=0.01):
 
 def a_network(score, stopped_at=None):
     floor = None if stopped_at is None else ScoreFloor(value=stopped_at, max_drop=0.01, direction="higher")
-    return SimpleNamespace(torch_score=score, stopped_for=floor)
+    return SimpleNamespace(torch_score=score, stopped_for=floor, ended_after=None)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,8 @@ from torch.utils import _pytree as pytree
 from edgeopt.errors import TaskError
 from edgeopt.records.recipe import MultiplyPrecision
 from edgeopt.task import Training
+
+A = TypeVar("A")
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -211,3 +213,13 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
 """Of CUDA and MPS, of PyTorch's allocator for processors, of cuDNN and of cuBLAS."""
+
+
+def one_ahead(items: Iterable[A]) -> Iterator[A]:
+    """Yield items one later than they are made, so that the next batch travels to the GPU while one is computed."""
+    iterator = iter(items)
+    current = next(iterator, None)
+    while current is not None:
+        following = next(iterator, None)
+        yield current
+        current = following

@@ -8,12 +8,12 @@ weights, with or without interruptions. A checkpoint holds no device: a training
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import torch
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from edgeopt.errors import OutOfTimeError
 from edgeopt.passes.distill.averaging import AveragedWeights
 from edgeopt.passes.distill.checkpoint import load_checkpoint, optimizer_tensors, restore_optimizer, save_checkpoint
-from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, with_device
+from edgeopt.passes.distill.compute import CPU, ComputeDevice, move_tensors, one_ahead, with_device
 from edgeopt.passes.distill.epoch_choice import EpochChoice, score_epoch
 from edgeopt.passes.distill.gradients import GradientStep
 from edgeopt.passes.distill.loss_check import LossCheck
 from edgeopt.passes.distill.losses import distill_loss
+from edgeopt.passes.distill.optimizer import learning_rate, make_optimizer
 from edgeopt.passes.distill.outlook import is_hopeless
 from edgeopt.passes.distill.ranks import ALONE, Ranks
 from edgeopt.passes.distill.rate_trials import JUDGED_BATCHES, TRIAL_STEPS, WARMUP_STEPS, choose_rate
@@ -40,16 +41,14 @@ from edgeopt.records.scoring import ScoreFloor
 from edgeopt.task import CheckedTask
 from edgeopt.task.random_states import seed_generators
 
-A = TypeVar("A")
-
-_MOMENTUM = 0.9
 _STEPS_BETWEEN_CHECKS = 16
 """On a GPU: reading every loss would make it wait for the host."""
 _SEED_STEP = 1_000_003
 """Processes that train together drop other values out."""
 _GRADIENT_NORM_LIMIT = 5.0
 """A network that was just pruned starts with large gradients; without clipping, the first steps could ruin it."""
-
+_USEFUL_EPOCHS_RATIO = 0.25
+"""Of all epochs: if no floor judges a training that is cut off, those that it must have done to be of use."""
 
 AS_IT_BEGAN = -1
 """In place of the number of an epoch: the weights before the first one."""
@@ -72,23 +71,8 @@ class TrainingResult(Record, frozen=True, kw_only=True):
     """How the batches were made to fit, for the report."""
     stopped: bool = False
     """Whether it ended early, because it could not reach its floor."""
-
-
-def learning_rate(step: Distill, progress: float) -> float:
-    """Return the rate at ``progress`` (0..1): linear warm-up, then a cosine to zero (Loshchilov and Hutter, 2017)."""
-    if progress < step.warmup_ratio:
-        return step.learning_rate * progress / step.warmup_ratio
-    done = (progress - step.warmup_ratio) / (1 - step.warmup_ratio)
-    return step.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def make_optimizer(step: Distill, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer of a ``Distill`` step."""
-    if step.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, step.learning_rate, weight_decay=step.weight_decay)
-    return torch.optim.SGD(
-        parameters, step.learning_rate, momentum=_MOMENTUM, weight_decay=step.weight_decay, nesterov=True
-    )
+    ended_after: int | None = None
+    """Epochs after which it was cut off, because the time was over."""
 
 
 class Distillation:
@@ -109,6 +93,7 @@ class Distillation:
         ranks: The processes that train this network together. The first one evaluates and keeps the checkpoint.
         floor: The score that it must reach; None: whatever comes of it.
         is_over: Tells whether the time of the build is over, before each step.
+        may_be_cut_off: Whether the network may then be used as it is: nothing follows that needs a whole training.
         may_keep_start: Whether the network is kept as it begins if every epoch is clearly worse.
     """
 
@@ -129,6 +114,7 @@ class Distillation:
         ranks: Ranks = ALONE,
         floor: ScoreFloor | None = None,
         is_over: Callable[[], bool] = lambda: False,
+        may_be_cut_off: bool = False,
         may_keep_start: bool = False,
     ) -> None:
         self.compute = compute
@@ -147,6 +133,8 @@ class Distillation:
         self.progress = progress
         self.floor = floor
         self.is_over = is_over
+        self.may_be_cut_off = may_be_cut_off
+        self.ended_after = step.ended_after
         self.may_keep_start = may_keep_start
         self.parameters = [value for value in train_module.parameters() if value.requires_grad]
         self.optimizer = make_optimizer(step, self.parameters)
@@ -176,7 +164,8 @@ class Distillation:
 
         Raises:
             DivergedError: a loss or a score is not finite.
-            OutOfTimeError: the time of the build is over; the checkpoint has the last whole epoch.
+            OutOfTimeError: the time of the build is over, and the network is of no use yet; the checkpoint has the last
+                whole epoch.
             StepError: not even one sample fits into the memory.
         """
         layout = torch.contiguous_format if self.careful else torch.channels_last
@@ -191,9 +180,36 @@ class Distillation:
                 self.keep_start()
             if self.step.find_rate:
                 self.find_rate()
-        for epoch in range(len(self.history), self.step.epochs):
+        try:
+            self.train_epochs()
+        except OutOfTimeError:
+            if not self.ranks.first(lambda: float(self.is_useful())):
+                raise
+            self.ended_after = len(self.history)
+        self.train_module.load_state_dict(self.best)
+        move_tensors(self.train_module, CPU.device)
+        move_tensors(self.eval_module, CPU.device)
+        if self.best_epoch == AS_IT_BEGAN:
+            self.gradients.notes.append("kept as it began: every epoch of the training scored clearly lower")
+        return TrainingResult(
+            best_epoch=self.best_epoch,
+            best_score=self.best_score,
+            epochs=tuple(self.history),
+            notes=tuple(self.gradients.notes),
+            stopped=len(self.history) < self.last_epoch,
+            ended_after=self.ended_after,
+        )
+
+    @property
+    def last_epoch(self) -> int:
+        """The number of epochs that are trained; the rate falls over all epochs of the step, even if it was cut off."""
+        return self.step.epochs if self.ended_after is None else self.ended_after
+
+    def train_epochs(self) -> None:
+        """Train the epochs that are left, unless the floor is out of reach."""
+        for epoch in range(len(self.history), self.last_epoch):
             if self.is_hopeless():
-                break
+                return
             if self.ranks.first(lambda: float(self.is_over())):
                 raise self.unfinished(epoch)
             loss = self.train_epoch(epoch)
@@ -205,18 +221,14 @@ class Distillation:
             if self.ranks.rank == 0:
                 self.save()
             self.progress(epoch, self.step.epochs, self.history[-1].score)
-        self.train_module.load_state_dict(self.best)
-        move_tensors(self.train_module, CPU.device)
-        move_tensors(self.eval_module, CPU.device)
-        if self.best_epoch == AS_IT_BEGAN:
-            self.gradients.notes.append("kept as it began: every epoch of the training scored clearly lower")
-        return TrainingResult(
-            best_epoch=self.best_epoch,
-            best_score=self.best_score,
-            epochs=tuple(self.history),
-            notes=tuple(self.gradients.notes),
-            stopped=len(self.history) < self.step.epochs,
-        )
+
+    def is_useful(self) -> bool:
+        """Tell whether the network of a training that was cut off may keep the limits: its score keeps the floor."""
+        if not (self.may_be_cut_off and self.history and self.best):
+            return False
+        if self.floor is None:
+            return len(self.history) >= _USEFUL_EPOCHS_RATIO * self.step.epochs
+        return not self.floor.is_missed_by(self.best_score)
 
     @property
     def best_score(self) -> float:
@@ -379,13 +391,3 @@ class Distillation:
             self.average.restore(groups["average"], int(facts["average_steps"]))
         self.gradients.parts = max(self.gradients.parts, int(facts["parts"]))
         self.gradients.notes = list(facts["notes"])
-
-
-def one_ahead(items: Iterable[A]) -> Iterator[A]:
-    """Yield items one later than they are made, so that the next batch travels to the GPU while one is computed."""
-    iterator = iter(items)
-    current = next(iterator, None)
-    while current is not None:
-        following = next(iterator, None)
-        yield current
-        current = following

@@ -22,9 +22,10 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.base import Record
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import Branch, ChannelGroup, GroupTable, WeightShape
-from edgeopt.records.recipe import Importance, TorchStep
+from edgeopt.records.recipe import Distill, Importance, TorchStep
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import EdgeInput, Parity
+from edgeopt.report import words
 
 PARITY_TOLERANCE = 1e-3
 """On the largest difference over an output's largest value. Right exports are within 1e-4, wrong ones beyond 0.1."""
@@ -48,6 +49,8 @@ class StoredNetwork(Record, frozen=True, kw_only=True):
     """File in ``tables`` with the sites that were rounded in its training; None if none were."""
     stopped_for: ScoreFloor | None = None
     """The score that it could not reach, so that its training ended early; None if it was trained to its end."""
+    ended_after: int | None = None
+    """Epochs after which its training was cut off, because the time was over; None if it was not."""
 
 
 class ExportedFile(Record, frozen=True, kw_only=True):
@@ -111,6 +114,8 @@ def train_network(
 ) -> StoredNetwork:
     """Return the network that ``steps`` make of ``parent``: from the ledger, or trained now (or further).
 
+    One whose training is cut off has a key of its own, that of ``cut_off`` steps: the whole training is still to come.
+
     Args:
         build: The build.
         parent: The network to start from.
@@ -123,32 +128,60 @@ def train_network(
         floor: The score that it must reach; a training that cannot ends early.
     """
     key = build.keys.of("network", torch_steps=steps, parent=parent.key)
-    path = build.workspace.network(key.digest)
+    found = build.ledger.get(key, StoredNetwork)
+    if found is not None and build.workspace.network(key.digest).exists():
+        return found
+    sites, values = (None, None) if fake_quant_files is None else fake_quant_files()
+    int8 = None if sites is None else protocol.Int8Reference(
+        sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
+        expected=str(fake_quantized_outputs_file(build, key.digest)),
+    )  # fmt: skip
+    table = None if table_file is None else str(table_file())
+    job = _training_job(build, key.digest, reference(build, parent), steps, table, int8, floor)
+    done = train_with_retry(build, job, progress)
+    if done.ended_after is not None:
+        key = build.keys.of("network", torch_steps=cut_off(steps, done.ended_after), parent=parent.key)
+        _move_network(build, job, key.digest)
+    network = StoredNetwork(
+        key=key.digest, source=done.source, parameters=done.parameters, ratio=done.parameters / original_parameters,
+        torch_score=done.best_score, proof_error=done.proof_error, notes=done.notes, seconds=done.seconds,
+        fake_quant_sites=None if sites is None else sites.name, stopped_for=floor if done.stopped else None,
+        ended_after=done.ended_after,
+    )  # fmt: skip
+    build.ledger.put(key, network)
+    return network
 
-    def train() -> StoredNetwork:
-        sites, values = (None, None) if fake_quant_files is None else fake_quant_files()
-        job = protocol.TrainJob(
-            parent=reference(build, parent),
-            table=None if table_file is None else str(table_file()),
-            steps=steps,
-            seed=build.seed, deadline=build.deadline, stop_file=str(build.workspace.stop_file),
-            checkpoint=str(build.workspace.folder("checkpoints") / f"{key.digest}.safetensors"),
-            teacher=str(build.workspace.folder("teacher") / build.fingerprint),
-            out=str(path),
-            threads=build.torch_pool.threads, precision=build.torch_pool.precision, floor=floor,
-            int8=None if sites is None else protocol.Int8Reference(
-                sites=str(sites), values=str(values), inputs=str(build.data.parity_file),
-                expected=str(fake_quantized_outputs_file(build, key.digest)),
-            ),
-        )  # fmt: skip
-        done = train_with_retry(build, job, progress)
-        return StoredNetwork(
-            key=key.digest, source=done.source, parameters=done.parameters, ratio=done.parameters / original_parameters,
-            torch_score=done.best_score, proof_error=done.proof_error, notes=done.notes, seconds=done.seconds,
-            fake_quant_sites=None if sites is None else sites.name, stopped_for=floor if done.stopped else None,
-        )  # fmt: skip
 
-    return build.ledger.remember(key, StoredNetwork, train, is_usable=lambda _: path.exists())
+def _training_job(
+    build: Build,
+    key: str,
+    parent: protocol.NetworkRef,
+    steps: tuple[TorchStep, ...],
+    table: str | None,
+    int8: protocol.Int8Reference | None,
+    floor: ScoreFloor | None,
+) -> protocol.TrainJob:
+    return protocol.TrainJob(
+        parent=parent, table=table, steps=steps, int8=int8, floor=floor,
+        seed=build.seed, deadline=build.deadline, stop_file=str(build.workspace.stop_file),
+        checkpoint=str(build.workspace.folder("checkpoints") / f"{key}.safetensors"),
+        teacher=str(build.workspace.folder("teacher") / build.fingerprint), out=str(build.workspace.network(key)),
+        threads=build.torch_pool.threads, precision=build.torch_pool.precision,
+    )  # fmt: skip
+
+
+def cut_off(steps: tuple[TorchStep, ...], epochs: int) -> tuple[TorchStep, ...]:
+    """Return steps whose last training ends after some of its epochs, because the time of a build was over."""
+    *before, last = steps
+    assert isinstance(last, Distill), "nothing else takes so long"
+    return (*before, msgspec.structs.replace(last, ended_after=epochs))
+
+
+def _move_network(build: Build, job: protocol.TrainJob, key: str) -> None:
+    """Move what a training has written to the files of another key."""
+    Path(job.out).replace(build.workspace.network(key))
+    if job.int8 is not None:
+        Path(job.int8.expected).replace(fake_quantized_outputs_file(build, key))
 
 
 def train_with_retry(
@@ -180,6 +213,9 @@ def train_with_retry(
         done = msgspec.structs.replace(done, notes=(*done.notes, note))
     if done.stopped and job.floor is not None:
         build.progress("train", f"stopped at score {done.best_score:.4f}: it cannot reach {job.floor.value:.4f}")
+    if done.ended_after is not None:
+        epochs = words.plural(done.ended_after, "epoch")
+        build.progress("train", f"cut off after {epochs} at score {done.best_score:.4f}, and tried as it is")
     return done
 
 

@@ -139,7 +139,7 @@ def training_for_few_bits(
         StepError: the calibration method cannot be chosen, because the graph cannot be studied.
     """
     task, profile = build.data.task, build.profile
-    if task.training is None or not build.effort.few_bits or build.is_out_of_time:
+    if task.training is None or not build.effort.few_bits or not build.may_train:
         return None
     if "int8" not in profile.precisions or not can_unpack(profile) or is_pair(build, exported):
         return None
@@ -191,7 +191,7 @@ def _trained_for(
 
 def is_worth_training(build: Build, variants: Sequence[Variant]) -> bool:
     """Tell whether float keeps the score limit, and no int8 variant about as small as plain int8 does."""
-    if build.data.task.training is None or build.effort.epochs == 0 or build.is_out_of_time:
+    if build.data.task.training is None or build.effort.epochs == 0 or not build.may_train:
         return False
     keeping = [variant for variant in variants if variant.keeps_score(build.budget)]
     in_float = [variant for variant in keeping if variant.recipe.precision != "int8"]

@@ -12,7 +12,7 @@ import msgspec
 
 from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, cut_off, group_table_of
 from edgeopt.pipeline.artifacts.onnx_files import can_unpack
 from edgeopt.pipeline.context import Build
 from edgeopt.planning.bisection import Point, largest_bad, smallest_good
@@ -205,6 +205,8 @@ class Variant(NamedTuple):
 class CandidateResult(NamedTuple):
     """A candidate's network and variants; no network and no file if the training or the export failed."""
 
+    candidate: Candidate
+    """As it was made: if its training was cut off, the steps say so."""
     network: StoredNetwork | None
     exported: ExportedFile | None
     variants: list[Variant]
@@ -333,6 +335,13 @@ def trained_to_the_end(candidate: Candidate) -> Candidate:
         msgspec.structs.replace(step, may_stop=False) if isinstance(step, Distill) else step for step in candidate.steps
     )
     return msgspec.structs.replace(candidate, steps=tuple(steps))
+
+
+def as_trained(candidate: Candidate, network: StoredNetwork) -> Candidate:
+    """Return the candidate that a network really is: if its training was cut off, the steps say so."""
+    if network.ended_after is None:
+        return candidate
+    return msgspec.structs.replace(candidate, steps=cut_off(candidate.steps, network.ended_after))
 
 
 def is_refinement(candidate: Candidate) -> bool:

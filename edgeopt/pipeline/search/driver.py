@@ -146,7 +146,7 @@ class Search:
             points += self.reuse(suiting)
         if not self.goes_on(finished):
             return
-        if (unfinished := self.unfinished()) and not build.is_out_of_time:
+        if (unfinished := self.unfinished()) and build.may_train:
             build.progress("search", "trainings that ended early for a stricter limit on the score go on")
             points += self.sizes.points(self.run_round(unfinished), [1.0] * len(unfinished))
         if finished is not None:
@@ -157,7 +157,7 @@ class Search:
             self.refine(points)
         else:
             self.bisect(points)
-        if not build.is_out_of_time and not self.has_crashes:
+        if build.may_train and not self.has_crashes:
             candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
             build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
             shared = (shared or SharedCandidates()).with_those_of(build.profile, candidates, points)
@@ -212,7 +212,7 @@ class Search:
         """
         build, good = self.build, {point.ratio for point in points if point.good and point.ratio < below}
         known = sorted(good & slow_sizes(build, list(self.runner.networks.values()), self.runner.trials))
-        at_most = 0 if build.is_out_of_time else max(build.effort.candidates, build.torch_pool.count)
+        at_most = max(build.effort.candidates, build.torch_pool.count) if build.may_train else 0
         plans = self.plans(known[:at_most], points) if known[:at_most] else []
         if self.limit is None or self.limit.max_ratio is None or isinstance(self.limit.table, NoLatencyTable):
             return []
@@ -257,6 +257,7 @@ class Search:
         result = self.runner.make(candidate)
         if result.network is None or result.exported is None or self.runner.is_hopeless(result.network):
             return result
+        candidate = result.candidate
         maker = VariantMaker(self.runner, candidate, result.network, result.exported)
         variants = [*result.variants, *further_variants(maker, result.variants)]
         try:
@@ -291,8 +292,8 @@ class Search:
         """Run the rounds, then the refinements of the smallest network that keeps the score."""
         build = self.build
         for index in range(build.effort.rounds):
-            if build.is_out_of_time:
-                build.progress("search", "the time limit has passed, or `edgeopt stop` came; no further round begins")
+            if not build.may_train:
+                build.progress("search", "the time limit or `edgeopt stop` ended trainings; no further round begins")
                 return
             ratios = next_ratios(points, max(build.effort.candidates, build.torch_pool.count))
             plans = self.plans(ratios, points) if ratios else []
@@ -355,7 +356,7 @@ class Search:
         """Try a uniform cut, factorized layers, fewer bits and zeros at the smallest size that keeps the score."""
         build, ratio = self.build, smallest_good(points)
         network = None if ratio is None else self.sizes.network(ratio)
-        if network is None or build.is_out_of_time:
+        if network is None or not build.may_train:
             return
         if (uniform := self.uniform(network)) is not None and not self.is_known(uniform := self.whole(uniform)):
             points += self.good_points([uniform])
@@ -367,13 +368,13 @@ class Search:
                 self.notes.append(reason)
                 build.progress("low-rank", reason)
             candidates = [one for one in map(self.whole, candidates) if not self.is_known(one)]
-            if candidates and not build.is_out_of_time:
+            if candidates and build.may_train:
                 points += self.good_points(candidates)
         few_bits = self.few_bits(network)
         if few_bits is not None and not self.is_known(few_bits := self.whole(few_bits)):
             self.run_round([few_bits])
         candidates = [one for one in sparse_candidates(build, network) if not self.is_known(one)]
-        if candidates and not build.is_out_of_time:
+        if candidates and build.may_train:
             curve, reason = sparsity_curve(build, network)
             self.sparsity = curve or self.sparsity
             if reason:

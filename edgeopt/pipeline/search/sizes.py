@@ -99,7 +99,7 @@ class KnownSizes:
         """
         while plans and math.sqrt(plans[0][1]) <= _LARGEST_FIRST_RATIO and self.is_far(*plans[0]):
             larger = plan([math.sqrt(plans[0][1])])
-            if not larger or self.build.is_out_of_time:
+            if not larger or not self.build.may_train:
                 break
             plans = [*larger, *plans[:-1]]
         return plans

@@ -42,6 +42,7 @@ from edgeopt.pipeline.search.candidate import (
     CandidateResult,
     ScoredArtifact,
     Variant,
+    as_trained,
     importance_of,
     summary_of,
 )
@@ -136,12 +137,11 @@ class TrialRunner:
         """
         build, seconds = self.build, dict[str, float]()
         diverged = build.keys.of("diverged-training", torch_steps=candidate.steps, parent=candidate.parent)
-        failed = build.ledger.get(diverged, Failed)
-        if failed is not None:
+        if (failed := build.ledger.get(diverged, Failed)) is not None:
             return self._without_network(candidate, failed, seconds)
         try:
             network = timed(seconds, "train", lambda: self._network(candidate, parent, label or summary_of(candidate)))
-            exported = self.exported
+            candidate, exported = as_trained(candidate, network), self.exported
             if candidate.steps:
                 exported = timed(seconds, "export", lambda: export_network(build, network))
         except EdgeoptError as error:
@@ -164,7 +164,7 @@ class TrialRunner:
                     lambda steps: self.make_variant(candidate, network, exported, steps, seconds), wanted
                 )
         variants += self.without_unseen_rows(candidate, network, exported, variants)
-        return CandidateResult(network, exported, variants)
+        return CandidateResult(candidate, network, exported, variants)
 
     @property
     def floor(self) -> ScoreFloor | None:
@@ -189,7 +189,9 @@ class TrialRunner:
         return self.build.ledger.get(key, StoredNetwork)
 
     def may_improve(self, network: StoredNetwork | None) -> bool:
-        """Tell whether a network's training ended early for a floor that is clearly stricter than today's."""
+        """Tell whether a network's training was cut off, or ended early for a floor clearly stricter than today's."""
+        if network is not None and network.ended_after is not None:
+            return True
         stopped, floor = network.stopped_for if network is not None else None, self.floor
         if stopped is None or floor is None:
             return stopped is not None
@@ -204,7 +206,7 @@ class TrialRunner:
         return [self.make_variant(candidate, network, exported, steps, {}) for steps in made]
 
     def _without_network(self, candidate: Candidate, failed: Failed, seconds: dict[str, float]) -> CandidateResult:
-        return CandidateResult(None, None, [Variant(candidate.recipe((), self.build.seed), failed, seconds)])
+        return CandidateResult(candidate, None, None, [Variant(candidate.recipe((), self.build.seed), failed, seconds)])
 
     def _steps(
         self, candidate: Candidate, exported: ExportedFile

@@ -100,7 +100,7 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     floor: ScoreFloor | None = None
     """The score that the network must reach; a training that cannot ends early."""
     deadline: float | None = None
-    """When the time of the build is over, in seconds since the epoch."""
+    """When the time for trainings is over, in seconds since the epoch."""
     stop_file: str | None = None
     """A file that, once it exists, ends the build's time at once."""
     rank: int = 0
@@ -193,6 +193,8 @@ class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="trai
     best_epoch: int | None
     stopped: bool
     """Whether its last training ended early, because it could not reach the job's floor."""
+    ended_after: int | None
+    """Epochs after which its last training was cut off, because the time was over; its checkpoint is kept."""
     proof_error: float | None
     """Largest relative difference between a node and the kept part of the same node in the zero-masked parent."""
     notes: tuple[str, ...]

@@ -94,16 +94,15 @@ class Trainer:
                 ranks=ranks,
                 floor=job.floor,
                 is_over=lambda: is_over(job),
+                may_be_cut_off=index == len(job.steps) - 1,
                 may_keep_start=any(isinstance(one, Prune) and one.fitted_samples > 0 for one in job.steps[:index]),
             ).run()
-        done = len(result.epochs)
-        early = (f"trained for {done} of {step.epochs} epochs: it could not reach the limit",) if result.stopped else ()
         where = () if compute == CPU else (f"trained on {compute}",)
         if job.ranks > 1:
             where = (f"trained by {job.ranks} processes together, on {compute.device.type}",)
         if compute.device.type == "cuda":
             torch.cuda.empty_cache()  # what is measured next finds the memory free
-        return msgspec.structs.replace(result, notes=(*where, *early, *result.notes))
+        return msgspec.structs.replace(result, notes=(*where, *early_end_notes(result, step.epochs), *result.notes))
 
     def compute_device(self, step: Distill | None = None, tried: MultiplyPrecision | None = None) -> ComputeDevice:
         """Return where this process trains; several processes share out the CUDA devices.
@@ -159,6 +158,16 @@ class Trainer:
         return protocol.SpeedDone(
             steps_per_second=speed, gradient_cosine=cosine, multiplies_bfloat16=processor_multiplies_bfloat16()
         )
+
+
+def early_end_notes(result: TrainingResult, epochs: int) -> tuple[str, ...]:
+    """Say why a training did not do all its epochs, if it did not."""
+    done = f"{len(result.epochs)} of {epochs} epochs"
+    if result.stopped:
+        return (f"trained for {done}: it could not reach the limit",)
+    if result.ended_after is not None:
+        return (f"the training was cut off after {done}, because the time was over",)
+    return ()
 
 
 def first_inputs(task: CheckedTask, network: Network, most: int) -> list[tuple[Tensor, ...]]:

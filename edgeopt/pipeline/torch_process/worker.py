@@ -206,14 +206,16 @@ class TorchJobs:
                     notes = (*notes, *result.notes)
         if isinstance(job.steps[0], Student):
             network = self.merge_branches(network)
+        ended_after = None if result is None else result.ended_after
         if job.rank == 0:
-            self.write_trained(job, network, fake_quantized)
+            self.write_trained(job, network, fake_quantized, is_whole=ended_after is None)
         return protocol.TrainDone(
             source=source,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             best_score=self.score_cut(job, network) if result is None else result.best_score,
             best_epoch=None if result is None or result.best_epoch == AS_IT_BEGAN else result.best_epoch,
             stopped=result is not None and result.stopped,
+            ended_after=ended_after,
             proof_error=max(proofs, default=None),
             notes=(*network.notes, *notes),
             seconds=time.perf_counter() - start,
@@ -224,12 +226,14 @@ class TorchJobs:
         is_fitted = job.rank == 0 and any(isinstance(step, Prune) and step.fitted_samples for step in job.steps)
         return evaluate(network.eval_module, self.task) if is_fitted else None
 
-    def write_trained(self, job: protocol.TrainJob, network: Network, fake_quantized: fx.GraphModule | None) -> None:
-        """Write a network and, if it was trained for int8, its outputs; then the checkpoints go."""
+    def write_trained(
+        self, job: protocol.TrainJob, network: Network, fake_quantized: fx.GraphModule | None, is_whole: bool
+    ) -> None:
+        """Write a network and, if it was trained for int8, its outputs; of a whole training the checkpoints then go."""
         if fake_quantized is not None and job.int8 is not None:
             self.write_outputs(fake_quantized, Path(job.int8.inputs), Path(job.int8.expected))
         write_whole(Path(job.out), network.save)
-        for index in range(len(job.steps)):
+        for index in range(len(job.steps) if is_whole else 0):
             checkpoint_path(job, index).unlink(missing_ok=True)
 
     def read_importance(self, job: protocol.TrainJob) -> dict[str, tuple[float, ...]]:

@@ -186,7 +186,7 @@ class Bridge:
 
     def _ended(self, job: protocol.TrainJob, answer: protocol.TorchAnswer, needs_files: bool) -> protocol.TorchAnswer:
         """Return the last answer of a training, once its files are in the workspace."""
-        if isinstance(answer, protocol.TrainDone):
+        if isinstance(answer, protocol.TrainDone) and answer.ended_after is None:
             for path in files.checkpoints(job):
                 path.unlink()
         if isinstance(answer, protocol.JobFailed) and answer.kind == "crashed":

@@ -24,9 +24,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +36,7 @@ import click
 import numpy as np
 from scipy import stats
 
+from benchmarks.fashion_tasks import let_processes_import_benchmarks, provide_weights
 from benchmarks.pruned_files import FULL_TURNS, PrunedFiles, Widths, open_task
 from benchmarks.shipping import ARCHITECTURES, compute_shipping_figures, run_architecture
 from edgeopt.pipeline.artifacts.networks import export_network, group_table_of, train_network
@@ -254,17 +253,11 @@ def compute_figures(families: dict[str, list[dict[str, Any]]], zoo: Sequence[dic
 @click.option("--json", "out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def main(quick: bool, cache: Path, seeds: int, epochs: int, workers: int | None, part: str, out: Path) -> None:
     """Measure, train and score; write figures and raw results after each network."""
-    root = FOLDER.parent
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    let_processes_import_benchmarks()
     cache = (cache / "quick" if quick else cache).resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    os.environ["EDGEOPT_BENCHMARK_WEIGHTS"] = str(cache)
-    weights = cache / "depthwise.safetensors"
-    if part in ("all", "depthwise") and not weights.exists():
-        click.echo("depthwise: training", err=True)
-        train_epochs = str(1 if quick else DEPTHWISE_EPOCHS)
-        command = [sys.executable, str(FOLDER / "train_fashion.py"), "depthwise", "--epochs", train_epochs, "--out"]
-        subprocess.run([*command, str(weights)], check=True)
+    if part in ("all", "depthwise"):
+        provide_weights(cache, "depthwise", 1 if quick else DEPTHWISE_EPOCHS)
     families: dict[str, list[dict[str, Any]]] = {}
     zoo: list[dict[str, Any]] = []
     environment: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Make and time pruned float32 files of a task's network, for ``allocation.py`` and ``shipping.py``."""
+"""Open a task as a build does, and make and time pruned float32 files of its network, for other benchmarks."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import msgspec
@@ -26,11 +27,27 @@ from edgeopt.records.measurement import Comparison
 from edgeopt.statistics import LOOK_PAIRS, comparison_ratio
 from edgeopt.store.keys import Key
 from edgeopt.store.workspace import Workspace
+from edgeopt.task import CheckedTask
 
 QUICK_TURNS = ComparisonTurns(pairs=6, pair_seconds=0.4)
 FULL_TURNS = ComparisonTurns(pairs=LOOK_PAIRS[-1], pair_seconds=0.6)
 
 Widths = dict[str, int]
+
+
+class EpochSize(NamedTuple):
+    """An epoch of a task."""
+
+    samples: int
+    batches: int
+
+
+def measure_epoch(build: Build) -> EpochSize:
+    """Return the size of the first epoch of a build's task."""
+    task = build.data.task
+    assert isinstance(task, CheckedTask), "a given file has no epochs of its own"
+    counts = [task.axes.count(inputs) for inputs, _ in task.train_epoch(0)]
+    return EpochSize(sum(counts), len(counts))
 
 
 @contextmanager

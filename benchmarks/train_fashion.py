@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.zoo.fashion import FASHION
+from benchmarks.zoo.fashion import TRAINABLE
 from edgeopt.tasks.ready.fashion import load_tensors
 
 BATCH_SIZE = 128
@@ -26,11 +26,14 @@ LEARNING_RATES = {"transformer": 2e-3, "recurrent": 2e-3}
 DEFAULT_LEARNING_RATE = 4e-3
 
 
-def train(name: str, epochs: int, seed: int = 0) -> torch.nn.Module:
-    """Train on all training images with AdamW, warm-up and cosine decay; half of the batches are mirrored."""
+def train(name: str, epochs: int, seed: int = 0, count: int | None = None) -> torch.nn.Module:
+    """Train on the first ``count`` training images, or all, with AdamW, warm-up and cosine decay.
+
+    Half of the batches are mirrored.
+    """
     torch.manual_seed(seed)
-    images, labels = load_tensors("train")
-    network = FASHION[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    images, labels = (values[:count] for values in load_tensors("train"))
+    network = TRAINABLE[name]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     rate = LEARNING_RATES.get(name, DEFAULT_LEARNING_RATE)
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=0.02)
     steps = epochs * math.ceil(len(images) / BATCH_SIZE)
@@ -52,13 +55,14 @@ def train(name: str, epochs: int, seed: int = 0) -> torch.nn.Module:
 
 
 @click.command()
-@click.argument("name", type=click.Choice(sorted(FASHION)))
+@click.argument("name", type=click.Choice(sorted(TRAINABLE)))
 @click.option("--epochs", default=6, show_default=True)
+@click.option("--images", type=click.IntRange(1), help="Train on so many of the images (default: all).")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
-def main(name: str, epochs: int, out: Path) -> None:
+def main(name: str, epochs: int, images: int | None, out: Path) -> None:
     """Train and write the weights."""
     torch.set_num_threads(1)
-    weights = train(name, epochs).state_dict()
+    weights = train(name, epochs, count=images).state_dict()
     save_file({key: value.contiguous() for key, value in weights.items()}, out)
 
 

@@ -144,3 +144,20 @@ FASHION: dict[str, Callable[[], nn.Module]] = {
     "recurrent": Recurrent,
 }
 """Name to a function that returns the network with random weights."""
+
+
+def deep_residual() -> nn.Module:
+    """Six residual blocks, at half of the image's size and at a quarter: 0.3 M parameters."""
+    return SmallResNet(stem=32, widths=(32, 64), blocks=3)
+
+
+def deep_depthwise() -> nn.Module:
+    """Seven depthwise blocks, six of them with a skip, at half of the image's size and at a quarter."""
+    sizes = (*[(32, 32, 1)] * 3, (32, 64, 2), *[(64, 64, 1)] * 3)
+    blocks = [Inverted(inputs, outputs, stride, nn.ReLU6, None) for inputs, outputs, stride in sizes]
+    return nn.Sequential(*conv(1, 32, 3, 2), nn.ReLU6(), *blocks, *conv(64, 128, 1), nn.ReLU6(), *head(128))
+
+
+DEEP: dict[str, Callable[[], nn.Module]] = {"deep_residual": deep_residual, "deep_depthwise": deep_depthwise}
+"""Networks with more blocks for their work, of which several can be left out; 40 of them train in minutes."""
+TRAINABLE: dict[str, Callable[[], nn.Module]] = FASHION | DEEP

@@ -24,7 +24,7 @@ def write_ready_bundle(folder: Path, name: str) -> Path:
     """Write the bundle of a ready task; skip the test if its data or its trained network are not there."""
     try:
         task = load_task(name)
-        model, (examples,) = task.model, task.example_inputs()
+        model, (examples,) = task.model, task.example_inputs
     except DataError as error:
         pytest.skip(f"EDGEOPT_DATA does not have what {name} needs: {error}")
     names = {"input_names": ("x",), "output_names": ("y",)}

@@ -7,6 +7,8 @@ import edgeopt
 
 CHUNKS, FEATURES, WIDTH = 3, 12, 24
 NO_LABEL = -1
+RATE, PEAK = 8000, 4.0
+"""The features pass for a sound, so that a sample of the bundle can be given one."""
 
 
 class Listener(nn.Module):
@@ -86,6 +88,7 @@ def task(**members):
             "states": {"state": "next_state"},
             "score_output": "logits",
             "ignore_label": NO_LABEL,
+            "preprocessing": {"chunk": edgeopt.SoundPreprocessing(sample_rate=RATE, samples=FEATURES, peak=PEAK)},
             "training": edgeopt.Training(epochs=3, optimizer="adamw", learning_rate=3e-3, min_steps=0),
         }
         | members

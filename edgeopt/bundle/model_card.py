@@ -54,7 +54,7 @@ def _use(manifest: Manifest) -> Iterator[str]:
     yield "```bash"
     yield "pip install numpy onnxruntime pillow"
     yield "python samples/python/run.py           # checks that this machine computes what the build computed"
-    if len(manifest.inputs) == 1 and manifest.inputs[0].preprocessing is not None:
+    if _answers_for_files(manifest):
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
         if any(info.class_axis is not None and len(info.shape) == _IMAGE_DIMENSIONS for info in manifest.outputs):
             yield "python samples/python/run.py FILE MAP.png     # and the class of each pixel, as a grey image"
@@ -71,6 +71,16 @@ def _use(manifest: Manifest) -> Iterator[str]:
         yield "The files of `golden/` are samples of the data: leave them out of an app whose users may not see them."
 
 
+def _answers_for_files(manifest: Manifest) -> bool:
+    """Tell whether the samples can make the inputs from one file: besides it, there are only states of zeros."""
+    states = [info for info in manifest.inputs if info.next_value is not None]
+    others = [info for info in manifest.inputs if info.next_value is None]
+    if len(others) != 1 or others[0].preprocessing is None or not all(info.begins_with_zeros for info in states):
+        return False
+    how = others[0].preprocessing
+    return not states or isinstance(how, ImagePreprocessing) or how.samples is not None
+
+
 def _inputs(manifest: Manifest) -> Iterator[str]:
     yield "## Inputs"
     yield ""
@@ -78,6 +88,9 @@ def _inputs(manifest: Manifest) -> Iterator[str]:
         yield f"- {_tensor_text(info)}"
         if info.preprocessing is not None:
             yield f"  - made from: {info.preprocessing.text}"
+        if info.next_value is not None:
+            first = "zeros" if info.begins_with_zeros else "a value of the task's"
+            yield f"  - a state: {first} at first, then the output `{info.next_value}` of the chunk before"
         if info.value_range is not None:
             yield "  - values of the samples that judged the build: {:.5g} to {:.5g}".format(*info.value_range)
     for size in manifest.dynamic:

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import msgspec
 import pytest
 from app_bundles import write_app_bundle
+from stream_bundles import write_stream_bundle
 from tiny_bundles import AN_ORT_FILE, a_bundle
 from tiny_models import a_network, write_quick_target
 
@@ -36,6 +37,16 @@ def test_an_intact_bundle_passes_with_a_line_per_finding(tmp_path):
         "size": "passed", "score": "note", "device": "note",
     }  # fmt: skip
     assert done.stdout.splitlines()[-1] == "out passes every check on local:"
+
+
+def test_a_streaming_model_is_checked_and_timed_on_one_chunk(tmp_path):
+    write_quick_target(tmp_path)
+    done = check(write_stream_bundle(tmp_path, generous=True), "--json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(done.stdout)
+    golden = {finding["name"]: finding["status"] for finding in result["findings"] if finding["kind"] == "golden"}
+    assert golden == dict.fromkeys(("next_heard", "scores", "next_first", "answers"), "passed")
+    assert result["measurement"]["batch_size"] == 1
 
 
 def test_json_holds_the_findings_and_the_raw_samples(tmp_path):

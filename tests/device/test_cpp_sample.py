@@ -11,6 +11,7 @@ import onnx
 import pytest
 from app_bundles import COLORS, draw_pixels, write_app_bundle
 from PIL import Image, ImageOps
+from stream_bundles import REFUSED, change_manifest, write_recording, write_stream_bundle
 
 ORIENTATION = 0x0112
 """Tag of Exif."""
@@ -24,18 +25,14 @@ def image_bundle(tmp_path):
     return write_app_bundle(tmp_path, "images")
 
 
+def python_text(bundle, file):
+    command = [sys.executable, bundle / "samples" / "python" / "run.py", file]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def python_answer(bundle, file):
     """Return the first line of the Python sample's answer."""
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", file]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return done.stdout.splitlines()[1]
-
-
-def change_manifest(bundle, change):
-    path = bundle / "manifest.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    return python_text(bundle, file).splitlines()[1]
 
 
 def write_sound(path, rate=8000):
@@ -65,6 +62,37 @@ def test_it_answers_for_a_sound_of_another_length_and_rate_as_the_python_sample_
     sound = write_sound(tmp_path / "long.wav", rate)
     done = run_program(bundle, sound)
     assert done.stdout.splitlines()[:2] == ["self-test: passed", python_answer(bundle, sound)], done.stderr
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_it_answers_after_the_last_chunk_of_a_stream_as_the_python_sample_does(run_program, tmp_path, rate):
+    bundle = write_stream_bundle(tmp_path)
+    recording = write_recording(tmp_path / "words.wav", "high", "low", rate)
+    done = run_program(bundle, recording)
+    assert (done.returncode, done.stdout, done.stderr) == (0, python_text(bundle, recording), "")
+
+
+def test_a_stream_that_it_cannot_run_is_named_in_a_sentence(run_program, tmp_path):
+    bundle = write_stream_bundle(tmp_path)
+    whole = (bundle / "manifest.json").read_text()
+    for change, sentence in REFUSED.items():
+        change_manifest(bundle, change)
+        done = run_program(bundle, bundle / "golden" / "input-1-0.wav")
+        expected = sentence.replace("session.run", "runModel")
+        assert (done.returncode, done.stdout, done.stderr) == (1, "self-test: passed\n", f"{expected}\n")
+        (bundle / "manifest.json").write_text(whole)
+
+
+def test_a_stream_with_a_fixed_batch_gets_the_same_chunk_everywhere(run_program, tmp_path):
+    bundle = write_stream_bundle(tmp_path)
+
+    def fix(manifest):
+        for tensor in manifest["inputs"]:
+            tensor["shape"] = [BATCH if size == "batch" else size for size in tensor["shape"]]
+
+    change_manifest(bundle, fix)
+    done = run_program(bundle, write_recording(tmp_path / "words.wav", "high", "low"))
+    assert done.stdout.splitlines()[1].startswith("high low: "), done.stderr
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from app_bundles import draw_pixels, write_app_bundle
 from PIL import Image
+from stream_bundles import REFUSED, change_manifest, write_stream_bundle
 
 
 def label_of(bundle, sample):
@@ -41,3 +42,13 @@ def test_a_mistake_in_preprocessing_fails(run_node, tmp_path):
     done = run_node(bundle)
     assert done.returncode == 1
     assert "self-test: preprocessing of 'x' is off by" in done.stdout
+
+
+def test_a_stream_that_it_cannot_run_is_named_in_a_sentence(run_node, tmp_path):
+    bundle = write_stream_bundle(tmp_path)
+    whole = (bundle / "manifest.json").read_text()
+    for change, sentence in REFUSED.items():
+        change_manifest(bundle, change)
+        done = run_node(bundle, bundle / "golden" / "input-1-0.wav")
+        assert (done.returncode, done.stdout, done.stderr) == (1, "self-test: passed\n", f"{sentence}\n")
+        (bundle / "manifest.json").write_text(whole)

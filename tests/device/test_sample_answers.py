@@ -14,6 +14,7 @@ from app_bundles import COLORS, draw_flag, draw_pixels, write_app_bundle, write_
 from PIL import Image
 from ready_bundles import write_ready_bundle
 from scipy.signal import resample_poly
+from stream_bundles import FIRST_AND_LAST, write_recording, write_stream_bundle
 
 from edgeopt.tasks.ready import camvid, fashion_mnist
 
@@ -98,6 +99,16 @@ def test_the_word_in_a_recording_of_any_rate(ask, tmp_path, word, rate):
     answer = ask(bundle, write_word(tmp_path / "word.wav", word, rate))
     assert answer.check == "self-test: passed"
     assert answer.lines[0].startswith(f"{word}: ")
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("words", FIRST_AND_LAST[1:3])
+def test_the_first_and_the_last_word_of_a_stream(ask, tmp_path, words, rate):
+    bundle = write_stream_bundle(tmp_path)
+    answer = ask(bundle, write_recording(tmp_path / "words.wav", *words.split(), rate))
+    assert answer.check == "self-test: passed"
+    assert answer.lines[0].startswith(f"{words}: ")
+    assert {line.split(": ")[0] for line in answer.lines} < {*FIRST_AND_LAST}  # and no state
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """A streaming network through a build: its files are scored over whole recordings, with states of their own."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import tiny_stream
 from building import TESTS, choice_of, edgeopt, write_target
+
+from edgeopt.bundle.raw_inputs import encode_wav
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +52,22 @@ def test_the_bundle_says_which_outputs_go_back(folder):
     assert (chunk["next_value"], chunk["begins_with_zeros"]) == (None, None)
     assert (state["next_value"], state["begins_with_zeros"]) == ("next_state", True)
     assert state["value_range"] is None  # each file has its own
+
+
+def test_the_python_sample_answers_for_a_whole_recording(folder, tmp_path):
+    values, _ = tiny_stream.recordings(4, 1000)
+    session = onnxruntime.InferenceSession(folder / "edgeopt-out" / "model.onnx")
+    for number, recording in enumerate(values.numpy()):
+        samples = np.rint(recording.ravel() / tiny_stream.PEAK * 2**15)
+        (tmp_path / "sound.wav").write_bytes(encode_wav(samples.astype("<i2"), tiny_stream.RATE))
+        state = np.zeros((1, 1, tiny_stream.WIDTH), np.float32)
+        for chunk in recording:
+            logits, state = session.run(None, {"chunk": chunk[None], "state": state})
+        command = [sys.executable, "edgeopt-out/samples/python/run.py", tmp_path / "sound.wav"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        check, best, *_ = done.stdout.splitlines()
+        assert check == "self-test: passed"
+        assert best.startswith(f"{logits.argmax()}: "), number
 
 
 def test_the_score_is_checked_in_the_same_way(folder):

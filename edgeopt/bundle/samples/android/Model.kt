@@ -91,17 +91,38 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
         else -> "self-test: passed"
     }
 
-    /** Returns the model's answer for the content of a file, as text. */
+    /** Returns the model's answer for the content of a file, as text; that of a model with states is after the end. */
     fun answer(file: ByteArray): String {
-        val tensor = inputs.singleOrNull()
+        val (others, states) = inputs.partition { it.nextValue() == null }
+        val tensor = others.singleOrNull()
             ?: throw SampleError(
                 "The model takes several inputs: make them as manifest.json says, and call session.run."
             )
-        val one = makeInput(file, tensor)
-        val batch = tensor.getJSONArray("shape").opt(0) as? Int ?: 1 // a fixed batch: all the same
+        val feeds = states.associateTo(mutableMapOf<String, Values>()) { it.getString("name") to firstState(it) }
+        var found = emptyMap<String, Values>()
+        for (chunk in if (states.isEmpty()) listOf(makeInput(file, tensor)) else makeChunks(file, tensor)) {
+            feeds[tensor.getString("name")] = makeBatch(chunk, tensor)
+            found = run(feeds)
+            states.forEach { feeds[it.getString("name")] = found.getValue(it.getString("next_value")) }
+        }
+        val nextStates = states.map { it.nextValue() }
+        return describe(found.filterKeys { it !in nextStates })
+    }
+
+    /** Returns a file as the inputs of a model with states: a sound in chunks, an image as one frame. */
+    private fun makeChunks(file: ByteArray, tensor: JSONObject): List<Values> {
+        val how = tensor.optJSONObject("preprocessing")
+        if (how == null || how.getString("kind") != "sound") return listOf(makeInput(file, tensor))
+        val length = chunkLength(tensor, how)
+        val whole = prepareSound(file, asWhole(how), tensor.getString("dtype"), tensor.getJSONArray("shape").length())
+        return cutSound(whole, length)
+    }
+
+    /** Repeats a sample if the batch of the model is fixed. */
+    private fun makeBatch(one: Values, tensor: JSONObject): Values {
+        val batch = tensor.getJSONArray("shape").opt(0) as? Int ?: 1
         val bytes = ByteArray(batch * one.bytes.size) { one.bytes[it % one.bytes.size] }
-        val shape = one.shape.copyOf().also { it[0] = batch.toLong() }
-        return describe(run(mapOf(tensor.getString("name") to Values(one.dtype, shape, bytes))))
+        return Values(one.dtype, one.shape.copyOf().also { it[0] = batch.toLong() }, bytes)
     }
 
     /** Returns a file's content as the model's input, a batch of one sample. */
@@ -138,18 +159,18 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
     }
 
     /** Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of others. */
-    private fun describe(found: Map<String, Values>): String = outputs.joinToString("\n") { output ->
-        val values = found.getValue(output.getString("name"))
+    private fun describe(found: Map<String, Values>): String = outputs.mapNotNull { output ->
+        val values = found[output.getString("name")] ?: return@mapNotNull null
         if (!output.isNull("class_axis") && values.shape.size > 2) {
             val map = classMap(values, output.getInt("class_axis"))
-            return@joinToString "${output.getString("name")}: class map of ${map.size}\n${describeMap(map, labels)}"
+            return@mapNotNull "${output.getString("name")}: class map of ${map.size}\n${describeMap(map, labels)}"
         }
         val isOfClasses = values.shape.size == 2 && output.optInt("class_axis") in listOf(1, -1)
-        if (!isOfClasses) return@joinToString "${output.getString("name")}: ${values.dtype} ${values.shape.asList()}"
+        if (!isOfClasses) return@mapNotNull "${output.getString("name")}: ${values.dtype} ${values.shape.asList()}"
         val scores = values.sample(0)
         val best = scores.indices.sortedByDescending { scores[it] }.take(SHOWN_CLASSES)
         best.joinToString("\n") { "${labels.getOrNull(it) ?: it}: ${String.format(Locale.ROOT, "%.4g", scores[it])}" }
-    }
+    }.joinToString("\n")
 }
 
 /** Returns an error for a word of manifest.json that these files do not know. */

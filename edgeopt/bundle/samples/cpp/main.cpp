@@ -2,7 +2,7 @@
 //
 //     cmake -B build -DONNXRUNTIME_ROOT=FOLDER && cmake --build build      (in samples/cpp; see README.md)
 //     build/run              does this machine compute what the build computed?
-//     build/run FILE         the model's answer for an image or a .wav
+//     build/run FILE         the model's answer for an image or a .wav (a stream: after its end)
 //     build/run FILE MAP.pgm also writes the class map of an image: each pixel is a class number
 //
 // Everything that is known of the model is in manifest.json; take from these files what your app needs.

@@ -2,6 +2,7 @@
 
 #include "class_map.hpp"
 #include "inputs.hpp"
+#include "streams.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -37,6 +38,16 @@ std::string describeScores(const Array& scores, const nlohmann::json& labels) {
     text += (text.empty() ? "" : "\n") + label + ": " + textOf(scores[index], 4);
   }
   return text;
+}
+
+/** Repeats a sample if the batch of the model is fixed. */
+Array makeBatch(const Array& one, const nlohmann::json& batch) {
+  Array input = one;
+  if (!batch.is_number()) return input;
+  input.shape[0] = batch;
+  for (std::int64_t i = 1; i < input.shape[0]; i++)
+    input.bytes.insert(input.bytes.end(), one.bytes.begin(), one.bytes.end());
+  return input;
 }
 
 std::string joined(const std::vector<std::int64_t>& sides, const std::string& separator) {
@@ -96,23 +107,28 @@ Arrays runModel(Model& model, Arrays& inputs) {
 }
 
 Arrays answer(Model& model, const Bytes& file) {
-  if (model.manifest.at("inputs").size() != 1)
+  std::vector<nlohmann::json> states, others;
+  for (const nlohmann::json& tensor : model.manifest.at("inputs"))
+    (tensor.at("next_value").is_null() ? others : states).push_back(tensor);
+  if (others.size() != 1)
     throw std::runtime_error("The model takes several inputs: make them as manifest.json says, and call runModel.");
-  const nlohmann::json& tensor = model.manifest.at("inputs").at(0);
-  Array input = makeInput(file, tensor);
-  const nlohmann::json& batch = tensor.at("shape").at(0);
-  if (batch.is_number()) {  // a fixed batch: all the same
-    const Bytes one = input.bytes;
-    input.shape[0] = batch;
-    for (std::int64_t i = 1; i < input.shape[0]; i++) input.bytes.insert(input.bytes.end(), one.begin(), one.end());
+  const nlohmann::json& tensor = others.front();
+  Arrays inputs, outputs;
+  for (const nlohmann::json& state : states) inputs.insert_or_assign(state.at("name"), firstState(state));
+  const std::vector<Array> chunks = states.empty() ? std::vector{makeInput(file, tensor)} : makeChunks(file, tensor);
+  for (const Array& chunk : chunks) {
+    inputs.insert_or_assign(tensor.at("name"), makeBatch(chunk, tensor.at("shape").at(0)));
+    outputs = runModel(model, inputs);
+    for (const nlohmann::json& state : states)
+      inputs.insert_or_assign(state.at("name"), outputs.at(state.at("next_value")));
   }
-  Arrays inputs{{tensor.at("name").get<std::string>(), input}};
-  return runModel(model, inputs);
+  return outputs;
 }
 
 std::string describe(const Arrays& outputs, const nlohmann::json& manifest) {
   std::string text;
   for (const nlohmann::json& tensor : manifest.at("outputs")) {
+    if (isNextState(manifest, tensor.at("name"))) continue;
     if (!text.empty()) text += "\n";
     text += describeOutput(outputs.at(tensor.at("name")), tensor, manifest.at("labels"));
   }

@@ -22,10 +22,13 @@ Model openModel(const std::filesystem::path& bundle);
 /** Returns the outputs by name. */
 Arrays runModel(Model& model, Arrays& inputs);
 
-/** Returns the outputs for the content of a file. */
+/** Returns the outputs for the content of a file; of a model with states, those after the last chunk. */
 Arrays answer(Model& model, const Bytes& file);
 
-/** Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of other outputs. */
+/**
+ * Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of other outputs,
+ * without those that are states.
+ */
 std::string describe(const Arrays& outputs, const nlohmann::json& manifest);
 
 /** Writes the class map of an image, if the model gives one, as a PGM: each pixel is the number of a class. */

@@ -36,14 +36,19 @@ struct TensorInfo: Decodable {
     let dtype: String
     let classAxis: Int?
     let preprocessing: Preprocessing?
+    let nextValue: String?
+    let beginsWithZeros: Bool?
 }
 
 /// A number, or the name of a dimension that may have any size.
 struct Dimension: Decodable {
     let size: Int?
+    let isBatch: Bool
 
     init(from decoder: Decoder) throws {
-        size = try? decoder.singleValueContainer().decode(Int.self)
+        let container = try decoder.singleValueContainer()
+        size = try? container.decode(Int.self)
+        isBatch = (try? container.decode(String.self)) == "batch"
     }
 }
 

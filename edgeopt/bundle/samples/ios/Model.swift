@@ -73,18 +73,38 @@ final class Model {
         return manifest.golden.isEmpty ? "self-test: this bundle has no golden files" : "self-test: passed"
     }
 
-    /// Returns the model's answer for the content of a file, as text.
+    /// Returns the model's answer for the content of a file, as text; that of a model with states is after the end.
     func answer(for file: Data) throws -> String {
-        guard let tensor = manifest.inputs.first, manifest.inputs.count == 1 else {
+        let states = manifest.inputs.filter { $0.nextValue != nil }
+        let others = manifest.inputs.filter { $0.nextValue == nil }
+        guard let tensor = others.first, others.count == 1 else {
             throw SampleError(
                 "The model takes several inputs: make them as manifest.json says, and call session.run."
             )
         }
-        let one = try makeInput(of: file, for: tensor)
-        let batch = tensor.shape.first?.size ?? 1 // a fixed batch: all the same
+        var feeds: [String: Values] = [:]
+        for state in states { feeds[state.name] = try firstState(state) }
+        var found: [String: Values] = [:]
+        for chunk in try states.isEmpty ? [makeInput(of: file, for: tensor)] : makeChunks(of: file, for: tensor) {
+            feeds[tensor.name] = makeBatch(of: chunk, for: tensor)
+            found = try run(feeds)
+            for state in states { feeds[state.name] = found[state.nextValue ?? ""] }
+        }
+        for state in states { found[state.nextValue ?? ""] = nil }
+        return try describe(found)
+    }
+
+    /// Returns a file as the inputs of a model with states: a sound in chunks, an image as one frame.
+    private func makeChunks(of file: Data, for tensor: TensorInfo) throws -> [Values] {
+        guard case .sound(let how) = tensor.preprocessing else { return [try makeInput(of: file, for: tensor)] }
+        return try cutSound(file, how, for: tensor)
+    }
+
+    /// Repeats a sample if the batch of the model is fixed.
+    private func makeBatch(of one: Values, for tensor: TensorInfo) -> Values {
+        let batch = tensor.shape.first?.size ?? 1
         let bytes = Data((0..<batch).flatMap { _ in one.bytes })
-        let values = Values(dtype: one.dtype, shape: [batch] + one.shape.dropFirst(), bytes: bytes)
-        return try describe(run([tensor.name: values]))
+        return Values(dtype: one.dtype, shape: [batch] + one.shape.dropFirst(), bytes: bytes)
     }
 
     /// Returns a file's content as the model's input, a batch of one sample.

@@ -5,19 +5,9 @@
 // `io.rgba(buffer)` decodes an image to {data, height, width}, four bytes for each pixel.
 
 import { describe, imageMap } from "./answers.js";
+import { makeArray } from "./arrays.js";
 import { prepareSound } from "./sounds.js";
-
-const ARRAYS = {
-  float32: Float32Array, float64: Float64Array, uint8: Uint8Array, int8: Int8Array, bool: Uint8Array,
-  int32: Int32Array, uint32: Uint32Array, int64: BigInt64Array, uint64: BigUint64Array, uint16: Uint16Array,
-  int16: Int16Array,
-};
-
-/** Returns an array of a type of the manifest. */
-function makeArray(dtype, content) {
-  if (ARRAYS[dtype] === undefined) throw new Error(`This page has no arrays of ${dtype}.`);
-  return new ARRAYS[dtype](content);
-}
+import { chunkLength, cutSound, firstStates } from "./streams.js";
 
 /** Returns the pixels of an image: {data, height, width, channels}, a byte for each value. */
 function dropAlpha({ data: rgba, height, width }, color) {
@@ -139,6 +129,23 @@ export async function makeInput(io, buffer, tensor) {
   return prepareImage(dropAlpha(await io.rgba(buffer), how.color), how, tensor.dtype);
 }
 
+/** Returns a file's content as the inputs of a model with states: a sound in chunks, an image as one frame. */
+async function makeChunks(io, buffer, tensor) {
+  const how = tensor.preprocessing;
+  if (how?.kind !== "sound") return [await makeInput(io, buffer, tensor)];
+  const length = chunkLength(tensor);
+  const whole = await makeInput(io, buffer, { ...tensor, preprocessing: { ...how, samples: null } });
+  return cutSound(whole, length, tensor.dtype);
+}
+
+/** Returns values as a tensor of the model's batch: if it is fixed, all samples are the same. */
+function makeTensor(ort, tensor, { values: one, shape }) {
+  const batch = typeof tensor.shape[0] === "number" ? tensor.shape[0] : 1;
+  const values = makeArray(tensor.dtype, batch * one.length);
+  for (let i = 0; i < batch; i++) values.set(one, i * one.length);
+  return new ort.Tensor(tensor.dtype, values, [batch, ...shape.slice(1)]);
+}
+
 const readArray = async (io, entry) => makeArray(entry.dtype, await io.bytes(entry.file));
 
 function difference(found, expected, mean) {
@@ -207,16 +214,22 @@ export function verdict({ manifest, mistakes }) {
   return manifest.golden.length ? "self-test: passed" : "self-test: this bundle has no golden files";
 }
 
-/** Returns the model's answer for the content of a file: {text, map}. `map` is the class map of an image, or null. */
+/**
+ * Returns the model's answer for the content of a file: {text, map}. `map` is the class map of an image, or null.
+ * A model with states answers after the last chunk.
+ */
 export async function answer(io, ort, { manifest, session }, buffer) {
-  if (manifest.inputs.length !== 1)
+  const states = manifest.inputs.filter(({ next_value }) => next_value !== null);
+  const [tensor, ...others] = manifest.inputs.filter(({ next_value }) => next_value === null);
+  if (tensor === undefined || others.length)
     throw new Error("The model takes several inputs: make them as manifest.json says, and call session.run.");
-  const [tensor] = manifest.inputs;
-  const one = await makeInput(io, buffer, tensor);
-  const batch = typeof tensor.shape[0] === "number" ? tensor.shape[0] : 1; // a fixed batch: all the same
-  const values = makeArray(tensor.dtype, batch * one.values.length);
-  for (let i = 0; i < batch; i++) values.set(one.values, i * one.values.length);
-  const input = new ort.Tensor(tensor.dtype, values, [batch, ...one.shape.slice(1)]);
-  const outputs = await session.run({ [tensor.name]: input });
-  return { text: describe(outputs, manifest), map: imageMap(outputs, manifest) };
+  const feeds = firstStates(ort, states);
+  let outputs = {};
+  for (const one of states.length ? await makeChunks(io, buffer, tensor) : [await makeInput(io, buffer, tensor)]) {
+    outputs = await session.run({ ...feeds, [tensor.name]: makeTensor(ort, tensor, one) });
+    for (const { name, next_value } of states) feeds[name] = outputs[next_value];
+  }
+  const isNextState = ({ name }) => states.some(({ next_value }) => next_value === name);
+  const shown = { ...manifest, outputs: manifest.outputs.filter((output) => !isNextState(output)) };
+  return { text: describe(outputs, shown), map: imageMap(outputs, shown) };
 }

@@ -2,7 +2,7 @@
 //
 //     npm install onnxruntime-node sharp        (in samples/node; sharp is for images)
 //     node samples/node/run.mjs                 does this machine compute what the build computed?
-//     node samples/node/run.mjs FILE            the model's answer for an image or a .wav
+//     node samples/node/run.mjs FILE            the model's answer for an image or a .wav (a stream: after its end)
 //     node samples/node/run.mjs FILE MAP.png    also writes the class map of an image: each pixel is a class number
 
 import { readFile } from "node:fs/promises";

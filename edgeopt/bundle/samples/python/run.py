@@ -2,7 +2,7 @@
 
     pip install numpy onnxruntime pillow
     python samples/python/run.py              # does this machine compute what the build computed?
-    python samples/python/run.py FILE         # the model's answer for an image or a .wav
+    python samples/python/run.py FILE         # the model's answer for an image or a .wav (a stream: after its end)
     python samples/python/run.py FILE MAP.png # also writes the class map of an image: each pixel is a class number
 
 Everything that is known of the model is in ``manifest.json``; take from this file what your app needs.
@@ -138,6 +138,40 @@ def make_input(path: Path, tensor: dict[str, Any]) -> np.ndarray[Any, Any]:
     return values.astype(tensor["dtype"])
 
 
+def make_chunks(path: Path, tensor: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
+    """Return a file as the inputs of a model with states: a sound in chunks, the last one filled with zeros."""
+    how = tensor["preprocessing"]
+    if how is None or how["kind"] == "image":
+        return [make_input(path, tensor)]
+    length = how["samples"]
+    if length is None:
+        raise SystemExit(
+            f"manifest.json has no chunk length for '{tensor['name']}' (samples is null): "
+            "set it in the task, and build again."
+        )
+    sound = make_input(path, {**tensor, "preprocessing": {**how, "samples": None}})
+    count = max(1, math.ceil(sound.shape[-1] / length))
+    missing = count * length - sound.shape[-1]
+    return np.split(np.pad(sound, [(0, 0)] * (sound.ndim - 1) + [(0, missing)]), count, axis=-1)
+
+
+def first_states(states: list[dict[str, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the states before the first chunk, by name: zeros, for a batch of one if any batch goes."""
+    values = {}
+    for state in states:
+        shape = [1 if size == "batch" else size for size in state["shape"]]
+        if not state["begins_with_zeros"]:
+            raise SystemExit(
+                f"The state '{state['name']}' does not begin with zeros: give its first value to session.run yourself."
+            )
+        if not all(isinstance(size, int) for size in shape):
+            raise SystemExit(
+                f"The state '{state['name']}' has no fixed size: give its first value to session.run yourself."
+            )
+        values[state["name"]] = np.zeros(shape, state["dtype"])
+    return values
+
+
 def read_array(entry: dict[str, Any]) -> np.ndarray[Any, Any]:
     """Return one golden array."""
     dtype = np.dtype(entry["dtype"]).newbyteorder("<")
@@ -193,6 +227,23 @@ def find_mistakes(session: Any, manifest: dict[str, Any]) -> list[str]:
     return mistakes
 
 
+def answer(session: Any, manifest: dict[str, Any], path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the outputs for a file; of a model with states, those after the last chunk."""
+    states = [tensor for tensor in manifest["inputs"] if tensor["next_value"] is not None]
+    others = [tensor for tensor in manifest["inputs"] if tensor["next_value"] is None]
+    if len(others) != 1:
+        raise SystemExit("The model takes several inputs: make them as manifest.json says, and call session.run.")
+    (tensor,) = others
+    feeds, outputs = first_states(states), {}
+    names = [output["name"] for output in manifest["outputs"]]
+    batch = tensor["shape"][0] if isinstance(tensor["shape"][0], int) else 1
+    for values in make_chunks(path, tensor) if states else [make_input(path, tensor)]:
+        feeds[tensor["name"]] = np.repeat(values, batch, axis=0)
+        outputs = dict(zip(names, session.run(names, feeds)))  # noqa: B905
+        feeds.update({state["name"]: outputs[state["next_value"]] for state in states})
+    return outputs
+
+
 def class_map(output: np.ndarray[Any, Any], class_axis: int) -> np.ndarray[Any, Any]:
     """Return the best class of each place of the first sample, such as each pixel."""
     best: np.ndarray[Any, Any] = np.argmax(output, axis=class_axis)[0]
@@ -207,7 +258,10 @@ def has_class_map(tensor: dict[str, Any], output: np.ndarray[Any, Any]) -> bool:
 def print_answers(manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> None:
     """Print the best classes of scores, the shares of the classes of maps, and the form of other outputs."""
     labels = manifest["labels"]
+    next_states = [tensor["next_value"] for tensor in manifest["inputs"]]
     for tensor in manifest["outputs"]:
+        if tensor["name"] in next_states:
+            continue
         output = outputs[tensor["name"]]
         if has_class_map(tensor, output):
             found = class_map(output, tensor["class_axis"])
@@ -249,14 +303,7 @@ def main() -> int:
         return 1
     print("self-test: passed" if manifest["golden"] else "self-test: this bundle has no golden files")
     if len(sys.argv) > 1:
-        if len(manifest["inputs"]) != 1:
-            raise SystemExit("The model takes several inputs: make them as manifest.json says, and call session.run.")
-        (tensor,) = manifest["inputs"]
-        values = make_input(Path(sys.argv[1]), tensor)
-        if isinstance(tensor["shape"][0], int):  # a fixed batch
-            values = np.repeat(values, tensor["shape"][0], axis=0)
-        names = [tensor["name"] for tensor in manifest["outputs"]]
-        found = dict(zip(names, session.run(names, {tensor["name"]: values})))  # noqa: B905
+        found = answer(session, manifest, Path(sys.argv[1]))
         print_answers(manifest, found)
         if len(sys.argv) > 2:
             write_map(Path(sys.argv[2]), manifest, found)

@@ -135,7 +135,16 @@ def format_workloads(result: dict[str, Any]) -> str:
         for row in task["rows"]
         if row["name"] == "edgeopt"
     )
-    return "\n".join([*lines, "", f"Minutes of the builds on two cores: {minutes}. `{result['command']}`"])
+    processors = {describe_processor(task["choice"]["environment"]) for task in result["tasks"]}
+    where = f"Minutes of the builds on two cores of {' and '.join(sorted(processors))}: {minutes}."
+    return "\n".join([*lines, "", f"{where} `{result['command']}`"])
+
+
+def describe_processor(environment: dict[str, Any]) -> str:
+    """Return a processor's name and what speeds up int8 and bfloat16 there."""
+    known = {"avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX-VNNI", "amx_int8": "AMX"}
+    found = [text for feature, text in known.items() if feature in environment["features"]]
+    return f"an {environment['processor']} with {', '.join(found) or 'neither VNNI nor AMX'}"
 
 
 def _workload_cells(row: dict[str, Any], teacher: dict[str, Any]) -> str:

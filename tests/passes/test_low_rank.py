@@ -123,6 +123,12 @@ class Masked(nn.Module):
         return scores.softmax(-1) @ y
 
 
+def test_a_recipe_may_name_its_layers_in_any_order(network):
+    turned = dict(reversed(LOW.items()))  # recipes are read back in the order of the alphabet
+    factorized = factorize(network, turned, BATCHES)
+    assert verify_factorization(network, turned, factorized, [a_batch()]) < 1e-12
+
+
 def test_infinities_that_both_sides_have_are_no_difference():
     torch.manual_seed(0)
     x = torch.randn(4, 6, 64)

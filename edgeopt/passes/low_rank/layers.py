@@ -140,8 +140,9 @@ def factorize_graph(
     tensors: dict[str, Tensor] = {
         name: _copy_tensor(operator.attrgetter(name)(module)) for name in names.values() if name not in factorizations
     }
-    for weight, factorization in factorizations.items():
-        layer, node = layers[weight], nodes[layers[weight].node.name]
+    in_order = list(layers)
+    for weight in sorted(factorizations, key=in_order.index):  # new nodes are named in the order of the graph
+        factorization, layer, node = factorizations[weight], layers[weight], nodes[layers[weight].node.name]
         old, bias = node.args[1], node.args[2] if len(node.args) > 2 else None
         with graph.inserting_before(node):
             first, second = (graph.get_attr(name) for name in pair_names(weight))

@@ -57,7 +57,7 @@ def train(name: str, epochs: int, seed: int = 0, count: int | None = None) -> to
 @click.command()
 @click.argument("name", type=click.Choice(sorted(TRAINABLE)))
 @click.option("--epochs", default=6, show_default=True)
-@click.option("--images", type=click.IntRange(1), help="Train on so many of the images (default: all).")
+@click.option("--images", type=click.IntRange(1), help="Number of images to train on (default: all).")
 @click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True)
 def main(name: str, epochs: int, images: int | None, out: Path) -> None:
     """Train and write the weights."""

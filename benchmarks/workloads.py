@@ -333,7 +333,7 @@ def main(
             folder = Path(temporary) if work is None else work.resolve() / name
             folder.mkdir(parents=True, exist_ok=True)
             if keep_builds and not (name in found and (folder / "workspace").is_dir()):
-                raise click.UsageError(f"there is no build of {name} in {out} and {folder}; leave out --keep-builds.")
+                raise click.UsageError(f"{out} and {folder} have no build of {name}; leave out --keep-builds.")
             run_task(name, quick, folder, peers or PEERS, found[name] if keep_builds else None, save)
     print(json.dumps(compute_figures(list(found.values())), indent=1))
 

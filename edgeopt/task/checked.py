@@ -169,7 +169,8 @@ class CheckedTask:
             batch = next(iter(self.task.train_batches(0)), None)
         if batch is None:
             return self.interface.graph_dims
-        inputs, _ = self.interface.split(batch, "train_batches()")
+        source = "train_batches()"
+        inputs, _ = self.interface.split(batch, source, StateFeedback(self.states, self.interface, source).complete)
         return self.interface.open_dims(inputs)
 
     def train_epoch(self, seed: int) -> Iterator[Batch]:
@@ -236,8 +237,8 @@ class CheckedTask:
         count = 0
         for count, batch in enumerate(batches, 1):  # noqa: B007 - count is read below
             inputs, targets = self.interface.split(batch, source, feedback.complete)
-            feedback.keep(inputs)
             self.interface.check_inputs(source, inputs, dims)
+            feedback.keep(inputs)
             yield (inputs, targets), feedback.continues
         if count == 0:
             raise TaskError(

@@ -84,9 +84,7 @@ class StateFeedback:
         self.states = states
         self.interface = interface
         self.source = f"{interface.spec}: {source}"
-        parameters = dict(zip(interface.input_names, interface.layout.names, strict=True))
-        self.parameters = {parameters[name]: output for name, output in states.items()}
-        """From a parameter of ``forward`` to the output that gives its next value."""
+        self.parameters = _state_parameters(states, interface)
         self.before: tuple[Tensor, ...] | None = None
         self.continues = False
         """Whether the last batch left out its states."""
@@ -110,8 +108,10 @@ class StateFeedback:
                 f"{self.source} yields a batch without '{missing[0]}', but with other states: leave out all of them "
                 "where a recording goes on, and none where one begins."
             )
-        outputs = dict(zip(self.interface.output_names, self.interface.run(self.before), strict=True))
-        return {**inputs, **{name: outputs[output] for name, output in self.parameters.items()}}
+        fed = feed_states(self.states, self.interface, self.before, self.interface.run(self.before))
+        layout = self.interface.layout
+        values = dict(zip(layout.bound, layout.nesting.nest(fed), strict=True))
+        return {**inputs, **{name: values[name] for name in self.parameters}}
 
     def keep(self, inputs: tuple[Tensor, ...]) -> None:
         """Remember a batch, flat, for the one after it.
@@ -127,6 +127,25 @@ class StateFeedback:
                 "batch that leaves out its states has the samples of the batch before."
             )
         self.before = inputs
+
+
+def _state_parameters(states: Mapping[str, str], interface: ModelInterface) -> list[str]:
+    """Return the parameters of ``forward`` that are states; one may hold several tensors, as those of an LSTM.
+
+    Raises:
+        TaskError: only some tensors of a parameter are states.
+    """
+    inputs: dict[str, list[str]] = {}
+    for name, place in zip(interface.input_names, interface.layout.names, strict=True):
+        inputs.setdefault(place.split(".")[0], []).append(name)
+    for parameter, names in inputs.items():
+        others = [name for name in names if name not in states]
+        if 0 < len(others) < len(names):
+            raise TaskError(
+                f"{interface.spec}: states has only some of the tensors of '{parameter}'; name "
+                f"{', '.join(others)} too, with the outputs that give their next values."
+            )
+    return [parameter for parameter, names in inputs.items() if names[0] in states]
 
 
 def _listed(counts: set[int]) -> str:

@@ -13,7 +13,7 @@ FILES = {"pyproject.toml", "README.md", "LICENSE", "constraints.txt", "CONTRIBUT
 
 def test_nothing_else_lies_at_the_top_level():
     if shutil.which("git") is None or not (ROOT / ".git").exists():
-        pytest.skip("this is no checkout")
+        pytest.skip("needs a checkout with its history")
     listed = subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()

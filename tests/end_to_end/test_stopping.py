@@ -133,7 +133,7 @@ def test_without_a_limit_the_same_command_trains_on_to_the_end(stopped, folder):
     assert done.returncode == 0, done.stderr
     after = trained_epochs(folder, begin)
     for candidate, epochs in before.items():
-        assert after.get(candidate, []) == list(range(max(epochs) + 1, EPOCHS + 1)), "it did not begin anew"
+        assert after.get(candidate, []) == list(range(max(epochs) + 1, EPOCHS + 1)), "it went on from its last epoch"
     choice = choice_of(folder)
     assert not cut_off_trials(choice)
     assert choice["winner"]["size_bytes"] <= smallest

@@ -5,7 +5,9 @@ import copy
 import pytest
 import tiny_stream
 import torch
+from torch import nn
 
+import edgeopt
 from edgeopt.errors import TaskError
 from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.losses import distill_loss
@@ -75,6 +77,48 @@ def test_a_damaged_network_learns_to_listen_again(task, network, tmp_path):
         sparsity=None, checkpoint=tmp_path / "checkpoint", progress=lambda *_: None,
     ).run()  # fmt: skip
     assert result.best_score > 0.95
+
+
+class Memory(nn.Module):
+    """An LSTM of one step, whose state is a tuple."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head = nn.LSTM(6, 8), nn.Linear(8, 2)
+
+    def forward(self, chunk, state):
+        values, state = self.cell(chunk[None], state)
+        return self.head(values[0]), state
+
+
+def memory_task(**members):
+    def chunks(later):
+        zeros = (torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
+        first = {"chunk": torch.ones(4, 6), "state": zeros}
+        return [(first, torch.zeros(4, dtype=torch.int64)), (later, torch.ones(4, dtype=torch.int64))]
+
+    torch.manual_seed(0)
+    later = members.pop("later", {"chunk": torch.ones(4, 6)})
+    options = {
+        "output_names": ("logits", "h", "c"), "states": {"state_0": "h", "state_1": "c"}, "score_output": "logits",
+    }  # fmt: skip
+    return CheckedTask(edgeopt.classification(Memory(), chunks(later), chunks(later), **options | members), "memory")
+
+
+def test_a_state_may_be_a_tuple():
+    task = memory_task()
+    (first, _), (second, continues) = task.eval_steps()
+    assert continues
+    _, hidden, cell = task.interface.run(first[0])
+    assert torch.equal(second[0][1], hidden)
+    assert torch.equal(second[0][2], cell)
+    with pytest.raises(TaskError, match="only some of the tensors of 'state'; name state_1 too"):
+        list(memory_task(states={"state_0": "h"}).eval_steps())
+
+
+def test_a_chunk_of_another_form_is_refused_as_before():
+    with pytest.raises(TaskError, match=r"yields 'chunk' of shape \(\), but example_inputs\(\) has"):
+        list(memory_task(later={"chunk": torch.tensor(1.0)}).eval_steps())
 
 
 @pytest.mark.parametrize(

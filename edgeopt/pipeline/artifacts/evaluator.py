@@ -63,7 +63,7 @@ class FileScore(NamedTuple):
         if self.mean_of is not None:
             count = len(self.mean_of)
         elif self.rows is not None:
-            count = int(self.rows.any(1).sum())
+            count = len(self.rows)
         return count if count < self.total else None
 
     @property

@@ -99,18 +99,16 @@ def find_batch_axes(
     for axes in _choices(inputs, given):
         count = count_samples(inputs, axes)
         if usual is None and count < 2:
-            return _find_axes_of_one(run, inputs, names, given, whole)
+            found = _find_axes_of_several(run, inputs, names, given, whole)
+            return found or _find_axes_of_one(run, inputs, names, given, whole)
         if count < 2:
             continue
-        answers = [_run_samples(run, inputs, axes, [sample]) for sample in (0, count - 1)]
+        answers = _first_and_last(run, inputs, axes)
         check_number_of_outputs(len(whole), [len(answer) for answer in answers if answer is not None], count)
         outputs = _output_axes(whole, answers, count)
         if usual is None:
             usual = BatchAxes(axes, outputs or _first_axes(whole, count))
-        if outputs is not None and all(
-            answer is not None and _agrees(whole, answer, outputs, sample)
-            for sample, answer in zip((0, count - 1), answers, strict=True)
-        ):
+        if outputs is not None and _all_agree(whole, answers, outputs, count):
             return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
     if usual is None:
         shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in zip(names, inputs, strict=True))
@@ -124,6 +122,46 @@ def find_batch_axes(
         "files are measured at another batch size. If a dimension other than the first is the batch, name it with "
         "batch_dim"
     )
+
+
+def _first_and_last(run: Run, inputs: tuple[Tensor, ...], axes: Axes) -> list[tuple[Tensor, ...] | None]:
+    """Run the first sample alone, and the last one; None where the network cannot run it."""
+    return [_run_samples(run, inputs, axes, [sample]) for sample in (0, count_samples(inputs, axes) - 1)]
+
+
+def _all_agree(
+    whole: tuple[Tensor, ...], answers: Sequence[tuple[Tensor, ...] | None], outputs: Axes, count: int
+) -> bool:
+    """Tell whether the answers of ``_first_and_last`` are those of their batch."""
+    return all(
+        answer is not None and _agrees(whole, answer, outputs, sample)
+        for sample, answer in zip((0, count - 1), answers, strict=True)
+    )
+
+
+def _find_axes_of_several(
+    run: Run,
+    inputs: tuple[Tensor, ...],
+    names: Sequence[str],
+    given: Sequence[int | str | None],
+    whole: tuple[Tensor, ...],
+) -> BatchAxes | None:
+    """Find the batch if the first input begins with a 1, but another has more samples there; None if that is wrong.
+
+    Example: the first input is the state of a recurrent layer, of shape (layers, batch, hidden).
+    """
+    sizes = {value.shape[0] for value in inputs if value.dim()} - {0, 1}
+    for axes in _choices(inputs, given):
+        count = count_samples(inputs, axes)
+        if count not in sizes:
+            continue
+        answers = _first_and_last(run, inputs, axes)
+        outputs = _output_axes(whole, answers, count)
+        if outputs is None or all(axis is None for axis in outputs):
+            continue
+        if _all_agree(whole, answers, outputs, count):
+            return BatchAxes(axes, outputs, _describe_unusual(axes, inputs, names))
+    return None
 
 
 def is_batch(run: Run, inputs: tuple[Tensor, ...]) -> bool:

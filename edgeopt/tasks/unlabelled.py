@@ -56,6 +56,11 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
         training: Training | None = None,
         **options: Any,
     ) -> None:
+        if options.get("states"):
+            raise TaskError(
+                f"{name}: edgeopt.unlabelled takes samples in any order, and so no states. Use edgeopt.classification "
+                "with the trained network's own answers as labels, or build its .onnx file with --data and --state."
+            )
         training = msgspec.structs.replace(training or LABEL_FREE_TRAINING, hard_weight=0.0)
         super().__init__(model, name=name, training=training, **options)
         self._inputs, self._eval, self._test = inputs, eval, test

@@ -116,6 +116,27 @@ def test_a_state_may_be_a_tuple():
         list(memory_task(states={"state_0": "h"}).eval_steps())
 
 
+class StateFirst(Memory):
+    """The same with its parameters in another order."""
+
+    def forward(self, state, chunk):
+        return super().forward(chunk, state)
+
+
+def test_the_state_may_come_first():
+    torch.manual_seed(0)
+    zeros = (torch.zeros(1, 4, 8), torch.zeros(1, 4, 8))
+    batches = [({"chunk": torch.ones(4, 6), "state": zeros}, torch.zeros(4, dtype=torch.int64))]
+    task = CheckedTask(edgeopt.classification(StateFirst(), batches, batches), "first")
+    assert task.axes.inputs == (1, 1, 0)
+    assert task.axes.outputs == (0, 1, 1)
+
+
+def test_samples_in_any_order_have_no_states(network):
+    with pytest.raises(TaskError, match=r"unlabelled takes samples in any order, and so no states"):
+        edgeopt.unlabelled(network, [torch.ones(4, 12)], states={"state": "next_state"})
+
+
 def test_a_chunk_of_another_form_is_refused_as_before():
     with pytest.raises(TaskError, match=r"yields 'chunk' of shape \(\), but example_inputs\(\) has"):
         list(memory_task(later={"chunk": torch.tensor(1.0)}).eval_steps())

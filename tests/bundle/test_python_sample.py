@@ -1,10 +1,7 @@
 """The Python sample of a bundle: it gives the golden outputs and answers for real files, and finds planted mistakes."""
 
-import importlib.util
 import json
 import shutil
-import subprocess
-import sys
 import wave
 
 import numpy as np
@@ -13,6 +10,7 @@ import onnxruntime
 import pytest
 from app_bundles import COLORS, draw_pixels, write_app_bundle
 from PIL import Image
+from python_sample import load_sample, run_sample
 
 from edgeopt.tasks.image_files import read_image
 
@@ -28,19 +26,6 @@ def bundle(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def image_bundle(tmp_path_factory):
     return write_app_bundle(tmp_path_factory.mktemp("app"), "images")
-
-
-def run_sample(bundle, *arguments):
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def load_sample(bundle):
-    """Import the sample, as an app would that took its code."""
-    spec = importlib.util.spec_from_file_location("sample", bundle / "samples" / "python" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def mistakes_of(bundle, change=lambda sample, manifest: None):

@@ -1,15 +1,13 @@
 """The Python sample with a streaming model: a sound in chunks, with the states of each for the next one."""
 
-import importlib.util
 import json
-import subprocess
-import sys
 import wave
 
 import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+from python_sample import load_sample, run_sample
 from stream_bundles import (
     CHUNK,
     CHUNKS,
@@ -27,18 +25,6 @@ from edgeopt.records.preprocessing import ImagePreprocessing
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     return write_stream_bundle(tmp_path_factory.mktemp("stream"))
-
-
-def run_sample(bundle, *arguments):
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def load_sample(bundle):
-    spec = importlib.util.spec_from_file_location("sample", bundle / "samples" / "python" / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def scores_of(bundle, sound):

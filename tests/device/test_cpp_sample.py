@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 import wave
 
 import numpy as np
@@ -11,6 +10,7 @@ import onnx
 import pytest
 from app_bundles import COLORS, draw_pixels, write_app_bundle
 from PIL import Image, ImageOps
+from python_sample import run_sample
 from stream_bundles import REFUSED, change_manifest, write_recording, write_stream_bundle
 
 ORIENTATION = 0x0112
@@ -26,8 +26,9 @@ def image_bundle(tmp_path):
 
 
 def python_text(bundle, file):
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", file]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    done = run_sample(bundle, file)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def python_answer(bundle, file):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import wave
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +10,7 @@ import numpy as np
 import pytest
 from app_bundles import COLORS, draw_flag, draw_pixels, write_app_bundle, write_word
 from PIL import Image
+from python_sample import run_sample
 from ready_bundles import write_ready_bundle
 from scipy.signal import resample_poly
 from stream_bundles import FIRST_AND_LAST, write_recording, write_stream_bundle
@@ -38,14 +37,9 @@ def ask(request, tmp_path):
     name = request.param
     if name == "browser":
         return lambda bundle, file, **_: ask_page(request.getfixturevalue("open_sample"), bundle, file)
-    run = {"python": lambda: run_python, "node": lambda: request.getfixturevalue("run_node")}
+    run = {"python": lambda: run_sample, "node": lambda: request.getfixturevalue("run_node")}
     run["cpp"] = lambda: request.getfixturevalue("run_program")
     return lambda bundle, file, **options: ask_program(run[name](), bundle, file, tmp_path, PROGRAMS[name], **options)
-
-
-def run_python(bundle, *arguments):
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def ask_program(run, bundle, file, folder, suffix, *, has_map=False):

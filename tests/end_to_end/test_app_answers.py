@@ -1,8 +1,6 @@
 """Bundles as a build writes them, of a segmentation and of a waveform network: right answers for real files."""
 
 import json
-import subprocess
-import sys
 import wave
 
 import answer_tasks
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 from building import TESTS, edgeopt, write_target
 from PIL import Image
+from python_sample import run_sample
 
 RIGHT_PIXELS_RATIO = 0.95
 """Of a scene; edges of its parts may be off by a pixel."""
@@ -26,8 +25,7 @@ def build(folder, task):
 
 def answer(bundle, *arguments):
     """Return the lines of the Python sample, whose self-test passes."""
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_sample(bundle, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
     check, *lines = done.stdout.splitlines()
     assert check == "self-test: passed"

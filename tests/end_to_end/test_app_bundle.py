@@ -3,8 +3,6 @@
 import json
 import shutil
 import sqlite3
-import subprocess
-import sys
 
 import numpy as np
 import onnx
@@ -13,6 +11,7 @@ import picture_task
 import pytest
 from building import TESTS, choice_of, edgeopt, write_target
 from PIL import Image
+from python_sample import run_sample
 
 SPEC = f"{TESTS / 'picture_task.py'}:make_task"
 
@@ -27,11 +26,6 @@ def folder(tmp_path_factory):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Warning" not in done.stdout
     return folder
-
-
-def self_test(bundle, *arguments):
-    command = [sys.executable, bundle / "samples" / "python" / "run.py", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def manifest_of(bundle):
@@ -110,7 +104,7 @@ def test_the_tolerance_is_measured_and_far_below_a_tenth_of_the_output(folder):
 
 def test_the_sample_answers_for_a_picture_of_the_folder(folder):
     picture = folder / "pictures" / "green sea" / "3.png"
-    done = self_test(folder / "edgeopt-out", picture)
+    done = run_sample(folder / "edgeopt-out", picture)
     assert done.stdout.splitlines()[:2][0] == "self-test: passed", done.stderr
     assert done.stdout.splitlines()[1].startswith("green sea: ")
 
@@ -125,6 +119,6 @@ def test_int8_ranges_of_another_model_fail_the_self_test(folder, tmp_path):
         scale = onnx.numpy_helper.to_array(tensor)
         tensor.CopyFrom(onnx.numpy_helper.from_array((scale * 1.15).astype(scale.dtype), tensor.name))
     onnx.save(model, bundle / "model.onnx")
-    done = self_test(bundle)
+    done = run_sample(bundle)
     assert done.returncode == 1
     assert "self-test: output 'output' is off by" in done.stderr

@@ -1,14 +1,13 @@
 """A streaming network through a build: its files are scored over whole recordings, with states of their own."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import onnxruntime
 import pytest
 import tiny_stream
 from building import TESTS, choice_of, edgeopt, write_target
+from python_sample import run_sample
 
 from edgeopt.bundle.raw_inputs import encode_wav
 
@@ -63,8 +62,8 @@ def test_the_python_sample_answers_for_a_whole_recording(folder, tmp_path):
         state = np.zeros((1, 1, tiny_stream.WIDTH), np.float32)
         for chunk in recording:
             logits, state = session.run(None, {"chunk": chunk[None], "state": state})
-        command = [sys.executable, "edgeopt-out/samples/python/run.py", tmp_path / "sound.wav"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        done = run_sample(folder / "edgeopt-out", tmp_path / "sound.wav")
+        assert done.returncode == 0, done.stderr
         check, best, *_ = done.stdout.splitlines()
         assert check == "self-test: passed"
         assert best.startswith(f"{logits.argmax()}: "), number

@@ -1,0 +1,24 @@
+"""Helpers: run the Python sample of a bundle, or import it as an app would that took its code."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+
+def sample_of(bundle):
+    return Path(bundle) / "samples" / "python" / "run.py"
+
+
+def run_sample(bundle, *arguments):
+    """Run the sample and return the finished process."""
+    command = [sys.executable, sample_of(bundle), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def load_sample(bundle):
+    """Return the sample as a module."""
+    spec = importlib.util.spec_from_file_location("sample", sample_of(bundle))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

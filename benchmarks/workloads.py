@@ -11,7 +11,8 @@ as edgeopt distills and then quantized; networks of the same family at a part of
 weights and quantized. The trainings of each peer see together as many samples as edgeopt's whole search. A peer is
 judged as edgeopt judges: of its files those count whose score on the selection set is at most ``MAX_DROP`` below the
 teacher's at the upper end of the paired interval, and if none is, that is said. All that count are scored on held-out
-data. Only size and score are limited, since edgeopt must not be held to a latency that peers are not.
+data. Only size and score are limited, since edgeopt must not be held to a latency that peers are not. A full build has
+``BUILD_MINUTES``.
 
 Scores are on held-out data, times are interleaved A/Bs with the teacher's file on this machine, memory is measured as
 ``edgeopt bench`` does. With ``--work DIR`` a build that was stopped goes on from there.
@@ -66,6 +67,8 @@ TASKS = {
 }
 """From ready tasks to their targets."""
 MAX_DROP = 0.01
+BUILD_MINUTES = 20
+"""What a full build has, with its measurements; a network still in training then counts as far as it came."""
 Row = dict[str, Any]
 
 
@@ -131,7 +134,7 @@ def build(name: str, target: str, folder: Path, quick: bool) -> tuple[Row, float
     command = [sys.executable, "-m", "edgeopt", "build", name, "--target", target, "--max-drop", str(MAX_DROP),
                "--latency-ms", "none", "--throughput", "none", "--memory-mb", "none",
                "--yes", "--json", "--out", "out", "--workspace", "workspace"]  # fmt: skip
-    command += ["--quick"] if quick else []
+    command += ["--quick"] if quick else ["--time-limit", str(BUILD_MINUTES)]
     environment = dict(os.environ)
     if environment.get("EDGEOPT_DATA"):  # the build runs in another folder
         environment["EDGEOPT_DATA"] = str(Path(environment["EDGEOPT_DATA"]).resolve())

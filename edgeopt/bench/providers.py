@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 from edgeopt.errors import InputError
 
 PROCESSOR = "CPUExecutionProvider"
+INSTALL_HINTS = {
+    "CUDAExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime) and an NVIDIA driver",
+    "TensorrtExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime), TensorRT and an NVIDIA driver",
+    "NvTensorRTRTXExecutionProvider": "Install onnxruntime-ep-nv-tensorrt-rtx and an NVIDIA driver",
+    "OpenVINOExecutionProvider": "Install onnxruntime-ep-openvino, a plug-in for Intel's hardware",
+    "QNNExecutionProvider": "Install onnxruntime-qnn",
+    "WebGpuExecutionProvider": "Install onnxruntime-ep-webgpu and a driver of a GPU",
+    "DmlExecutionProvider": "Install onnxruntime-directml (instead of onnxruntime), on Windows",
+    "CoreMLExecutionProvider": "Run on macOS, where onnxruntime includes CoreML",
+}
 _REMOTE_PROVIDER = "AzureExecutionProvider"
 """Sends inputs to a server."""
+_OTHER_HINT = "Install a package of onnxruntime that has it"
 
 
 def find_providers(wanted: Sequence[str], available: Sequence[str], uri: str) -> list[str]:
@@ -30,9 +41,11 @@ def find_providers(wanted: Sequence[str], available: Sequence[str], uri: str) ->
     missing = [name for name in wanted if _short(name) not in here]
     if missing or not here:
         shown = ", ".join(here.values()) or "no execution providers that it reports"
+        hints = {_short(name): hint for name, hint in INSTALL_HINTS.items()}
+        hint = next((hints[_short(name)] for name in missing if _short(name) in hints), _OTHER_HINT)
         raise InputError(
-            f"--providers {','.join(missing) or 'all'}: {uri} has {shown}. Install a package of onnxruntime that has "
-            "it, best in a separate environment, and name that with --device 'local:?python=PATH'."
+            f"--providers {','.join(missing) or 'all'}: {uri} has {shown}. {hint}, best in a separate environment, and "
+            "name that with --device 'local:?python=PATH'."
         )
     names = [here[_short(name)] for name in wanted] if wanted else list(here.values())
     return [PROCESSOR, *(name for name in dict.fromkeys(names) if name != PROCESSOR)]

@@ -7,21 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeopt.bench.providers import INSTALL_HINTS
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device, Worker, WorkerRefused, WorkerRequest
 from edgeopt.errors import ConfigError, DeviceError, InputError, ProviderError, StepError
 
 LOAD_SECONDS = 600.0
 """Longest time for a process to start and a session to load; small devices are slow to re-pack large models."""
-
-INSTALL_HINTS = {
-    "CUDAExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime) and an NVIDIA driver",
-    "TensorrtExecutionProvider": "Install onnxruntime-gpu (instead of onnxruntime), TensorRT and an NVIDIA driver",
-    "OpenVINOExecutionProvider": "Install onnxruntime-openvino (instead of onnxruntime)",
-    "QNNExecutionProvider": "Install onnxruntime-qnn",
-    "DmlExecutionProvider": "Install onnxruntime-directml (instead of onnxruntime), on Windows",
-    "CoreMLExecutionProvider": "Run on macOS, where onnxruntime includes CoreML",
-}
 
 
 def runtime_request(
@@ -40,6 +32,7 @@ def runtime_request(
         inputs=str(target.inputs or ""),
         outputs=str(outputs or ""),
         providers=profile.providers,
+        provider_libraries=profile.provider_libraries,
         allow_fallback=tuple(expand_provider_name(name) for name in target.allow_fallback),
         threads=profile.threads,
         affinity=profile.affinity,
@@ -107,9 +100,11 @@ def ask_worker(
 
 
 def _as_error(refused: WorkerRefused, stage: str, request: WorkerRequest) -> DeviceError | InputError | StepError:
-    if refused.kind == "provider":
+    if refused.kind in ("provider", "plugin"):
         missing = next(iter(request.providers), "")
         advice = INSTALL_HINTS.get(missing, f"Use a build of onnxruntime that has {missing}")
+        if refused.kind == "plugin":  # it is installed
+            advice = "Check its package and the driver of the hardware"
         return ProviderError(
             f"{refused.reason}. {advice}, use the onnxruntime of another Python environment with `--device "
             f"'local:?python=PATH'`, or let the processor run it with `--allow-fallback CPUExecutionProvider`."

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import gc
+import importlib
 import json
 import os
+import pkgutil
 import platform
 import queue
 import sys
@@ -31,6 +34,12 @@ NAMES_ENTRY = "names.json"
 """The entry of a batch file that holds the names of its arrays; an ``.npz`` that numpy wrote has none."""
 CPU_PROVIDER = "CPUExecutionProvider"
 NVIDIA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
+
+QNN_PROVIDER = "QNNExecutionProvider"
+PLUGIN_MODULES = ("onnxruntime_ep_", "onnxruntime_qnn")
+"""How the modules of packages begin that bring a provider as a plug-in of plain onnxruntime."""
+PLUGIN_KINDS = ("NPU", "GPU", "CPU")
+"""Of a plug-in's devices, the first of these that is there runs the model."""
 
 IDLE_STEP_SECONDS = 0.005
 IDLE_MAX_SECONDS = 0.5
@@ -65,7 +74,7 @@ FEATURES = frozenset(X86 + ARM)
 
 
 class WorkerError(Exception):
-    """A failure with a reason: ``kind`` is ``model``, ``input``, ``provider`` or ``profile``."""
+    """A failure with a reason: ``kind`` is ``model``, ``input``, ``provider``, ``plugin`` or ``profile``."""
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -106,16 +115,59 @@ def model_error_types() -> tuple[type[BaseException], ...]:
     return (*own, OSError, MemoryError, RuntimeError, ValueError, zipfile.BadZipFile)
 
 
+def find_plugins() -> dict[str, str]:
+    """Return the providers that installed packages bring as plug-ins, and their libraries; nothing is loaded."""
+    libraries: dict[str, str] = {}
+    for found in pkgutil.iter_modules():
+        if found.name.startswith(PLUGIN_MODULES):
+            try:
+                module = importlib.import_module(found.name)
+                libraries |= dict.fromkeys(module.get_ep_names(), module.get_library_path())
+            except (ImportError, AttributeError, OSError):  # another kind of package, or one for another system
+                continue
+    return libraries
+
+
+@functools.cache
+def start_plugin(name: str, library: str) -> str:
+    """Load a plug-in's library under the provider's name; return why it can run nothing here, or an empty text."""
+    ort = import_onnxruntime()
+    if not hasattr(ort, "register_execution_provider_library"):
+        return f"{name} is a plug-in, and the device's onnxruntime {ort.__version__} is too old for any"
+    try:
+        ort.register_execution_provider_library(name, library)
+    except model_error_types() as error:
+        return f"the plug-in {name} can't be loaded: {one_line(error)}"
+    if not plugin_devices(ort, name):
+        return f"the plug-in {name} finds no hardware here that it supports"
+    return ""
+
+
+def plugin_devices(ort: Any, name: str) -> list[Any]:
+    """Return the devices of a plug-in that is loaded, the preferred kind first; none if it is not a plug-in."""
+    if not hasattr(ort, "get_ep_devices"):
+        return []
+    found = [one for one in ort.get_ep_devices() if one.ep_name == name != CPU_PROVIDER]
+    kinds = {kind: number for number, kind in enumerate(PLUGIN_KINDS)}
+    return sorted(found, key=lambda one: kinds.get(one.device.type.name, len(kinds)))
+
+
 def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
-    """Return the providers to request; refuse if one is missing and no fallback was allowed."""
+    """Return the providers to request, plug-ins loaded; refuse if one is missing and no fallback was allowed."""
     wanted, allowed = list(request["providers"]), list(request["allow_fallback"])
-    available = ort.get_available_providers()
+    available, reasons = list(ort.get_available_providers()), {}
+    plugins = dict[str, str]()
+    if not set(wanted) <= set(available):
+        plugins = find_plugins() | request["provider_libraries"]
+    for name in wanted:
+        if name in plugins and name not in available:
+            reasons[name] = start_plugin(name, plugins[name])
+            available += [] if reasons[name] else [name]
     missing = [name for name in wanted if name not in available]
     if missing and not allowed:
-        raise WorkerError(
-            "provider",
-            f"{missing[0]} is not in the device's onnxruntime {ort.__version__}, which has {', '.join(available)}",
-        )
+        here = ", ".join(available)
+        absent = f"{missing[0]} is not in the device's onnxruntime {ort.__version__}, which has {here}"
+        raise WorkerError("plugin" if missing[0] in reasons else "provider", reasons.get(missing[0]) or absent)
     chosen = [name for name in dict.fromkeys(wanted + allowed) if name in available]
     if not chosen:
         raise WorkerError(
@@ -124,12 +176,39 @@ def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
     return chosen
 
 
+def add_plugins(ort: Any, options: Any, providers: list[str], libraries: dict[str, str]) -> bool:
+    """Add the providers to a session's options if a plug-in is among them; return whether that was so."""
+    devices = {name: plugin_devices(ort, name)[:1] for name in providers}
+    if not any(devices.values()):
+        return False
+    for name in providers:
+        if devices[name]:
+            options.add_provider_for_devices(devices[name], plugin_options(name, libraries))
+        elif name != CPU_PROVIDER:  # which every session has, last
+            options.add_provider(name, {})
+    return True
+
+
+def plugin_options(name: str, libraries: dict[str, str]) -> dict[str, str]:
+    """Return what a plug-in must be told: QNN, where its back end for the neural processor or the emulator is."""
+    if name != QNN_PROVIDER:
+        return {}
+    folder = Path((find_plugins() | libraries)[name]).parent
+    found = [folder / file for file in ("libQnnHtp.so", "QnnHtp.dll") if (folder / file).is_file()]
+    return {"backend_path": str(found[0])} if found else {}
+
+
 def load_session(
-    request: dict[str, Any], record_nodes: bool = False, profile: str = "", save_to: str = ""
+    request: dict[str, Any],
+    record_nodes: bool = False,
+    profile: str = "",
+    save_to: str = "",
+    batch: dict[str, np.ndarray[Any, Any]] | None = None,
 ) -> tuple[Any, int]:
     """Load the model with the request's settings.
 
     ONNX Runtime writes its profile to the path ``profile`` and the optimized model to ``save_to``, if they are given.
+    A provider that runs only fixed shapes gets those of ``batch``, or of the batch that is timed.
 
     Returns:
         The session, and how long it took to load, in nanoseconds.
@@ -163,7 +242,11 @@ def load_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     begin = time.perf_counter_ns()
     try:
-        session = ort.InferenceSession(request["model"], options, providers=providers, enable_fallback=0)
+        if QNN_PROVIDER in providers:
+            fix_dimensions(ort, options, request, batch)
+            begin = time.perf_counter_ns()
+        named = {} if add_plugins(ort, options, providers, request["provider_libraries"]) else {"providers": providers}
+        session = ort.InferenceSession(request["model"], options, **named, enable_fallback=0)
     except model_error_types() as error:
         kind = "provider" if "fallback to CPU EP has been explicitly disabled" in str(error) else "model"
         raise WorkerError(kind, one_line(error)) from error
@@ -172,6 +255,19 @@ def load_session(
     if lost and not request["allow_fallback"]:
         raise WorkerError("provider", f"{lost[0]} did not start; ONNX Runtime fell back to {session.get_providers()}")
     return session, load_ns
+
+
+def fix_dimensions(
+    ort: Any, options: Any, request: dict[str, Any], batch: dict[str, np.ndarray[Any, Any]] | None
+) -> None:
+    """Give open dimensions of the inputs the sizes of a batch, or of the one that is timed."""
+    plain = ort.InferenceSession(request["model"], providers=[CPU_PROVIDER])
+    batch = make_feed(plain, request) if batch is None else batch
+    for entry in plain.get_inputs():
+        if entry.name in batch:
+            for name, size in zip(entry.shape, batch[entry.name].shape, strict=True):
+                if isinstance(name, str):
+                    options.add_free_dimension_override_by_name(name, size)
 
 
 def one_line(error: BaseException) -> str:
@@ -614,28 +710,43 @@ def read_inputs(path: Path) -> tuple[dict[str, np.ndarray[Any, Any]], bool]:
 
 
 def run_in_order(
-    session: Any, names: list[str], batches: Iterable[dict[str, np.ndarray[Any, Any]]], states: dict[str, str]
+    load: Callable[[dict[str, np.ndarray[Any, Any]]], Any],
+    batches: Iterable[dict[str, np.ndarray[Any, Any]]],
+    states: dict[str, str],
 ) -> Iterable[dict[str, np.ndarray[Any, Any]]]:
-    """Yield the outputs of each batch; one that lacks an input of ``states`` gets an output of the batch before."""
+    """Yield the outputs of each batch; one that lacks an input of ``states`` gets an output of the batch before.
+
+    ``load`` returns the session for a batch.
+    """
     found: dict[str, np.ndarray[Any, Any]] = {}
     for batch in batches:
         fed = {name: found[output] for name, output in states.items() if name not in batch and output in found}
+        session = load({**batch, **fed})
+        names = [entry.name for entry in session.get_outputs()]
         found = dict(zip(names, session.run(names, {**batch, **fed}), strict=True))
         yield found
 
 
 def run_batches(request: dict[str, Any]) -> dict[str, Any]:
     """Run every batch of the inputs file and write the outputs in the same format."""
-    session, _ = load_session(request)
-    names = [entry.name for entry in session.get_outputs()]
-    batches = iterate_batches(Path(request["inputs"]))
-    outputs = run_in_order(session, names, batches, request["states"])
+    sessions: dict[Any, Any] = {}
+
+    def load(batch: dict[str, np.ndarray[Any, Any]]) -> Any:
+        fixed = QNN_PROVIDER in request["providers"]
+        key = tuple((name, batch[name].shape) for name in sorted(batch)) if fixed else ()
+        if key not in sessions:
+            sessions[key], _ = load_session(request, batch=batch)
+        return sessions[key]
+
+    outputs = run_in_order(load, iterate_batches(Path(request["inputs"])), request["states"])
     return {"batches": write_batches(Path(request["outputs"]), outputs)}
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return the facts that a reader needs to judge numbers from this machine."""
+def describe_machine(request: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that a reader needs to judge numbers from this machine; refuse if it lacks a provider."""
     ort = import_onnxruntime()
+    if request["providers"]:
+        choose_providers(ort, request)
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
     except OSError:
@@ -653,7 +764,7 @@ def describe_machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "onnxruntime": ort.__version__,
         "numpy": np.__version__,
-        "providers": ort.get_available_providers(),
+        "providers": list(dict.fromkeys([*ort.get_available_providers(), *find_plugins()])),
         "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "temperature_c": read_temperature_c(),
     }
@@ -704,7 +815,7 @@ MODES: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "outputs": run_batches,
     "nodes": profile_models,
     "convert": convert_model,
-    "describe": lambda _request: describe_machine(),
+    "describe": describe_machine,
 }
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Literal
 import click
 
 import edgeopt
-from edgeopt.bench.requests import INSTALL_HINTS
+from edgeopt.bench.providers import INSTALL_HINTS
 from edgeopt.cli.doctor_devices import Route, find_routes
 from edgeopt.config.profiles import read_profile, shipped_folder
 from edgeopt.device.local import LocalDevice
@@ -39,10 +37,6 @@ INT8_FEATURES = ("avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 
 BF16_FEATURES = ("avx512_bf16", "bf16")
 """Instruction sets that multiply bfloat16."""
-
-_PROVIDERS_TIMEOUT_SECONDS = 120.0
-
-_PROVIDERS_CODE = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
 
 
 class DoctorFinding(Record, frozen=True, kw_only=True):
@@ -98,7 +92,7 @@ def diagnose() -> Diagnosis:
     except DeviceError as error:
         advice = "pip install --force-reinstall -c constraints.txt onnxruntime numpy"
         findings.append(DoctorFinding(kind="missing", what=f"a working ONNX Runtime: {error}", advice=advice))
-    providers = list_providers()
+    providers = () if environment is None else environment.providers
     free_bytes = shutil.disk_usage(Path.cwd()).free
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if environment is not None:
@@ -109,7 +103,7 @@ def diagnose() -> Diagnosis:
                 "wait for them or stop them before you rely on milliseconds; each measurement reports what disturbed it"
             )
             findings.append(DoctorFinding(kind="note", what=what, advice=advice))
-        findings.extend(_refused_targets(providers) if providers else ())
+        findings.extend(_refused_targets(providers))
     if free_bytes < _LOW_DISK_BYTES:
         what = f"only {free_bytes / 1e9:.1f} GB of disk space are free here"
         findings.append(
@@ -161,23 +155,6 @@ def list_required_packages() -> tuple[str, ...]:
     """Return the names of the packages that edgeopt requires."""
     requirements = metadata.requires("edgeopt") or []
     return tuple(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0] for line in requirements if "extra ==" not in line)
-
-
-def list_providers() -> tuple[str, ...]:
-    """Ask ONNX Runtime, in a child process, for its execution providers; empty if it does not start or answer."""
-    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", _PROVIDERS_CODE],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=_PROVIDERS_TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (subprocess.SubprocessError, OSError):
-        return ()
-    return tuple(json.loads(done.stdout))
 
 
 def _version(name: str) -> str | None:

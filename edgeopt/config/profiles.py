@@ -105,6 +105,11 @@ def _check(profile: Profile, path: Path) -> None:
         (":" in profile.device, f"device '{profile.device}' is not a URI; this machine is 'local:'"),
         (profile.providers, "providers is empty; name at least one, such as 'CPUExecutionProvider'"),
         (len(set(profile.providers)) == len(profile.providers), "providers has one entry twice"),
+        (
+            set(profile.provider_libraries) <= set(profile.providers),
+            f"provider_libraries names {', '.join(sorted(set(profile.provider_libraries) - set(profile.providers)))}, "
+            "which providers lacks",
+        ),
         (profile.threads >= 1, f"threads is {profile.threads}; it has to be 1 or more"),
         (
             all(core >= 0 for core in profile.affinity),

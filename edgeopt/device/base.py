@@ -28,6 +28,9 @@ class WorkerRequest(Record, frozen=True, kw_only=True):
     outputs: str = ""
     """Path for the ``.npz`` of mode ``outputs``, or the model in ONNX Runtime's own format of mode ``convert``."""
     providers: tuple[str, ...] = ()
+    """Mode ``describe`` only checks that they start."""
+    provider_libraries: dict[str, str] = {}  # noqa: RUF012 - records copy their defaults
+    """Of providers that are plug-ins without an installed package, by name; paths are the device's."""
     allow_fallback: tuple[str, ...] = ()
     threads: int = 1
     allow_spinning: bool = False

@@ -26,10 +26,11 @@ from edgeopt.bench.memory_modes import MemoryMode, measure_memory_modes
 from edgeopt.bench.nodes import LONG_PROFILING_TURNS, count_operators, profile_nodes, provider_time_ratios
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.bench.providers import PROCESSOR, find_providers, relative_difference
+from edgeopt.bench.requests import run_request
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.bench.sustained import run_sustained, sustained_ratio, sustained_verdict
 from edgeopt.config.shapes import InputShapes
-from edgeopt.device.base import Device
+from edgeopt.device.base import Device, WorkerRequest
 from edgeopt.device.open import device_role
 from edgeopt.errors import CannotProfileError, ProviderError, StepError
 from edgeopt.pipeline.device_calibration import add_estimate
@@ -162,6 +163,8 @@ def bench_providers(
             profile = msgspec.structs.replace(request.profile, providers=tuple(dict.fromkeys((name, PROCESSOR))))
             one = replace(request, model=ready.path, profile=profile, allow_fallback=(PROCESSOR,))
             try:
+                if name != PROCESSOR:  # a fallback would hide that it does not start
+                    run_request(device, _start_request(profile, name), "bench")
                 result = _measure_all(one, ready, device, lambda text: progress(f"{name}: {text}"))  # noqa: B023
                 found = _run_once(one, ready, device)
                 score = None if scorer is None else _score(scorer, one, device, name, progress)
@@ -175,6 +178,10 @@ def bench_providers(
             row |= {"operators": operators, "difference": difference, "score": score}
             rows.append({"provider": name, "error": None, **row})
     return rows
+
+
+def _start_request(profile: Profile, name: str) -> WorkerRequest:
+    return WorkerRequest(mode="describe", providers=(name,), provider_libraries=profile.provider_libraries)
 
 
 def _score(
@@ -229,7 +236,7 @@ def _measure_all(
         measurement = add_estimate(measurement, request.model, profile, request.calibration, percentile, ready.inputs)
     comparison = compare(request.model, request.against, target, progress=progress) if request.against else None
     changes, ratios, operators = None, None, dict[str, dict[str, int]]()
-    if request.against or len(measurement.providers) > 1:
+    if request.against or set(measurement.providers) - {profile.providers[0]}:
         progress("profiling nodes")
         files = [request.against, request.model] if request.against else [request.model]
         with contextlib.suppress(CannotProfileError):

@@ -34,7 +34,8 @@ class Environment(Record, frozen=True, kw_only=True):
     governor: str | None
     temperature_c: float | None
     providers: tuple[str, ...] = ()
-    """Execution providers of its onnxruntime, its own order; empty if the device does not report them."""
+    """Execution providers of its onnxruntime, its own order, then of installed plug-ins, which may find no hardware;
+    empty if the device does not report them."""
 
 
 class Timing(Record, frozen=True, kw_only=True):

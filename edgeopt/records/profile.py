@@ -38,6 +38,7 @@ class Runtime(Record, frozen=True, kw_only=True):
     """How a session runs: the settings that change a file's time or memory, without any limit."""
 
     providers: tuple[str, ...]
+    provider_libraries: dict[str, str]
     threads: int
     affinity: tuple[int, ...]
     allow_spinning: bool
@@ -56,7 +57,10 @@ class Profile(Record, frozen=True, kw_only=True):
     stand_in: bool
     """True if ``device`` only stands in for the target; nothing is then proven on the target."""
     providers: tuple[str, ...]
-    """ONNX Runtime execution providers, first choice first."""
+    """ONNX Runtime execution providers, first choice first; plug-ins too."""
+    provider_libraries: dict[str, str] = {}  # noqa: RUF012 - records copy their defaults
+    """From a provider to the path, on the device, of the library that brings it as a plug-in. A plug-in of an installed
+    package needs none."""
     threads: int
     """``intra_op_num_threads``."""
     affinity: tuple[int, ...] = ()
@@ -114,6 +118,7 @@ class Profile(Record, frozen=True, kw_only=True):
         """How a session runs on the target."""
         return Runtime(
             providers=self.providers,
+            provider_libraries=self.provider_libraries,
             threads=self.threads,
             affinity=self.affinity,
             allow_spinning=self.allow_spinning,

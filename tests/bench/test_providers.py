@@ -23,9 +23,17 @@ def test_the_processor_comes_first_and_no_provider_that_sends_inputs_away(wanted
     assert find_providers(wanted, HERE, "local:") == found
 
 
-@pytest.mark.parametrize(("wanted", "available"), [(("cuda", "cpu"), HERE), ((), ())])
-def test_a_provider_that_is_not_there_is_refused_with_what_to_install(wanted, available):
-    with pytest.raises(InputError, match=r"--providers .*Install a package of onnxruntime that has it"):
+@pytest.mark.parametrize(
+    ("wanted", "available", "advice"),
+    [
+        (("cuda", "cpu"), HERE, "--providers cuda: .* Install onnxruntime-gpu"),
+        (("qnn",), HERE, "--providers qnn: .* Install onnxruntime-qnn, best"),
+        (("tpu",), HERE, "--providers tpu: .* Install a package of onnxruntime that has it"),
+        ((), (), "--providers all: .* Install a package of onnxruntime that has it"),
+    ],
+)
+def test_a_provider_that_is_not_there_is_refused_with_what_to_install(wanted, available, advice):
+    with pytest.raises(InputError, match=advice):
         find_providers(wanted, available, "local:")
 
 

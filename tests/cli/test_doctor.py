@@ -9,6 +9,8 @@ import pytest
 
 import edgeopt.cli.doctor
 from edgeopt.cli.doctor import BF16_FEATURES, INT8_FEATURES
+from edgeopt.device.local import LocalDevice
+from edgeopt.errors import DeviceError
 
 
 def doctor(*arguments, **variables):
@@ -45,11 +47,15 @@ def test_a_missing_cuda_provider_is_reported_with_how_to_get_it(found):
     assert all("car-cuda and server-cuda are refused" in note["what"] for note in notes)
 
 
-def test_no_target_is_reported_as_refused_if_the_runtime_does_not_list_its_providers_in_time(monkeypatch):
-    monkeypatch.setattr(edgeopt.cli.doctor, "list_providers", tuple)
+def test_no_target_is_reported_as_refused_if_the_runtime_does_not_start(monkeypatch):
+    def fail(self):
+        raise DeviceError("onnxruntime does not start")
+
+    monkeypatch.setattr(LocalDevice, "describe", fail)
     found = edgeopt.cli.doctor.diagnose()
-    assert found.environment is not None
+    assert (found.environment, found.providers) == (None, ())
     assert not [finding for finding in found.findings if "refused" in finding.what]
+    assert any("onnxruntime does not start" in finding.what for finding in found.findings)
 
 
 def test_the_text_has_a_line_for_each_fact():

@@ -154,9 +154,18 @@ def _facts_table(inspection: ModelInspection) -> Table:
         table.add_row("one run", run)
     for name, use in inspection.providers.items():
         table.add_row(f"run by {name}", f"{use.nodes} nodes after optimization, {use.time_ratio:.1%} of the time")
+    for listed in inspection.phone_providers:
+        lacks = ", ".join(f"{operator} {count}" for operator, count in listed.unlisted_operators.items())
+        parts = f" in {listed.parts} parts" if listed.parts > 1 else ""
+        share = f"{listed.listed_nodes} of {listed.nodes} nodes{parts}, judged by operator ({listed.about})"
+        table.add_row(f"on a phone, {_short(listed.provider)}", share + (f"; not {lacks}" if lacks else ""))
     for note in inspection.notes:
         table.add_row("note", escape(note))
     return table
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
 
 
 def _nodes_table(inspection: ModelInspection) -> Table:
@@ -170,7 +179,7 @@ def _nodes_table(inspection: ModelInspection) -> Table:
         table.add_row(
             node.operator,
             escape(node.name),
-            node.provider.removesuffix("ExecutionProvider"),
+            _short(node.provider),
             f"{node.ns / 1e6:.3f} ms · {node.time_ratio:.1%}",
         )
     return table

@@ -20,6 +20,7 @@ from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError, StepError, WorkspaceError
 from edgeopt.graph.compatibility import find_foreign_operators
+from edgeopt.graph.counting.phone_operators import PhoneOperators, count_phone_operators
 from edgeopt.graph.facts import ValueInfo, read_facts
 from edgeopt.graph.initializers import list_stored_tensors
 from edgeopt.graph.model import load
@@ -119,6 +120,8 @@ class ModelInspection(Record, frozen=True, kw_only=True):
     """Ratio of the time of all nodes, largest first."""
     nodes: tuple[InspectedNode, ...]
     """Slowest first."""
+    phone_providers: tuple[PhoneOperators, ...] = ()
+    """What those of phones, which are not here, would run."""
 
 
 class InspectedGroup(Record, frozen=True, kw_only=True):
@@ -182,25 +185,17 @@ def inspect_model(
             for tensor in list_stored_tensors(ready.path)
         )
         timed, not_run = _try_to_run(model, ready, target, progress)
+        phone_operators = count_phone_operators(load(ready.path, _STAGE))
     nodes = [] if timed is None else timed.nodes
     total_ns = sum(node.ns for node in nodes) or 1.0
     return ModelInspection(
-        model=str(model),
-        target=target.profile.name,
-        device=target.device.uri,
-        batch_size=target.batch_size,
-        size_bytes=ready.size_bytes,
-        **{name: getattr(file_facts, name) for name in _SAME_FACTS},
-        inputs=_values(file_facts.inputs),
-        outputs=_values(file_facts.outputs),
-        tensors=tensors,
-        run_ms=None if timed is None else timed.ns / 1e6,
-        not_run=not_run,
-        notes=(*ready.notes, *file_facts.notes),
-        providers=_provider_use(nodes),
-        time_by_operator=_time_by_operator(nodes, total_ns),
-        nodes=_nodes(nodes, total_ns),
-    )
+        model=str(model), target=target.profile.name, device=target.device.uri, batch_size=target.batch_size,
+        size_bytes=ready.size_bytes, **{name: getattr(file_facts, name) for name in _SAME_FACTS},
+        inputs=_values(file_facts.inputs), outputs=_values(file_facts.outputs), tensors=tensors,
+        run_ms=None if timed is None else timed.ns / 1e6, not_run=not_run, notes=(*ready.notes, *file_facts.notes),
+        providers=_provider_use(nodes), time_by_operator=_time_by_operator(nodes, total_ns),
+        nodes=_nodes(nodes, total_ns), phone_providers=phone_operators,
+    )  # fmt: skip
 
 
 _SAME_FACTS = (

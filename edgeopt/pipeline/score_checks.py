@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from edgeopt.bench.outputs import read_batches
 from edgeopt.errors import TaskError
 from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
@@ -56,9 +55,7 @@ def settle_score(build: Build, evaluator: Evaluator) -> BaselineCheck:
 
 def _check(build: Build, evaluator: Evaluator) -> BaselineCheck:
     data = build.data
-    outputs = evaluator.outputs(evaluator.baseline, data.eval_file)
-    batches = read_batches(outputs)
-    outputs.unlink(missing_ok=True)
+    batches = evaluator.baseline_outputs(data.eval_file)
     kind = data.settle_score(batches)
     pairs = data.pairs(batches, data.targets or [None] * len(batches))
     if kind is not None and kind.by_agreement:

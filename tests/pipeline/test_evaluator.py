@@ -26,7 +26,7 @@ class CountingEvaluator(Evaluator):
 
     def outputs(self, sha256: str, inputs: Path) -> Path:
         self.ran += (sha256,)
-        target = self.build.workspace.folder("arrays") / "outputs.npz"
+        target = self.build.workspace.folder("arrays") / f"outputs-{len(self.ran)}.npz"
         write_batches(target, [{"y": np.array([self.build.computes])}])
         return target
 
@@ -120,11 +120,24 @@ def test_a_score_of_rows_has_its_interval_from_draws_of_rows_and_has_to_be_the_s
         here.score("other")
 
 
+def outputs_of(evaluator):
+    return sorted(evaluator.build.workspace.folder("arrays").glob("outputs-*.npz"))
+
+
 def test_an_interval_by_resampling_runs_each_file_once(on):
     here = on("here", 0.5)
     here.build.data.sample_scores = lambda pairs: None
-    here.score("baseline")
-    assert here.ran == ("baseline",)
-    for name in ("one", "two"):
+    here.baseline_outputs(here.build.data.eval_file)  # as the check of the score does
+    for name in ("baseline", "one", "two"):
         here.score(name)
-    assert here.ran == ("baseline", "one", "baseline", "two")  # the baseline once more, to keep its outputs
+    assert here.ran == ("baseline", "one", "two")
+    assert len(outputs_of(here)) == 1, "the baseline's, which every interval needs"
+
+
+def test_the_baselines_outputs_are_removed_once_scores_of_samples_are_enough(on):
+    here = on("here", 0.5)
+    here.baseline_outputs(here.build.data.eval_file)
+    here.score("baseline")
+    here.score("file")
+    assert here.ran == ("baseline", "file")
+    assert outputs_of(here) == []

@@ -219,7 +219,7 @@ class Evaluator:
         """
         labels, kind = targets or self.reference(inputs), self.build.data.score_kind
         limit = self.build.budget.max_class_drop
-        before = self.build.data.pairs(self._baseline_outputs(inputs), labels)
+        before = self.build.data.pairs(self.baseline_outputs(inputs), labels)
         if sha256 == self.baseline:
             return unchanged(compare_answers(kind, before, before, limit))
         return compare_answers(kind, before, found.pairs or self.pairs(sha256, inputs, targets), limit)
@@ -233,16 +233,19 @@ class Evaluator:
         data = self.build.data
 
         def read_samples() -> tuple[list[tuple[Any, Any]], list[tuple[Any, Any]], list[int]]:
-            before = data.pairs(self._baseline_outputs(inputs), targets or self.reference(inputs))
+            before = data.pairs(self.baseline_outputs(inputs), targets or self.reference(inputs))
             return before, found.pairs or self.pairs(sha256, inputs, targets), self._counts(inputs)
 
         return drop_interval(base, found, data, read_samples, seed=self.build.seed)
 
     def pairs(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> list[tuple[Any, Any]]:
         """Run a file on a set and return pairs of outputs and targets; without labels, of the baseline's outputs."""
-        outputs = self.outputs(sha256, inputs)
-        batches = read_batches(outputs)
-        outputs.unlink(missing_ok=True)
+        if sha256 == self.baseline:
+            batches = self.baseline_outputs(inputs)
+        else:
+            outputs = self.outputs(sha256, inputs)
+            batches = read_batches(outputs)
+            outputs.unlink(missing_ok=True)
         return self.build.data.pairs(batches, targets or self.reference(inputs))
 
     def evaluate(self, sha256: str, inputs: Path, targets: Sequence[Any]) -> FileScore:
@@ -271,6 +274,9 @@ class Evaluator:
         arrays |= {} if found.samples is None else {"samples": found.samples}
         arrays |= {} if found.rows is None else {"rows": found.rows}
         write_whole(path, lambda partial: np.savez(partial, **arrays))
+        is_enough = found.mean_of is not None or found.rows is not None
+        if sha256 == self.baseline and targets and is_enough and not build.budget.limits_answers:
+            self._forget_outputs(inputs)
         return found
 
     def _counts(self, inputs: Path) -> list[int]:
@@ -281,16 +287,22 @@ class Evaluator:
 
     def reference(self, inputs: Path) -> list[Any]:
         """Return the baseline's own outputs, which files are compared with if there are no labels."""
-        outputs = self._baseline_outputs(inputs)
+        outputs = self.baseline_outputs(inputs)
         return [pair[0] for pair in self.build.data.pairs(outputs, [None] * len(outputs))]
 
-    def _baseline_outputs(self, inputs: Path) -> list[dict[str, NDArray[Any]]]:
+    def _forget_outputs(self, inputs: Path) -> None:
+        """Remove the baseline's outputs, which may be large, once its scores by sample are enough."""
+        with self._reference_lock:
+            outputs = self._references.pop(inputs, None)
+            if outputs is not None:
+                outputs.unlink(missing_ok=True)
+
+    def baseline_outputs(self, inputs: Path) -> list[dict[str, NDArray[Any]]]:
         """Return what the baseline's file gives for a set; it is run once."""
         with self._reference_lock:
             if inputs not in self._references:
-                found = self.outputs(self.baseline, inputs)
-                self._references[inputs] = found.replace(found.with_name(f"reference-{inputs.stem}.npz"))
-        return read_batches(self._references[inputs])
+                self._references[inputs] = self.outputs(self.baseline, inputs)
+            return read_batches(self._references[inputs])
 
 
 def worst_measurement(

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Literal, ParamSpec, TypeVar
+from typing import Literal, TypeVar
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.graph.jobs.processes import kill_graph_processes
@@ -56,7 +56,6 @@ from edgeopt.records.trial import Failed
 
 A = TypeVar("A")
 B = TypeVar("B")
-P = ParamSpec("P")
 
 Further = Literal["if needed", "always", "never"]
 """When a finished search goes on: if no trial keeps the limits, always, or never."""
@@ -105,14 +104,14 @@ class Search:
             may_add = self.ended_early is None and not self.build.is_stopped
             self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=may_add))
 
-    def go_on_if_it_fails(self, part: Callable[P, None], /, *args: P.args, **kwargs: P.kwargs) -> None:
+    def go_on_if_it_fails(self, part: Callable[[], None]) -> None:
         """Run a part of the search. If it fails, the build ends with the trials that there are.
 
         Raises:
             TaskError, ConfigError, WorkspaceError, DeviceLostError, StoppedError: see ``as_failed``.
         """
         try:
-            run_step("search", part, *args, **kwargs)
+            run_step("search", part)
         except EdgeoptError as error:
             failed = as_failed(error)
             self.ended_early = f"{failed.stage}: {failed.reason}"
@@ -303,7 +302,8 @@ class Search:
             new = self.new_candidates(plans)
             if not new:
                 break
-            build.progress("search", "parameters to try: " + ", ".join(f"{ratio:.1%}" for _, ratio in new))
+            sizes, rounds = ", ".join(f"{ratio:.1%}" for _, ratio in new), build.effort.rounds
+            build.progress("search", f"round {index + 1} of at most {rounds}, parameters to try: {sizes}")
             results = self.run_round([candidate for candidate, _ in new])
             points += self.sizes.points(results, [ratio for _, ratio in new])
         self.refine(points)

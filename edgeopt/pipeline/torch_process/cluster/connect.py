@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
@@ -36,7 +37,7 @@ def connect_to_ray(address: str, runtime_env: Mapping[str, Any]) -> Any:
 
     try:
         ray.init(
-            address=address, runtime_env=dict(runtime_env) or None, log_to_driver=False, logging_level="ERROR"
+            address=address, runtime_env=dict(runtime_env) or None, log_to_driver=False, logging_level=logging.ERROR
         )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ImportError, SystemExit) as error:
         raise ConfigError(_explain(address, error)) from error

@@ -75,7 +75,11 @@ FEATURES = frozenset(X86 + ARM)
 
 
 class WorkerError(Exception):
-    """A failure with a reason: ``kind`` is ``model``, ``input``, ``provider``, ``plugin`` or ``profile``."""
+    """A failure with a reason: ``kind`` is ``model``, ``input``, ``profile``, or says what is wrong with a provider.
+
+    It is missing or does not start (``provider``), does not start although it is there as a plug-in (``plugin``), or
+    started and does not run the nodes (``nodes``).
+    """
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -137,7 +141,7 @@ def start_plugin(name: str, library: str) -> str:
         reason = f"the device's onnxruntime has {name} already, so it can't load {library}"
         raise WorkerError("profile", f"{reason}: leave it out of the target's provider_libraries")
     if not hasattr(ort, "register_execution_provider_library"):
-        return f"{name} is a plug-in, and the device's onnxruntime {ort.__version__} is too old for any"
+        return f"{name} is a plug-in, and the device's onnxruntime {ort.__version__} is too old for any: update it"
     try:
         ort.register_execution_provider_library(name, library)
     except model_error_types() as error:
@@ -257,13 +261,22 @@ def load_session(
         named = {} if add_plugins(ort, options, providers, request) else {"providers": providers}
         session = ort.InferenceSession(request["model"], options, **named, enable_fallback=0)
     except model_error_types() as error:
-        kind = "provider" if "fallback to CPU EP has been explicitly disabled" in str(error) else "model"
-        raise WorkerError(kind, one_line(error)) from error
+        raise session_error(ort, providers[0], error) from error
     load_ns = time.perf_counter_ns() - begin
     lost = [name for name in request["providers"] if name not in session.get_providers()]
     if lost and not request["allow_fallback"]:
         raise WorkerError("provider", f"{lost[0]} did not start; ONNX Runtime fell back to {session.get_providers()}")
     return session, load_ns
+
+
+def session_error(ort: Any, provider: str, error: BaseException) -> WorkerError:
+    """Return what is wrong if a session on a provider does not load."""
+    if "fallback to CPU EP has been explicitly disabled" not in str(error):
+        return WorkerError("model", one_line(error))
+    others = f"can't run all nodes, and the target names no {CPU_PROVIDER} for the others"
+    if plugin_devices(ort, provider):  # it has started
+        return WorkerError("nodes", f"{provider} {others}")
+    return WorkerError("provider", f"{provider} did not start, or {others}")
 
 
 def fix_dimensions(
@@ -296,7 +309,7 @@ def one_line(error: BaseException) -> str:
     """Return an error's text on one line, without ONNX Runtime's prefix."""
     text = " ".join(str(error).split())
     if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 2)[-1]
+        text = text.split(" : ", 3)[-1]  # the code's number and name
     return text or type(error).__name__
 
 
@@ -314,7 +327,8 @@ def count_nodes(session: Any, request: dict[str, Any]) -> dict[str, int]:
         nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
     first = request["providers"][0]
     if nodes and first not in nodes and not request["allow_fallback"]:
-        raise WorkerError("provider", f"{first} started but runs no nodes; nodes by provider: {nodes}")
+        others = ", ".join(f"{name} {count}" for name, count in nodes.items())
+        raise WorkerError("nodes", f"{first} started but runs no nodes: {others}")
     return nodes
 
 

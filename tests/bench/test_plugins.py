@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,19 @@ def time_on(provider, model, *, device=None, **changes):
     profile = a_quick_profile(providers=(provider, PROCESSOR), **changes)
     request = runtime_request("time", model, a_run_target(profile))
     return run_request(device or LocalDevice(), request, "measure", seconds=60)
+
+
+def an_operator_that_openvino_lacks(path, before=("Relu",), after=("Relu",)):
+    """Write a model with a Det, and others around it."""
+    operators = (*before, "Det", *after)
+    nodes = [helper.make_node(one, [f"v{index}"], [f"v{index + 1}"]) for index, one in enumerate(operators)]
+    shapes = (("v0", ["N", 4, 4]), (f"v{len(operators)}", ["N"]))
+    ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name, shape in shapes]
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(
+        helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=opsets, ir_version=8), path
+    )
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -134,10 +148,34 @@ def test_openvino_starts_no_more_threads_than_the_target_has(openvino_library, t
     assert counts[0] == counts[1]
 
 
+def test_nodes_that_a_plugin_cannot_run_are_refused_without_the_processor(openvino_library, tmp_path):
+    model = an_operator_that_openvino_lacks(tmp_path / "m.onnx")
+    target = a_run_target(a_quick_profile(providers=(OPENVINO,)))
+    reason = (
+        f"{OPENVINO} can't run all nodes, and the target names no {PROCESSOR} for the others. "
+        f"Let the processor run them with `--allow-fallback {PROCESSOR}`."
+    )
+    with pytest.raises(ProviderError, match=f"^{re.escape(reason)}$"):
+        run_request(LocalDevice(), runtime_request("time", model, target), "measure", seconds=60)
+
+
+def test_a_plugin_that_runs_no_nodes_is_refused(openvino_library, tmp_path):
+    model = an_operator_that_openvino_lacks(tmp_path / "m.onnx", before=(), after=())
+    with pytest.raises(ProviderError, match=f"{OPENVINO} started but runs no nodes: {PROCESSOR} 1. Let the processor"):
+        time_on(OPENVINO, model)
+
+
+def test_the_hint_is_for_the_provider_that_is_missing(openvino_library, tmp_path):
+    profile = a_quick_profile(providers=(OPENVINO, "CUDAExecutionProvider", PROCESSOR))
+    request = runtime_request("time", a_network(tmp_path / "m.onnx"), a_run_target(profile))
+    with pytest.raises(ProviderError, match=r"CUDAExecutionProvider is not in .*\. Install onnxruntime-gpu"):
+        run_request(LocalDevice(), request, "measure", seconds=60)
+
+
 def test_a_plugin_that_cannot_be_loaded_is_refused(tmp_path):
     library = tmp_path / "plug-in.so"
     library.write_text("no library")
-    with pytest.raises(ProviderError, match=f"the plug-in {BROKEN} can't be loaded.*Check its package"):
+    with pytest.raises(ProviderError, match=f"the plug-in {BROKEN} can't be loaded: Failed .*Check the library"):
         time_on(BROKEN, a_network(tmp_path / "m.onnx"), provider_libraries={BROKEN: str(library)})
 
 
@@ -172,13 +210,7 @@ def test_a_plugin_that_does_not_start_has_a_row_with_the_reason(with_a_broken_pa
 
 
 def test_every_node_that_a_plugin_leaves_is_counted(openvino_library, tmp_path):
-    operators = ("Relu", "Det", "Relu")
-    nodes = [helper.make_node(one, [f"v{index}"], [f"v{index + 1}"]) for index, one in enumerate(operators)]
-    ends = [helper.make_tensor_value_info(name, 1, shape) for name, shape in (("v0", ["N", 4, 4]), ("v3", ["N"]))]
-    model = helper.make_model(
-        helper.make_graph(nodes, "g", ends[:1], ends[1:]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
-    )
-    onnx.save(model, tmp_path / "m.onnx")
+    an_operator_that_openvino_lacks(tmp_path / "m.onnx")
     row = bench_rows(tmp_path, "openvino")[1]
     assert (row["provider"], row["operators"]) == (OPENVINO, {"Det": 1})
     assert row["providers"] == {OPENVINO: 2, PROCESSOR: 1}

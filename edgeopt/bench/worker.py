@@ -603,7 +603,7 @@ def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dic
         nodes.append(
             {
                 "name": event["name"].removesuffix("_kernel_time"),
-                "operator": event["args"]["op_name"],
+                "operator": operator_name(event["args"]["op_name"], event["args"]["provider"]),
                 "provider": event["args"]["provider"],
                 "inputs": shapes[0],
                 "outputs": shapes[1],
@@ -611,6 +611,12 @@ def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dic
             }
         )
     return nodes
+
+
+def operator_name(name: str, provider: str) -> str:
+    """Return a node's operator; of a part that a plug-in compiled, ONNX Runtime gives the provider and a hash."""
+    number = name.removeprefix(provider + "_")
+    return f"{provider.removesuffix('ExecutionProvider')} subgraph" if number.replace("_", "").isdigit() else name
 
 
 def read_resident_bytes(key: str) -> int:

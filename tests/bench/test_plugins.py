@@ -15,6 +15,8 @@ from onnx import helper
 from tiny_models import a_convolution, a_network, a_quick_profile, a_run_target, write_quick_target
 
 from edgeopt.bench import worker
+from edgeopt.bench.changes import match_nodes
+from edgeopt.bench.nodes import ProfilingTurns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bench.providers import PROCESSOR
 from edgeopt.bench.requests import run_request, runtime_request
@@ -146,6 +148,14 @@ def test_openvino_starts_no_more_threads_than_the_target_has(openvino_library, t
         command = [sys.executable, "-c", COUNT_THREADS, request.decode(), json.dumps(bound)]
         counts.append(int(subprocess.run(command, capture_output=True, check=True, timeout=120).stdout))
     assert counts[0] == counts[1]
+
+
+def test_two_files_share_a_row_for_what_a_plugin_runs_of_them(openvino_library, tmp_path):
+    files = [a_convolution(tmp_path / f"{layers}.onnx", layers=layers) for layers in (2, 3)]
+    target = a_run_target(a_quick_profile(providers=(OPENVINO, PROCESSOR)))
+    before, after = profile_nodes(files, target, ProfilingTurns(rounds=1))
+    rows = [(row.operator, row.nodes) for row in match_nodes(before.nodes, after.nodes)]
+    assert rows == [("OpenVINO subgraph", (1, 1))]
 
 
 def test_nodes_that_a_plugin_cannot_run_are_refused_without_the_processor(openvino_library, tmp_path):

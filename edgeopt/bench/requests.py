@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeopt.bench.providers import INSTALL_HINTS
+from edgeopt.bench.providers import INSTALL_HINTS, PROCESSOR
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.device.base import Device, Worker, WorkerRefused, WorkerRequest
 from edgeopt.errors import ConfigError, DeviceError, InputError, ProviderError, StepError
@@ -100,20 +100,28 @@ def ask_worker(
 
 
 def _as_error(refused: WorkerRefused, stage: str, request: WorkerRequest) -> DeviceError | InputError | StepError:
-    if refused.kind in ("provider", "plugin"):
-        missing = next(iter(request.providers), "")
-        advice = INSTALL_HINTS.get(missing, f"Use a build of onnxruntime that has {missing}")
-        if refused.kind == "plugin":  # it is installed
-            advice = "Check its package and the driver of the hardware"
-        return ProviderError(
-            f"{refused.reason}. {advice}, use the onnxruntime of another Python environment with `--device "
-            f"'local:?python=PATH'`, or let the processor run it with `--allow-fallback CPUExecutionProvider`."
-        )
+    if refused.kind in ("provider", "plugin", "nodes"):
+        return ProviderError(f"{refused.reason.rstrip('.')}. {_provider_advice(refused, request)}")
     if refused.kind == "profile":
         return ConfigError(f"{refused.reason}.")
     if refused.kind == "input":
         return InputError(f"{request.model}: {refused.reason}.")
     return StepError(stage, f"ONNX Runtime cannot run {request.model}: {refused.reason}")
+
+
+def _provider_advice(refused: WorkerRefused, request: WorkerRequest) -> str:
+    fallback = f"with `--allow-fallback {PROCESSOR}`."
+    if refused.kind == "nodes":
+        return f"Let the processor run them {fallback}"
+    named = [name for name in request.providers if name in refused.reason] or [*request.providers, ""][:1]
+    name = min(named, key=refused.reason.find)  # a reason begins with the one that it is about
+    if refused.kind == "provider":
+        advice = INSTALL_HINTS.get(name, f"Use a build of onnxruntime that has {name}")
+    else:
+        where = "library that provider_libraries names" if name in request.provider_libraries else "package"
+        advice = f"Check the {where} and the driver of the hardware"
+    other = "use the onnxruntime of another Python environment with `--device 'local:?python=PATH'`"
+    return f"{advice}, {other}, or let the processor run it {fallback}"
 
 
 def file_sha256(path: Path, stage: str) -> str:

@@ -35,6 +35,7 @@ NAMES_ENTRY = "names.json"
 CPU_PROVIDER = "CPUExecutionProvider"
 NVIDIA_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider")
 
+OPENVINO_PROVIDER = "OpenVINOExecutionProvider"
 QNN_PROVIDER = "QNNExecutionProvider"
 PLUGIN_MODULES = ("onnxruntime_ep_", "onnxruntime_qnn")
 """How the modules of packages begin that bring a provider as a plug-in of plain onnxruntime."""
@@ -74,7 +75,11 @@ FEATURES = frozenset(X86 + ARM)
 
 
 class WorkerError(Exception):
-    """A failure with a reason: ``kind`` is ``model``, ``input``, ``provider``, ``plugin`` or ``profile``."""
+    """A failure with a reason: ``kind`` is ``model``, ``input``, ``profile``, or says what is wrong with a provider.
+
+    It is missing or does not start (``provider``), does not start although it is there as a plug-in (``plugin``), or
+    started and does not run the nodes (``nodes``).
+    """
 
     def __init__(self, kind: str, reason: str) -> None:
         super().__init__(reason)
@@ -123,7 +128,7 @@ def find_plugins() -> dict[str, str]:
             try:
                 module = importlib.import_module(found.name)
                 libraries |= dict.fromkeys(module.get_ep_names(), module.get_library_path())
-            except (ImportError, AttributeError, OSError):  # another kind of package, or one for another system
+            except (ImportError, AttributeError, OSError, RuntimeError):  # of another kind, broken, for another system
                 continue
     return libraries
 
@@ -132,8 +137,11 @@ def find_plugins() -> dict[str, str]:
 def start_plugin(name: str, library: str) -> str:
     """Load a plug-in's library under the provider's name; return why it can run nothing here, or an empty text."""
     ort = import_onnxruntime()
+    if name in ort.get_available_providers():
+        reason = f"the device's onnxruntime has {name} already, so it can't load {library}"
+        raise WorkerError("profile", f"{reason}: leave it out of the target's provider_libraries")
     if not hasattr(ort, "register_execution_provider_library"):
-        return f"{name} is a plug-in, and the device's onnxruntime {ort.__version__} is too old for any"
+        return f"{name} is a plug-in, and the device's onnxruntime {ort.__version__} is too old for any: update it"
     try:
         ort.register_execution_provider_library(name, library)
     except model_error_types() as error:
@@ -155,19 +163,18 @@ def plugin_devices(ort: Any, name: str) -> list[Any]:
 def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
     """Return the providers to request, plug-ins loaded; refuse if one is missing and no fallback was allowed."""
     wanted, allowed = list(request["providers"]), list(request["allow_fallback"])
-    available, reasons = list(ort.get_available_providers()), {}
-    plugins = dict[str, str]()
-    if not set(wanted) <= set(available):
-        plugins = find_plugins() | request["provider_libraries"]
-    for name in wanted:
-        if name in plugins and name not in available:
+    libraries, available, reasons = request["provider_libraries"], list(ort.get_available_providers()), dict[str, str]()
+    to_load = [name for name in dict.fromkeys(wanted + allowed) if name not in available or name in libraries]
+    plugins = find_plugins() | libraries if to_load else {}
+    for name in to_load:
+        if name in plugins:
             reasons[name] = start_plugin(name, plugins[name])
-            available += [] if reasons[name] else [name]
+            available += [] if reasons[name] or name in available else [name]
     missing = [name for name in wanted if name not in available]
     if missing and not allowed:
         here = ", ".join(available)
-        absent = f"{missing[0]} is not in the device's onnxruntime {ort.__version__}, which has {here}"
-        raise WorkerError("plugin" if missing[0] in reasons else "provider", reasons.get(missing[0]) or absent)
+        reason = f"{missing[0]} is not in the device's onnxruntime {ort.__version__}, which has {here}"
+        raise WorkerError("plugin" if missing[0] in reasons else "provider", reasons.get(missing[0]) or reason)
     chosen = [name for name in dict.fromkeys(wanted + allowed) if name in available]
     if not chosen:
         raise WorkerError(
@@ -176,24 +183,30 @@ def choose_providers(ort: Any, request: dict[str, Any]) -> list[str]:
     return chosen
 
 
-def add_plugins(ort: Any, options: Any, providers: list[str], libraries: dict[str, str]) -> bool:
+def add_plugins(ort: Any, options: Any, providers: list[str], request: dict[str, Any]) -> bool:
     """Add the providers to a session's options if a plug-in is among them; return whether that was so."""
     devices = {name: plugin_devices(ort, name)[:1] for name in providers}
     if not any(devices.values()):
         return False
     for name in providers:
         if devices[name]:
-            options.add_provider_for_devices(devices[name], plugin_options(name, libraries))
+            options.add_provider_for_devices(devices[name], plugin_options(name, devices[name][0], request))
         elif name != CPU_PROVIDER:  # which every session has, last
             options.add_provider(name, {})
     return True
 
 
-def plugin_options(name: str, libraries: dict[str, str]) -> dict[str, str]:
-    """Return what a plug-in must be told: QNN, where its back end for the neural processor or the emulator is."""
+def plugin_options(name: str, device: Any, request: dict[str, Any]) -> dict[str, str]:
+    """Return what a plug-in must be told.
+
+    OpenVINO: how many threads it may use on the processor, since it does not read the session's number. QNN: where its
+    back end for the neural processor or the emulator is.
+    """
+    if name == OPENVINO_PROVIDER and device.device.type.name == "CPU":
+        return {"load_config": json.dumps({"CPU": {"INFERENCE_NUM_THREADS": str(request["threads"])}})}
     if name != QNN_PROVIDER:
         return {}
-    folder = Path((find_plugins() | libraries)[name]).parent
+    folder = Path((find_plugins() | request["provider_libraries"]).get(name, "")).parent
     found = [folder / file for file in ("libQnnHtp.so", "QnnHtp.dll") if (folder / file).is_file()]
     return {"backend_path": str(found[0])} if found else {}
 
@@ -242,14 +255,13 @@ def load_session(
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     begin = time.perf_counter_ns()
     try:
-        if QNN_PROVIDER in providers:
+        if QNN_PROVIDER in providers and not save_to:
             fix_dimensions(ort, options, request, batch)
             begin = time.perf_counter_ns()
-        named = {} if add_plugins(ort, options, providers, request["provider_libraries"]) else {"providers": providers}
+        named = {} if add_plugins(ort, options, providers, request) else {"providers": providers}
         session = ort.InferenceSession(request["model"], options, **named, enable_fallback=0)
     except model_error_types() as error:
-        kind = "provider" if "fallback to CPU EP has been explicitly disabled" in str(error) else "model"
-        raise WorkerError(kind, one_line(error)) from error
+        raise session_error(ort, providers[0], error) from error
     load_ns = time.perf_counter_ns() - begin
     lost = [name for name in request["providers"] if name not in session.get_providers()]
     if lost and not request["allow_fallback"]:
@@ -257,24 +269,47 @@ def load_session(
     return session, load_ns
 
 
+def session_error(ort: Any, provider: str, error: BaseException) -> WorkerError:
+    """Return what is wrong if a session on a provider does not load."""
+    if "fallback to CPU EP has been explicitly disabled" not in str(error):
+        return WorkerError("model", one_line(error))
+    others = f"can't run all nodes, and the target names no {CPU_PROVIDER} for the others"
+    if plugin_devices(ort, provider):  # it has started
+        return WorkerError("nodes", f"{provider} {others}")
+    return WorkerError("provider", f"{provider} did not start, or {others}")
+
+
 def fix_dimensions(
     ort: Any, options: Any, request: dict[str, Any], batch: dict[str, np.ndarray[Any, Any]] | None
 ) -> None:
     """Give open dimensions of the inputs the sizes of a batch, or of the one that is timed."""
-    plain = ort.InferenceSession(request["model"], providers=[CPU_PROVIDER])
+    reading = ort.SessionOptions()  # in little time and memory, since the peak of memory is measured too
+    reading.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    reading.add_session_config_entry("session.disable_prepacking", "1")
+    reading.log_severity_level = 3
+    try:
+        plain = ort.InferenceSession(request["model"], reading, providers=[CPU_PROVIDER])
+    except model_error_types():  # the processor can't run it, as if it was compiled, for fixed shapes
+        return
     batch = make_feed(plain, request) if batch is None else batch
     for entry in plain.get_inputs():
-        if entry.name in batch:
-            for name, size in zip(entry.shape, batch[entry.name].shape, strict=True):
-                if isinstance(name, str):
-                    options.add_free_dimension_override_by_name(name, size)
+        sizes = batch[entry.name].shape if entry.name in batch else ()
+        for axis, (name, size) in enumerate(zip(entry.shape, sizes)):  # noqa: B905 - too few sizes: an error of the run
+            if isinstance(name, str):
+                options.add_free_dimension_override_by_name(name, size)
+            elif is_dynamic(name):
+                raise WorkerError(
+                    "model",
+                    f"QNN runs only fixed shapes, and dimension {axis} of input '{entry.name}' has neither a size nor "
+                    "a name to set it by: name it, or fix it by `python -m onnxruntime.tools.make_dynamic_shape_fixed`",
+                )
 
 
 def one_line(error: BaseException) -> str:
     """Return an error's text on one line, without ONNX Runtime's prefix."""
     text = " ".join(str(error).split())
     if text.startswith("[ONNXRuntimeError]"):
-        text = text.split(" : ", 2)[-1]
+        text = text.split(" : ", 3)[-1]  # the code's number and name
     return text or type(error).__name__
 
 
@@ -292,7 +327,8 @@ def count_nodes(session: Any, request: dict[str, Any]) -> dict[str, int]:
         nodes[subgraph.ep_name] = nodes.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
     first = request["providers"][0]
     if nodes and first not in nodes and not request["allow_fallback"]:
-        raise WorkerError("provider", f"{first} started but runs no nodes; nodes by provider: {nodes}")
+        others = ", ".join(f"{name} {count}" for name, count in nodes.items())
+        raise WorkerError("nodes", f"{first} started but runs no nodes: {others}")
     return nodes
 
 
@@ -362,9 +398,11 @@ def take_rows(arrays: dict[str, np.ndarray[Any, Any]], name: str, rows: int | No
 def make_run(session: Any, feed: dict[str, np.ndarray[Any, Any]]) -> Callable[[], object]:
     """Return a function that runs the batch once, with inputs and outputs in the host's memory.
 
-    NVIDIA providers use IO binding, with fixed device buffers for the inputs, and synchronise at the end.
+    NVIDIA providers use IO binding, with fixed device buffers for the inputs, and synchronise at the end. As plug-ins
+    they don't: plain onnxruntime has no such buffers.
     """
-    if not any(name in NVIDIA_PROVIDERS for name in session.get_providers()):
+    built_in = [name for name in session.get_providers() if not plugin_devices(import_onnxruntime(), name)]
+    if not any(name in NVIDIA_PROVIDERS for name in built_in):
         names = [entry.name for entry in session.get_outputs()]
         return lambda: session.run(names, feed)
     return make_bound_run(session, feed, "cuda")
@@ -565,7 +603,7 @@ def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dic
         nodes.append(
             {
                 "name": event["name"].removesuffix("_kernel_time"),
-                "operator": event["args"]["op_name"],
+                "operator": operator_name(event["args"]["op_name"], event["args"]["provider"]),
                 "provider": event["args"]["provider"],
                 "inputs": shapes[0],
                 "outputs": shapes[1],
@@ -573,6 +611,12 @@ def read_node_times(events: list[dict[str, Any]], skipped_runs: int) -> list[dic
             }
         )
     return nodes
+
+
+def operator_name(name: str, provider: str) -> str:
+    """Return a node's operator; of a part that a plug-in compiled, ONNX Runtime gives the provider and a hash."""
+    number = name.removeprefix(provider + "_")
+    return f"{provider.removesuffix('ExecutionProvider')} subgraph" if number.replace("_", "").isdigit() else name
 
 
 def read_resident_bytes(key: str) -> int:

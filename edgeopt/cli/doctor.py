@@ -16,7 +16,9 @@ import edgeopt
 from edgeopt.bench.providers import INSTALL_HINTS
 from edgeopt.cli.doctor_devices import Route, find_routes
 from edgeopt.config.profiles import read_profile, shipped_folder
+from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.local import LocalDevice
+from edgeopt.device.named import DESCRIBE_SECONDS
 from edgeopt.errors import DeviceError
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
@@ -104,6 +106,7 @@ def diagnose() -> Diagnosis:
             )
             findings.append(DoctorFinding(kind="note", what=what, advice=advice))
         findings.extend(_refused_targets(providers))
+        findings.extend(_plugin_notes(providers))
     if free_bytes < _LOW_DISK_BYTES:
         what = f"only {free_bytes / 1e9:.1f} GB of disk space are free here"
         findings.append(
@@ -183,6 +186,19 @@ def _refused_targets(providers: tuple[str, ...]) -> list[DoctorFinding]:
         )
         for provider, names in targets.items()
     ]
+
+
+def _plugin_notes(providers: tuple[str, ...]) -> list[DoctorFinding]:
+    """Note the providers that are here as plug-ins and do not start."""
+    notes = []
+    for name in providers:
+        try:
+            LocalDevice().run(WorkerRequest(mode="describe", providers=(name,)), DESCRIBE_SECONDS, {})
+        except (WorkerRefused, DeviceError) as error:
+            what = str(error) if name in str(error) else f"{name} does not start: {error}"
+            advice = "check its package and the driver of the hardware, or leave it out: nothing else needs it"
+            notes.append(DoctorFinding(kind="note", what=what, advice=advice))
+    return notes
 
 
 def _hardware_notes(machine: Environment) -> list[DoctorFinding]:

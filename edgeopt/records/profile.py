@@ -34,11 +34,12 @@ class TimingRule(Record, frozen=True, kw_only=True):
 Operators = Literal["runtime", "qdq"]
 
 
-class Runtime(Record, frozen=True, kw_only=True):
+class Runtime(Record, frozen=True, kw_only=True, omit_defaults=True):
     """How a session runs: the settings that change a file's time or memory, without any limit."""
 
     providers: tuple[str, ...]
-    provider_libraries: dict[str, str]
+    provider_libraries: dict[str, str] = {}  # noqa: RUF012 - records copy their defaults
+    """Left out of JSON and of keys if there are none: bundles and workspaces from before plug-ins keep their names."""
     threads: int
     affinity: tuple[int, ...]
     allow_spinning: bool

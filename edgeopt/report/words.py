@@ -272,7 +272,8 @@ def nodes(providers: Mapping[str, int], uri: str, shares: Mapping[str, float] | 
         shares: Provider to its share of the time, 0..1.
     """
     if not providers:
-        return "none left after optimization" if uri.startswith(_PROFILING_DEVICES) else "not reported by this device"
+        older = "none left after optimization, or not reported (onnxruntime before 1.24)"
+        return older if uri.startswith(_PROFILING_DEVICES) else "not reported by this device"
     times = {} if shares is None else {name: f" ({share:.1%} of the time)" for name, share in shares.items()}
     return ", ".join(f"{name} {count}{times.get(name, '')}" for name, count in providers.items())
 

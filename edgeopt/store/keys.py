@@ -111,7 +111,8 @@ class BuildFacts(Record, frozen=True, kw_only=True):
             case "device":
                 return self.device, self.device_onnxruntime
             case "providers":
-                return self.runtime.providers, self.runtime.provider_libraries, self.allow_fallback
+                providers, libraries = (self.runtime.providers, self.allow_fallback), self.runtime.provider_libraries
+                return (*providers, libraries) if libraries else providers
             case "session":
                 session = (self.runtime, self.allow_fallback, self.batch_size)
                 return (*session, self.sizes) if any(self.sizes) else session

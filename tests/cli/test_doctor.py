@@ -47,6 +47,19 @@ def test_a_missing_cuda_provider_is_reported_with_how_to_get_it(found):
     assert all("car-cuda and server-cuda are refused" in note["what"] for note in notes)
 
 
+def test_a_plugin_that_is_installed_and_does_not_start_is_reported_with_the_reason(tmp_path):
+    package = tmp_path / "onnxruntime_ep_broken"
+    package.mkdir()
+    names = "def get_ep_names(): return ['BrokenExecutionProvider']\n"
+    (package / "__init__.py").write_text(names + "def get_library_path(): return __file__\n")
+    path = os.pathsep.join(filter(None, (str(tmp_path), os.environ.get("PYTHONPATH"))))
+    found = json.loads(doctor("--json", PYTHONPATH=path))
+    assert "BrokenExecutionProvider" in found["providers"]
+    (note,) = [finding for finding in found["findings"] if "plug-in" in finding["what"]]
+    assert note["what"].startswith("the plug-in BrokenExecutionProvider can't be loaded")
+    assert "its package" in note["advice"]
+
+
 def test_no_target_is_reported_as_refused_if_the_runtime_does_not_start(monkeypatch):
     def fail(self):
         raise DeviceError("onnxruntime does not start")

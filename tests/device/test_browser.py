@@ -82,6 +82,7 @@ def test_it_refuses_impossible_requests_with_a_kind(device, tmp_path):
     dynamic = a_network(tmp_path / "o.onnx", inputs=("N", "T", 32))
     refusals = (
         (a_request("time", model, providers=("CUDAExecutionProvider",)), "provider"),
+        (a_request("time", model, providers=("CUDAExecutionProvider", "CPUExecutionProvider")), "provider"),
         (a_request("time", tmp_path / "broken.onnx"), "model"),
         (a_request("time", tmp_path / "nowhere.onnx"), "model"),
         (a_request("time", dynamic), "input"),

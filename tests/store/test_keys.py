@@ -7,6 +7,8 @@ import pytest
 from builders import a_device, a_profile, a_recipe
 from stub_builds import build_facts
 
+from edgeopt.records.codec import from_json, to_json
+from edgeopt.records.profile import Runtime
 from edgeopt.store.keys import DEPENDENCIES, Dependency, Keys, Kind
 
 PROFILE = a_profile()
@@ -53,7 +55,16 @@ def test_keys_are_the_same_in_every_version_of_edgeopt():
     # If these change, every existing workspace loses its trials.
     keys = Keys(build_facts())
     assert keys.of("artifact", recipe=a_recipe(pruned=True)).digest == "644ac5690b4ea4350510"
-    assert keys.of("measurement", file="ab", percentile=90).digest == "d304705814c6f53c1a56"
+    assert keys.of("measurement", file="ab", percentile=90).digest == "a6cb8923d21109a31cb2"
+    assert keys.of("score", file="ab").digest == "67921ca8d44af673bbd5"
+
+
+def test_a_runtime_without_plugins_is_written_and_read_as_before_there_were_any():
+    libraries = {"QNNExecutionProvider": "/opt/lib.so"}
+    plain, with_plugin = PROFILE.runtime, msgspec.structs.replace(PROFILE.runtime, provider_libraries=libraries)
+    assert b"provider_libraries" not in to_json(plain)
+    for runtime in (plain, with_plugin):
+        assert from_json(to_json(runtime), Runtime) == runtime
 
 
 def test_other_sizes_of_the_inputs_are_another_measurement():
@@ -72,6 +83,7 @@ def test_an_artifacts_key_depends_on_its_whole_recipe():
     [
         {"threads": 2},
         {"providers": ("CUDAExecutionProvider",)},
+        {"provider_libraries": {"CPUExecutionProvider": "/opt/lib.so"}},
         {"allow_spinning": True},
         {"memory_arena": False},
         {"affinity": (0,)},
@@ -83,6 +95,12 @@ def test_an_artifacts_key_depends_on_its_whole_recipe():
 def test_a_changed_runtime_setting_measures_again(changes):
     before, after = (build_facts(profile=one) for one in (PROFILE, msgspec.structs.replace(PROFILE, **changes)))
     assert Keys(before).of("measurement", file="a") != Keys(after).of("measurement", file="a")
+
+
+def test_another_library_of_a_plugin_scores_again():
+    other = msgspec.structs.replace(PROFILE, provider_libraries={"QNNExecutionProvider": "/opt/lib.so"})
+    before, after = (Keys(build_facts(profile=one)).of("score", file="a") for one in (PROFILE, other))
+    assert before != after
 
 
 def test_a_limit_is_in_no_key_so_another_limit_neither_trains_nor_measures_again():

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from builders import a_recipe
+from extra_provider import SPOILING, a_python_with_another_provider
 from spoilt_python import a_spoilt_python
 from stub_builds import a_stub_build
 from tiny_models import a_network, write_quick_target
@@ -64,6 +65,22 @@ def test_a_build_on_a_device_that_computes_something_else_says_so(tmp_path):
     assert done.returncode == 1
     assert "output 'y' is off by" in done.stderr
     assert "on the device against this machine" in done.stderr
+
+
+@pytest.mark.parametrize(("factor", "code"), [(1.01, 0), (1.1, 1)])
+def test_another_provider_may_compute_in_half_precision_but_not_something_else(tmp_path, factor, code):
+    """Files are compared with their networks on the processor, and outputs of a provider with the processor's."""
+    device = a_python_with_another_provider(tmp_path, factor)
+    write_quick_target(tmp_path, providers=f'["{SPOILING}", "CPUExecutionProvider"]')
+    a_network(tmp_path / "m.onnx")
+    np.savez(tmp_path / "in.npz", x=np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32))
+    command = ["build", "m.onnx", "--data", "in.npz", "--target", "./quick.toml", "--device", device, "--no-train"]
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeopt", *command, "--allow-fallback", "cpu"],
+        cwd=tmp_path, env=os.environ, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert ("on the device against this machine; " in done.stderr) == bool(code)
 
 
 class RecordingDevice(LocalDevice):

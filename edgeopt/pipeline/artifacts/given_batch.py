@@ -16,6 +16,7 @@ from edgeopt.bench.outputs import run_arrays
 from edgeopt.errors import StepError, TaskError
 from edgeopt.graph.given.files import one_file, read_given
 from edgeopt.graph.preparation.operator_sets import are_same_outputs
+from edgeopt.pipeline.artifacts.device_parity import host_target
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.evaluation import NamedArrays
@@ -63,11 +64,11 @@ def _find_difference(build: Build, task: OnnxTask, opened: Path, size: int) -> t
     sizes = sorted({_SMALL_BATCH, count} - {size})
     try:
         with one_file(task.path, read_given(task.path)) as original:
-            before = run_step(_STAGE, run_arrays, original, alone, build.run_target, _STAGE)
+            before = run_step(_STAGE, run_arrays, original, alone, host_target(build), _STAGE)
         for batch in sizes:
             starts = range(0, count, batch)
             parts = [group.cut(start, min(start + batch, count), axes).inputs for start in starts]
-            after = run_step(_STAGE, run_arrays, opened, parts, build.run_target, _STAGE)
+            after = run_step(_STAGE, run_arrays, opened, parts, host_target(build), _STAGE)
             different = [name for name in before[0] if not _are_same(_all(before, name), _all(after, name))]
             if different:
                 return f"output '{different[0]}' of a sample is not the same in a batch of {batch}", count

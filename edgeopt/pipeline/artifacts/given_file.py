@@ -24,6 +24,7 @@ from edgeopt.graph.model import has_repeated_names, name_nodes, read_opset, save
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
 from edgeopt.model_files.layout import remove_model
 from edgeopt.model_files.tensors import copy_model_proto
+from edgeopt.pipeline.artifacts.device_parity import host_target
 from edgeopt.pipeline.artifacts.given_batch import check_opened_batch
 from edgeopt.pipeline.artifacts.given_training import check_trainable
 from edgeopt.pipeline.artifacts.networks import (
@@ -108,7 +109,7 @@ def _computes_the_same(build: Build, task: OnnxTask, model: onnx.ModelProto, cha
         path = build.workspace.folder("stages") / f"header-{build.fingerprint}.onnx"
         save(copy_model_proto(one), path)
         try:
-            found.append(run_step(_STAGE, run_arrays, path, task.row_check_batches(), build.run_target, _STAGE))
+            found.append(run_step(_STAGE, run_arrays, path, task.row_check_batches(), host_target(build), _STAGE))
         except StepError:
             return False
         finally:
@@ -127,10 +128,10 @@ def _write_parity_data(build: Build, task: OnnxTask, copy: Path, original: Store
     edges = make_edge_inputs(dict(zip(examples[0], task.axes.take(list(examples[0].values()), index), strict=True)))
     try:
         batches = [*examples, *(batch for _, batch in edges)]
-        outputs = run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE)
+        outputs = run_step(_STAGE, run_arrays, copy, batches, host_target(build), _STAGE)
     except StepError:  # such as an index out of range
         batches, edges = examples, []
-        outputs = run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE)
+        outputs = run_step(_STAGE, run_arrays, copy, batches, host_target(build), _STAGE)
     count = len(examples)
     finite = [all(np.isfinite(values).all() for values in found.values()) for found in outputs[count:]]
     kept = [*range(count), *(count + index for index, usable in enumerate(finite) if usable)]
@@ -181,7 +182,7 @@ def _record_states(build: Build, task: OnnxTask, copy: Path) -> None:
         return
     for steps in (task.selecting, task.calibrating):
         batches = without_fed_states(steps, task.states)
-        task.record_states(steps, run_step(_STAGE, run_arrays, copy, batches, build.run_target, _STAGE))
+        task.record_states(steps, run_step(_STAGE, run_arrays, copy, batches, host_target(build), _STAGE))
 
 
 def _depends_on_batch(found: Sequence[NDArray[Any]]) -> bool:

@@ -11,6 +11,7 @@ from edgeopt.bench.outputs import read_batches, run_arrays, write_batches
 from edgeopt.errors import StepError, TaskError
 from edgeopt.export.parity import compare_arrays
 from edgeopt.model_files.layout import remove_model
+from edgeopt.pipeline.artifacts.device_parity import host_target
 from edgeopt.pipeline.artifacts.networks import PARITY_TOLERANCE
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
@@ -80,7 +81,7 @@ def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:
     try:
         done = build.torch_pool.do(job, protocol.ExportDone)
         batches = read_batches(examples)
-        own = run_step(_STAGE, run_arrays, file, batches, build.run_target, _STAGE)
+        own = run_step(_STAGE, run_arrays, file, batches, host_target(build), _STAGE)
         found = read_batches(expected)[: len(batches)]
         names = task.output_names
         compare_arrays(

@@ -16,6 +16,7 @@ from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.errors import CrashError, ParityError, StepError
 from edgeopt.export.parity import check_edge_outputs, compare_arrays, unexplained_ratio
 from edgeopt.model_files.layout import remove_model
+from edgeopt.pipeline.artifacts.device_parity import host_target
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process import protocol
@@ -318,7 +319,7 @@ def _outputs(build: Build, path: Path, stage: str, inputs: Path, outputs: Path |
     """Run a file on stored inputs; ``outputs`` is where they are put for a while."""
     outputs = outputs or path.with_suffix(".outputs.npz")
     try:
-        run_step(stage, run_model, path, inputs, outputs, build.run_target, stage=stage)
+        run_step(stage, run_model, path, inputs, outputs, host_target(build), stage=stage)
         return _named_outputs(build, outputs)
     finally:
         outputs.unlink(missing_ok=True)

@@ -1,10 +1,18 @@
-"""Two networks for apps, trained now: the class of each pixel of a drawn scene, and the word in a waveform."""
+"""Networks for apps: the class of each pixel of a drawn scene and the word in a waveform, trained now, and boxes."""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from app_bundles import COLORS, IMAGES, RectangleFinder, draw_rectangles
+
 import edgeopt
+from edgeopt.bundle.raw_inputs import input_of_pixels
 
 SCENE_CLASSES = ("road", "tree", "car")
 SCENE_SIZE = (24, 32)
@@ -92,4 +100,25 @@ def words():
     network = _train(WordNetwork(), train, epochs=12)
     return edgeopt.classification(
         network, train, _words(2, 120), name="words", labels=tuple(WORDS), preprocessing=SOUNDS, licence="made up"
+    )
+
+
+def boxes():
+    """Return the task of rectangles; its network has no weights to train."""
+
+    def batch(seeds):
+        drawn = [draw_rectangles(seed) for seed in seeds]
+        images = torch.from_numpy(np.concatenate([input_of_pixels(pixels, IMAGES) for pixels, _ in drawn]))
+        targets = [
+            {
+                "boxes": torch.tensor(list(found.values()), dtype=torch.float32),
+                "labels": torch.tensor([COLORS.index(name) for name in found]),
+            }
+            for _, found in drawn
+        ]
+        return images, targets
+
+    train, val = ([batch(range(start + at, start + at + 16)) for at in (0, 16)] for start in (100, 0))
+    return edgeopt.detection(
+        RectangleFinder(), train, val, name="boxes", labels=COLORS, preprocessing=IMAGES, licence="made up"
     )

@@ -8,12 +8,15 @@ import numpy as np
 import onnx
 import onnx.helper
 import onnxruntime
+import torch
 from builders import a_choice
 from tiny_bundles import AN_ORIGIN, a_golden
 
+from edgeopt.bundle.box_answers import BoxMaps, find_box_answers
 from edgeopt.bundle.golden import find_answers
 from edgeopt.bundle.raw_inputs import input_of_pixels, make_raw, make_resized, pixels_of
 from edgeopt.bundle.write import write_bundle
+from edgeopt.export.to_onnx import export
 from edgeopt.records.preprocessing import ImagePreprocessing, SoundPreprocessing
 
 IMAGES = ImagePreprocessing(
@@ -23,6 +26,9 @@ WORDS = SoundPreprocessing(sample_rate=8000, samples=4000, align="middle")
 PLAIN_IMAGES = ImagePreprocessing(height=20, width=24, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
 SOUNDS = SoundPreprocessing(sample_rate=8000, samples=800, align="middle")
 COLORS = ("blue", "green", "red")
+BOX_MAPS = BoxMaps(heatmap="y", sides="s", stride=4, log_sides=(-4.0, 6.0), min_score=0.3, max_boxes=100)
+BOX_RULES = {"boxes": "crop", "stretched boxes": "stretch", "padded boxes": "pad"}
+"""Kind of a bundle to the rule by which it resizes."""
 TONES = {"low": 400, "high": 1200}
 """Hertz."""
 
@@ -125,8 +131,76 @@ def sound_model(path: Path) -> Path:
     return save_model(path, [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])], [(800,), (2,)], weights)
 
 
+class RectangleFinder(torch.nn.Module):
+    """The maps of a detector that finds at most one rectangle of each colour, on black, without any training."""
+
+    def forward(self, images):
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (IMAGES.mean, IMAGES.std))
+        found = (images * std + mean > 0.5).float()  # by colour: blue, green and red
+        height, width = images.shape[-2:]
+        rows, columns = torch.arange(height).float(), torch.arange(width).float()
+        in_column, in_row = found.amax(2), found.amax(3)
+        right, bottom = ((columns + 1) * in_column).amax(2), ((rows + 1) * in_row).amax(2)
+        left = width - ((width - columns) * in_column).amax(2)
+        top = height - ((height - rows) * in_row).amax(2)
+        x, y = ((torch.arange(size // 4) + 0.5) * 4 for size in (width, height))
+        away = [
+            (x - ((left + right) / 2)[..., None])[:, :, None] / 4,
+            (y - ((top + bottom) / 2)[..., None])[..., None] / 4,
+        ]
+        is_there = found.amax((2, 3))[:, :, None, None]
+        heatmap = is_there * (12 - 3 * (away[0] ** 2 + away[1] ** 2)) - 8
+        share = torch.softmax(50 * heatmap, 1)  # whose sides a place tells
+        distances = [
+            (share * (sign * (places - edge[..., None, None]))).sum(1) / 4
+            for sign, places, edge in ((1, x, left), (1, y[:, None], top), (-1, x, right), (-1, y[:, None], bottom))
+        ]
+        return heatmap, torch.stack(distances, 1).clamp(0.02).log()
+
+
+def draw_rectangles(seed: int, height: int = 20, width: int = 24) -> tuple[np.ndarray, dict[str, tuple[int, ...]]]:
+    """A black picture with one to three rectangles apart from each other, and their corners by colour."""
+    rng = np.random.default_rng(seed)
+    picture, boxes = np.zeros((height, width, 3), np.uint8), {}
+    levels = {"blue": (20, 20, 230), "green": (20, 230, 20), "red": (230, 20, 20)}
+    slots = [(0, 0), (width // 2, 0), (0, height // 2)]
+    for name, slot in zip(rng.permutation(COLORS)[: 1 + seed % 3], rng.permutation(slots), strict=False):
+        wide, tall = int(rng.integers(4, width // 2)), int(rng.integers(4, height // 2))
+        left = int(slot[0]) + int(rng.integers(0, width // 2 - wide))
+        top = int(slot[1]) + int(rng.integers(0, height // 2 - tall))
+        picture[top : top + tall, left : left + wide] = levels[str(name)]
+        boxes[str(name)] = (left, top, left + wide, top + tall)
+    return picture, boxes
+
+
+def box_model(path: Path) -> Path:
+    """Write the maps ``y`` and ``s`` of rectangles."""
+    names = {"input_names": ("x",), "output_names": (BOX_MAPS.heatmap, BOX_MAPS.sides)}
+    export(RectangleFinder(), (torch.zeros(2, 3, 20, 24),), path, max_opset=18, max_ir=8, **names)
+    return path
+
+
+def write_box_bundle(folder: Path, how: ImagePreprocessing) -> Path:
+    """Write the bundle of the detector of rectangles."""
+    model = box_model(folder / "m.onnx")
+    plain = msgspec.structs.replace(how, height=None, width=None)
+    batch = np.concatenate([input_of_pixels(draw_rectangles(seed)[0], plain) for seed in range(4)])
+    raw = make_raw("x", batch, how)
+    names = (BOX_MAPS.heatmap, BOX_MAPS.sides)
+    outputs = dict(zip(names, onnxruntime.InferenceSession(str(model)).run(names, {"x": raw.values}), strict=True))
+    golden = a_golden(
+        {"x": raw.values}, outputs, raw={"x": raw}, resized={"x": make_resized(pixels_of("x", raw.values, how), how)}
+    )  # fmt: skip
+    golden = golden._replace(answers=find_box_answers(BOX_MAPS, outputs, golden.tolerances, COLORS))
+    origin = msgspec.structs.replace(AN_ORIGIN, labels=COLORS, input_preprocessing={"x": how}, boxes=BOX_MAPS)
+    write_bundle(folder / "out", a_choice(), model=model, golden=golden, origin=origin)
+    return folder / "out"
+
+
 def write_app_bundle(folder: Path, kind: str) -> Path:
-    """Write the bundle of a model of images, of one of sounds or words, or of class maps."""
+    """Write the bundle of a model of images, of one of sounds or words, of class maps, or of boxes."""
+    if kind in BOX_RULES:
+        return write_box_bundle(folder, msgspec.structs.replace(IMAGES, resize=BOX_RULES[kind]))
     is_sound = kind in ("sounds", "words")
     if is_sound:
         make, how, labels = (sound_model, SOUNDS, ("low", "high")) if kind == "sounds" else (word_model, WORDS, TONES)

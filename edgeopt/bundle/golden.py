@@ -54,14 +54,31 @@ class GoldenEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Images or sounds, one for each sample, from which preprocessing makes this array."""
 
 
+class GoldenBox(msgspec.Struct, frozen=True, kw_only=True):
+    """A box of a sample of the golden inputs; see ``edgeopt.bundle.box_answers``."""
+
+    corners: tuple[float, float, float, float]
+    """Left, top, right and bottom in pixels of the model's input."""
+    tolerance: float
+    """Pixels by which each corner may be off: what the tolerances of the outputs allow."""
+    score: float
+    """The probability."""
+    score_tolerance: float
+    is_certain: bool
+    """False if a device may miss it whose outputs are within their tolerances."""
+
+
 class GoldenAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What an output says about a sample of the golden inputs."""
+    """What an output says about a sample of the golden inputs: its class, or a box in it."""
 
     output: str
+    """The scores of the classes, or the heat-map of ``Manifest.boxes``."""
     sample: int
     class_index: int
     label: str | None
     """null if the classes have no names."""
+    box: GoldenBox | None = None
+    """Of a detector; a sample with boxes has an answer for each."""
 
 
 class Golden(NamedTuple):

@@ -12,6 +12,7 @@ import msgspec
 import onnx
 import onnx.helper
 
+from edgeopt.bundle.box_answers import BoxMaps
 from edgeopt.bundle.golden import GoldenAnswer, GoldenEntry
 from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
@@ -81,6 +82,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """By input."""
     class_axes: dict[str, int] = msgspec.field(default_factory=dict)
     """By output of scores for classes: the dimension that has the classes."""
+    boxes: BoxMaps | None = None
+    """How boxes are read from the outputs, if the task says it as data."""
     input_preprocessing: dict[str, Preprocessing] = msgspec.field(default_factory=dict)
     """By input: the same as ``preprocessing``, as data."""
     states: dict[str, str] = msgspec.field(default_factory=dict)
@@ -150,6 +153,8 @@ class Manifest(Part, frozen=True, kw_only=True):
     """What the short names of the model's inner values stand for; empty if they kept their names."""
     ort: OrtFile | None = None
     """The model in ONNX Runtime's own format; null if the bundle has none."""
+    boxes: BoxMaps | None = None
+    """How an app reads boxes from the outputs; null if they give none, or if the task's own ``decode`` reads them."""
 
 
 def build_manifest(
@@ -195,6 +200,7 @@ def build_manifest(
         min_onnxruntime=origin.min_onnxruntime,
         names=origin.names,
         ort=document.ort,
+        boxes=origin.boxes,
     )
 
 

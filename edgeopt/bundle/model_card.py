@@ -40,7 +40,9 @@ def _header(manifest: Manifest) -> Iterator[str]:
     yield "---"
     yield "library_name: onnx"
     kinds = {type(info.preprocessing) for info in manifest.inputs}
-    if manifest.labels and manifest.answers and ImagePreprocessing in kinds:
+    if manifest.boxes is not None and ImagePreprocessing in kinds:
+        yield "pipeline_tag: object-detection"
+    elif manifest.labels and manifest.answers and ImagePreprocessing in kinds:
         yield "pipeline_tag: image-classification"
     elif manifest.labels and manifest.answers and SoundPreprocessing in kinds:
         yield "pipeline_tag: audio-classification"
@@ -58,6 +60,8 @@ def _use(manifest: Manifest) -> Iterator[str]:
         yield "python samples/python/run.py FILE      # the answer for an image or a .wav"
         if any(info.class_axis is not None and len(info.shape) == _IMAGE_DIMENSIONS for info in manifest.outputs):
             yield "python samples/python/run.py FILE MAP.png     # and the class of each pixel, as a grey image"
+        if manifest.boxes is not None:
+            yield "python samples/python/run.py FILE BOXES.png   # and the image with its boxes drawn"
     yield "```"
     yield ""
     yield "The other folders of `samples/` do the same: `cpp`, `node` and `browser` as they are, `android` (Kotlin) and"

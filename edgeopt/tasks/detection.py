@@ -19,7 +19,7 @@ from edgeopt.task.values import describe_value, to_numpy
 from edgeopt.tasks.box_targets import BoxBatches, Seen, check_boxes, check_detections
 from edgeopt.tasks.detection_losses import detection_distill_loss, detection_loss
 from edgeopt.tasks.loaders import EXAMPLES, Batches, LoaderTask
-from edgeopt.tasks.peaks import decode_peaks
+from edgeopt.tasks.peaks import SHOWN_SCORE, decode_peaks
 
 _Floats = NDArray[np.float64]
 _Pairs = Iterable[tuple[Any, Sequence[Mapping[str, Any]]]]
@@ -39,6 +39,7 @@ class Detection(LoaderTask):
         self,
         *args: Any,
         stride: int | None = None,
+        min_score: float = SHOWN_SCORE,
         decode: Callable[[Any], Sequence[Mapping[str, Any]]] | None = None,
         loss: _Loss | None = None,
         distill_loss: _Loss | None = None,
@@ -51,7 +52,18 @@ class Detection(LoaderTask):
                 f"{self.name}: decode reads outputs of your own form, so the loss has to be your own too: give "
                 "loss(outputs, targets), and perhaps distill_loss(outputs, teacher_outputs, targets)."
             )
+        if not 0 < min_score < 1:
+            raise TaskError(
+                f"{self.name}: min_score is {min_score!r:.80}, but the least probability of a box that an app shows is "
+                "between 0 and 1: give such a number, or leave it out."
+            )
+        self.min_score = float(min_score)
         self._stride, self._decode, self._loss, self._distill_loss = stride, decode, loss, distill_loss
+
+    @property
+    def reads_maps(self) -> bool:
+        """Whether boxes are read from heat-map and sides, and not by the user's own ``decode``."""
+        return self._decode is None
 
     @property
     def postprocessing(self) -> str:
@@ -225,6 +237,7 @@ def detection(
             true for boxes that need not be found.
         eval: Batches that decide which trial wins (the selection set); iterated several times.
         options: ``stride``: pixels from one place of the maps to the next, if the sizes of image and map do not tell;
+            ``min_score``: the least probability of boxes that an app shows, 0.3 by default (the score counts all);
             ``decode(outputs)``: from outputs as arrays, in the nesting of the model, to a list with a dict of
             ``boxes``, ``scores`` and ``labels`` for each image; ``loss(outputs, targets)`` and
             ``distill_loss(outputs, teacher_outputs, targets)`` in place of those above; and those of ``classification``

@@ -18,6 +18,8 @@ LOG_SIDES = (-4.0, 6.0)
 """Logarithms of sides are clipped to this range."""
 MIN_SCORE = 0.01
 """Peaks with a lower probability are dropped."""
+SHOWN_SCORE = 0.3
+"""An app shows no boxes with a lower probability, if the task doesn't say otherwise: the usual value for such maps."""
 MAX_PEAKS = 100
 """Of an image, the highest."""
 

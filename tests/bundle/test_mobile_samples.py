@@ -14,7 +14,8 @@ from app_bundles import write_app_bundle
 from tree_sitter import Language, Node, Parser
 
 import edgeopt.bundle
-from edgeopt.bundle.golden import GoldenAnswer, GoldenEntry, GoldenRole
+from edgeopt.bundle.box_answers import BoxMaps
+from edgeopt.bundle.golden import GoldenAnswer, GoldenBox, GoldenEntry, GoldenRole
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.records.preprocessing import (
     Alignment,
@@ -34,10 +35,11 @@ SOURCES = sorted(path for folder in FOLDERS for path in (SAMPLES / folder).iterd
 MOST_LINES = 300
 MOST_COLUMNS = 120
 
-RECORDS = (Manifest, TensorInfo, GoldenEntry, GoldenAnswer, ImagePreprocessing, SoundPreprocessing)
-"""What of a manifest an app reads."""
-WHOLE = (GoldenEntry, GoldenAnswer, ImagePreprocessing, SoundPreprocessing)
+PREPROCESSING = (ImagePreprocessing, SoundPreprocessing)
+WHOLE = (GoldenEntry, GoldenAnswer, GoldenBox, BoxMaps, *PREPROCESSING)
 """Records of which each field changes what an app has to do."""
+RECORDS = (Manifest, TensorInfo, *WHOLE)
+"""What of a manifest an app reads."""
 WORDS = {
     "Role": GoldenRole, "ResizeRule": ResizeRule, "ColorOrder": ColorOrder, "Layout": ImageLayout,
     "ImageType": ImageType, "Alignment": Alignment,
@@ -52,6 +54,8 @@ SELF_TEST = {
     "{} of '{}' is off by {}; {} is allowed",
     "output '{}' is off by {}; {} is allowed",
     "sample {} is '{}', not '{}'",
+    "sample {} has no '{}' at {}",
+    "sample {} has a '{}' at {} that the build has not found",
     "preprocessing",
     "resizing",
 }
@@ -110,8 +114,8 @@ def fields_of(record):
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory):
-    """Of an image model and of a sound model, as a build writes them."""
-    bundles = [write_app_bundle(tmp_path_factory.mktemp("app"), kind) for kind in ("images", "sounds")]
+    """Of an image model, of a sound model and of a detector, as a build writes them."""
+    bundles = [write_app_bundle(tmp_path_factory.mktemp("app"), kind) for kind in ("images", "sounds", "boxes")]
     return [json.loads((bundle / "manifest.json").read_text()) for bundle in bundles]
 
 
@@ -182,7 +186,7 @@ def test_swift_reads_only_keys_of_the_manifest_and_leaves_none_out(manifests):
 
 def test_the_schema_has_the_tag_by_which_the_samples_tell_images_from_sounds():
     definitions = msgspec.json.schema(Manifest)["$defs"]
-    kinds = {definitions[record.__name__]["properties"]["kind"]["enum"][0] for record in WHOLE[2:]}
+    kinds = {definitions[record.__name__]["properties"]["kind"]["enum"][0] for record in PREPROCESSING}
     assert kinds == KINDS
 
 

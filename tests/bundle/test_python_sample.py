@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from app_bundles import COLORS, draw_pixels, write_app_bundle
+from app_bundles import COLORS, draw_pixels, draw_rectangles, write_app_bundle
 from PIL import Image
 from python_sample import load_sample, run_sample
 
 from edgeopt.tasks.image_files import read_image
 
-KINDS = ("images", "sounds", "class maps")
+KINDS = ("images", "sounds", "class maps", "boxes")
 RESAMPLING_ERROR = 2e-3  # of the largest value; a filter of 16 zero crossings leaves about 1e-3
 
 
@@ -163,6 +163,94 @@ def test_a_planted_mistake_with_sounds_is_found(tmp_path, change):
     assert mistakes_of(bundle, change)
 
 
+@pytest.fixture(scope="module")
+def box_bundle(tmp_path_factory):
+    return write_app_bundle(tmp_path_factory.mktemp("app"), "boxes")
+
+
+def maps_of(manifest):
+    return manifest["boxes"]
+
+
+def change_sides(change):
+    """An app that reads other sides than there are, of shape (samples, 4, height, width)."""
+
+    def plant(sample, manifest):
+        right = sample.read_boxes
+        name = maps_of(manifest)["sides"]
+        sample.read_boxes = lambda manifest, outputs, number: right(
+            manifest, outputs | {name: change(outputs[name])}, number
+        )
+
+    return plant
+
+
+def move_boxes(sample, manifest):
+    """Places begin at their corner, and not in their middle."""
+    right = sample.read_boxes
+
+    def moved(*arguments):
+        boxes = right(*arguments)
+        return [box | {"corners": [corner - 2 for corner in box["corners"]]} for box in boxes]
+
+    sample.read_boxes = moved
+
+
+class NumpyWithoutNeighbours:
+    """numpy for an app that compares a place with no other one."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def pad(self, array, width, **options):
+        return np.full_like(np.pad(array, width), -np.inf)
+
+
+def keep_every_place(sample, manifest):
+    """Neighbours of a peak are boxes too."""
+    sample.np = NumpyWithoutNeighbours()
+
+
+BOX_MISTAKES = {
+    "left and top swapped": change_sides(lambda sides: sides[:, [1, 0, 3, 2]]),
+    "left and right swapped": change_sides(lambda sides: sides[:, [2, 1, 0, 3]]),
+    "distances instead of logarithms": change_sides(np.exp),
+    "another stride": lambda sample, manifest: maps_of(manifest).update(stride=8),
+    "places begin at their corner": move_boxes,
+    "labels shifted by one": lambda sample, manifest: manifest.update(labels=[*COLORS[1:], COLORS[0]]),
+    "every place is a peak": keep_every_place,
+    "less certain boxes are shown": lambda sample, manifest: maps_of(manifest).update(min_score=1e-5),
+    "certain boxes are not shown": lambda sample, manifest: maps_of(manifest).update(min_score=0.99),
+    "only one box": lambda sample, manifest: maps_of(manifest).update(max_boxes=1),
+}
+
+
+@pytest.mark.parametrize("change", BOX_MISTAKES.values(), ids=BOX_MISTAKES)
+def test_a_planted_mistake_with_boxes_is_found(box_bundle, change):
+    assert mistakes_of(box_bundle) == []
+    found = mistakes_of(box_bundle, change)
+    assert found
+    assert all(mistake.startswith("sample ") for mistake in found)
+
+
+def test_a_picture_with_the_boxes_of_an_image_is_written(box_bundle, tmp_path):
+    pixels, boxes = draw_rectangles(2)
+    Image.fromarray(np.kron(pixels, np.ones((8, 8, 1), np.uint8))).save(tmp_path / "scene.png")
+    done = run_sample(box_bundle, tmp_path / "scene.png", tmp_path / "boxes.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "boxes.png") as picture:
+        assert picture.size == (192, 160)
+        for left, top, right, bottom in boxes.values():
+            assert picture.getpixel((8 * left, 4 * (top + bottom))) == (255, 0, 0)
+            assert picture.getpixel((8 * right - 1, 4 * (top + bottom))) == (255, 0, 0)
+
+
+def test_an_image_without_boxes_is_answered_in_a_sentence(box_bundle, tmp_path):
+    Image.fromarray(np.zeros((20, 24, 3), np.uint8)).save(tmp_path / "black.png")
+    done = run_sample(box_bundle, tmp_path / "black.png")
+    assert done.stdout.splitlines()[1:] == ["no boxes with a score of at least 0.3"]
+
+
 def test_a_bundle_without_golden_files_still_answers(image_bundle, tmp_path):
     bundle = shutil.copytree(image_bundle, tmp_path / "out")
     manifest = json.loads((bundle / "manifest.json").read_text())
@@ -194,6 +282,12 @@ def test_weights_of_another_model_are_found(tmp_path):
     model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weights, model.graph.initializer[0].name))
     onnx.save(model, bundle / "model.onnx")
     assert [mistake.split(" is off")[0] for mistake in mistakes_of(bundle)] == ["output 'y'"]
+
+
+def test_the_card_of_a_detector_says_so(box_bundle):
+    card = (box_bundle / "README.md").read_text()
+    assert "pipeline_tag: object-detection\n" in card
+    assert "run.py FILE BOXES.png" in card
 
 
 def test_the_card_names_inputs_outputs_limits_and_licence(image_bundle):

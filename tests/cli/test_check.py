@@ -241,6 +241,21 @@ def test_an_answer_that_changed_is_missed(tmp_path):
     assert lines(done)["answers"] == "missed"
 
 
+def test_boxes_that_are_missing_or_new_are_missed(tmp_path):
+    out = write_app_bundle(tmp_path, "boxes")
+    write_quick_target(tmp_path)
+    done = check(out)
+    assert lines(done)["answers"] == "passed", done.stdout + done.stderr
+    assert "7 boxes of the golden inputs are those of the build" in done.stdout
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["answers"][1]["box"]["corners"][2] += 2
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    done = check(out)
+    assert done.returncode == 3
+    assert lines(done)["answers"] == "missed"
+    assert "1 of 7 boxes of the golden inputs are missing or off, and 1 are new" in done.stdout
+
+
 def test_a_release_with_other_inputs_is_a_miss_and_loses_no_finding(tmp_path):
     out = a_bundle(tmp_path)
     a_network(tmp_path / "other.onnx", inputs=("N", 7))

@@ -21,7 +21,7 @@ REPORTER = b"""
     field.files = transfer.files;
     field.dispatchEvent(new Event("change"));
     found.answer = await until("answer", (text) => text !== "");
-    const canvas = document.getElementById("map");
+    const canvas = document.getElementById("picture");
     if (!canvas.hidden) {
       const { width, height } = canvas;
       const colours = canvas.getContext("2d").getImageData(0, 0, width, height).data;
@@ -29,7 +29,7 @@ REPORTER = b"""
       for (const { style, textContent } of document.querySelectorAll("#legend span"))
         names.set(style.borderColor.match(/\\d+/g).join(), textContent);
       const nameAt = (_, place) => names.get(colours.slice(4 * place, 4 * place + 3).join()) ?? "?";
-      found.map = { width, height, names: Array.from({ length: width * height }, nameAt) };
+      found.picture = { width, height, names: Array.from({ length: width * height }, nameAt) };
     }
   }
   await fetch("/found", { method: "POST", body: JSON.stringify(found) });

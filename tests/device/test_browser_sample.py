@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from app_bundles import draw_pixels, write_app_bundle
+from app_bundles import draw_pixels, draw_rectangles, write_app_bundle
 from PIL import Image
 
 
@@ -28,6 +28,26 @@ def test_it_answers_for_a_sound(open_sample, tmp_path):
     assert found["check"] == "self-test: passed"
     label = next(answer["label"] for answer in answers_of(bundle) if answer["sample"] == 1)
     assert found["answer"].startswith(f"{label}: ")
+
+
+def test_it_paints_the_boxes_of_an_image_on_it(open_sample, tmp_path):
+    bundle = write_app_bundle(tmp_path, "boxes")
+    pixels, boxes = draw_rectangles(2)
+    Image.fromarray(np.kron(pixels, np.ones((8, 8, 1), np.uint8))).save(tmp_path / "scene.png")
+    found = open_sample(bundle, tmp_path / "scene.png")
+    assert found["check"] == "self-test: passed"
+    assert {line.split(": ")[0] for line in found["answer"].splitlines()} == boxes.keys()
+    names = np.array(found["picture"]["names"]).reshape(found["picture"]["height"], found["picture"]["width"])
+    assert names.shape == (160, 192)
+    for label, (left, top, right, bottom) in boxes.items():
+        middle = 4 * (left + right), 4 * (top + bottom)
+        edges = [
+            (middle[1], 8 * left),
+            (middle[1], 8 * right - 1),
+            (8 * top, 8 * right - 1),
+            (8 * bottom - 1, middle[0]),
+        ]
+        assert [names[edge] for edge in edges] == [label] * 4
 
 
 @pytest.mark.parametrize(

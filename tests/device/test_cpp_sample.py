@@ -43,7 +43,7 @@ def write_sound(path, rate=8000):
     return path
 
 
-@pytest.mark.parametrize("kind", ["images", "sounds", "class maps"])
+@pytest.mark.parametrize("kind", ["images", "sounds", "class maps", "boxes"])
 def test_it_passes_its_self_test(run_program, tmp_path, kind):
     done = run_program(write_app_bundle(tmp_path, kind))
     assert (done.returncode, done.stdout, done.stderr) == (0, "self-test: passed\n", "")
@@ -190,6 +190,25 @@ def test_another_rule_of_resizing_and_shifted_labels_fail(run_program, image_bun
     right = answers[0]["label"]
     wrong = [*COLORS[1:], COLORS[0]][COLORS.index(right)]
     assert f"self-test: sample {answers[0]['sample']} is '{right}', not '{wrong}'" in done.stdout
+
+
+BOX_MISTAKES = {
+    "another stride": lambda manifest: manifest["boxes"].update(stride=8),
+    "less certain boxes are shown": lambda manifest: manifest["boxes"].update(min_score=1e-5),
+    "only one box": lambda manifest: manifest["boxes"].update(max_boxes=1),
+    "labels shifted by one": lambda manifest: manifest.update(labels=[*COLORS[1:], COLORS[0]]),
+    "sides are clipped": lambda manifest: manifest["boxes"].update(log_sides=[-4.0, 0.0]),
+}
+
+
+@pytest.mark.parametrize("change", BOX_MISTAKES.values(), ids=BOX_MISTAKES)
+def test_mistakes_with_boxes_fail_in_the_words_of_the_python_sample(run_program, tmp_path, change):
+    bundle = write_app_bundle(tmp_path, "boxes")
+    change_manifest(bundle, change)
+    done = run_program(bundle)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()
+    assert sorted(done.stdout.splitlines()) == sorted(run_sample(bundle).stderr.splitlines())
 
 
 def test_mistakes_with_sounds_fail(run_program, tmp_path):

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from app_bundles import draw_pixels, write_app_bundle
+from app_bundles import COLORS, draw_pixels, write_app_bundle
 from PIL import Image
+from python_sample import run_sample
 from stream_bundles import REFUSED, change_manifest, write_stream_bundle
 
 
@@ -42,6 +43,24 @@ def test_a_mistake_in_preprocessing_fails(run_node, tmp_path):
     done = run_node(bundle)
     assert done.returncode == 1
     assert "self-test: preprocessing of 'x' is off by" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["boxes"].update(stride=8),
+        lambda manifest: manifest["boxes"].update(min_score=1e-5),
+        lambda manifest: manifest.update(labels=[*COLORS[1:], COLORS[0]]),
+    ],
+    ids=["another stride", "less certain boxes are shown", "labels shifted by one"],
+)
+def test_mistakes_with_boxes_fail_in_the_words_of_the_python_sample(run_node, tmp_path, change):
+    bundle = write_app_bundle(tmp_path, "boxes")
+    change_manifest(bundle, change)
+    done = run_node(bundle)
+    assert done.returncode == 1
+    assert done.stdout.splitlines()
+    assert sorted(done.stdout.splitlines()) == sorted(run_sample(bundle).stderr.splitlines())
 
 
 def test_a_stream_that_it_cannot_run_is_named_in_a_sentence(run_node, tmp_path):

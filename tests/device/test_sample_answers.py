@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from app_bundles import COLORS, draw_flag, draw_pixels, write_app_bundle, write_word
+from app_bundles import COLORS, draw_flag, draw_pixels, draw_rectangles, write_app_bundle, write_word
 from PIL import Image
 from python_sample import run_sample
 from ready_bundles import write_ready_bundle
@@ -22,6 +22,14 @@ PROGRAMS = {"python": "png", "node": "png", "cpp": "pgm"}
 SAMPLES = (*PROGRAMS, "browser")
 RIGHT_PIXELS_RATIO = 0.8
 """Of a street scene, without pixels that have no label; the network is right on about nine in ten."""
+
+PIXEL_ERROR = 0.3
+"""Of a photo: an edge between two places of the heat-map is at least 0.02 strides from both, and a photo is larger."""
+SURE = 0.9
+FOUND_CAR_PIXELS_RATIO = 0.6
+"""Of the pixels of cars in a street scene, those in a box; the smallest cars are hard to see."""
+MOST_BOX_PIXELS_RATIO = 0.5
+"""Of the scene, so that a box of all of it is no answer."""
 
 
 class Answer(NamedTuple):
@@ -59,8 +67,8 @@ def ask_program(run, bundle, file, folder, suffix, *, has_map=False):
 def ask_page(open_sample, bundle, file):
     found = open_sample(bundle, file)
     names = None
-    if "map" in found:
-        names = np.array(found["map"]["names"]).reshape(found["map"]["height"], found["map"]["width"])
+    if "picture" in found:
+        names = np.array(found["picture"]["names"]).reshape(found["picture"]["height"], found["picture"]["width"])
     return Answer(found["check"], found["answer"].splitlines(), names)
 
 
@@ -84,6 +92,41 @@ def test_the_class_of_each_pixel_of_a_photo(ask, tmp_path):
     assert answer.check == "self-test: passed"
     assert answer.lines == ["y: class map of 20x24", "red: 66.7 %", "blue: 16.7 %", "green: 16.7 %"]
     np.testing.assert_array_equal(answer.names, np.array(COLORS)[classes])
+
+
+FRAMED = {
+    "boxes": ((20, 32), (0, 4), (3, 3)),
+    "stretched boxes": ((20, 24), (0, 0), (3, 2)),
+    "padded boxes": ((20, 20), (0, -2), (3, 3)),
+}
+"""Kind of a bundle to height and width of a scene in the model's pixels, where the model's input begins in it (top,
+left), and how often a photo has each pixel down and across: each rule gives the model its input in whole pixels."""
+
+
+@pytest.mark.parametrize("kind", FRAMED)
+def test_the_boxes_of_a_photo_are_in_its_own_pixels(ask, tmp_path, kind):
+    bundle = write_app_bundle(tmp_path, kind)
+    (height, width), (top, left), (down, across) = FRAMED[kind]
+    drawn, boxes = draw_rectangles(5, 20, min(width, 24))
+    start = max(left, 0)
+    scene = np.zeros((height, width, 3), np.uint8)
+    scene[:, start : start + drawn.shape[1]] = drawn
+    Image.fromarray(np.kron(scene, np.ones((down, across, 1), np.uint8))).save(tmp_path / "photo.png")
+    answer = ask(bundle, tmp_path / "photo.png")
+    assert answer.check == "self-test: passed"
+    found = dict(map(read_box, answer.lines))
+    assert found.keys() == boxes.keys()
+    for label, (left, top, right, bottom) in boxes.items():
+        corners = [(left + start) * across, top * down, (right + start) * across, bottom * down]
+        np.testing.assert_allclose(found[label][1], corners, atol=PIXEL_ERROR)
+        assert found[label][0] > SURE
+
+
+def read_box(line):
+    """Return the label, and the score and the corners, of a line of an answer."""
+    label, _, rest = line.partition(": ")
+    score, _, corners = rest.partition(" at ")
+    return label, (float(score), [float(corner) for corner in corners.split()])
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
@@ -116,6 +159,11 @@ def streets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def traffic(tmp_path_factory):
+    return write_ready_bundle(tmp_path_factory.mktemp("traffic"), "camvid_detection")
+
+
+@pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return write_ready_bundle(tmp_path_factory.mktemp("digits"), "spoken_digits")
 
@@ -139,6 +187,21 @@ def test_the_ready_segmentation_finds_the_parts_of_a_street(ask, streets):
     assert answer.lines[0] == "y: class map of 180x240"
     named = np.array([*camvid.SCENE_CLASSES, "void"])[right]
     assert np.mean(answer.names[named != "void"] == named[named != "void"]) > RIGHT_PIXELS_RATIO
+
+
+def test_the_ready_detector_finds_most_cars_of_a_street(ask, traffic):
+    photo = min((camvid.find_folder() / "test").glob("*.png"))
+    answer = ask(traffic, photo)
+    assert answer.check == "self-test: passed"
+    found = [read_box(line) for line in answer.lines]
+    cars = [corners for label, (_, corners) in found if label == "car"]
+    with Image.open(camvid.find_folder() / "testannot" / photo.name) as image:
+        is_car = np.asarray(image) == camvid.SCENE_CLASSES.index("car")
+    inside = np.zeros_like(is_car)
+    for left, top, right, bottom in np.rint(cars).astype(int).tolist():
+        inside[top:bottom, left:right] = True
+    assert inside[is_car].mean() > FOUND_CAR_PIXELS_RATIO
+    assert inside.mean() < MOST_BOX_PIXELS_RATIO
 
 
 @pytest.mark.parametrize("rate", [8000, 16000])

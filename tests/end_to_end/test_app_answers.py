@@ -1,10 +1,11 @@
-"""Bundles as a build writes them, of a segmentation and of a waveform network: right answers for real files."""
+"""Bundles as a build writes them, of segmentation, a waveform network and a detector: right answers for real files."""
 
 import json
 import wave
 
 import answer_tasks
 import numpy as np
+import onnxruntime
 import pytest
 from building import TESTS, edgeopt, write_target
 from PIL import Image
@@ -14,9 +15,9 @@ RIGHT_PIXELS_RATIO = 0.95
 """Of a scene; edges of its parts may be off by a pixel."""
 
 
-def build(folder, task):
+def build(folder, task, precisions='["int8", "fp32"]'):
     """Build a bundle without any training, and return it."""
-    write_target(folder / "tiny.toml", precisions='["int8", "fp32"]')
+    write_target(folder / "tiny.toml", precisions=precisions)
     spec = f"{TESTS / 'answer_tasks.py'}:{task}"
     done = edgeopt(folder, "build", spec, "--target", "tiny.toml", "--quick", "--no-train", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -62,3 +63,22 @@ def test_a_recording_of_any_rate_is_heard_as_its_word(words, tmp_path, word, rat
         file.setparams((1, 2, rate, 0, "NONE", ""))
         file.writeframes(samples.tobytes())
     assert answer(words, tmp_path / "word.wav")[0].startswith(f"{word}: ")
+
+
+def test_the_boxes_of_a_photo_are_found_and_the_file_itself_says_how(tmp_path):
+    pytest.importorskip("faster_coco_eval")
+    bundle = build(tmp_path, "boxes", precisions='["fp32"]')
+    pixels, boxes = answer_tasks.draw_rectangles(5)
+    Image.fromarray(np.kron(pixels, np.ones((6, 6, 1), np.uint8))).save(tmp_path / "photo.png")
+    lines = answer(bundle, tmp_path / "photo.png", tmp_path / "boxes.png")
+    found = {line.split(": ")[0]: [float(corner) for corner in line.split(" at ")[1].split()] for line in lines}
+    assert found.keys() == boxes.keys()
+    for label, corners in boxes.items():
+        np.testing.assert_allclose(found[label], np.multiply(corners, 6), atol=0.6)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["boxes"]["stride"] == 4
+    assert {answer["label"] for answer in manifest["answers"] if answer["box"]["is_certain"]} == set(
+        answer_tasks.COLORS
+    )
+    metadata = onnxruntime.InferenceSession(str(bundle / "model.onnx")).get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["edgeopt.boxes"]) == manifest["boxes"]

@@ -35,6 +35,9 @@ def test_a_detector_is_pruned_distilled_and_keeps_its_boxes_in_int8(tmp_path):
     assert any(step["step"] == "quantize" for step in winner["recipe"]["graph_steps"])
     manifest = json.loads((tmp_path / "edgeopt-out" / "manifest.json").read_text())
     assert [output["name"] for output in manifest["outputs"]] == ["heatmap", "sides"]
+    assert (manifest["boxes"]["heatmap"], manifest["boxes"]["sides"]) == ("heatmap", "sides")
+    assert manifest["boxes"]["stride"] == 4
+    assert any(answer["box"]["is_certain"] for answer in manifest["answers"])
     checked = edgeopt(tmp_path, "check", "edgeopt-out", "--target", "tiny.toml", "--score", spec, **weights)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert "95 %" in checked.stdout  # of the score, by a bootstrap over images

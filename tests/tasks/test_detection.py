@@ -17,7 +17,7 @@ from edgeopt.task import CheckedTask
 from edgeopt.task.values import to_numpy
 from edgeopt.tasks.detection import find_stride
 from edgeopt.tasks.detection_losses import detection_distill_loss, detection_loss, draw_gaussians, generalized_overlap
-from edgeopt.tasks.peaks import MAX_PEAKS, decode_peaks
+from edgeopt.tasks.peaks import MAX_PEAKS, SHOWN_SCORE, decode_peaks
 
 STRIDE = 4
 BOX_ERROR = 1e-3  # pixels, of float32 logarithms and exponentials
@@ -190,6 +190,17 @@ def test_outputs_of_another_form_are_read_by_the_users_own_functions():
             task.score([(found, targets)])
     with pytest.raises(TaskError, match=r"array 8x3x6.*a heat-map"):
         CheckedTask(edgeopt.detection(Points, batches(0, 8), batches(0, 8)), "tests").score([(found, targets)])
+
+
+def test_only_a_task_whose_boxes_are_peaks_tells_apps_how_to_read_them():
+    task = edgeopt.detection(tiny_detector(), batches(0, 8), batches(0, 8), min_score=0.5)
+    assert (task.reads_maps, task.min_score) == (True, 0.5)
+    assert edgeopt.detection(tiny_detector(), batches(0, 8), batches(0, 8)).min_score == SHOWN_SCORE
+    own = {"decode": lambda outputs: [], "loss": lambda outputs, targets: outputs.mean()}
+    assert not edgeopt.detection(Points, batches(0, 8), batches(0, 8), **own).reads_maps
+    for wrong in (0, 1, 30):
+        with pytest.raises(TaskError, match=f"min_score is {wrong}, but .* is between 0 and 1"):
+            edgeopt.detection(tiny_detector(), batches(0, 8), batches(0, 8), min_score=wrong)
 
 
 def test_the_stride_follows_from_the_sizes_or_is_asked_for():

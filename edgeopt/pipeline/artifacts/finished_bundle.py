@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeopt.bench.outputs import run_arrays
 from edgeopt.bench.run_target import RunTarget
+from edgeopt.bundle.box_answers import BoxMaps, find_box_answers
 from edgeopt.bundle.golden import (
     INT8_TOLERANCE_RATIO,
     NO_GOLDEN,
@@ -49,6 +50,7 @@ from edgeopt.records.profile import GraphLevel
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Measured
 from edgeopt.tasks.given.onnx_file import OnnxTask
+from edgeopt.tasks.peaks import LOG_SIDES, MAX_PEAKS
 
 _LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic")
 """Beside the target's own: other runtimes fuse other nodes."""
@@ -64,8 +66,9 @@ def metadata_for_apps(build: Build) -> dict[str, str]:
 
     Many labels are left out: they would be a large part of a small file.
     """
-    labels, inputs = list(build.data.task.labels), build.data.stated_inputs.preprocessing
+    labels, inputs, boxes = list(build.data.task.labels), build.data.stated_inputs.preprocessing, _box_maps(build)
     found = {f"{OWN_METADATA}inputs": to_json(inputs).decode()} if inputs else {}
+    found |= {f"{OWN_METADATA}boxes": to_json(boxes).decode()} if boxes else {}
     text = to_json(labels)
     return found | ({f"{OWN_METADATA}labels": text.decode()} if labels and len(text) <= MAX_LABEL_BYTES else {})
 
@@ -116,6 +119,7 @@ def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names:
         dynamic=tuple(dynamic_dimensions(task, build.sizes)),
         value_ranges=_value_ranges(build),
         class_axes=_class_axes(build),
+        boxes=_box_maps(build),
         input_preprocessing=inputs.preprocessing,
         states=build.data.states,
         zero_states=build.data.zero_states,
@@ -188,8 +192,28 @@ def _class_axes(build: Build) -> dict[str, int]:
     return {name: 1 for name, output in outputs if tuple(output.shape[1:]) == wanted}
 
 
+def _box_maps(build: Build) -> BoxMaps | None:
+    """Return how an app reads boxes from the outputs; None if they give none, or if the task's own ``decode`` does."""
+    task: Any = None if isinstance(build.data.task, OnnxTask) else build.data.task.task
+    names = build.data.task.output_names
+    if not getattr(task, "reads_maps", False) or len(names) != 2:
+        return None
+    heatmap, sides = names
+    return BoxMaps(
+        heatmap=heatmap,
+        sides=sides,
+        stride=task.stride,
+        log_sides=LOG_SIDES,
+        min_score=task.min_score,
+        max_boxes=MAX_PEAKS,
+    )
+
+
 def _answers(build: Build, outputs: Mapping[str, Array], tolerances: Mapping[str, float]) -> tuple[GoldenAnswer, ...]:
-    """Return the classes that outputs of scores name."""
+    """Return the boxes that maps give, or the classes that outputs of scores name."""
+    maps = _box_maps(build)
+    if maps is not None:
+        return find_box_answers(maps, outputs, tolerances, build.data.task.labels)
     return tuple(
         answer
         for name, axis in _class_axes(build).items()

@@ -20,7 +20,7 @@ import numpy as np
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import run_arrays, write_batches
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.bundle.golden import Array, GoldenAnswer, GoldenEntry, different_ratio, largest_difference, read_golden
+from edgeopt.bundle.golden import Array, GoldenEntry, different_ratio, largest_difference, read_golden
 from edgeopt.bundle.manifest import SIGNATURE_NAME, Manifest, find_changed_files, read_manifest
 from edgeopt.bundle.signature import PublicKey, find_signature_fault
 from edgeopt.errors import StepError
@@ -28,6 +28,7 @@ from edgeopt.graph.facts import read_facts
 from edgeopt.pipeline.verify.against import Release, compare_with
 from edgeopt.pipeline.verify.device_score import DeviceScore, check_evaluation_set, score_on_device
 from edgeopt.pipeline.verify.findings import CheckFinding, CheckResult, to_result
+from edgeopt.pipeline.verify.golden_answers import compare_golden_answers
 from edgeopt.records.budget import Budget
 from edgeopt.records.measurement import DeviceKind, Measurement
 from edgeopt.records.scoring import ScoreDirection
@@ -163,7 +164,7 @@ def _check_model(
 def check_golden(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
     """Run the golden inputs on the device and compare each output with the bundle's, within its tolerance."""
     (outputs,) = run_arrays(bundle / "model.onnx", [_read_inputs(bundle, manifest)], run_target, "golden")
-    return [*_compare_all(bundle, manifest, outputs), *_compare_answers(manifest, outputs)]
+    return [*_compare_all(bundle, manifest, outputs), *compare_golden_answers(manifest, outputs)]
 
 
 def check_ort_file(bundle: Path, manifest: Manifest, run_target: RunTarget) -> list[CheckFinding]:
@@ -199,24 +200,6 @@ def _compare_all(bundle: Path, manifest: Manifest, outputs: Mapping[str, Array])
         for entry in manifest.golden
         if entry.role == "output"
     ]
-
-
-def _names(output: Array | None, answer: GoldenAnswer) -> bool:
-    """Tell whether an output, if it has the form, names the class."""
-    if output is None or output.ndim != 2 or answer.sample >= len(output):
-        return False
-    return int(np.argmax(output[answer.sample])) == answer.class_index
-
-
-def _compare_answers(manifest: Manifest, outputs: Mapping[str, Array]) -> Iterator[CheckFinding]:
-    """Compare the classes that the model names for the golden inputs with those of the build."""
-    if not manifest.answers:
-        return
-    wrong = [answer for answer in manifest.answers if not _names(outputs.get(answer.output), answer)]
-    text = f"{len(manifest.answers)} golden inputs have the classes of the build"
-    if wrong:
-        text = f"{len(wrong)} of {len(manifest.answers)} golden inputs have another class than when it was built"
-    yield CheckFinding(kind="golden", name="answers", status="missed" if wrong else "passed", text=text)
 
 
 def _read_inputs(bundle: Path, manifest: Manifest) -> dict[str, Array]:

@@ -35,6 +35,16 @@ fun decodeImage(file: ByteArray, color: String): Pixels {
     return turnUpright(dropAlpha(rgba.array(), bitmap.height, bitmap.width, color), orientationOf(file))
 }
 
+class ImageSize(val height: Int, val width: Int)
+
+/** Returns the size of the image in a file, upright, without decoding it. */
+fun sizeOf(file: ByteArray): ImageSize {
+    val bounds = BitmapFactory.Options().apply { inJustDecodeBounds = true }
+    BitmapFactory.decodeByteArray(file, 0, file.size, bounds)
+    val isTurned = orientationOf(file) >= 5 // its rows become columns
+    return if (isTurned) ImageSize(bounds.outWidth, bounds.outHeight) else ImageSize(bounds.outHeight, bounds.outWidth)
+}
+
 private fun orientationOf(file: ByteArray): Int {
     val normal = ExifInterface.ORIENTATION_NORMAL
     return try {
@@ -147,38 +157,45 @@ fun cutImage(image: Pixels, top: Int, left: Int, height: Int, width: Int): Pixel
 
 private fun roundHalfEven(value: Double) = Math.rint(value).toInt()
 
-/** Returns an image in the size that the model takes. */
-fun resizeToFit(image: Pixels, how: JSONObject): Pixels {
-    val height = how.intOrNull("height") ?: return image
-    val width = how.intOrNull("width") ?: return image
+/** The size to which an image is resized, and where the model's input begins in it. */
+class Fit(val height: Int, val width: Int, val top: Int, val left: Int)
+
+/** Returns how an image of a size is fitted to the size that the model takes. */
+fun fitOf(size: ImageSize, how: JSONObject): Fit {
+    val height = how.intOrNull("height") ?: return Fit(size.height, size.width, 0, 0)
+    val width = how.intOrNull("width") ?: return Fit(size.height, size.width, 0, 0)
     return when (val rule = how.getString("resize")) {
-        "stretch" -> resizeImage(image, height, width)
+        "stretch" -> Fit(height, width, 0, 0)
         "pad" -> {
-            val ratio = min(width.toDouble() / image.width, height.toDouble() / image.height)
-            val tall = max(1, roundHalfEven(image.height * ratio))
-            val wide = max(1, roundHalfEven(image.width * ratio))
-            val inner = resizeImage(image, tall, wide)
-            cutImage(inner, -((height - tall) / 2), -((width - wide) / 2), height, width)
+            val ratio = min(width.toDouble() / size.width, height.toDouble() / size.height)
+            val tall = max(1, roundHalfEven(size.height * ratio))
+            val wide = max(1, roundHalfEven(size.width * ratio))
+            Fit(tall, wide, -((height - tall) / 2), -((width - wide) / 2))
         }
-        "crop" -> cropToFit(image, height, width, how.getDouble("crop_ratio"))
+        "crop" -> cropOf(size, height, width, how.getDouble("crop_ratio"))
         else -> throw unknownWord("resize", rule)
     }
 }
 
-private fun cropToFit(image: Pixels, height: Int, width: Int, ratio: Double): Pixels {
-    val coverHeight: Int
-    val coverWidth: Int
-    if (image.height.toLong() * width >= image.width.toLong() * height) { // the shorter side decides
-        coverWidth = roundHalfEven(width / ratio)
-        coverHeight = (coverWidth.toLong() * image.height / image.width).toInt()
+private fun cropOf(size: ImageSize, height: Int, width: Int, ratio: Double): Fit {
+    val tall: Int
+    val wide: Int
+    if (size.height.toLong() * width >= size.width.toLong() * height) { // the shorter side decides
+        wide = roundHalfEven(width / ratio)
+        tall = (wide.toLong() * size.height / size.width).toInt()
     } else {
-        coverHeight = roundHalfEven(height / ratio)
-        coverWidth = (coverHeight.toLong() * image.width / image.height).toInt()
+        tall = roundHalfEven(height / ratio)
+        wide = (tall.toLong() * size.width / size.height).toInt()
     }
-    val covered = resizeImage(image, coverHeight, coverWidth)
-    val top = roundHalfEven((coverHeight - height) / 2.0)
-    val left = roundHalfEven((coverWidth - width) / 2.0)
-    return cutImage(covered, top, left, height, width)
+    return Fit(tall, wide, roundHalfEven((tall - height) / 2.0), roundHalfEven((wide - width) / 2.0))
+}
+
+/** Returns an image in the size that the model takes. */
+fun resizeToFit(image: Pixels, how: JSONObject): Pixels {
+    val fit = fitOf(ImageSize(image.height, image.width), how)
+    val resized = resizeImage(image, fit.height, fit.width)
+    val (height, width) = (how.intOrNull("height") ?: fit.height) to (how.intOrNull("width") ?: fit.width)
+    return cutImage(resized, fit.top, fit.left, height, width)
 }
 
 /** Returns an image, in red, green and blue or grey, as a batch of one sample. */

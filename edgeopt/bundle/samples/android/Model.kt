@@ -23,6 +23,7 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
     private val outputs = manifest.objects("outputs")
     private val labels = manifest.strings("labels")
     private val golden = manifest.objects("golden")
+    private val boxMaps = manifest.optJSONObject("boxes")
     private val environment = OrtEnvironment.getEnvironment()
     private val session: OrtSession
 
@@ -57,7 +58,7 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
             if (!(apart <= allowed))
                 mistakes += "output '$name' is off by ${short(apart)}; ${short(allowed)} is allowed"
         }
-        return mistakes + findMistakesOfAnswers(found)
+        return mistakes + findWrongClasses(found) + findWrongBoxes(found)
     }
 
     private fun findMistakesOfPreprocessing(entry: JSONObject, expected: Values): List<String> {
@@ -72,8 +73,16 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
         return listOf("$what of '$name' is off by ${short(apart)}; ${short(allowed)} is allowed")
     }
 
-    private fun findMistakesOfAnswers(found: Map<String, Values>): List<String> =
-        manifest.objects("answers").mapNotNull { answer ->
+    private fun findWrongBoxes(found: Map<String, Values>): List<String> {
+        val maps = boxMaps ?: return emptyList()
+        val answers = manifest.objects("answers").filter { !it.isNull("box") }
+        return answers.groupBy { it.getInt("sample") }.flatMap { (sample, right) ->
+            compareBoxes(sample, right, readBoxes(maps, labels, found, sample))
+        }
+    }
+
+    private fun findWrongClasses(found: Map<String, Values>): List<String> =
+        manifest.objects("answers").filter { it.isNull("box") }.mapNotNull { answer ->
             val sample = answer.getInt("sample")
             val classIndex = answer.getInt("class_index")
             val label = if (answer.isNull("label")) null else answer.getString("label")
@@ -105,8 +114,17 @@ class Model(private val read: (String) -> ByteArray) : AutoCloseable {
             found = run(feeds)
             states.forEach { feeds[it.getString("name")] = found.getValue(it.getString("next_value")) }
         }
-        val nextStates = states.map { it.nextValue() }
-        return describe(found.filterKeys { it !in nextStates })
+        val leftOut = states.map { it.nextValue() } + listOf(boxMaps?.getString("heatmap"), boxMaps?.getString("sides"))
+        val texts = listOf(describe(found.filterKeys { it !in leftOut }), describeBoxes(found, tensor, file))
+        return texts.filter { it.isNotEmpty() }.joinToString("\n")
+    }
+
+    private fun describeBoxes(found: Map<String, Values>, tensor: JSONObject, file: ByteArray): String {
+        val maps = boxMaps ?: return ""
+        val size = sizeOf(file)
+        val fit = fitOf(size, tensor.getJSONObject("preprocessing"))
+        val boxes = readBoxes(maps, labels, found).map { toImage(it, size, fit) }
+        return linesOf(boxes, maps.getDouble("min_score"))
     }
 
     /** Returns a file as the inputs of a model with states: a sound in chunks, an image as one frame. */

@@ -53,6 +53,12 @@ Image dropAlpha(const unsigned char* rgba, int height, int width, bool isGray) {
 
 }  // namespace
 
+ImageSize sizeOf(const Bytes& file) {
+  int width = 0, height = 0, channels = 0;
+  stbi_info_from_memory(file.data(), static_cast<int>(file.size()), &width, &height, &channels);
+  return orientationOf(file) < 5 ? ImageSize{height, width} : ImageSize{width, height};  // rows become columns
+}
+
 Image readImage(const Bytes& file, bool isGray) {
   int width, height, channels;
   stbi_uc* data = stbi_load_from_memory(file.data(), static_cast<int>(file.size()), &width, &height, &channels, 4);

@@ -1,7 +1,5 @@
 #include "inputs.hpp"
 
-#include "image.hpp"
-
 #include <stdexcept>
 
 namespace {
@@ -15,9 +13,7 @@ std::vector<double> perChannel(const nlohmann::json& numbers, int channels) {
 }
 
 Array prepareImage(const Bytes& file, const nlohmann::json& how, const nlohmann::json& tensor) {
-  Image image = readImage(file, how.at("color") == "gray");
-  if (!how.at("height").is_null())
-    image = resizeToFit(image, {how.at("height"), how.at("width"), how.at("resize"), how.at("crop_ratio")});
+  const Image image = resizeToFit(readImage(file, how.at("color") == "gray"), targetOf(how));
   const int channels = image.channels;
   const bool areFirst = how.at("layout") == "nchw";  // the channels, before height and width
   const std::size_t pixels = static_cast<std::size_t>(image.height) * image.width;
@@ -37,6 +33,11 @@ Array prepareImage(const Bytes& file, const nlohmann::json& how, const nlohmann:
 }
 
 }  // namespace
+
+TargetSize targetOf(const nlohmann::json& how) {
+  if (how.at("height").is_null()) return {0, 0, how.at("resize"), how.at("crop_ratio")};
+  return {how.at("height"), how.at("width"), how.at("resize"), how.at("crop_ratio")};
+}
 
 Array makeInput(const Bytes& file, const nlohmann::json& tensor) {
   const nlohmann::json& how = tensor.at("preprocessing");

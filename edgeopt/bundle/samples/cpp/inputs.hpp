@@ -2,6 +2,7 @@
 #pragma once
 
 #include "array.hpp"
+#include "image.hpp"
 
 #include <nlohmann/json.hpp>
 
@@ -10,3 +11,6 @@ Array makeInput(const Bytes& file, const nlohmann::json& tensor);
 
 /** Returns the same of a .wav of 16 bits. */
 Array prepareSound(const Bytes& file, const nlohmann::json& how, const nlohmann::json& tensor);
+
+/** Returns the size that the model takes, from the preprocessing of an image. */
+TargetSize targetOf(const nlohmann::json& how);

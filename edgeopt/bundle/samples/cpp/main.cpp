@@ -23,8 +23,9 @@ int main(int count, char** arguments) {
     const bool isTested = !model.manifest.at("golden").empty();
     std::cout << "self-test: " << (isTested ? "passed" : "this bundle has no golden files") << std::endl;
     if (count > 1) {
-      const Arrays outputs = answer(model, readFile(arguments[1]));
-      std::cout << describe(outputs, model.manifest) << std::endl;
+      const Bytes file = readFile(arguments[1]);
+      const Arrays outputs = answer(model, file);
+      std::cout << describe(outputs, model.manifest, file) << std::endl;
       if (count > 2) writeImageMap(arguments[2], outputs, model.manifest);
     }
     return 0;

@@ -1,5 +1,6 @@
 #include "model.hpp"
 
+#include "boxes.hpp"
 #include "class_map.hpp"
 #include "inputs.hpp"
 #include "streams.hpp"
@@ -72,6 +73,12 @@ std::string describeOutput(const Array& output, const nlohmann::json& tensor, co
   return hasScores ? describeScores(output, labels) : describeForm(output, name);
 }
 
+/** Tells whether an output is one of the two maps that give boxes. */
+bool givesBoxes(const nlohmann::json& manifest, const nlohmann::json& name) {
+  const nlohmann::json& maps = manifest.at("boxes");
+  return !maps.is_null() && (maps.at("heatmap") == name || maps.at("sides") == name);
+}
+
 }  // namespace
 
 Model openModel(const std::filesystem::path& bundle) {
@@ -125,14 +132,15 @@ Arrays answer(Model& model, const Bytes& file) {
   return outputs;
 }
 
-std::string describe(const Arrays& outputs, const nlohmann::json& manifest) {
+std::string describe(const Arrays& outputs, const nlohmann::json& manifest, const Bytes& file) {
   std::string text;
   for (const nlohmann::json& tensor : manifest.at("outputs")) {
-    if (isNextState(manifest, tensor.at("name"))) continue;
+    if (isNextState(manifest, tensor.at("name")) || givesBoxes(manifest, tensor.at("name"))) continue;
     if (!text.empty()) text += "\n";
     text += describeOutput(outputs.at(tensor.at("name")), tensor, manifest.at("labels"));
   }
-  return text;
+  if (manifest.at("boxes").is_null()) return text;
+  return text + (text.empty() ? "" : "\n") + describeBoxes(manifest, outputs, file);
 }
 
 void writeImageMap(const std::filesystem::path& path, const Arrays& outputs, const nlohmann::json& manifest) {

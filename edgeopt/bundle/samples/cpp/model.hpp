@@ -26,10 +26,10 @@ Arrays runModel(Model& model, Arrays& inputs);
 Arrays answer(Model& model, const Bytes& file);
 
 /**
- * Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of other outputs,
- * without those that are states.
+ * Returns the best classes of outputs with scores, the shares of the classes of maps, the boxes in the image of a file,
+ * and the form of other outputs, without those that are states.
  */
-std::string describe(const Arrays& outputs, const nlohmann::json& manifest);
+std::string describe(const Arrays& outputs, const nlohmann::json& manifest, const Bytes& file);
 
 /** Writes the class map of an image, if the model gives one, as a PGM: each pixel is the number of a class. */
 void writeImageMap(const std::filesystem::path& path, const Arrays& outputs, const nlohmann::json& manifest);

@@ -76,25 +76,29 @@ int roundHalfEven(double value) { return static_cast<int>(std::nearbyint(value))
 
 }  // namespace
 
-Image resizeToFit(const Image& image, const TargetSize& target) {
+Fit fitOf(const ImageSize& size, const TargetSize& target) {
   const int height = target.height, width = target.width;
-  if (target.rule == "stretch") return resizeImage(image, height, width);
+  const double oldHeight = size.height, oldWidth = size.width;
+  if (height == 0) return {size.height, size.width, 0, 0};
+  if (target.rule == "stretch") return {height, width, 0, 0};
   if (target.rule == "pad") {
-    const double ratio = std::min(static_cast<double>(width) / image.width, static_cast<double>(height) / image.height);
-    const int tall = std::max(1, roundHalfEven(image.height * ratio));
-    const int wide = std::max(1, roundHalfEven(image.width * ratio));
-    const Image inner = resizeImage(image, tall, wide);
-    return cutImage(inner, -((height - tall) / 2), -((width - wide) / 2), height, width);
+    const double ratio = std::min(width / oldWidth, height / oldHeight);
+    const int tall = std::max(1, roundHalfEven(oldHeight * ratio)), wide = std::max(1, roundHalfEven(oldWidth * ratio));
+    return {tall, wide, -((height - tall) / 2), -((width - wide) / 2)};
   }
-  int coverHeight, coverWidth;  // the rule is "crop": the shorter side decides
-  if (static_cast<double>(image.height) * width >= static_cast<double>(image.width) * height) {
-    coverWidth = roundHalfEven(width / target.cropRatio);
-    coverHeight = static_cast<int>(static_cast<double>(coverWidth) * image.height / image.width);
+  int tall, wide;  // the rule is "crop": the shorter side decides
+  if (oldHeight * width >= oldWidth * height) {
+    wide = roundHalfEven(width / target.cropRatio);
+    tall = static_cast<int>(wide * oldHeight / oldWidth);
   } else {
-    coverHeight = roundHalfEven(height / target.cropRatio);
-    coverWidth = static_cast<int>(static_cast<double>(coverHeight) * image.width / image.height);
+    tall = roundHalfEven(height / target.cropRatio);
+    wide = static_cast<int>(tall * oldWidth / oldHeight);
   }
-  const Image covered = resizeImage(image, coverHeight, coverWidth);
-  const int top = roundHalfEven((coverHeight - height) / 2.0), left = roundHalfEven((coverWidth - width) / 2.0);
-  return cutImage(covered, top, left, height, width);
+  return {tall, wide, roundHalfEven((tall - height) / 2.0), roundHalfEven((wide - width) / 2.0)};
+}
+
+Image resizeToFit(const Image& image, const TargetSize& target) {
+  const Fit fit = fitOf({image.height, image.width}, target);
+  const Image resized = resizeImage(image, fit.height, fit.width);
+  return target.height == 0 ? resized : cutImage(resized, fit.top, fit.left, target.height, target.width);
 }

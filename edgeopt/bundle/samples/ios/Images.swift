@@ -37,12 +37,33 @@ func decodeImage(_ file: Data, color: ImagePreprocessing.ColorOrder) throws -> P
     if hasAlpha(image), try draw(plain, in: space, isGray: isGray, background: 1) != drawn {
         throw SampleError("The image is transparent: its colours are not certain. Save it without that.")
     }
-    let properties = CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any]
-    let orientation = properties?[kCGImagePropertyOrientation] as? Int ?? 1
     let pixels = isGray
         ? fromGray(drawn, height: image.height, width: image.width, color: color)
         : fromRGBX(drawn, height: image.height, width: image.width, color: color)
-    return turnUpright(pixels, orientation: orientation)
+    return turnUpright(pixels, orientation: orientationOf(propertiesOf(source)))
+}
+
+struct ImageSize {
+    let height: Int
+    let width: Int
+}
+
+/// Returns the size of the image in a file, upright, without decoding it.
+func sizeOf(_ file: Data) throws -> ImageSize {
+    guard let source = CGImageSourceCreateWithData(file as CFData, nil),
+          let height = propertiesOf(source)[kCGImagePropertyPixelHeight] as? Int,
+          let width = propertiesOf(source)[kCGImagePropertyPixelWidth] as? Int
+    else { throw SampleError("The file is not an image that iOS reads.") }
+    let isTurned = orientationOf(propertiesOf(source)) >= 5 // its rows become columns
+    return isTurned ? ImageSize(height: width, width: height) : ImageSize(height: height, width: width)
+}
+
+private func propertiesOf(_ source: CGImageSource) -> [CFString: Any] {
+    CGImageSourceCopyPropertiesAtIndex(source, 0, nil) as? [CFString: Any] ?? [:]
+}
+
+private func orientationOf(_ properties: [CFString: Any]) -> Int {
+    properties[kCGImagePropertyOrientation] as? Int ?? 1
 }
 
 private func hasAlpha(_ image: CGImage) -> Bool {
@@ -189,37 +210,52 @@ func cutImage(_ image: Pixels, top: Int, left: Int, height: Int, width: Int) -> 
 
 private func roundHalfEven(_ value: Double) -> Int { Int(value.rounded(.toNearestOrEven)) }
 
-/// Returns an image in the size that the model takes.
-func resizeToFit(_ image: Pixels, _ how: ImagePreprocessing) -> Pixels {
-    guard let height = how.height, let width = how.width else { return image }
+/// The size to which an image is resized, and where the model's input begins in it.
+struct Fit {
+    let height: Int
+    let width: Int
+    let top: Int
+    let left: Int
+}
+
+/// Returns how an image of a size is fitted to the size that the model takes.
+func fitOf(_ size: ImageSize, _ how: ImagePreprocessing) -> Fit {
+    guard let height = how.height, let width = how.width else {
+        return Fit(height: size.height, width: size.width, top: 0, left: 0)
+    }
     switch how.resize {
     case .stretch:
-        return resizeImage(image, height: height, width: width)
+        return Fit(height: height, width: width, top: 0, left: 0)
     case .pad:
-        let ratio = min(Double(width) / Double(image.width), Double(height) / Double(image.height))
-        let tall = max(1, roundHalfEven(Double(image.height) * ratio))
-        let wide = max(1, roundHalfEven(Double(image.width) * ratio))
-        let inner = resizeImage(image, height: tall, width: wide)
-        return cutImage(inner, top: -((height - tall) / 2), left: -((width - wide) / 2), height: height, width: width)
+        let ratio = min(Double(width) / Double(size.width), Double(height) / Double(size.height))
+        let tall = max(1, roundHalfEven(Double(size.height) * ratio))
+        let wide = max(1, roundHalfEven(Double(size.width) * ratio))
+        return Fit(height: tall, width: wide, top: -((height - tall) / 2), left: -((width - wide) / 2))
     case .crop:
-        return cropToFit(image, height: height, width: width, ratio: how.cropRatio)
+        return cropOf(size, height: height, width: width, ratio: how.cropRatio)
     }
 }
 
-private func cropToFit(_ image: Pixels, height: Int, width: Int, ratio: Double) -> Pixels {
-    let coverHeight: Int
-    let coverWidth: Int
-    if image.height * width >= image.width * height { // the shorter side decides
-        coverWidth = roundHalfEven(Double(width) / ratio)
-        coverHeight = coverWidth * image.height / image.width
+private func cropOf(_ size: ImageSize, height: Int, width: Int, ratio: Double) -> Fit {
+    let tall: Int
+    let wide: Int
+    if size.height * width >= size.width * height { // the shorter side decides
+        wide = roundHalfEven(Double(width) / ratio)
+        tall = wide * size.height / size.width
     } else {
-        coverHeight = roundHalfEven(Double(height) / ratio)
-        coverWidth = coverHeight * image.width / image.height
+        tall = roundHalfEven(Double(height) / ratio)
+        wide = tall * size.width / size.height
     }
-    let covered = resizeImage(image, height: coverHeight, width: coverWidth)
-    let top = roundHalfEven(Double(coverHeight - height) / 2)
-    let left = roundHalfEven(Double(coverWidth - width) / 2)
-    return cutImage(covered, top: top, left: left, height: height, width: width)
+    let (top, left) = (roundHalfEven(Double(tall - height) / 2), roundHalfEven(Double(wide - width) / 2))
+    return Fit(height: tall, width: wide, top: top, left: left)
+}
+
+/// Returns an image in the size that the model takes.
+func resizeToFit(_ image: Pixels, _ how: ImagePreprocessing) -> Pixels {
+    let fit = fitOf(ImageSize(height: image.height, width: image.width), how)
+    let resized = resizeImage(image, height: fit.height, width: fit.width)
+    let (height, width) = (how.height ?? fit.height, how.width ?? fit.width)
+    return cutImage(resized, top: fit.top, left: fit.left, height: height, width: width)
 }
 
 /// Returns an image, in red, green and blue or grey, as a batch of one sample.

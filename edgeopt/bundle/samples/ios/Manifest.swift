@@ -17,6 +17,7 @@ struct Manifest: Decodable {
     let labels: [String]
     let golden: [GoldenEntry]
     let answers: [GoldenAnswer]
+    let boxes: BoxMaps?
 
     static func read(_ file: Data) throws -> Manifest {
         let decoder = JSONDecoder()
@@ -74,6 +75,26 @@ struct GoldenAnswer: Decodable {
     let sample: Int
     let classIndex: Int
     let label: String?
+    let box: GoldenBox?
+}
+
+/// A box of a sample of the golden inputs: left, top, right and bottom in pixels of the model's input.
+struct GoldenBox: Decodable {
+    let corners: [Double]
+    let tolerance: Double
+    let score: Double
+    let scoreTolerance: Double
+    let isCertain: Bool
+}
+
+/// How boxes are read from two outputs of a detector.
+struct BoxMaps: Decodable {
+    let heatmap: String
+    let sides: String
+    let stride: Double
+    let logSides: [Double]
+    let minScore: Double
+    let maxBoxes: Int
 }
 
 /// How a file becomes an input.

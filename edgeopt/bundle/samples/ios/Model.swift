@@ -44,7 +44,7 @@ final class Model {
                 mistakes.append("output '\(entry.name)' is off by \(short(apart)); \(short(allowed)) is allowed")
             }
         }
-        return try mistakes + findMistakesOfAnswers(found)
+        return try mistakes + findWrongClasses(found) + findWrongBoxes(found)
     }
 
     private func findMistakesOfPreprocessing(_ entry: GoldenEntry, _ expected: Values) throws -> [String] {
@@ -57,8 +57,17 @@ final class Model {
         return ["\(what) of '\(entry.name)' is off by \(short(apart)); \(short(allowed)) is allowed"]
     }
 
-    private func findMistakesOfAnswers(_ found: [String: Values]) throws -> [String] {
-        try manifest.answers.compactMap { answer -> String? in
+    private func findWrongBoxes(_ found: [String: Values]) throws -> [String] {
+        guard let maps = manifest.boxes else { return [] }
+        let answers = Dictionary(grouping: manifest.answers.filter { $0.box != nil }) { $0.sample }
+        return try answers.sorted { $0.key < $1.key }.flatMap { sample, right -> [String] in
+            let boxes = try readBoxes(maps, labels: manifest.labels, outputs: found, sample: sample)
+            return compareBoxes(sample: sample, answers: right, found: boxes)
+        }
+    }
+
+    private func findWrongClasses(_ found: [String: Values]) throws -> [String] {
+        try manifest.answers.filter { $0.box == nil }.compactMap { answer -> String? in
             let scores = try found[answer.output]?.sample(answer.sample) ?? []
             let index = ranked(scores).first ?? -1
             let isRight = index == answer.classIndex && (answer.label == nil || label(index) == answer.label)
@@ -91,7 +100,16 @@ final class Model {
             for state in states { feeds[state.name] = found[state.nextValue ?? ""] }
         }
         for state in states { found[state.nextValue ?? ""] = nil }
-        return try describe(found)
+        return try [describe(found), describeBoxes(found, of: file, for: tensor)]
+            .filter { !$0.isEmpty }
+            .joined(separator: "\n")
+    }
+
+    private func describeBoxes(_ found: [String: Values], of file: Data, for tensor: TensorInfo) throws -> String {
+        guard let maps = manifest.boxes, case .image(let how) = tensor.preprocessing else { return "" }
+        let size = try sizeOf(file)
+        let boxes = try readBoxes(maps, labels: manifest.labels, outputs: found)
+        return linesOf(boxes.map { toImage($0, size, fitOf(size, how)) }, minScore: maps.minScore)
     }
 
     /// Returns a file as the inputs of a model with states: a sound in chunks, an image as one frame.
@@ -142,7 +160,7 @@ final class Model {
     /// Returns the best classes of outputs with scores, the shares of the classes of maps, and the form of others.
     private func describe(_ found: [String: Values]) throws -> String {
         try manifest.outputs.compactMap { output -> String? in
-            guard let values = found[output.name] else { return nil }
+            guard let values = found[output.name], !isMapOfBoxes(output.name) else { return nil }
             if let axis = output.classAxis, values.shape.count > 2 {
                 let map = try ClassMap(values, classAxis: axis)
                 let size = map.shape.map { String($0) }.joined(separator: "x")
@@ -157,6 +175,10 @@ final class Model {
             }
             return lines.joined(separator: "\n")
         }.joined(separator: "\n")
+    }
+
+    private func isMapOfBoxes(_ name: String) -> Bool {
+        manifest.boxes.map { name == $0.heatmap || name == $0.sides } ?? false
     }
 
     private func label(_ index: Int) -> String? {

@@ -6,6 +6,7 @@
 
 import { describe, imageMap } from "./answers.js";
 import { makeArray } from "./arrays.js";
+import { describeBoxes, findWrongBoxes, readBoxes, toImage } from "./boxes.js";
 import { prepareSound } from "./sounds.js";
 import { chunkLength, cutSound, firstStates } from "./streams.js";
 
@@ -78,31 +79,33 @@ const roundHalfEven = (value) => {
   return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
 };
 
-/** Returns an image in the size that the model takes. */
-function resizeToFit(image, how) {
-  const { height, width } = how;
-  if (height === null) return image;
-  if (how.resize === "stretch") return resizeImage(image, height, width);
-  if (how.resize === "pad") {
-    const ratio = Math.min(width / image.width, height / image.height);
-    const [tall, wide] = [image.height, image.width].map((side) => Math.max(1, roundHalfEven(side * ratio)));
-    const inner = resizeImage(image, tall, wide);
-    return cutImage(inner, -Math.floor((height - tall) / 2), -Math.floor((width - wide) / 2), height, width);
+/** Returns the size to which an image is resized, and where the model's input begins in it: {tall, wide, top, left}. */
+function fitOf({ height: oldHeight, width: oldWidth }, { height, width, resize, crop_ratio }) {
+  if (height === null) return { tall: oldHeight, wide: oldWidth, top: 0, left: 0 };
+  if (resize === "stretch") return { tall: height, wide: width, top: 0, left: 0 };
+  if (resize === "pad") {
+    const ratio = Math.min(width / oldWidth, height / oldHeight);
+    const [tall, wide] = [oldHeight, oldWidth].map((side) => Math.max(1, roundHalfEven(side * ratio)));
+    return { tall, wide, top: -Math.floor((height - tall) / 2), left: -Math.floor((width - wide) / 2) };
   }
-  let coverHeight, coverWidth;
-  if (image.height * width >= image.width * height) {
-    coverWidth = roundHalfEven(width / how.crop_ratio);
-    coverHeight = Math.floor((coverWidth * image.height) / image.width);
+  let tall, wide;
+  if (oldHeight * width >= oldWidth * height) { // crop: the shorter side decides
+    wide = roundHalfEven(width / crop_ratio);
+    tall = Math.floor((wide * oldHeight) / oldWidth);
   } else {
-    coverHeight = roundHalfEven(height / how.crop_ratio);
-    coverWidth = Math.floor((coverHeight * image.width) / image.height);
+    tall = roundHalfEven(height / crop_ratio);
+    wide = Math.floor((tall * oldWidth) / oldHeight);
   }
-  const covered = resizeImage(image, coverHeight, coverWidth);
-  const [top, left] = [(coverHeight - height) / 2, (coverWidth - width) / 2].map(roundHalfEven);
-  return cutImage(covered, top, left, height, width);
+  return { tall, wide, top: roundHalfEven((tall - height) / 2), left: roundHalfEven((wide - width) / 2) };
 }
 
-/** Returns an image as the values and the shape of a batch of one sample, as the manifest says. */
+/** Returns an image in the size that the model takes. */
+function resizeToFit(image, how) {
+  const { tall, wide, top, left } = fitOf(image, how);
+  return cutImage(resizeImage(image, tall, wide), top, left, how.height ?? tall, how.width ?? wide);
+}
+
+/** Returns an image as the values and the shape of a batch of one sample, as the manifest says, and its size and fit. */
 function prepareImage(image, how, dtype) {
   const { data, height, width, channels } = resizeToFit(image, how);
   const values = makeArray(dtype, data.length);
@@ -113,7 +116,8 @@ function prepareImage(image, how, dtype) {
       const place = how.layout === "nchw" ? channel * height * width + pixel : pixel * channels + channel;
       values[place] = how.dtype === "uint8" ? byte : (byte / how.scale - of(how.mean, channel)) / of(how.std, channel);
     }
-  return { values, shape: how.layout === "nchw" ? [1, channels, height, width] : [1, height, width, channels] };
+  const shape = how.layout === "nchw" ? [1, channels, height, width] : [1, height, width, channels];
+  return { values, shape, size: { height: image.height, width: image.width }, fit: fitOf(image, how) };
 }
 
 /** Returns a file's content as the values and the shape of the model's input. */
@@ -189,13 +193,14 @@ async function findMistakes(io, ort, session, manifest) {
     const allowed = isShare ? entry.different_ratio : entry.tolerance;
     if (!(apart <= allowed)) mistakes.push(`output '${entry.name}' is off by ${apart}; ${allowed} is allowed`);
   }
-  for (const { output, sample, class_index, label } of manifest.answers) {
+  for (const { output, sample, class_index, label, box } of manifest.answers) {
+    if (box !== null) continue;
     const { data, dims } = outputs[output];
     const index = largestOf(data.slice(sample * dims[1], (sample + 1) * dims[1]));
     if (index !== class_index || (label !== null && manifest.labels[index] !== label))
       mistakes.push(`sample ${sample} is '${label ?? class_index}', not '${manifest.labels[index] ?? index}'`);
   }
-  return mistakes;
+  return [...mistakes, ...findWrongBoxes(manifest, outputs)];
 }
 
 /** Loads the model, and checks it: {manifest, session, mistakes}. */
@@ -214,9 +219,15 @@ export function verdict({ manifest, mistakes }) {
   return manifest.golden.length ? "self-test: passed" : "self-test: this bundle has no golden files";
 }
 
+/** Returns the outputs that are neither the next value of a state nor a map that gives boxes. */
+function shownOutputs({ inputs, outputs, boxes }) {
+  const names = [...inputs.map(({ next_value }) => next_value), boxes?.heatmap, boxes?.sides];
+  return outputs.filter(({ name }) => !names.includes(name));
+}
+
 /**
- * Returns the model's answer for the content of a file: {text, map}. `map` is the class map of an image, or null.
- * A model with states answers after the last chunk.
+ * Returns the model's answer for the content of a file: {text, map, boxes}. `map` is the class map of an image, and
+ * `boxes` are those in an image, in its pixels; both may be null. A model with states answers after the last chunk.
  */
 export async function answer(io, ort, { manifest, session }, buffer) {
   const states = manifest.inputs.filter(({ next_value }) => next_value !== null);
@@ -224,12 +235,16 @@ export async function answer(io, ort, { manifest, session }, buffer) {
   if (tensor === undefined || others.length)
     throw new Error("The model takes several inputs: make them as manifest.json says, and call session.run.");
   const feeds = firstStates(ort, states);
+  const chunks = states.length ? await makeChunks(io, buffer, tensor) : [await makeInput(io, buffer, tensor)];
   let outputs = {};
-  for (const one of states.length ? await makeChunks(io, buffer, tensor) : [await makeInput(io, buffer, tensor)]) {
+  for (const one of chunks) {
     outputs = await session.run({ ...feeds, [tensor.name]: makeTensor(ort, tensor, one) });
     for (const { name, next_value } of states) feeds[name] = outputs[next_value];
   }
-  const isNextState = ({ name }) => states.some(({ next_value }) => next_value === name);
-  const shown = { ...manifest, outputs: manifest.outputs.filter((output) => !isNextState(output)) };
-  return { text: describe(outputs, shown), map: imageMap(outputs, shown) };
+  const shown = { ...manifest, outputs: shownOutputs(manifest) };
+  const lines = shown.outputs.length ? [describe(outputs, shown)] : [];
+  const { size, fit } = chunks[0];
+  const boxes = manifest.boxes && readBoxes(manifest, outputs).map((box) => toImage(box, size, fit));
+  if (boxes) lines.push(describeBoxes(boxes, manifest.boxes));
+  return { text: lines.join("\n"), map: imageMap(outputs, shown), boxes };
 }

@@ -3,7 +3,7 @@
     pip install numpy onnxruntime pillow
     python samples/python/run.py              # does this machine compute what the build computed?
     python samples/python/run.py FILE         # the model's answer for an image or a .wav (a stream: after its end)
-    python samples/python/run.py FILE MAP.png # also writes the class map of an image: each pixel is a class number
+    python samples/python/run.py FILE OUT.png # also writes the image with its boxes, or its map of class numbers
 
 Everything that is known of the model is in ``manifest.json``; take from this file what your app needs.
 """
@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,7 @@ ZERO_CROSSINGS = 16  # of the filter that resamples, on each side
 
 def prepare_image(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
     """Return an image as a batch of one sample, as the manifest says."""
-    from PIL import Image, ImageOps
-
-    with Image.open(path) as file:
-        image = to_8_bits(ImageOps.exif_transpose(file), path)
+    image = open_image(path)
     image = image.convert("L" if how["color"] == "gray" else "RGB")
     pixels = np.asarray(resize_to_fit(image, how))
     pixels = pixels.reshape(*pixels.shape[:2], -1)  # (height, width, channels)
@@ -44,10 +42,12 @@ def prepare_image(path: Path, how: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.ascontiguousarray(pixels)[None]
 
 
-def to_8_bits(image: Any, path: Path) -> Any:
-    """Return an image of 8 bits a channel; those of 16 bits are divided by 257."""
-    from PIL import Image
+def open_image(path: Path) -> Any:
+    """Return an image, upright, of 8 bits a channel; those of 16 bits are divided by 257."""
+    from PIL import Image, ImageOps
 
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
     if image.mode.startswith("I;16"):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -55,30 +55,33 @@ def to_8_bits(image: Any, path: Path) -> Any:
     return image.convert("RGBA") if image.mode in ("P", "PA") else image
 
 
+def fit_of(size: tuple[int, int], how: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Return the width and height to which an image is resized, and where the model's input begins in it: left, top."""
+    (old_width, old_height), height, width = size, how["height"], how["width"]
+    if height is None:
+        return old_width, old_height, 0, 0
+    if how["resize"] == "stretch":
+        return width, height, 0, 0
+    if how["resize"] == "pad":
+        ratio = min(width / old_width, height / old_height)
+        wide, tall = (max(1, round(side * ratio)) for side in size)
+        return wide, tall, -((width - wide) // 2), -((height - tall) // 2)
+    if old_height * width >= old_width * height:  # crop: the shorter side decides
+        wide = round(width / how["crop_ratio"])
+        tall = int(wide * old_height / old_width)
+    else:
+        tall = round(height / how["crop_ratio"])
+        wide = int(tall * old_width / old_height)
+    return wide, tall, round((wide - width) / 2), round((tall - height) / 2)
+
+
 def resize_to_fit(image: Any, how: dict[str, Any]) -> Any:
-    """Return an image in the size that the model takes."""
+    """Return an image in the size that the model takes; pixels outside of it are black."""
     from PIL import Image
 
-    height, width = how["height"], how["width"]
-    if height is None:
-        return image
-    bilinear = Image.Resampling.BILINEAR
-    if how["resize"] == "stretch":
-        return image.resize((width, height), bilinear)
-    if how["resize"] == "pad":
-        ratio = min(width / image.width, height / image.height)
-        inner = image.resize([max(1, round(side * ratio)) for side in image.size], bilinear)
-        whole = Image.new(image.mode, (width, height))
-        whole.paste(inner, ((width - inner.width) // 2, (height - inner.height) // 2))
-        return whole
-    if image.height * width >= image.width * height:  # crop: the shorter side decides
-        cover_width = round(width / how["crop_ratio"])
-        cover_height = int(cover_width * image.height / image.width)
-    else:
-        cover_height = round(height / how["crop_ratio"])
-        cover_width = int(cover_height * image.width / image.height)
-    left, top = round((cover_width - width) / 2), round((cover_height - height) / 2)
-    return image.resize((cover_width, cover_height), bilinear).crop((left, top, left + width, top + height))
+    wide, tall, left, top = fit_of(image.size, how)
+    resized = image.resize((wide, tall), Image.Resampling.BILINEAR)
+    return resized.crop((left, top, left + (how["width"] or wide), top + (how["height"] or tall)))
 
 
 def read_sound(path: Path) -> tuple[np.ndarray[Any, Any], int]:
@@ -218,13 +221,65 @@ def find_mistakes(session: Any, manifest: dict[str, Any]) -> list[str]:
                 allowed = entry["different_ratio"]
             if not apart <= allowed:
                 mistakes.append(f"output '{entry['name']}' is off by {apart:.3g}; {allowed:.3g} is allowed")
+    return [*mistakes, *find_wrong_classes(manifest, outputs), *find_wrong_boxes(manifest, outputs)]
+
+
+def read_boxes(manifest: dict[str, Any], outputs: dict[str, Any], sample: int = 0) -> list[dict[str, Any]]:
+    """Return the boxes of a sample, the highest score first; corners are in pixels of the model's input."""
+    maps, labels, boxes = manifest["boxes"], manifest["labels"], list[dict[str, Any]]()
+    heatmap, sides = (outputs[maps[name]][sample].astype(np.float64) for name in ("heatmap", "sides"))
+    height, width = heatmap.shape[1:]
+    scores = 1 / (1 + np.exp(-np.clip(heatmap, -60, 60)))
+    is_peak = scores >= maps["min_score"]
+    padded = np.pad(heatmap, [(0, 0), (1, 1), (1, 1)], constant_values=-np.inf)
+    for number in range(9):  # of equal neighbours, the first counts
+        row, column = divmod(number, 3)
+        neighbour = padded[:, row : row + height, column : column + width]
+        is_peak &= heatmap > neighbour if number < 4 else heatmap >= neighbour
+    reach = maps["stride"] * np.exp(np.clip(sides, *maps["log_sides"]))
+    for index, row, column in np.argwhere(is_peak).tolist():
+        label = labels[index] if index < len(labels) else str(index)
+        middle = (np.array([column, row, column, row]) + 0.5) * maps["stride"]
+        corners = middle + reach[:, row, column] * (-1, -1, 1, 1)
+        boxes.append({"label": label, "score": float(scores[index, row, column]), "corners": corners.tolist()})
+    return sorted(boxes, key=lambda box: -box["score"])[: maps["max_boxes"]]
+
+
+def find_wrong_classes(manifest: dict[str, Any], outputs: dict[str, Any]) -> Iterator[str]:
+    """Compare the classes of the golden inputs."""
     for answer in manifest["answers"]:
+        if answer["box"] is not None:
+            continue
         index = int(np.argmax(outputs[answer["output"]][answer["sample"]]))
         label = manifest["labels"][index] if answer["label"] is not None else None
         if (index, label) != (answer["class_index"], answer["label"]):
-            right = answer["label"] or answer["class_index"]
-            mistakes.append(f"sample {answer['sample']} is '{right}', not '{label or index}'")
-    return mistakes
+            yield f"sample {answer['sample']} is '{answer['label'] or answer['class_index']}', not '{label or index}'"
+
+
+def find_wrong_boxes(manifest: dict[str, Any], outputs: dict[str, Any]) -> Iterator[str]:
+    """Compare the boxes of the golden inputs: certain ones have to be found, and nothing that is no answer."""
+    answers = [one | one["box"] for one in manifest["answers"] if one["box"] is not None]
+    for sample in sorted({one["sample"] for one in answers}):
+        found = read_boxes(manifest, outputs, sample)
+        right = [one | {"label": one["label"] or str(one["class_index"])} for one in answers if one["sample"] == sample]
+        for one in right:
+            if one["is_certain"] and not any(is_same_box(one, box) for box in found):
+                yield f"sample {sample} has no '{one['label']}' at {place_of(one)}"
+        for box in found:
+            if not any(is_same_box(one, box) for one in right):
+                yield f"sample {sample} has a '{box['label']}' at {place_of(box)} that the build has not found"
+
+
+def is_same_box(right: dict[str, Any], box: dict[str, Any]) -> bool:
+    """Tell whether a box is that of an answer, within its tolerances."""
+    apart = np.abs(np.subtract(right["corners"], box["corners"])).max()
+    is_near = apart <= right["tolerance"] and abs(right["score"] - box["score"]) <= right["score_tolerance"]
+    return bool(is_near and right["label"] == box["label"])
+
+
+def place_of(box: dict[str, Any]) -> str:
+    """Return left, top, right and bottom as text."""
+    return " ".join(f"{corner:.1f}" for corner in box["corners"])
 
 
 def answer(session: Any, manifest: dict[str, Any], path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -258,9 +313,10 @@ def has_class_map(tensor: dict[str, Any], output: np.ndarray[Any, Any]) -> bool:
 def print_answers(manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> None:
     """Print the best classes of scores, the shares of the classes of maps, and the form of other outputs."""
     labels = manifest["labels"]
-    next_states = [tensor["next_value"] for tensor in manifest["inputs"]]
+    left_out = [tensor["next_value"] for tensor in manifest["inputs"]]  # states, and maps that give boxes
+    left_out += [manifest["boxes"][name] for name in ("heatmap", "sides")] if manifest["boxes"] else []
     for tensor in manifest["outputs"]:
-        if tensor["name"] in next_states:
+        if tensor["name"] in left_out:
             continue
         output = outputs[tensor["name"]]
         if has_class_map(tensor, output):
@@ -278,8 +334,36 @@ def print_answers(manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, A
         print(f"{tensor['name']}: {output.dtype} {list(output.shape)}{values}")
 
 
-def write_map(path: Path, manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> None:
-    """Write the class map of an image as a grey image, of which each pixel is the number of a class."""
+def boxes_of_image(image: Any, manifest: dict[str, Any], outputs: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the boxes of an image, with corners in its pixels and inside of it."""
+    (how,) = (tensor["preprocessing"] for tensor in manifest["inputs"] if tensor["next_value"] is None)
+    wide, tall, left, top = fit_of(image.size, how)
+    boxes = read_boxes(manifest, outputs)
+    for box in boxes:
+        resized = np.reshape(box["corners"], (2, 2)) + np.array([left, top])
+        box["corners"] = np.clip(resized * image.size / (wide, tall), 0, image.size).ravel().tolist()
+    return boxes
+
+
+def show_boxes(image: Any, manifest: dict[str, Any], outputs: dict[str, Any]) -> Any:
+    """Print the boxes of an image, and return the image with its boxes."""
+    from PIL import ImageDraw
+
+    drawn, boxes = image.convert("RGB"), boxes_of_image(image, manifest, outputs)
+    pen = ImageDraw.Draw(drawn)
+    for box in boxes:
+        print(f"{box['label']}: {box['score']:.3f} at {place_of(box)}")
+        text, start = f" {box['label']} {box['score']:.2f} ", box["corners"][:2]
+        pen.rectangle(box["corners"], outline="red", width=max(2, max(image.size) // 300))
+        pen.rectangle(pen.textbbox(start, text), fill="red")
+        pen.text(start, text, fill="white")
+    if not boxes:
+        print(f"no boxes with a score of at least {manifest['boxes']['min_score']:g}")
+    return drawn
+
+
+def draw_map(manifest: dict[str, Any], outputs: dict[str, np.ndarray[Any, Any]]) -> Any:
+    """Return the class map of an image as a grey image, of which each pixel is the number of a class."""
     from PIL import Image
 
     tensors = [tensor for tensor in manifest["outputs"] if has_class_map(tensor, outputs[tensor["name"]])]
@@ -289,7 +373,7 @@ def write_map(path: Path, manifest: dict[str, Any], outputs: dict[str, np.ndarra
         raise SystemExit("The model gives no class map of an image, so there is none to write.")
     if maps[0].max(initial=0) > 255:
         raise SystemExit("The class map has classes above 255, which a grey image of 8 bits cannot hold.")
-    Image.fromarray(maps[0].astype(np.uint8)).save(path)
+    return Image.fromarray(maps[0].astype(np.uint8))
 
 
 def main() -> int:
@@ -303,10 +387,12 @@ def main() -> int:
         return 1
     print("self-test: passed" if manifest["golden"] else "self-test: this bundle has no golden files")
     if len(sys.argv) > 1:
-        found = answer(session, manifest, Path(sys.argv[1]))
+        path = Path(sys.argv[1])
+        found = answer(session, manifest, path)
         print_answers(manifest, found)
+        picture = show_boxes(open_image(path), manifest, found) if manifest["boxes"] else None
         if len(sys.argv) > 2:
-            write_map(Path(sys.argv[2]), manifest, found)
+            (picture or draw_map(manifest, found)).save(sys.argv[2])
     return 0
 
 

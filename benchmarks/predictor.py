@@ -58,7 +58,7 @@ SEED = 7
 def make_request(task: str, workspace: Path) -> BuildRequest:
     """Return the request that opens a task as a build does."""
     return BuildRequest(
-        task=task, data=None, profile=load_profile("phone"), device="local:", out=str(workspace / "out"),
+        task=task, data=None, profile=load_profile("phone"), devices=("local:",), out=str(workspace / "out"),
         workspace=str(workspace), allow_fallback=(), workers=1, time_limit_seconds=None, quick=False,
         command=(),
     )  # fmt: skip

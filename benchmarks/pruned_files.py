@@ -54,7 +54,7 @@ def measure_epoch(build: Build) -> EpochSize:
 def open_task(task: str, root: Path, workers: int | None, epochs: int | None) -> Iterator[Build]:
     """Open a task as a build does."""
     request = BuildRequest(
-        task=task, data=None, profile=load_profile("phone"), device="local:", out=str(root / "out"),
+        task=task, data=None, profile=load_profile("phone"), devices=("local:",), out=str(root / "out"),
         workspace=str(root), allow_fallback=(), workers=workers, time_limit_seconds=None, quick=False,
         command=(),
     )  # fmt: skip

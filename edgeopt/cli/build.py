@@ -77,9 +77,11 @@ NOTHING_KEEPS_THE_LIMITS = 3
 )
 @click.option(
     "--device",
-    "device_uri",
+    "devices",
     metavar="URI",
-    help="Device to measure on: local:, ssh://[user@]host, adb:[serial], browser: (default: the target's).",
+    multiple=True,
+    help="Device to measure on: local:, ssh://[user@]host, adb:[serial], browser: (default: the target's); several "
+    "that are alike measure side by side.",
 )
 @score_options
 @estimate_option
@@ -156,7 +158,7 @@ def command(
     task: str | None,
     targets: tuple[str, ...],
     out: Path,
-    device_uri: str | None,
+    devices: tuple[str, ...],
     score_wish: ScoreWish,
     limits: LimitOptions,
     quiet: bool,
@@ -177,7 +179,7 @@ def command(
     if quiet and progress_as == "json":
         raise click.UsageError("--quiet shows no progress, and --progress json asks for it: leave one of them out.")
     project = load_project()
-    chosen = _choose_targets(targets, project, device_uri)
+    chosen = _choose_targets(targets, project, devices)
     if asked.pop("keep_names"):
         chosen = {name: profile.keeping_names for name, profile in chosen.items()}
     if asked.pop("ort_format"):
@@ -189,11 +191,11 @@ def command(
     def build_target(target: str, profile: Profile, folder: Path, progress: Progress) -> Choice:
         resolve = _budget_resolver(profile, project.limits_of(profile.name), limits, score_wish)
         own = project.targets.get(profile.name)
-        device = device_uri or (own.device if own is not None and not asked["estimate"] else None)
+        used = devices or ((own.device,) if own is not None and own.device and not asked["estimate"] else ())
         limit = asked["time_limit"]
         left = {} if limit is None else {"time_limit": max(0.0, limit - (time.monotonic() - began) / 60)}
         return _build(
-            name, target, profile, project, folder, device, score_wish, resolve, progress, key, **(asked | left)
+            name, target, profile, project, folder, used, score_wish, resolve, progress, key, **(asked | left)
         )
 
     with stdout_to_stderr(), ProgressDisplay(quiet=quiet, as_json=progress_as == "json") as progress:
@@ -213,7 +215,7 @@ def _build(
     profile: Profile,
     project: Project,
     out: Path,
-    device: str | None,
+    devices: tuple[str, ...],
     score_wish: ScoreWish,
     resolve: Callable[[Budget | None, bool], Budget],
     progress: Progress,
@@ -235,7 +237,7 @@ def _build(
     from edgeopt.pipeline.build import BuildRequest, build
     from edgeopt.pipeline.device_calibration import choose_calibration
 
-    search = choose_calibration(target, profile, device, estimate)
+    search = choose_calibration(target, profile, devices[0] if devices else None, estimate)
     if search.refused:
         progress("set-up", search.refused)
     request = BuildRequest(
@@ -246,7 +248,7 @@ def _build(
         width_rules=WidthRules(keep=project.keep, min_widths=project.min_widths).joined(width_rules),
         unseen_rows=UnseenRows(drop=project.drop_unseen_rows, unknown_ids=project.unknown_ids).joined(unseen_rows),
         profile=profile,
-        device="local:" if search.calibration else device or profile.device,
+        devices=("local:",) if search.calibration else devices or (profile.device,),
         calibration=search.calibration,
         notes=(search.refused,) if search.refused else (),
         out=str(out),
@@ -321,7 +323,7 @@ def exit_code(choice: Choice) -> int:
     return 0 if choice.winner is not None else NOTHING_KEEPS_THE_LIMITS
 
 
-def _choose_targets(targets: tuple[str, ...], project: Project, device: str | None) -> dict[str, Profile]:
+def _choose_targets(targets: tuple[str, ...], project: Project, devices: tuple[str, ...]) -> dict[str, Profile]:
     """Return the profiles of the targets of the command line, or of ``edgeopt.toml``, by what the user calls them.
 
     Raises:
@@ -341,9 +343,9 @@ def _choose_targets(targets: tuple[str, ...], project: Project, device: str | No
     for name in project.targets:
         if name not in known:
             find_profile(name)
-    if len(names) > 1 and device is not None:
+    if len(names) > 1 and devices:
         raise ConfigError(
-            f"--device {device} is one device, and there are {len(names)} targets: set `device` under [targets.NAME] "
+            f"--device {devices[0]} is for one target, and there are {len(names)}: set `device` under [targets.NAME] "
             "in edgeopt.toml."
         )
     return found

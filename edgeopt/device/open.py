@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl
 
@@ -13,6 +13,7 @@ from edgeopt.device.base import Device
 from edgeopt.device.browser import RUNTIME_FILES, BrowserDevice, PageAddress, is_loopback
 from edgeopt.device.emulated import EmulatedDevice
 from edgeopt.device.local import LocalDevice
+from edgeopt.device.pool import DevicePool
 from edgeopt.device.ssh import SshDevice
 from edgeopt.device.ssh_connection import Address
 from edgeopt.errors import ConfigError, did_you_mean
@@ -40,6 +41,18 @@ def open_device(uri: str) -> Device:
     location, _, query = rest.partition("?")
     options = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     return SCHEMES[scheme](uri, location, options)
+
+
+def open_devices(uris: Sequence[str]) -> Device:
+    """Return the device that a URI names, or several as a pool.
+
+    Raises:
+        ConfigError: see ``open_device``; or one is named twice.
+    """
+    if len(set(uris)) < len(uris):
+        raise ConfigError(f"--device: one is named twice: {', '.join(uris)}. Name each device once.")
+    devices = [open_device(uri) for uri in uris]
+    return devices[0] if len(devices) == 1 else DevicePool(devices)
 
 
 def _check_options(uri: str, options: dict[str, str], known: set[str]) -> None:

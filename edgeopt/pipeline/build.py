@@ -15,11 +15,12 @@ import msgspec
 import numpy as np
 from onnx import TensorProto, helper
 
+from edgeopt.bench.alike import check_alike
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.bundle.signature import PrivateKey
 from edgeopt.bundle.write import check_out
 from edgeopt.config.shapes import parse_shapes
-from edgeopt.device.open import device_role, open_device
+from edgeopt.device.open import device_role, open_devices
 from edgeopt.errors import EdgeoptError
 from edgeopt.logs import log_to_file
 from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
@@ -79,10 +80,10 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     yes: bool = False
     """Build even if the trained network scores like a constant answer."""
     profile: Profile
-    device: str
-    """URI."""
+    devices: tuple[str, ...]
+    """URIs; several are a pool."""
     calibration: Calibration | None = None
-    """The target's latency is estimated from it, instead of measured on ``device``."""
+    """The target's latency is estimated from it, instead of measured on ``devices``."""
     notes: tuple[str, ...] = ()
     """What the report has to say about the request itself, such as a calibration that is not valid here."""
     out: str
@@ -98,9 +99,8 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     shapes: tuple[str, ...] = ()
     """Shapes at which limits have to be kept, see ``edgeopt.config.shapes``; the target's if there are none."""
     width_rules: WidthRules = WidthRules()
-    """Of ``edgeopt.toml`` and the command line."""
+    """Of ``edgeopt.toml`` and the command line, as ``unseen_rows``."""
     unseen_rows: UnseenRows = UnseenRows()
-    """Of the same."""
     quick: bool
     further: Further = "if needed"
     command: tuple[str, ...]
@@ -198,7 +198,7 @@ def open_build(
         task = given or open_task(request.task, request.data, request.score_wish, request.data_options)
         is_error = isinstance(task, CheckedTask) and task.score_direction == "lower"
         budget = resolve(task.budgets.get(profile.name), is_error)
-        device = open_device(request.device)
+        device = open_devices(request.devices)
         kind, profile = device_role(device.uri, profile, estimated=request.calibration is not None)
         identity, environment = device.describe()
         data = TaskData(task, workspace)
@@ -216,7 +216,7 @@ def open_build(
             budget=budget,
             effort=effort,
             device=device,
-            device_info=DeviceInfo(uri=request.device, kind=kind, id=identity),
+            device_info=DeviceInfo(uri=device.uri, kind=kind, id=identity),
             calibration=request.calibration,
             environment=environment,
             allow_fallback=request.allow_fallback,
@@ -271,6 +271,7 @@ def start(build: Build) -> Search:
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
     _count_interrupted(build, number)
     evaluator = Evaluator(build, baseline.exported.sha256)
+    run_step("device", check_alike, build.workspace.artifact(baseline.exported.sha256), build.run_target)
     return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
 
 

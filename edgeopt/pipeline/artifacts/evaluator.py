@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +28,8 @@ from edgeopt.bench.nodes import (
 )
 from edgeopt.bench.outputs import read_batches, run_model
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.errors import CannotProfileError, TaskError
+from edgeopt.device.pool import DevicePool, leased
+from edgeopt.errors import CannotProfileError, EdgeoptError, TaskError
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.device_calibration import add_estimate
@@ -104,6 +108,23 @@ class Evaluator:
             is_usable=lambda found: is_complete(found, budget.latency_percentile, budget.max_latency_ms),
         )
 
+    def measure_side_by_side(self, files: Sequence[str]) -> None:
+        """Measure files that were not measured before, one on each device of a pool; what fails is tried again later.
+
+        Args:
+            files: SHA-256 of each.
+        """
+        device = self.build.device
+        if not isinstance(device, DevicePool):
+            return
+
+        def measure_one(sha256: str) -> None:
+            with contextlib.suppress(EdgeoptError):
+                self.measurement(sha256)
+
+        with ThreadPoolExecutor(len(device.devices)) as threads:
+            list(threads.map(measure_one, dict.fromkeys(files)))
+
     def _measure(self, sha256: str) -> Measurement:
         build, percentile = self.build, self.build.budget.latency_percentile
         model = build.workspace.artifact(sha256)
@@ -124,15 +145,16 @@ class Evaluator:
 
     def _measure_at(self, model: Path, target: RunTarget) -> Measurement:
         budget = self.build.budget
-        return run_step(
-            "measure",
-            measure,
-            model,
-            target,
-            percentile=budget.latency_percentile,
-            max_latency_ms=budget.max_latency_ms,
-            progress=lambda _: None,
-        )
+        with leased(target.device) as device:
+            return run_step(
+                "measure",
+                measure,
+                model,
+                replace(target, device=device),
+                percentile=budget.latency_percentile,
+                max_latency_ms=budget.max_latency_ms,
+                progress=lambda _: None,
+            )
 
     def comparison(self, sha256: str, against: str | None = None) -> Comparison:
         """Return the interleaved A/B of a file against another one, by default the baseline."""

@@ -211,6 +211,11 @@ class CandidateResult(NamedTuple):
     exported: ExportedFile | None
     variants: list[Variant]
 
+    @property
+    def files(self) -> list[str]:
+        """The SHA-256 of each file that was made."""
+        return [one.made.artifact.sha256 for one in self.variants if isinstance(one.made, ScoredArtifact)]
+
 
 class CandidateTrials(NamedTuple):
     """A candidate's network and trials."""

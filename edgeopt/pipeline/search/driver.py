@@ -228,8 +228,6 @@ class Search:
             if trial.recipe.torch_steps and not trial.recipe.graph_steps
         )
 
-    # -- rounds ------------------------------------------------------------------------------------------------------
-
     def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
         """Make candidates in parallel, then measure them; return what came of each, in order."""
         runner = self.runner
@@ -240,6 +238,7 @@ class Search:
         found = []
         assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
+            runner.evaluator.measure_side_by_side([sha for result in results for sha in result.files])
             for candidate, result in zip(candidates, results, strict=True):
                 self.candidates.append(candidate)
                 if result.network is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeopt.records.codec import digest
 from edgeopt.records.recipe import Recipe
-from edgeopt.records.trial import Trial
+from edgeopt.records.trial import Failed, Trial
 from edgeopt.store.ledger import Ledger
 
 
@@ -31,6 +31,15 @@ class TrialList(list[Trial]):
     def by_number(self, number: int) -> Trial:
         """Return a trial by its number, which is not its place."""
         return next(trial for trial in self if trial.number == number)
+
+    @property
+    def has_unfinished_trainings(self) -> bool:
+        """Whether a training crashed or was not finished: the same command goes on, so the search has not finished."""
+        return any(
+            isinstance(trial.outcome, Failed) and trial.outcome.kind in ("crashed", "unfinished")
+            for trial in self
+            if trial.recipe.torch_steps and not trial.recipe.graph_steps
+        )
 
     def write(self, trial: Trial) -> None:
         """Add a trial, or replace that of its number, here and in the ledger."""

@@ -28,6 +28,7 @@ from edgeopt.records.trial import Failed
 from edgeopt.report.document import build_document, encode
 from edgeopt.report.page import render_page
 from edgeopt.report.text import print_result
+from edgeopt.store.trial_list import TrialList
 
 
 def a_training(folder):
@@ -109,9 +110,11 @@ def test_only_a_failure_that_is_no_crash_says_something_about_a_size():
     assert search.sizes.points(results, [0.5, 0.4, 0.3, 0.3]) == [Point(0.4, False), Point(0.3, False)]
 
 
-@pytest.mark.parametrize(("kind", "has_crashes"), [("crashed", True), ("diverged", False), ("refused", False)])
-def test_a_search_with_a_crash_has_not_finished(kind, has_crashes):
-    assert a_search([a_baseline(), a_failure(1, kind)]).has_crashes == has_crashes
+@pytest.mark.parametrize(("kind", "is_unfinished"), [("crashed", True), ("diverged", False), ("refused", False)])
+def test_a_search_with_a_crash_has_not_finished(kind, is_unfinished):
+    trials = TrialList(None, 1)
+    trials.extend([a_baseline(), a_failure(1, kind)])
+    assert trials.has_unfinished_trainings == is_unfinished
 
 
 def test_a_search_that_fails_ends_with_the_trials_there_are_but_not_for_a_mistake_of_the_users():

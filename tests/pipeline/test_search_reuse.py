@@ -8,12 +8,14 @@ from builders import A_DISTILL, a_baseline, a_budget, a_profile
 from stub_builds import a_stub_build
 
 from edgeopt.pipeline.search.candidate import Candidate, SharedCandidates, suits, trained_to_the_end
+from edgeopt.pipeline.search.driver import Search
 from edgeopt.pipeline.search.sizes import KnownSizes
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.planning.bisection import Point
 from edgeopt.records.codec import from_json, to_json
 from edgeopt.records.recipe import Distill, Importance, Prune, QuantizeAware, Sparsify
 from edgeopt.records.scoring import ScoreFloor
+from edgeopt.store.trial_list import TrialList
 
 IMPORTANCE = Importance()
 INT8 = QuantizeAware(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=8)
@@ -138,3 +140,41 @@ def test_a_training_to_the_end_is_another_network():
     assert whole.steps[0] == prune
     assert isinstance(whole.steps[1], Distill)
     assert not whole.steps[1].may_stop
+
+
+GOOD, BAD = Point(0.35, True), Point(0.12, False)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "found", "further", "has_winner", "expected"),
+    [
+        (1, [GOOD, BAD], "if needed", True, "refine"),
+        (1, [Point(0.35, False), BAD], "if needed", True, "bisect from round 1"),
+        (1, [GOOD, BAD], "always", True, "bisect from round 1"),
+        (1, [GOOD, BAD], "if needed", False, "bisect from round 1"),
+        (2, [GOOD, Point(0.12, True)], "if needed", True, "bisect from round 2"),
+        (2, [GOOD, BAD], "if needed", True, "refine"),
+        (2, [], "if needed", True, "bisect from round 1"),
+    ],
+)
+def test_sizes_that_were_tried_for_another_target_are_a_first_round(
+    monkeypatch, rounds, found, further, has_winner, expected
+):
+    shared = SharedCandidates(points=(Point(1.0, True), GOOD, BAD))
+    for name in ("finished", "shared"):
+        key = f"{name}_search_key" if name == "finished" else "shared_candidates_key"
+        monkeypatch.setattr(f"edgeopt.pipeline.search.driver.{key}", lambda _, name=name: name)
+    ledger = SimpleNamespace(get=lambda key, _: shared if key == "shared" else None, put=lambda *_: None)
+    trials = TrialList(None, 1)
+    build = a_stub_build(ledger=ledger, effort=SimpleNamespace(rounds=rounds))
+    search = Search(build, SimpleNamespace(trials=trials, may_improve=lambda _: False))
+    winner = 1 if has_winner else None
+    search.sizes = SimpleNamespace(winner=winner, winning_ratio=0.35, ships=lambda _: True)
+    search.further, done = further, []
+    search.reuse = lambda _: list(found)
+    search.unfinished = list
+    search.under_new_limits = lambda points, below: []
+    search.refine = lambda points: done.append("refine")
+    search.bisect = lambda points, begun: done.append(f"bisect from round {begun + 1}")
+    search.search()
+    assert done == [expected]

@@ -150,13 +150,15 @@ class Search:
             points += self.sizes.points(self.run_round(unfinished), [1.0] * len(unfinished))
         if finished is not None:
             points += self.under_new_limits(points)
-        is_found = finished is None and shared is not None and shared.answers(points) and self.sizes.winner is not None
-        if is_found and self.further != "always":  # by searches for other targets
+        reuses = finished is None and self.further != "always" and self.sizes.winner is not None
+        others = shared if reuses else None  # searches for other targets
+        begun = int(others is not None and any(point.good and point.ratio < 1 for point in points))
+        if others is not None and (others.answers(points) or begun == build.effort.rounds):
             points += self.under_new_limits(points, below=self.sizes.winning_ratio)
             self.refine(points)
         else:
-            self.bisect(points)
-        if build.may_train and not self.has_crashes:
+            self.bisect(points, begun)
+        if build.may_train and not self.runner.trials.has_unfinished_trainings:
             candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
             build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
             shared = (shared or SharedCandidates()).with_those_of(build.profile, candidates, points)
@@ -219,15 +221,6 @@ class Search:
         results = self.run_round([candidate for candidate, _ in new]) if new else []
         return self.sizes.points(results, [ratio for _, ratio in new])
 
-    @property
-    def has_crashes(self) -> bool:
-        """Whether a training crashed or was not finished: the same command goes on, so this search has not finished."""
-        return any(
-            isinstance(trial.outcome, Failed) and trial.outcome.kind in ("crashed", "unfinished")
-            for trial in self.runner.trials
-            if trial.recipe.torch_steps and not trial.recipe.graph_steps
-        )
-
     def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
         """Make candidates in parallel, then measure them; return what came of each, in order."""
         runner = self.runner
@@ -286,10 +279,15 @@ class Search:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
-    def bisect(self, points: list[Point]) -> None:
-        """Run the rounds, then the refinements of the smallest network that keeps the score."""
+    def bisect(self, points: list[Point], begun: int = 0) -> None:
+        """Run the rounds, then the refinements of the smallest network that keeps the score.
+
+        Args:
+            points: The sizes that were tried.
+            begun: Rounds that others have done: sizes for another target are a first round for this one too.
+        """
         build = self.build
-        for index in range(build.effort.rounds):
+        for index in range(begun, build.effort.rounds):
             if not build.may_train:
                 build.progress("search", "the time limit or `edgeopt stop` ended trainings; no further round begins")
                 return

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from builders import a_budget, a_device, a_profile, an_environment
 
 from edgeopt.bench.run_target import RunTarget
+from edgeopt.pipeline.context import Clock
 from edgeopt.store.keys import BuildFacts, Keys
 
 
@@ -44,6 +45,7 @@ def a_stub_build(*, facts=None, **attributes):
         "sizes": ({},),
         "fingerprint": "task",
         "progress": lambda stage, detail: None,
+        "clock": Clock(),
         "is_out_of_time": False,
         "may_train": True,
     }

@@ -34,7 +34,7 @@ from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
 from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
-from edgeopt.pipeline.context import MAX_CANDIDATES, Build, Clock, Effort, effort_of
+from edgeopt.pipeline.context import INTERRUPTED, MAX_CANDIDATES, Build, Clock, Effort, effort_of
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
@@ -280,7 +280,7 @@ def _count_interrupted(build: Build, number: int) -> None:
     before = build.ledger.find_interrupted(number)
     if not before.parts:
         return
-    build.clock.seconds["before an interruption"] = before.seconds
+    build.clock.seconds[INTERRUPTED] = before.seconds
     found = [
         words.plural(before.parts[kind], name)
         for kind, name in (("network", "training"), ("artifact", "file"), ("measurement", "measurement"))

@@ -89,6 +89,10 @@ def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     )  # fmt: skip
 
 
+INTERRUPTED = "before an interruption"
+"""The stage of an earlier build that this one goes on from."""
+
+
 class Clock:
     """Adds up the wall time of each stage."""
 
@@ -108,6 +112,11 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def count_rest(self) -> None:
+        """Count the time of this build that belongs to no stage under ``other``, so that the sum is the whole."""
+        counted = sum(seconds for name, seconds in self.seconds.items() if name not in (INTERRUPTED, "other"))
+        self.seconds["other"] = max(0.0, self.elapsed() - counted)
 
 
 @dataclass(frozen=True)

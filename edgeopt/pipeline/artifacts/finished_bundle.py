@@ -82,6 +82,7 @@ def write_finished(
         StepError: the winner's file was changed after it was made.
         WorkspaceError: the folder cannot be written.
     """
+    build.clock.count_rest()
     with build.clock.stage("bundle"), tempfile.TemporaryDirectory(prefix="edgeopt-bundle-") as folder:
         build.progress("bundle", str(out))
         model, golden, names, further = None, NO_GOLDEN, dict[str, str](), dict[str, Path]()

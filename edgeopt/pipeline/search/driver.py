@@ -97,7 +97,8 @@ class Search:
         self.further = further
         with without_old_stages(self.build):
             if training:
-                tune_training(self.build, may_try=further != "never")
+                with self.build.clock.stage("trial trainings"):
+                    tune_training(self.build, may_try=further != "never")
             self.measure_original()
             if training:
                 self.go_on_if_it_fails(self.search)
@@ -327,11 +328,13 @@ class Search:
         """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
         precision = self.sizes.shipping_precision or self.runner.precisions[0]
         original = next((trial for trial in self.sizes.originals if trial.recipe.precision == precision), None)
-        groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
+        with self.build.clock.stage("plan candidates"):
+            groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
         with self.build.clock.stage("latency table"):
             self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
         sizes = [SizeTarget(ratio, self.sizes.parent(ratio, points)) for ratio in ratios]
-        found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
+        with self.build.clock.stage("plan candidates"):
+            found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
         return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
 
     def plan(self, size: SizeTarget, limit: LatencyLimit) -> Candidate | None:

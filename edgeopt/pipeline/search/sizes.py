@@ -111,10 +111,11 @@ class KnownSizes:
         if candidate.parent is not None or floor is None or not isinstance(prune, Prune) or not prune.fitted_samples:
             return False
         try:
-            network = train_network(
-                build, original, (prune,), lambda: group_table_of(build, original, importance_of(build))[1],
-                original.parameters, lambda _: None,
-            )  # fmt: skip
+            with build.clock.stage("plan candidates"):
+                network = train_network(
+                    build, original, (prune,), lambda: group_table_of(build, original, importance_of(build))[1],
+                    original.parameters, lambda _: None,
+                )  # fmt: skip
         except StepError as error:  # its training fails in the same way, and is reported
             _logger.debug("a network with %.1f %% of the parameters was not fitted: %s", 100 * ratio, error)
             return False

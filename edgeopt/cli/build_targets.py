@@ -27,6 +27,8 @@ def build_targets(
 ) -> int:
     """Build for each target into a folder of its name, and write one report about all of them.
 
+    Those with the largest step of channels come first, because their networks suit the others too.
+
     A target whose device cannot be reached, or that cannot run the baseline, does not keep the others from being built.
 
     Args:
@@ -51,9 +53,9 @@ def build_targets(
     _check_parent(out)
     for profile in targets.values():
         check_out(out / profile.name)
-    results: list[TargetResult] = []
+    results: dict[str, TargetResult] = {}
     codes: list[int] = []
-    for target, profile in targets.items():
+    for target, profile in sorted(targets.items(), key=lambda one: -one[1].channel_step):
 
         def show(stage: str, detail: str = "", name: str = profile.name) -> None:
             progress(stage, f"{name}: {detail}" if detail else name)
@@ -69,8 +71,8 @@ def build_targets(
             error = str(failure)
             codes.append(1)
             show("failed", error)
-        results.append(TargetResult(target=profile.name, folder=profile.name, error=error))
-    write_targets(out, TargetsDocument(task=task, results=tuple(results)))
+        results[target] = TargetResult(target=profile.name, folder=profile.name, error=error)
+    write_targets(out, TargetsDocument(task=task, results=tuple(results[target] for target in targets)))
     return 1 if 1 in codes else max(codes)
 
 

@@ -50,7 +50,7 @@ def scores(done) -> dict[str, dict]:
 
 
 def test_the_processor_alone_has_a_score_and_no_drop(tmp_path, bench):
-    found = scores(bench("--providers", "all", "--score", write_scored_task(tmp_path, right=1820), "--json"))
+    found = scores(bench("--providers", "cpu", "--score", write_scored_task(tmp_path, right=1820), "--json"))
     score = found[PROCESSOR]
     assert (score["value"], score["samples"], score["drop"], score["drop_ci95"]) == (0.91, 2000, 0.0, None)
     assert score["ci95"][0] < 0.91 < score["ci95"][1]
@@ -60,7 +60,7 @@ def test_the_processor_alone_has_a_score_and_no_drop(tmp_path, bench):
 def test_another_provider_has_its_drop_from_the_processors_score_with_a_paired_interval(tmp_path, bench):
     device = a_python_with_another_provider(tmp_path, -1.0)
     task = write_scored_task(tmp_path, right=1820)
-    done = bench("--providers", "all", "--device", device, "--score", task, "--json")
+    done = bench("--providers", "cpu,spoiling", "--device", device, "--score", task, "--json")
     found = scores(done)
     assert list(found) == [PROCESSOR, SPOILING]
     assert found[PROCESSOR]["value"] == 0.91
@@ -69,7 +69,7 @@ def test_another_provider_has_its_drop_from_the_processors_score_with_a_paired_i
     assert spoilt["drop"] == pytest.approx(0.91 - spoilt["value"])
     low, high = spoilt["drop_ci95"]
     assert low < spoilt["drop"] < high < low + 0.1
-    done = bench("--providers", "all", "--device", device, "--score", task)
+    done = bench("--providers", "cpu,spoiling", "--device", device, "--score", task)
     line = next(line for line in done.stdout.splitlines() if line.startswith("│ Spoiling"))
     assert f"{spoilt['value']:.4f}" in line
     assert f"{spoilt['drop']:.4f} ({low:.4f} to {high:.4f})" in line
@@ -79,7 +79,15 @@ def test_another_provider_has_its_drop_from_the_processors_score_with_a_paired_i
 def test_a_provider_that_computes_the_same_has_no_drop_in_an_interval_of_zero(tmp_path, bench):
     device = a_python_with_another_provider(tmp_path, 1.0)
     found = scores(
-        bench("--providers", "all", "--device", device, "--score", write_scored_task(tmp_path, right=1820), "--json")
+        bench(
+            "--providers",
+            "cpu,spoiling",
+            "--device",
+            device,
+            "--score",
+            write_scored_task(tmp_path, right=1820),
+            "--json",
+        )
     )
     assert (found[SPOILING]["drop"], found[SPOILING]["drop_ci95"]) == (0.0, [0.0, 0.0])
 
@@ -87,15 +95,18 @@ def test_a_provider_that_computes_the_same_has_no_drop_in_an_interval_of_zero(tm
 def test_a_provider_that_does_not_run_the_file_has_no_score(tmp_path, bench):
     device = a_python_with_another_provider(tmp_path, 1.0, refuses=True)
     task = write_scored_task(tmp_path, right=1820)
-    found = scores(bench("--providers", "all", "--device", device, "--score", task, "--json"))
+    found = scores(bench("--providers", "cpu,spoiling", "--device", device, "--score", task, "--json"))
     assert (found[PROCESSOR]["value"], found[SPOILING]) == (0.91, None)
-    assert "this provider has no MatMul" in bench("--providers", "all", "--device", device, "--score", task).stdout
+    assert (
+        "this provider has no MatMul"
+        in bench("--providers", "cpu,spoiling", "--device", device, "--score", task).stdout
+    )
 
 
 def test_a_given_file_without_labels_is_scored_by_its_agreement_with_the_processor(tmp_path, bench):
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).standard_normal((600, 32)).astype(np.float32))
     device = a_python_with_another_provider(tmp_path, -1.0)
-    arguments = ("--providers", "all", "--device", device, "--score", "m.onnx", "--data", "data.npz")
+    arguments = ("--providers", "cpu,spoiling", "--device", device, "--score", "m.onnx", "--data", "data.npz")
     found = scores(bench(*arguments, "--json"))
     assert found[PROCESSOR]["value"] > found[SPOILING]["value"]
     assert found[SPOILING]["drop"] == pytest.approx(found[PROCESSOR]["value"] - found[SPOILING]["value"])
@@ -130,7 +141,7 @@ def test_a_score_that_cannot_be_taken_is_refused_before_anything_is_timed(tmp_pa
 )
 def test_a_file_that_is_not_a_model_of_tensors_is_refused_in_a_sentence(tmp_path, bench, model, message):
     write_other_kinds(tmp_path)
-    done = bench("--providers", "all", "--score", write_scored_task(tmp_path, right=1820), model=model)
+    done = bench("--providers", "cpu", "--score", write_scored_task(tmp_path, right=1820), model=model)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in " ".join(done.stderr.split())
 
@@ -140,7 +151,7 @@ def test_an_output_whose_type_the_file_does_not_say_is_scored(tmp_path, bench):
     model.graph.output[0].ClearField("type")
     onnx.save(model, tmp_path / "untyped.onnx")
     task = write_scored_task(tmp_path, right=1820)
-    found = scores(bench("--providers", "all", "--score", task, "--json", model="untyped.onnx"))
+    found = scores(bench("--providers", "cpu", "--score", task, "--json", model="untyped.onnx"))
     assert found[PROCESSOR]["value"] == 0.91
 
 
@@ -156,5 +167,5 @@ def test_a_file_in_the_runtimes_own_format_is_refused(tmp_path, bench):
     task = write_scored_task(tmp_path, right=1820)
     (tmp_path / "m.onnx").rename(Path("m.ort"))
     with pytest.raises(SystemExit) as ended:
-        main(["bench", "m.ort", "--target", "./quick.toml", "--providers", "all", "--score", task])
+        main(["bench", "m.ort", "--target", "./quick.toml", "--providers", "cpu", "--score", task])
     assert ended.value.code == 2

@@ -22,3 +22,10 @@ def load_sample(bundle):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def assert_same_mistakes(done, bundle):
+    """Check that another language's sample, which has run, finds the Python sample's mistakes in the same words."""
+    assert done.returncode == 1
+    assert done.stdout.splitlines()
+    assert sorted(done.stdout.splitlines()) == sorted(run_sample(bundle).stderr.splitlines())

@@ -2,7 +2,7 @@
 
 In: the two maps of a detector, as ``edgeopt.tasks.peaks`` describes them, and their tolerances. Out: answers. A box is
 certain if no difference that the tolerances allow can hide it. The other answers are boxes that such a difference can
-bring out; a box that is no answer is a mistake of the app.
+bring out; a box that is none of the answers is a mistake of the app.
 """
 
 from __future__ import annotations

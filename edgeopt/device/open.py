@@ -47,11 +47,16 @@ def open_devices(uris: Sequence[str]) -> Device:
     """Return the device that a URI names, or several as a pool.
 
     Raises:
-        ConfigError: see ``open_device``; or one is named twice.
+        ConfigError: see ``open_device``; or one is named twice, or they are of several kinds.
     """
     if len(set(uris)) < len(uris):
         raise ConfigError(f"--device: one is named twice: {', '.join(uris)}. Name each device once.")
     devices = [open_device(uri) for uri in uris]
+    if len({uri.partition(":")[0] for uri in uris}) > 1:  # the times of one may prove what those of another do not
+        raise ConfigError(
+            f"--device: {', '.join(uris)} are of different kinds. Only devices of one kind measure side by side: name "
+            "those of one, or build for each by itself."
+        )
     return devices[0] if len(devices) == 1 else DevicePool(devices)
 
 

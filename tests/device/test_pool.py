@@ -101,6 +101,12 @@ def test_a_device_that_is_named_twice_is_refused():
     assert open_devices(["ssh://a", "ssh://b"]).uri == "ssh://a, ssh://b"
 
 
+@pytest.mark.parametrize("uris", [("ssh://a", "local:"), ("local:", "ssh://a")])
+def test_devices_of_several_kinds_are_refused_since_one_may_only_stand_in_for_the_target(uris):
+    with pytest.raises(ConfigError, match=r"of different kinds\. Only devices of one kind measure side by side"):
+        open_devices(uris)
+
+
 def test_a_device_is_lent_to_one_at_a_time_and_an_ab_stays_on_the_first():
     pool = a_pool(Phone("adb:a"), Phone("adb:b"))
     with leased(pool) as one, leased(pool) as other:

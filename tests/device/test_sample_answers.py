@@ -29,7 +29,7 @@ SURE = 0.9
 FOUND_CAR_PIXELS_RATIO = 0.6
 """Of the pixels of cars in a street scene, those in a box; the smallest cars are hard to see."""
 MOST_BOX_PIXELS_RATIO = 0.5
-"""Of the scene, so that a box of all of it is no answer."""
+"""Of the scene, so that a box around all of it is wrong."""
 
 
 class Answer(NamedTuple):

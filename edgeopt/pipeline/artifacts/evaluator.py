@@ -323,7 +323,8 @@ class Evaluator:
         """Return what the baseline's file gives for a set; it is run once."""
         with self._reference_lock:
             if inputs not in self._references:
-                self._references[inputs] = self.outputs(self.baseline, inputs)
+                found = self.outputs(self.baseline, inputs)
+                self._references[inputs] = found.replace(found.with_name(f"reference-{inputs.stem}.npz"))
             return read_batches(self._references[inputs])
 
 

@@ -257,7 +257,7 @@ def find_wrong_classes(manifest: dict[str, Any], outputs: dict[str, Any]) -> Ite
 
 
 def find_wrong_boxes(manifest: dict[str, Any], outputs: dict[str, Any]) -> Iterator[str]:
-    """Compare the boxes of the golden inputs: certain ones have to be found, and nothing that is no answer."""
+    """Compare the boxes of the golden inputs: certain ones have to be found, and no others than the answers."""
     answers = [one | one["box"] for one in manifest["answers"] if one["box"] is not None]
     for sample in sorted({one["sample"] for one in answers}):
         found = read_boxes(manifest, outputs, sample)

@@ -21,28 +21,26 @@ from edgeopt.bundle.signature import PrivateKey
 from edgeopt.bundle.write import check_out
 from edgeopt.config.shapes import parse_shapes
 from edgeopt.device.open import device_role, open_devices
-from edgeopt.errors import EdgeoptError
 from edgeopt.logs import log_to_file
-from edgeopt.passes.branches.proof import MERGED_NOTE, UNMERGED_NOTE
-from edgeopt.passes.tracing.trainable import FROZEN_NOTE
-from edgeopt.passes.training_differences import DIFFERENCE_NOTE
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
-from edgeopt.pipeline.artifacts.expected_drop import with_expected_drop
 from edgeopt.pipeline.artifacts.finished_bundle import write_finished
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
-from edgeopt.pipeline.artifacts.large_models import may_train, size_notes
-from edgeopt.pipeline.artifacts.networks import ExportedFile, ExportedNetwork, export_network, original_network
+from edgeopt.pipeline.artifacts.large_models import may_train
+from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import INTERRUPTED, MAX_CANDIDATES, Build, Clock, Effort, effort_of
 from edgeopt.pipeline.evaluation import open_task
 from edgeopt.pipeline.judged_sizes import DimensionSizes, judged_sizes
 from edgeopt.pipeline.onnx_teacher import check_teacher
-from edgeopt.pipeline.score_checks import ScoreRemarks, check_score, settle_score
+from edgeopt.pipeline.result.expected_drop import with_expected_drop
+from edgeopt.pipeline.result.final_choice import decide, model_notes
+from edgeopt.pipeline.result.test_set import score_on_test_set
+from edgeopt.pipeline.score_checks import check_score, settle_score
 from edgeopt.pipeline.search.driver import Further, Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows, unseen_rows_warnings
-from edgeopt.pipeline.search.width_rules import settle_width_rules, width_notes
+from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows
+from edgeopt.pipeline.search.width_rules import settle_width_rules
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.cluster.pool import Cluster, find_cluster
 from edgeopt.pipeline.torch_process.opening import open_pool
@@ -50,17 +48,14 @@ from edgeopt.pipeline.torch_process.protocol import AS_TRAINED
 from edgeopt.records.base import Record
 from edgeopt.records.budget import Budget
 from edgeopt.records.calibration import Calibration
-from edgeopt.records.choice import Choice, TestScores, count_failed_trainings
+from edgeopt.records.choice import Choice
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.preprocessing import DataOptions
 from edgeopt.records.profile import Profile
 from edgeopt.records.scoring import ScoreWish
-from edgeopt.records.trial import Measured
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.records.width_rules import WidthRules
 from edgeopt.report import words
-from edgeopt.select.decision import choose
-from edgeopt.select.teacher_gain import undertrained_note
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
@@ -261,16 +256,17 @@ def start(build: Build) -> Search:
     with build.clock.stage("baseline"):
         if isinstance(task, OnnxTask):
             original, exported = take_given_file(build, task)
-            settle_score(build, Evaluator(build, exported.sha256))
+            evaluator = Evaluator(build, exported.sha256)
+            settle_score(build, evaluator)
             exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
             baseline = ExportedNetwork(original, exported)
         else:
             baseline, (original, exported) = export_original(build, task)
+            evaluator = Evaluator(build, baseline.exported.sha256)
     for note in model_notes(exported):
         build.progress("note", note)
     number = build.ledger.start_build(build.task, build.profile.name, build.fingerprint)
     _count_interrupted(build, number)
-    evaluator = Evaluator(build, baseline.exported.sha256)
     run_step("device", check_alike, build.workspace.artifact(baseline.exported.sha256), build.run_target)
     return Search(build, TrialRunner(build, original, exported, evaluator, number, baseline))
 
@@ -303,98 +299,3 @@ def export_original(build: Build, task: CheckedTask) -> tuple[ExportedNetwork, E
     as_trained = original_network(AS_TRAINED, count)
     original = original_network("original", exported.parameters)
     return ExportedNetwork(as_trained, export_network(build, as_trained)), ExportedNetwork(original, exported)
-
-
-def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str, ...] = ()) -> Choice:
-    """Choose among the trials of a finished search."""
-    task = build.data.task
-    choice = choose(
-        tuple(search.runner.trials),
-        build.budget,
-        task=task.name,
-        target=build.profile.name,
-        device=build.device_info,
-        proven_on_target=build.device_info.kind == "measured",
-        seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *search.own_notes, *training_notes(search)),
-        sparsity=search.sparsity,
-    )
-    teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
-    return msgspec.structs.replace(
-        choice,
-        teacher=teacher,
-        given_sha256=task.file_sha256 if isinstance(task, OnnxTask) else None,
-        warnings=(*remarks.warnings, *unseen_rows_warnings(choice)),
-        score_kind=remarks.kind,
-        failed_trainings=count_failed_trainings(choice.trials),
-        ended_early=search.ended_early,
-    )
-
-
-def task_notes(build: Build) -> tuple[str, ...]:
-    """Return what the report has to say about the task and the sizes of its inputs."""
-    notes = build.data.task.notes if isinstance(build.data.task, CheckedTask) else []
-    if any(build.sizes):
-        cases = " and ".join(", ".join(f"{name} {size}" for name, size in sizes.items()) for sizes in build.sizes)
-        worst = "; the worst of these counts" if len(build.sizes) > 1 else ""
-        notes = [*notes, f"latency and memory are judged at {cases}{worst}"]
-    return tuple(dict.fromkeys(f"{note[:1].upper()}{note[1:]}." for note in notes))
-
-
-def training_notes(search: Search) -> tuple[str, ...]:
-    """Return what the report has to say about how the candidates were trained."""
-    notes = search.runner.exported.notes
-    merged = [f"{note[:1].upper()}{note[1:]}." for note in notes if MERGED_NOTE in note or UNMERGED_NOTE in note]
-    gain = undertrained_note(search.runner.trials)
-    widths = width_notes(search.build.width_rules, search.runner.trials, search.build.budget)
-    sizes = size_notes(search.build, search.runner.original, search.runner.exported)
-    return (
-        *merged,
-        *model_notes(search.runner.exported),
-        *widths,
-        *sizes,
-        *search.runner.unseen_rows.notes,
-        *((gain,) if gain else ()),
-    )
-
-
-def model_notes(exported: ExportedFile) -> tuple[str, ...]:
-    """Return what candidates train otherwise than the user's module: frozen parameters, parts that only train."""
-    return tuple(note for note in exported.notes if note.endswith(FROZEN_NOTE) or note.startswith(DIFFERENCE_NOTE))
-
-
-def measured(choice: Choice, number: int) -> Measured:
-    """Return a measured trial's outcome."""
-    outcome = choice.trial(number).outcome
-    assert isinstance(outcome, Measured)
-    return outcome
-
-
-def score_on_test_set(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    """Return the choice with the scores of winner and baseline on the test set, which nothing else looks at.
-
-    If that fails, whoever is to blame, a note says so: the file that won is good without it.
-    """
-    try:
-        return run_step("test", _add_test_scores, build, evaluator, choice)
-    except EdgeoptError as error:
-        build.progress("test", f"failed: {error}")
-        return msgspec.structs.replace(choice, notes=(*choice.notes, f"Not scored on the test set: {error}"))
-
-
-def _add_test_scores(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
-    with build.clock.stage("test"):
-        build.progress("test", "the winner and the baseline on the test set")
-        test = build.data.test_set() if choice.winner is not None else None
-        if choice.winner is None or test is None:
-            return choice
-        inputs, targets = test
-        winner = evaluator.compare_scores(measured(choice, choice.winner).artifact.sha256, inputs, targets)
-        scores = TestScores(
-            baseline_score=evaluator.evaluate(evaluator.baseline, inputs, targets).value,
-            winner_score=winner.value,
-            drop_ci95=winner.drop_ci95,
-            samples=winner.judged or winner.samples,
-            direction=winner.direction,
-        )
-        return msgspec.structs.replace(choice, test=scores)

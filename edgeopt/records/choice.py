@@ -194,3 +194,9 @@ class Choice(Record, frozen=True, kw_only=True):
     def trial(self, number: int) -> Trial:
         """Return the trial with that number."""
         return next(trial for trial in self.trials if trial.number == number)
+
+    def measured(self, number: int) -> Measured:
+        """Return what came of a trial that was measured, such as the winner."""
+        outcome = self.trial(number).outcome
+        assert isinstance(outcome, Measured)
+        return outcome

@@ -9,7 +9,7 @@ from stub_builds import a_stub_build
 
 from edgeopt.errors import StepError
 from edgeopt.pipeline.artifacts.evaluator import FileScore
-from edgeopt.pipeline.artifacts.expected_drop import with_expected_drop
+from edgeopt.pipeline.result.expected_drop import with_expected_drop
 from edgeopt.report.document import build_document
 from edgeopt.report.score_sentences import expected_drop
 from edgeopt.statistics import paired_drop_interval

@@ -53,7 +53,7 @@ from edgeopt.tasks.given.onnx_file import OnnxTask
 from edgeopt.tasks.peaks import LOG_SIDES, MAX_PEAKS
 
 _LEVELS: tuple[GraphLevel, ...] = ("disabled", "basic")
-"""Beside the target's own: other runtimes fuse other nodes."""
+"""Besides the target's own: other runtimes fuse other nodes."""
 MAX_LABEL_BYTES = 1024
 """Of the labels in the file's metadata; the manifest has them in any case."""
 _BYTE_STEPS = 255
@@ -88,8 +88,7 @@ def write_finished(
         model, golden, names, further = None, NO_GOLDEN, dict[str, str](), dict[str, Path]()
         inputs = build.data.stated_inputs
         if choice.winner is not None:
-            outcome = choice.trial(choice.winner).outcome
-            assert isinstance(outcome, Measured)
+            outcome = choice.measured(choice.winner)
             sha256, names = outcome.artifact.sha256, outcome.artifact.names
             model = build.workspace.artifact(sha256)
             if not is_unchanged(model, sha256):

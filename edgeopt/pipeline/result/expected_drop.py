@@ -42,17 +42,14 @@ def _add_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, limit
     rivals = [trial for trial in choice.trials if _misses_only_the_drop(choice, trial, limit)]
     files = [file for trial in rivals if (file := _scored_file(build, evaluator, trial, base)) is not None]
     assert choice.winner is not None
-    winner = choice.trial(choice.winner).outcome
-    assert isinstance(winner, Measured)
-    if kept is None or winner.score.drop_ci95 is None or len(files) < 2:
+    score = choice.measured(choice.winner).score
+    if kept is None or score.drop_ci95 is None or len(files) < 2:
         return choice
-    low, high = winner.score.drop_ci95
+    low, high = score.drop_ci95
     if low == high:  # no sample changed: the spread over these says nothing of others
         return choice
     optimism = estimate_optimism(files, limit, len(kept), build.seed)  # samples that do not count are not kept
-    expected = ExpectedDrop(
-        drop=winner.score.drop + optimism, drop_ci95=(low + optimism, high + optimism), files=len(files)
-    )
+    expected = ExpectedDrop(drop=score.drop + optimism, drop_ci95=(low + optimism, high + optimism), files=len(files))
     return msgspec.structs.replace(choice, expected=expected)
 
 

@@ -14,11 +14,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import click
+
+from benchmarks.builds import FinishedBuild, run_build
 
 LABELS_ONLY = '''"""The default task, trained on the labels only."""
 
@@ -30,16 +31,10 @@ task.training = msgspec.structs.replace(task.training, kl_weight=0.0, mse_weight
 '''
 
 
-def build(folder: Path, name: str, task: str, quick: bool) -> tuple[dict[str, Any], float]:
-    """Run one build in its own workspace; return its choice.json and its wall time in seconds."""
-    command = [sys.executable, "-m", "edgeopt", "build", task, "--target", "phone", "--json", "--out", f"{name}-out",
-               "--workspace", f"{name}-workspace", *(["--quick"] if quick else [])]  # fmt: skip
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
-    return json.loads(done.stdout), seconds
+def build(folder: Path, name: str, task: str, quick: bool) -> FinishedBuild:
+    """Run one build in its own workspace."""
+    words = [task, "--target", "phone", "--out", f"{name}-out", "--workspace", f"{name}-workspace"]
+    return run_build([*words, "--quick"] if quick else words, folder)
 
 
 def compare(workspace: Path, trial: dict[str, Any] | None, baseline: dict[str, Any]) -> None:

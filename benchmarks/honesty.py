@@ -16,18 +16,15 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from benchmarks.builds import run_build
 from benchmarks.honesty_tasks import SEED_VARIABLE
 
 MAX_DROP = 0.01
@@ -38,23 +35,14 @@ Row = dict[str, Any]
 def build(seed: int, full: bool) -> Row:
     """Build with one split, and return the row with the winner's drops."""
     task = f"{Path(__file__).with_name('honesty_tasks.py')}:task"
-    command = [sys.executable, "-m", "edgeopt", "build", task, "--target", "phone", "--max-drop", str(MAX_DROP),
-               "--yes", "--json", "--out", "out", "--workspace", "workspace"]  # fmt: skip
-    command += [] if full else ["--quick"]
-    environment = dict(os.environ)
-    environment |= {
+    words = [task, "--target", "phone", "--max-drop", str(MAX_DROP), "--yes"]
+    words += [] if full else ["--quick"]
+    variables = {
         SEED_VARIABLE: str(seed),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
-    if environment.get("EDGEOPT_DATA"):  # the build runs in another folder
-        environment["EDGEOPT_DATA"] = str(Path(environment["EDGEOPT_DATA"]).resolve())
     with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-        seconds = time.perf_counter() - start
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
-    choice = json.loads(done.stdout)
+        choice, seconds = run_build(words, Path(folder), variables)
     winner, test = choice["winner"], choice["test"]
     row: Row = {"seed": seed, "full": full, "seconds": seconds, "trials": len(choice["trials"])}
     if winner is None or test is None:

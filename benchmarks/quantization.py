@@ -20,7 +20,6 @@ import json
 import os
 import platform
 import re
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from typing import Any
 import click
 import numpy as np
 
+from benchmarks.builds import run_build
 from edgeopt.bench.compare import ComparisonTurns, compare
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bench.run_target import RunTarget
@@ -194,13 +194,10 @@ class FileEvaluator:
 
 def build_with_edgeopt(evaluator: FileEvaluator, name: str, model: Path, folder: Path) -> dict[str, Any]:
     """Build from the exported file, with the same options for every network."""
-    out, work = folder / f"{name}-out", folder / f"{name}-workspace"
-    command = [sys.executable, "-m", "edgeopt", "build", model.name, "--data", "selection.npz", "--target", "here.toml",
-               "--out", out.name, "--workspace", work.name, "--json"]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr[-500:]}")
-    choice = json.loads(done.stdout)
+    out = folder / f"{name}-out"
+    words = [model.name, "--data", "selection.npz", "--target", "here.toml", "--out", out.name]
+    words += ["--workspace", f"{name}-workspace"]
+    choice = run_build(words, folder).document
     winner = choice["winner"]
     if winner is None:
         return {"network": name, "int8": False, "score_drop": None, "choice": choice}

@@ -33,14 +33,14 @@ from typing import Any
 
 import click
 
+from benchmarks.builds import BUILT_CODES
+
 ROOT = Path(__file__).parents[1]
 EVERY_NTH = 8
 MAX_DROP = 0.05
 BUILD_MINUTES = 10
 """A build begins nothing new after that: two language models train a step a second here, and would go on for longer."""
 TIME_LIMIT_SECONDS = 2700
-BUILT = (0, 3)
-"""Exit codes of builds with a result: one keeps every limit, or none does."""
 
 Row = dict[str, Any]
 
@@ -66,7 +66,7 @@ def build(name: str, folder: Path) -> Row:
     except subprocess.TimeoutExpired:
         return {"name": name, "exit": None, "problem": f"took more than {TIME_LIMIT_SECONDS} s", "choice": None}
     seconds = time.perf_counter() - start
-    if done.returncode not in BUILT:
+    if done.returncode not in BUILT_CODES:
         problem = done.stderr.strip().splitlines()[-1:] or [""]
         return {"name": name, "exit": done.returncode, "problem": problem[0], "choice": None, "seconds": seconds}
     choice = json.loads(done.stdout)

@@ -30,8 +30,6 @@ import os
 import platform
 import re
 import shlex
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,6 +40,7 @@ from typing import Any, NamedTuple
 import click
 import msgspec
 
+from benchmarks.builds import run_build
 from benchmarks.fashion_tasks import let_processes_import_benchmarks, provide_weights
 from benchmarks.predictor import make_request
 from benchmarks.pruned_files import EpochSize, measure_epoch
@@ -227,17 +226,14 @@ def run_grid(search: Search, quick: bool, task: Row, save: Callable[[], None]) -
         search.in_parallel(make, missing)
 
 
-def run_build(name: str, folder: Path, quick: bool, epoch: EpochSize) -> Row:
+def build_task(name: str, folder: Path, quick: bool, epoch: EpochSize) -> Row:
     """Build a task, and return what is kept of its choice."""
-    command = [sys.executable, "-m", "edgeopt", "build", f"{TASK_FILE}:{name}", "--target", "phone", "--yes", "--json",
-               "--max-drop", str(MAX_DROP), "--out", "out", "--workspace", "workspace"]  # fmt: skip
-    command += [word for limit in WAIVED for word in (f"--{limit}", "none")]
-    command += ["--quick"] if quick else []
+    words = [f"{TASK_FILE}:{name}", "--target", "phone", "--yes", "--max-drop", str(MAX_DROP), "--out", "out",
+             "--workspace", "workspace"]  # fmt: skip
+    words += [word for limit in WAIVED for word in (f"--{limit}", "none")]
+    words += ["--quick"] if quick else []
     folder.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
-    choice = json.loads(done.stdout)
+    choice = run_build(words, folder).document
     kept = ("number", "recipe", "status", "size_bytes", "parameters", "score", "score_drop", "score_drop_ci95",
             "misses", "notes")  # fmt: skip
     trials = [{key: trial[key] for key in kept} for trial in choice["trials"]]
@@ -344,7 +340,7 @@ def main(names: tuple[str, ...], quick: bool, add: bool, work: Path, out: Path) 
             run_grid(search, quick, task, save)
         if "build" not in task:
             epoch = EpochSize(task["epoch_samples"], task["epoch_batches"])
-            task["build"] = run_build(name, folder / "build", quick, epoch)
+            task["build"] = build_task(name, folder / "build", quick, epoch)
         save()
     print(json.dumps(compute_figures(tasks), indent=1))
 

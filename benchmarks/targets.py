@@ -15,18 +15,16 @@ that were trained), ``seconds_ratio_to_own_searches`` (wall time of the one sear
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+
+from benchmarks.builds import run_build
 
 MAX_DROPS = {"car": 0.005, "phone": 0.01, "server": 0.02}
 """By target."""
@@ -40,18 +38,11 @@ def build(task: str, targets: Sequence[str], folder: Path, quick: bool) -> Row:
     folder.mkdir(parents=True, exist_ok=True)
     limits = [f"[targets.{target}.limits]\nmax_drop = {drop}\n" for target, drop in MAX_DROPS.items()]
     (folder / "edgeopt.toml").write_text("\n".join(limits), encoding="utf-8")
-    command = [sys.executable, "-m", "edgeopt", "build", task, "--yes", "--out", "out", "--workspace", "workspace"]
-    command += [word for target in targets for word in ("--target", target)]
-    command += [word for limit in WAIVED for word in (f"--{limit}", "none")]
-    command += ["--quick"] if quick else []
-    environment = dict(os.environ)
-    if environment.get("EDGEOPT_DATA"):  # the build runs in another folder
-        environment["EDGEOPT_DATA"] = str(Path(environment["EDGEOPT_DATA"]).resolve())
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    seconds = time.perf_counter() - start
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}: {done.stderr[-1000:]}")
+    words = [task, "--yes", "--out", "out", "--workspace", "workspace"]
+    words += [word for target in targets for word in ("--target", target)]
+    words += [word for limit in WAIVED for word in (f"--{limit}", "none")]
+    words += ["--quick"] if quick else []
+    seconds = run_build(words, folder).seconds
     folders = {target: folder / "out" / target if len(targets) > 1 else folder / "out" for target in targets}
     choices = {target: json.loads((path / "choice.json").read_text("utf-8")) for target, path in folders.items()}
     return {"seconds": seconds, "choices": choices}

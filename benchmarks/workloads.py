@@ -26,13 +26,10 @@ have such a file) and ``worst_score_drop``.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shlex
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -42,6 +39,7 @@ from typing import Any, NamedTuple
 import click
 from torch import nn
 
+from benchmarks.builds import FinishedBuild, run_build
 from benchmarks.workload_peers import PEERS, PeerFile, Teacher, all_peers, count_samples_seen, open_teacher
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
@@ -129,20 +127,11 @@ class HeldOut:
         return ScoredOutputs(pairs, task.score(pairs), task.sample_scores(pairs), task.sample_statistics(pairs))
 
 
-def build(name: str, target: str, folder: Path, quick: bool) -> tuple[Row, float]:
-    """Run the build; return its choice.json and its wall time in seconds."""
-    command = [sys.executable, "-m", "edgeopt", "build", name, "--target", target, "--max-drop", str(MAX_DROP),
-               "--latency-ms", "none", "--throughput", "none", "--memory-mb", "none",
-               "--yes", "--json", "--out", "out", "--workspace", "workspace"]  # fmt: skip
-    command += ["--quick"] if quick else ["--time-limit", str(BUILD_MINUTES)]
-    environment = dict(os.environ)
-    if environment.get("EDGEOPT_DATA"):  # the build runs in another folder
-        environment["EDGEOPT_DATA"] = str(Path(environment["EDGEOPT_DATA"]).resolve())
-    start = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in (0, 3):
-        raise click.ClickException(f"{shlex.join(command)} ended with code {done.returncode}")
-    return json.loads(done.stdout), time.perf_counter() - start
+def build(name: str, target: str, folder: Path, quick: bool) -> FinishedBuild:
+    """Build a task without limits on time and memory."""
+    words = [name, "--target", target, "--max-drop", str(MAX_DROP), "--latency-ms", "none", "--throughput", "none",
+             "--memory-mb", "none", "--yes", "--out", "out", "--workspace", "workspace"]  # fmt: skip
+    return run_build([*words, *(["--quick"] if quick else ["--time-limit", str(BUILD_MINUTES)])], folder)
 
 
 def describe(name: str, path: Path, teacher: Path | None, sets: dict[str, HeldOut], target: RunTarget) -> Row:

@@ -62,7 +62,7 @@ class GuardedTask:
         if name in _LOSSES:
             return lambda *args: _check_loss(self._spec, part, guarded(*args), args)
         if name in _SCORES:
-            return _guard_score(self._spec, part, guarded)
+            return _guard_score(part, guarded)
         return guarded
 
 
@@ -157,7 +157,7 @@ def _check_loss(spec: str, part: str, loss: Any, args: tuple[Any, ...]) -> Any:
     return loss
 
 
-def _guard_score(spec: str, part: str, score: Callable[..., Any]) -> Callable[..., Any]:
+def _guard_score(part: str, score: Callable[..., Any]) -> Callable[..., Any]:
     """Return a score whose failure on outputs that are not finite is a ``DivergedError``: the user's code is right."""
 
     def guarded(pairs: Any) -> Any:

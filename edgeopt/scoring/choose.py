@@ -83,7 +83,7 @@ def choose_score(
             "with 255 or -100."
         )
     readings = [
-        _Reading(fact, fit, _part(fact, at, fit, label_facts, wish))
+        _Reading(fact, fit, _part(fact, at, fit, wish))
         for at, fact in judged
         for fit in _stated(find_fits(fact, label_facts, wish.score), wish.ignored)
     ]
@@ -118,7 +118,7 @@ def _check_counts(outputs: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]
         )
 
 
-def _part(output: ArrayFacts, index: int, fit: Fit, labels: ArrayFacts, wish: ScoreWish) -> OutputScore:
+def _part(output: ArrayFacts, index: int, fit: Fit, wish: ScoreWish) -> OutputScore:
     metric: Metric = "accuracy"
     if wish.score is not None and wish.score != "multilabel":
         metric = wish.score

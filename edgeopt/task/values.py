@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 _SHOWN_ITEMS = 4
-
-
-def as_outputs(arrays: Sequence[NDArray[Any]]) -> Any:
-    """Return arrays as a score expects them: a single array as it is, several as a tuple."""
-    return arrays[0] if len(arrays) == 1 else tuple(arrays)
 
 
 def flat_outputs(outputs: Any) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.compact import compact
 from edgeopt.graph.facts import read_facts
-from edgeopt.graph.rounding.compensation import Grid, output_error, round_with_compensation
+from edgeopt.graph.rounding.compensation import Grid, round_with_compensation
 from edgeopt.graph.rounding.moments import find_layers, measure_moments
 from edgeopt.graph.rounding.packing import PLANES, pack, unpack
 from edgeopt.records.recipe import Compact, FuseQLinear, PackWeights, Quantize, QuantizeWeights, Simplify
@@ -28,6 +28,12 @@ def correlated(samples, depth, seed=0):
     """Return inputs of which each resembles its neighbours, as those of real layers do."""
     noise = np.random.default_rng(seed).standard_normal((samples, depth + 8)).astype(np.float32)
     return sum(noise[:, shift : shift + depth] for shift in range(8)) / 3
+
+
+def output_error(weights, rounded, moments):
+    """Return the sum of squared errors of a layer's outputs over the samples behind the moments."""
+    difference = rounded.astype(np.float64) - weights
+    return float(((difference @ moments) * difference).sum())
 
 
 # -- compensation ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ NUMBERS = frozenset(
     }
 )  # fmt: skip
 """Types of elements that numpy has too, so that they can be given, run and compared."""
-_KINDS = ("tensor_type", "sequence_type", "map_type", "optional_type", "sparse_tensor_type")
 _ZIP_MAP_ADVICE = "Export without ZipMap (skl2onnx: options={'zipmap': False}), so that it is a tensor"
 _ADVICE = {
     "sequence_type": "Export each of its tensors as one of its own, or join them with ConcatFromSequence",

@@ -140,9 +140,3 @@ def _invert_upper(matrices: _Floats) -> Moments:
     found[:, :half, :half], found[:, half:, half:] = first, last
     found[:, :half, half:] = -first @ matrices[:, :half, half:] @ last
     return found
-
-
-def output_error(weights: _Floats, rounded: _Floats, moments: Moments) -> float:
-    """Return the sum of squared errors of a layer's outputs over the samples behind the moments."""
-    difference = rounded.astype(np.float64) - weights
-    return float(((difference @ moments) * difference).sum())

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from edgeopt.pipeline.evaluation import EvaluationSet
 
 _STAGE = "evaluate"
-_ANY_BATCH = 0
-"""No file has this batch size, so that a fixed one is made dynamic."""
 
 
 class DeviceScore(Record, frozen=True, kw_only=True):

@@ -33,23 +33,21 @@ def match_nodes(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list[
     """
     occurrences = tuple(Counter((node.name, node.operator) for node in side) for side in (against, nodes))
     matched = {key for key in occurrences[0] if key[0] and occurrences[0][key] == occurrences[1][key]}
-    times: list[Counter[tuple[str, str]]] = [Counter(), Counter()]
-    counts: list[Counter[tuple[str, str]]] = [Counter(), Counter()]
+    rows: dict[tuple[str, str], tuple[list[NodeTime], list[NodeTime]]] = {}
     for side, profile in enumerate((against, nodes)):
         for node in profile:
             key = (node.name, node.operator)
-            key = key if key in matched else ("", node.operator)
-            times[side][key] += node.ns  # type: ignore[assignment]
-            counts[side][key] += 1
+            row = rows.setdefault(key if key in matched else ("", node.operator), ([], []))
+            row[side].append(node)
     changes = [
         NodeChange(
-            name=key[0],
-            operator=key[1],
-            nodes=(counts[0][key], counts[1][key]),
-            against_ns=float(times[0][key]),
-            ns=float(times[1][key]),
+            name=name,
+            operator=operator,
+            nodes=(len(before), len(after)),
+            against_ns=_sum_ns(before),
+            ns=_sum_ns(after),
         )
-        for key in dict.fromkeys((*times[0], *times[1]))
+        for (name, operator), (before, after) in rows.items()
     ]
     return sorted(changes, key=lambda change: -abs(change.gained_ns))
 
@@ -64,11 +62,11 @@ def match_layers(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list
     Example: ``Conv → 1x64x14x14 50`` against ``QLinearConv → 1x14x14x64 60`` and ``QuantizeLinear → 1x1x28x28 8``
     gives ``Conv → QLinearConv 1x64x14x14 50 → 60`` and ``QuantizeLinear 1x1x28x28 0 → 8``.
     """
-    rows: dict[tuple[str, tuple[int, ...]], list[list[NodeTime]]] = {}
+    rows: dict[tuple[str, tuple[int, ...]], tuple[list[NodeTime], list[NodeTime]]] = {}
     for side, profile in enumerate((against, nodes)):
         for node in profile:
             shape = max(node.outputs, key=math.prod, default=[])
-            row = rows.setdefault((_float_operator(node.operator), tuple(sorted(shape))), [[], []])
+            row = rows.setdefault((_float_operator(node.operator), tuple(sorted(shape))), ([], []))
             row[side].append(node)
     changes = []
     for before, after in rows.values():
@@ -80,11 +78,15 @@ def match_layers(against: Sequence[NodeTime], nodes: Sequence[NodeTime]) -> list
                 operator=" → ".join(operators),
                 shape=tuple(max(first.outputs, key=math.prod, default=[])),
                 nodes=(len(before), len(after)),
-                against_ns=float(sum(node.ns for node in before)),
-                ns=float(sum(node.ns for node in after)),
+                against_ns=_sum_ns(before),
+                ns=_sum_ns(after),
             )
         )
     return sorted(changes, key=lambda change: change.gained_ns)
+
+
+def _sum_ns(nodes: Sequence[NodeTime]) -> float:
+    return float(sum(node.ns for node in nodes))
 
 
 def _float_operator(operator: str) -> str:

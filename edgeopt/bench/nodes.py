@@ -6,8 +6,8 @@ In: models and a profile. Out: a ``FileTime`` for each file that was reached.
 from __future__ import annotations
 
 import statistics
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,10 +138,20 @@ def add_input_shapes(
 
 def provider_time_ratios(nodes: Sequence[NodeTime]) -> dict[str, float]:
     """Return each execution provider's share of the nodes' time, in 0..1, largest first."""
-    total, times = sum(node.ns for node in nodes) or 1.0, Counter[str]()
-    for node in nodes:
-        times[node.provider] += node.ns  # type: ignore[assignment]
-    return {name: ns / total for name, ns in times.most_common()}
+    return _time_ratios((node.provider, node.ns) for node in nodes)
+
+
+def operator_time_ratios(nodes: Sequence[NodeTime]) -> dict[str, float]:
+    """Return each operator's share of the nodes' time, in 0..1, largest first."""
+    return _time_ratios((node.operator, node.ns) for node in nodes)
+
+
+def _time_ratios(times: Iterable[tuple[str, float]]) -> dict[str, float]:
+    sums = defaultdict[str, float](float)
+    for name, ns in times:
+        sums[name] += ns
+    total = sum(sums.values()) or 1.0
+    return {name: ns / total for name, ns in sorted(sums.items(), key=lambda item: -item[1])}
 
 
 def count_operators(nodes: Sequence[NodeTime]) -> dict[str, dict[str, int]]:

@@ -126,7 +126,7 @@ def bench_settings(
     for batch_size, count in itertools.product(batch_sizes, threads):
         profile = msgspec.structs.replace(request.profile, threads=count)
         one = replace(request, batch_size=batch_size, profile=profile)
-        result = bench_file(one, device, lambda text: progress(f"batch {batch_size}, {count} threads: {text}"))  # noqa: B023 - called at once
+        result = bench_file(one, device, _naming(f"batch {batch_size}, {count} threads", progress))
         rows.append({"threads": count, **summarize_bench(one, result), "measurement": result.measurement})
     return rows
 
@@ -165,7 +165,7 @@ def bench_providers(
             try:
                 if name != PROCESSOR:  # a fallback would hide that it does not start
                     run_request(device, _start_request(profile, name), "bench")
-                result = _measure_all(one, ready, device, lambda text: progress(f"{name}: {text}"))  # noqa: B023
+                result = _measure_all(one, ready, device, _naming(name, progress))
                 found = _run_once(one, ready, device)
                 score = None if scorer is None else _score(scorer, one, device, name, progress)
             except (ProviderError, StepError) as error:
@@ -178,6 +178,11 @@ def bench_providers(
             row |= {"operators": operators, "difference": difference, "score": score}
             rows.append({"provider": name, "error": None, **row})
     return rows
+
+
+def _naming(what: str, progress: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a progress display whose lines begin with what is measured."""
+    return lambda text: progress(f"{what}: {text}")
 
 
 def _start_request(profile: Profile, name: str) -> WorkerRequest:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,14 @@ from typing import Literal
 
 import msgspec
 
-from edgeopt.bench.nodes import LONG_PROFILING_TURNS, FileTime, NodeTime, profile_nodes, provider_time_ratios
+from edgeopt.bench.nodes import (
+    LONG_PROFILING_TURNS,
+    FileTime,
+    NodeTime,
+    operator_time_ratios,
+    profile_nodes,
+    provider_time_ratios,
+)
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.config.shapes import InputShapes
 from edgeopt.errors import InputError, StepError, WorkspaceError
@@ -187,14 +194,13 @@ def inspect_model(
         timed, not_run = _try_to_run(model, ready, target, progress)
         phone_operators = count_phone_operators(load(ready.path, _STAGE))
     nodes = [] if timed is None else timed.nodes
-    total_ns = sum(node.ns for node in nodes) or 1.0
     return ModelInspection(
         model=str(model), target=target.profile.name, device=target.device.uri, batch_size=target.batch_size,
         size_bytes=ready.size_bytes, **{name: getattr(file_facts, name) for name in _SAME_FACTS},
         inputs=_values(file_facts.inputs), outputs=_values(file_facts.outputs), tensors=tensors,
         run_ms=None if timed is None else timed.ns / 1e6, not_run=not_run, notes=(*ready.notes, *file_facts.notes),
-        providers=_provider_use(nodes), time_by_operator=_time_by_operator(nodes, total_ns),
-        nodes=_nodes(nodes, total_ns), phone_providers=phone_operators,
+        providers=_provider_use(nodes), time_by_operator=operator_time_ratios(nodes),
+        nodes=_nodes(nodes), phone_providers=phone_operators,
     )  # fmt: skip
 
 
@@ -239,14 +245,8 @@ def _provider_use(nodes: Sequence[NodeTime]) -> dict[str, ProviderUse]:
     return {name: ProviderUse(nodes=counts[name], time_ratio=ratio) for name, ratio in ratios.items()}
 
 
-def _time_by_operator(nodes: Sequence[NodeTime], total_ns: float) -> dict[str, float]:
-    times: Counter[str] = Counter()
-    for node in nodes:
-        times[node.operator] += node.ns  # type: ignore[assignment]
-    return {name: ns / total_ns for name, ns in times.most_common()}
-
-
-def _nodes(nodes: Sequence[NodeTime], total_ns: float) -> tuple[InspectedNode, ...]:
+def _nodes(nodes: Sequence[NodeTime]) -> tuple[InspectedNode, ...]:
+    total_ns = sum(node.ns for node in nodes) or 1.0
     return tuple(
         InspectedNode(
             name=node.name, operator=node.operator, provider=node.provider, ns=node.ns, time_ratio=node.ns / total_ns
@@ -388,8 +388,8 @@ def attribute_profile_time(groups: GroupTable, ns: dict[str, float], total_ns: f
 
 def _add_by_group(layers: Iterable[tuple[set[str], float]]) -> dict[str, float]:
     """Add up; a layer between two groups counts for both, so the ratios add up to more than one."""
-    ratios: Counter[str] = Counter()
+    ratios = defaultdict[str, float](float)
     for names, ratio in layers:
         for name in names:
-            ratios[name] += ratio  # type: ignore[assignment]
+            ratios[name] += ratio
     return dict(ratios)

@@ -304,13 +304,13 @@ class WidthProgram:
             right.append(1.0)
         for (first, second), start in self.pair_start.items():
             rows, columns = len(self.options[first]), len(self.options[second])
-            for k in range(rows):
-                entries += [(len(right), start + k * columns + l, 1.0) for l in range(columns)]  # noqa: E741
-                entries.append((len(right), self.start[first] + k, -1.0))
+            for row in range(rows):
+                entries += [(len(right), start + row * columns + column, 1.0) for column in range(columns)]
+                entries.append((len(right), self.start[first] + row, -1.0))
                 right.append(0.0)
-            for l in range(columns):  # noqa: E741
-                entries += [(len(right), start + k * columns + l, 1.0) for k in range(rows)]
-                entries.append((len(right), self.start[second] + l, -1.0))
+            for column in range(columns):
+                entries += [(len(right), start + row * columns + column, 1.0) for row in range(rows)]
+                entries.append((len(right), self.start[second] + column, -1.0))
                 right.append(0.0)
         for first, *others in self.tied:
             for other in others:

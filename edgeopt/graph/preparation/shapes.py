@@ -6,6 +6,7 @@ Runs in a subprocess (``edgeopt.graph.jobs``).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ def prepare_shapes(source: Path, target: Path) -> str | None:
     """
     failures: list[str] = []
     for way in _WAYS:
-        reason = attempt(lambda way=way: _take(way, source, target)).reason  # type: ignore[misc]
+        reason = attempt(partial(_take, way, source, target)).reason
         if reason is None:
             return f"quantize: prepared {way.words}, because {failures[0]}" if failures else None
         failures.append(f"{way.words} failed ({reason})")

@@ -119,7 +119,7 @@ def collect_statistics(
     forms = {name: (only[name].form,) if only is not None else wanted[name].forms for name in wanted}
     sums: dict[tuple[str, FactorizationForm], Tensor] = {}
     inputs: dict[str, Tensor] = {}
-    readers = {layer.node.args[0]: [] for layer in wanted.values()}  # type: ignore[var-annotated]
+    readers: dict[Any, list[str]] = {layer.node.args[0]: [] for layer in wanted.values()}
     for name, layer in wanted.items():
         readers[layer.node.args[0]].append(name)
     samples = 0

@@ -220,16 +220,17 @@ def _gradient_score(
         weight.register_post_accumulate_grad_hook(partial(add_and_drop, name))  # type: ignore[no-untyped-call]
         for name, weight in trained.items()
     ]
-    count = 0
+    is_empty = True
     try:
-        for count, (inputs, targets) in enumerate(batches, 1):  # noqa: B007 - count is read below
+        for inputs, targets in batches:
+            is_empty = False
             loss(module(*as_inputs(inputs)), targets).backward()  # type: ignore[no-untyped-call]
     finally:
         for hook in hooks:
             hook.remove()
         for tensor in buffers:
             tensor.requires_grad_(False)
-    if rows and not count:
+    if rows and is_empty:
         raise InputError(f"Importance '{method}' got no batches; pass at least one.")
 
     def score(slot: Slot, indices: Integers) -> _Floats | None:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Iterable
 
 
@@ -140,6 +141,16 @@ def is_disk_full(error: BaseException) -> bool:
         return False
     trace = error.trace if isinstance(error, StepError) else None
     return any(message in f"{error} {trace}" for message in _DISK_FULL_MESSAGES)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, which of a program's stderr is most often the reason; empty if none."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def signal_name(number: int) -> str:
+    """Return the name of the signal that ended a process, or its number: real-time signals have no names."""
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def did_you_mean(found: str, known: Iterable[str]) -> str:

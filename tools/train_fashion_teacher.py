@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgeopt.tasks.networks.resnet import SmallResNet
-from edgeopt.tasks.ready import augment, fashion_mnist
+from edgeopt.tasks.ready import augment
+from edgeopt.tasks.ready.fashion import load_tensors
 
 
 def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
@@ -29,12 +30,6 @@ def measure_accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
             for batch, target in zip(images.split(500), labels.split(500), strict=True)
         )
     return correct / len(labels)
-
-
-def load_tensors(split: fashion_mnist.Split) -> tuple[Tensor, Tensor]:
-    """Return a split as float images ``(n, 1, 28, 28)`` in 0..1 and int64 labels."""
-    images, labels = fashion_mnist.load_split(split)
-    return torch.from_numpy(images).float().div(255).unsqueeze(1), torch.from_numpy(labels)
 
 
 @click.command()

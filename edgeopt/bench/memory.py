@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,10 @@ def measure_memory(
         side_by_side = _is_light(device, request, time.monotonic() - begin)
     devices = [answer["device_peak_bytes"] for answer in steady if answer["device_peak_bytes"] is not None]
     return Memory(
-        load_peak_bytes=_median(steady, "load_peak_bytes"),
-        run_peak_bytes=_median(steady, "run_peak_bytes"),
-        default_load_peak_bytes=_median(default, "load_peak_bytes"),
-        default_run_peak_bytes=_median(default, "run_peak_bytes"),
+        load_peak_bytes=median_of(steady, "load_peak_bytes"),
+        run_peak_bytes=median_of(steady, "run_peak_bytes"),
+        default_load_peak_bytes=median_of(default, "load_peak_bytes"),
+        default_run_peak_bytes=median_of(default, "run_peak_bytes"),
         device_peak_bytes=int(statistics.median(devices)) if devices else None,
     )
 
@@ -94,5 +94,6 @@ def _is_light(device: Device, request: WorkerRequest, seconds: float) -> bool:
     return is_here and seconds < _LIGHT_SECONDS and Path(request.model).stat().st_size < _LIGHT_BYTES
 
 
-def _median(answers: list[dict[str, Any]], key: str) -> int:
+def median_of(answers: Sequence[Mapping[str, Any]], key: str) -> int:
+    """Return the median of a number in the answers of several processes."""
     return int(statistics.median(answer[key] for answer in answers))

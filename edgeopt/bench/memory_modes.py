@@ -6,7 +6,6 @@ In: a model and a profile. Out: one ``MemoryMode`` for each of the eight combina
 from __future__ import annotations
 
 import itertools
-import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeopt.bench.memory import PROCESSES, RUNS, STEADY_MALLOC
+from edgeopt.bench.memory import PROCESSES, RUNS, STEADY_MALLOC, median_of
 from edgeopt.bench.requests import run_request, runtime_request
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.records.base import Record
@@ -87,11 +86,7 @@ def measure_memory_modes(
             memory_arena=arena,
             prepacking=prepacking,
             weights="mapped" if path == mapped else "copied",
-            **{name: _median(mode_answers, name) for name in _MEDIAN_FIELDS},
+            **{name: median_of(mode_answers, name) for name in _MEDIAN_FIELDS},
         )
         for (path, prepacking, arena), mode_answers in zip(modes, answers, strict=True)
     )
-
-
-def _median(answers: list[dict[str, Any]], key: str) -> int:
-    return int(statistics.median(answer[key] for answer in answers))

@@ -22,8 +22,8 @@ from edgeopt.device.arrays import read_records, write_records
 from edgeopt.device.base import Worker, WorkerRefused, WorkerRequest
 from edgeopt.device.elf import read_machine
 from edgeopt.device.named import NamedDevice
-from edgeopt.device.process import WorkerProcess, explain_remote_exit, last_line
-from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError, is_disk_full
+from edgeopt.device.process import WorkerProcess, explain_remote_exit
+from edgeopt.errors import CannotProfileError, DeviceError, DeviceLostError, is_disk_full, last_line
 from edgeopt.model_files.layout import weight_files
 from edgeopt.records.base import Record
 

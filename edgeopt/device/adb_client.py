@@ -9,8 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from edgeopt.device.process import last_line
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import DeviceError, DeviceLostError, last_line
 
 CALL_SECONDS = 30.0
 

@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from edgeopt.device.process import last_line
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, last_line
 
 OPENSSL_SECONDS = 60.0
 VALID_DAYS = 30

@@ -7,7 +7,6 @@ import logging
 import os
 import queue
 import shlex
-import signal
 import subprocess
 import tempfile
 import threading
@@ -20,7 +19,7 @@ from typing import IO, Any, NamedTuple, Self
 import msgspec
 
 from edgeopt.device.base import WorkerRefused
-from edgeopt.errors import DeviceError
+from edgeopt.errors import DeviceError, last_line, signal_name
 from edgeopt.records.base import Record
 from edgeopt.records.codec import to_json
 
@@ -47,11 +46,6 @@ class WorkerExit(NamedTuple):
     """All of stderr."""
 
 
-def last_line(text: str) -> str:
-    """Return the last line that is not blank; empty if there is none."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
 def explain_exit(ended: WorkerExit) -> DeviceError:
     """Return the error for a worker that ended on this machine: exit code or signal, and its last line of stderr."""
     line = last_line(ended.errors)
@@ -59,13 +53,9 @@ def explain_exit(ended: WorkerExit) -> DeviceError:
     if ended.code >= 0:
         advice = _advise_on_import(line)
         return DeviceError(f"a worker ended with exit code {ended.code} and no answer.{quoted}{advice}")
-    name = _signal_name(-ended.code)
+    name = signal_name(-ended.code)
     hint = " The system may have run out of memory." if name == "SIGKILL" else ""
     return DeviceError(f"a worker was killed by {name}.{hint}{quoted}")
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 def _advise_on_import(line: str) -> str:
@@ -212,7 +202,7 @@ class WorkerProcess:
 
     def _log_end(self) -> None:
         code, seconds = self._process.returncode, time.monotonic() - self._started
-        how = f"exit code {code}" if code >= 0 else _signal_name(-code)
+        how = f"exit code {code}" if code >= 0 else signal_name(-code)
         remotely = "" if self._remote_code is None else f", exit code {self._remote_code} on the device"
         _logger.debug("worker %d: ended after %.3f s with %s%s", self._process.pid, seconds, how, remotely)
 

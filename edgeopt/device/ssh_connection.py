@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from edgeopt.device import file_agent
 from edgeopt.device.base import WorkerRefused
-from edgeopt.device.process import WORKER_SENTINEL, WorkerProcess, explain_remote_exit, last_line
+from edgeopt.device.process import WORKER_SENTINEL, WorkerProcess, explain_remote_exit
 from edgeopt.device.ssh_errors import explain_connection, explain_lost_connection
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import DeviceError, DeviceLostError, last_line
 
 OPTIONS = (
     "BatchMode=yes",  # nobody can answer a question here

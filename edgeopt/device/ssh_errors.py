@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgeopt.device.process import last_line
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import DeviceError, DeviceLostError, last_line
 
 
 class Cause(NamedTuple):

@@ -7,7 +7,6 @@ debug log shows each job, its duration, its exit code and what it printed.
 from __future__ import annotations
 
 import logging
-import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeopt.errors import CrashError, StepError
+from edgeopt.errors import CrashError, StepError, last_line, signal_name
 from edgeopt.graph.compatibility import check_compatibility
 from edgeopt.graph.jobs.messages import (
     BitStudyJob,
@@ -100,8 +99,8 @@ def study_sensitivity_of_file(
     """
     job = StudyJob(
         step=step,
-        source=str(source.absolute()),
-        calibration=str(calibration.absolute()),
+        source=_absolute(source),
+        calibration=_absolute(calibration),
         held_back=held_back,
         rank=rank,
     )
@@ -119,7 +118,7 @@ def study_weight_bits_of_file(samples: int, source: Path, calibration: Path, hel
         StepError: it refused, crashed or ran out of time.
     """
     job = BitStudyJob(
-        samples=samples, source=str(source.absolute()), calibration=str(calibration.absolute()), held_back=held_back
+        samples=samples, source=_absolute(source), calibration=_absolute(calibration), held_back=held_back
     )
     study = _run_worker(job, "study").bit_study
     assert study is not None
@@ -136,10 +135,10 @@ def find_fake_quant_sites(step: Quantize, source: Path, calibration: Path, input
     """
     job = FakeQuantJob(
         step=step,
-        source=str(source.absolute()),
-        calibration=str(calibration.absolute()),
-        inputs=str(inputs.absolute()),
-        out=str(out.absolute()),
+        source=_absolute(source),
+        calibration=_absolute(calibration),
+        inputs=_absolute(inputs),
+        out=_absolute(out),
     )
     sites = _run_worker(job, "quantize-aware").fake_quant_sites
     assert sites is not None
@@ -158,9 +157,9 @@ def write_float_prefix_files(
     """
     job = FloatPrefixJob(
         step=step,
-        source=str(source.absolute()),
-        calibration=str(calibration.absolute()),
-        folder=str(folder.absolute()),
+        source=_absolute(source),
+        calibration=_absolute(calibration),
+        folder=_absolute(folder),
         fused=fused,
     )
     return _run_worker(job, "quantize").float_prefixes
@@ -175,9 +174,9 @@ def convert_to_ort_format(
         StepError: ONNX Runtime refused, crashed or ran out of time.
     """
     job = OrtFormatJob(
-        source=str(source.absolute()),
-        target=str(target.absolute()),
-        operators=str(operators.absolute()),
+        source=_absolute(source),
+        target=_absolute(target),
+        operators=_absolute(operators),
         level=level,
         platform=platform,
         folds=folds,
@@ -189,11 +188,16 @@ def _apply_in_subprocess(step: GraphStep, source: Path, target: Path, calibratio
     """Apply one step in a subprocess."""
     job = StepJob(
         step=step,
-        source=str(source.absolute()),
-        target=str(target.absolute()),
-        calibration=None if calibration is None else str(calibration.absolute()),
+        source=_absolute(source),
+        target=_absolute(target),
+        calibration=None if calibration is None else _absolute(calibration),
     )
     return Remarks(_run_worker(job, name_of(step)).notes)
+
+
+def _absolute(path: Path) -> str:
+    """Return a path as jobs name it: the process that does a job may run in another folder."""
+    return str(path.absolute())
 
 
 def _run_worker(job: GraphJob, stage: str) -> GraphAnswer:
@@ -227,6 +231,5 @@ def _log_printed(stage: str, printed: str) -> None:
 def _describe_exit(code: int, trace: str) -> str:
     """Say how a subprocess failed."""
     if code < 0:
-        return f"its process was ended by {signal.Signals(-code).name}. The build continues without it."
-    lines = [line for line in trace.splitlines() if line.strip()]
-    return f"its process failed: {lines[-1] if lines else f'exit code {code}'}"
+        return f"its process was ended by {signal_name(-code)}. The build continues without it."
+    return f"its process failed: {last_line(trace) or f'exit code {code}'}"

@@ -11,7 +11,6 @@ the same numbers on the same inputs. So the names that an exporter or a simplifi
 from __future__ import annotations
 
 import copy
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from edgeopt.errors import StepError
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, read_attribute
 from edgeopt.passes.network import Network
 from edgeopt.records.quantization import FakeQuantSites, FakeQuantWeight
 from edgeopt.task.values import flat_outputs
@@ -242,7 +241,7 @@ class _WeightFinder:
 def _read_tensor(module: fx.GraphModule, node: Any) -> Tensor | None:
     """Return the tensor that a node reads from the module, or None."""
     is_attribute = isinstance(node, fx.Node) and node.op == "get_attr"
-    value = operator.attrgetter(str(node.target))(module) if is_attribute else None
+    value = read_attribute(module, node) if is_attribute else None
     return value if isinstance(value, Tensor) else None
 
 

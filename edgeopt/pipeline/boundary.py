@@ -24,6 +24,7 @@ from edgeopt.errors import (
     TaskError,
     WorkspaceError,
     is_disk_full,
+    last_line,
 )
 from edgeopt.records.trial import Failed, FailureKind
 
@@ -137,7 +138,7 @@ def _last_words(error: StepError) -> str:
     """Return type and message of an exception on one line; of a quoted traceback the last line, which is its cause."""
     reason = error.reason
     if "Traceback (most recent call last)" in reason:
-        reason = [line for line in reason.splitlines() if line.strip()][-1]
+        reason = last_line(reason)
     words = " ".join(reason.split()).removesuffix(".")
     return words if len(words) <= _MAX_REASON_CHARACTERS else f"{words[:_MAX_REASON_CHARACTERS]}..."
 

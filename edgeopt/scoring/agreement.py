@@ -18,7 +18,7 @@ from edgeopt.errors import DataError
 from edgeopt.records.scoring import Metric, OutputScore, ScoreKind, ScoreWish
 from edgeopt.scoring.boxes import BoxForm, count_boxes, find_box_form
 from edgeopt.scoring.choose import check_wish, threshold_of
-from edgeopt.scoring.compute import decisions, score_of
+from edgeopt.scoring.compute import count_answers, decisions, score_of
 from edgeopt.scoring.facts import ArrayFacts, collect_facts, squeezed
 from edgeopt.scoring.fit import Fit, class_axes
 from edgeopt.scoring.sequences import find_blank
@@ -102,10 +102,6 @@ def constant_agreement(kind: ScoreKind, outputs: Sequence[Sequence[NDArray[Any]]
     return score_of(kind, pairs)
 
 
-def _count_answers(part: OutputScore, arrays: _Batches) -> int:
-    return len({int(value) for array in arrays for value in np.unique(decisions(part, array))})
-
-
 # -- by their looks ----------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +162,7 @@ def _classes(output: ArrayFacts, arrays: _Batches, index: int, axis: int) -> _Ju
                 "the edit distance of its sequences; for each step by itself, ask for accuracy."
             )
             return msgspec.structs.replace(part, metric="edit", blank=blank), note
-    if _count_answers(part, arrays) > 1:
+    if count_answers(part, arrays) > 1:
         return part, ""
     note = _ONE_ANSWER.format(output.name, "names the same class")
     if axis in output.distributions and output.low >= 0:

@@ -43,6 +43,11 @@ def decisions(part: OutputScore, output: NDArray[Any]) -> NDArray[np.int64]:
     return answers if lost is None else np.where(lost, NO_ANSWER, answers)
 
 
+def count_answers(part: OutputScore, outputs: Sequence[NDArray[Any]]) -> int:
+    """Return how many different answers an output gives over batches."""
+    return len({int(value) for output in outputs for value in np.unique(decisions(part, output))})
+
+
 def label_numbers(part: OutputScore, labels: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.int64]:
     """Return labels as class numbers (or 1 and 0, or ``IGNORED``), in the shape of the decisions.
 

@@ -19,6 +19,7 @@ from edgeopt.records.scoring import OutputScore, ScoreKind
 from edgeopt.scoring.compute import (
     IGNORED,
     Pairs,
+    count_answers,
     decisions,
     label_numbers,
     output_of,
@@ -82,16 +83,12 @@ def check_constant(kind: ScoreKind, pairs: Sequence[tuple[Any, Any]]) -> Constan
         samples=len(mine),
         is_above_noise=is_above,
         is_like_constant=room > 0 and not is_above and gain.value <= _SMALL_GAIN_RATIO * room,
-        answers=0 if part.layout == "values" else _count_answers(part, outputs),
+        answers=0 if part.layout == "values" else count_answers(part, outputs),
     )
 
 
 def _alone(part: OutputScore) -> OutputScore:
     return msgspec.structs.replace(part, index=0)
-
-
-def _count_answers(part: OutputScore, outputs: Sequence[NDArray[Any]]) -> int:
-    return len({int(value) for output in outputs for value in np.unique(decisions(part, output))})
 
 
 def _constant_outputs(

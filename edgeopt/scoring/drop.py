@@ -111,7 +111,7 @@ def drop_interval(
         None if samples cannot be drawn, see ``resampled_drop_interval``.
     """
     direction = rule.score_direction
-    if (means := _matching(_mean_of(baseline), _mean_of(found))) is not None:
+    if (means := _matching(mean_of(baseline), mean_of(found))) is not None:
         return mean_drop_interval(*means, direction)
     if (rows := _matching(baseline.rows, found.rows)) is not None:
         if rule.scores_rows:
@@ -121,7 +121,8 @@ def drop_interval(
     return resampled_drop_interval(before, after, counts, rule.score, direction, seed=seed)
 
 
-def _mean_of(score: ScoreParts) -> _Floats | None:
+def mean_of(score: ScoreParts) -> _Floats | None:
+    """Return the scores of single samples if the score is their mean."""
     return score.samples if is_mean(score.value, score.samples) else None
 
 

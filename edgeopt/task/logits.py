@@ -16,7 +16,7 @@ _SMALLEST_PROBABILITY = 1e-7
 def are_probabilities(scores: Tensor) -> bool:
     """Tell whether the values along dimension 1 are probabilities of classes: none negative, and they add up to 1."""
     with torch.no_grad():
-        return bool((scores >= 0).all()) and bool(((_wide(scores).sum(1) - 1).abs() < _SUM_TOLERANCE).all())
+        return bool((scores >= 0).all()) and bool(((at_least_float32(scores).sum(1) - 1).abs() < _SUM_TOLERANCE).all())
 
 
 def class_logits(scores: Tensor, *, like: Tensor | None = None) -> Tensor:
@@ -27,14 +27,14 @@ def class_logits(scores: Tensor, *, like: Tensor | None = None) -> Tensor:
         like: Decides whether they are probabilities, ``scores`` if None.
     """
     is_softmax = are_probabilities(scores if like is None else like)
-    return _wide(scores).clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else scores
+    return at_least_float32(scores).clamp_min(_SMALLEST_PROBABILITY).log() if is_softmax else scores
 
 
 def yes_logits(values: Tensor, threshold: float) -> Tensor:
     """Return answers of yes or no as logits: values are probabilities if a yes is above ``threshold`` 0.5."""
-    return _wide(values).logit(_SMALLEST_PROBABILITY) if threshold else values
+    return at_least_float32(values).logit(_SMALLEST_PROBABILITY) if threshold else values
 
 
-def _wide(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Return values in float32, or in float64 if they are that."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgeopt.task.logits import at_least_float32
 from edgeopt.tasks.peaks import LOG_SIDES
 
 _SIGMA_RATIO = 0.09
@@ -101,7 +102,7 @@ def detection_loss(heatmap: Tensor, sides: Tensor, targets: Sequence[Mapping[str
             nor background of its class.
         stride: Pixels from one place to the next.
     """
-    heatmap, sides = _wide(heatmap), _wide(sides)
+    heatmap, sides = at_least_float32(heatmap), at_least_float32(sides)
     objects = gather_objects(targets, heatmap)
     wanted = Objects(*(part[~objects.crowds] for part in objects))
     gaussians = draw_gaussians(wanted.boxes, (heatmap.shape[2], heatmap.shape[3]), stride)
@@ -130,7 +131,7 @@ def detection_distill_loss(heatmap: Tensor, sides: Tensor, taught_heatmap: Tenso
     The teacher's probabilities are soft targets of a focal loss (Li et al., 2020, quality focal loss, with an exponent
     of 1, less the entropy of the targets); a place's sides count as far as the teacher finds an object there.
     """
-    heatmap, sides, taught_heatmap, taught_sides = map(_wide, (heatmap, sides, taught_heatmap, taught_sides))
+    heatmap, sides, taught_heatmap, taught_sides = map(at_least_float32, (heatmap, sides, taught_heatmap, taught_sides))
     expected = torch.sigmoid(taught_heatmap)
     cross, entropy = (
         functional.binary_cross_entropy_with_logits(logits, expected, reduction="none")
@@ -174,8 +175,3 @@ def _box_loss(sides: Tensor, objects: Objects, gaussians: Tensor, stride: int) -
     weight = weight / torch.zeros_like(area).index_add(0, number, weight)[number]
     found = boxes_of_sides(sides[images[number], :, rows, columns], rows, columns, stride)
     return ((1 - generalized_overlap(found, boxes[number])) * weight).sum() / max(1, len(boxes))
-
-
-def _wide(values: Tensor) -> Tensor:
-    """Return values in float32, or in float64 if they are that."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

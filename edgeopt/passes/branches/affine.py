@@ -6,7 +6,6 @@ in float64.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from edgeopt.passes.aten import argument, aten
+from edgeopt.passes.aten import argument, aten, read_attribute
 from edgeopt.passes.prune.interpret import Shapes
 
 _CONVOLUTIONS = (aten.conv1d, aten.conv2d, aten.conv3d)
@@ -269,7 +268,7 @@ class AffineReader:
         if node not in self.constants:
             return None
         if node.op == "get_attr":
-            value = operator.attrgetter(str(node.target))(self.module)
+            value = read_attribute(self.module, node)
             return value.detach().double() if isinstance(value, Tensor) and value.is_floating_point() else None
         value = node.target(*fx.map_arg(node.args, self.constant), **fx.map_arg(node.kwargs, self.constant))
         return value if isinstance(value, Tensor) and value.is_floating_point() else None

@@ -13,7 +13,6 @@ merged convolution keeps one, with the statistics of the sum, so that training g
 from __future__ import annotations
 
 import copy
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from edgeopt.passes.aten import argument, writes_into
+from edgeopt.passes.aten import argument, read_attribute, writes_into
 from edgeopt.passes.branches.affine import Affine, AffineReader
 from edgeopt.passes.prune.interpret import Shapes, execute, tensor_names
 
@@ -120,7 +119,8 @@ def _write(
     with graph.inserting_before(last):
         if bias is None and norm is None and bool(found.bias.any()):
             target = str(argument(conv, "weight").target).removesuffix("weight") + "bias"
-            _set_new(module, target, nn.Parameter(found.bias.to(_tensor(module, argument(conv, "weight")).dtype)))
+            dtype = read_attribute(module, argument(conv, "weight")).dtype
+            _set_new(module, target, nn.Parameter(found.bias.to(dtype)))
             bias = graph.get_attr(target)
         result = graph.create_node(
             "call_function", conv.target, (conv.args[0], conv.args[1], bias, *conv.args[3:]), conv.kwargs
@@ -143,14 +143,9 @@ def _write(
             graph.erase_node(node)
 
 
-def _tensor(module: fx.GraphModule, node: fx.Node) -> Tensor:
-    tensor: Tensor = operator.attrgetter(str(node.target))(module)
-    return tensor
-
-
 def _fill(module: fx.GraphModule, node: fx.Node | None, value: Tensor) -> None:
     if node is not None:
-        _tensor(module, node).data.copy_(value)
+        read_attribute(module, node).data.copy_(value)
 
 
 def _set_new(module: nn.Module, target: str, value: nn.Parameter) -> None:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeopt.errors import StepError
-from edgeopt.passes.aten import argument as _argument
-from edgeopt.passes.aten import aten, plain_form
+from edgeopt.passes.aten import argument, argument_names, aten, plain_form
 from edgeopt.passes.prune.interpret import Marks
 from edgeopt.passes.prune.labels import Integers, Marked
 
@@ -92,8 +91,7 @@ def resize(graph: fx.Graph, marks: Marks, alive: Tensor) -> None:
 
 
 def _set_argument(node: fx.Node, name: str, value: Any) -> None:
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
-    index = names.index(name)
+    index = argument_names(node).index(name)
     if index < len(node.args):
         node.update_arg(index, value)
     else:
@@ -122,8 +120,8 @@ def _sizes(name: str, first_dim: str | None = None) -> Callable[[fx.Node, KeptSi
     """Make the rewrite of a list of sizes of the result's dimensions, starting at the dimension in ``first_dim``."""
 
     def rewrite(node: fx.Node, sizes: KeptSizes) -> None:
-        start = _argument(node, first_dim) % len(sizes.old_shape(_source(node))) if first_dim else 0
-        entries = _argument(node, name)
+        start = argument(node, first_dim) % len(sizes.old_shape(_source(node))) if first_dim else 0
+        entries = argument(node, name)
         pairs = list(zip(sizes.old_shape(node), sizes.new_shape(node), strict=True))[start : start + len(entries)]
         changed = [_rescale(node, entry, *pair) for entry, pair in zip(entries, pairs, strict=True)]
         _set_argument(node, name, changed)
@@ -136,7 +134,7 @@ def _repeats(node: fx.Node, sizes: KeptSizes) -> None:
     old, new = sizes.old_shape(node), sizes.new_shape(node)
     times = [
         kept if count == size and isinstance(count, int) else count
-        for count, size, kept in zip(_argument(node, "repeats"), old, new, strict=True)
+        for count, size, kept in zip(argument(node, "repeats"), old, new, strict=True)
     ]
     _set_argument(node, "repeats", times)
 
@@ -152,12 +150,12 @@ def _squeeze(node: fx.Node, sizes: KeptSizes) -> None:
 def _slice(node: fx.Node, sizes: KeptSizes) -> None:
     """Set ``start`` and ``end`` to where the indices that it takes are among those that are left."""
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    dim = argument(node, "dim") % len(sizes.old_shape(source))
     size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) == size:
         return
-    step = _argument(node, "step")
-    taken = range(size)[slice(_argument(node, "start"), _argument(node, "end"), step)]
+    step = argument(node, "step")
+    taken = range(size)[slice(argument(node, "start"), argument(node, "end"), step)]
     places = np.flatnonzero(np.isin(kept, taken))
     if (np.diff(places) != step).any():
         reason = f"a slice in steps of {step} ({node.name}) is left with other steps: keep whole steps."
@@ -168,25 +166,25 @@ def _slice(node: fx.Node, sizes: KeptSizes) -> None:
 
 def _select(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    dim = argument(node, "dim") % len(sizes.old_shape(source))
     size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) < size:
-        _set_argument(node, "index", int((kept < _argument(node, "index") % size).sum()))
+        _set_argument(node, "index", int((kept < argument(node, "index") % size).sum()))
 
 
 def _narrow(node: fx.Node, sizes: KeptSizes) -> None:
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    dim = argument(node, "dim") % len(sizes.old_shape(source))
     size, kept = sizes.old_shape(source)[dim], sizes.kept_indices(source)[dim]
     if len(kept) < size:
-        _set_argument(node, "start", int((kept < _argument(node, "start") % size).sum()))
+        _set_argument(node, "start", int((kept < argument(node, "start") % size).sum()))
         _set_argument(node, "length", sizes.new_shape(node)[dim])
 
 
 def _split(node: fx.Node, sizes: KeptSizes) -> None:
     """Turn every split into one with a list of sizes, because the parts may keep different numbers."""
     source = _source(node)
-    dim = _argument(node, "dim") % len(sizes.old_shape(source))
+    dim = argument(node, "dim") % len(sizes.old_shape(source))
     if sizes.new_shape(source)[dim] < sizes.old_shape(source)[dim]:
         parts = [len(kept_indices(part, sizes.alive)[dim]) for part in sizes.marks.values[node.name]]
         node.target = aten.split_with_sizes.default
@@ -195,7 +193,7 @@ def _split(node: fx.Node, sizes: KeptSizes) -> None:
 
 def _groups(node: fx.Node, sizes: KeptSizes) -> None:
     """Reduce a convolution's groups to those that have channels left."""
-    entry, source = _argument(node, "groups"), _source(node)
+    entry, source = argument(node, "groups"), _source(node)
     groups = sizes.number(entry)
     left = len(np.unique(sizes.kept_indices(source)[1] // (sizes.old_shape(source)[1] // groups)))
     if left < groups:
@@ -205,13 +203,13 @@ def _groups(node: fx.Node, sizes: KeptSizes) -> None:
 def _norm_groups(node: fx.Node, sizes: KeptSizes) -> None:
     """Keep the number of groups of a group norm, except if each group has one channel."""
     source = _source(node)
-    if _argument(node, "num_groups") == sizes.old_shape(source)[1] > sizes.new_shape(source)[1]:
+    if argument(node, "num_groups") == sizes.old_shape(source)[1] > sizes.new_shape(source)[1]:
         _set_argument(node, "num_groups", sizes.new_shape(source)[1])
 
 
 def _pad(node: fx.Node, sizes: KeptSizes) -> None:
     """Reduce the zeros padded along channels to those that go with channels left."""
-    pad = list(_argument(node, "pad"))
+    pad = list(argument(node, "pad"))
     for index in range(0, len(pad), 2):
         dim = len(sizes.old_shape(node)) - 1 - index // 2
         kept, size = sizes.kept_indices(node)[dim], sizes.old_shape(node)[dim]
@@ -224,12 +222,12 @@ def _pad(node: fx.Node, sizes: KeptSizes) -> None:
 def _scale(node: fx.Node, sizes: KeptSizes) -> None:
     """Keep an attention's scale: the weights were trained with the scale of the old depth."""
     query = _source(node)
-    if sizes.new_shape(query)[-1] < sizes.old_shape(query)[-1] and _argument(node, "scale") is None:
+    if sizes.new_shape(query)[-1] < sizes.old_shape(query)[-1] and argument(node, "scale") is None:
         node.update_kwarg("scale", sizes.old_shape(query)[-1] ** -0.5)
 
 
 def _normalized_shape(node: fx.Node, sizes: KeptSizes) -> None:
-    count = len(_argument(node, "normalized_shape"))
+    count = len(argument(node, "normalized_shape"))
     _set_argument(node, "normalized_shape", list(sizes.new_shape(node)[-count:]))
 
 

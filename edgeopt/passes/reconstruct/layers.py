@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, read_attribute
 
 _CONVOLUTIONS = {aten.conv1d: 1, aten.conv2d: 2}
 """Operators to their spatial dimensions."""
@@ -58,7 +57,7 @@ def find_fittable_layers(module: fx.GraphModule) -> dict[str, FittableLayer]:
         own = [one for one in node.args[1:3] if one is not None]
         if any(one.op != "get_attr" or readers[str(one.target)] != 1 for one in own):
             continue
-        weight, *bias = tensors = [operator.attrgetter(str(one.target))(module) for one in own]
+        weight, *bias = tensors = [read_attribute(module, one) for one in own]
         if not all(isinstance(one, nn.Parameter) for one in tensors):
             continue  # a constant kernel
         window, groups = _read_window(node.args, weight, _CONVOLUTIONS.get(packet, 0))

@@ -8,7 +8,6 @@ experts, and convolutions whose number of groups is computed.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional
 
-from edgeopt.passes.aten import argument, aten
+from edgeopt.passes.aten import argument, aten, read_attribute
 
 _COMPOSITE = "CompositeImplicitAutograd"
 """PyTorch's dispatch key of an operator that consists of others and has no gradient of its own."""
@@ -83,7 +82,7 @@ def insert_operators(
     inputs: dict[fx.Node, Any] = dict(zip(parts.graph.find_nodes(op="placeholder"), used, strict=True))
     with module.graph.inserting_before(place):
         for constant in parts.graph.find_nodes(op="get_attr"):
-            inputs[constant] = _add_constant(module, operator.attrgetter(str(constant.target))(parts))
+            inputs[constant] = _add_constant(module, read_attribute(parts, constant))
         return module.graph.graph_copy(parts.graph, inputs)
 
 
@@ -95,7 +94,7 @@ def _add_constant(module: fx.GraphModule, value: Tensor) -> fx.Node:
 
 def _example(module: fx.GraphModule, node: fx.Node) -> Any:
     """Return the value that a node has for the example inputs: without data, except for constants of the module."""
-    return node.meta["val"] if "val" in node.meta else operator.attrgetter(str(node.target))(module)
+    return node.meta["val"] if "val" in node.meta else read_attribute(module, node)
 
 
 def _distances(one: Tensor, other: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:

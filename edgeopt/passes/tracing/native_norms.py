@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import fx
 
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import argument_names, aten
 
 _Arguments = tuple[Any, ...]
 
@@ -68,7 +68,7 @@ def write_plain_norms(graph: fx.Graph) -> None:
 
 def _all_arguments(node: fx.Node) -> Sequence[Any]:
     """Return a node's arguments in the order of its schema, with None for statistics that it does not take."""
-    names = [argument.name for argument in node.target._schema.arguments]  # type: ignore[union-attr]
+    names = argument_names(node)
     given = [*node.args, *(node.kwargs[name] for name in names[len(node.args) :])]
     is_without = node.target is aten._native_batch_norm_legit.no_stats
     return [*given[:3], None, None, *given[3:]] if is_without else given

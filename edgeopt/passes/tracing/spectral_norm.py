@@ -7,13 +7,12 @@ and a cut of the two vectors would change it, and with it the scale of the layer
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, read_attribute
 
 _PRODUCTS = (aten.dot.default, aten.vdot.default)
 _VIEWS: tuple[Any, ...] = (aten.flatten, aten.reshape, aten.permute, aten.transpose, aten.t)
@@ -28,7 +27,7 @@ def fold_spectral_norms(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     divided: dict[int, list[fx.Node]] = {}
     for node in module.graph.find_nodes(op="call_function", target=aten.div.Tensor):
         if _is_divided_by_its_norm(module, node):
-            divided.setdefault(id(_read(module, _viewed(node.args[0]))), []).append(node)
+            divided.setdefault(id(read_attribute(module, _viewed(node.args[0]))), []).append(node)
     folded = [nodes for nodes in divided.values() if _are_all_uses(module, nodes)]
     found: dict[str, tuple[str, ...]] = {}
     for nodes in folded:
@@ -36,7 +35,7 @@ def fold_spectral_norms(module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
         vectors = tuple(str(leaf.target) for leaf in leaves if not _is_parameter(module, leaf))
         found[str(_viewed(nodes[0].args[0]).target)] = vectors
         with torch.no_grad():
-            weight = _read(module, _viewed(nodes[0].args[0]))
+            weight = read_attribute(module, _viewed(nodes[0].args[0]))
             weight.data = weight.data / _compute(module, nodes[0].args[1])  # the model may hold the same memory
         for node in nodes:
             node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
@@ -57,15 +56,15 @@ def _is_divided_by_its_norm(module: fx.GraphModule, node: fx.Node) -> bool:
     return (
         all(leaf.op == "get_attr" for leaf in leaves)
         and len(leaves) == len(parameters) + 2
-        and {id(_read(module, leaf)) for leaf in parameters} == {id(_read(module, weight))}
+        and {id(read_attribute(module, leaf)) for leaf in parameters} == {id(read_attribute(module, weight))}
     )
 
 
 def _are_all_uses(module: fx.GraphModule, nodes: list[fx.Node]) -> bool:
     """Tell whether a weight and its norm are used in nothing but these divisions."""
-    weight = _read(module, _viewed(nodes[0].args[0]))
+    weight = read_attribute(module, _viewed(nodes[0].args[0]))
     before = {ancestor for node in nodes for ancestor in _ancestors(node)}
-    readers = {node for node in module.graph.find_nodes(op="get_attr") if _read(module, node) is weight}
+    readers = {node for node in module.graph.find_nodes(op="get_attr") if read_attribute(module, node) is weight}
     return all(user in before or user in nodes for node in before | readers for user in node.users)
 
 
@@ -90,15 +89,11 @@ def _ancestors(node: Any) -> set[fx.Node]:
 def _compute(module: fx.GraphModule, node: Any) -> Any:
     """Compute the value of a node that depends on no input."""
     if node.op == "get_attr":
-        return _read(module, node)
+        return read_attribute(module, node)
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: _compute(module, source))
     return node.target(*args, **kwargs)
 
 
-def _read(module: fx.GraphModule, node: Any) -> Tensor:
-    tensor: Tensor = operator.attrgetter(str(node.target))(module)
-    return tensor
-
-
 def _is_parameter(module: fx.GraphModule, node: Any) -> bool:
-    return isinstance(node, fx.Node) and node.op == "get_attr" and isinstance(_read(module, node), nn.Parameter)
+    is_attribute = isinstance(node, fx.Node) and node.op == "get_attr"
+    return is_attribute and isinstance(read_attribute(module, node), nn.Parameter)

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from edgeopt.errors import StepError
+from edgeopt.passes.aten import read_attribute
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
 from edgeopt.passes.tracing.check import compare_with_model
@@ -352,7 +353,7 @@ def _inline_regions(module: Any) -> None:
         if node.op != "call_function" or name not in _REGIONS:
             continue
         position = _REGIONS[name]
-        region = operator.attrgetter(str(node.args[position].target))(module)
+        region = read_attribute(module, node.args[position])
         _inline_regions(region)
         values = dict(zip(region.graph.find_nodes(op="placeholder"), node.args[position + 1 :], strict=True))
         with graph.inserting_before(node):

@@ -5,11 +5,9 @@ In: a graph as ``trace`` makes it. Out: the same graph, in which each parameter 
 
 from __future__ import annotations
 
-import operator
-
 from torch import Tensor, fx, nn
 
-from edgeopt.passes.aten import aten
+from edgeopt.passes.aten import aten, read_attribute
 
 FROZEN_NOTE = "are frozen (no gradient reaches them). Candidates train all of them, to adapt to the cut."
 """The end of the note on frozen parameters."""
@@ -40,8 +38,8 @@ def _attach_blocked(module: fx.GraphModule) -> set[str]:
     reached = _ancestors([node for node in graph.nodes if node.op == "output"])
     blocked = {node for node in graph.nodes if _is_parameter(module, node) and node not in reached and node.users}
     blocked -= {node for node in blocked if not _reaches_output(node)}
-    seen = {id(operator.attrgetter(str(node.target))(module)) for node in reached if _is_parameter(module, node)}
-    blocked = {node for node in blocked if id(operator.attrgetter(str(node.target))(module)) not in seen}
+    seen = {id(read_attribute(module, node)) for node in reached if _is_parameter(module, node)}
+    blocked = {node for node in blocked if id(read_attribute(module, node)) not in seen}
     names = {str(node.target) for node in blocked}
     for node in list(graph.nodes):
         if node.target in _DETACHING and blocked & _ancestors([node.args[0]]):
@@ -81,5 +79,5 @@ def _reaches_output(node: fx.Node) -> bool:
 def _is_parameter(module: fx.GraphModule, node: fx.Node) -> bool:
     if node.op != "get_attr":
         return False
-    value = operator.attrgetter(str(node.target))(module)
+    value = read_attribute(module, node)
     return isinstance(value, Tensor) and isinstance(value, nn.Parameter) and value.is_floating_point()

@@ -37,7 +37,7 @@ from edgeopt.records.budget import DEFAULT_CONFIDENCE
 from edgeopt.records.measurement import Comparison, Measurement, NodeChange
 from edgeopt.records.trial import AnswerChanges, Score
 from edgeopt.scoring.answers import compare_answers, unchanged
-from edgeopt.scoring.drop import drop_interval, is_mean, worsening
+from edgeopt.scoring.drop import drop_interval, is_mean, mean_of, worsening
 from edgeopt.statistics import Interval, end_at, is_complete, latency_interval_ms
 from edgeopt.store.files import write_whole
 
@@ -73,7 +73,7 @@ class FileScore(NamedTuple):
     @property
     def mean_of(self) -> NDArray[np.float64] | None:
         """The scores of single samples if the score is their mean."""
-        return self.samples if is_mean(self.value, self.samples) else None
+        return mean_of(self)
 
 
 class Evaluator:

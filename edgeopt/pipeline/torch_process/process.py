@@ -15,7 +15,7 @@ from typing import IO
 
 import msgspec
 
-from edgeopt.errors import CrashError, EdgeoptError, StoppedError
+from edgeopt.errors import CrashError, EdgeoptError, StoppedError, last_line, signal_name
 from edgeopt.pipeline.processes import kill_group
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.codec import to_json
@@ -33,10 +33,6 @@ _VARIABLES = {
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
 }
-
-
-def _signal_name(number: int) -> str:
-    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
 
 
 class TorchProcess:
@@ -101,9 +97,9 @@ class TorchProcess:
             return StoppedError("the torch process has been stopped.")
         trace = self.stderr(self.printed_bytes)[-4000:]
         _logger.debug("torch process %d ended with code %d: %s", self.process.pid, code, trace)
-        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {_signal_name(-code)}"
+        how = f"ended with exit code {code}" if code >= 0 else f"was killed by {signal_name(-code)}"
         advice = " The system was probably out of memory: try --workers 1." if code == -signal.SIGKILL else ""
-        last = next((line.strip() for line in reversed(trace.splitlines()) if line.strip()), "")
+        last = last_line(trace)
         quoted = f' Its last line on stderr: "{last}".' if last else ""
         return CrashError("train", f"the training process {how}.{advice}{quoted}", trace)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Literal
 
 from edgeopt.records.base import Record
@@ -108,6 +110,12 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     ranks: int = 1
     meeting: str = ""
     """File through which they find each other."""
+
+    def is_over(self) -> bool:
+        """Tell whether the time of the job's build is over."""
+        if self.deadline is not None and time.time() > self.deadline:
+            return True
+        return self.stop_file is not None and Path(self.stop_file).exists()
 
 
 class ExportJob(Record, frozen=True, kw_only=True, tag_field="job", tag="export"):

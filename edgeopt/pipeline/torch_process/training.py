@@ -64,9 +64,10 @@ class Trainer:
         sparsity: SparsitySchedule | None,
         original: Network,
     ) -> TrainingResult:
-        """Train ``network`` in place, taught by the original or by the task's teacher.
+        """Train a network in place, taught by the original or by the task's teacher.
 
-        ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors.
+        ``fake_quantized``, if given, runs instead of the network's own modules, over the same tensors. ``index`` is the
+        step's place in the job, and ``sparsity`` says which weights are zero.
         """
         folder, compute = Path(job.teacher), self.compute_device(step, job.precision)
         stream = TeacherOutputs(folder, self.task, self.teacher(folder, original), epochs=step.epochs, seed=job.seed)
@@ -93,7 +94,7 @@ class Trainer:
                 careful=job.careful,
                 ranks=ranks,
                 floor=job.floor,
-                is_over=lambda: is_over(job),
+                is_over=job.is_over,
                 may_be_cut_off=index == len(job.steps) - 1,
                 may_keep_start=any(isinstance(one, Prune) and one.fitted_samples > 0 for one in job.steps[:index]),
             ).run()
@@ -203,13 +204,6 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(1)
-
-
-def is_over(job: protocol.TrainJob) -> bool:
-    """Tell whether the time of a job's build is over."""
-    if job.deadline is not None and time.time() > job.deadline:
-        return True
-    return job.stop_file is not None and Path(job.stop_file).exists()
 
 
 def checkpoint_path(job: protocol.TrainJob, index: int) -> Path:

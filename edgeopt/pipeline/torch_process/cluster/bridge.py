@@ -14,7 +14,6 @@ import queue
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -167,7 +166,7 @@ class Bridge:
 
     def _train_once(self, job: protocol.TrainJob) -> protocol.TorchAnswer:
         actor = self._actor_for(job)
-        needs_files = self._wait(actor.needs_files.remote(), lambda: _is_over(job))
+        needs_files = self._wait(actor.needs_files.remote(), job.is_over)
         if needs_files is None:
             self.release(kill=True)
             reason = "the time was over before the cluster had room for this training; with more time it begins."
@@ -199,7 +198,7 @@ class Bridge:
     def _next(self, actor: Any, job: protocol.TrainJob) -> tuple[bytes, files.Files]:
         """Return the next answer of a training with its files; if the time is over meanwhile, let it stop."""
         ref = actor.next.remote()
-        found = self._wait(ref, lambda: _is_over(job))
+        found = self._wait(ref, job.is_over)
         if found is None:
             actor.stop.remote()
             found = self._wait(ref, lambda: False)
@@ -259,12 +258,6 @@ def _look_at_node(settings: bytes) -> Any:
     except ImportError as error:
         return str(error)
     return report_node(settings)
-
-
-def _is_over(job: protocol.TrainJob) -> bool:
-    if job.deadline is not None and time.time() > job.deadline:
-        return True
-    return job.stop_file is not None and Path(job.stop_file).exists()
 
 
 def _first_line(error: BaseException) -> str:

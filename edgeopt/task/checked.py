@@ -35,30 +35,8 @@ _REQUIRED_METHODS = ("build_model", "example_inputs", "train_batches", "eval_bat
 class CheckedTask:
     """A user's task with its optional members filled in and every returned value checked.
 
-    Optional members of the user's task: ``test_batches()``, ``score_direction`` (``"higher"`` or ``"lower"``), and
-    ``sample_scores(pairs)`` (one score per sample, for paired intervals; it counts only if its mean is the score),
-    ``sample_statistics(pairs)`` (a row of numbers for each sample) with ``score_statistics(sums)`` (the score from the
-    sums of the rows) or ``score_rows(rows)`` (from the rows of any draw of samples, if sums are not enough): the fast
-    way to the interval of a score that isn't a mean, ``students`` (name to a function that
-    builds a smaller network), ``training`` (``Training``), ``calibration_batches()``,
-    ``distill_loss(outputs, teacher_outputs, targets)``, ``training_step(model, inputs, targets, teacher_outputs)``
-    (returns the loss of a batch, in place of both losses: for mixup, auxiliary outputs and the like), ``input_names``,
-    ``output_names``, ``labels``, ``preprocessing`` (how an app makes the first input: an
-    ``edgeopt.ImagePreprocessing``, an ``edgeopt.SoundPreprocessing``, a dict of these by input name, or words),
-    ``golden_inputs()`` (a batch that the bundle may show; else it shows samples that select), ``postprocessing``
-    (words), ``licence`` (of the model and the data, for the model card), ``budgets`` (target name to
-    ``Budget``),
-    ``teacher`` (path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
-    and compared with), ``batch_dim`` (the batch dimension of the inputs, if it is not found), ``dynamic_axes`` (by
-    input name, dimensions besides the batch whose size may change: ``{"tokens": {1: ("length", 1, 512)}}``), ``keep``
-    (globs of parameters and modules that no channel is cut from: ``("head.*",)``), ``min_widths`` (glob to the least
-    number of output channels: ``{"stem.*": 16}``), ``drop_unseen_rows`` (True: embedding rows that no training sample
-    reads may go), ``unknown_ids`` (input name to the id whose row all other ids read then: ``{"tokens": 100}``) and
-    ``states`` (input name to the output that gives its next value; see ``edgeopt.task.states``).
-
-    Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``). Inside
-    edgeopt, inputs and outputs are flat tuples of tensors; ``loss``, ``distill_loss`` and ``score`` of the user get
-    outputs in the nesting of the model.
+    The optional members are those that ``Task`` lists. Inside edgeopt, inputs and outputs are flat tuples of tensors;
+    ``loss``, ``distill_loss`` and ``score`` of the user get outputs in the nesting of the model.
     """
 
     kind = "torch"
@@ -234,13 +212,14 @@ class CheckedTask:
         """Yield batches with their inputs flat; only the batch and dynamic dimensions may differ from the example."""
         dims = dims or self.interface.graph_dims
         feedback = StateFeedback(self.states, self.interface, source)
-        count = 0
-        for count, batch in enumerate(batches, 1):  # noqa: B007 - count is read below
+        is_empty = True
+        for batch in batches:
+            is_empty = False
             inputs, targets = self.interface.split(batch, source, feedback.complete)
             self.interface.check_inputs(source, inputs, dims)
             feedback.keep(inputs)
             yield (inputs, targets), feedback.continues
-        if count == 0:
+        if is_empty:
             raise TaskError(
                 f"{self.spec}: {source} yields no batches. A loader with drop_last=True needs at least one whole "
                 "batch; a generator or an iterator is empty when it was used before, so return a new one at each call."

@@ -122,7 +122,55 @@ def read_unseen_rows(task: Any, spec: str) -> UnseenRows:
 
 
 class Task(Protocol):
-    """A user's task: these methods, and optional members that ``CheckedTask`` lists."""
+    """A user's task: these methods, and any of the optional members below.
+
+    Inputs, outputs and targets may be nested as the model and the loaders have them (``edgeopt.task.nesting``).
+    ``pairs`` are outputs and targets, as arrays in batches.
+
+    Data:
+        test_batches(): The test set, which is looked at once, in the form of ``eval_batches()``.
+        calibration_batches(): Batches that calibrate int8; otherwise training batches do.
+        golden_inputs(): A batch that the bundle may show; otherwise it shows samples that select.
+
+    Score:
+        score_direction: ``"higher"`` or ``"lower"``: which is better.
+        sample_scores(pairs): One score per sample, for paired intervals; it counts only if its mean is the score.
+        sample_statistics(pairs): A row of numbers for each sample, with one of the next two: the fast way to the
+            interval of a score that isn't a mean.
+        score_statistics(sums): The score from the sums of these rows.
+        score_rows(rows): The score from the rows of any draw of samples, if sums are not enough.
+
+    Training:
+        training: An ``edgeopt.Training``.
+        distill_loss(outputs, teacher_outputs, targets): The loss of a batch with a teacher, a scalar.
+        training_step(model, inputs, targets, teacher_outputs): The loss of a batch, in place of both losses: for mixup,
+            auxiliary outputs and the like.
+        teacher: Path of an ``.onnx`` file that teaches instead of the trained model, which is still what is compressed
+            and compared with.
+        students: Name to a function that builds a smaller network.
+
+    Inputs and outputs:
+        input_names, output_names: Of the graph.
+        batch_dim: The batch dimension of the inputs if it is not found, or a dict of it by input name (None: all
+            samples share the input).
+        dynamic_axes: By input name, dimensions besides the batch whose size may change:
+            ``{"tokens": {1: ("length", 1, 512)}}``.
+        states: Input name to the output that gives its next value (``edgeopt.task.states``).
+
+    What may be cut:
+        keep: Globs of parameters and modules that no channel is cut from: ``("head.*",)``.
+        min_widths: Glob to the least number of output channels: ``{"stem.*": 16}``.
+        drop_unseen_rows: True if embedding rows that no training sample reads may go.
+        unknown_ids: Input name to the id whose row all other ids read then: ``{"tokens": 100}``.
+        budgets: Target name to a ``Budget``, the limits of this task on it.
+
+    For the app:
+        labels: Names of the classes.
+        preprocessing: How an app makes the first input: an ``edgeopt.ImagePreprocessing``, an
+            ``edgeopt.SoundPreprocessing``, a dict of these by input name, or words.
+        postprocessing: What an app does with the outputs, in words.
+        licence: Of the model and the data, for the model card.
+    """
 
     name: str
 

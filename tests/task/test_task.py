@@ -1,4 +1,6 @@
 import random
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +47,17 @@ def test_a_complete_task_returns_its_parts():
     assert task.output_names == ("output",)
     assert len(list(task.eval_batches())) == 1
     assert task.score([]) == 0.5
+
+
+OF_READY_TASKS = {"reads_maps", "settle_score", "source_module"}  # a user's own class has no use for them
+
+
+def test_the_help_of_a_task_lists_every_member_that_is_read():
+    package = Path(edgeopt.__file__).parent
+    code = "".join(path.read_text() for path in sorted(package.rglob("*.py")))
+    read = set(re.findall(r'getattr\((?:self\.)?_?task, "(\w+)"', code)) - OF_READY_TASKS
+    assert len(read) > 20
+    assert {name for name in read if not re.search(rf"\b{name}\b", edgeopt.Task.__doc__)} == set()
 
 
 def test_a_missing_method_is_named_with_the_nearest_one():

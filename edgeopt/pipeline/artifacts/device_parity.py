@@ -55,6 +55,13 @@ def device_parity(
     Other execution providers than the processor's have at least that of float16, since most of them multiply floats in
     half precision unless told otherwise (TF32, bfloat16). The score on the device then says what that costs.
 
+    Args:
+        build: The build.
+        sha256: Of the file.
+        recipe: What made it; an int8 file may differ more than one in float.
+        weight_types: Of the file.
+        parities: What was found of it on this machine.
+
     Returns:
         How far they are apart; None if the device is this machine.
 

@@ -249,6 +249,15 @@ def check_parity(
     The network's own error of rounding widens the tolerance on examples. On edge inputs it does not: those that count
     are inputs on which rounding decides nothing.
 
+    Args:
+        build: The build.
+        network: Whose outputs were written when it was exported.
+        path: The file.
+        stage: What made it, for errors and the report.
+        tolerance: Largest difference relative to the largest value of an output; None if the score decides.
+        edge_inputs: Those on which the network is finite, in the order of the inputs' file.
+        rounding: The network's own error in float32, relative in the same way, by output.
+
     Raises:
         ParityError: they differ by more than ``tolerance``, or are not finite where the network's are.
     """

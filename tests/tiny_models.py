@@ -9,8 +9,9 @@ import onnx
 from builders import a_profile
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeopt.bench.requests import runtime_request
 from edgeopt.bench.run_target import RunTarget
-from edgeopt.device.base import Device
+from edgeopt.device.base import Device, WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.records.profile import Profile, TimingRule
 
@@ -25,6 +26,11 @@ def a_run_target(profile: Profile | None = None, device: Device | None = None, *
     """Where files of tests run: here, with a quick timing rule and random inputs."""
     changes = {"kind": "measured"} | changes
     return RunTarget(device=device or LocalDevice(), profile=profile or a_quick_profile(), **changes)
+
+
+def a_request(mode: str, model: Path, **changes) -> WorkerRequest:
+    """What a worker is asked for about a model on such a target."""
+    return msgspec.structs.replace(runtime_request(mode, model, a_run_target()), **changes)
 
 
 def a_network(path: Path, *, width=64, layers=2, inputs=("N", 32), opset=17, kind=TensorProto.FLOAT) -> Path:

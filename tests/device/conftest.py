@@ -15,6 +15,8 @@ from browser_page import open_chromium
 from sample_page import serve
 from ssh_server import SSHD, Server, require_system
 
+from edgeopt.device import ssh_connection
+
 ROOT = Path(__file__).parents[2]
 PAGE_SECONDS = 120
 HEADERS = Path(os.environ.get("ONNXRUNTIME_INCLUDE") or "/usr/include/onnxruntime")
@@ -32,6 +34,14 @@ def sshd(monkeypatch):
         yield server
         if server.process.poll() is None:
             server.stop()
+
+
+@pytest.fixture
+def short_timeouts(monkeypatch):
+    """Give up on a silent server after three seconds."""
+    options = ("BatchMode=yes", "ConnectTimeout=3", "ServerAliveInterval=1", "ServerAliveCountMax=3", "LogLevel=ERROR")
+    assert {word.partition("=")[0] for word in options} == {word.partition("=")[0] for word in ssh_connection.OPTIONS}
+    monkeypatch.setattr(ssh_connection, "OPTIONS", options)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 import time
 
-import msgspec
 import numpy as np
 import pytest
-from tiny_models import a_network, a_run_target
+from tiny_models import a_network, a_request, a_run_target
 
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
-from edgeopt.bench.requests import runtime_request
 from edgeopt.device.arrays import read_records, write_records
 from edgeopt.device.base import WorkerRefused, WorkerRequest
 from edgeopt.device.local import LocalDevice
@@ -19,11 +17,6 @@ from edgeopt.device.process import WorkerProcess
 def start(native):
     """Return a function that starts a runner."""
     return lambda: WorkerProcess([str(native / "runner"), str(native / "libonnxruntime.so")], {})
-
-
-def a_request(mode, model, **changes) -> WorkerRequest:
-    request = runtime_request(mode, model, a_run_target())
-    return msgspec.structs.replace(request, **changes)
 
 
 def run_request(start, request: WorkerRequest) -> dict:

@@ -1,5 +1,5 @@
-import contextlib
-import gc
+"""A device over ssh: measurements, refused connections, and commands, against a real OpenSSH server."""
+
 import importlib.util
 import json
 import os
@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -18,34 +17,18 @@ import onnx
 import pytest
 from builds import IMPATIENT
 from scored_task import write_scored_task
-from small_disk import fill_disk, mount_small_disk
-from ssh_server import find_connections, find_descendants, find_free_port, find_workers, keygen, read_process_name
+from ssh_server import find_free_port, keygen
 from tiny_bundles import a_bundle
-from tiny_models import a_network, a_quick_profile, a_run_target, write_quick_target
+from tiny_models import a_network, a_request, a_run_target, write_quick_target
 
 from edgeopt.bench.nodes import ProfilingTurns, profile_nodes
 from edgeopt.bench.outputs import read_batches, run_arrays, run_model, write_batches
-from edgeopt.bench.requests import runtime_request
-from edgeopt.device import ssh_connection
 from edgeopt.device.base import WorkerRequest
 from edgeopt.device.local import LocalDevice
 from edgeopt.device.open import open_device
-from edgeopt.device.ssh import SshDevice
-from edgeopt.device.ssh_connection import Address
-from edgeopt.errors import DeviceError, DeviceLostError
+from edgeopt.errors import DeviceError
 from edgeopt.graph.model import save
 from edgeopt.model_files.layout import weight_files
-
-DESCRIBE = WorkerRequest(mode="describe")
-GONE_SECONDS = 20.0  # a busy machine may take a while to end a process
-
-
-@pytest.fixture
-def short_timeouts(monkeypatch):
-    """Give up on a silent server after three seconds."""
-    options = ("BatchMode=yes", "ConnectTimeout=3", "ServerAliveInterval=1", "ServerAliveCountMax=3", "LogLevel=ERROR")
-    assert {word.partition("=")[0] for word in options} == {word.partition("=")[0] for word in ssh_connection.OPTIONS}
-    monkeypatch.setattr(ssh_connection, "OPTIONS", options)
 
 
 @pytest.fixture
@@ -53,40 +36,8 @@ def device(sshd):
     return open_device(sshd.uri)
 
 
-def an_impatient_device(sshd) -> SshDevice:
-    return SshDevice(sshd.uri, Address("127.0.0.1", None, sshd.port), None, reconnect_seconds=1.0)
-
-
-def a_request(tmp_path, *, seconds=0.05) -> WorkerRequest:
-    profile = a_quick_profile()
-    fields = runtime_request("time", a_network(tmp_path / "m.onnx"), a_run_target(profile))
-    return type(fields)(**{name: getattr(fields, name) for name in fields.__struct_fields__} | {"min_seconds": seconds})
-
-
-def wait_for(find, seconds=GONE_SECONDS):
-    deadline = time.monotonic() + seconds
-    while not (value := find()):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return value
-
-
-@contextlib.contextmanager
-def in_background(action):
-    """Run ``action`` in a thread during the block, and fail the test if it fails."""
-    failures = []
-
-    def run():
-        try:
-            action()
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            failures.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    yield
-    thread.join()
-    assert not failures, failures
+def a_timing(tmp_path) -> WorkerRequest:
+    return a_request("time", a_network(tmp_path / "m.onnx"))
 
 
 def test_a_device_on_loopback_is_described_like_this_machine(device):
@@ -96,17 +47,11 @@ def test_a_device_on_loopback_is_described_like_this_machine(device):
 
 
 def test_a_models_time_and_memory_are_measured_on_the_device(device, tmp_path):
-    request = a_request(tmp_path)
+    request = a_timing(tmp_path)
     answer = device.run(request, 60, {})
     assert len(answer["wall_ns"]) == len(answer["cpu_ns"]) >= 20
-    memory = device.run(
-        type(request)(**{**_fields(request), "mode": "memory"}), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"}
-    )
+    memory = device.run(msgspec.structs.replace(request, mode="memory"), 60, {"MALLOC_TRIM_THRESHOLD_": "65536"})
     assert memory["load_peak_bytes"] > 0
-
-
-def _fields(request: WorkerRequest) -> dict:
-    return {name: getattr(request, name) for name in request.__struct_fields__}
 
 
 def test_outputs_come_back_equal_to_those_of_this_machine_and_are_removed_on_the_device(device, sshd, tmp_path):
@@ -133,7 +78,7 @@ def test_a_model_above_the_limit_of_one_file_is_sent_with_its_weights(device, ss
 
 
 def test_a_file_is_only_sent_once_unless_it_was_damaged(device, sshd, tmp_path):
-    request = a_request(tmp_path)
+    request = a_timing(tmp_path)
     device.run(request, 60, {})
     sent = next((sshd.home / "cache" / "edgeopt").glob("*.onnx"))
     inode = sent.stat().st_ino
@@ -252,111 +197,6 @@ def onnxruntime_folder() -> str:
     return str(Path(importlib.util.find_spec("onnxruntime").origin).parent)
 
 
-# -- connections that break --------------------------------------------------------------------------------------------
-
-
-def test_a_connection_that_breaks_during_a_run_is_opened_again_and_the_run_is_repeated(device, sshd, tmp_path):
-    first: list[int] = []
-
-    def cut():
-        first.extend(wait_for(lambda: find_workers(sshd)))
-        sshd.cut()
-
-    with in_background(cut):
-        answer = device.run(a_request(tmp_path, seconds=1.0), 60, {})
-    assert sum(answer["wall_ns"]) > 0.2e9
-    assert first
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in first))
-
-
-def test_a_device_that_does_not_come_back_is_an_error_and_leaves_no_process_here(sshd, tmp_path):
-    gc.collect()  # so that no ssh of an earlier test's connection is left
-    device = an_impatient_device(sshd)
-    device.describe()
-
-    def stop():
-        wait_for(lambda: find_workers(sshd))
-        sshd.stop()
-
-    with in_background(stop), pytest.raises(DeviceLostError, match="nothing listens there"):
-        device.run(a_request(tmp_path, seconds=30.0), 60, {})
-    wait_for(lambda: not [pid for pid in find_descendants(os.getpid()) if "ssh" in read_process_name(pid)])
-
-
-def test_a_run_waits_for_a_device_that_restarts(device, sshd, tmp_path):
-    def restart():
-        wait_for(lambda: find_workers(sshd))
-        sshd.stop()
-        time.sleep(3)
-        sshd.start()
-
-    with in_background(restart):
-        assert device.run(a_request(tmp_path, seconds=2.0), 60, {})["wall_ns"]
-
-
-def test_a_device_that_falls_silent_during_a_run_is_lost(sshd, short_timeouts, tmp_path):
-    device = an_impatient_device(sshd)
-    device.describe()
-
-    def freeze():
-        wait_for(lambda: find_workers(sshd))
-        for pid in (sshd.process.pid, *find_connections(sshd.process.pid)):
-            os.kill(pid, signal.SIGSTOP)
-
-    begin = time.monotonic()
-    with in_background(freeze), pytest.raises(DeviceLostError, match="does not answer"):
-        device.run(a_request(tmp_path, seconds=30.0), 120, {})
-    assert time.monotonic() - begin < 90
-    for pid in (*find_connections(sshd.process.pid), sshd.process.pid):
-        os.kill(pid, signal.SIGCONT)
-
-
-def test_a_staying_worker_whose_connection_breaks_is_lost(device, sshd, tmp_path):
-    serve = type(DESCRIBE)(**{**_fields(a_request(tmp_path)), "mode": "serve"})
-    block = {"warmup_runs": 0, "min_runs": 1, "min_seconds": 0.0, "max_seconds": 5.0}
-    with contextlib.ExitStack() as stack:
-        worker = stack.enter_context(device.start())
-        worker.ask(serve, 60)
-        assert len(worker.ask(block, 60)["wall_ns"]) == 1
-        sshd.cut()
-        with pytest.raises(DeviceLostError, match="connection was lost"):
-            worker.ask(block, 60)
-    assert device.describe()[0]
-
-
-def test_a_worker_that_is_killed_on_the_device_is_not_a_lost_connection(device, sshd, tmp_path):
-    def kill():
-        for pid in wait_for(lambda: find_workers(sshd)):
-            os.kill(pid, signal.SIGKILL)
-
-    with in_background(kill), pytest.raises(DeviceError, match=r"killed by SIGKILL.*out of memory") as caught:
-        device.run(a_request(tmp_path, seconds=30.0), 60, {})
-    assert not isinstance(caught.value, DeviceLostError)
-    assert device.describe()[0]
-
-
-def test_a_worker_that_takes_too_long_is_stopped_on_the_device(device, sshd, tmp_path):
-    with pytest.raises(DeviceError, match="did not answer within 1 s"):
-        device.run(a_request(tmp_path, seconds=60.0), 1.0, {})
-    wait_for(lambda: not find_workers(sshd))
-
-
-def test_a_device_that_nothing_refers_to_is_disconnected(sshd):
-    device = open_device(sshd.uri)
-    device.describe()
-    assert find_connections(sshd.process.pid)
-    del device
-    wait_for(lambda: not find_connections(sshd.process.pid))
-
-
-def test_a_full_disk_on_the_device_is_not_a_full_disk_here(sshd, device, tmp_path):
-    cache = sshd.home / "cache"
-    with mount_small_disk(cache, 256):
-        messages = fill_disk(device, tmp_path)
-        assert re.search(r"No space left on device in .*MB free\)\. Free some space there", messages[1])
-        assert not list(cache.glob("**/*.part"))
-
-
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +240,7 @@ def test_nodes_of_several_files_are_timed_on_the_device(device, tmp_path):
 def test_the_files_to_profile_are_sent(device, sshd, tmp_path):
     models = [a_network(tmp_path / f"{layers}.onnx", layers=layers) for layers in (2, 3)]
     request = msgspec.structs.replace(
-        a_request(tmp_path), mode="nodes", model=str(models[0]), models=tuple(map(str, models)), max_seconds=1.0
+        a_timing(tmp_path), mode="nodes", model=str(models[0]), models=tuple(map(str, models)), max_seconds=1.0
     )
     turns = device.run(request, 60, {})["turns"]
     assert {turn["model"] for turn in turns} == {0, 1}

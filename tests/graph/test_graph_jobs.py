@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from onnx_running import a_network, write
+from waiting import wait_until
 
 from edgeopt.errors import StepError, StoppedError
 from edgeopt.graph import apply
@@ -95,6 +96,7 @@ def test_many_jobs_run_at_a_time(forks, source, tmp_path):
             "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
             "its process was ended by SIGSEGV. The build continues without it",
         ),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)", "its process was ended by signal 35"),
         ("raise RuntimeError('no such pass')", "its process failed: RuntimeError: no such pass"),
         ("import os; os._exit(0)", "its process gave no answer"),
     ],
@@ -136,13 +138,6 @@ def test_the_debug_log_holds_the_job_its_duration_its_exit_code_and_what_it_prin
     assert "RuntimeError: last line" in lines
 
 
-def wait_until(condition, what):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
-
-
 def test_a_job_has_the_environment_of_the_builder_at_that_time(program, source, tmp_path, monkeypatch):
     program("import os; raise RuntimeError(os.environ['ASKED'])")
     for asked in ("first", "second"):
@@ -154,9 +149,7 @@ def test_a_job_has_the_environment_of_the_builder_at_that_time(program, source, 
 @pytest.mark.skipif(not processes.CAN_FORK, reason="this system does not fork")
 def test_a_server_that_was_killed_fails_its_jobs_and_the_next_job_gets_another(program, tmp_path):
     program("time.sleep(600)")
-    (tmp_path / JOB_FILE).write_bytes(
-        b'{"job":"step","step":{"step":"simplify"},"calibration":null,"source":"","target":""}'
-    )
+    (tmp_path / JOB_FILE).write_bytes(JOB)
     first = processes._get_server()
     job = first.start(tmp_path)
     first.process.kill()
@@ -180,15 +173,14 @@ def test_a_job_runs_in_a_new_process_if_the_server_cannot_start(source, tmp_path
     processes._server.close()
 
 
-BUILDER = """
+BUILDER = f"""
 import sys, threading, time
 from edgeopt.graph.jobs import processes
 processes.CAN_FORK = sys.argv[2] == "True"
 real = processes.subprocess.Popen
 other = lambda command, **options: real([sys.executable, sys.argv[1], *command[3:]], **options)
 processes.subprocess.Popen = other
-job = b'{"job":"step","step":{"step":"simplify"},"calibration":null,"source":"","target":""}'
-threading.Thread(target=processes.run_job, args=(job, 600), daemon=True).start()
+threading.Thread(target=processes.run_job, args=({JOB!r}, 600), daemon=True).start()
 while not processes._running:
     time.sleep(0.01)
 (job,) = processes._running

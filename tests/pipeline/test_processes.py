@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from waiting import LONG_ENOUGH_SECONDS, wait_until
 
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
@@ -18,7 +18,6 @@ from edgeopt.records.recipe import Importance
 TESTS = Path(__file__).parents[1]
 TASKS = TESTS / "forking_task.py"
 ORIGINAL = protocol.NetworkRef(source="original", file=None)
-LONG_ENOUGH_SECONDS = 60.0
 
 
 def scored_by_gradients(name, folder):
@@ -57,13 +56,6 @@ def processes_of(session):
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
-
-
-def wait_until(is_true, what):
-    deadline = time.monotonic() + LONG_ENOUGH_SECONDS
-    while not is_true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 IN_THE_PARENT = """

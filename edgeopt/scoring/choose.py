@@ -94,7 +94,8 @@ def choose_score(
     columns = [[batch[at] for batch in outputs] for at in range(len(names))]
     chosen, note = _decide(readings, columns, arrays[: len(outputs)], label_facts, wish, source)
     ignored = "" if chosen.part.ignored is None else f"labels of {chosen.part.ignored} don't count."
-    notes = [chosen.fit.note, note, _threshold_note(chosen), ignored]
+    other = _other_threshold_note(chosen.part, columns[chosen.part.index], arrays)
+    notes = [chosen.fit.note, note, _threshold_note(chosen), other, ignored]
     return ScoreKind(parts=(chosen.part,), by_agreement=False, notes=tuple(text for text in notes if text))
 
 
@@ -154,6 +155,32 @@ def _threshold_note(reading: _Reading) -> str:
     return (
         f"'{output.name}' has values {output.low:.3g} to {output.high:.3g}: taken for {what}, above "
         f"{reading.part.threshold:g} is a yes."
+    )
+
+
+def _other_threshold_note(part: OutputScore, output: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]]) -> str:
+    """Say it if another threshold is clearly right more often, as for cosines and distances taken for logits."""
+    if part.layout != "yes or no" or part.classes > 1:
+        return ""
+    pairs = [(np.ravel(batch), np.ravel(truth)) for batch, truth in zip(output, labels, strict=False)]
+    values, truth = (np.concatenate([pair[side] for pair in pairs]).astype(np.float64) for side in (0, 1))
+    counts = np.isfinite(values) & (truth != part.ignored if part.ignored is not None else True)
+    order = np.argsort(values[counts], kind="stable")
+    values, yes = values[counts][order], truth[counts][order] > 0
+    if not len(values) or yes.all() or not yes.any():
+        return ""
+    right = np.cumsum(~yes) + yes.sum() - np.cumsum(yes)  # if the values up to this one are no, and those above are yes
+    right[:-1][values[:-1] == values[1:]] = 0
+    best, now = int(right.argmax()), int(((values > part.threshold) == yes).sum())
+    threshold = float(values[best : best + 2].mean())
+    changed = int(((values > part.threshold) != (values > threshold)).sum())
+    if right[best] - now <= _CLEAR_LEAD * np.sqrt(changed):
+        return ""
+    return (
+        f"'{part.output}' is right for {now / len(values):.4f} of the labels above {part.threshold:g}, and for "
+        f"{right[best] / len(values):.4f} above {threshold:.3g}. If the app decides there, as for a cosine or a "
+        f"distance, subtract {threshold - part.threshold:.3g} in forward(), because edgeopt judges what is above "
+        f"{part.threshold:g}."
     )
 
 

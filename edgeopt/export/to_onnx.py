@@ -6,7 +6,6 @@ It has no metadata and dynamic dimensions as asked, and stays within the opset a
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import tempfile
@@ -24,6 +23,7 @@ from torch.jit._trace import TracerWarning
 from edgeopt.errors import StepError
 from edgeopt.export.exact_constants import exact_constants
 from edgeopt.export.names import placeholder_names, set_names
+from edgeopt.export.traceable import make_traceable
 from edgeopt.model_files.inferred_shapes import infer_shapes, write_inferred_shapes
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import read_from_elsewhere, weights_as_inputs, write_model
@@ -35,12 +35,6 @@ _DYNAMO_OPSET = 18  # the one that dynamo writes, also if asked for an older one
 _PREFERRED_OPSET = 18  # supported by both exporters and by every ONNX Runtime since 1.14
 _EXAMPLE_BATCH_SIZE = 2  # a batch of 1 would silently become a constant
 _MAX_MESSAGE_LINES = 3  # of an exporter's error; the trace has all of them
-_TRACEABLE = {
-    torch.ops.aten.sym_size.int: "size",
-    torch.ops.aten.view.default: "view",
-    torch.ops.aten.reshape.default: "reshape",
-    torch.ops.aten.expand.default: "expand",
-}
 _EXPORT_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 _NOISY_LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
@@ -116,7 +110,7 @@ def export(
     with tempfile.TemporaryDirectory(prefix="export.partial-", dir=path.parent) as folder:
         try:
             with _quiet(notes), _evaluating(module), _row_major(module), torch.no_grad():
-                traceable = _make_traceable(module)
+                traceable = make_traceable(module, has_complex=exporter == "dynamo")
                 write = _by_dynamo if exporter == "dynamo" else _by_torchscript
                 model = write(traceable, inputs, interface, max_opset, Path(folder))
         except _EXPORT_ERRORS as error:
@@ -230,25 +224,6 @@ def _with_example_batch(value: Tensor, dims: Mapping[int, str]) -> Tensor:
     if value.shape[axis] < _EXAMPLE_BATCH_SIZE:
         return torch.cat([value] * _EXAMPLE_BATCH_SIZE, axis)
     return value.narrow(axis, 0, _EXAMPLE_BATCH_SIZE)
-
-
-def _make_traceable(module: nn.Module) -> nn.Module:
-    """Return a module that both exporters can trace; parameters are shared, not copied.
-
-    Graphs of ``torch.export`` have guards that tracing cannot run. Their operators on sizes become constants in a
-    trace, while the methods of the same names stay dynamic.
-    """
-    if not isinstance(module, torch.fx.GraphModule):
-        return module
-    graph = copy.deepcopy(module.graph)
-    for node in list(graph.nodes):
-        if node.target in ("_guards_fn", torch.ops.aten._assert_tensor_metadata.default):
-            graph.erase_node(node)
-        elif node.target in _TRACEABLE:
-            node.op, node.target = "call_method", _TRACEABLE[node.target]
-    traceable = torch.fx.GraphModule(module, graph)
-    traceable.training = False
-    return traceable
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ from edgeopt.errors import StepError
 from edgeopt.passes.aten import aten, read_attribute
 from edgeopt.passes.network import Network
 from edgeopt.records.quantization import FakeQuantSites, FakeQuantWeight
-from edgeopt.task.values import flat_outputs
+from edgeopt.task.values import flat_outputs, to_numpy
 
 _STAGE = "quantize-aware"
 _MATCH_TOLERANCE = 1e-3
@@ -69,7 +69,7 @@ def fake_quantize(network: Network, sites: FakeQuantSites, arrays: _Arrays) -> t
         outputs, floats = flat_outputs(module(*inputs)), flat_outputs(network.eval_module(*inputs))
     expected = [array for name, array in arrays.items() if name.startswith("output/")]
     for index, (output, plain, array) in enumerate(zip(outputs, floats, expected, strict=True)):
-        unexplained, noise = _noise_ratio(output.numpy(), array), _noise_ratio(plain.numpy(), array)
+        unexplained, noise = _noise_ratio(to_numpy(output), array), _noise_ratio(to_numpy(plain), array)
         if unexplained > _MAX_UNEXPLAINED_RATIO * max(noise, _MIN_NOISE_RATIO):
             raise StepError(
                 _STAGE,

@@ -69,9 +69,9 @@ def expected_drop(document: Document) -> str | None:
     if expected is None or winner is None or winner.score_drop is None:
         return None
     low, high = expected.drop_ci95
-    name = "drop" if is_higher_better(winner) else "increase"
+    change = "a drop" if is_higher_better(winner) else "an increase"
     return (
-        f"On other data a {name} of {words.score(expected.drop)} is expected (95 %: {words.score(low)} to "
+        f"On other data {change} of {words.score(expected.drop)} is expected (95 %: {words.score(low)} to "
         f"{words.score(high)}): {words.score(winner.score_drop)} on the samples that chose it, and what it owes to "
         f"them, chosen among {expected.files} files."
     )

@@ -72,15 +72,17 @@ def choose_score(
     """
     check_wish(wish, names, source)
     arrays = [check_labels(batch, source) for batch in labels]
-    _check_counts([batch[0] for batch in outputs], arrays, source)
+    asked = [at for at, name in enumerate(names) if wish.output in (None, name)]
+    by_sample = [at for at in asked if _has_row_for_each_sample([batch[at] for batch in outputs], arrays)]
+    if not by_sample:
+        raise DataError(_other_count([(names[at], [batch[at] for batch in outputs]) for at in asked], arrays, source))
     label_facts = collect_facts("labels", _without_ignored(arrays, wish.ignored))
-    facts = [collect_facts(name, [batch[at] for batch in outputs]) for at, name in enumerate(names)]
-    judged = [(at, fact) for at, fact in enumerate(facts) if wish.output in (None, fact.name)]
+    judged = [(at, collect_facts(names[at], [batch[at] for batch in outputs])) for at in by_sample]
     if label_facts.nans or np.isinf((label_facts.low, label_facts.high)).any():
         found = f"{label_facts.nans:,} of the labels are NaN" if label_facts.nans else "some labels are infinite"
         raise DataError(
-            f"{source}: {found} (shape {_shape(label_facts)}). Leave these samples out, or label what does not count "
-            "with 255 or -100."
+            f"{source}: {found} (shape {_shape(label_facts)}). Leave these samples out, or write a number that no "
+            f"label has in place of such values, and name it with {wish.ignoring}."
         )
     readings = [
         _Reading(fact, fit, _part(fact, at, fit, wish))
@@ -92,7 +94,8 @@ def choose_score(
     columns = [[batch[at] for batch in outputs] for at in range(len(names))]
     chosen, note = _decide(readings, columns, arrays[: len(outputs)], label_facts, wish, source)
     ignored = "" if chosen.part.ignored is None else f"labels of {chosen.part.ignored} don't count."
-    notes = [chosen.fit.note, note, _threshold_note(chosen), ignored]
+    other = _other_threshold_note(chosen.part, columns[chosen.part.index], arrays)
+    notes = [chosen.fit.note, note, _threshold_note(chosen), other, ignored]
     return ScoreKind(parts=(chosen.part,), by_agreement=False, notes=tuple(text for text in notes if text))
 
 
@@ -108,14 +111,26 @@ def _stated(fits: Sequence[Fit], ignored: int | None) -> list[Fit]:
     return [fit if ignored is None else replace(fit, ignored=ignored) for fit in fits]
 
 
-def _check_counts(outputs: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]], source: str) -> None:
-    rows, wanted = sum(map(len, labels)), sum(map(len, outputs))
-    given = list(zip(outputs, labels, strict=False))
-    if len(labels) < len(outputs) or any(len(output) != len(label) for output, label in given):
-        raise DataError(
-            f"{source}: {rows:,} labels for {wanted:,} outputs. Every sample needs one row of labels, in the order and "
-            "the batches of the inputs; the samples are on the first axis of both."
-        )
+def _has_row_for_each_sample(output: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]]) -> bool:
+    """Tell whether an output has its samples on axis 0; a learned temperature, say, has none."""
+    given = zip(output, labels, strict=False)
+    return len(labels) >= len(output) and all(batch.ndim > 0 and len(batch) == len(label) for batch, label in given)
+
+
+def _other_count(
+    outputs: Sequence[tuple[str, Sequence[NDArray[Any]]]], labels: Sequence[NDArray[Any]], source: str
+) -> str:
+    """Say that no output has a row for each row of labels; each output is a name and its batches."""
+    rows, first = sum(map(len, labels)), outputs[0][1]
+    if len(outputs) == 1 and all(batch.ndim for batch in first):
+        found = f"{rows:,} labels for {sum(map(len, first)):,} outputs"
+    else:
+        shapes = ", ".join(f"'{name}' {batches[0].shape}" for name, batches in outputs)
+        found = f"no output has a row for each of the {len(labels[0]):,} labels of the first batch ({shapes})"
+    return (
+        f"{source}: {found}. Every sample needs one row of labels, in the order and the batches of the inputs; the "
+        "samples are on the first axis of both."
+    )
 
 
 def _part(output: ArrayFacts, index: int, fit: Fit, wish: ScoreWish) -> OutputScore:
@@ -140,6 +155,32 @@ def _threshold_note(reading: _Reading) -> str:
     return (
         f"'{output.name}' has values {output.low:.3g} to {output.high:.3g}: taken for {what}, above "
         f"{reading.part.threshold:g} is a yes."
+    )
+
+
+def _other_threshold_note(part: OutputScore, output: Sequence[NDArray[Any]], labels: Sequence[NDArray[Any]]) -> str:
+    """Say it if another threshold is clearly right more often, as for cosines and distances taken for logits."""
+    if part.layout != "yes or no" or part.classes > 1:
+        return ""
+    pairs = [(np.ravel(batch), np.ravel(truth)) for batch, truth in zip(output, labels, strict=False)]
+    values, truth = (np.concatenate([pair[side] for pair in pairs]).astype(np.float64) for side in (0, 1))
+    counts = np.isfinite(values) & (truth != part.ignored if part.ignored is not None else True)
+    order = np.argsort(values[counts], kind="stable")
+    values, yes = values[counts][order], truth[counts][order] > 0
+    if not len(values) or yes.all() or not yes.any():
+        return ""
+    right = np.cumsum(~yes) + yes.sum() - np.cumsum(yes)  # if the values up to this one are no, and those above are yes
+    right[:-1][values[:-1] == values[1:]] = 0
+    best, now = int(right.argmax()), int(((values > part.threshold) == yes).sum())
+    threshold = float(values[best : best + 2].mean())
+    changed = int(((values > part.threshold) != (values > threshold)).sum())
+    if right[best] - now <= _CLEAR_LEAD * np.sqrt(changed):
+        return ""
+    return (
+        f"'{part.output}' is right for {now / len(values):.4f} of the labels above {part.threshold:g}, and for "
+        f"{right[best] / len(values):.4f} above {threshold:.3g}. If the app decides there, as for a cosine or a "
+        f"distance, subtract {threshold - part.threshold:.3g} in forward(), because edgeopt judges what is above "
+        f"{part.threshold:g}."
     )
 
 

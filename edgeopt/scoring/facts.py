@@ -69,9 +69,11 @@ def check_labels(labels: Any, source: str) -> NDArray[Any]:
     labels = unwrapped(labels)
     wanted = "class numbers 0, 1, 2 ... or real numbers, with one row per sample"
     if isinstance(labels, dict | tuple | list) and not all(isinstance(item, int | float) for item in labels):
+        keys = f" ({', '.join(map(str, labels))})" if isinstance(labels, dict) else ""
         raise DataError(
-            f"{source}: the labels are a {type(labels).__name__}, not an array of numbers. Give {wanted}; for targets "
-            "of several parts write a Task with its own loss() and score()."
+            f"{source}: the labels are a {type(labels).__name__}{keys}, not an array of numbers. Give {wanted}: yield "
+            "(inputs, labels) with the part that is judged, or write a Task with its own loss() and score() for "
+            "targets of several parts."
         )
     array = np.asarray(labels)
     if array.dtype.kind not in "iubf":

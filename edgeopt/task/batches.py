@@ -17,6 +17,8 @@ TARGET_KEYS = ("labels", "label", "targets", "target", "y", "mask", "masks")
 """Keys under which data sets and the tokenizers of Hugging Face keep targets."""
 ALWAYS_TARGETS = ("labels", "label", "label_ids", "targets", "target")
 """Keys that are targets even if ``forward`` has a parameter of that name, from which it would compute a loss."""
+_MAYBE_VALID_KEYS = ("mask", "masks")
+"""Keys that say in one data set what is where, and in another which positions of a target count."""
 
 
 def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[Any, Any]:
@@ -26,7 +28,8 @@ def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[A
     - ``(inputs, targets, rest)``: the rest is dropped if it holds no tensors, such as file names.
     - A tensor, or a list with one, has no targets: they are None.
     - A dict is split by the model's parameters: keys of ``forward`` are inputs. Of the other keys, ``labels`` and the
-      like are the targets; if several are left, the targets are a dict of them.
+      like are the targets; if several are left, the targets are a dict of them. A ``mask`` next to another map (depth,
+      flow) may be either what is to be learned or what counts, so the targets are a dict of both.
     - A dataclass is taken for a dict, and so is a named tuple that has a field of the name of a parameter.
 
     Args:
@@ -50,10 +53,14 @@ def split_batch(batch: Any, parameters: Collection[str], source: str) -> tuple[A
     if len(batch) == 1:
         return batch[0], None
     if len(batch) > 2 and any(tensors_of(part) for part in batch[2:]):
-        parts = ", ".join(describe_value(part) for part in batch)
+        parts, names = ", ".join(describe_value(part) for part in batch), list(parameters)[: len(batch) - 1]
+        example = ", and leave out what is neither: [(inputs, targets) for inputs, targets, *_ in loader]"
+        if len(names) == len(batch) - 1:
+            listed = ", ".join(names)
+            example = f", such as [(({listed}), targets) for {listed}, targets in loader] if the targets come last"
         raise TaskError(
             f"{source} yields batches of {len(batch)} parts ({parts}). Give (inputs, targets): several inputs as a "
-            "tuple or a dict, several targets as a tuple or a dict."
+            f"tuple or a dict, several targets as a tuple or a dict{example}."
         )
     if len(batch) < 2:
         raise TaskError(f"{source} yields an empty {type(batch).__name__}, not (inputs, targets).")
@@ -85,7 +92,17 @@ def _split_mapping(batch: dict[Any, Any], parameters: Collection[str], source: s
             )
         inputs = unnamed
         others = {key: value for key, value in others.items() if key not in unnamed}
-    targets = named or {key: value for key, value in others.items() if tensors_of(value)}
+    rest = {key: value for key, value in others.items() if tensors_of(value)}
+    targets = rest if not named or _has_another_map(named, rest) else named
     if not targets:
         return inputs, None
     return inputs, next(iter(targets.values())) if len(targets) == 1 else targets
+
+
+def _has_another_map(named: dict[Any, Any], others: dict[Any, Any]) -> bool:
+    """Tell whether the only known key is a mask, and another value of the batch has a number for each position too."""
+    if not set(named) <= set(_MAYBE_VALID_KEYS):
+        return False
+    dims = max((tensor.ndim for value in named.values() for tensor in tensors_of(value)), default=0)
+    maps = [key for key, value in others.items() if key not in named for tensor in tensors_of(value) if tensor.ndim > 1]
+    return dims > 1 and bool(maps)

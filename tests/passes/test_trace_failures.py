@@ -229,3 +229,19 @@ def test_a_state_whose_batch_is_not_first_is_refused_with_the_member_that_says_s
         Network.trace(Streaming().eval(), inputs, [{0: "batch"}, {0: "batch"}])
     network = Network.trace(Streaming().eval(), inputs, [{0: "batch"}, {1: "batch"}])
     assert network.eval_module(torch.randn(3, 5, 6), torch.zeros(1, 3, 8))[1].shape == (1, 3, 8)
+
+
+class DropsTheBatch(nn.Module):
+    """Flattens everything, as networks that were only ever run on one sample do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.layer(x.reshape(-1)).unsqueeze(0)
+
+
+def test_a_network_for_one_sample_only_is_told_to_keep_its_batch():
+    with pytest.raises(StepError, match=r"runs on one sample, but not on two of shape \(2, 3, 4\).*x\.flatten\(1\)"):
+        Network.trace(DropsTheBatch(), (torch.randn(1, 3, 4),), ({0: "batch"},))

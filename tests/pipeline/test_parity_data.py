@@ -89,6 +89,31 @@ def test_whole_numbers_and_zeros_have_no_error_of_rounding(tmp_path):
     assert write_parity_data(network, task, *paths).rounding.keys() == {"y"}
 
 
+class WithTemperature(nn.Module):
+    """Also gives a parameter, as calibrated classifiers return their temperature."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return x / self.temperature, self.temperature
+
+
+def test_a_parameter_may_be_an_output(tmp_path):
+    task = SimpleNamespace(**{**vars(TASK), "output_names": ("y", "temperature")})
+    network = Network.trace(WithTemperature(), (torch.rand(4, 4),))
+    write_batches(tmp_path / "examples.npz", [{"x": np.random.RandomState(0).rand(8, 4).astype(np.float32)}])
+    paths = [tmp_path / name for name in ("examples.npz", "inputs.npz", "expected.npz")]
+    write_parity_data(network, task, *paths)
+    assert {float(batch["temperature"]) for batch in read_batches(paths[-1])} == {2.0}
+    to_onnx.export(
+        network.eval_module, network.example_inputs, tmp_path / "m.onnx", input_names=["x"],
+        output_names=["y", "temperature"], max_opset=20, max_ir=10, exporter="torchscript", output_batch=(0, None),
+    )  # fmt: skip
+    assert float(run_all(tmp_path / "m.onnx", np.ones((3, 4), np.float32))["temperature"]) == 2.0
+
+
 def test_only_edge_inputs_on_which_the_network_is_finite_are_kept(tmp_path):
     _, edges = parity_data(Logarithm(), tmp_path)
     assert [edge.kind for edge in edges] == [

@@ -69,6 +69,16 @@ def test_one_logit_or_sigmoid_a_sample_is_a_decision(output, labels):
     assert "taken for" in kind.notes[-1]
 
 
+def test_cosines_that_answer_above_another_number_than_zero_are_noted():
+    cosines = np.where(YES == 1, 0.9, 0.4) + RNG.uniform(-0.1, 0.1, COUNT) - 0.6 * (np.arange(COUNT) == 0)
+    kind, score = chosen({"cosine": cosines.astype(np.float32)[:, None]}, YES)
+    assert score < 0.7
+    assert any("1.0000 above 0.6" in note and "subtract 0.6" in note for note in kind.notes)
+    for output in (MARGIN, MARGIN + 0.3, RNG.standard_normal(COUNT)):  # right at 0, nearly so, and of no use at all
+        kind, _ = chosen({"logit": output.astype(np.float32)}, YES)
+        assert not any("subtract" in note for note in kind.notes)
+
+
 def test_several_labels_a_sample_are_judged_each_by_its_own_threshold():
     labels = RNG.integers(0, 2, (COUNT, 5))
     output = (3.0 * labels - 1.5 + RNG.standard_normal((COUNT, 5))).astype(np.float32)
@@ -206,6 +216,35 @@ def test_two_classifiers_have_to_be_named():
     assert score == pytest.approx((second.argmax(1) == LABELS).mean())
     with pytest.raises(TaskError, match=r"no output 'mian' .did you mean 'main'"):
         chosen(outputs, LABELS, output="mian")
+
+
+@pytest.mark.parametrize("value", [np.float32(1.5), np.ones(7, np.float32), np.ones((1, 4), np.float32)])
+@pytest.mark.parametrize("first", [True, False])
+def test_an_output_without_a_row_for_each_sample_is_not_judged(value, first):
+    batches = [(value, logits) if first else (logits, value) for (logits,) in in_batches(LOGITS)]
+    labels = [label for (label,) in in_batches(LABELS)]
+    names = ["temperature", "logits"] if first else ["logits", "temperature"]
+    kind = choose_score(batches, names, labels, ScoreWish(), source="eval")
+    assert (kind.parts[0].output, kind.parts[0].index) == ("logits", int(first))
+
+
+def test_outputs_of_which_none_has_a_row_for_each_sample_are_listed():
+    steps = np.moveaxis(RNG.standard_normal((COUNT, 9, 4)), 0, 1)
+    with pytest.raises(
+        DataError, match=r"no output has a row for each of the 60 labels.*'scale' \(\), 'steps' \(9, 60, 4\)"
+    ):
+        choose_score([(np.float32(2), steps)], ["scale", "steps"], [LABELS], ScoreWish(), source="eval")
+    with pytest.raises(DataError, match=r"'scale' \(\)"):
+        choose_score([(np.float32(2), LOGITS)], ["scale", "y"], [LABELS], ScoreWish(output="scale"), source="eval")
+
+
+@pytest.mark.parametrize("score", [None, "mae"])
+def test_labels_of_nan_are_to_be_replaced_by_a_number_that_is_named(score):
+    values = RNG.standard_normal((COUNT, 3)).astype(np.float32)
+    with pytest.raises(
+        DataError, match="number that no label has in place of such values, and name it with --ignore-label N"
+    ):
+        chosen({"y": values}, np.where(values > 1, np.nan, values), score=score)
 
 
 def test_an_unknown_score_suggests_the_nearest():

@@ -50,6 +50,9 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
         (Sample(X, Y, ["a"] * 4), ["image"], {"image": X}, Y),
         (Reversed(Y, X), ["image"], {"image": X}, Y),
         (Pair(X, Y), ["x"], X, Y),
+        ({"image": X, "mask": MASK, "index": Y}, ["image"], {"image": X}, MASK),
+        ({"image": X, "depth": IDS, "mask": MASK}, ["image"], {"image": X}, {"depth": IDS, "mask": MASK}),
+        ({"image": X, "mask": MASK, "flow": IDS, "id": ["a"]}, ["image"], {"image": X}, {"mask": MASK, "flow": IDS}),
     ],
 )  # fmt: skip
 def test_inputs_and_targets_are_found(batch, parameters, inputs, targets):
@@ -67,6 +70,13 @@ def same(left, right):
     return left == right
 
 
+def test_a_flat_batch_for_several_inputs_is_refused_with_the_line_that_mends_it():
+    with pytest.raises(
+        TaskError, match=r"such as \[\(\(shop, numbers\), targets\) for shop, numbers, targets in loader\]"
+    ):
+        split_batch((X, Z, Y), ["shop", "numbers"], "eval_batches()")
+
+
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
@@ -80,3 +90,10 @@ def same(left, right):
 def test_other_forms_are_refused(batch, message):
     with pytest.raises(TaskError, match=message):
         split_batch(batch, ["x"], "train_batches()")
+
+
+def test_a_batch_with_a_part_that_is_neither_input_nor_target_is_refused_with_the_line_that_drops_it():
+    with pytest.raises(
+        TaskError, match=r"leave out what is neither: \[\(inputs, targets\) for inputs, targets, \*_ in"
+    ):
+        split_batch((X, Y, {"path": ["a.png"] * 4, "index": Z}), ["image"], "eval_batches()")

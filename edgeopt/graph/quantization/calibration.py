@@ -28,6 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 
 from edgeopt.errors import StepError
+from edgeopt.graph.preparation.masks import find_mask_values
 from edgeopt.graph.quantization.activations import ArrayBatch, ArrayBatches, read_activations
 from edgeopt.records.recipe import CalibrationMethod
 
@@ -111,10 +112,11 @@ class ActivationRanges:
                 )
                 calibrator.collect_data(_Reader(self._batches()))
                 computed = calibrator.compute_data()
-            self._full = {}
+            self._full, masked = {}, find_mask_values(self._model.graph)
             for name, data in computed.items():
                 low, high = (float(np.ravel(end)[0]) for end in data.range_value)
-                self._full[name] = low, high
+                if name not in masked or np.isfinite([low, high]).all():  # nothing reads a mask in int8
+                    self._full[name] = low, high
             _check_finite(self._model.graph, self._full)
         return self._full
 

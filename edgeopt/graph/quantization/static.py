@@ -41,6 +41,7 @@ from edgeopt.graph.model import (
 )
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.preparation.masks import find_mask_nodes
 from edgeopt.graph.preparation.operator_sets import convert_operator_set
 from edgeopt.graph.preparation.shapes import prepare_shapes
 from edgeopt.graph.preparation.widening import widen_halves
@@ -150,8 +151,10 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     small = [name for name in find_small_constant_nodes(prepared.graph) if name not in float_nodes]
     if small:
         notes.append(f"quantize: {len(small)} nodes around constants below 6e-5 stay float, such as '{small[0]}'")
-
-    inside = [name for name in _find_read_inside(prepared.graph) if name not in (*float_nodes, *small)]
+    masks = [name for name in find_mask_nodes(prepared.graph) if name not in (*float_nodes, *small)]
+    if masks:
+        notes.append(f"quantize: {len(masks)} nodes around the mask of a softmax stay float, such as '{masks[0]}'")
+    inside = [name for name in _find_read_inside(prepared.graph) if name not in (*float_nodes, *small, *masks)]
     notes += [f"quantize: '{name}' stays float: a branch or a loop body reads it" for name in inside]
 
     def batches() -> Iterator[dict[str, NDArray[Any]]]:
@@ -160,7 +163,7 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
     facts = calibration.stat()
     kept = calibration.with_name(f"ranges-{calibration.stem}-{facts.st_size}-{facts.st_mtime_ns}-{samples}")
     ranges = ActivationRanges(prepared, path, batches, kept)
-    return PreparedModel(prepared, ranges, batches, (*float_nodes, *small, *inside), tuple(notes))
+    return PreparedModel(prepared, ranges, batches, (*float_nodes, *small, *masks, *inside), tuple(notes))
 
 
 def _raise_operator_set(

@@ -79,6 +79,9 @@ def trace(
         inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
         _run_first(model, inputs)
         modes = run_in_both_modes(model, inputs)
+        is_repeated = len(inputs) == 1 and inputs[0].shape != example_inputs[0].shape
+        if modes.evaluated is None and is_repeated and _runs(model, example_inputs):
+            raise StepError("trace", _describe_single(model, inputs[0], modes))
         model.eval()
         module, notes = _export_graph(model, inputs, axes, modes, share_tensors)
         is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in notes)
@@ -127,6 +130,17 @@ def _run_first(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         model(*(value.clone() for value in inputs))
 
 
+def _runs(model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Tell whether a model, in evaluation mode, runs on inputs."""
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(*(value.clone() for value in inputs))
+    except _FAILURES:
+        return False
+    return True
+
+
 def _find_batch(model: nn.Module, inputs: tuple[Tensor, ...]) -> Axes:
     """Return the dimension of each input that is the batch."""
     if len(inputs) == 1:
@@ -147,6 +161,16 @@ def _repeat_single(example: Tensor, dims: Mapping[int, str]) -> Tensor:
     if axis is None or example.shape[axis] != 1:
         return example
     return torch.cat([example, example], axis)
+
+
+def _describe_single(model: nn.Module, repeated: Tensor, modes: Modes) -> str:
+    """Return why a model that takes one sample only cannot be traced."""
+    name, shape = type(model).__name__, tuple(repeated.shape)
+    return (
+        f"{name} runs on one sample, but not on two of shape {shape} ({modes.problem}). Candidates train in batches, "
+        "so keep the batch in forward(): x.flatten(1) in place of x.flatten() or x.reshape(-1), and x.squeeze(1) in "
+        "place of x.squeeze() or x.squeeze(0). The file may still run one sample at a time."
+    )
 
 
 def _describe_failure(model: nn.Module, inputs: tuple[Tensor, ...], modes: Modes, failure: TraceFailure) -> str:

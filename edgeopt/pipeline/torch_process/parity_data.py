@@ -16,7 +16,7 @@ from edgeopt.passes.network import Network
 from edgeopt.passes.prune.float64 import Float64Interpreter
 from edgeopt.records.trial import EdgeInput
 from edgeopt.task import CheckedTask
-from edgeopt.task.values import flat_outputs
+from edgeopt.task.values import flat_outputs, to_numpy
 
 _Arrays = dict[str, NDArray[Any]]
 _EDGE_SAMPLES = 2
@@ -97,7 +97,7 @@ def run_batch(module: Callable[..., Any], task: CheckedTask, batch: Mapping[str,
     """Return a module's outputs for one batch, by name."""
     with torch.no_grad():
         outputs = flat_outputs(module(*(torch.from_numpy(batch[name]) for name in task.input_names)))
-    return dict(zip(task.output_names, (value.numpy() for value in outputs), strict=True))
+    return dict(zip(task.output_names, (to_numpy(value) for value in outputs), strict=True))
 
 
 def _is_steady(exact: Float64Interpreter, task: CheckedTask, batch: _Arrays, found: _Arrays) -> bool:

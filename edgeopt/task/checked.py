@@ -21,7 +21,7 @@ from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, BatchStep, ModelInterface
-from edgeopt.task.modules import narrow_types, prepare_module, widen
+from edgeopt.task.modules import in_float32, is_double, narrow_types, prepare_module
 from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
 from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.states import StateFeedback, read_states
@@ -94,8 +94,10 @@ class CheckedTask:
         if narrow:
             names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in narrow))
             self.notes.append(f"the model's {names} weights were widened to float32 for training and export")
-            module = widen(module)
-        return ModelInterface(self.task, module, self.spec, self.notes)
+        was_double = is_double(module)
+        if was_double:
+            self.notes.append("the model's float64 weights were rounded to float32, and the file takes float32 inputs")
+        return ModelInterface(self.task, in_float32(module), self.spec, self.notes, was_double=was_double)
 
     def student(self, name: str) -> nn.Module:
         """Return one of the task's students.
@@ -104,7 +106,7 @@ class CheckedTask:
             TaskError: it is not a module, does not run on the example inputs, or has other outputs than the model.
         """
         student = prepare_module(self.students[name](), f"students['{name}']()", self.spec)
-        student = widen(student) if narrow_types(student) else student
+        student = in_float32(student)
         self.interface.check_student(student, name)
         return student
 

@@ -15,7 +15,7 @@ from edgeopt.task.batch_axes import BatchAxes, find_batch_axes
 from edgeopt.task.batches import ALWAYS_TARGETS, split_batch
 from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis, read_dynamic_axes, with_sizes
 from edgeopt.task.inputs import InputLayout
-from edgeopt.task.modules import flat_forward, widen_inputs
+from edgeopt.task.modules import doubles_in_float32, flat_forward, widen_inputs
 from edgeopt.task.nesting import Nesting, flatten, map_tensors, tensors_of
 from edgeopt.task.per_sample import check_outputs_per_sample
 from edgeopt.task.values import describe_value
@@ -35,13 +35,15 @@ class ModelInterface:
         module: The trained model.
         spec: Names the task in errors.
         notes: Gets what the report has to say.
+        was_double: Whether the model was in float64; its inputs and targets are then rounded to float32 too.
     """
 
-    def __init__(self, task: Any, module: nn.Module, spec: str, notes: list[str]) -> None:
+    def __init__(self, task: Any, module: nn.Module, spec: str, notes: list[str], *, was_double: bool = False) -> None:
         self.task = task
         self.module = module
         self.spec = spec
         self.notes = notes
+        self.was_double = was_double
 
     def flat_forward(self, module: nn.Module) -> AbstractContextManager[nn.Module]:
         """Let a module of the task take and return flat tuples of tensors, for the length of a block.
@@ -115,7 +117,13 @@ class ModelInterface:
         example = self.task.example_inputs()
         if isinstance(example, Mapping) and any(key not in ALWAYS_TARGETS for key in example):
             example = {key: value for key, value in example.items() if key not in ALWAYS_TARGETS}
-        return map_tensors(lambda value: widen_inputs(torch.as_tensor(value)), example)
+        return self._in_model_types(example)
+
+    def _in_model_types(self, inputs: Any) -> Any:
+        """Return inputs as tensors, in float32 if the model was put into it."""
+        if self.was_double:
+            inputs = map_tensors(doubles_in_float32, inputs)
+        return map_tensors(lambda value: widen_inputs(torch.as_tensor(value)), inputs)
 
     @cached_property
     def layout(self) -> InputLayout:
@@ -207,8 +215,9 @@ class ModelInterface:
             raise TaskError(f"{self.spec}: {error}") from error
         if complete is not None:
             inputs = complete(inputs)
-        leaves = self.layout.flatten(map_tensors(lambda value: widen_inputs(torch.as_tensor(value)), inputs), source)
-        return leaves, targets
+        if self.was_double:
+            targets = map_tensors(doubles_in_float32, targets)
+        return self.layout.flatten(self._in_model_types(inputs), source), targets
 
     def open_dims(self, inputs: tuple[Tensor, ...]) -> tuple[Dims, ...]:
         """Return the dynamic dimensions of the graph, and those in which a batch has another size than the example."""

@@ -1,4 +1,4 @@
-"""What ``build_model()`` returns, made ready: refused, unwrapped, or widened to float32."""
+"""What ``build_model()`` returns, made ready: refused, unwrapped, or put into float32."""
 
 from __future__ import annotations
 
@@ -77,14 +77,29 @@ def narrow_types(module: nn.Module) -> set[torch.dtype]:
     return {value.dtype for value in (*module.parameters(), *module.buffers())} & set(NARROW_TYPES)
 
 
-def widen(module: nn.Module) -> nn.Module:
-    """Return a float32 copy of a module in half precision. Its weights keep their values exactly."""
-    return copy.deepcopy(module).float()
+def is_double(module: nn.Module) -> bool:
+    """Tell whether all weights of a module are float64: part of one may be so for a reason."""
+    types = {value.dtype for value in module.parameters() if value.is_floating_point()}
+    return types == {torch.float64}
+
+
+def in_float32(module: nn.Module) -> nn.Module:
+    """Return a float32 copy of a module in half precision or in float64, or the module itself.
+
+    Weights of half precision keep their values exactly, others are rounded.
+    """
+    return copy.deepcopy(module).float() if narrow_types(module) or is_double(module) else module
 
 
 def widen_inputs(value: Tensor) -> Tensor:
     """Return an input of half precision in float32; others stay."""
     return value.float() if value.dtype in NARROW_TYPES else value
+
+
+def doubles_in_float32(value: Any) -> Any:
+    """Return a tensor or array of half precision or float64 as a tensor in float32; others stay."""
+    tensor = torch.as_tensor(value)
+    return tensor.float() if tensor.dtype in (*NARROW_TYPES, torch.float64) else value
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from edgeopt.errors import DataError, TaskError
 from edgeopt.task.batch_axes import is_batch
 from edgeopt.task.batches import split_batch
 from edgeopt.task.inputs import InputLayout, forward_parameters
-from edgeopt.task.modules import widen_inputs
+from edgeopt.task.modules import doubles_in_float32, widen_inputs
 from edgeopt.task.nesting import flatten, map_tensors, tensors_of
 from edgeopt.task.values import describe_value
 
@@ -37,7 +37,9 @@ class LooseInputs(NamedTuple):
     """What was left out; empty if nothing was."""
 
 
-def read_loose_inputs(given: Any, model: nn.Module, source: str, *, are_batches: bool = False) -> LooseInputs:
+def read_loose_inputs(
+    given: Any, model: nn.Module, source: str, *, are_batches: bool = False, was_double: bool = False
+) -> LooseInputs:
     """Return inputs as batches.
 
     Rows of an array, or of the arrays of a dict, are samples. The items of anything else are batches, or samples if
@@ -48,6 +50,7 @@ def read_loose_inputs(given: Any, model: nn.Module, source: str, *, are_batches:
         model: Called on the first item.
         source: Names the inputs in errors.
         are_batches: Whether that is known.
+        was_double: Whether the model was in float64, so that inputs of that type are rounded as it was.
 
     Raises:
         DataError: there are none.
@@ -62,6 +65,7 @@ def read_loose_inputs(given: Any, model: nn.Module, source: str, *, are_batches:
         for item in _items(given, source):
             taken, labelled = _take_inputs(item, parameters, source)
             has_labels |= labelled
+            taken = map_tensors(doubles_in_float32, taken) if was_double else taken
             yield map_tensors(lambda value: widen_inputs(torch.as_tensor(value)), taken)
 
     items = inputs()

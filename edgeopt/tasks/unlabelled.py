@@ -18,7 +18,7 @@ from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task import Training
 from edgeopt.task.batch_axes import Axes, count_samples
 from edgeopt.task.interface import ModelInterface
-from edgeopt.task.modules import narrow_types, prepare_module, widen
+from edgeopt.task.modules import in_float32, is_double, prepare_module
 from edgeopt.task.nesting import first_samples, tensors_of
 from edgeopt.task.random_states import RandomStates, seed_own_generators, use_random_states
 from edgeopt.task.values import to_numpy
@@ -70,12 +70,15 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
     @cached_property
     def _original(self) -> nn.Module:
         """A copy of the model, which stays as it is while edgeopt works on the model itself."""
-        module = prepare_module(copy.deepcopy(self.build_model()), "the model", self.name)
-        return widen(module) if narrow_types(module) else module
+        return in_float32(self._prepared)
+
+    @cached_property
+    def _prepared(self) -> nn.Module:
+        return prepare_module(copy.deepcopy(self.build_model()), "the model", self.name)
 
     @cached_property
     def _interface(self) -> ModelInterface:
-        return ModelInterface(self, self._original, self.name, [])
+        return ModelInterface(self, self._original, self.name, [], was_double=is_double(self._prepared))
 
     @property
     def sample_axes(self) -> Axes:
@@ -101,7 +104,8 @@ class Unlabelled(OwnOutputs, ScoredModelTask):
         seed_own_generators(given, 0)
         with use_random_states(RandomStates(0)):
             are_batches = getattr(self, "batch_dim", None) is not None
-            return read_loose_inputs(given, self._original, f"{self.name}: {part}", are_batches=are_batches)
+            source, was_double = f"{self.name}: {part}", is_double(self._prepared)
+            return read_loose_inputs(given, self._original, source, are_batches=are_batches, was_double=was_double)
 
     def _samples(self, part: str, batches: Sequence[Any]) -> GivenSamples:
         """Return batches as groups of samples of equal shapes.

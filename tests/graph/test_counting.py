@@ -149,6 +149,31 @@ def test_shapes_that_a_graph_computes_from_sizes_are_followed_in_every_operator_
     assert (facts.macs, facts.notes) == (6 * 8 * 4, ())
 
 
+def test_pads_that_a_graph_computes_as_pytorch_writes_them_are_followed(tmp_path):
+    stored = {
+        "given": np.array([2, 2]), "missing": np.array([4]), "pairs": np.array([-1, 2]), "last": np.array([-1]),
+        "past": np.array([-(2**62)]), "axis": np.array([0]), "back": np.array([-1]), "flat": np.array([-1]),
+        "kernel": floats(4, 3, 5),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("ConstantOfShape", ["missing"], ["none"], value=numpy_helper.from_array(np.array([0]))),
+        helper.make_node("Concat", ["given", "none"], ["all"], axis=0),
+        helper.make_node("Reshape", ["all", "pairs"], ["rows"]),
+        helper.make_node("Slice", ["rows", "last", "past", "axis", "back"], ["turned"]),
+        helper.make_node("Transpose", ["turned"], ["columns"], perm=[1, 0]),
+        helper.make_node("Reshape", ["columns", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        helper.make_node("Conv", ["p", "kernel"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "t"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    initializers = [numpy_helper.from_array(values, name) for name, values in stored.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), tmp_path / "m.onnx")
+    facts = read_facts(tmp_path / "m.onnx", {"x": (1, 3, 20)})
+    assert (facts.macs, facts.notes) == (20 * 4 * 3 * 5, ())
+
+
 def test_macs_of_a_fixed_batch_are_those_of_one_sample(tmp_path):
     for batch in (1, 7):
         x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 8]) for name in "xy")

@@ -237,3 +237,19 @@ def test_a_batch_without_a_name_or_of_fixed_size_has_no_such_command(tmp_path):
         )
         np.savez(tmp_path / "data.npz", x=np.ones((40, 3), np.float32))
         assert not OnnxTask(path, tmp_path / "data.npz").advise_batch_of_one()
+
+
+def test_rows_that_the_graph_calls_otherwise_than_the_batch_are_shared(tmp_path):
+    nodes = [helper.make_node("Transpose", ["prompts"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    number = TensorProto.FLOAT
+    inputs = {"prompts": (number, ["classes", 3]), "x": (number, ["batch", 3])}
+    outputs, x = {"y": (number, ["batch", "classes"])}, np.ones((70, 3), np.float32)
+    task = a_graph_task(tmp_path, nodes, inputs, outputs, x=x, prompts=x[:5])
+    assert (task.input_axes, task.notes) == (
+        (None, 0),
+        ("all samples share 'prompts', whose rows are called 'classes'",),
+    )
+    assert {batch["prompts"].shape for batch in task.batches()} == {(5, 3)}
+    inputs["prompts"] = (number, ["batch", 3])
+    with pytest.raises(DataError, match="the same number of rows"):
+        a_graph_task(tmp_path, nodes, inputs, outputs, x=x, prompts=x[:5])

@@ -17,9 +17,10 @@ from edgeopt.model_files.tensors import in_memory
 _ON_SIZES = (
     "Constant", "Identity", "Cast", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Add", "Sub", "Mul",
     "Div", "Min", "Max", "ReduceMin", "ReduceMax", "ReduceProd", "Equal", "Where", "ConstantOfShape",
+    "Transpose",
 )  # fmt: skip
 """Operators with which graphs compute trip counts and shapes from sizes."""
-_SIZES_AT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3, "Upsample": 1}
+_SIZES_AT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3, "Upsample": 1, "Pad": 1}
 """Operators whose outputs are as large as an input says, and its place."""
 _FIRST_SCAN_OF_TODAY = 9
 """Operator set from which on a Scan has no batch dimension of its own."""

@@ -9,10 +9,12 @@ import onnx.helper
 
 from edgeopt.errors import StepError
 from edgeopt.graph.model import load, read_opset, walk_graphs
-from edgeopt.model_files.tensors import weights_as_inputs
+from edgeopt.model_files.tensors import copy_model_proto, weights_as_inputs
 
 _KNOWN_DOMAINS = ("", "ai.onnx", "ai.onnx.ml", "com.microsoft")
 """Operator sets in the released builds of ONNX Runtime."""
+_FIRST_IR_WITH_OWN_WEIGHTS = 4
+"""Version of the file format from which on a weight need not be an input too."""
 
 
 def check_compatibility(path: Path, max_opset: int, max_ir: int, *, stage: str = "compatibility") -> None:
@@ -37,10 +39,35 @@ def find_incompatibility(model: onnx.ModelProto, max_opset: int, max_ir: int) ->
     if foreign:
         return f"uses operators that ONNX Runtime does not have: {', '.join(foreign)}."
     try:
-        onnx.checker.check_model(weights_as_inputs(model))
+        onnx.checker.check_model(_as_runtime_reads(model))
     except (onnx.checker.ValidationError, UnicodeDecodeError) as error:
         return f"is not valid: {str(error).splitlines()[0]}"
     return None
+
+
+def _as_runtime_reads(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model without large weights, with what ONNX's checker asks for and ONNX Runtime does not.
+
+    That is a shape of each input and output, and in the oldest files an input for each weight.
+    """
+    light = weights_as_inputs(model)
+    places = [index for index, value in enumerate(_ends(light)) if _lacks_shape(value)]
+    if not places and light.ir_version >= _FIRST_IR_WITH_OWN_WEIGHTS:
+        return light
+    light = copy_model_proto(light)
+    light.ir_version = max(light.ir_version, _FIRST_IR_WITH_OWN_WEIGHTS)
+    ends = _ends(light)
+    for index in places:
+        ends[index].type.tensor_type.shape.SetInParent()
+    return light
+
+
+def _ends(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    return [*model.graph.input, *model.graph.output]
+
+
+def _lacks_shape(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.HasField("tensor_type") and not value.type.tensor_type.HasField("shape"))
 
 
 def check_portable(path: Path, *, stage: str = "compatibility") -> None:

@@ -21,7 +21,7 @@ from edgeopt.graph.counting.parameters import (
     stored_tensors,
 )
 from edgeopt.graph.given.values import describe_type, model_inputs
-from edgeopt.graph.model import load, read_initializers, read_opset, walk_graphs
+from edgeopt.graph.model import load, read_batch_axes, read_initializers, read_opset, walk_graphs
 from edgeopt.graph.rounding.packing import unpack
 from edgeopt.graph.weights.tables import find_tables
 from edgeopt.model_files.layout import hash_of_file, max_file_bytes, model_parts
@@ -88,7 +88,7 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
         parameters=parameters.total,
         nonzero_parameters=parameters.nonzero,
         weight_types=_main_types(_with_packed(parameters.types, model, packed_bits)),
-        macs=macs.total,
+        macs=macs.total // _samples_at_once(model.graph),
         opset=read_opset(model),
         ir_version=model.ir_version,
         size_bytes=size_bytes,
@@ -100,6 +100,16 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
         operators=dict(operators.most_common()),
         notes=macs.notes,
     )
+
+
+def _samples_at_once(graph: onnx.GraphProto) -> int:
+    """Return the fixed batch size of a graph: one number in all its inputs and outputs; 1 if there is none."""
+    dims = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.input}
+    axes = read_batch_axes(graph).items()
+    sizes = {dims[name][axis] for name, axis in axes if axis is not None and axis < len(dims[name])}
+    size = sizes.pop() if len(sizes) == 1 else 0
+    outputs = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.output]
+    return size if size and all(size in shape[:2] for shape in outputs) else 1
 
 
 def measure_deflated(path: Path) -> int:

@@ -76,3 +76,13 @@ def test_an_invalid_graph_is_refused(tmp_path, source):
     onnx.save(model, tmp_path / "invalid.onnx")
     with pytest.raises(StepError, match=r"invalid\.onnx is not valid"):
         check_compatibility(tmp_path / "invalid.onnx", 20, 9)
+
+
+def test_a_file_that_only_onnx_checker_finds_fault_with_is_taken(tmp_path, source):
+    model = onnx.load(source)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.ClearField("shape")
+    model.ir_version = 3  # in which weights are inputs too
+    content = model.SerializeToString()
+    assert find_incompatibility(model, 20, 9) is None
+    assert model.SerializeToString() == content

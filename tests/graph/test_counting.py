@@ -118,3 +118,66 @@ def test_so_has_a_file_with_branches_or_bodies_and_its_outputs_stay_the_same(nam
     assert (before.macs, before.notes == ()) == (FILES[name].macs, name != "condition")
     for signed in (rows, -rows):  # both branches
         assert signal_to_noise_db(run(source, signed), run(path, signed)) > BODY_FORMS[form]
+
+
+def reshaping(opset):
+    """A product of values whose shape the graph computes, as PyTorch writes ``x.reshape(x.shape[0], -1, 8)``."""
+    axes = numpy_helper.from_array(np.array([0]), "axes")
+    unsqueeze = ["n", "axes"] if opset >= 13 else ["n"]
+    attributes = {} if opset >= 13 else {"axes": [0]}
+    stored = {"first": np.array(0), "rest": np.array([-1, 8]), "w": floats(8, 4)}
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Shape", ["r"], ["sizes"]),
+        helper.make_node("Gather", ["sizes", "first"], ["n"], axis=0),
+        helper.make_node("Unsqueeze", unsqueeze, ["rows"], **attributes),
+        helper.make_node("Concat", ["rows", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["r", "shape"], ["h"]),
+        helper.make_node("MatMul", ["h", "w"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 16])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    initializers = [axes, *(numpy_helper.from_array(values, name) for name, values in stored.items())]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+@pytest.mark.parametrize("opset", [9, 12, 17])
+def test_shapes_that_a_graph_computes_from_sizes_are_followed_in_every_operator_set(opset, tmp_path):
+    onnx.save(reshaping(opset), tmp_path / "m.onnx")
+    facts = read_facts(tmp_path / "m.onnx", {"x": (1, 3, 16)})
+    assert (facts.macs, facts.notes) == (6 * 8 * 4, ())
+
+
+def test_pads_that_a_graph_computes_as_pytorch_writes_them_are_followed(tmp_path):
+    stored = {
+        "given": np.array([2, 2]), "missing": np.array([4]), "pairs": np.array([-1, 2]), "last": np.array([-1]),
+        "past": np.array([-(2**62)]), "axis": np.array([0]), "back": np.array([-1]), "flat": np.array([-1]),
+        "kernel": floats(4, 3, 5),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("ConstantOfShape", ["missing"], ["none"], value=numpy_helper.from_array(np.array([0]))),
+        helper.make_node("Concat", ["given", "none"], ["all"], axis=0),
+        helper.make_node("Reshape", ["all", "pairs"], ["rows"]),
+        helper.make_node("Slice", ["rows", "last", "past", "axis", "back"], ["turned"]),
+        helper.make_node("Transpose", ["turned"], ["columns"], perm=[1, 0]),
+        helper.make_node("Reshape", ["columns", "flat"], ["pads"]),
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        helper.make_node("Conv", ["p", "kernel"], ["y"]),
+    ]
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, "t"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    initializers = [numpy_helper.from_array(values, name) for name, values in stored.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8), tmp_path / "m.onnx")
+    facts = read_facts(tmp_path / "m.onnx", {"x": (1, 3, 20)})
+    assert (facts.macs, facts.notes) == (20 * 4 * 3 * 5, ())
+
+
+def test_macs_of_a_fixed_batch_are_those_of_one_sample(tmp_path):
+    for batch in (1, 7):
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 8]) for name in "xy")
+        weight = numpy_helper.from_array(floats(8, 8), "w")
+        graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+        onnx.save(helper.make_model(graph), tmp_path / f"{batch}.onnx")
+        assert read_facts(tmp_path / f"{batch}.onnx").macs == 64

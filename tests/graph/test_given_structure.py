@@ -139,3 +139,25 @@ def test_a_file_with_a_few_wrong_bytes_is_read_or_refused_in_a_sentence(tmp_path
         except EdgeoptError:
             outcomes.add("refused")
     assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize(
+    ("opset", "operator", "attributes"),
+    [
+        (12, "Unsqueeze", {"axes": [0]}),
+        (10, "Pad", {"pads": [0, 0, 0, 0]}),
+        (9, "Slice", {"starts": [0], "ends": [1]}),
+        (9, "TopK", {"k": 1}),
+        (1, "Reshape", {"shape": [0, 3]}),
+        (7, "Upsample", {"scales": [1.0, 1.0]}),
+    ],
+)
+def test_a_node_of_an_old_operator_set_has_its_sizes_in_attributes(opset, operator, attributes):
+    outputs = ["y", "places"] if operator == "TopK" else ["y"]
+    old = helper.make_node(operator, ["x"], outputs, **attributes)
+    assert find_fault(model([old], [], opsets=[("", opset)])) is None
+    assert "has 1 inputs and 1 outputs" in find_fault(model([helper.make_node(operator, ["x"], ["y"])], []))
+
+
+def test_an_operator_that_its_operator_set_lacks_is_left_to_the_runtime():
+    assert find_fault(model([helper.make_node("Gelu", ["x"], ["y"])], opsets=[("", 12)])) is None

@@ -1,8 +1,13 @@
+import shlex
+import subprocess
+import sys
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import convert_model_to_external_data
+from onnx_files import save, value
 
 from edgeopt.errors import DataError, TaskError
 from edgeopt.tasks.given.onnx_file import OnnxTask
@@ -203,3 +208,48 @@ def test_weights_in_another_file_are_part_of_the_models_hash(tmp_path):
     (tmp_path / "w.bin").write_bytes(bytes(36))
     other = OnnxTask(tmp_path / "m.onnx", tmp_path / "data.npz")
     assert other.sha256 != packed.sha256
+
+
+def test_who_cannot_export_a_file_again_reads_how_its_batch_is_fixed_at_one(tmp_path):
+    nodes = [helper.make_node("ReduceMean", ["x"], ["m"], axes=[1]), helper.make_node("Squeeze", ["m"], ["z"])]
+    x = np.arange(120, dtype=np.float32).reshape(40, 3)
+    task = a_graph_task(tmp_path, nodes, {"x": (TensorProto.FLOAT, ["n", 3])}, {"z": (TensorProto.FLOAT, ["n"])}, x=x)
+    unlike = task.settle_output_axes(
+        task.row_check_batches(), [{"z": np.ones(size)} for size in (32, 16)] + [{"z": x[0, 0]}]
+    )
+    assert unlike == {"z": "a single number for 1 sample"}
+    with pytest.raises(TaskError, match=r"one shape, a batch that is fixed at 1 is enough: `python") as refused:
+        task.keep_judged_outputs(unlike, task.advise_batch_of_one())
+    command = shlex.split(str(refused.value).split("`")[1])
+    subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    fixed = OnnxTask(tmp_path / "m-batch-1.onnx", tmp_path / "data.npz")
+    batches = fixed.row_check_batches()
+    assert fixed.settle_output_axes(batches, [{"z": batch["x"].mean()} for batch in batches]) == {}
+
+
+def test_a_batch_without_a_name_or_of_fixed_size_has_no_such_command(tmp_path):
+    for size in (None, 1):
+        path = save(
+            tmp_path / "m.onnx",
+            [helper.make_node("Relu", ["x"], ["y"])],
+            [value("x", [size, 3])],
+            [value("y", [size, 3])],
+        )
+        np.savez(tmp_path / "data.npz", x=np.ones((40, 3), np.float32))
+        assert not OnnxTask(path, tmp_path / "data.npz").advise_batch_of_one()
+
+
+def test_rows_that_the_graph_calls_otherwise_than_the_batch_are_shared(tmp_path):
+    nodes = [helper.make_node("Transpose", ["prompts"], ["t"]), helper.make_node("MatMul", ["x", "t"], ["y"])]
+    number = TensorProto.FLOAT
+    inputs = {"prompts": (number, ["classes", 3]), "x": (number, ["batch", 3])}
+    outputs, x = {"y": (number, ["batch", "classes"])}, np.ones((70, 3), np.float32)
+    task = a_graph_task(tmp_path, nodes, inputs, outputs, x=x, prompts=x[:5])
+    assert (task.input_axes, task.notes) == (
+        (None, 0),
+        ("all samples share 'prompts', whose rows are called 'classes'",),
+    )
+    assert {batch["prompts"].shape for batch in task.batches()} == {(5, 3)}
+    inputs["prompts"] = (number, ["batch", 3])
+    with pytest.raises(DataError, match="the same number of rows"):
+        a_graph_task(tmp_path, nodes, inputs, outputs, x=x, prompts=x[:5])

@@ -16,9 +16,12 @@ from edgeopt.model_files.tensors import in_memory
 
 _ON_SIZES = (
     "Constant", "Identity", "Cast", "Gather", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Add", "Sub", "Mul",
-    "Div", "Min", "Max", "ReduceMin", "ReduceMax", "ReduceProd",
+    "Div", "Min", "Max", "ReduceMin", "ReduceMax", "ReduceProd", "Equal", "Where", "ConstantOfShape",
+    "Transpose",
 )  # fmt: skip
-"""Operators with which graphs compute trip counts from sizes."""
+"""Operators with which graphs compute trip counts and shapes from sizes."""
+_SIZES_AT = {"Reshape": 1, "Expand": 1, "Tile": 1, "ConstantOfShape": 0, "Resize": 3, "Upsample": 1, "Pad": 1}
+"""Operators whose outputs are as large as an input says, and its place."""
 _FIRST_SCAN_OF_TODAY = 9
 """Operator set from which on a Scan has no batch dimension of its own."""
 _DATA_DEPENDENT = "its trip count depends on data"
@@ -148,27 +151,65 @@ def _is_true(name: str, graph: onnx.GraphProto, shapes: KnownShapes, opset: int)
 
 def _compute(name: str, graph: onnx.GraphProto, shapes: KnownShapes, opset: int) -> np.ndarray | None:
     """Return a value that is made of constants and sizes only; None for any other."""
-    producers = {output: node for node in graph.node for output in node.output if output}
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    known: list[onnx.TensorProto] = []
-    needed, waiting = set[str](), [name]
-    while waiting:
-        one = waiting.pop()
-        node = producers.get(one)
-        if not one or one in needed:
+    return _Sizes(graph, shapes, opset).compute(name)
+
+
+def write_computed_sizes(graph: onnx.GraphProto, opset: int) -> bool:
+    """Store what a graph computes from known sizes, if the shape of a node follows from it; return whether any was.
+
+    ONNX's inference follows such chains of nodes only in part: not through an ``Unsqueeze`` before operator set 13.
+
+    Args:
+        graph: With inferred shapes; changed in place.
+        opset: Version of the standard operator set.
+    """
+    shapes = read_shapes(graph)
+    sizes = _Sizes(graph, shapes, opset)
+    found = list[onnx.TensorProto]()
+    for node in graph.node:
+        place = _SIZES_AT.get(node.op_type)
+        if place is None or len(node.input) <= place or node.output[0] in shapes or node.input[place] in sizes.stored:
             continue
-        if one in stored:
-            known.append(in_memory(stored[one]))
-        elif node is not None and node.op_type == "Shape" and node.input[0] in shapes:
-            ends: dict[str, int] = {attribute.name: int(attribute.i) for attribute in node.attribute}
-            sizes = shapes[str(node.input[0])][ends.get("start", 0) : ends.get("end")]
-            known.append(numpy_helper.from_array(np.array(sizes, np.int64), one))
-        elif node is not None and node.op_type in _ON_SIZES:
-            needed.add(one)
-            waiting += node.input
-        else:
-            return None
-    nodes = [node for node in graph.node if needed & set(node.output)]
-    part = helper.make_graph(nodes, "part", [], [onnx.ValueInfoProto(name=name)], known)
-    found = attempt(lambda: next(iter(ReferenceEvaluator(part, opsets={"": opset}).run(None, {})))).result
-    return None if found is None else np.asarray(found)
+        values = sizes.compute(node.input[place])
+        if values is not None:
+            found.append(numpy_helper.from_array(values, f"{node.output[0]}/sizes"))
+            node.input[place] = found[-1].name
+    graph.initializer.extend(found)
+    return bool(found)
+
+
+class _Sizes:
+    """Computes values of a graph that are made of constants and sizes only."""
+
+    def __init__(self, graph: onnx.GraphProto, shapes: KnownShapes, opset: int) -> None:
+        self.stored = {tensor.name: tensor for tensor in graph.initializer}
+        self._nodes = graph.node
+        self._producers = {output: index for index, node in enumerate(graph.node) for output in node.output if output}
+        self._shapes, self._opset = shapes, opset
+
+    def compute(self, name: str) -> np.ndarray | None:
+        """Return a value; None if it is made of anything else."""
+        known: list[onnx.TensorProto] = []
+        needed, seen, waiting = set[int](), set[str](), [name]
+        while waiting:
+            one = waiting.pop()
+            if not one or one in seen:
+                continue
+            seen.add(one)
+            index = self._producers.get(one)
+            node = None if index is None else self._nodes[index]
+            if one in self.stored:
+                known.append(in_memory(self.stored[one]))
+            elif node is not None and node.op_type == "Shape" and node.input[0] in self._shapes:
+                ends: dict[str, int] = {attribute.name: int(attribute.i) for attribute in node.attribute}
+                sizes = self._shapes[str(node.input[0])][ends.get("start", 0) : ends.get("end")]
+                known.append(numpy_helper.from_array(np.array(sizes, np.int64), one))
+            elif node is not None and index is not None and node.op_type in _ON_SIZES:
+                needed.add(index)
+                waiting += node.input
+            else:
+                return None
+        nodes = [self._nodes[index] for index in sorted(needed)]
+        part = helper.make_graph(nodes, "part", [], [onnx.ValueInfoProto(name=name)], known)
+        found = attempt(lambda: next(iter(ReferenceEvaluator(part, opsets={"": self._opset}).run(None, {})))).result
+        return None if found is None else np.asarray(found)

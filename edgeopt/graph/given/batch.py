@@ -42,7 +42,12 @@ def _batch_name(inputs: Iterable[Declared]) -> str:
     """Return the name of the batch: one that reads like it, or else the most frequent in the first dimension."""
     listed = list(inputs)
     names = [size for dims in listed for size in dims[: len(_POSITIONS)] if isinstance(size, str)]
-    named = [name for name in names if _LIKE_A_BATCH.search(name)]
+    named = [name for name in names if is_like_batch(name)]
     first = [dims[0] for dims in listed if isinstance(dims[0], str) and dims[0]]
     found = Counter(named or first).most_common(1)
     return found[0][0] if found else ""
+
+
+def is_like_batch(name: str) -> bool:
+    """Tell whether the name of a dimension says that it is the batch."""
+    return bool(_LIKE_A_BATCH.search(name))

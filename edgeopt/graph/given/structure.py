@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator
 import onnx
 from onnx import TensorProto, helper
 
-from edgeopt.graph.model import STANDARD_DOMAINS, inner_graphs, read_names, walk_graphs
+from edgeopt.graph.model import STANDARD_DOMAINS, inner_graphs, read_names, read_opset, walk_graphs
 from edgeopt.model_files.tensors import PACKED_BITS, count_bytes
 
 _SHOWN_NAMES = 4
@@ -36,10 +36,10 @@ def _find_faults(model: onnx.ModelProto) -> Iterator[str]:
         fault = _fault_of_tensor(tensor)
         if fault is not None:
             yield f"is damaged: tensor '{tensor.name}' {fault}"
-    yield from _faults_of_graph(model.graph, frozenset())
+    yield from _faults_of_graph(model.graph, frozenset(), read_opset(model))
 
 
-def _faults_of_graph(graph: onnx.GraphProto, outer: Collection[str]) -> Iterator[str]:
+def _faults_of_graph(graph: onnx.GraphProto, outer: Collection[str], opset: int) -> Iterator[str]:
     """Yield the faults of a graph and of those in its nodes; it may read the values ``outer`` from outside."""
     weights = [tensor.name for tensor in graph.initializer] + [one.values.name for one in graph.sparse_initializer]
     for words, names in (("inputs", [value.name for value in graph.input]), ("stored tensors", weights)):
@@ -53,7 +53,7 @@ def _faults_of_graph(graph: onnx.GraphProto, outer: Collection[str]) -> Iterator
         yield f"is damaged: the value '{twice[0]}' is given or computed twice"
     known = {*given, *computed, *outer}
     for node in graph.node:
-        least = _least_inputs(node)
+        least = _least_inputs(node, opset)
         if len(node.input) < least or not node.output:
             yield f"is damaged: {_name(node)} has {len(node.input)} inputs and {len(node.output)} outputs"
         if any(_lacks_tensor(node, attribute) for attribute in node.attribute):
@@ -67,7 +67,7 @@ def _faults_of_graph(graph: onnx.GraphProto, outer: Collection[str]) -> Iterator
     yield from _cycles(graph)
     for node in graph.node:
         for inner in inner_graphs(node):
-            yield from _faults_of_graph(inner, known)
+            yield from _faults_of_graph(inner, known, opset)
 
 
 def _texts(model: onnx.ModelProto) -> Iterator[str]:
@@ -93,11 +93,14 @@ def _lacks_tensor(node: onnx.NodeProto, attribute: onnx.AttributeProto) -> bool:
     return needs_tensor and not is_reference and not (is_tensor and attribute.HasField("t"))
 
 
-def _least_inputs(node: onnx.NodeProto) -> int:
-    """Return how many inputs a node needs; 0 if its operator is unknown."""
-    if node.domain not in STANDARD_DOMAINS or not onnx.defs.has(node.op_type):
+def _least_inputs(node: onnx.NodeProto, opset: int) -> int:
+    """Return how many inputs a node needs in its operator set: axes and pads were attributes once; 0 if unknown."""
+    if node.domain not in STANDARD_DOMAINS:
         return 0
-    return int(onnx.defs.get_schema(node.op_type).min_input)
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset).min_input)
+    except onnx.defs.SchemaError:  # no such operator, or only in a later set
+        return 0
 
 
 def _cycles(graph: onnx.GraphProto) -> Iterator[str]:

@@ -158,11 +158,12 @@ def _run_once(build: Build, task: OnnxTask, copy: Path) -> tuple[str, ...]:
         reason = error.reason.replace(str(copy), str(task.path))
         if not _runs(build, copy, batches[-1]):
             raise TaskError(reason) from error
+        advice = task.advise_batch_of_one()
         raise TaskError(
             f"{reason}. It runs on one sample, so a batch size is written into the graph, as by a Reshape. Export it "
-            "with a dynamic batch, or with a batch of 1 as the fixed size of its inputs."
+            f"with a dynamic batch, or with a batch of 1 as the fixed size of its inputs. {advice}".rstrip()
         ) from error
-    notes = task.keep_judged_outputs(task.settle_output_axes(batches, outputs))
+    notes = task.keep_judged_outputs(task.settle_output_axes(batches, outputs), task.advise_batch_of_one())
     axes = {name: task.output_axes.get(name, 0) for name in task.output_names}
     rows = {name: [samples_first(found[name], axis) for found in outputs] for name, axis in axes.items()}
     dependent = [name for name, found in rows.items() if _depends_on_batch(found)]

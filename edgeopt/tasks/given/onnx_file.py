@@ -30,7 +30,7 @@ from edgeopt.scoring.facts import check_labels
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis
 from edgeopt.tasks.given.onnx_trainable import TrainingFacts, why_untrained, write_training
-from edgeopt.tasks.given.sample_axes import find_sample_axis, samples_first
+from edgeopt.tasks.given.sample_axes import advise_batch_of_one, explain_no_samples, find_sample_axis, samples_first
 from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
@@ -286,11 +286,12 @@ class OnnxTask(KnownScore):
         largest = max(self.selecting, key=lambda step: step.group.values_of_one(self.axes_of_inputs))
         return tuple(largest.group.cut(0, 1, self.axes_of_inputs).inputs[name] for name in self.input_names)
 
-    def keep_judged_outputs(self, unlike: dict[str, str]) -> tuple[str, ...]:
+    def keep_judged_outputs(self, unlike: dict[str, str], advice: str = "") -> tuple[str, ...]:
         """Compare files from now on only by the outputs whose rows are samples; return a note on the others.
 
         Args:
             unlike: Outputs whose rows are not samples, each with what decides their number.
+            advice: How to fix the batch at 1, if that may help.
 
         Raises:
             TaskError: no output is left.
@@ -301,18 +302,17 @@ class OnnxTask(KnownScore):
         listed = ", ".join(f"'{name}' ({reason})" for name, reason in unlike.items())
         if self.output_names:
             return (f"not judged, because their rows are not samples: {listed}",)
-        raise TaskError(
-            f"{self.path}: the rows of output {listed} are not samples, so files cannot be compared sample by sample. "
-            "Export the model without this last step (for a detector: without non-maximum suppression, nms=False), or "
-            "write a task in Python whose score() judges it."
-        )
+        raise TaskError(explain_no_samples(self.path, listed, advice))
+
+    def advise_batch_of_one(self) -> str:
+        """Return how a user fixes the file's batch at 1; empty if it is fixed, or has no name in the user's file."""
+        is_known = not (self.fixed_batch or self.given.is_changed)
+        return advise_batch_of_one(self.path, self.inputs, self.axes_of_inputs) if is_known else ""
 
     def settle_output_axes(self, batches: Sequence[InputArrays], outputs: Sequence[InputArrays]) -> dict[str, str]:
         """Find the dimension of each judged output that is the samples; return the outputs without one, with a reason.
 
-        Args:
-            batches: Inputs, of several batch sizes if the graph takes them.
-            outputs: Of the given file for each.
+        The inputs are in batches of several sizes if the graph takes them, and the outputs those of the given file.
         """
         counts = [self.axes.count(batch) for batch in batches]
         has_others = any(axis == 1 for axis in self.input_axes)

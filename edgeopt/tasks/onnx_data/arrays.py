@@ -39,8 +39,10 @@ def load_arrays(path: Path, inputs: Sequence[InputSpec], *, judged: bool = True)
     arrays = {name: stored.read(found.keys[name]) for name in names}
     shapes = {name: values.shape for name, values in arrays.items()}
     axes = settle_axes(inputs, declared_axes(inputs, found.axes), shapes) | found.axes
+    shared = [spec for spec in inputs if axes[spec.name] is None and None in (spec.dimensions or ())]
     has_labels = judged and labels_key in stored and labels_key not in names
     group, notes = make_group(path, inputs, arrays, axes)
+    notes += tuple(f"all samples share '{spec.name}', whose rows are called '{spec.names[0]}'" for spec in shared)
     if has_labels:
         group = add_labels(path, group, stored.read(labels_key), labels_key)
     unused = [key for key in stored if key not in (*found.keys.values(), labels_key)]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeopt.errors import DataError
+from edgeopt.graph.given.batch import is_like_batch
 from edgeopt.tasks.onnx_data.array_types import check_finite, fit_type
 from edgeopt.tasks.onnx_data.samples import InputArrays, SampleGroup
 from edgeopt.tasks.onnx_data.specs import Dimensions, InputAxes, InputSpec
@@ -147,7 +148,8 @@ def settle_axes(inputs: Sequence[InputSpec], declared: InputAxes, shapes: Mappin
 
     An array is shared by all samples if the graph fixes its shape, which the array has, while the number of rows of
     others varies. One that is fixed too, such as a state of ``[2, 1, 64]`` given as ``(2, 50, 64)``, has its batch in
-    dimension 1.
+    dimension 1. All samples also share an array with another number of rows if the graph calls these otherwise than
+    the batch: the prompts ``[classes, 512]`` of a detector whose images are ``[batch, 3, 640, 640]``.
 
     Args:
         inputs: Of the graph.
@@ -162,8 +164,21 @@ def settle_axes(inputs: Sequence[InputSpec], declared: InputAxes, shapes: Mappin
         is_second = len(dims) == len(found) > 1 and dims[0] == found[0] != found[1] != dims[1]
         if name not in whole and is_second and dims[2:] == found[2:] and found[0] > 1:
             axes[name] = 1
+    whole |= _called_otherwise(inputs, axes, shapes)
     varying = [spec.name for spec in inputs if shapes[spec.name] and spec.name not in whole]
     return {name: None if not shapes[name] or (name in whole and varying) else axis for name, axis in axes.items()}
+
+
+def _called_otherwise(inputs: Sequence[InputSpec], axes: InputAxes, shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Return inputs whose rows are not samples: there are as many in no input whose rows the graph calls a batch."""
+    rows: dict[str, tuple[str, int]] = {}
+    for spec in inputs:
+        axis = axes[spec.name]
+        if axis is not None and axis < min(len(spec.names), len(shapes[spec.name])):
+            rows[spec.name] = spec.names[axis], shapes[spec.name][axis]
+    samples = {size for name, size in rows.values() if is_like_batch(name)}
+    others = {name: size for name, (called, size) in rows.items() if called and not is_like_batch(called)}
+    return {name for name, size in others.items() if samples and size not in samples}
 
 
 def settle_axes_of_one(inputs: Sequence[InputSpec], declared: InputAxes) -> InputAxes:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, fx, nn
 
+from edgeopt.passes.own_gradients import find_changed_gradients
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, find_sample_dropouts
 from edgeopt.passes.training_graph import training_graph
 from edgeopt.passes.training_run import TrainingRun, is_random, module_path, run_module
@@ -100,6 +101,12 @@ def describe_modes(
     traced = run_module(training_graph(module), inputs)
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     notes = _describe(model, modes.evaluated, trained, traced, random_nodes, parameters)
+    functions, changed = find_changed_gradients(model, module, inputs)
+    if functions:
+        notes.append(
+            f"{_join(functions, 'has a gradient of its own', 'have gradients of their own')}, which a trace does not "
+            f"keep; {_join(changed, 'trains', 'train')} on the gradient of the operators in forward()"
+        )
     if norms:
         notes.append(f"{_join(sorted(norms), 'has', 'have')} the spectral norm folded in; candidates train without it")
     return tuple(f"{DIFFERENCE_NOTE}{note}." for note in notes)

@@ -129,6 +129,19 @@ def generated(m, x):
     return m.o(y.view(batch, -1, height, width).relu().mean((2, 3)))
 
 
+def hypernetwork(m, x):
+    """Weights of a residual block, made from a learned vector (Ha et al., 2016); 8 channels in and out."""
+    y = m.a(x)
+    parts = (m.z @ m.first).view(8, 4)
+    weight = (parts @ m.second).view(8, 8, 3, 3)
+    return m.o((y + F.conv2d(y, weight, padding=1)).relu().mean((2, 3)))
+
+
+def folded_identity(m, x):
+    """A residual sum as a weight (RepVGG): the identity meets rows and columns."""
+    return m.o(F.linear(m.a(x), m.w + torch.eye(12)).relu())
+
+
 def merged_heads(m, x):
     h = m.a(x)
     q, k, v = (torch.einsum("btd,dhk->bthk", h, weight) for weight in (m.q, m.k, m.v))
@@ -202,6 +215,17 @@ FIELD_CASES: dict[str, Case] = {
         {"a": C(3, 8, 3, 2), "r": L(8, 4), "w": parameter(4, 12, 8, 3, 3), "o": L(12, 3)},
         {"w": 4, "w:1": 12, "w:2": 8},
         images(3, 9, 9),
+    ),
+    "a hypernetwork": Case(
+        hypernetwork,
+        {"a": C(3, 8, 3), "z": parameter(6), "first": parameter(6, 32), "second": parameter(4, 72), "o": L(8, 3)},
+        {"z": 6, "a": 8},
+        images(3, 8, 8),
+    ),
+    "a weight with an identity": Case(
+        folded_identity,
+        {"a": L(5, 12), "w": parameter(12, 12), "o": L(12, 3)},
+        {"w": 12},
     ),
     "deformable attention": Case(
         lambda m, x: m.o(m.d(m.q.expand(x.shape[0], -1, -1), m.a(x).relu())),

@@ -16,7 +16,7 @@ from edgeopt.passes.prune.analysis import Groups, analyse
 from edgeopt.passes.prune.interpret import execute
 from edgeopt.passes.prune.labels import Slot
 from edgeopt.passes.prune.masked import Masked
-from edgeopt.passes.prune.proof import verify_pruning
+from edgeopt.passes.prune.proof import PROOF_TOLERANCE, verify_pruning
 from edgeopt.passes.prune.resize import take_indices
 from edgeopt.passes.prune.rewrite import prune
 
@@ -35,15 +35,19 @@ def swap_two_channels(groups: Groups, name: str, slot: Slot, kept: list[int]) ->
     return dataclasses.replace(groups, groups={**groups.groups, name: faulty})
 
 
-def many_samples(network: Network) -> tuple[Tensor, ...]:
-    """Return enough samples that hardly any channel is zero after a ReLU for all of them, which would hide errors."""
-    random = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(16, *tensor.shape[1:], generator=random) for tensor in network.example_inputs)
+def traced_on_many_samples(architecture: str) -> tuple[Network, Groups]:
+    """Trace with so many samples that hardly any channel is zero after a ReLU for all, which would hide errors."""
+    torch.manual_seed(0)
+    model, inputs = MINIATURES[architecture]()
+    network = Network.trace(model, tuple(torch.randn(16, *tensor.shape[1:]) for tensor in inputs))
+    return network, analyse(network)
 
 
 def missed_faults(architecture: str, every: bool) -> list[Slot]:
-    network, groups = traced(architecture)
+    network, groups = traced_on_many_samples(architecture)
     keep = random_keep(groups, 0.5, seed=1)
+    right = prune(network, groups, keep)
+    assert verify_pruning(network, groups, keep, right, network.example_inputs) < PROOF_TOLERANCE
     slots = [
         (name, slot) for name, group in groups.free.items() if len(keep[name]) < group.channels for slot in group.slots
     ]
@@ -52,7 +56,7 @@ def missed_faults(architecture: str, every: bool) -> list[Slot]:
     for name, slot in slots if every else slots[:: max(1, len(slots) // SAMPLED_SLOTS)]:
         faulty = swap_two_channels(groups, name, slot, keep[name])
         try:
-            verify_pruning(network, faulty, keep, prune(network, faulty, keep), many_samples(network))
+            verify_pruning(network, faulty, keep, prune(network, faulty, keep), network.example_inputs)
         except StepError:  # refused when pruned, or caught by the proof
             continue
         missed.append(slot)

@@ -4,6 +4,7 @@ from operator_networks import WritesBehindAView
 from torch import fx, nn
 
 from edgeopt.errors import StepError
+from edgeopt.passes.tracing import in_place
 from edgeopt.passes.tracing import trace as tracing
 from edgeopt.passes.tracing.check import compare_with_model
 
@@ -81,7 +82,7 @@ def test_a_batch_that_the_model_itself_refuses_is_left_out():
 
 def test_a_copy_that_breaks_a_view_is_found(monkeypatch):
     """The fault that this check was written for: with views taken for copies, the trace was silently old."""
-    monkeypatch.setattr(tracing, "_is_view", lambda node: False)
+    monkeypatch.setattr(in_place, "_is_alias", lambda node: False)
     with pytest.raises(StepError, match="WritesBehindAView differs from it on the example inputs"):
         tracing.trace(WritesBehindAView(), (torch.randn(5, 6),))
 

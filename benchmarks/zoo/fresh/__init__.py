@@ -8,6 +8,7 @@ from __future__ import annotations
 from benchmarks.zoo.architecture import Architecture
 from benchmarks.zoo.fresh.audio import AUDIO
 from benchmarks.zoo.fresh.classifiers import CLASSIFIERS
+from benchmarks.zoo.fresh.computed import COMPUTED
 from benchmarks.zoo.fresh.dense import DENSE
 from benchmarks.zoo.fresh.detectors import DETECTORS
 from benchmarks.zoo.fresh.forecasts import FORECASTS
@@ -30,5 +31,6 @@ FRESH: dict[str, Architecture] = {
     **FORECASTS,
     **RECOMMENDERS,
     **GEOMETRY,
+    **COMPUTED,
 }
 """By name; not part of ``ZOO``, over which the tests of the rules run."""

@@ -26,6 +26,10 @@ Heads = Literal["most", "whole", "depth"]
 
 _NEAR_BEST_RATIO = 0.9
 """Options that free at least this share of the indices that the best one frees are compared by their channels."""
+_CLEARLY_MORE_RATIO = 1.1
+"""Another way to decide has to free this many times as many indices, so that small differences change no groups."""
+_OTHER_WAYS = ((True, _NEAR_BEST_RATIO), (False, 1.0), (True, 1.0))
+"""Whether the heaviest lines are decided first, and the share of indices from which options are compared."""
 
 _Pairs = Integers
 
@@ -37,23 +41,40 @@ def resolve_couplings(labels: Labels, heads: Heads = "most") -> tuple[Integers, 
     leaves most to choose from. This rule covers channel shuffle, pixel shuffle, packed projections and groups. If a
     line of heads meets a layer of heads and depth, either whole heads go, or all heads lose depth and the line stays.
 
+    Each choice is made by itself, so an early one may leave nothing to a later one. If indices of parameters freeze
+    because of that, other ways to decide are tried too.
+
     Returns:
         The class of each label (its smallest label), and for each label the reason why its class is frozen, or None.
     """
-    state = _ClassState(labels)
+    best = _decide_all(labels, heads)
+    if best.has_lost_splits:
+        others = [_decide_all(labels, heads, heaviest_first=first, near_best=share) for first, share in _OTHER_WAYS]
+        other = max(others, key=lambda state: state.free_indices)
+        if other.free_indices > _CLEARLY_MORE_RATIO * best.free_indices:
+            best = other
+    return best.classes, [best.reasons.get(label) for label in best.classes.tolist()]
+
+
+def _decide_all(
+    labels: Labels, heads: Heads, heaviest_first: bool = False, near_best: float = _NEAR_BEST_RATIO
+) -> _ClassState:
+    state = _ClassState(labels, near_best)
     for choice in sorted(labels.merged_choices(), key=lambda choice: -state.weigh(choice.line)):
         state.decide(choice, heads)
-    for choice in sorted(labels.choices, key=lambda choice: choice.line is None):  # lines first: they define heads
-        state.decide(choice, heads)
+    weights = [-state.weigh(choice.line) if heaviest_first else 0.0 for choice in labels.choices]
+    order = sorted(range(len(weights)), key=lambda at: (labels.choices[at].line is None, weights[at]))
+    for at in order:  # lines first: they define heads
+        state.decide(labels.choices[at], heads)
     state.freeze_last_channels()
-    return state.classes, [state.reasons.get(label) for label in state.classes.tolist()]
+    return state
 
 
 class _ClassState:
     """The classes so far, the reason for each frozen one, and the number of parameter indices in each."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels, self.classes = labels, labels.classes
+    def __init__(self, labels: Labels, near_best: float) -> None:
+        self.labels, self.classes, self.near_best = labels, labels.classes, near_best
         self.reasons: dict[int, Reason] = {}
         for frozen, reason in labels.frozen:
             for label in np.unique(self.classes[frozen]).tolist():
@@ -68,6 +89,17 @@ class _ClassState:
         frozen = np.zeros(len(self.classes), dtype=bool)
         frozen[[ALWAYS, *self.reasons]] = True
         self.canonical = np.where(frozen[self.classes], ALWAYS, self.classes)
+
+    @property
+    def free_indices(self) -> int:
+        """The number of parameter indices that can go."""
+        return int(self.owned[~np.isin(self.classes, list(self.reasons))].sum())
+
+    @property
+    def has_lost_splits(self) -> bool:
+        """Whether parameter indices are frozen because the other part of a view goes."""
+        lost = [label for label, reason in self.reasons.items() if reason.why == SPLIT]
+        return bool(self.owned[np.isin(self.classes, lost)].any())
 
     def weigh(self, line: Tensor | None) -> float:
         """Return the number of parameter indices that go with a line's labels; 0 for those that are frozen."""
@@ -96,7 +128,7 @@ class _ClassState:
     def _choose_best(self, options: Sequence[_Pairs], layer: Integers, preferred: int | None) -> _Pairs:
         """Choose the option that leaves most parameter indices free; among near-best options, most classes."""
         free = [self._count_free(option, layer) for option in options]
-        threshold = _NEAR_BEST_RATIO * max(indices for indices, _ in free)
+        threshold = self.near_best * max(indices for indices, _ in free)
         candidates = [number for number, (indices, _) in enumerate(free) if indices >= threshold]
         if preferred is not None and free[preferred][0] > 0:
             return options[preferred]

@@ -14,9 +14,11 @@ from edgeopt.passes.prune.labels import NO_RULE, Labels, Marked, Reason, compres
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.prune.rules.call import Call, Layers
 from edgeopt.passes.prune.rules.elementwise import simplify_layers
-from edgeopt.passes.prune.rules.movement import create
+from edgeopt.passes.prune.rules.movement import create, create_identity
 from edgeopt.passes.prune.rules.picking import find_places
 
+_CREATING = (create, create_identity)
+"""Rules that label a tensor that the graph itself creates, from numbers only."""
 Shapes = dict[str, Any]
 """Node name to the shape of its tensor, to a list of shapes for several tensors, or to a plain number."""
 
@@ -84,7 +86,7 @@ def mark(module: fx.GraphModule, shapes: Shapes) -> Marks:
             labels.freeze([value.places for value in outputs if value.places is not None], "the model's output")
         elif node.target is operator.getitem:
             values[node.name] = arguments[0][0][arguments[0][1]]
-        elif node.op == "call_function" and (collect_marked(arguments) or rule_for(node.target) is create):
+        elif node.op == "call_function" and (collect_marked(arguments) or rule_for(node.target) in _CREATING):
             values[node.name] = _apply(labels, Call.of(node, *arguments, shape), shape)
         else:
             values[node.name] = _without_layers(shape)

@@ -44,7 +44,8 @@ def verify_pruning(
         groups: The result of ``analyse``.
         keep: The kept channels, by group.
         pruned: The result of ``prune``, not trained since.
-        inputs: One batch; random numbers are fine. With 16 samples, hardly any channel is zero after a ReLU for all.
+        inputs: One batch of the size that ``original`` was traced with; random numbers are fine. With 16 samples,
+            hardly any channel is zero after a ReLU for all.
         seed: Seed of the random values.
 
     Returns:

@@ -219,6 +219,13 @@ def _pad(node: fx.Node, sizes: KeptSizes) -> None:
     _set_argument(node, "pad", pad)
 
 
+def _identity(node: fx.Node, sizes: KeptSizes) -> None:
+    """Make an identity matrix as large as what is left of it; one that is not square stays."""
+    for name, old, new in zip(("n", "m"), sizes.old_shape(node), sizes.new_shape(node), strict=True):
+        if new < old and (name == "n" or "m" in node.kwargs or len(node.args) > 1):
+            _set_argument(node, name, new)
+
+
 def _scale(node: fx.Node, sizes: KeptSizes) -> None:
     """Keep an attention's scale: the weights were trained with the scale of the old depth."""
     query = _source(node)
@@ -248,6 +255,7 @@ RESIZE: dict[Any, Callable[[fx.Node, KeptSizes], None]] = {
     **dict.fromkeys((aten.split, aten.chunk, aten.split_with_sizes, aten.tensor_split), _split),
     **dict.fromkeys((aten.unsafe_split, aten.unsafe_chunk, aten.unsafe_split_with_sizes), _split),
     **dict.fromkeys((aten.pad, aten.constant_pad_nd), _pad),
+    aten.eye: _identity,
     aten.scaled_dot_product_attention: _scale,
     aten.group_norm: _norm_groups,
     aten.rms_norm: _normalized_shape,

@@ -22,9 +22,11 @@ from edgeopt.errors import StepError
 from edgeopt.passes.aten import read_attribute
 from edgeopt.passes.prune.rules import rule_for
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, SAMPLE_DROPOUT, mark_dropouts, visible_dropouts
+from edgeopt.passes.tracing.autocast import AUTOCAST_NOTE, NEEDS_AUTOCAST, without_autocast
 from edgeopt.passes.tracing.check import compare_with_model
 from edgeopt.passes.tracing.composites import decompose_composites
 from edgeopt.passes.tracing.failures import TraceFailure, explain_failure
+from edgeopt.passes.tracing.in_place import copy_before_writing
 from edgeopt.passes.tracing.native_norms import write_plain_norms
 from edgeopt.passes.tracing.recurrent_ops import recurrent_layers_as_one, restore_recurrent_layers
 from edgeopt.passes.tracing.spectral_norm import fold_spectral_norms
@@ -74,19 +76,22 @@ def trace(
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        if axes is None:
-            axes = [{} if dim is None else {dim: BATCH} for dim in _find_batch(model, example_inputs)]
-        inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
-        _run_first(model, inputs)
-        modes = run_in_both_modes(model, inputs)
-        is_repeated = len(inputs) == 1 and inputs[0].shape != example_inputs[0].shape
-        if modes.evaluated is None and is_repeated and _runs(model, example_inputs):
-            raise StepError("trace", _describe_single(model, inputs[0], modes))
-        model.eval()
-        module, notes = _export_graph(model, inputs, axes, modes, share_tensors)
-        is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in notes)
-        random = compare_with_model(model, module, inputs, axes, is_batch_dynamic=not is_fixed)
-        return inputs, module, (*notes, *random)
+        with without_autocast() as use:
+            if axes is None:
+                axes = [{} if dim is None else {dim: BATCH} for dim in _find_batch(model, example_inputs)]
+            inputs = tuple(_repeat_single(example, dims) for example, dims in zip(example_inputs, axes, strict=True))
+            _run_first(model, inputs)
+            modes = run_in_both_modes(model, inputs)
+            is_repeated = len(inputs) == 1 and inputs[0].shape != example_inputs[0].shape
+            if modes.evaluated is None and is_repeated and _runs(model, example_inputs):
+                raise StepError("trace", _describe_single(model, inputs[0], modes))
+            if modes.evaluated is None and use.is_used:
+                raise StepError("trace", f"{type(model).__name__} does not run ({modes.problem}). {NEEDS_AUTOCAST}")
+            model.eval()
+            module, notes = _export_graph(model, inputs, axes, modes, share_tensors)
+            is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in notes)
+            random = compare_with_model(model, module, inputs, axes, is_batch_dynamic=not is_fixed)
+        return inputs, module, (*notes, *random, *(AUTOCAST_NOTE,) * use.is_used)
     finally:
         for part, training in flags:
             part.training = training
@@ -276,7 +281,7 @@ def _plain_graph(
     inline_vmaps(exported)
     restore_recurrent_layers(graph)
     _drop_empty_parts(graph)
-    _copy_before_writing(graph)
+    copy_before_writing(graph)
     write_plain_norms(graph)
     decompose_composites(exported, lambda target: rule_for(target) is not None)
     graph.set_codegen(fx.graph.CodeGen())
@@ -296,42 +301,6 @@ def _plain_graph(
         value = operator.attrgetter(target)(exported)
         attributes[target] = copies.setdefault(id(value), _alias(value) if share_tensors else copy.deepcopy(value))
     return fx.GraphModule(attributes, graph), random_nodes
-
-
-_NEED_THEIR_RESULT = tuple(
-    getattr(torch.ops.aten, name)
-    for name in ("softmax", "_softmax", "log_softmax", "sigmoid", "tanh", "exp", "sqrt", "rsqrt", "reciprocal", "relu")
-)
-"""Operators whose gradient is computed from their result."""
-
-
-def _copy_before_writing(graph: fx.Graph) -> None:
-    """Let writes in place copy, if the gradient needs the value before.
-
-    An ``autograd.Function`` may write there, as the softmax of DeBERTa does: it has a gradient of its own, and the
-    graph has the operators of its forward pass.
-    """
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    for node in list(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        source = node.args[0] if node.args else None
-        writes = schema is not None and schema.name.endswith("_") and schema.is_mutable
-        if not writes or getattr(getattr(source, "target", None), "overloadpacket", None) not in _NEED_THEIR_RESULT:
-            continue
-        assert isinstance(source, fx.Node)
-        if any(_is_view(user) for user in source.users if order[user] < order[node]):
-            continue  # the view has to show what is written
-        with graph.inserting_before(node):
-            copied = graph.call_function(torch.ops.aten.clone.default, (source,))
-        copied.meta = dict(source.meta)
-        for user in [user for user in source.users if user is not copied and order[user] >= order[node]]:
-            user.replace_input_with(source, copied)
-
-
-def _is_view(node: fx.Node) -> bool:
-    """Tell whether an operator's result may lie in the memory of its input."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and any(value.alias_info is not None for value in schema.returns)
 
 
 def _drop_empty_parts(graph: fx.Graph) -> None:

@@ -14,8 +14,7 @@ _FROZEN: dict[str, tuple[Any, ...]] = {
         aten.bincount, aten.histc, aten.combinations,
     ),
     "its values are positions": (
-        aten.arange, aten.linspace, aten.logspace, aten.eye, aten.randperm, aten.tril_indices, aten.triu_indices,
-        aten.one_hot,
+        aten.arange, aten.linspace, aten.logspace, aten.randperm, aten.tril_indices, aten.triu_indices, aten.one_hot,
     ),
     "refers to elements by their place in memory": (
         aten.as_strided, aten.as_strided_scatter, aten.empty_strided, aten.new_empty_strided, aten.resize_, aten.take,

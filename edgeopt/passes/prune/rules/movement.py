@@ -157,6 +157,14 @@ def create(labels: Labels, call: Call) -> Layers:
     return labels.label_created(call.shape, sorted(call.literal))
 
 
+def create_identity(labels: Labels, call: Call) -> Layers:
+    """Create an identity matrix: row and column ``i`` go together, with whatever they meet; its size is rewritten."""
+    rows, columns = call.shape
+    if rows != columns or call.computed:
+        return ()
+    return tuple(part for line in labels.label_created(call.shape, [0]) for part in (line, line.T))
+
+
 def index_at(labels: Labels, call: Call) -> Layers:
     """``x[indices]``: indexed dimensions keep their size, the others pass."""
     x, indices = call["self"], list(call["indices"])
@@ -342,6 +350,7 @@ RULES: dict[Any, Rule] = {
     **dict.fromkeys((aten.zeros, aten.ones, aten.full, aten.empty, aten.randn, aten.rand), create),
     **dict.fromkeys((aten.new_zeros, aten.new_ones, aten.new_full, aten.new_empty), create),
     **dict.fromkeys((aten.repeat_interleave, aten.tensor_split), take_by_number),
+    aten.eye: create_identity,
     aten.expand: expand,
     aten.reshape_as: reshape_as,
     aten.view_as: reshape_as,

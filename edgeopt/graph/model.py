@@ -207,6 +207,16 @@ def replace_nodes(graph: onnx.GraphProto, nodes: list[onnx.NodeProto]) -> None:
     graph.node.extend(copies)
 
 
+def are_nodes_sorted(graph: onnx.GraphProto) -> bool:
+    """Tell whether each node of a graph itself comes after those whose values it, or a graph inside it, reads."""
+    later = {name for node in graph.node for name in node.output if name}
+    for node in graph.node:
+        if not later.isdisjoint(read_names(node)):
+            return False
+        later.difference_update(node.output)
+    return True
+
+
 def sort_nodes(graph: onnx.GraphProto) -> None:
     """Put the nodes into topological order, and otherwise leave their order as it is.
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 from building import choice_of, edgeopt, write_target
+from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
 from edgeopt.export.to_onnx import export
@@ -50,6 +51,8 @@ def folder(tmp_path_factory):
         optimizer.step()
     names = {"input_names": ["serving/images:0"], "output_names": ["logits"]}
     export(net.eval(), (torch.from_numpy(x[:2]),), folder / "net.onnx", **names, max_opset=18, max_ir=10)
+    half = convert_float_to_float16(onnx.load(folder / "net.onnx"), keep_io_types=True)
+    onnx.save(half, folder / "half.onnx")
     np.savez(folder / "data.npz", **{"serving/images:0": images(ROWS)[0]})
     write_target(folder / "tiny.toml")
     return folder
@@ -72,8 +75,29 @@ def test_it_is_pruned_without_labels_under_its_own_names(folder):
     assert (folder / "edgeopt-out" / "model.onnx").stat().st_size < (folder / "net.onnx").stat().st_size / 5
 
 
-def test_inspect_shows_which_of_its_channels_could_go(folder):
-    done = edgeopt(folder, "inspect", "net.onnx", "--channels", "--inputs", "data.npz", "--json")
+def test_a_file_with_weights_in_float16_is_widened_and_pruned(folder):
+    done = edgeopt(
+        folder, "build", "half.onnx", "--data", "data.npz", "--target", "tiny.toml", "--quick", "--out", "half"
+    )
+    assert done.returncode == 0, done.stderr
+    choice = json.loads((folder / "half" / "choice.json").read_text(encoding="utf-8"))
+    assert choice["baseline"]["weight_types"] == ["float16"]
+    assert "not pruned" not in " | ".join(choice["baseline"]["notes"])
+    trained = [trial for trial in choice["trials"] if trial["recipe"]["torch_steps"] and trial["status"] == "measured"]
+    assert trained
+    assert {name for trial in trained for name in trial["weight_types"]} <= {
+        "float32",
+        "float16",
+        "int8",
+        "int4",
+        "int3",
+    }
+    assert min(trial["parameters"] for trial in trained) < choice["baseline"]["parameters"]
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "half.onnx"])
+def test_inspect_shows_which_of_its_channels_could_go(folder, name):
+    done = edgeopt(folder, "inspect", name, "--channels", "--inputs", "data.npz", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["free_channels"], found["channels"]) == (120, 124)

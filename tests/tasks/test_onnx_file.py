@@ -70,7 +70,7 @@ def test_too_few_inputs_to_train_on_are_a_reason_that_the_report_gives(model, tm
     assert task.untrained_reason == "400 inputs are too few to train on: give 427 or more"
 
 
-def test_a_float16_file_is_not_trained_and_the_reason_says_so(tmp_path):
+def test_a_file_that_takes_float16_is_not_trained_and_the_reason_says_what_to_give(tmp_path):
     half = TensorProto.FLOAT16
     graph = helper.make_graph(
         [helper.make_node("Mul", ["x", "w"], ["y"])], "g", [helper.make_tensor_value_info("x", half, ["n", 3])],
@@ -80,7 +80,8 @@ def test_a_float16_file_is_not_trained_and_the_reason_says_so(tmp_path):
     np.savez(tmp_path / "data.npz", x=np.ones((900, 3), np.float16))
     task = OnnxTask(tmp_path / "h.onnx", tmp_path / "data.npz")
     assert task.training is None
-    assert "float16" in task.untrained_reason
+    assert "its inputs or outputs are float16" in task.untrained_reason
+    assert "keep_io_types=True" in task.untrained_reason
 
 
 def test_too_few_inputs_do_both_and_the_report_says_so(model, tmp_path):

@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from edgeopt.errors import TaskError
 from edgeopt.graph.given.structure import find_fault, walk_tensors
-from edgeopt.graph.model import lower_ir, read_batch_axes
+from edgeopt.graph.model import are_nodes_sorted, lower_ir, read_batch_axes, sort_nodes, walk_graphs
 from edgeopt.model_files.layout import max_file_bytes
 from edgeopt.model_files.tensors import (
     copy_model_proto,
@@ -54,7 +54,10 @@ class GivenModel(NamedTuple):
 
 
 def read_given(path: Path) -> GivenModel:
-    """Read a model with the weights that it keeps in other files; a batch size written as -1 or 0 becomes dynamic.
+    """Read a model with the weights that it keeps in other files.
+
+    A batch size written as -1 or 0 becomes dynamic. Nodes are put into the order of computation, which ONNX asks for:
+    converters to float16 append some at the end, and ONNX Runtime sorts them itself.
 
     Raises:
         TaskError: the file is missing, damaged, too large or not an ONNX model, or a file with weights is.
@@ -70,7 +73,10 @@ def read_given(path: Path) -> GivenModel:
     fault = find_fault(model)
     if fault is not None:
         raise TaskError(f"{path} {fault}. {_EXPORT_AGAIN}")
-    is_changed = _open_dimensions(model.graph) or bool(other_files)
+    unsorted = [graph for graph in walk_graphs(model.graph) if not are_nodes_sorted(graph)]
+    for graph in reversed(unsorted):  # the inner ones first: sorting copies the nodes that hold them
+        sort_nodes(graph)
+    is_changed = _open_dimensions(model.graph) or bool(other_files) or bool(unsorted)
     content = _content_of(model) if is_changed else data
     total = len(data) + sum((path.parent / name).stat().st_size for name in other_files)
     return GivenModel(model, content, is_changed, total, other_files)

@@ -13,6 +13,11 @@ _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _TYPE_ATTRIBUTES = ("to", "dtype")
 
 
+def has_half_borders(graph: onnx.GraphProto) -> bool:
+    """Tell whether a graph takes or returns values in 16 bits."""
+    return any(value.type.tensor_type.elem_type in _HALVES for value in (*graph.input, *graph.output))
+
+
 def widen_halves(model: onnx.ModelProto) -> bool:
     """Make a model with weights in 16 bits compute in float32, in place; return whether anything had to be changed."""
     changed = False

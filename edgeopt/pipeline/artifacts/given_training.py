@@ -10,6 +10,7 @@ from pathlib import Path
 from edgeopt.bench.outputs import read_batches, run_arrays, write_batches
 from edgeopt.errors import StepError, TaskError
 from edgeopt.export.parity import compare_arrays
+from edgeopt.graph.facts import has_half_weights
 from edgeopt.model_files.layout import remove_model
 from edgeopt.pipeline.artifacts.device_parity import host_target
 from edgeopt.pipeline.artifacts.networks import PARITY_TOLERANCE
@@ -21,7 +22,7 @@ from edgeopt.records.base import Record
 from edgeopt.store.workspace import Workspace
 from edgeopt.task import CheckedTask
 from edgeopt.tasks.given.onnx_file import OnnxTask
-from edgeopt.tasks.given.onnx_trainable import TRAINING_SUFFIX
+from edgeopt.tasks.given.onnx_trainable import TRAINED_FILE, TRAINING_SUFFIX
 
 _STAGE = "convert"
 
@@ -46,9 +47,13 @@ def torch_task(data: TaskData, workspace: Workspace, named: str) -> str:
     task = data.task
     if isinstance(task, CheckedTask) or task.training is None:
         return named
-    folder = workspace.folder("stages") / f"given-{data.fingerprint}{TRAINING_SUFFIX}"
+    folder = _training_folder(data, workspace)
     task.write_training(folder)
     return str(folder)
+
+
+def _training_folder(data: TaskData, workspace: Workspace) -> Path:
+    return workspace.folder("stages") / f"given-{data.fingerprint}{TRAINING_SUFFIX}"
 
 
 def check_trainable(build: Build, task: OnnxTask, file: Path) -> Trainable:
@@ -68,7 +73,7 @@ def check_trainable(build: Build, task: OnnxTask, file: Path) -> Trainable:
 
 
 def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:
-    """Convert, trace, export again, and compare outputs at several batch sizes."""
+    """Convert, trace, export again, and compare outputs at several batch sizes: of a file in 16 bits, those in 32."""
     stages = build.workspace.folder("stages")
     examples, inputs, expected, out = (stages / f"converted-{build.fingerprint}-{name}" for name in
                                        ("examples.npz", "inputs.npz", "expected.npz", "file.onnx"))  # fmt: skip
@@ -78,6 +83,8 @@ def _check(build: Build, task: OnnxTask, file: Path) -> Trainable:
         inputs=str(inputs), expected=str(expected), out=str(out),
         max_opset=build.profile.max_opset, max_ir=build.profile.max_ir,
     )  # fmt: skip
+    if has_half_weights(task.given.model):
+        file = _training_folder(build.data, build.workspace) / TRAINED_FILE
     try:
         done = build.torch_pool.do(job, protocol.ExportDone)
         batches = read_batches(examples)

@@ -31,6 +31,7 @@ from edgeopt.scoring.facts import flat_arrays
 from edgeopt.task.batch_axes import Axes, count_samples, take_samples
 from edgeopt.task.nesting import tensors_of
 from edgeopt.task.protocol import Training
+from edgeopt.tasks.given.onnx_trainable import TRAINED_FILE
 from edgeopt.tasks.known_score import KnownScore
 from edgeopt.tasks.own_outputs import CONVOLUTIONAL_TRAINING, LABEL_FREE_TRAINING, OwnOutputs, SampleTensors
 
@@ -70,7 +71,7 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
         Raises:
             StepError: it has an operator without a counterpart.
         """
-        module = to_module(read_model(self.folder / "model.onnx"))
+        module = to_module(read_model(self.folder / TRAINED_FILE))
         if self.training == CONVOLUTIONAL_TRAINING:
             restore_batch_norms(module, self._statistics(module))
         return module
@@ -100,7 +101,7 @@ class OnnxTrainingTask(OwnOutputs, KnownScore):
     @cached_property
     def training(self) -> Training:
         """How candidates are trained."""
-        return choose_training(read_model(self.folder / "model.onnx").graph)
+        return choose_training(read_model(self.folder / TRAINED_FILE).graph)
 
     @cached_property
     def _teacher(self) -> nn.Module:

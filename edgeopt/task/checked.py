@@ -23,7 +23,7 @@ from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, BatchStep, ModelInterface
 from edgeopt.task.modules import in_float32, is_double, narrow_types, prepare_module
 from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
-from edgeopt.task.random_states import RandomStates, use_random_states
+from edgeopt.task.random_states import RandomStates, draw_in_order, use_random_states
 from edgeopt.task.states import StateFeedback, read_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
 
@@ -156,26 +156,21 @@ class CheckedTask:
     def train_epoch(self, seed: int) -> Iterator[Batch]:
         """Yield one epoch, the same for the same seed.
 
-        The user's loader draws from torch's, numpy's and Python's generators in separate states, which are seeded here
-        and swapped in for each batch. So the draws of the training between batches (dropout) do not disturb it.
+        The draws of the training between batches (dropout) do not disturb the user's loader.
         """
         dims = self.trace_dims
-        with use_random_states(loader := RandomStates(seed)):
-            batches = iter(self._check_batches("train_batches()", self.task.train_batches(seed), dims))
-        while True:
-            with use_random_states(loader):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        return draw_in_order(seed, lambda: self._check_batches("train_batches()", self.task.train_batches(seed), dims))
 
     def eval_batches(self) -> Iterator[Batch]:
         """Yield the selection set, which decides."""
         return (batch for batch, _ in self.eval_steps())
 
     def eval_steps(self) -> Iterator[BatchStep]:
-        """Yield the selection set with whether a batch's states are outputs of the one before."""
-        return self._check_steps("eval_batches()", self.task.eval_batches())
+        """Yield the selection set with whether a batch's states are outputs of the one before.
+
+        A loader that shuffles gives the same order each time: results are found again by what was scored.
+        """
+        return draw_in_order(0, lambda: self._check_steps("eval_batches()", self.task.eval_batches()))
 
     def test_batches(self) -> Iterator[Batch] | None:
         """Return the test set, which is looked at once, or None if the task has none."""
@@ -186,7 +181,7 @@ class CheckedTask:
         """Return the test set with whether a batch's states are outputs of the one before."""
         function = getattr(self.task, "test_batches", None)
         batches = function() if callable(function) else None
-        return None if batches is None else self._check_steps("test_batches()", batches)
+        return None if batches is None else draw_in_order(0, lambda: self._check_steps("test_batches()", batches))
 
     def calibration_batches(self) -> Iterator[Batch]:
         """Return batches that calibrate int8: the task's own if it has some, otherwise training batches.
@@ -195,7 +190,7 @@ class CheckedTask:
         """
         function = getattr(self.task, "calibration_batches", None)
         if callable(function):
-            return self._check_batches("calibration_batches()", function())
+            return draw_in_order(0, lambda: self._check_batches("calibration_batches()", function()))
         return ((self.interface.fit_sizes(inputs), targets) for inputs, targets in self.train_epoch(0))
 
     @property

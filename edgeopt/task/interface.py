@@ -18,6 +18,7 @@ from edgeopt.task.inputs import InputLayout
 from edgeopt.task.modules import doubles_in_float32, flat_forward, widen_inputs
 from edgeopt.task.nesting import Nesting, flatten, map_tensors, tensors_of
 from edgeopt.task.per_sample import check_outputs_per_sample
+from edgeopt.task.random_states import RandomStates, use_random_states
 from edgeopt.task.values import describe_value
 
 Batch: TypeAlias = tuple[tuple[Tensor, ...], Any]
@@ -114,7 +115,8 @@ class ModelInterface:
     @cached_property
     def _example(self) -> Any:
         """What ``example_inputs()`` returned, without targets and in float32."""
-        example = self.task.example_inputs()
+        with use_random_states(RandomStates(0)):  # it may be the first batch of a loader that shuffles
+            example = self.task.example_inputs()
         if isinstance(example, Mapping) and any(key not in ALWAYS_TARGETS for key in example):
             example = {key: value for key, value in example.items() if key not in ALWAYS_TARGETS}
         return self._in_model_types(example)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+A = TypeVar("A")
 
 
 class RandomStates:
@@ -52,3 +55,22 @@ def use_random_states(states: RandomStates) -> Iterator[None]:
         torch.set_rng_state(before[0])
         np.random.set_state(before[1])
         random.setstate(before[2])
+
+
+def draw_in_order(seed: int, make: Callable[[], Iterable[A]]) -> Iterator[A]:
+    """Yield items, the same for the same seed, whatever else draws from the global generators meanwhile.
+
+    Args:
+        seed: Of the global generators, which a loader draws from in states of its own; they are swapped in for each
+            item.
+        make: Returns the items.
+    """
+    states = RandomStates(seed)
+    with use_random_states(states):
+        items = iter(make())
+    while True:
+        with use_random_states(states):
+            found = list(islice(items, 1))
+        if not found:
+            return
+        yield found[0]

@@ -44,7 +44,7 @@ class LoaderTask(ModelTask):
 
     def example_inputs(self) -> Any:
         """Return the first evaluation inputs, at most eight samples."""
-        for batch in self._eval:
+        for batch in _in_fixed_order(self._eval):
             inputs, targets = self.read_batch(batch, "eval")
             sized = [value for value in (*tensors_of(targets), *tensors_of(inputs)) if value.ndim]
             return first_samples(inputs, EXAMPLES, len(sized[0])) if sized else inputs
@@ -64,9 +64,15 @@ class LoaderTask(ModelTask):
         return self._train
 
     def eval_batches(self) -> Batches:
-        """Return the selection set, which decides."""
-        return self._eval
+        """Return the selection set, which decides, in the same order each time."""
+        return _in_fixed_order(self._eval)
 
     def test_batches(self) -> Batches | None:
         """Return the test set, which is looked at once."""
-        return self._test
+        return None if self._test is None else _in_fixed_order(self._test)
+
+
+def _in_fixed_order(loader: Batches) -> Batches:
+    """Yield the batches of a loader, whose own generators are seeded when it begins."""
+    seed_own_generators(loader, 0)
+    yield from loader

@@ -204,3 +204,24 @@ def test_an_ignored_value_of_real_numbers_does_not_train():
     found = torch.full((2, 4), 5.0)
     assert float(training_loss(part, found, torch.tensor([[5.0, 0, 0, 0], [5, 5, 5, 5]]))) == 0
     assert float(training_loss(part, found, torch.tensor([[3.0, 0, 0, 0], [5, 5, 5, 5]]))) == pytest.approx(2 / 5)
+
+
+@pytest.mark.parametrize("generator", [None, 7])
+@pytest.mark.parametrize("part", ["eval", "test"])
+def test_a_loader_that_shuffles_what_is_scored_gives_the_same_order_each_time(part, generator):
+    """Otherwise the same command would find nothing of an earlier build again."""
+    own = None if generator is None else torch.Generator().manual_seed(generator)
+    shuffled = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(X, CLASSES), 16, shuffle=True, generator=own)
+    parts = {"eval": batches(CLASSES), "test": None} | {part: shuffled}
+    task = CheckedTask(edgeopt.classification(Take(3), batches(CLASSES), **parts), "task")
+    read = task.eval_batches if part == "eval" else task.test_batches
+    orders = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        orders.append(torch.cat([inputs[0] for inputs, _ in read()]))
+        before = torch.rand(1)
+        torch.manual_seed(seed)
+        assert torch.equal(torch.rand(1), before)  # what the caller draws is not disturbed
+    assert torch.equal(*orders)
+    assert not torch.equal(orders[0], X)
+    assert torch.equal(orders[0].flatten(1).sort(0).values, X.flatten(1).sort(0).values)

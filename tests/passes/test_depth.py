@@ -266,3 +266,36 @@ def test_what_a_branch_costs_is_the_rise_of_the_loss():
     )
     assert all(isinstance(value, torch.Tensor) for value in tensors_in(pruned.eval_module(inputs)))
     assert np.isfinite([one.half for one in losses.values()]).all()
+
+
+class Products(nn.Module):
+    """Two layers around which a skip leads, whose weights are multiplied in the way of GPT-2, or by hand."""
+
+    def __init__(self, multiply):
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.multiply = multiply
+        self.up, self.down = nn.Parameter(torch.randn(6, 12)), nn.Parameter(torch.randn(12, 6))
+        self.bias, self.last_bias = nn.Parameter(torch.randn(12)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.multiply(self.multiply(x, self.up, self.bias).relu(), self.down, self.last_bias))
+
+
+MULTIPLY = {
+    "addmm": lambda x, weight, bias: torch.addmm(bias, x, weight),
+    "matmul": lambda x, weight, bias: x @ weight + bias,
+    "weight first": lambda x, weight, bias: (weight.t() @ x.t()).t() + bias,
+}
+
+
+@pytest.mark.parametrize("multiply", MULTIPLY.values(), ids=MULTIPLY)
+def test_weights_are_found_wherever_a_product_has_them(multiply):
+    module = Products(multiply)
+    network, groups = made(module, 4, 5)
+    (branch,) = inner_branches(network, groups)
+    assert branch.branch.tensors == {"up", "down", "bias", "last_bias"}
+    pruned = prune(network, groups, {group: [] for group in branch.groups})
+    x = torch.randn(4, 5)
+    torch.testing.assert_close(pruned.eval_module(x), module.head(module.stem(x)))

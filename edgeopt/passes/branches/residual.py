@@ -18,11 +18,19 @@ from torch import fx
 from edgeopt.passes.aten import aten, plain_form, writes_into
 from edgeopt.passes.prune.interpret import Shapes, tensor_names
 
-_LAYERS: tuple[Any, ...] = (
-    aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
-    aten.linear, aten.matmul, aten.mm, aten.bmm, aten.addmm,
-)  # fmt: skip
-"""Operators that multiply; a branch without one saves nothing worth a choice."""
+_FACTORS: dict[Any, slice] = {
+    **dict.fromkeys(
+        (aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d,
+         aten.linear),
+        slice(1, 2),
+    ),
+    **dict.fromkeys((aten.matmul, aten.mm, aten.bmm), slice(0, 2)),
+    aten.addmm: slice(1, 3),
+}  # fmt: skip
+"""Operators that multiply, and which of their arguments may be weights; a branch without one saves nothing worth a
+choice."""
+_TURNS: tuple[Any, ...] = (aten.t, aten.transpose, aten.permute)
+"""Operators between a stored weight and a product with it."""
 _CLAMPS: tuple[Any, ...] = (aten.relu, aten.relu6, aten.hardtanh, aten.clamp)
 """Operators that change nothing the second time in a row."""
 
@@ -134,11 +142,14 @@ def _tensors_only_of(nodes: Collection[fx.Node], module: fx.GraphModule, names: 
 
 
 def _is_multiplied(name: str, nodes: Collection[fx.Node], names: dict[str, str]) -> bool:
-    return any(
-        getattr(node.target, "overloadpacket", None) in _LAYERS
-        and any(one.op == "get_attr" and names[str(one.target)] == name for one in node.all_input_nodes[1:2])
-        for node in nodes
-    )
+    """Tell whether a tensor is a factor in one of some nodes, or what a transposed weight is made of."""
+    factors = [one for node in nodes for one in node.args[_FACTORS.get(_packet(node), slice(0))]]
+    sources = [one.args[0] if isinstance(one, fx.Node) and _packet(one) in _TURNS else one for one in factors]
+    return any(isinstance(one, fx.Node) and one.op == "get_attr" and names[str(one.target)] == name for one in sources)
+
+
+def _packet(node: fx.Node) -> Any:
+    return getattr(node.target, "overloadpacket", None)
 
 
 def _erase_unused(graph: fx.Graph, last: Any) -> None:

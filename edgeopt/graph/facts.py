@@ -103,11 +103,15 @@ def read_facts(path: Path, sample_shapes: Mapping[str, Shape] | None = None) -> 
 
 
 def _samples_at_once(graph: onnx.GraphProto) -> int:
-    """Return the fixed batch size of a graph: one number in all its inputs and outputs; 1 if there is none."""
+    """Return the fixed batch size of a graph: one number in all its inputs and outputs; 1 if there is none.
+
+    A single dimension says nothing of a batch: a sound of ``[16000]`` is one sample.
+    """
     dims = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.input}
     axes = read_batch_axes(graph).items()
     sizes = {dims[name][axis] for name, axis in axes if axis is not None and axis < len(dims[name])}
-    size = sizes.pop() if len(sizes) == 1 else 0
+    has_rows = any(len(dims[name]) > 1 for name, _ in axes)
+    size = sizes.pop() if len(sizes) == 1 and has_rows else 0
     outputs = [[dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in graph.output]
     return size if size and all(size in shape[:2] for shape in outputs) else 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 
@@ -11,8 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.utils import _pytree as pytree
 
-from edgeopt.passes.training_run import restored_state
+from edgeopt.passes.training_run import MODEL_FAILURES, restored_state
 
+_logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-2
 """Largest difference of a parameter's gradient, over its largest value. Rounding stays far below; a gradient that is
 passed straight through where the operator's own is zero differs by 1."""
@@ -31,15 +33,20 @@ def find_changed_gradients(
 
     Returns:
         The names of the functions, and of the parameters that get another gradient in the trace; both are empty if
-        none does.
+        none does, or if the model itself has no gradient here: a function may have no ``backward`` or one for another
+        processor, and a model that writes in place may run in evaluation only.
     """
     with restored_state(model), torch.enable_grad(), warnings.catch_warnings(), _same_random_numbers():
         warnings.simplefilter("ignore")
-        outputs = _float_outputs(model, inputs)
-        functions = sorted({name for output in outputs for name in _own_functions(output)})
-        if not functions:
+        try:
+            outputs = _float_outputs(model, inputs)
+            functions = sorted({name for output in outputs for name in _own_functions(output)})
+            expected = _gradients(model, outputs) if functions else {}
+        except MODEL_FAILURES as error:
+            _logger.debug("%s has no gradient to compare with: %s", type(model).__name__, error)
             return [], []
-        expected = _gradients(model, outputs)
+    if not expected:
+        return [], []
     with restored_state(module), torch.enable_grad(), _same_random_numbers():
         found = _gradients(module, _float_outputs(module, inputs))
     changed = [name for name, one in expected.items() if name in found and _differs(one, found[name])]
@@ -54,14 +61,14 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 def _float_outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """Return the outputs that have a gradient."""
+    """Return the outputs that may have a gradient; in a trace, one of steps such as ``x > 0`` has none."""
     outputs = pytree.tree_leaves(model(*(value.clone() for value in inputs)))
-    return [value for value in outputs if isinstance(value, Tensor) and value.grad_fn is not None]
+    return [value for value in outputs if isinstance(value, Tensor) and value.is_floating_point()]
 
 
 def _own_functions(output: Tensor) -> Iterator[str]:
     """Yield the names of the ``torch.autograd.Function``s that an output was computed with."""
-    waiting = [output.grad_fn]
+    waiting = [] if output.grad_fn is None else [output.grad_fn]
     seen = set(waiting)
     while waiting:
         node = waiting.pop()
@@ -78,7 +85,9 @@ def _gradients(model: nn.Module, outputs: Sequence[Tensor]) -> dict[str, Tensor]
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     generator = torch.Generator().manual_seed(_SEED)
     weighted = [output * torch.rand(output.shape, generator=generator).to(output) for output in outputs]
-    total = torch.stack([value.sum().float() for value in weighted]).sum()
+    total = sum((value.sum().float() for value in weighted), torch.zeros(()))
+    if not total.requires_grad:
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
     return {
         name: torch.zeros_like(value) if gradient is None else gradient

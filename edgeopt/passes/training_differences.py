@@ -11,14 +11,12 @@ from torch import Tensor, fx, nn
 from edgeopt.passes.own_gradients import find_changed_gradients
 from edgeopt.passes.stochastic import ATTENTION_DROPOUT, find_sample_dropouts
 from edgeopt.passes.training_graph import training_graph
-from edgeopt.passes.training_run import TrainingRun, is_random, module_path, run_module
+from edgeopt.passes.training_run import MODEL_FAILURES, TrainingRun, is_random, module_path, run_module
 
 DIFFERENCE_NOTE = "Training differs from the model's own: "
 """The beginning of a note on something that only the model's own training does."""
 _MAX_NAMES = 4
 _MAX_CHARACTERS = 200
-_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
-"""Of user code that does not run in a mode."""
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -56,12 +54,12 @@ def run_in_both_modes(model: nn.Module, inputs: Sequence[Tensor]) -> Modes:
     model.eval()
     try:
         evaluated = run_module(model, inputs)
-    except _FAILURES as error:
+    except MODEL_FAILURES as error:
         return Modes(None, None, {}, _describe_error(error))
     model.train()
     try:
         trained = run_module(model, inputs)
-    except _FAILURES as error:
+    except MODEL_FAILURES as error:
         return Modes(evaluated, None, {}, _describe_error(error))
     return Modes(evaluated, trained, find_sample_dropouts(model, trained))
 

@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from edgeopt.passes.aten import aten
 
+MODEL_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, NotImplementedError, AssertionError)
+"""Of user code that does not run in a mode, or has no gradient in it."""
 _FINISHING = {
     aten._softmax: "softmax", aten._log_softmax: "log_softmax", aten.sigmoid: "sigmoid", aten.tanh: "tanh",
     aten.argmax: "argmax", aten.topk: "topk", aten.exp: "exp", aten.clamp: "clamp",

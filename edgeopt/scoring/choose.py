@@ -20,6 +20,8 @@ from edgeopt.scoring.fit import Fit, class_axes, find_fits, same_size, without_a
 
 _CLEAR_LEAD = 4.0
 """Standard errors by which one reading of the outputs has to score higher than the others to be taken."""
+_MAX_SORTED = 1_000_000
+"""Outputs of which the best threshold is looked for: of more, such as pixels, evenly chosen ones are enough."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,8 @@ def _other_threshold_note(part: OutputScore, output: Sequence[NDArray[Any]], lab
     """Say it if another threshold is clearly right more often, as for cosines and distances taken for logits."""
     if part.layout != "yes or no" or part.classes > 1:
         return ""
-    pairs = [(np.ravel(batch), np.ravel(truth)) for batch, truth in zip(output, labels, strict=False)]
+    step = sum(batch.size for batch in output) // _MAX_SORTED | 1  # odd, so that pixels of all columns are among them
+    pairs = [(np.ravel(batch)[::step], np.ravel(truth)[::step]) for batch, truth in zip(output, labels, strict=False)]
     values, truth = (np.concatenate([pair[side] for pair in pairs]).astype(np.float64) for side in (0, 1))
     counts = np.isfinite(values) & (truth != part.ignored if part.ignored is not None else True)
     order = np.argsort(values[counts], kind="stable")

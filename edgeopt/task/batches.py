@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -103,6 +104,11 @@ def _has_another_map(named: dict[Any, Any], others: dict[Any, Any]) -> bool:
     """Tell whether the only known key is a mask, and another value of the batch has a number for each position too."""
     if not set(named) <= set(_MAYBE_VALID_KEYS):
         return False
-    dims = max((tensor.ndim for value in named.values() for tensor in tensors_of(value)), default=0)
-    maps = [key for key, value in others.items() if key not in named for tensor in tensors_of(value) if tensor.ndim > 1]
-    return dims > 1 and bool(maps)
+    positions = [_positions(mask) for value in named.values() for mask in tensors_of(value)]
+    maps = [tensor for key, value in others.items() if key not in named for tensor in tensors_of(value)]
+    return any(sizes and sizes <= _positions(tensor) for sizes in positions for tensor in maps)
+
+
+def _positions(tensor: Any) -> Counter[int]:
+    """Return the sizes of a batch's tensor per sample, whatever their order: channels may be first or last."""
+    return Counter(size for size in tensor.shape[1:] if size > 1)

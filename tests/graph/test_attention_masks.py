@@ -41,6 +41,9 @@ MASKS = {
     "filled with a number": lambda scores, padding: scores.masked_fill(padding, -1e9),
     "where": lambda scores, padding: torch.where(padding, torch.finfo(torch.float32).min, scores),
     "added": lambda scores, padding: scores + (1.0 - (~padding).float()) * -1e4,
+    "subtracted": lambda scores, padding: scores - 1e6 * padding.float(),
+    "added where it is kept": lambda scores, padding: scores + ((~padding).float() - 1.0) * 1e4,
+    "divided after it": lambda scores, padding: (2 * scores + padding.float() * -1e4) / 2,
     "causal": causal,
 }
 

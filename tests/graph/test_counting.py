@@ -181,3 +181,17 @@ def test_macs_of_a_fixed_batch_are_those_of_one_sample(tmp_path):
         graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
         onnx.save(helper.make_model(graph), tmp_path / f"{batch}.onnx")
         assert read_facts(tmp_path / f"{batch}.onnx").macs == 64
+
+
+def test_the_only_dimension_of_a_sound_is_no_batch(tmp_path):
+    stored = {"axes": np.array([0, 1]), "kernel": floats(1, 1, 5)}
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "axes"], ["u"]),
+        helper.make_node("Conv", ["u", "kernel"], ["c"], pads=[2, 2]),
+        helper.make_node("Squeeze", ["c", "axes"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [16000]) for name in "xy")
+    initializers = [numpy_helper.from_array(values, name) for name, values in stored.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "m.onnx")
+    assert read_facts(tmp_path / "m.onnx").macs == 16000 * 5

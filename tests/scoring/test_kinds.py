@@ -79,6 +79,14 @@ def test_cosines_that_answer_above_another_number_than_zero_are_noted():
         assert not any("subtract" in note for note in kind.notes)
 
 
+def test_a_better_threshold_of_more_pixels_than_are_sorted_is_noted_too():
+    random = np.random.default_rng(1)
+    inside = random.random((30, 300, 300)) > 0.3
+    maps = np.where(inside, 0.9, 0.65) + random.uniform(-0.05, 0.05, inside.shape)
+    kind, _ = chosen({"mask": maps.astype(np.float32)[:, None]}, inside.astype(np.uint8))
+    assert any("1.0000 above 0.7" in note for note in kind.notes)
+
+
 def test_several_labels_a_sample_are_judged_each_by_its_own_threshold():
     labels = RNG.integers(0, 2, (COUNT, 5))
     output = (3.0 * labels - 1.5 + RNG.standard_normal((COUNT, 5))).astype(np.float32)

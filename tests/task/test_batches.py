@@ -12,6 +12,7 @@ from edgeopt.task.batches import split_batch
 
 X, Y, Z = torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64), torch.ones(4)
 IDS, MASK = torch.zeros(4, 6, dtype=torch.int64), torch.ones(4, 6, dtype=torch.int64)
+BOXES = torch.zeros(4, 5, 4)
 
 
 class BatchEncoding(collections.UserDict):
@@ -53,6 +54,8 @@ Pair = collections.namedtuple("Pair", ["first", "second"])
         ({"image": X, "mask": MASK, "index": Y}, ["image"], {"image": X}, MASK),
         ({"image": X, "depth": IDS, "mask": MASK}, ["image"], {"image": X}, {"depth": IDS, "mask": MASK}),
         ({"image": X, "mask": MASK, "flow": IDS, "id": ["a"]}, ["image"], {"image": X}, {"mask": MASK, "flow": IDS}),
+        ({"image": X, "mask": MASK, "size": MASK[:, :2]}, ["image"], {"image": X}, MASK),
+        ({"image": X, "mask": MASK, "boxes": BOXES}, ["image"], {"image": X}, MASK),
     ],
 )  # fmt: skip
 def test_inputs_and_targets_are_found(batch, parameters, inputs, targets):

@@ -1,23 +1,25 @@
 """Nodes that add a mask to the values of a softmax, such as attention's: int8 cannot hold both.
 
-A mask is minus infinity, or a number such as -1e4, where a position does not count. A range that holds it rounds every
-other value to the same number, or is not finite.
+A mask is minus infinity, or a number such as -1e4, where a position does not count; it may be written with the opposite
+sign and subtracted. A range that holds it rounds every other value to the same number, or is not finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from edgeopt.graph.model import find_consumers, read_initializers
+from edgeopt.graph.model import find_consumers
+from edgeopt.model_files.tensors import tensor_values
 
-_LARGEST_MASK = -1e3
-"""Values that people write in masks are -1e4, -1e9, the least number of a type, or minus infinity."""
+_SMALLEST_MASK = 1e3
+"""Values that people write in masks are 1e4, 1e9, the largest number of a type, or infinity, most with a minus."""
 _CARRIES_MASK = (
-    *("Add", "Sub", "Mul", "Where", "Cast", "Trilu", "Min", "Max", "Identity"),
+    *("Add", "Sub", "Mul", "Div", "Where", "Cast", "Trilu", "Min", "Max", "Identity"),
     *("Expand", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Slice", "Gather", "Concat", "Tile"),
 )
 
@@ -48,13 +50,16 @@ def find_mask_values(graph: onnx.GraphProto) -> frozenset[str]:
 
 
 def _find_masks(graph: onnx.GraphProto) -> Iterator[str]:
-    """Yield constants with a number that is far below any other value of a network."""
-    for name, values in read_initializers(graph).items():
-        if values.dtype.kind == "f" and values.size and float(values.min()) <= _LARGEST_MASK:
-            yield name
+    """Yield constants with a number that is far from any other value of a network, if an operator can pass it on."""
+    passed_on = {name for node in graph.node if node.op_type in _CARRIES_MASK for name in node.input}
+    for tensor in graph.initializer:
+        if tensor.name in passed_on and _is_far(tensor_values(tensor)):
+            yield tensor.name
     for node in graph.node:
         filled = next((one.t for one in node.attribute if one.name == "value"), None)
-        if node.op_type == "ConstantOfShape" and filled is not None:
-            value = numpy_helper.to_array(filled)
-            if value.dtype.kind == "f" and float(np.min(value)) <= _LARGEST_MASK:
-                yield node.output[0]
+        if node.op_type == "ConstantOfShape" and filled is not None and _is_far(numpy_helper.to_array(filled)):
+            yield node.output[0]
+
+
+def _is_far(values: NDArray[Any]) -> bool:
+    return bool(values.dtype.kind == "f" and values.size and max(values.max(), -values.min()) >= _SMALLEST_MASK)

@@ -33,22 +33,22 @@ def find_changed_gradients(
 
     Returns:
         The names of the functions, and of the parameters that get another gradient in the trace; both are empty if
-        none does, or if the model itself has no gradient here: a function may have no ``backward`` or one for another
-        processor, and a model that writes in place may run in evaluation only.
+        none does, or if one of the two has no gradient here: a function may have no ``backward`` or one for another
+        processor, and what writes in place may run in evaluation only. A training says so better than a trace.
     """
-    with restored_state(model), torch.enable_grad(), warnings.catch_warnings(), _same_random_numbers():
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with restored_state(model), torch.enable_grad(), warnings.catch_warnings(), _same_random_numbers():
+            warnings.simplefilter("ignore")
             outputs = _float_outputs(model, inputs)
             functions = sorted({name for output in outputs for name in _own_functions(output)})
             expected = _gradients(model, outputs) if functions else {}
-        except MODEL_FAILURES as error:
-            _logger.debug("%s has no gradient to compare with: %s", type(model).__name__, error)
+        if not expected:
             return [], []
-    if not expected:
+        with restored_state(module), torch.enable_grad(), _same_random_numbers():
+            found = _gradients(module, _float_outputs(module, inputs))
+    except MODEL_FAILURES as error:
+        _logger.debug("%s has no gradients to compare: %s", type(model).__name__, error)
         return [], []
-    with restored_state(module), torch.enable_grad(), _same_random_numbers():
-        found = _gradients(module, _float_outputs(module, inputs))
     changed = [name for name, one in expected.items() if name in found and _differs(one, found[name])]
     return (functions, changed) if changed else ([], [])
 

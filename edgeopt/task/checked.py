@@ -21,7 +21,7 @@ from edgeopt.records.scoring import ScoreDirection, ScoreKind
 from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, BatchStep, ModelInterface
-from edgeopt.task.modules import in_float32, is_double, narrow_types, prepare_module
+from edgeopt.task.modules import describe_rounding, in_float32, is_double, narrow_types, prepare_module
 from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
 from edgeopt.task.random_states import RandomStates, draw_in_order, use_random_states
 from edgeopt.task.states import StateFeedback, read_states
@@ -97,7 +97,11 @@ class CheckedTask:
         was_double = is_double(module)
         if was_double:
             self.notes.append("the model's float64 weights were rounded to float32, and the file takes float32 inputs")
-        return ModelInterface(self.task, in_float32(module), self.spec, self.notes, was_double=was_double)
+        interface = ModelInterface(self.task, in_float32(module), self.spec, self.notes, was_double=was_double)
+        if was_double:
+            exact = ModelInterface(self.task, module, self.spec, [])
+            self.notes += describe_rounding(exact.example_outputs[0], interface.example_outputs[0])
+        return interface
 
     def student(self, name: str) -> nn.Module:
         """Return one of the task's students.
@@ -180,7 +184,8 @@ class CheckedTask:
     def test_steps(self) -> Iterator[BatchStep] | None:
         """Return the test set with whether a batch's states are outputs of the one before."""
         function = getattr(self.task, "test_batches", None)
-        batches = function() if callable(function) else None
+        with use_random_states(RandomStates(0)):
+            batches = function() if callable(function) else None
         return None if batches is None else draw_in_order(0, lambda: self._check_steps("test_batches()", batches))
 
     def calibration_batches(self) -> Iterator[Batch]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ from edgeopt.task.inputs import InputLayout
 from edgeopt.task.nesting import tensors_of
 
 NARROW_TYPES = (torch.float16, torch.bfloat16)
+_ROUNDING_TOLERANCE = 1e-3
+"""Of the largest value of an output; that of a network whose inputs are near 1 stays below 1e-5."""
 
 
 def prepare_module(model: Any, part: str, spec: str) -> nn.Module:
@@ -100,6 +102,25 @@ def doubles_in_float32(value: Any) -> Any:
     """Return a tensor or array of half precision or float64 as a tensor in float32; others stay."""
     tensor = torch.as_tensor(value)
     return tensor.float() if tensor.dtype in (*NARROW_TYPES, torch.float64) else value
+
+
+def describe_rounding(exact: Sequence[Tensor], rounded: Sequence[Tensor]) -> list[str]:
+    """Return a note on each output that is clearly another one in float32 than in float64.
+
+    Args:
+        exact: Outputs in float64.
+        rounded: In float32, of the same shapes.
+    """
+    notes = []
+    for index, (one, other) in enumerate(zip(exact, rounded, strict=True)):
+        largest = float(one.abs().max()) if one.is_floating_point() and one.numel() else 0.0
+        error = float((one - other).abs().max()) / largest if largest else 0.0
+        if error > _ROUNDING_TOLERANCE:
+            notes.append(
+                f"in float32, output {index} of the model is off by {error:.2g} of its largest value: subtract what is "
+                "large in its inputs, such as the first of a series of times, before they reach the model"
+            )
+    return notes
 
 
 @contextmanager

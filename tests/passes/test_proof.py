@@ -36,7 +36,7 @@ def swap_two_channels(groups: Groups, name: str, slot: Slot, kept: list[int]) ->
 
 
 def traced_on_many_samples(architecture: str) -> tuple[Network, Groups]:
-    """Trace with so many samples that hardly any channel is zero after a ReLU for all, which would hide errors."""
+    """Trace with many samples: a channel that is zero after a ReLU for all of them would hide errors."""
     torch.manual_seed(0)
     model, inputs = MINIATURES[architecture]()
     network = Network.trace(model, tuple(torch.randn(16, *tensor.shape[1:]) for tensor in inputs))

@@ -226,26 +226,6 @@ def test_two_classifiers_have_to_be_named():
         chosen(outputs, LABELS, output="mian")
 
 
-@pytest.mark.parametrize("value", [np.float32(1.5), np.ones(7, np.float32), np.ones((1, 4), np.float32)])
-@pytest.mark.parametrize("first", [True, False])
-def test_an_output_without_a_row_for_each_sample_is_not_judged(value, first):
-    batches = [(value, logits) if first else (logits, value) for (logits,) in in_batches(LOGITS)]
-    labels = [label for (label,) in in_batches(LABELS)]
-    names = ["temperature", "logits"] if first else ["logits", "temperature"]
-    kind = choose_score(batches, names, labels, ScoreWish(), source="eval")
-    assert (kind.parts[0].output, kind.parts[0].index) == ("logits", int(first))
-
-
-def test_outputs_of_which_none_has_a_row_for_each_sample_are_listed():
-    steps = np.moveaxis(RNG.standard_normal((COUNT, 9, 4)), 0, 1)
-    with pytest.raises(
-        DataError, match=r"no output has a row for each of the 60 labels.*'scale' \(\), 'steps' \(9, 60, 4\)"
-    ):
-        choose_score([(np.float32(2), steps)], ["scale", "steps"], [LABELS], ScoreWish(), source="eval")
-    with pytest.raises(DataError, match=r"'scale' \(\)"):
-        choose_score([(np.float32(2), LOGITS)], ["scale", "y"], [LABELS], ScoreWish(output="scale"), source="eval")
-
-
 @pytest.mark.parametrize("score", [None, "mae"])
 def test_labels_of_nan_are_to_be_replaced_by_a_number_that_is_named(score):
     values = RNG.standard_normal((COUNT, 3)).astype(np.float32)

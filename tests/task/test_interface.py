@@ -3,44 +3,12 @@
 import collections
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
+from bare_task import checked
 from torch import nn
 
 from edgeopt.errors import TaskError
-from edgeopt.task import CheckedTask
-from edgeopt.task.values import flat_outputs
-
-
-class BareTask:
-    """A task of one model on one batch."""
-
-    def __init__(self, model, example, targets=None, **members):
-        self.model, self.example, self.targets = model, example, targets
-        self.__dict__ |= members
-
-    def build_model(self):
-        return self.model
-
-    def example_inputs(self):
-        return self.example
-
-    def train_batches(self, seed):
-        return [(self.example, self.targets)]
-
-    def eval_batches(self):
-        return [(self.example, self.targets)]
-
-    def loss(self, outputs, targets):
-        return flat_outputs(outputs)[0].sum()
-
-    def score(self, pairs):
-        return 1.0
-
-
-def checked(model, example, **members):
-    return CheckedTask(BareTask(model, example, **members), "tests")
 
 
 class TextModel(nn.Module):
@@ -225,15 +193,6 @@ def test_a_network_whose_answer_depends_on_its_neighbours_is_named():
     assert "depends on the other samples of its batch" in task.notes[0]
 
 
-def test_a_network_in_half_precision_is_widened():
-    task = checked(nn.Linear(4, 2).to(torch.bfloat16), torch.randn(3, 4).to(torch.bfloat16))
-    assert task.model.weight.dtype is torch.float32
-    assert task.example_inputs[0].dtype is torch.float32
-    assert "bfloat16 weights were widened" in task.notes[0]
-    [(inputs, _)] = task.eval_batches()
-    assert inputs[0].dtype is torch.float32
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -375,31 +334,3 @@ def test_numbers_that_differ_from_batch_to_batch_are_refused_by_value():
 def test_a_model_that_does_not_run_is_named_before_its_batch_is_looked_for():
     with pytest.raises(TaskError, match=r"the model does not run on example_inputs\(\) of shape \(3, 5\)"):
         _ = checked(nn.Linear(4, 2), torch.zeros(3, 5)).axes
-
-
-def test_a_network_in_float64_is_rounded_with_its_inputs_and_targets():
-    """ONNX Runtime has float64 kernels for few operators, and int8 and float16 start from float32."""
-    task = checked(nn.Linear(4, 2).double(), torch.randn(3, 4, dtype=torch.float64))
-    assert task.model.weight.dtype is torch.float32
-    assert task.example_inputs[0].dtype is torch.float32
-    assert "float64 weights were rounded to float32" in task.notes[0]
-    [(inputs, _)] = task.eval_batches()
-    assert inputs[0].dtype is torch.float32
-    batch = (np.zeros((3, 4)), {"values": np.ones(3), "classes": np.arange(3)})
-    inputs, targets = task.interface.split(batch, "train_batches()")
-    assert inputs[0].dtype is targets["values"].dtype is torch.float32
-    assert targets["classes"].dtype == np.int64
-
-
-def test_a_part_in_float64_keeps_its_type():
-    class Precise(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.clock = nn.Linear(4, 4).double()
-            self.head = nn.Linear(4, 2)
-
-        def forward(self, x):
-            return self.head(self.clock(x).float())
-
-    task = checked(Precise(), torch.randn(3, 4, dtype=torch.float64))
-    assert task.model.clock.weight.dtype is task.example_inputs[0].dtype is torch.float64

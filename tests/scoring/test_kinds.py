@@ -69,24 +69,6 @@ def test_one_logit_or_sigmoid_a_sample_is_a_decision(output, labels):
     assert "taken for" in kind.notes[-1]
 
 
-def test_cosines_that_answer_above_another_number_than_zero_are_noted():
-    cosines = np.where(YES == 1, 0.9, 0.4) + RNG.uniform(-0.1, 0.1, COUNT) - 0.6 * (np.arange(COUNT) == 0)
-    kind, score = chosen({"cosine": cosines.astype(np.float32)[:, None]}, YES)
-    assert score < 0.7
-    assert any("1.0000 above 0.6" in note and "subtract 0.6" in note for note in kind.notes)
-    for output in (MARGIN, MARGIN + 0.3, RNG.standard_normal(COUNT)):  # right at 0, nearly so, and of no use at all
-        kind, _ = chosen({"logit": output.astype(np.float32)}, YES)
-        assert not any("subtract" in note for note in kind.notes)
-
-
-def test_a_better_threshold_of_more_pixels_than_are_sorted_is_noted_too():
-    random = np.random.default_rng(1)
-    inside = random.random((30, 300, 300)) > 0.3
-    maps = np.where(inside, 0.9, 0.65) + random.uniform(-0.05, 0.05, inside.shape)
-    kind, _ = chosen({"mask": maps.astype(np.float32)[:, None]}, inside.astype(np.uint8))
-    assert any("1.0000 above 0.7" in note for note in kind.notes)
-
-
 def test_several_labels_a_sample_are_judged_each_by_its_own_threshold():
     labels = RNG.integers(0, 2, (COUNT, 5))
     output = (3.0 * labels - 1.5 + RNG.standard_normal((COUNT, 5))).astype(np.float32)

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 from onnx_running import run_all
 from stub_builds import a_stub_build
@@ -54,8 +55,9 @@ def make_build(tmp_path):
     write_batches(tmp_path / "parity.npz", [INPUTS])
     ledger = Ledger(tmp_path / "ledger.sqlite")
     task = SimpleNamespace(
-        output_names=(name,), training=object(), sha256="m", row_check_batches=lambda: [INPUTS], model=model
-    )
+        output_names=(name,), training=object(), sha256="m", row_check_batches=lambda: [INPUTS], model=model,
+        given=SimpleNamespace(model=onnx.load(model)),
+    )  # fmt: skip
 
     def make(ratio):
         return a_stub_build(

@@ -57,7 +57,7 @@ from edgeopt.pipeline.search.candidate import (
     samples_to_fit,
 )
 from edgeopt.pipeline.search.driver import Search
-from edgeopt.pipeline.search.training_cores import tune_training
+from edgeopt.pipeline.search.training_cores import in_parallel, tune_training
 from edgeopt.planning.widths import uniform_widths
 from edgeopt.records.budget import Budget
 from edgeopt.records.codec import digest, to_json
@@ -223,7 +223,7 @@ def run_grid(search: Search, quick: bool, task: Row, save: Callable[[], None]) -
         search.measure_original()
         known = {(row["width_index"], row["depth_index"]) for row in task["grid"]}
         missing = [one for one in plan_grid(search, ratios, left_out) if (one[0], one[1]) not in known]
-        search.in_parallel(make, missing)
+        in_parallel(search.build, make, missing)
 
 
 def build_task(name: str, folder: Path, quick: bool, epoch: EpochSize) -> Row:

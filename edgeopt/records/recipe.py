@@ -62,6 +62,16 @@ class LowRank(Record, frozen=True, kw_only=True, tag_field="step", tag="low-rank
     """Keyed by the name of the layer's weight."""
 
 
+class LowerResolution(Record, frozen=True, kw_only=True, tag_field="step", tag="lower-resolution"):
+    """Shrink the image to ``height`` x ``width`` before the network, and enlarge its maps after it.
+
+    The file's inputs and outputs keep their shapes.
+    """
+
+    height: int
+    width: int
+
+
 class Student(Record, frozen=True, kw_only=True, tag_field="step", tag="student"):
     """Start from one of the task's own smaller networks instead of the trained model."""
 
@@ -212,7 +222,9 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
 
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights
 """The steps that make a file an int8 one."""
-TorchStep = Student | Prune | Sparsify | LowRank | QuantizeAware | Distill
+RefinementStep = Sparsify | LowRank | LowerResolution
+"""The steps that change a trained network of its size; the result is compared with it."""
+TorchStep = Student | Prune | Sparsify | LowRank | LowerResolution | QuantizeAware | Distill
 GraphStep = DropUnseenRows | Simplify | FlushDenormals | QuantizeStep | FuseQLinear | PackWeights | Float16 | Compact
 
 

@@ -77,7 +77,7 @@ class TrialPart(Part, frozen=True, kw_only=True):
     sensitivity: tuple[NodeSensitivity, ...] = ()
     """Of a mixed-precision trial."""
     parent: int | None = None
-    """The trial that a sparse or low-rank trial was made from, in the same precision."""
+    """The trial that a refined trial was made from, in the same precision."""
     against_parent: LatencyComparison | None = None
     full_int8: int | None = None
     """For an int8 file with a float prefix: the trial that is int8 from the first layer."""

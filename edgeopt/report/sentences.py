@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss
 from edgeopt.records.measurement import Estimate
-from edgeopt.records.recipe import Distill, LowRank, Sparsify
+from edgeopt.records.recipe import Distill, RefinementStep, Sparsify
 from edgeopt.report import words
 from edgeopt.report.document import Document, TrialPart
 from edgeopt.report.failures import share_of_failed
@@ -302,7 +302,7 @@ def float_prefix_notes(document: Document) -> list[str]:
 
 
 def variant_gains(document: Document) -> list[str]:
-    """Compare each sparse and low-rank trial with the trial it was made from, and list what was not tried.
+    """Compare each refined trial with the trial it was made from, and list what was not tried.
 
     Download and time are measured: a dense kernel multiplies zeros like other numbers.
     """
@@ -311,25 +311,17 @@ def variant_gains(document: Document) -> list[str]:
         if trial.against_parent is None or trial.parent is None:
             continue
         parent = document.trial(trial.parent)
-        is_sparse = any(isinstance(step, Sparsify) for step in trial.recipe.torch_steps)
+        step = next(step for step in trial.recipe.torch_steps if isinstance(step, RefinementStep))
+        is_sparse = isinstance(step, Sparsify)
         after, before = ((part.download_bytes if is_sparse else part.size_bytes) for part in (trial, parent))
         if not after or not before:
             continue
         measured = "download" if is_sparse else "file"
         size = f"{words.times(before / after)} smaller" if after <= before else f"{words.times(after / before)} larger"
-        text = f"Trial {trial.number} is trial {parent.number} with {_change(trial)}: the {measured} is {size}"
+        change = words.steps_text((step,), None)
+        text = f"Trial {trial.number} is trial {parent.number} with {change}: the {measured} is {size}"
         gains.append(f"{text}, and it runs {speed(trial.against_parent)}.")
     return [*gains, *document.notes]
-
-
-def _change(trial: TrialPart) -> str:
-    """Name the change that made a sparse or low-rank trial from its parent."""
-    step = next(step for step in trial.recipe.torch_steps if isinstance(step, Sparsify | LowRank))
-    match step:
-        case Sparsify(ratio=ratio):
-            return f"{words.percent(ratio)} of its weights set to zero"
-        case LowRank(layers=layers):
-            return f"{words.plural(len(layers), 'layer')} factorized (low rank)"
 
 
 def waived(document: Document) -> str | None:

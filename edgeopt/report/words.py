@@ -14,6 +14,7 @@ from edgeopt.records.recipe import (
     FlushDenormals,
     FuseQLinear,
     GraphStep,
+    LowerResolution,
     LowRank,
     PackWeights,
     Prune,
@@ -192,6 +193,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
             return f"{percent(ratio)} of the weights set to zero ({method})"
         case LowRank(layers=layers):
             return f"{plural(len(layers), 'layer')} factorized (low rank)"
+        case LowerResolution(height=height, width=width):
+            return f"the image shrunk to {height}x{width}"
         case QuantizeAware(weight_bits=bits):
             return f"trained for int8 with {bits}-bit weights" if bits else "trained for int8"
         case Distill():

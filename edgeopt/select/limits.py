@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edgeopt.records.budget import Budget, Limit
 from edgeopt.records.choice import Miss, Verdict
 from edgeopt.records.measurement import Measurement, Memory
-from edgeopt.records.recipe import LowRank
+from edgeopt.records.recipe import LowerResolution, LowRank
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Artifact, Measured, Score, Trial
 from edgeopt.statistics import Interval, comparison_ratio, end_at, latency_interval_ms, percentile_interval, verdict
@@ -199,13 +199,14 @@ def find_float_counterpart(trial: Trial, trials: Iterable[Trial]) -> Trial | Non
 def pays(trial: Trial, outcome: Measured, *, proven_on_target: bool) -> bool:
     """Tell whether the A/Bs let the trial win: it is slower neither than the baseline nor than its float counterpart.
 
-    A low-rank trial may not be slower than the trial it was made from either. Zeros promise no speed.
+    One with factorized layers or a smaller image may not be slower than the trial it was made from either. Zeros
+    promise no speed.
 
     On a stand-in, int8 and float16 may win whatever these A/Bs say: their speed depends on the instruction set, and the
     stand-in's differs from the target's.
     """
-    low_rank = any(isinstance(step, LowRank) for step in trial.recipe.torch_steps)
-    if low_rank and outcome.against_parent and verdict(outcome.against_parent.comparison) == "slower":
+    buys_speed = any(isinstance(step, LowRank | LowerResolution) for step in trial.recipe.torch_steps)
+    if buys_speed and outcome.against_parent and verdict(outcome.against_parent.comparison) == "slower":
         return False
     if not proven_on_target and trial.recipe.precision != "fp32":
         return True

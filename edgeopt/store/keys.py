@@ -22,6 +22,7 @@ Kind = Literal[
     "bit-study", "score", "sample-scores", "measurement",
     "comparison", "device-parity", "latency-table", "no-latency-table", "shared-layer-times", "allocation",
     "layer-times", "float-prefix", "score-check", "parallel-training", "given-training",
+    "input-sizes",
 ]  # fmt: skip
 
 Dependency = Literal["task", "makers", "seed", "ceilings", "hardware", "device", "providers", "session", "timing"]
@@ -64,6 +65,7 @@ DEPENDENCIES: dict[Kind, tuple[Dependency, ...]] = {
     "float-prefix": ("task", "makers", "device", "session"),
     "parallel-training": ("task", "makers"),
     "given-training": ("task", "makers", "ceilings"),
+    "input-sizes": ("task", "makers"),
 }
 """Which facts the key of each kind contains, besides the details that the caller gives: for an artifact its recipe."""
 

@@ -22,7 +22,14 @@ from edgeopt.task.batch_axes import BatchAxes
 from edgeopt.task.dynamic_axes import Dims
 from edgeopt.task.interface import Batch, BatchStep, ModelInterface
 from edgeopt.task.modules import describe_rounding, in_float32, is_double, narrow_types, prepare_module
-from edgeopt.task.protocol import Training, check_training, read_preprocessing, read_unseen_rows, read_width_rules
+from edgeopt.task.protocol import (
+    Training,
+    check_training,
+    read_input_sizes,
+    read_preprocessing,
+    read_unseen_rows,
+    read_width_rules,
+)
 from edgeopt.task.random_states import RandomStates, draw_in_order, use_random_states
 from edgeopt.task.states import StateFeedback, read_states
 from edgeopt.task.values import describe_value, flat_outputs, to_numpy
@@ -63,6 +70,7 @@ class CheckedTask:
         self.budgets: Mapping[str, Budget] = getattr(task, "budgets", None) or {}
         self.width_rules = read_width_rules(task, spec)
         self.unseen_rows = read_unseen_rows(task, spec)
+        self.input_sizes = read_input_sizes(task, spec)
         self.teacher = self._check_teacher(getattr(task, "teacher", None))
 
     def _check_teacher(self, given: Any) -> Path | None:

@@ -134,10 +134,17 @@ def flat_forward(model: nn.Module, layout: InputLayout) -> Iterator[nn.Module]:
     def call(*leaves: Tensor) -> tuple[Tensor, ...]:
         return tuple(tensors_of(layout.call(forward, leaves)))
 
+    with replaced_forward(model, call):
+        yield model
+
+
+@contextmanager
+def replaced_forward(model: nn.Module, call: Callable[..., Any]) -> Iterator[None]:
+    """Let a model compute ``call`` for the length of a block."""
     own = model.__dict__.get("forward")
     object.__setattr__(model, "forward", call)
     try:
-        yield model
+        yield
     finally:
         object.__delattr__(model, "forward")
         if own is not None:

@@ -105,6 +105,27 @@ def read_width_rules(task: Any, spec: str) -> WidthRules:
         ) from error
 
 
+def read_input_sizes(task: Any, spec: str) -> tuple[tuple[int, int], ...] | None:
+    """Return the member ``input_sizes`` of a task; None if it has none.
+
+    Raises:
+        TaskError: it isn't a sequence of heights and widths.
+    """
+    given = getattr(task, "input_sizes", None)
+    try:
+        sizes = msgspec.convert(given, tuple[tuple[int, int], ...] | None)
+    except msgspec.ValidationError as error:
+        sizes, reason = (), f" ({error})"
+    else:
+        reason = "" if all(min(size) > 0 for size in sizes or ()) else " (sizes are positive)"
+    if reason:
+        raise TaskError(
+            f"{spec}: input_sizes has to list heights and widths of the image, such as ((192, 192), (160, 160)); found "
+            f"{given!r:.80}{reason}."
+        )
+    return sizes
+
+
 def read_unseen_rows(task: Any, spec: str) -> UnseenRows:
     """Return the members ``drop_unseen_rows`` and ``unknown_ids`` of a task.
 
@@ -162,6 +183,9 @@ class Task(Protocol):
         min_widths: Glob to the least number of output channels: ``{"stem.*": 16}``.
         drop_unseen_rows: True if embedding rows that no training sample reads may go.
         unknown_ids: Input name to the id whose row all other ids read then: ``{"tokens": 100}``.
+        input_sizes: Heights and widths to which the image may be shrunk inside the network, ``((192, 192),)``; the
+            file's own input keeps its size. Without it, three quarters and a half are tried if latency asks for it; an
+            empty list forbids it.
         budgets: Target name to a ``Budget``, the limits of this task on it.
 
     For the app:

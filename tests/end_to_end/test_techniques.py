@@ -1,5 +1,6 @@
 """Techniques that a build uses only for networks that need them, each in its own workspace."""
 
+import onnx
 import pytest
 from building import TESTS, choice_of, edgeopt, write_target
 
@@ -42,3 +43,26 @@ def test_if_int8_ruins_the_score_a_network_trained_for_int8_keeps_the_limit_at_t
     assert aware["size_bytes"] <= 1.02 * plain["size_bytes"]
     assert aware["parities"][-1]["stage"] == "trained for"
     assert "taught by the original network of tiny-spread." in " ".join(done.stdout.split())
+
+
+def test_if_time_is_preferred_a_network_may_shrink_its_image_inside_and_its_file_takes_the_same_inputs(tmp_path):
+    write_target(tmp_path / "tiny.toml", channel_step="32", precisions='["fp32"]')
+    coarse = f"{TESTS / 'coarse_task.py'}:task"
+    done = edgeopt(tmp_path, "build", coarse, "--target", "tiny.toml", "--prefer", "latency", PYTHONPATH=str(TESTS))
+    assert done.returncode == 0, done.stderr
+    choice = choice_of(tmp_path)
+    lower = [one for one in choice["trials"] if "lower-resolution" in str(one["recipe"]["torch_steps"])]
+    steps = [trial["recipe"]["torch_steps"][0] for trial in lower if trial["recipe"]["graph_steps"]]
+    assert {(step["height"], step["width"]) for step in steps} == {(24, 24), (16, 16)}
+    for trial in lower:
+        assert trial["status"] == "measured"
+        assert f"Trial {trial['number']} is trial {trial['parent']} with the image shrunk to " in words_of(done.stdout)
+        file = tmp_path / ".edgeopt" / "artifacts" / f"{trial['sha256']}.onnx"
+        (given,) = onnx.load(file).graph.input
+        assert [dim.dim_value for dim in given.type.tensor_type.shape.dim][1:] == [1, 32, 32]
+    half = next(one for one in lower if one["recipe"]["torch_steps"][0]["height"] == 16)
+    assert half["macs"] < 0.3 * choice["baseline"]["macs"]
+
+
+def words_of(text):
+    return " ".join(text.split())

@@ -19,7 +19,7 @@ from edgeopt.pipeline.result.test_set import score_on_test_set
 from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, FinishedSearch, SizeTarget
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.driver import Search
-from edgeopt.pipeline.search.training_cores import tune_training
+from edgeopt.pipeline.search.training_cores import in_parallel, tune_training
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.planning.bisection import Point
@@ -129,7 +129,7 @@ def test_a_search_that_fails_ends_with_the_trials_there_are_but_not_for_a_mistak
 def test_the_first_exception_stops_all_that_runs_in_parallel():
     stopped = threading.Event()
     pool = SimpleNamespace(count=2, close=stopped.set, share_cores=lambda _: None)
-    search = Search(SimpleNamespace(torch_pool=pool), runner=None)
+    build = SimpleNamespace(torch_pool=pool)
 
     def work(fails):
         if fails:
@@ -138,7 +138,7 @@ def test_the_first_exception_stops_all_that_runs_in_parallel():
         raise StoppedError("stopped")
 
     with pytest.raises(TaskError, match="wrong"):
-        search.in_parallel(work, [False, True])
+        in_parallel(build, work, [False, True])
 
 
 def test_if_the_trial_of_parallel_trainings_crashes_they_run_one_at_a_time():
@@ -173,7 +173,7 @@ def test_a_network_that_cannot_be_studied_is_not_trained_for_few_bits(monkeypatc
     monkeypatch.setattr("edgeopt.pipeline.search.driver.training_for_few_bits", fail)
     search = a_search([])
     search.runner.exported = None
-    assert search.few_bits(SimpleNamespace(key=None)) is None
+    assert search.few_bits(SimpleNamespace(key=None)) == []
     assert search.notes == ["Training for int8 with weights in few bits was not tried: no layer computes in int8"]
 
 

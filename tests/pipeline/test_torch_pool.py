@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from edgeopt.errors import StepError, TaskError
-from edgeopt.pipeline.search.driver import Search
+from edgeopt.pipeline.search.training_cores import in_parallel
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import MIN_SPEEDUP_RATIO, TorchPool, available_cores
 from edgeopt.planning.low_rank_rule import choose_layers
@@ -291,9 +291,8 @@ def test_an_interrupt_in_a_round_reaches_the_caller_as_what_it_is(pool):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    search = Search(SimpleNamespace(torch_pool=pool), runner=None)
     with pytest.raises(KeyboardInterrupt), closing(pool):
-        search.in_parallel(interrupted, [1, 2])
+        in_parallel(SimpleNamespace(torch_pool=pool), interrupted, [1, 2])
 
 
 def test_cores_are_counted_by_affinity():

@@ -86,7 +86,7 @@ def test_the_gains_of_sparse_and_low_rank_trials_are_reported_in_measured_number
     choice = msgspec.structs.replace(a_choice(trials), notes=("Low rank was not tried: nothing large.",))
     said = sentences.variant_gains(build_document(choice))
     assert said[0].startswith(
-        "Trial 2 is trial 1 with 50\u00a0% of its weights set to zero: the download is 1.50× smaller"
+        "Trial 2 is trial 1 with 50\u00a0% of the weights set to zero (magnitude): the download is 1.50× smaller"
     )
     assert "and it runs not measurably faster or slower" in said[0]
     assert said[1].startswith("Trial 3 is trial 1 with 1 layer factorized (low rank): the file is 2.00× smaller")

@@ -13,7 +13,7 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.evaluator import Evaluator
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
-from edgeopt.records.recipe import LowRank, Recipe, Sparsify
+from edgeopt.records.recipe import Recipe, RefinementStep
 from edgeopt.records.trial import AgainstTrial, Measured, Trial
 from edgeopt.select.limits import find_float_counterpart
 from edgeopt.statistics import verdict
@@ -59,8 +59,8 @@ def with_float_counterpart(evaluator: Evaluator, number: int, outcome: Measured,
 
 
 def parent_of(build: Build, recipe: Recipe, trials: Sequence[Trial]) -> Trial | None:
-    """Return the trial of the network that a sparse or factorized one was made of, in the same precision."""
-    if not any(isinstance(step, LowRank | Sparsify) for step in recipe.torch_steps):
+    """Return the trial of the network that a refined one was made of, in the same precision."""
+    if not any(isinstance(step, RefinementStep) for step in recipe.torch_steps):
         return None
     for trial in trials:
         other = trial.recipe

@@ -52,6 +52,8 @@ class StoredNetwork(Record, frozen=True, kw_only=True):
     """The score that it could not reach, so that its training ended early; None if it was trained to its end."""
     ended_after: int | None = None
     """Epochs after which its training was cut off, because the time was over; None if it was not."""
+    input_size: tuple[int, int] | None = None
+    """Height and width to which it shrinks its image first; None: as it comes."""
 
 
 class ExportedFile(Record, frozen=True, kw_only=True):
@@ -89,7 +91,7 @@ def original_network(source: str, parameters: int) -> StoredNetwork:
 def reference(build: Build, network: StoredNetwork) -> protocol.NetworkRef:
     """Return what a torch process needs to load a network."""
     file = None if network.key is None else str(build.workspace.network(network.key))
-    return protocol.NetworkRef(source=network.source, file=file)
+    return protocol.NetworkRef(source=network.source, file=file, input_size=network.input_size)
 
 
 def group_table_of(build: Build, network: StoredNetwork, importance: Importance) -> tuple[GroupTable, Path]:
@@ -147,7 +149,7 @@ def train_network(
         key=key.digest, source=done.source, parameters=done.parameters, ratio=done.parameters / original_parameters,
         torch_score=done.best_score, proof_error=done.proof_error, notes=done.notes, seconds=done.seconds,
         fake_quant_sites=None if sites is None else sites.name, stopped_for=floor if done.stopped else None,
-        ended_after=done.ended_after,
+        ended_after=done.ended_after, input_size=done.input_size,
     )  # fmt: skip
     build.ledger.put(key, network)
     return network

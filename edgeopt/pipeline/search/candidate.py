@@ -29,10 +29,12 @@ from edgeopt.records.recipe import (
     Distill,
     GraphStep,
     Importance,
+    LowerResolution,
     LowRank,
     Prune,
     QuantizeAware,
     Recipe,
+    RefinementStep,
     Sparsify,
     Student,
     TorchStep,
@@ -302,6 +304,12 @@ def factorized(
     return Candidate(steps=(LowRank(layers=layers), distillation(build)), parent=network.key, notes=notes)
 
 
+def at_lower_resolution(build: Build, network: StoredNetwork, size: tuple[int, int]) -> Candidate:
+    """Return a network's candidate whose image is shrunk to a height and a width."""
+    step = LowerResolution(height=size[0], width=size[1])
+    return Candidate(steps=(step, distillation(build)), parent=network.key)
+
+
 def importance_of(build: Build) -> Importance:
     """Return how the task's channels are scored."""
     return training_of(build).importance
@@ -351,7 +359,7 @@ def as_trained(candidate: Candidate, network: StoredNetwork) -> Candidate:
 
 def is_refinement(candidate: Candidate) -> bool:
     """Tell whether a candidate was tried on a network that keeps the score: if it does not, that size still does."""
-    return candidate.is_plain_cut or any(isinstance(one, LowRank | Sparsify | QuantizeAware) for one in candidate.steps)
+    return candidate.is_plain_cut or any(isinstance(one, RefinementStep | QuantizeAware) for one in candidate.steps)
 
 
 def is_trained(build: Build, candidate: Candidate) -> bool:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Literal
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.graph.jobs.processes import kill_graph_processes
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, export_network, group_table_of
 from edgeopt.pipeline.artifacts.shared_stages import forget_stages, without_old_stages
@@ -44,18 +42,15 @@ from edgeopt.pipeline.search.candidate import (
 )
 from edgeopt.pipeline.search.contenders import compare_contenders
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
-from edgeopt.pipeline.search.refinements import sparse_candidates, sparsity_curve, uniform_cut
+from edgeopt.pipeline.search.refinements import lower_resolutions, sparse_candidates, sparsity_curve, uniform_cut
 from edgeopt.pipeline.search.sizes import KnownSizes
-from edgeopt.pipeline.search.training_cores import tune_training
+from edgeopt.pipeline.search.training_cores import in_parallel, tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, smallest_good
 from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed
-
-A = TypeVar("A")
-B = TypeVar("B")
 
 Further = Literal["if needed", "always", "never"]
 """When a finished search goes on: if no trial keeps the limits, always, or never."""
@@ -228,7 +223,7 @@ class Search:
         runner.candidates_at_a_time = max(1, min(len(candidates), self.build.torch_pool.count))
         runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
         with self.build.clock.stage("train and make files"):
-            results = self.in_parallel(self.make, candidates)
+            results = in_parallel(self.build, self.make, candidates)
         found = []
         assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
@@ -263,22 +258,6 @@ class Search:
             return result._replace(variants=variants)
         label = f"{summary_of(candidate)}, for int8"
         return result._replace(variants=variants + self.runner.make(child, result.network, label).variants)
-
-    def in_parallel(self, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-        """Call ``function`` on the items, as many at a time as there are torch processes; an exception stops all."""
-        self.build.torch_pool.share_cores(len(items))
-        with ThreadPoolExecutor(self.build.torch_pool.count) as pool:
-            try:
-                futures = [pool.submit(function, item) for item in items]
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-                return [future.result() for future in futures]
-            except BaseException:
-                self.build.torch_pool.close()  # so that no thread waits for a training that is no longer wanted
-                kill_graph_processes()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
 
     def bisect(self, points: list[Point], begun: int = 0) -> None:
         """Run the rounds, then the refinements of the smallest network that keeps the score.
@@ -334,7 +313,7 @@ class Search:
             self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
         sizes = [SizeTarget(ratio, self.sizes.parent(ratio, points)) for ratio in ratios]
         with self.build.clock.stage("plan candidates"):
-            found = self.in_parallel(lambda size: self.plan(size, limit), sizes)
+            found = in_parallel(self.build, lambda size: self.plan(size, limit), sizes)
         return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
 
     def plan(self, size: SizeTarget, limit: LatencyLimit) -> Candidate | None:
@@ -353,48 +332,62 @@ class Search:
             return None
 
     def refine(self, points: list[Point]) -> None:
-        """Try a uniform cut, factorized layers, fewer bits and zeros at the smallest size that keeps the score."""
+        """Try at the smallest size that keeps the score what saves bytes or time there, each after the one before."""
         build, ratio = self.build, smallest_good(points)
         network = None if ratio is None else self.sizes.network(ratio)
-        if network is None or not build.may_train:
+        if network is None:
             return
-        if (uniform := self.uniform(network)) is not None and not self.is_known(uniform := self.whole(uniform)):
-            points += self.good_points([uniform])
-        if build.effort.low_rank:
-            with build.clock.stage("low rank"):
-                precision = self.sizes.shipping_precision or self.runner.precisions[0]
-                candidates, reason = low_rank_candidates(build, network, precision)
-            if reason and reason not in self.notes:
-                self.notes.append(reason)
-                build.progress("low-rank", reason)
-            candidates = [one for one in map(self.whole, candidates) if not self.is_known(one)]
+        for plan in (self.uniform, self.low_rank, self.lower_resolutions, self.few_bits, self.sparse):
+            if not build.may_train:
+                return
+            candidates = [one for one in map(self.whole, plan(network)) if not self.is_known(one)]
             if candidates and build.may_train:
-                points += self.good_points(candidates)
-        few_bits = self.few_bits(network)
-        if few_bits is not None and not self.is_known(few_bits := self.whole(few_bits)):
-            self.run_round([few_bits])
-        candidates = [one for one in sparse_candidates(build, network) if not self.is_known(one)]
-        if candidates and build.may_train:
-            curve, reason = sparsity_curve(build, network)
-            self.sparsity = curve or self.sparsity
-            if reason:
-                self.notes.append(reason)
-            self.run_round(candidates)
+                found = self.sizes.points(self.run_round(candidates), [1.0] * len(candidates))
+                points += [point for point in found if point.good]  # the others say nothing about their sizes
 
-    def good_points(self, candidates: Sequence[Candidate]) -> list[Point]:
-        """Run refinements, and return the sizes of those that keep the score; the others say nothing about theirs."""
-        return [one for one in self.sizes.points(self.run_round(candidates), [1.0] * len(candidates)) if one.good]
-
-    def uniform(self, network: StoredNetwork) -> Candidate | None:
-        """Return the uniform cut of a network's size; None if it is not worth it, or cannot be made."""
+    def uniform(self, network: StoredNetwork) -> list[Candidate]:
+        """Return the uniform cut of a network's size, if it is worth it and can be made."""
         limit = self.limit if self.build.effort.rounds > 1 else None
-        return self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, limit))
+        cut = self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, limit))
+        return [] if cut is None else [cut]
 
-    def few_bits(self, network: StoredNetwork) -> Candidate | None:
-        """Return the candidate that trains a network for few bits; None if it is not worth it, or cannot be made."""
+    def low_rank(self, network: StoredNetwork) -> list[Candidate]:
+        """Return a network's candidates with factorized layers."""
+        if not self.build.effort.low_rank:
+            return []
+        with self.build.clock.stage("low rank"):
+            precision = self.sizes.shipping_precision or self.runner.precisions[0]
+            candidates, reason = low_rank_candidates(self.build, network, precision)
+        self.note(reason, "low-rank")
+        return candidates
+
+    def lower_resolutions(self, network: StoredNetwork) -> list[Candidate]:
+        """Return a network's candidates with a smaller image inside."""
+        candidates, reason = lower_resolutions(self.build, network, self.runner.trials)
+        self.note(reason, "search")
+        return candidates
+
+    def few_bits(self, network: StoredNetwork) -> list[Candidate]:
+        """Return the candidate that trains a network for few bits, if it is worth it and can be made."""
 
         def make() -> Candidate | None:
             exported = export_network(self.build, network) if network.key else self.runner.exported
             return training_for_few_bits(self.build, network, exported, self.runner.trials)
 
-        return self.or_note("Training for int8 with weights in few bits", make)
+        candidate = self.or_note("Training for int8 with weights in few bits", make)
+        return [] if candidate is None else [candidate]
+
+    def sparse(self, network: StoredNetwork) -> list[Candidate]:
+        """Return a network's candidates with zeros, and keep how its loss depends on them."""
+        candidates = sparse_candidates(self.build, network)
+        if not all(self.is_known(one) for one in candidates):
+            curve, reason = sparsity_curve(self.build, network)
+            self.sparsity = curve or self.sparsity
+            self.note(reason, "sparsify")
+        return candidates
+
+    def note(self, text: str, stage: str) -> None:
+        """Keep a sentence for the report, once, and show it."""
+        if text and text not in self.notes:
+            self.notes.append(text)
+            self.build.progress(stage, text)

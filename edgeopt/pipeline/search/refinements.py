@@ -1,18 +1,28 @@
-"""What is tried at the size of the smallest network that keeps the score: a uniform cut, and zeros for the download.
+"""What is tried at the size of the smallest network that keeps the score: a uniform cut, smaller images, and zeros.
 
 Widths chosen by importance may keep more work than a uniform cut of the same size, because the channels that matter
 most may be in the layers that take longest. So the uniform cut is tried too, if it is predicted to be quicker: no plain
-cut is then both as small and quicker than the winner. Factorized layers are in ``edgeopt.pipeline.search.low_rank``.
+cut is then both as small and quicker than the winner. A smaller image inside the network saves time alone, so it is
+tried if time is asked for. Zeros are for the download. Factorized layers are in ``edgeopt.pipeline.search.low_rank``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from edgeopt.errors import StepError
 from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of, reference
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, cut_steps, importance_of, samples_to_fit, sparse
+from edgeopt.pipeline.search.candidate import (
+    Candidate,
+    at_lower_resolution,
+    cut_steps,
+    importance_of,
+    samples_to_fit,
+    sparse,
+)
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.planning.width_rules import least_widths
 from edgeopt.planning.widths import groups_left_out, uniform_widths_of_size
@@ -20,6 +30,9 @@ from edgeopt.records.groups import GroupTable
 from edgeopt.records.latency import LatencyTable
 from edgeopt.records.recipe import Prune
 from edgeopt.records.sparsity import SparsityCurve
+from edgeopt.records.trial import Measured, Trial
+from edgeopt.select.limits import judge_limits
+from edgeopt.task import CheckedTask
 
 MAX_TIME_RATIO = 0.97
 """Of the network's predicted time: what a uniform cut may take at most to be worth a training."""
@@ -59,6 +72,47 @@ def _time(table: GroupTable, limit: LatencyLimit, widths: dict[str, int]) -> flo
     if isinstance(limit.table, LatencyTable):
         return Predictor(limit.table).ns(widths)
     return float(table.macs(widths))
+
+
+def lower_resolutions(build: Build, network: StoredNetwork, trials: Sequence[Trial]) -> tuple[list[Candidate], str]:
+    """Return a network's candidates with a smaller image inside, and a sentence on what is missing.
+
+    They are as large as it is, and quicker. So there are none unless the task names sizes, the quickest file is
+    preferred, or none of the network's files is quick enough.
+
+    Args:
+        build: The build.
+        network: The smallest network that keeps the score.
+        trials: Of the build.
+    """
+    task, budget = build.data.task, build.budget
+    given = task.input_sizes if isinstance(task, CheckedTask) else None
+    is_asked_for = bool(given) or budget.prefer == "latency" or not _is_quick_enough(build, network, trials)
+    if given == () or not is_asked_for or build.effort.rounds == 1:
+        return [], ""
+
+    def make() -> protocol.InputSizesDone:
+        return build.torch_pool.do(protocol.InputSizesJob(source=network.source), protocol.InputSizesDone)
+
+    key = build.keys.of("input-sizes", source=network.source, given=given)
+    try:
+        found = build.ledger.remember(key, protocol.InputSizesDone, make)
+    except StepError as error:
+        return [], f"Smaller images inside the network were not tried: {error.reason}"
+    reason = f"Some smaller images inside the network were not tried: {found.reason}." if found.reason else ""
+    return [at_lower_resolution(build, network, size) for size in found.sizes], reason
+
+
+def _is_quick_enough(build: Build, network: StoredNetwork, trials: Sequence[Trial]) -> bool:
+    """Tell whether a file of a network keeps the limits on latency and throughput."""
+    for trial in trials:
+        recipe, outcome = trial.recipe, trial.outcome
+        key = build.keys.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent
+        if key == network.key and isinstance(outcome, Measured):
+            findings = judge_limits(outcome, build.budget)
+            if all(one.kept for one in findings if one.limit in ("latency", "throughput")):
+                return True
+    return False
 
 
 def sparse_candidates(build: Build, network: StoredNetwork) -> list[Candidate]:

@@ -1,11 +1,19 @@
-"""How trainings share this machine's cores, found out once by a short trial."""
+"""How trainings share this machine's cores: found out once by a short trial, then run side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import TypeVar
+
 from edgeopt.errors import CrashError
+from edgeopt.graph.jobs.processes import kill_graph_processes
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.report import words
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def tune_training(build: Build, *, may_try: bool) -> None:
@@ -39,3 +47,20 @@ def tune_training(build: Build, *, may_try: bool) -> None:
     build.progress(
         "workers", f"{found.workers} in parallel, a lone training uses {threads} of {pool.training_place}{half}"
     )
+
+
+def in_parallel(build: Build, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Call ``function`` on the items, as many at a time as there are torch processes; an exception stops all."""
+    build.torch_pool.share_cores(len(items))
+    with ThreadPoolExecutor(build.torch_pool.count) as pool:
+        try:
+            futures = [pool.submit(function, item) for item in items]
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result() for future in futures]
+        except BaseException:
+            build.torch_pool.close()  # so that no thread waits for a training that is no longer wanted
+            kill_graph_processes()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

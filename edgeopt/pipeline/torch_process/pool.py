@@ -25,6 +25,7 @@ from edgeopt.records.trial import FailureKind
 T = TypeVar(
     "T",
     protocol.TableDone,
+    protocol.InputSizesDone,
     protocol.ProfileDone,
     protocol.LowRankDone,
     protocol.CurveDone,

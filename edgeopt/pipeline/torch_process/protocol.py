@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgeopt.records.base import Record
-from edgeopt.records.recipe import Importance, MultiplyPrecision, TorchStep
+from edgeopt.records.recipe import Importance, LowerResolution, MultiplyPrecision, TorchStep
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import EdgeInput, FailureKind
@@ -32,6 +32,8 @@ class NetworkRef(Record, frozen=True, kw_only=True):
     source: str
     """``original``, ``AS_TRAINED``, ``GIVEN``, or the name of one of the task's students."""
     file: str | None
+    input_size: tuple[int, int] | None = None
+    """Height and width to which its image is shrunk first; None: as it comes."""
 
 
 class TableJob(Record, frozen=True, kw_only=True, tag_field="job", tag="table"):
@@ -59,6 +61,13 @@ class CurveJob(Record, frozen=True, kw_only=True, tag_field="job", tag="curve"):
     """Find a network's loss at several shares of zeros."""
 
     network: NetworkRef
+
+
+class InputSizesJob(Record, frozen=True, kw_only=True, tag_field="job", tag="input-sizes"):
+    """Find the sizes to which the image of the trained model, or of a student, can be shrunk."""
+
+    source: str
+    """See ``NetworkRef``."""
 
 
 class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profile"):
@@ -110,6 +119,12 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     ranks: int = 1
     meeting: str = ""
     """File through which they find each other."""
+
+    @property
+    def input_size(self) -> tuple[int, int] | None:
+        """Height and width to which the network shrinks its image; None: as it comes."""
+        lower = [(step.height, step.width) for step in self.steps if isinstance(step, LowerResolution)]
+        return lower[-1] if lower else self.parent.input_size
 
     def is_over(self) -> bool:
         """Tell whether the time of the job's build is over."""
@@ -184,6 +199,15 @@ class CurveDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="curv
     seconds: float
 
 
+class InputSizesDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="input-sizes"):
+    """The sizes."""
+
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width, the largest first."""
+    reason: str = ""
+    """Why others are missing; empty if none are, or if the model has no image."""
+
+
 class ProfileDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="profile"):
     """Times of operators, in ns."""
 
@@ -196,6 +220,7 @@ class TrainDone(Record, frozen=True, kw_only=True, tag_field="answer", tag="trai
     """The network is in its file."""
 
     source: str
+    input_size: tuple[int, int] | None
     parameters: int
     best_score: float | None
     best_epoch: int | None
@@ -261,12 +286,13 @@ class JobFailed(Record, frozen=True, kw_only=True, tag_field="answer", tag="fail
     """``user``: the user's task is at fault."""
 
 
-TorchJob = TableJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob
+TorchJob = TableJob | InputSizesJob | ProfileJob | LowRankJob | CurveJob | TrainJob | ExportJob | ProbeJob | SpeedJob
 BridgeJob = RoomJob | TrainJob
 """What a bridge to a cluster does."""
 TorchAnswer = (
     EpochProgress
     | TableDone
+    | InputSizesDone
     | ProfileDone
     | LowRankDone
     | CurveDone

@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -21,10 +20,9 @@ import torch
 from torch import fx, nn
 
 from edgeopt.bench.outputs import read_batches, write_batches
-from edgeopt.errors import EdgeoptError, InputError, ParityError, StepError, TaskError
+from edgeopt.errors import EdgeoptError, InputError, StepError
 from edgeopt.export.to_onnx import ExportResult, export
 from edgeopt.graph.weights.tied import write_tied_once
-from edgeopt.passes.branches.proof import UNMERGED_NOTE, merge_note, verify_merge
 from edgeopt.passes.distill.epoch_choice import evaluate
 from edgeopt.passes.distill.train import AS_IT_BEGAN, TrainingResult
 from edgeopt.passes.low_rank.factorization import build_low_rank_table, factorize
@@ -40,11 +38,11 @@ from edgeopt.passes.prune.table import build_group_table
 from edgeopt.passes.quantization_aware import fake_quantize
 from edgeopt.passes.reconstruct.fit import reconstruct
 from edgeopt.passes.sparsify import SparsitySchedule, measure_loss_curve
-from edgeopt.passes.tracing.trace import FIXED_BATCH_NOTE
 from edgeopt.pipeline.boundary import kind_of, run_step, tell_apart
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.parity_data import run_batch, write_parity_data
 from edgeopt.pipeline.torch_process.serving import serve_parent
+from edgeopt.pipeline.torch_process.task_networks import TaskNetworks
 from edgeopt.pipeline.torch_process.training import Trainer, checkpoint_path, first_inputs, threads
 from edgeopt.pipeline.user_code import load_guarded_task
 from edgeopt.records.codec import from_json, to_json
@@ -53,20 +51,16 @@ from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Distill, LowRank, Prune, QuantizeAware, Sparsify, Student
 from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
-from edgeopt.task import Batch, CheckedTask
+from edgeopt.task import CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
-from edgeopt.task.random_states import seed_generators
+from edgeopt.task.input_sizes import input_sizes
 
-_SALIENCY_BATCHES = 16
-"""Training batches for gradient-based importance."""
-_STUDENT_SEED = 0
-"""Of a student's first weights: they are the same in every process, whatever it did before."""
 _CURVE_BATCHES = 4
 """Selection batches on which a network with zeros is evaluated."""
 
 
 class TorchJobs:
-    """Does jobs; the task's networks are made on first use and kept for the next jobs.
+    """Does jobs.
 
     Args:
         task: The user's task.
@@ -76,72 +70,23 @@ class TorchJobs:
     def __init__(self, task: CheckedTask, answer: Callable[[protocol.TorchAnswer], None]) -> None:
         self.task = task
         self.answer = answer
-        self.sources: dict[str, Network] = {}
+        self.networks = TaskNetworks(task)
         self.trainer = Trainer(task, answer)
 
-    def source(self, name: str) -> Network:
-        """Return the traced original, with parallel branches merged, or a traced student."""
-        if name not in self.sources:
-            module, axes = self.module(name), graph_axes(self.task.trace_dims)
-            with self.task.interface.flat_forward(module):
-                network = run_step("trace", Network.trace, module, self.task.example_inputs, axes, share_tensors=True)
-            self.sources[name] = self.merge_branches(network) if name == "original" else network
-        return self.sources[name]
-
-    def merge_branches(self, network: Network) -> Network:
-        """Return a network with parallel branches merged and the merge proven, or itself if it has none.
-
-        A network whose merge is off by more than rounding stays as it is, and a note says so.
-        """
-        if not network.has_parallel_branches:
-            return network
-        is_fixed = any(note.startswith(FIXED_BATCH_NOTE) for note in network.notes)
-        merged = network.merge_branches(network.example_inputs if is_fixed else self.saliency_batches[0][0])
-        try:
-            error = verify_merge(network, merged, network.example_inputs)
-        except ParityError as found:
-            network.notes = (*network.notes, f"{UNMERGED_NOTE}: {found.reason}")
-            return network
-        merged.notes = (*network.notes, merge_note(merged.merged_sums, error))
-        return merged
-
-    def module(self, name: str) -> nn.Module:
-        """Return the user's module: the trained model or a student.
-
-        Raises:
-            TaskError: there is no such student.
-        """
-        if name in ("original", protocol.AS_TRAINED, protocol.GIVEN):
-            return self.task.model
-        if name not in self.task.students:
-            raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
-        seed_generators(_STUDENT_SEED)
-        return self.task.student(name)
-
-    def network(self, ref: protocol.NetworkRef) -> Network:
-        """Return a network that nothing may change: other jobs read it too."""
-        original = self.source(ref.source)
-        return original if ref.file is None else Network.load(Path(ref.file), original)
-
-    def changeable(self, network: Network) -> Network:
-        """Return a network whose tensors may be changed in place: a copy, if it is one that other jobs read."""
-        return network.copy() if network in self.sources.values() else network
-
-    @cached_property
-    def saliency_batches(self) -> list[Batch]:
-        """The first batches of a training stream that no training uses."""
-        batches = self.task.train_epoch(0)
-        return [batch for _, batch in zip(range(_SALIENCY_BATCHES), batches, strict=False)]
+    def find_input_sizes(self, job: protocol.InputSizesJob) -> protocol.InputSizesDone:
+        """Find the sizes to which a model's image can be shrunk."""
+        sizes, reason = input_sizes(self.networks.module(job.source), self.task)
+        return protocol.InputSizesDone(sizes=sizes, reason=reason)
 
     def write_group_table(self, job: protocol.TableJob) -> protocol.TableDone:
         """Write a network's group table."""
         start = time.perf_counter()
-        network = self.network(job.network)
+        network = self.networks.load(job.network)
         groups = analyse(network)
-        batches = self.saliency_batches if job.importance.method in NEEDS_BATCHES else None
+        batches = self.networks.saliency_batches if job.importance.method in NEEDS_BATCHES else None
         scores = score_channels(network, groups, job.importance, batches, self.task.loss)
         branches = inner_branches(network, groups)
-        seen = self.saliency_batches if branches else []
+        seen = self.networks.saliency_batches if branches else []
         losses = measure_branches(network, groups, branches, scores, seen, self.task.loss)
         table = build_group_table(network, groups, scores, self.task.example_inputs, losses)
         write_whole(Path(job.out), to_json(table))
@@ -149,24 +94,26 @@ class TorchJobs:
 
     def profile(self, job: protocol.ProfileJob) -> protocol.ProfileDone:
         """Time a network's operators."""
-        ns, total = time_weights(self.network(job.network), self.task.example_inputs)
+        ns, total = time_weights(self.networks.load(job.network), self.task.example_inputs)
         return protocol.ProfileDone(ns=ns, total_ns=total)
 
     def write_low_rank_table(self, job: protocol.LowRankJob) -> protocol.LowRankDone:
         """Write the table of the factorizations of a network's large layers."""
         start = time.perf_counter()
-        table = build_low_rank_table(self.network(job.network), self.saliency_batches, job.losses, job.step)
+        table = build_low_rank_table(
+            self.networks.load(job.network), self.networks.saliency_batches, job.losses, job.step
+        )
         write_whole(Path(job.out), to_json(table))
         return protocol.LowRankDone(seconds=time.perf_counter() - start)
 
     def measure_curve(self, job: protocol.CurveJob) -> protocol.CurveDone:
         """Measure the loss at several shares of zeros, chosen by magnitude and by first-order change of the loss."""
         start = time.perf_counter()
-        module = self.network(job.network).eval_module
+        module = self.networks.load(job.network).eval_module
         selection = [batch for _, batch in zip(range(_CURVE_BATCHES), self.task.eval_batches(), strict=False)]
         methods = ("magnitude", "taylor")
         points = {
-            method: measure_loss_curve(module, method, self.saliency_batches, selection, self.task.loss)
+            method: measure_loss_curve(module, method, self.networks.saliency_batches, selection, self.task.loss)
             for method in methods
         }
         curve = SparsityCurve(points=points, samples=sum(len(inputs[0]) for inputs, _ in selection))
@@ -175,7 +122,8 @@ class TorchJobs:
     def train(self, job: protocol.TrainJob) -> protocol.TrainDone:
         """Apply the steps and write the network."""
         start = time.perf_counter()
-        source, network = job.parent.source, self.network(job.parent)
+        source, size = job.parent.source, job.input_size
+        network = self.networks.load(msgspec.structs.replace(job.parent, input_size=size))
         sparsity: SparsitySchedule | None = None
         fake_quantized: fx.GraphModule | None = None
         notes: tuple[str, ...] = ()
@@ -184,33 +132,34 @@ class TorchJobs:
         for index, step in enumerate(job.steps):
             match step:
                 case Student(name=name):
-                    source, network = name, self.source(name)
+                    source, network = name, self.networks.source(name)
                 case Prune():
                     network, proof = self.prune(network, step, self.read_importance(job) if index == 0 else None)
                     proofs.append(proof)
                 case LowRank(layers=layers):
-                    before, network = network, factorize(network, layers, self.saliency_batches)
+                    before, network = network, factorize(network, layers, self.networks.saliency_batches)
                     proofs.append(verify_factorization(before, layers, network, self.task.example_inputs))
                 case Sparsify():
-                    network = self.changeable(network)
+                    network = self.networks.changeable(network)
                     epochs = sum(later.epochs for later in job.steps if isinstance(later, Distill))
-                    sparsity = SparsitySchedule(step, self.saliency_batches, self.task.loss, epochs)
+                    sparsity = SparsitySchedule(step, self.networks.saliency_batches, self.task.loss, epochs)
                     if epochs == 0:
                         sparsity.begin_epoch(network.eval_module, 0)
                 case QuantizeAware():
-                    network = self.changeable(network)
+                    network = self.networks.changeable(network)
                     fake_quantized, notes = self.fake_quantize(network, job.int8)
                 case Distill():
-                    network, original = self.changeable(network), self.source("original")
+                    network, original = self.networks.changeable(network), self.networks.source("original")
                     result = self.trainer.distill(network, fake_quantized, step, job, index, sparsity, original)
                     notes = (*notes, *result.notes)
         if isinstance(job.steps[0], Student):
-            network = self.merge_branches(network)
+            network = self.networks.merge_branches(network)
         ended_after = None if result is None else result.ended_after
         if job.rank == 0:
             self.write_trained(job, network, fake_quantized, is_whole=ended_after is None)
         return protocol.TrainDone(
             source=source,
+            input_size=size,
             parameters=sum(value.numel() for value in network.eval_module.parameters()),
             best_score=self.score_cut(job, network) if result is None else result.best_score,
             best_epoch=None if result is None or result.best_epoch == AS_IT_BEGAN else result.best_epoch,
@@ -258,7 +207,7 @@ class TorchJobs:
         """
         groups = analyse(network)
         if scores is None:
-            batches = self.saliency_batches if step.importance.method in NEEDS_BATCHES else None
+            batches = self.networks.saliency_batches if step.importance.method in NEEDS_BATCHES else None
             arrays = score_channels(network, groups, step.importance, batches, self.task.loss)
             scores = {name: values.tolist() for name, values in arrays.items()}
         keep = choose_strongest(scores, {name: width for name, width in step.widths.items() if name in scores})
@@ -279,12 +228,14 @@ class TorchJobs:
 
     def measure_speed(self, job: protocol.SpeedJob) -> protocol.SpeedDone:
         """Measure how fast a copy of the original trains."""
-        return self.trainer.measure_speed(self.source("original").copy(), self.saliency_batches[0], job)
+        return self.trainer.measure_speed(
+            self.networks.source("original").copy(), self.networks.saliency_batches[0], job
+        )
 
     def export(self, job: protocol.ExportJob) -> protocol.ExportDone:
         """Export a network, and run it on the parity inputs."""
         start = time.perf_counter()
-        network = self.network(job.network)
+        network = self.networks.load(job.network)
         exported = self.write_onnx(network.eval_module, job, Path(job.out))
         write_tied_once(exported.path)
         data = write_parity_data(network, self.task, Path(job.examples), Path(job.inputs), Path(job.expected))
@@ -321,7 +272,7 @@ class TorchJobs:
     def export_probes(self, job: protocol.ProbeJob) -> protocol.ProbeDone:
         """Export the original at other widths; only the sizes of these files matter, not their weights."""
         start = time.perf_counter()
-        network = self.source("original")
+        network = self.networks.source("original")
         groups = analyse(network)
         for widths, out in zip(job.widths, job.outs, strict=True):
             cut = prune(network, groups, {name: range(width) for name, width in widths.items()})
@@ -334,6 +285,8 @@ class TorchJobs:
             match job:
                 case protocol.TableJob():
                     return run_step("analyse", self.write_group_table, job)
+                case protocol.InputSizesJob():
+                    return run_step("input sizes", self.find_input_sizes, job)
                 case protocol.ProfileJob():
                     return run_step("profile", self.profile, job)
                 case protocol.LowRankJob():

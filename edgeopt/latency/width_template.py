@@ -141,9 +141,13 @@ class WidthTemplate:
             self._slices[tensors[0].name] = slices
         elif tensors[0].data_type == onnx.TensorProto.INT64:
             values = [numpy_helper.to_array(tensor).ravel().tolist() for tensor in tensors]
-            literals = [self.sizes.resolve(entries) for entries in zip(*values, strict=True)]
+            literals = [self._resolve_literal(entries) for entries in zip(*values, strict=True)]
             if any(literals):
                 self._literals[tensors[0].name] = literals
+
+    def _resolve_literal(self, values: Sequence[int]) -> ScaledSize | None:
+        """Return what a number in a shape follows; the original's -1, what is left, is right at any widths."""
+        return None if values[0] == -1 else self.sizes.resolve(values)
 
     def _learn_attribute(self, index: int, attributes: Sequence[AttributeProto]) -> None:
         if attributes[0].type not in (AttributeProto.INT, AttributeProto.INTS):
@@ -186,12 +190,15 @@ def _at_widths(values: Iterable[int], sizes: Iterable[ScaledSize | None], widths
 
 
 def normalize_graph(model: onnx.ModelProto) -> None:
-    """Write splits and constants in one way, in place: exporters and simplifiers write them differently by size.
+    """Write splits, shapes and constants in one way, in place; exporters and simplifiers write them by size.
 
     A split into equal parts gives their number, any other their sizes: here every split gives sizes. Constants have
     numbers for names, and equal ones (the shapes of two reshapes, the scales of two layers) are shared: here they are
-    named after the node that reads them first, and each reader has its own copy of shapes and scalars.
+    named after the node that reads them first, and each reader has its own copy of shapes and scalars. The same holds
+    for shapes that are put together when the network runs, such as ``[batch, length, 64]``: layers share one if they
+    are equally wide.
     """
+    _copy_shapes(model.graph)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).value_info}
     initializers = {tensor.name: tensor for tensor in model.graph.initializer}
     names: dict[str, str] = {}
@@ -214,6 +221,34 @@ def normalize_graph(model: onnx.ModelProto) -> None:
             node.input[position] = names[name]
     del model.graph.initializer[:]
     model.graph.initializer.extend(constants)
+
+
+def _copy_shapes(graph: onnx.GraphProto) -> None:
+    """Give each reader its own copy of a node that puts a shape together from constants and other sizes."""
+    constants = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.INT64}
+    visible = {value.name for value in graph.output}
+    shared = {
+        node.output[0]: node
+        for node in graph.node
+        if node.op_type == "Concat" and constants.intersection(node.input) and node.output[0] not in visible
+    }
+    nodes: list[onnx.NodeProto] = []
+
+    def add(node: onnx.NodeProto) -> None:
+        """Add a node after its own copies of the shapes that it reads."""
+        copied = onnx.NodeProto()
+        copied.CopyFrom(node)
+        for position, name in enumerate(node.input):
+            if name in shared:
+                add(shared[name])
+                copied.input[position] = nodes[-1].output[0] = f"{NODE_PREFIX}_shape{len(nodes)}"
+        nodes.append(copied)
+
+    for node in graph.node:
+        if not shared.keys() & set(node.output):
+            add(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _take_split_sizes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]]) -> list[int] | None:

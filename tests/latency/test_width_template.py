@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -92,6 +93,44 @@ def test_splits_and_shared_constants_are_understood_in_every_notation():
     onnx.checker.check_model(model, full_check=True)
     sizes = {one.name: numpy_helper.to_array(one).tolist() for one in model.graph.initializer if one.dims == [2]}
     assert sizes == {"edgeopt1_in1": [2, 2]}
+
+
+def a_pair_of_heads(a, b):
+    """Two products of any length, each reshaped to heads of 4; layers that are equally wide share the shape."""
+    shapes = {width: f"shape{width}" for width in (a, b)}
+    nodes = [helper.make_node("Shape", ["x"], ["length"], start=0, end=1)]
+    nodes += [
+        helper.make_node("Concat", ["length", f"count{width}", "four"], [name], axis=0)
+        for width, name in shapes.items()
+    ]
+    for name, width in (("a", a), ("b", b)):
+        nodes += [
+            helper.make_node("MatMul", ["x", f"weight_{name}"], [f"wide_{name}"]),
+            helper.make_node("Reshape", [f"wide_{name}", shapes[width]], [f"heads_{name}"]),
+            helper.make_node("Reshape", [f"heads_{name}", f"flat{width}"], [f"out_{name}"]),
+        ]
+    constants = {f"weight_{name}": np.ones((3, width), np.float32) for name, width in (("a", a), ("b", b))}
+    constants |= {f"count{width}": np.array([width // 4], np.int64) for width in shapes}
+    constants |= {f"flat{width}": np.array([-1 if a == b else 5 * width], np.int64) for width in shapes}
+    constants["four"] = np.array([4], np.int64)
+    graph = helper.make_graph(
+        nodes, "heads", [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["length", 3])],
+        [helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, [None]) for name in "ab"],
+        [numpy_helper.from_array(values, name) for name, values in constants.items()],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def test_layers_that_share_a_computed_shape_because_they_are_equally_wide_may_become_unequal():
+    dims = [Dimension(fixed=0, per_channel={name: 1}) for name in "ab"]
+    widths = [{"a": 16, "b": 16}, {"a": 12, "b": 8}]
+    template = WidthTemplate([a_pair_of_heads(16, 16), a_pair_of_heads(12, 8)], SizeResolver(dims, widths))
+    model = template.at({"a": 4, "b": 8})
+    onnx.checker.check_model(model, full_check=True)
+    session = ort.InferenceSession(model.SerializeToString())
+    for length in (5, 7):
+        outputs = session.run(None, {"x": np.ones((length, 3), np.float32)})
+        assert [value.shape for value in outputs] == [(4 * length,), (8 * length,)]
 
 
 def test_a_split_along_a_dynamic_dimension_is_unchanged():

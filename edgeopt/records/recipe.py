@@ -173,6 +173,12 @@ class QuantizeDynamic(Record, frozen=True, kw_only=True, tag_field="step", tag="
     """Weights in 7 bits: no saturation on x86 processors without VNNI."""
     float_nodes: tuple[str, ...] = ()
     """Names of the nodes that stay float."""
+    samples: int = 0
+    """Number of training samples over which the errors of weights in few bits cancel."""
+    weight_bits: WeightBits = 8
+    """Of products and embedding tables, as in ``StoreWeights``; cells have 8."""
+    bits_of: tuple[tuple[str, StoredBits], ...] = ()
+    """Names of weights with bits of their own; the others have ``weight_bits``."""
 
 
 class QuantizeWeights(Record, frozen=True, kw_only=True, tag_field="step", tag="quantize-weights", omit_defaults=True):
@@ -220,6 +226,8 @@ class Compact(Record, frozen=True, kw_only=True, tag_field="step", tag="compact"
     Runtime computes when it loads the file."""
 
 
+BitsStep = Quantize | QuantizeDynamic | StoreWeights
+"""The steps whose weights may have fewer bits than 8."""
 QuantizeStep = Quantize | QuantizeDynamic | QuantizeWeights | StoreWeights
 """The steps that make a file an int8 one."""
 RefinementStep = Sparsify | LowRank | LowerResolution

@@ -202,7 +202,8 @@ def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> s
         case Quantize():
             return _quantize_text(step)
         case QuantizeDynamic():
-            return "dynamic int8"
+            range_text = _bit_range(step.bits_of) or (f"{step.weight_bits} bits" if step.weight_bits < 8 else "")
+            return f"dynamic int8 (weights in {range_text}, rounded by samples)" if range_text else "dynamic int8"
         case QuantizeWeights(bits=bits, samples=samples):
             rounded = ", rounded by samples" if samples else ""
             return f"{bits}-bit weights in matrix products{rounded}, float32 activations"

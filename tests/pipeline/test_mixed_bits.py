@@ -4,7 +4,7 @@ import pytest
 from builders import a_recipe
 
 from edgeopt.pipeline.search.mixed_bits import MORE_BITS, bits_of_all, search_levels
-from edgeopt.records.recipe import Quantize, StoreWeights
+from edgeopt.records.recipe import Quantize, QuantizeDynamic, StoreWeights
 
 STATIC = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=32)
 
@@ -45,6 +45,8 @@ def with_steps(*steps):
         ((StoreWeights(weight_bits=5, samples=32),), 5),
         ((STATIC, StoreWeights()), 8),
         ((StoreWeights(bits_of=(("w", 4),)),), None),
+        ((QuantizeDynamic(reduce_range=True, weight_bits=4), StoreWeights(weight_bits=4)), 4),
+        ((QuantizeDynamic(reduce_range=True),), None),  # its cells have 8 bits, whatever is asked for
         ((), None),
     ],
 )

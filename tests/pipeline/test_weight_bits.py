@@ -3,17 +3,19 @@
 from types import SimpleNamespace
 
 import msgspec
+import numpy as np
 import onnx
 import pytest
 from builders import A_QUANTIZE, a_budget, a_profile, a_recipe, an_artifact
+from onnx import helper, numpy_helper
 from stub_builds import a_stub_build
-from tiny_models import a_convolution
+from tiny_models import a_convolution, a_network
 
-from edgeopt.pipeline.artifacts.onnx_files import with_weight_bits
+from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, with_weight_bits
 from edgeopt.pipeline.search.candidate import ORIGINAL, ScoredArtifact, Variant
 from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
-from edgeopt.records.recipe import Compact, PackWeights, Quantize, Simplify, StoreWeights
+from edgeopt.records.recipe import BitsStep, Compact, PackWeights, QuantizeDynamic, Simplify, StoreWeights
 from edgeopt.records.trial import Failed, Score
 
 KEEPS, MISSES = 0.005, 0.1
@@ -27,7 +29,7 @@ def a_variant(recipe, drop, size_bytes=1000):
 
 
 def bits_of(steps):
-    return next(step.weight_bits for step in steps if isinstance(step, Quantize | StoreWeights))
+    return next(step.weight_bits for step in steps if isinstance(step, BitsStep))
 
 
 class Runner:
@@ -165,6 +167,29 @@ def test_a_static_file_in_few_bits_that_is_nearly_all_float_does_not_end_the_sea
     more = (a_variant(recipe, KEEPS, int(ratio * path.stat().st_size)),)
     done, _ = found_by(tmp_path, (), int8=MISSES, find=stored_in_fewer_bits, more=more, path=path)
     assert done == tried
+
+
+@pytest.mark.parametrize(("drop", "has_others"), [(KEEPS, False), (MISSES, False), (KEEPS, True)])
+def test_dynamic_int8_gets_the_bits_that_weights_alone_can_have_if_all_weights_are_of_products(
+    tmp_path, monkeypatch, drop, has_others
+):
+    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    path = tmp_path / "model.onnx"
+    a_network(path)
+    model = onnx.load(path)
+    if has_others:
+        model.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), "cell"))
+        model.graph.node.append(helper.make_node("Identity", ["cell"], ["states"]))
+        onnx.save(model, path)
+    more = (with_steps(QuantizeDynamic(reduce_range=True), Compact(), drop=drop),)
+    done, found = found_by(tmp_path, (4, 5, 6), int8=KEEPS, find=stored_in_fewer_bits, more=more, path=path)
+    dynamic = [one.recipe.graph_steps[2:] for one in found if isinstance(one.recipe.graph_steps[2], QuantizeDynamic)]
+    if drop == MISSES or has_others:
+        assert (done, dynamic) == ([4, 3], [])
+    else:
+        samples = CALIBRATION_SAMPLES
+        few = QuantizeDynamic(reduce_range=True, weight_bits=4, samples=samples)
+        assert dynamic == [(few, StoreWeights(weight_bits=4, samples=samples), PackWeights(), Compact())]
 
 
 def test_a_target_without_int8_gets_no_integers(tmp_path):

@@ -2,8 +2,8 @@
 
 It is for recurrent networks and transformers: their matrix products become faster, and their activations have outliers
 that a fixed range handles badly. Tables of embeddings are stored in int8 too. Everything else stays float, convolutions
-too. Runs in a subprocess
-(``edgeopt.graph.jobs``).
+too. Weights of products and tables may have fewer bits than 8: they are int8 tensors still, which are then stored
+densely. Runs in a subprocess (``edgeopt.graph.jobs``).
 """
 
 from __future__ import annotations
@@ -22,18 +22,27 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
 from edgeopt.graph.model import lift_constants, load, lower_ir, read_initializers, save, sort_nodes
+from edgeopt.graph.weights.int8_weights import measure_rows, round_stored_weight
 from edgeopt.graph.weights.tables import find_tables, match_products, quantize_tables, round_rows
 from edgeopt.graph.weights.tied import store_tied_apart
-from edgeopt.records.recipe import QuantizeDynamic
+from edgeopt.records.recipe import QuantizeDynamic, StoreWeights
 
 _STAGE = "quantize"
+_INT8_BITS = 8
 _LEVELS = 127
 _REDUCED_LEVELS = 63
 """With 7 bits, sums of two products fit into 16 bits on processors without VNNI."""
 
 
-def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.ModelProto:
+def quantize_products(
+    model: onnx.ModelProto, step: QuantizeDynamic, calibration: Path | None = None
+) -> onnx.ModelProto:
     """Return the model with its matrix products and LSTM cells in dynamic int8.
+
+    Args:
+        model: Any model; it is changed.
+        step: What stays float, and the bits of weights.
+        calibration: A batch file with the names of the graph's inputs; needed if weights have few bits.
 
     Raises:
         StepError: no product or cell has constant weights.
@@ -42,6 +51,7 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
     lift_constants(model.graph)
     store_tied_apart(model.graph)
     weights, tables = read_initializers(model.graph), find_tables(model.graph)
+    few_bits = _round_to_few_bits(model, step, calibration)
     quantizable = [
         node
         for node in model.graph.node
@@ -65,10 +75,43 @@ def quantize_products(model: onnx.ModelProto, step: QuantizeDynamic) -> onnx.Mod
         )
         quantized = load(result, _STAGE)
     _round_stacked_matrices(quantized.graph, weights, _REDUCED_LEVELS if step.reduce_range else _LEVELS)
+    _store_few_bits(quantized.graph, few_bits)
     sort_nodes(quantized.graph)  # the tool's order leaves out what branches and loop bodies read
     tied = match_products(tables, weights, read_initializers(quantized.graph))
-    quantize_tables(quantized.graph, {name: round_rows(table) for name, table in tables.items()} | tied)
+    bits_of = dict(step.bits_of)
+    rounded = {name: round_rows(table, bits_of.get(name, step.weight_bits)) for name, table in tables.items()}
+    quantize_tables(quantized.graph, rounded | tied)
     return quantized
+
+
+def _round_to_few_bits(
+    model: onnx.ModelProto, step: QuantizeDynamic, calibration: Path | None
+) -> dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]:
+    """Return the weights of products that have fewer bits than 8: ``(depth, outputs)``, and a scale for each output."""
+    rounding = StoreWeights(weight_bits=step.weight_bits, bits_of=step.bits_of, samples=step.samples)
+    bits_of, found = dict(step.bits_of), {}
+    for name, rows in measure_rows(model, rounding, calibration).items():
+        layer, bits = rows.layer, bits_of.get(name, step.weight_bits)
+        if bits >= _INT8_BITS or layer.kernel or layer.is_recurrent:
+            continue
+        values, scale = round_stored_weight(read_initializers(model.graph)[name], rows, bits)
+        if scale.size == values.shape[layer.channel_axis] == scale.shape[layer.channel_axis]:
+            found[name] = (values.T if layer.is_transposed else values).astype(np.int8), scale.reshape(-1)
+    return found
+
+
+def _store_few_bits(
+    graph: onnx.GraphProto, rounded: Mapping[str, tuple[NDArray[np.int8], NDArray[np.float32]]]
+) -> None:
+    """Put weights in few bits, and their scales, in the place of those that ONNX Runtime's quantizer wrote."""
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    for name, (values, scale) in rounded.items():
+        integers, factors = (stored.get(f"{name}_{part}") for part in ("quantized", "scale"))
+        if integers is None or factors is None or tuple(integers.dims) != values.shape:
+            continue  # in a node that stays float
+        if tuple(factors.dims) == scale.shape:
+            integers.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values), integers.name))
+            factors.CopyFrom(numpy_helper.from_array(scale, factors.name))
 
 
 def _round_stacked_matrices(graph: onnx.GraphProto, weights: Mapping[str, NDArray[Any]], levels: int) -> None:

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.graph.model import Arrays, drop_unused_initializers, read_initializers, replace_nodes
+from edgeopt.graph.rounding.compensation import find_grid
+from edgeopt.records.recipe import StoredBits
 
 _MIN_BYTES_RATIO = 0.02
 """Of the stored bytes: a smaller table is not worth three more nodes."""
+_INT8_BITS: StoredBits = 8
 _MAX_INT8 = 127
 _Floats = NDArray[np.float32]
 
@@ -43,15 +46,19 @@ def _is_lookup(node: onnx.NodeProto) -> bool:
     return node.op_type == "Gather" and node.domain in ("", "ai.onnx") and axis == 0
 
 
-def round_rows(table: _Floats) -> tuple[NDArray[np.int8], _Floats]:
+def round_rows(table: _Floats, bits: StoredBits = _INT8_BITS) -> tuple[NDArray[np.int8], _Floats]:
     """Round a matrix to int8, row by row.
 
     Args:
         table: ``(rows, columns)``.
+        bits: Of each value; more than 8 are 8.
 
     Returns:
         The integers, and scales ``(rows, 1)``.
     """
+    if bits < _INT8_BITS:
+        grid = find_grid(table[None], None, bits, any_sign=True)
+        return grid.round(table[None])[0].astype(np.int8), grid.scale[0].astype(np.float32)
     scales = np.abs(table).max(1, keepdims=True) / _MAX_INT8
     scales = np.where(scales > 0, scales, 1).astype(np.float32)
     return np.clip(np.rint(table / scales), -_MAX_INT8, _MAX_INT8).astype(np.int8), scales

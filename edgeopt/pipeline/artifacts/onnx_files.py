@@ -29,6 +29,7 @@ from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
 from edgeopt.records.profile import Precision, Profile
 from edgeopt.records.recipe import (
+    BitsStep,
     Compact,
     DropUnseenRows,
     Float16,
@@ -62,6 +63,8 @@ kernels round some values to the next of 255 steps where training does not: 0.05
 HALF_PARITY_TOLERANCE = 1e-2
 """In place of ``PARITY_TOLERANCE`` for networks in 16 bits: folded constants round in another order, and float16 has 11
 bits (1e-3 at a value, a few times that after several layers). Wrong graphs are beyond 0.1."""
+
+_IN_8_BITS = StoreWeights()
 
 FIRST_STEPS: tuple[GraphStep, ...] = (Simplify(), FlushDenormals())
 """Every variant begins with these."""
@@ -116,11 +119,11 @@ def may_use_runtime_operators(profile: Profile) -> bool:
 def int8_steps(step: QuantizeStep, profile: Profile) -> tuple[GraphStep, ...]:
     """Return all steps of an int8 variant; integer operators of ONNX Runtime are written out if they may be there."""
     fuse = (FuseQLinear(),) if may_use_runtime_operators(profile) and isinstance(step, Quantize) else ()
-    pack = (PackWeights(),) if isinstance(step, Quantize | StoreWeights) and has_few_bits(step) else ()
+    pack = (PackWeights(),) if isinstance(step, BitsStep) and has_few_bits(step) else ()
     return (*FIRST_STEPS, step, *fuse, *pack, last_step(profile))
 
 
-def has_few_bits(step: Quantize | StoreWeights) -> bool:
+def has_few_bits(step: BitsStep) -> bool:
     """Tell whether weights of a step have fewer than 8 bits, so that they are packed."""
     return step.weight_bits in PLANES or any(bits in PLANES for _, bits in step.bits_of)
 
@@ -151,7 +154,7 @@ def with_bits_of(steps: tuple[GraphStep, ...], bits_of: tuple[tuple[str, StoredB
     def changed(step: GraphStep) -> GraphStep:
         if isinstance(step, Quantize):
             return msgspec.structs.replace(step, weight_bits=8, bits_of=bits_of)
-        if isinstance(step, StoreWeights):
+        if isinstance(step, StoreWeights | QuantizeDynamic):
             return msgspec.structs.replace(step, weight_bits=8, samples=CALIBRATION_SAMPLES, bits_of=bits_of)
         return step
 
@@ -160,9 +163,10 @@ def with_bits_of(steps: tuple[GraphStep, ...], bits_of: tuple[tuple[str, StoredB
     return (*found[:-1], *pack, found[-1])
 
 
-def storing_the_rest(steps: tuple[GraphStep, ...]) -> tuple[GraphStep, ...]:
+def storing_the_rest(steps: tuple[GraphStep, ...], step: StoreWeights = _IN_8_BITS) -> tuple[GraphStep, ...]:
     """Return the steps of an int8 variant that also stores in int8 the weights that it would leave in float."""
-    return (*steps[:-1], StoreWeights(), steps[-1])
+    place = next((index for index, one in enumerate(steps) if isinstance(one, PackWeights)), len(steps) - 1)
+    return (*steps[:place], step, *steps[place:])
 
 
 def make_artifact(
@@ -276,7 +280,7 @@ def _calibration(build: Build, network: StoredNetwork, steps: tuple[GraphStep, .
         if isinstance(step, Quantize) and step.calibration == "trained":
             assert network.fake_quant_sites is not None
             return build.workspace.folder("tables") / network.fake_quant_sites
-        if isinstance(step, Quantize | QuantizeWeights | StoreWeights) and step.samples:
+        if isinstance(step, BitsStep | QuantizeWeights) and step.samples:
             return build.data.calibration_file(step.samples)
     return None
 

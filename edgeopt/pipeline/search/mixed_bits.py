@@ -21,6 +21,7 @@ from edgeopt.pipeline.search.trial_runner import VariantMaker
 from edgeopt.planning.weight_bits import allocate_bits, noise_at
 from edgeopt.records.quantization import BitStudy
 from edgeopt.records.recipe import (
+    BitsStep,
     GraphStep,
     Quantize,
     QuantizeDynamic,
@@ -28,9 +29,10 @@ from edgeopt.records.recipe import (
     Recipe,
     StoredBits,
     StoreWeights,
+    WeightBits,
 )
 
-BITS_IN_ORDER = (3, 4, 5, 6, 8)
+BITS_IN_ORDER: tuple[WeightBits, ...] = (3, 4, 5, 6, 8)
 """That all weights of a network are tried in together."""
 MORE_BITS = (9.0, 10.0, 12.0)
 """Mean noise levels, in bits, that are tried if 8 bits cost too much."""
@@ -58,10 +60,14 @@ def enough_bits(maker: VariantMaker) -> Variant | None:
     return _search_levels(maker, steps, BITS_IN_ORDER[-1], None)
 
 
-def bits_of_all(recipe: Recipe) -> int | None:
-    """Return the bits that all weights of an int8 file have; None if they are trained, of another kind, or differ."""
-    steps = [step for step in recipe.graph_steps if isinstance(step, Quantize | StoreWeights)]
-    others = any(isinstance(step, QuantizeDynamic | QuantizeWeights) for step in recipe.graph_steps)
+def bits_of_all(recipe: Recipe) -> WeightBits | None:
+    """Return the bits that all weights of an int8 file have; None if they are trained, of another kind, or differ.
+
+    Plain dynamic int8 is of another kind: its cells have 8 bits in any case.
+    """
+    steps = [step for step in recipe.graph_steps if isinstance(step, BitsStep)]
+    others = any(isinstance(step, QuantizeWeights) for step in recipe.graph_steps)
+    others = others or any(isinstance(step, QuantizeDynamic) and step.weight_bits == 8 for step in steps)
     trained = any(isinstance(step, Quantize) and step.calibration == "trained" for step in steps)
     if not steps or others or trained or any(step.bits_of for step in steps):
         return None
@@ -152,9 +158,9 @@ def _allocation(
     if can_unpack(maker.build.profile):
         widths = (*(bits for bits in (3, 4, 5, 6) if bits in PLANES), *widths)
     static = next((step for step in steps if isinstance(step, Quantize)), None)
-    if static is None:
+    if static is None and not any(isinstance(step, QuantizeDynamic) for step in steps):
         widths = (*widths, 16)
-    elif not any(isinstance(step, StoreWeights) for step in steps):
+    elif static is not None and not any(isinstance(step, StoreWeights) for step in steps):
         rounded = [one for one in study.noises if one.node and one.node not in static.float_nodes]
         study = BitStudy(noises=tuple(rounded))
     return allocate_bits(study, noise_at(study, level, BITS), BITS, widths) if study.noises else ()

@@ -15,12 +15,18 @@ from edgeopt.graph.rounding.packing import PLANES
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio
 from edgeopt.pipeline.artifacts.large_models import is_pair
 from edgeopt.pipeline.artifacts.networks import ExportedFile
-from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, can_unpack, int8_steps, with_weight_bits
+from edgeopt.pipeline.artifacts.onnx_files import (
+    CALIBRATION_SAMPLES,
+    can_unpack,
+    int8_steps,
+    storing_the_rest,
+    with_weight_bits,
+)
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
-from edgeopt.pipeline.search.mixed_bits import enough_bits
+from edgeopt.pipeline.search.mixed_bits import bits_of_all, enough_bits
 from edgeopt.pipeline.search.trial_runner import VariantMaker
-from edgeopt.records.recipe import Quantize, Recipe, StoreWeights, WeightBits
+from edgeopt.records.recipe import Quantize, QuantizeDynamic, Recipe, StoreWeights, WeightBits
 from edgeopt.records.trial import Failed
 
 TRIED_BITS: tuple[WeightBits, ...] = (4, 5, 6)
@@ -31,6 +37,8 @@ MIN_ROUNDED_BYTES_RATIO = 0.1
 """If convolutions and products hold no more than this share of a file, fewer bits save too little to be tried."""
 MAX_SPARE_RATIO = 1.1
 """An int8 file with more than this multiple of the bytes that all weights in 8 bits would have leaves some to save."""
+MAX_OTHER_BYTES_RATIO = 0.05
+"""Of weights that neither products nor lookups read, in a network whose dynamic int8 can have fewer bits."""
 ROUNDED_OPERATORS = frozenset({"Conv", *MATRIX_PRODUCTS})
 """Those of static int8 whose weights can have fewer bits."""
 
@@ -86,7 +94,32 @@ def stored_in_fewer_bits(maker: VariantMaker, variants: Sequence[Variant]) -> li
     if needs_more and not _any_keeps(build, found):
         enough = enough_bits(maker)
         found += [enough] if enough is not None else []
-    return found
+    return found + _in_dynamic_int8(maker, variants, found)
+
+
+def _in_dynamic_int8(maker: VariantMaker, variants: Sequence[Variant], stored: Sequence[Variant]) -> list[Variant]:
+    """Return the dynamic int8 variant with as few bits as a stored one that keeps the score: as small, often quicker.
+
+    Only for networks that are all products and lookups, and keep the score in plain dynamic int8.
+    """
+    build = maker.build
+    plain = next((one for one in variants if one.keeps_score(build.budget) and _dynamic_step(one.recipe)), None)
+    bits = [bits_of_all(one.recipe) for one in stored if one.keeps_score(build.budget)]
+    if plain is None or not bits or bits[0] not in PLANES:
+        return []
+    model = load(build.workspace.artifact(maker.exported.sha256), "quantize")
+    lift_constants(model.graph)
+    if measure_stored_ratio(model, frozenset({"Gather", *MATRIX_PRODUCTS})) > MAX_OTHER_BYTES_RATIO:
+        return []
+    step = QuantizeDynamic(
+        reduce_range=build.profile.activation_type == "uint8", weight_bits=bits[0], samples=CALIBRATION_SAMPLES
+    )
+    rest = StoreWeights(weight_bits=bits[0], samples=CALIBRATION_SAMPLES)
+    return [maker.make(storing_the_rest(int8_steps(step, build.profile), rest))]
+
+
+def _dynamic_step(recipe: Recipe) -> QuantizeDynamic | None:
+    return next((step for step in recipe.graph_steps if isinstance(step, QuantizeDynamic)), None)
 
 
 def _small_that_keep(maker: VariantMaker, variants: Sequence[Variant]) -> list[Variant]:

@@ -94,6 +94,8 @@ CLAIMS = {
     "({networks} networks)",
     "importance": "first-order Taylor keeps {gain_over_random:.3f} more of the score than random channels; best in "
     "this comparison: {best_method}",
+    "latency_tables": "widths are chosen by measured latency in {tables} of {architectures} architectures; in the "
+    "others by counted work",
     "quick_builds": "{networks} networks that nobody chose, built with --quick: "
     "{int8_shipped_or_smaller_ratio:.0%} ship a file that is smaller than its float32 counterpart and not slower; the "
     "median is {median_size_ratio:.1f} times smaller and {median_speed_ratio:.2f} times faster than the baseline",

@@ -28,6 +28,9 @@ LATENCY_TABLE_STAGE = "latency table"
 NODE_PREFIX = "edgeopt"
 """Names of nodes and their outputs begin with this and the node's number, so that a profile's nodes can be found."""
 
+_MAX_COPIED_VALUES = 1 << 20
+"""Of a constant that several nodes read; a larger one is a tied weight."""
+
 _Widths = Mapping[str, int]
 
 
@@ -48,12 +51,16 @@ class SizeResolver:
     Args:
         dimensions: The dimensions that sizes of this network can follow.
         widths: The widths of each file, the original's first.
+        others: Dimensions of no tensor of the network, such as one head's, which nodes may show or fused weights have.
+            Of two that these files do not distinguish, neither is known.
 
     Raises:
         StepError: two dimensions are not distinguishable by these files.
     """
 
-    def __init__(self, dimensions: Iterable[Dimension], widths: Sequence[_Widths]) -> None:
+    def __init__(
+        self, dimensions: Iterable[Dimension], widths: Sequence[_Widths], others: Iterable[Dimension] = ()
+    ) -> None:
         self.widths = widths
         self._by_ratio: dict[tuple[float, ...], Dimension] = {}
         for dimension in sorted(dimensions, key=lambda dimension: dimension.size(widths[0])):
@@ -61,6 +68,13 @@ class SizeResolver:
             known = self._by_ratio.setdefault(self._ratios(sizes), dimension)
             if _constant_ratio(known, dimension) is None:
                 raise StepError(LATENCY_TABLE_STAGE, "two groups of channels have the same width ratios in all files.")
+        further: dict[tuple[float, ...], Dimension | None] = {}
+        for dimension in others:
+            ratios = self._ratios([dimension.size(file_widths) for file_widths in widths])
+            same = further.setdefault(ratios, dimension)
+            if same is not None and _constant_ratio(same, dimension) is None:
+                further[ratios] = None
+        self._by_ratio = {ratios: one for ratios, one in further.items() if one is not None} | self._by_ratio
 
     @staticmethod
     def _ratios(sizes: Sequence[int]) -> tuple[float, ...]:
@@ -193,10 +207,10 @@ def normalize_graph(model: onnx.ModelProto) -> None:
     """Write splits, shapes and constants in one way, in place; exporters and simplifiers write them by size.
 
     A split into equal parts gives their number, any other their sizes: here every split gives sizes. Constants have
-    numbers for names, and equal ones (the shapes of two reshapes, the scales of two layers) are shared: here they are
-    named after the node that reads them first, and each reader has its own copy of shapes and scalars. The same holds
-    for shapes that are put together when the network runs, such as ``[batch, length, 64]``: layers share one if they
-    are equally wide.
+    numbers for names, and equal ones (the shapes of two reshapes, the zeros of two norms) are shared, perhaps only at
+    some widths: here they are named after the node that reads them first, and each reader has its own copy of all but
+    the large ones. The same holds for shapes that are put together when the network runs, such as
+    ``[batch, length, 64]``: layers share one if they are equally wide.
     """
     _copy_shapes(model.graph)
     shapes = {value.name: value.type.tensor_type.shape.dim for value in infer_shapes(model).value_info}
@@ -212,7 +226,7 @@ def normalize_graph(model: onnx.ModelProto) -> None:
             if name not in initializers:
                 continue
             tensor = initializers[name]
-            is_copied = tensor.data_type == onnx.TensorProto.INT64 or math.prod(tensor.dims) == 1
+            is_copied = math.prod(tensor.dims) <= _MAX_COPIED_VALUES
             if is_copied or name not in names:
                 names[name] = f"{NODE_PREFIX}{index}_in{position}"
                 constants.append(onnx.TensorProto())

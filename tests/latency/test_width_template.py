@@ -156,6 +156,20 @@ def test_groups_that_shrink_by_the_same_ratio_are_not_distinguishable():
     assert are_distinguishable([A, B], [FULL, {"a": 4, "b": 8}, {"a": 4, "b": 4}])
 
 
+def test_sizes_of_no_tensor_are_known_if_the_files_distinguish_them():
+    both, single = Dimension(fixed=0, per_channel={"a": 2, "b": 1}), Dimension(fixed=4, per_channel={"a": 1})
+    assert SizeResolver([A, B], [FULL, OTHER]).resolve([8, 5]).dimension == A
+    with pytest.raises(StepError, match="follows no known group"):
+        SizeResolver([A, B], [FULL, OTHER]).resolve([32, 22])
+    found = SizeResolver([A, B], [FULL, OTHER], [both, single]).resolve([32, 22])
+    assert (found.dimension, found.at({"a": 2, "b": 3})) == (both, 7)
+    same = Dimension(fixed=0, per_channel={"a": 4, "b": 2})  # twice as large, at any widths
+    assert SizeResolver([A, B], [FULL, OTHER], [both, same]).resolve([32, 22]).at({"a": 2, "b": 3}) == 7
+    alike = Dimension(fixed=8, per_channel={"a": 5})  # 48 and 33: the same ratio, by chance
+    with pytest.raises(StepError, match="follows no known group"):
+        SizeResolver([A, B], [FULL, OTHER], [both, alike]).resolve([32, 22])
+
+
 def test_a_multiple_of_a_dimension_needs_no_further_file():
     assert are_distinguishable([B, FLAT], [FULL, OTHER])
 

@@ -11,6 +11,7 @@ from edgeopt.errors import DiskFullError, StepError
 from edgeopt.latency.width_template import are_distinguishable
 from edgeopt.pipeline.artifacts.latency_table import (
     PROBES,
+    further_dimensions,
     join_timings,
     latency_table,
     moving_dimensions,
@@ -56,6 +57,18 @@ def test_groups_that_cannot_shrink_need_not_be_distinguishable():
     assert [dict(one.per_channel) for one in dimensions] == [{"g0": 1}]
     assert len(teaching_widths(table, dimensions)) == 2
     assert are_distinguishable(dimensions, teaching_widths(table, dimensions))
+
+
+def test_single_groups_and_sums_of_parallel_layers_are_sizes_that_files_may_show():
+    table = a_table((8, 4, 4))
+    inside, query, value = (Dimension(fixed=0, per_channel={name: count}) for name, count in
+                            (("g0", 1), ("g1", 4), ("g2", 4)))  # fmt: skip
+    layers = [(query, inside), (query,), (query, inside), (value, inside), (inside, value)]
+    tensors = [WeightShape(name="w", dims=dims, macs_per_weight=1, values_per_weight=0) for dims in layers]
+    found = [
+        dict(one.per_channel) for one in further_dimensions(msgspec.structs.replace(table, tensors=tuple(tensors)))
+    ]
+    assert found == [{"g0": 1}, {"g1": 1}, {"g2": 1}, {"g1": 8}, {"g1": 4, "g2": 4}, {"g1": 8, "g2": 4}]
 
 
 def test_groups_too_small_to_distinguish_are_refused():

@@ -8,6 +8,7 @@ tasks in the workspace, by the layer's shape.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -133,7 +134,7 @@ def _measure(
     begin = time.perf_counter()
     dimensions = moving_dimensions(groups)
     teaching = teaching_widths(groups, dimensions)
-    sizes = SizeResolver(dimensions, teaching)
+    sizes = SizeResolver(dimensions, teaching, further_dimensions(groups))
     template = WidthTemplate(_teach(build, exported, precision, teaching[1:], folder), sizes)
     shapes = collect_node_shapes(_write(template, teaching, folder), build.run_target)
     network = FusedLayers(template.original, sizes, shapes)
@@ -188,6 +189,31 @@ def moving_dimensions(groups: GroupTable) -> list[Dimension]:
     free = {group.name for group in groups.free}
     dims = [dim for tensor in groups.tensors for dim in tensor.dims if free.intersection(dim.per_channel)]
     return list({digest(dim): dim for dim in dims}.values())
+
+
+def further_dimensions(groups: GroupTable) -> list[Dimension]:
+    """Return sizes that are no tensor's, but that files show.
+
+    These are the widths of single groups (of one head, or of one part of a split), and the sums of parallel layers,
+    which simplifiers fuse: weights that follow each other and read the same dimension, as of query, key and value.
+    """
+    found = [Dimension(fixed=0, per_channel={group.name: 1}) for group in groups.free]
+    weights = [tensor.dims for tensor in groups.tensors if len(tensor.dims) == 2]
+    for count in (2, 3):
+        for start in range(len(weights) - count + 1):
+            parallel = weights[start : start + count]
+            if all(dims[1] == parallel[0][1] for dims in parallel):
+                found.append(_sum([dims[0] for dims in parallel]))
+    free = {group.name for group in groups.free}
+    return [dim for dim in found if free.intersection(dim.per_channel)]
+
+
+def _sum(dims: Sequence[Dimension]) -> Dimension:
+    """Return the size of several dimensions, one after another."""
+    counts: Counter[str] = Counter()
+    for dim in dims:
+        counts.update(dim.per_channel)
+    return Dimension(fixed=sum(dim.fixed for dim in dims), per_channel=dict(counts))
 
 
 def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[_Widths]:

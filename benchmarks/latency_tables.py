@@ -3,9 +3,9 @@
     python benchmarks/latency_tables.py [--quick] [--only NAME ...] [--add]
         --json benchmarks/results/latency_tables.json
 
-Every architecture of the coverage benchmark is exported at its own widths and at others, as a build does, and its file
-at half of each group's channels has to run under ONNX Runtime. Nothing is timed. Without a table a build chooses widths
-by counted work. Files are in float32: int8 files differ from them in what is quantized, not in sizes.
+Every architecture of the coverage benchmark is exported at its own widths and at others, as a build does, and its files
+with all and with half of each group's channels have to run under ONNX Runtime. Nothing is timed. Without a table a
+build chooses widths by counted work. Files are in float32: int8 files differ in what is quantized, not in sizes.
 
 Figures: ``architectures`` (those with channels that can go), ``tables``, and ``without``: the others, with the reason.
 """
@@ -26,22 +26,23 @@ import click
 import onnx
 import onnxruntime as ort
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from benchmarks.zoo.architecture import Architecture
 from benchmarks.zoo.every import EVERY
 from edgeopt.errors import EdgeoptError
 from edgeopt.export.to_onnx import export
 from edgeopt.graph.apply import apply_steps
-from edgeopt.latency.width_template import SizeResolver, WidthTemplate
 from edgeopt.passes.network import Network
 from edgeopt.passes.prune.analysis import analyse
 from edgeopt.passes.prune.importance import score_channels
 from edgeopt.passes.prune.rewrite import prune
 from edgeopt.passes.prune.table import build_group_table
-from edgeopt.pipeline.artifacts.latency_table import further_dimensions, moving_dimensions, teaching_widths
+from edgeopt.pipeline.artifacts.latency_table import learn_template
 from edgeopt.records.recipe import Importance, Simplify
 
 MAX_OPSET, MAX_IR = 20, 10
+ORT_ERRORS = (ort_errors.Fail, ort_errors.InvalidGraph, ort_errors.InvalidArgument, ort_errors.RuntimeException)
 QUICK = ("resnet18", "bert", "gpt", "densenet", "yolo")
 Row = dict[str, Any]
 
@@ -59,16 +60,18 @@ def try_one(name: str, architecture: Architecture, folder: Path) -> Row:
         table = build_group_table(network, groups, scores, network.example_inputs)
         row["groups"] = len(table.free)
         if table.free:
-            dimensions = moving_dimensions(table)
-            widths = teaching_widths(table, dimensions)
-            models = []
-            for number, one in enumerate(widths):
-                cut = prune(network, groups, {group: range(width) for group, width in one.items()})
-                models.append(write(cut, folder / f"{number}.onnx"))
-            template = WidthTemplate(models, SizeResolver(dimensions, widths, further_dimensions(table)))
+
+            def teach(widths: Sequence[dict[str, int]]) -> list[onnx.ModelProto]:
+                keep = [{group: range(width) for group, width in one.items()} for one in widths]
+                return [
+                    write(prune(network, groups, one), folder / f"{number}.onnx") for number, one in enumerate(keep)
+                ]
+
+            template = learn_template(table, teach).template
             half = {group.name: max(group.least, (group.channels + 1) // 2) for group in table.free}
-            run(template.at(table.widths() | half), network.example_inputs)
-    except EdgeoptError as error:
+            for widths in (table.widths(), table.widths() | half):
+                run(template.at(widths), network.example_inputs)
+    except (EdgeoptError, *ORT_ERRORS) as error:
         row["failure"] = str(error)[:300]
     return row | {"seconds": time.perf_counter() - start}
 
@@ -76,9 +79,8 @@ def try_one(name: str, architecture: Architecture, folder: Path) -> Row:
 def write(network: Network, path: Path) -> onnx.ModelProto:
     """Return a network's simplified file."""
     inputs = network.example_inputs
-    with torch.no_grad():
-        outputs = network.eval_module(*inputs)
-    names = [f"output_{index}" for index in range(len(outputs))] if isinstance(outputs, tuple | list) else ["output_0"]
+    (output,) = (node for node in network.eval_module.graph.nodes if node.op == "output")
+    names = [f"output_{index}" for index in range(len(output.all_input_nodes))]
     export(
         network.eval_module, inputs, path, input_names=[f"input_{index}" for index in range(len(inputs))],
         output_names=names, max_opset=MAX_OPSET, max_ir=MAX_IR,

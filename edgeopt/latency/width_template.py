@@ -1,8 +1,9 @@
-"""A network's file at any widths, sliced out of the original's file, to measure latency before any training.
+"""A network's file at any widths, made from files at a few widths, to measure latency before any training.
 
 Which size follows which group of channels is learned from files instead of derived from operators: the same network,
 exported at other widths, differs from the original in exactly these sizes. In: two or more files of one network with
-the widths of each. Out: files at other widths. Weights are the original's first channels.
+the widths of each. Out: files at other widths. Weights are the first channels of the first file, again and again if
+there have to be more.
 
 Example: a convolution's weight is (64, 32, 3, 3) in the original, where group ``a`` has 64 channels and ``b`` 32, and
 (40, 24, 3, 3) in a file with 40 and 24 of them. At 16 and 8 it is (16, 8, 3, 3).
@@ -31,7 +32,14 @@ NODE_PREFIX = "edgeopt"
 _MAX_COPIED_VALUES = 1 << 20
 """Of a constant that several nodes read; a larger one is a tied weight."""
 
+_END = np.iinfo(np.int64).max
+"""As the end of a slice."""
+
 _Widths = Mapping[str, int]
+
+
+class DifferentNodesError(StepError):
+    """Files of one network have different nodes at different widths."""
 
 
 class ScaledSize(NamedTuple):
@@ -50,7 +58,7 @@ class SizeResolver:
 
     Args:
         dimensions: The dimensions that sizes of this network can follow.
-        widths: The widths of each file, the original's first.
+        widths: The widths of each file.
         others: Dimensions of no tensor of the network, such as one head's, which nodes may show or fused weights have.
             Of two that these files do not distinguish, neither is known.
 
@@ -119,22 +127,23 @@ class WidthTemplate:
     """A network's file at any widths.
 
     Args:
-        models: The files to learn from, the original's first, all of one network; their nodes are renamed in place.
+        models: The files to learn from, all of one network; their nodes are renamed in place.
         sizes: Made with the widths of these files, in this order.
 
     Raises:
-        StepError: the files differ in more than sizes.
+        DifferentNodesError: the files differ in more than sizes.
+        StepError: a size follows no known dimension.
     """
 
     def __init__(self, models: Sequence[onnx.ModelProto], sizes: SizeResolver) -> None:
         self.sizes = sizes
-        self.original = models[0]
+        self.first = models[0]
         for model in models:
             normalize_graph(model)
             rename_nodes(model)
         structures = [_structure(model.graph) for model in models]
         if any(structure != structures[0] for structure in structures):
-            raise StepError(LATENCY_TABLE_STAGE, "the graph has different nodes at different widths.")
+            raise DifferentNodesError(LATENCY_TABLE_STAGE, "the graph has different nodes at different widths.")
         self._slices: dict[str, tuple[ScaledSize | None, ...]] = {}
         self._literals: dict[str, list[ScaledSize | None]] = {}
         self._attributes: dict[tuple[int, str], list[ScaledSize | None]] = {}
@@ -160,8 +169,8 @@ class WidthTemplate:
                 self._literals[tensors[0].name] = literals
 
     def _resolve_literal(self, values: Sequence[int]) -> ScaledSize | None:
-        """Return what a number in a shape follows; the original's -1, what is left, is right at any widths."""
-        return None if values[0] == -1 else self.sizes.resolve(values)
+        """Return what a number in a shape or a slice follows; what is left, and the end, are right at any widths."""
+        return None if values[0] in (-1, _END) else self.sizes.resolve(values)
 
     def _learn_attribute(self, index: int, attributes: Sequence[AttributeProto]) -> None:
         if attributes[0].type not in (AttributeProto.INT, AttributeProto.INTS):
@@ -176,15 +185,16 @@ class WidthTemplate:
             self._attributes[index, attributes[0].name] = sizes
 
     def at(self, widths: _Widths) -> onnx.ModelProto:
-        """Return the file at ``widths``, which must name every group and be no wider than the original's."""
+        """Return the file at ``widths``, which must name every group."""
         model = onnx.ModelProto()
-        model.CopyFrom(self.original)
+        model.CopyFrom(self.first)
         for tensor in model.graph.initializer:
             if tensor.name in self._slices:
-                axis_sizes = self._slices[tensor.name]
-                slices = tuple(slice(None) if size is None else slice(size.at(widths)) for size in axis_sizes)
-                array = np.ascontiguousarray(numpy_helper.to_array(tensor)[slices])
-                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+                array = numpy_helper.to_array(tensor)
+                for axis, size in enumerate(self._slices[tensor.name]):
+                    if size is not None:
+                        array = array.take(range(size.at(widths)), axis, mode="wrap")
+                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), tensor.name))
             elif tensor.name in self._literals:
                 array = numpy_helper.to_array(tensor)
                 entries = _at_widths(array.ravel().tolist(), self._literals[tensor.name], widths)

@@ -2,7 +2,9 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from stub_builds import a_stub_build
 
 from edgeopt.bench.nodes import FileTime, NodeTime
@@ -14,6 +16,7 @@ from edgeopt.pipeline.artifacts.latency_table import (
     further_dimensions,
     join_timings,
     latency_table,
+    learn_template,
     moving_dimensions,
     probing_widths,
     teaching_widths,
@@ -69,6 +72,34 @@ def test_single_groups_and_sums_of_parallel_layers_are_sizes_that_files_may_show
         dict(one.per_channel) for one in further_dimensions(msgspec.structs.replace(table, tensors=tuple(tensors)))
     ]
     assert found == [{"g0": 1}, {"g1": 1}, {"g2": 1}, {"g1": 8}, {"g1": 4, "g2": 4}, {"g1": 8, "g2": 4}]
+
+
+def test_if_only_the_original_has_other_nodes_a_template_is_learned_without_it():
+    """As from a simplifier that fuses layers only if they are equally wide."""
+    table, asked = a_table((16, 24)), []
+    full = table.widths()
+
+    def teach(widths):
+        asked.append(widths)
+        return [a_product(one["g0"], one["g1"], is_fused=one == full) for one in widths]
+
+    template = learn_template(table, teach).template
+    assert [full in widths for widths in asked] == [True, False]
+    assert len(asked[1]) >= 2
+    for widths in (full, {"g0": 5, "g1": 3}):
+        model = template.at(widths)
+        onnx.checker.check_model(model, full_check=True)
+        assert [tensor.dims[:] for tensor in model.graph.initializer] == [[widths["g0"], widths["g1"]]]
+
+
+def a_product(inside, outside, is_fused):
+    """A product whose weights are (inside, outside); with a node less if it is fused."""
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y" if is_fused else "product"])]
+    nodes += [] if is_fused else [helper.make_node("Relu", ["product"], ["y"])]
+    weights = [numpy_helper.from_array(np.ones((inside, outside), np.float32), "w")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", None]) for name in "xy"]
+    graph = helper.make_graph(nodes, "product", ends[:1], ends[1:], weights)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def test_groups_too_small_to_distinguish_are_refused():

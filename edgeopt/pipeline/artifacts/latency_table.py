@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from edgeopt.errors import DeviceError, StepError
 from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.model import save
 from edgeopt.latency.fused_layers import FusedLayers
-from edgeopt.latency.width_template import SizeResolver, WidthTemplate, are_distinguishable
+from edgeopt.latency.width_template import DifferentNodesError, SizeResolver, WidthTemplate, are_distinguishable
 from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.artifacts.onnx_files import TIMED_CALIBRATION_SAMPLES, timing_steps
 from edgeopt.pipeline.boundary import as_failed, run_step
@@ -50,7 +50,8 @@ KNOWN_TIMES = 10
 """A layer with this many times from another task is known."""
 MIN_PROBE_RATIO = 0.1
 """Of a group's channels: no choice goes below it."""
-MAX_TEACHING_FILES = 3
+FEW_TEACHING_FILES, MAX_TEACHING_FILES = 3, 6
+"""Besides the original's."""
 ATTEMPTS = 200
 
 _Widths = dict[str, int]
@@ -132,12 +133,11 @@ def _measure(
     build: Build, groups: GroupTable, exported: ExportedFile, precision: Precision, folder: Path, shared: Path
 ) -> LatencyTable:
     begin = time.perf_counter()
-    dimensions = moving_dimensions(groups)
-    teaching = teaching_widths(groups, dimensions)
-    sizes = SizeResolver(dimensions, teaching, further_dimensions(groups))
-    template = WidthTemplate(_teach(build, exported, precision, teaching[1:], folder), sizes)
-    shapes = collect_node_shapes(_write(template, teaching, folder), build.run_target)
-    network = FusedLayers(template.original, sizes, shapes)
+    full = groups.widths()
+    learned = learn_template(groups, lambda widths: _teach(build, exported, precision, widths, full, folder))
+    template = learned.template
+    shapes = collect_node_shapes(_write(template, learned.widths, folder), build.run_target)
+    network = FusedLayers(template.first, template.sizes, shapes)
     probes = probing_widths(groups, build.profile.channel_step)
     files = _write(template, probes, folder)
     times = _time(build, files[:KNOWN_PROBES])
@@ -216,24 +216,70 @@ def _sum(dims: Sequence[Dimension]) -> Dimension:
     return Dimension(fixed=sum(dim.fixed for dim in dims), per_channel=dict(counts))
 
 
-def teaching_widths(groups: GroupTable, dimensions: Sequence[Dimension]) -> list[_Widths]:
-    """Return widths whose files show which size follows which group: the original's, and one or more other choices.
+class Learned(NamedTuple):
+    """A template, and the widths of the files that it was learned from."""
+
+    template: WidthTemplate
+    widths: list[_Widths]
+
+
+def learn_template(groups: GroupTable, teach: Callable[[Sequence[_Widths]], list[onnx.ModelProto]]) -> Learned:
+    """Return the template of a network.
+
+    It is learned from the original's file and others. If these have other nodes than the original (a simplifier fuses
+    layers only if they are equally wide), it is learned from the others alone: a pruned network will look like them.
+
+    Args:
+        groups: Of the original network.
+        teach: Returns files at these widths.
+
+    Raises:
+        StepError: the files differ in more than sizes, or do not show which group a size follows.
+    """
+    dimensions, further = moving_dimensions(groups), further_dimensions(groups)
+    widths = teaching_widths(groups, dimensions, further)
+    try:
+        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further)), widths)
+    except DifferentNodesError:
+        widths = teaching_widths(groups, dimensions, further, with_original=False)
+        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further)), widths)
+
+
+def teaching_widths(
+    groups: GroupTable,
+    dimensions: Sequence[Dimension],
+    further: Sequence[Dimension] = (),
+    *,
+    with_original: bool = True,
+) -> list[_Widths]:
+    """Return widths whose files show which size follows which group.
+
+    Args:
+        groups: Of the original network.
+        dimensions: That have to be distinguishable in these files.
+        further: That should be too, if few files are enough.
+        with_original: Whether the first widths are the original's.
 
     Raises:
         StepError: a few choices are not enough.
     """
     full, free = groups.widths(), groups.free
     rng = np.random.default_rng(0)
-    for count in range(1, MAX_TEACHING_FILES + 1):
-        for _ in range(ATTEMPTS):
-            ratios = rng.uniform(0.3, 0.95, (count, len(free)))
-            others = [
-                full
-                | {one.name: max(one.least, round(ratio * one.channels)) for one, ratio in zip(free, row, strict=True)}
-                for row in ratios
-            ]
-            if are_distinguishable(dimensions, [full, *others]):
-                return [full, *others]
+    begin = [full] if with_original else []
+    for wanted, most in (([*dimensions, *further], FEW_TEACHING_FILES), (dimensions, MAX_TEACHING_FILES)):
+        for count in range(2 - len(begin), most + 1):
+            for _ in range(ATTEMPTS):
+                ratios = rng.uniform(0.3, 0.95, (count, len(free)))
+                others = [
+                    full
+                    | {
+                        one.name: max(one.least, round(ratio * one.channels))
+                        for one, ratio in zip(free, row, strict=True)
+                    }
+                    for row in ratios
+                ]
+                if are_distinguishable(wanted, [*begin, *others]):
+                    return [*begin, *others]
     raise StepError(_STAGE, "too many groups of channels have too few channels to distinguish their sizes.")
 
 
@@ -258,22 +304,22 @@ def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:
 
 
 def _teach(
-    build: Build, exported: ExportedFile, precision: Precision, others: Sequence[_Widths], folder: Path
+    build: Build, exported: ExportedFile, precision: Precision, widths: Sequence[_Widths], full: _Widths, folder: Path
 ) -> list[onnx.ModelProto]:
-    """Return the files that a template learns from, in the precision asked for: the original's first."""
-    sources = [build.workspace.artifact(exported.sha256)]
-    sources += [folder / f"teaching{number}.onnx" for number in range(len(others))]
+    """Return the files that a template learns from, in the precision asked for."""
+    others = {folder / f"teaching{number}.onnx": one for number, one in enumerate(widths) if one != full}
     job = protocol.ProbeJob(
         exporter=exported.exporter,
-        widths=tuple(others),
-        outs=tuple(str(path) for path in sources[1:]),
+        widths=tuple(others.values()),
+        outs=tuple(map(str, others)),
         max_opset=build.profile.max_opset,
         max_ir=build.profile.max_ir,
     )
     build.torch_pool.do(job, protocol.ProbeDone)
     steps = timing_steps(precision, build.profile)
     models = []
-    for number, source in enumerate(sources):
+    original = [build.workspace.artifact(exported.sha256)] if full in widths else []
+    for number, source in enumerate([*original, *others]):
         target = folder / f"made{number}.onnx"
         apply_steps(steps, source, target, calibration=build.data.calibration_file(TIMED_CALIBRATION_SAMPLES),
                     max_opset=build.profile.max_opset, max_ir=build.profile.max_ir)  # fmt: skip

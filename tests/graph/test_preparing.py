@@ -6,6 +6,7 @@ import sys
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
 import torch
 from onnx_running import run, signal_to_noise_db, some_images, write
@@ -160,3 +161,28 @@ def test_below_a_clip_channels_are_only_scaled_up_and_keep_a_margin():
     factors = compute_channel_factors(peaks, weights, 6.0, 4)
     assert factors.tolist() == pytest.approx([1.0, 1.0, 0.625, 0.125])
     assert (peaks / factors).max() <= 6.0
+
+
+class Shrunk(nn.Module):
+    """Shrink an image of one channel, then two convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+
+    def forward(self, x):
+        x = nn.functional.interpolate(x, (12, 12), mode="bilinear")
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_an_image_of_few_channels_is_resized_in_float_before_a_float_convolution(tmp_path):
+    source, calibration = tmp_path / "source.onnx", tmp_path / "calibration.npz"
+    write(Shrunk(), source)
+    write_batches(calibration, [{"image": some_images(4)}])
+    done = apply_steps((Simplify(), STEP), source, tmp_path / "int8.onnx", calibration=calibration, **LIMITS)
+    notes = [note for step in done for note in step.notes if "reads fewer than 4 channels" in note]
+    assert len(notes) == 2
+    graph = onnx.load(tmp_path / "int8.onnx").graph
+    (resize,) = (node for node in graph.node if node.op_type == "Resize")
+    assert resize.input[0] == graph.input[0].name
+    assert sum(node.op_type == "QuantizeLinear" for node in graph.node) < 6

@@ -315,17 +315,22 @@ def _remove_output_rounding(model: onnx.ModelProto) -> None:
 
 
 def _find_faster_in_float(model: onnx.ModelProto) -> list[str]:
-    """Return the names of convolutions that read an input of the graph with few channels."""
+    """Return the names of convolutions that read an input of the graph with few channels, and of its resizing."""
     inputs = {value.name for value in model.graph.input}
+    resized = {
+        node.output[0]: node.name for node in model.graph.node if node.op_type == "Resize" and node.input[0] in inputs
+    }
     weights = read_initializers(model.graph)
-    return [
-        node.name
+    found = [
+        node
         for node in model.graph.node
         if node.op_type == "Conv"
-        and node.input[0] in inputs
+        and node.input[0] in inputs | resized.keys()
         and node.input[1] in weights
         and weights[node.input[1]].shape[1] < _MIN_INT8_INPUT_CHANNELS
     ]
+    resizing = dict.fromkeys(resized[node.input[0]] for node in found if node.input[0] in resized)
+    return [*resizing, *(node.name for node in found)]
 
 
 def _find_read_inside(graph: onnx.GraphProto) -> list[str]:

@@ -127,9 +127,14 @@ def open_teacher(task: CheckedTask, file: Path, folder: Path) -> Teacher:
 # -- without training ------------------------------------------------------------------------------------------------
 
 
+def peer_file_name(name: str) -> str:
+    """Return the stem of the file that a peer's entry is kept in."""
+    return name.replace(", float32", "-float").replace(" ", "-")
+
+
 def quantize_file(teacher: Teacher, model: Path, how: str, name: str, script: str = QUANTIZE) -> PeerFile:
     """Quantize a file in another process, with ``onnxruntime.quantization`` or by another script."""
-    out = teacher.folder / f"{name.replace(' ', '-')}.onnx"
+    out = teacher.folder / f"{peer_file_name(name)}.onnx"
     command = [sys.executable, "-W", "ignore", "-c", script, how, str(model), str(out), str(teacher.calibration)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -219,7 +224,7 @@ def export_student(teacher: Teacher, student: nn.Module, name: str) -> Path:
     Raises:
         StepError: both fail.
     """
-    path, task = teacher.folder / f"{name.replace(' ', '-')}-float.onnx", teacher.task
+    path, task = teacher.folder / f"{peer_file_name(f'{name}, float32')}.onnx", teacher.task
     write = partial(
         export, student.eval(), task.example_inputs, path, input_names=task.input_names, output_names=task.output_names,
         axes=graph_axes(task.interface.graph_dims), output_batch=task.axes.outputs, **LIMITS,

@@ -2,7 +2,7 @@
 
     EDGEOPT_DATA=DIR python benchmarks/workloads.py [--only TASK ...] [--quick] [--add]
         --json benchmarks/results/workloads.json
-    EDGEOPT_DATA=DIR python benchmarks/workloads.py --only TASK --peer onnxsim --keep-builds --work DIR
+    EDGEOPT_DATA=DIR python benchmarks/workloads.py --only TASK --peer onnxsim --keep-builds [--keep-files] --work DIR
         --json benchmarks/results/workloads.json
 
 The data come by ``tools/fetch_data.py``, the teachers by ``tools/train_teacher.py``. Peers (``workload_peers.py``):
@@ -11,7 +11,8 @@ as edgeopt distills and then quantized; networks of the same family at a part of
 weights and quantized. The trainings of each peer see together as many samples as edgeopt's whole search. A peer is
 judged as edgeopt judges: of its files those count whose score on the selection set is at most ``MAX_DROP`` below the
 teacher's at the upper end of the paired interval, and if none is, that is said. All that count are scored on held-out
-data. Only size and score are limited, since edgeopt must not be held to a latency that peers are not. A full build has
+data. The smallest is shown, or one that is near in size and quicker by more than it is larger, as edgeopt picks too.
+Only size and score are limited, since edgeopt must not be held to a latency that peers are not. A full build has
 ``BUILD_MINUTES``.
 
 Scores are on held-out data, times are interleaved A/Bs with the teacher's file on this machine, memory is measured as
@@ -40,7 +41,15 @@ import click
 from torch import nn
 
 from benchmarks.builds import FinishedBuild, run_build
-from benchmarks.workload_peers import PEERS, PeerFile, Teacher, all_peers, count_samples_seen, open_teacher
+from benchmarks.workload_peers import (
+    PEERS,
+    PeerFile,
+    Teacher,
+    all_peers,
+    count_samples_seen,
+    open_teacher,
+    peer_file_name,
+)
 from edgeopt.bench.compare import compare
 from edgeopt.bench.measure import measure
 from edgeopt.bench.outputs import read_batches, run_model, write_batches
@@ -51,6 +60,7 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.verify.device_score import ScoredOutputs
 from edgeopt.records.codec import to_json
 from edgeopt.scoring.drop import drop_interval
+from edgeopt.select.preference import NEAR_SIZE_RATIO
 from edgeopt.statistics import comparison_ratio
 from edgeopt.task import CheckedTask
 from edgeopt.task.load import load_task
@@ -194,7 +204,13 @@ def open_workload(name: str, target_name: str, choice: Row, folder: Path) -> Wor
 
 
 def run_task(
-    name: str, quick: bool, folder: Path, peers: Sequence[str], kept: Row | None, save: Callable[[Row], None]
+    name: str,
+    quick: bool,
+    folder: Path,
+    peers: Sequence[str],
+    kept: Row | None,
+    save: Callable[[Row], None],
+    keep_files: bool = False,
 ) -> None:
     """Build a task and make peers' files; ``save`` gets the rows so far after each peer.
 
@@ -205,6 +221,7 @@ def run_task(
         peers: Whose rows are made.
         kept: The row of a build in ``folder`` that is taken as it is, with the rows of other peers.
         save: Keeps a row.
+        keep_files: Whether the peers' files in ``folder`` are taken, those of ``kept``; nothing is trained then.
     """
     row: Row = kept or {"task": name, "target": TASKS[name], "quick": quick}
     seconds = 0.0
@@ -217,16 +234,27 @@ def run_task(
         row["rows"] = [work.describe("teacher", work.teacher.file)]
         if row["choice"]["winner"] is not None:
             row["rows"].append({**work.describe("edgeopt", folder / "out" / "model.onnx"), "seconds": seconds})
-    row["rows"] = [one for one in row["rows"] if not one["name"].startswith(tuple(peers))]
+    before = {peer: one for one in row["rows"] for peer in peers if one["name"].startswith(peer)}
+    row["rows"] = [one for one in row["rows"] if one not in before.values()]
     save(row)
     for peer, files in all_peers(work.teacher, narrower_of(work.task), row["samples_seen"]):
-        if peer in peers:
-            row["rows"].append(best_of(peer, list(files), work))
+        if peer in peers and not (keep_files and peer not in before):
+            found = kept_files(before[peer], folder) if keep_files else list(files)
+            row["rows"].append(best_of(peer, found, work))
             save(row)
 
 
+def kept_files(row: Row, folder: Path) -> list[PeerFile]:
+    """Return the files of a peer's row, which an earlier run left in ``folder``."""
+    paths = {one["name"]: folder / f"{peer_file_name(one['name'])}.onnx" for one in row["made"]}
+    return [
+        PeerFile(one["name"], None if one["reason"] else paths[one["name"]], one["reason"], one.get("samples_seen", 0))
+        for one in row["made"]
+    ]
+
+
 def best_of(peer: str, files: list[PeerFile], work: Workload) -> Row:
-    """Return the row of a peer's smallest file that keeps the limit, also on held-out data if one does, and all files.
+    """Return the row of a peer's best file that keeps the limit, also on held-out data if one does, and all files.
 
     A file that cannot be run has the reason.
     """
@@ -251,9 +279,10 @@ def best_of(peer: str, files: list[PeerFile], work: Workload) -> Row:
             keeping.append((loses, row["size_bytes"], one))
     if not keeping:
         return {"name": peer, "failed": f"none of {len(made)} files keeps the limit of {MAX_DROP}", "made": made}
-    best = min(keeping, key=lambda entry: entry[:2])[2]
-    assert best.path is not None
-    return {**work.describe(best.name, best.path), "made": made}
+    least = min(keeping, key=lambda entry: entry[:2])
+    near = [one for loses, size, one in keeping if loses == least[0] and size <= NEAR_SIZE_RATIO * least[1]]
+    rows = [work.describe(one.name, one.path) for one in near if one.path is not None]
+    return {**min(rows, key=lambda row: row["size_bytes"] * row["latency_ratio"]), "made": made}
 
 
 def compute_figures(found: Sequence[Row]) -> Row:
@@ -291,6 +320,7 @@ def compute_figures(found: Sequence[Row]) -> Row:
 @click.option("--only", multiple=True, type=click.Choice(sorted(TASKS)), help="Run only this task; may be repeated.")
 @click.option("--peer", "peers", multiple=True, type=click.Choice(PEERS), help="Only this peer; may be repeated.")
 @click.option("--keep-builds", is_flag=True, help="Measure only peers, of the builds that --json and --work have.")
+@click.option("--keep-files", is_flag=True, help="Measure the peers' files that --json and --work have.")
 @click.option("--quick", is_flag=True, help="Quick builds; peers see as few samples.")
 @click.option("--add", is_flag=True, help="Keep the other tasks that the file has.")
 @click.option("--work", type=click.Path(file_okay=False, path_type=Path), help="Keep builds and peers' files here.")
@@ -299,12 +329,14 @@ def main(
     only: tuple[str, ...],
     peers: tuple[str, ...],
     keep_builds: bool,
+    keep_files: bool,
     quick: bool,
     add: bool,
     work: Path | None,
     out: Path,
 ) -> None:
     """Run each task, and write figures and raw results after each peer."""
+    keep_builds = keep_builds or keep_files
     add = add or keep_builds
     found = {one["task"]: one for one in json.loads(out.read_text())["tasks"]} if add and out.exists() else {}
 
@@ -326,7 +358,7 @@ def main(
             folder.mkdir(parents=True, exist_ok=True)
             if keep_builds and not (name in found and (folder / "workspace").is_dir()):
                 raise click.UsageError(f"{out} and {folder} have no build of {name}; leave out --keep-builds.")
-            run_task(name, quick, folder, peers or PEERS, found[name] if keep_builds else None, save)
+            run_task(name, quick, folder, peers or PEERS, found[name] if keep_builds else None, save, keep_files)
     print(json.dumps(compute_figures(list(found.values())), indent=1))
 
 

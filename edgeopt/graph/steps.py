@@ -97,7 +97,7 @@ def _quantize_dynamic(step: GraphStep, model: onnx.ModelProto, calibration: Path
     from edgeopt.graph.quantization.dynamic import quantize_products
 
     assert isinstance(step, QuantizeDynamic)
-    return StepOutput(quantize_products(model, step, calibration))
+    return StepOutput(*quantize_products(model, step, calibration))
 
 
 def _quantize_weights(step: GraphStep, model: onnx.ModelProto, calibration: Path | None) -> StepOutput:

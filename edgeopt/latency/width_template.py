@@ -30,7 +30,7 @@ NODE_PREFIX = "edgeopt"
 """Names of nodes and their outputs begin with this and the node's number, so that a profile's nodes can be found."""
 
 _MAX_COPIED_VALUES = 1 << 20
-"""Of a constant that several nodes read; a larger one is a tied weight."""
+"""Of a constant that several nodes read; larger ones, which are tied weights, stay one."""
 
 _END = np.iinfo(np.int64).max
 """As the end of a slice."""

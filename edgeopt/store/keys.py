@@ -14,7 +14,7 @@ from edgeopt.records.calibration import Calibration
 from edgeopt.records.codec import digest
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.profile import Runtime, TimingRule
-from edgeopt.records.recipe import TorchStep
+from edgeopt.records.recipe import Recipe, TorchStep
 
 Kind = Literal[
     "group-table", "network", "diverged-training", "low-rank-table", "sparsity-curve", "fake-quant-sites",
@@ -145,3 +145,7 @@ class Keys:
     def network(self, torch_steps: tuple[TorchStep, ...], parent: str | None) -> str:
         """Return the name of a trained network: the steps, and the name of the network they start from."""
         return self.of("network", torch_steps=torch_steps, parent=parent).digest
+
+    def network_of(self, recipe: Recipe) -> str | None:
+        """Return the name of the network that a trial's file was made of; None for the original."""
+        return self.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent

@@ -9,65 +9,71 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgeopt.errors import StepError
 from edgeopt.task.checked import CheckedTask
 from edgeopt.task.modules import replaced_forward
 
 Size = tuple[int, int]
 """Height and width."""
 
+_STAGE = "input sizes"
 _RATIOS = (0.75, 0.5)
 """Of height and width, if the task names no sizes: about half and a quarter of the work."""
 _MIN_SIZE = 16
 _MAX_CHANNELS = 16
 _STEPS = 8
 """A smaller size is divisible by the power of two by which the size is, as far as it is in that many steps."""
-_MAX_SCALE_DIFFERENCE = 0.1
-"""Between the scales of a map's height and width, relative to the image's."""
+_SIDES = 2
 
 
-def input_sizes(model: nn.Module, task: CheckedTask) -> tuple[tuple[Size, ...], str]:
-    """Return the sizes to which a model's image can be shrunk, and why others are missing.
+class ShrunkImage(NamedTuple):
+    """How a model runs on a smaller image."""
 
-    Args:
-        model: The trained model, or a student.
-        task: Of which ``input_sizes`` names sizes; otherwise ``_RATIOS`` are tried.
+    image: int
+    """Index of the input."""
+    size: Size
+    """Of the image that the model sees."""
+    maps: tuple[Size | None, ...]
+    """The whole size of each output that is a map; None for one that is as it was."""
 
-    Returns:
-        Sizes, the largest first; none and no reason if the model has no image.
+
+def wanted_sizes(task: CheckedTask) -> tuple[list[Size], str]:
+    """Return the sizes to which the image of a task may be shrunk, the largest first, and why there are none.
+
+    They are those of the task's ``input_sizes``, otherwise ``_RATIOS`` of its own. Without a reason it has no image.
     """
-    index = find_image(task)
+    index, reason = find_image(task)
     if index is None:
-        reason = "no input is the one image, [batch, channels, height, width]" if task.input_sizes else ""
-        return (), reason
-    whole = _size_of(task.example_inputs[index])
-    given = task.input_sizes
-    wanted = [smaller_size(whole, ratio) for ratio in _RATIOS] if given is None else sorted(given, reverse=True)
-    found, reasons = [], []
-    for size in dict.fromkeys(wanted):
-        reason = _why_not(model, task, whole, size)
-        if reason:
-            reasons.append(f"at {size[0]}x{size[1]}, {reason}")
-        else:
-            found.append(size)
-    return tuple(found), "; ".join(reasons)
+        return [], reason if task.input_sizes else ""
+    whole, given = _size_of(task.example_inputs[index]), task.input_sizes
+    sizes = [smaller_size(whole, ratio) for ratio in _RATIOS] if given is None else sorted(given, reverse=True)
+    return list(dict.fromkeys(sizes)), ""
 
 
-def find_image(task: CheckedTask) -> int | None:
-    """Return the index of the input that is an image of fixed size, if there is just one."""
+def find_image(task: CheckedTask) -> tuple[int | None, str]:
+    """Return the index of the input that is an image of fixed size; None, and why, if there is not just one."""
     found = [
         index
-        for index, (value, dims, axis) in enumerate(
-            zip(task.example_inputs, task.trace_dims, task.axes.inputs, strict=True)
-        )
-        if value.dim() == 4 and value.is_floating_point() and axis == 0 and not {1, 2, 3} & dims.keys()
+        for index, (value, axis) in enumerate(zip(task.example_inputs, task.axes.inputs, strict=True))
+        if value.dim() == 4 and value.is_floating_point() and axis == 0
         and value.shape[1] <= _MAX_CHANNELS and min(_size_of(value)) >= _MIN_SIZE
     ]  # fmt: skip
-    return found[0] if len(found) == 1 and all(axis == 0 for axis in task.axes.outputs) else None
+    if len(found) != 1:
+        return (
+            None,
+            f"{len(found) or 'no'} inputs are images, [batch, channels, height, width], with a side of 16 or more",
+        )
+    if {1, 2, 3} & task.trace_dims[found[0]].keys():
+        return None, "the image has no fixed size (training crops need that of the evaluation)"
+    if any(axis != 0 for axis in task.axes.outputs):
+        return None, "an output has no batch as its first dimension"
+    return found[0], ""
 
 
 def smaller_size(size: Size, ratio: float) -> Size:
@@ -88,70 +94,73 @@ def _size_of(image: Tensor) -> Size:
     return int(height), int(width)
 
 
-def _why_not(model: nn.Module, task: CheckedTask, whole: Size, size: Size) -> str:
-    """Return why a model cannot run at a size; empty if it can."""
-    if size == whole or any(one > limit for one, limit in zip(size, whole, strict=True)):
-        return f"the image would not be smaller than {whole[0]}x{whole[1]}"
-    try:
-        with task.interface.flat_forward(model), lower_resolution(model, task, size), torch.no_grad():
-            outputs = model(*(value.clone() for value in task.example_inputs))
-    except NotAMapError as error:
-        return str(error)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        return f"the model does not run: {(str(error).strip() or repr(error)).splitlines()[0]}"
-    bad = [
-        name
-        for name, value in zip(task.output_names, outputs, strict=True)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all())
-    ]
-    return f"output '{bad[0]}' is not finite" if bad else ""
-
-
-class NotAMapError(Exception):
-    """An output of another size at a lower resolution that isn't a map of the image."""
-
-
-@contextmanager
-def lower_resolution(model: nn.Module, task: CheckedTask, size: Size) -> Iterator[None]:
-    """Let a model with a flat ``forward`` shrink its image first and enlarge its maps, for the length of a block.
+def try_size(model: nn.Module, task: CheckedTask, size: Size) -> ShrunkImage:
+    """Run a model on its example inputs with the image shrunk, and return how that goes.
 
     Args:
         model: The trained model, or a student.
-        task: Names the image.
+        task: Of the model; it has an image.
         size: Of the image that the model sees.
 
     Raises:
-        NotAMapError: when the model runs, if an output is of another size and no map.
+        StepError: the size is not smaller, or an output is another one then and no map of the image.
+        Exception: whatever the model raises.
     """
-    index = find_image(task)
-    assert index is not None, "sizes are only found for models with an image"
-    whole, forward = _size_of(task.example_inputs[index]), model.forward
-    shapes = [tuple(value.shape) for value in task.interface.example_outputs[0]]
-    names = task.output_names
+    index, reason = find_image(task)
+    if index is None:
+        raise StepError(_STAGE, reason)
+    image = task.example_inputs[index]
+    whole = _size_of(image)
+    if size == whole or any(one > limit for one, limit in zip(size, whole, strict=True)):
+        raise StepError(_STAGE, f"the image would not be smaller than {whole[0]}x{whole[1]}")
+    inputs = [value.clone() for value in task.example_inputs]
+    inputs[index] = _resized(inputs[index], size)
+    with task.interface.flat_forward(model), torch.no_grad():
+        outputs = model(*inputs)
+    maps: list[Size | None] = []
+    for value, expected, name in zip(outputs, task.interface.example_outputs[0], task.output_names, strict=True):
+        if value.shape == expected.shape:
+            maps.append(None)
+        elif _is_map(value.shape, size) and _is_map(expected.shape, whole) and _same_but_sides(value, expected):
+            maps.append(_size_of(expected))
+        else:
+            shapes = [list(one.shape[1:]) for one in (value, expected)]
+            raise StepError(_STAGE, f"output '{name}' has shape {shapes[0]} for each sample, not {shapes[1]}")
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise StepError(_STAGE, f"output '{name}' is not finite")
+    return ShrunkImage(index, size, tuple(maps))
+
+
+def _is_map(shape: Sequence[int], size: Size) -> bool:
+    """Tell whether the last two sides of a value are those of an image, in one scale and rounded up or down."""
+    scale = max(side / one for side, one in zip(shape[-2:], size, strict=True))
+    return len(shape) in (3, 4) and all(abs(side - scale * one) < 1 for side, one in zip(shape[-2:], size, strict=True))
+
+
+def _same_but_sides(value: Tensor, expected: Tensor) -> bool:
+    return value.dim() == expected.dim() and value.shape[:-_SIDES] == expected.shape[:-_SIDES]
+
+
+@contextmanager
+def shrinking_image(model: nn.Module, lower: ShrunkImage) -> Iterator[None]:
+    """Let a model with a flat ``forward`` shrink its image first and enlarge its maps, for the length of a block."""
+    forward = model.forward
 
     def call(*leaves: Tensor) -> tuple[Tensor, ...]:
-        image = F.interpolate(leaves[index], size, mode="bilinear", align_corners=False)
-        outputs = forward(*leaves[:index], image, *leaves[index + 1 :])
-        return tuple(
-            _enlarge(value, shape, whole, name) for value, shape, name in zip(outputs, shapes, names, strict=True)
-        )
+        image = _resized(leaves[lower.image], lower.size)
+        outputs = forward(*leaves[: lower.image], image, *leaves[lower.image + 1 :])
+        pairs = zip(outputs, lower.maps, strict=True)
+        return tuple(value if size is None else _resized(value, size) for value, size in pairs)
 
     with replaced_forward(model, call):
         yield
 
 
-def _enlarge(value: Tensor, shape: Sequence[int], whole: Size, name: str) -> Tensor:
-    """Return an output of a smaller image in its own size: maps bilinear, maps of classes by the nearest pixel."""
-    found = tuple(int(size) for size in value.shape[1:])
-    if found == tuple(shape[1:]):
-        return value
-    is_map = len(shape) in (3, 4) and found[:-2] == tuple(shape[1:-2])
-    scales = [size / one for size, one in zip(shape[-2:], whole, strict=True)] if is_map else [1.0, 2.0]
-    if abs(scales[0] - scales[1]) > _MAX_SCALE_DIFFERENCE * max(scales):
-        raise NotAMapError(f"output '{name}' has shape {list(found)} for each sample, not {list(shape[1:])}")
+def _resized(value: Tensor, size: Size) -> Tensor:
+    """Return an image or a map in another size: bilinear, and maps of classes by the nearest pixel."""
     maps = value if value.dim() == 4 else value.unsqueeze(1)
     if value.is_floating_point():
-        maps = F.interpolate(maps, tuple(shape[-2:]), mode="bilinear", align_corners=False)
+        maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
     else:
-        maps = F.interpolate(maps.float(), tuple(shape[-2:]), mode="nearest").to(value.dtype)
+        maps = F.interpolate(maps.float(), size, mode="nearest").to(value.dtype)
     return maps if value.dim() == 4 else maps.squeeze(1)

@@ -13,18 +13,23 @@ from edgeopt.graph.quantization.dynamic import quantize_products
 from edgeopt.records.recipe import Compact, PackWeights, QuantizeDynamic, StoreWeights
 
 ROWS, WIDTH, HIDDEN, CLASSES = 128, 96, 192, 40
+MANY_ROWS, WIDE = 2048, 1536  # more scales than a tensor needs values to be stored in integers
 LIMITS = {"max_opset": 20, "max_ir": 9}
 IDS = np.random.default_rng(5).integers(0, ROWS, (64, 7))
 
 
 @pytest.fixture
 def model(tmp_path):
-    """A lookup, a product by MatMul, and one by Gemm with its weight transposed."""
+    return a_text_network(tmp_path)
+
+
+def a_text_network(tmp_path, count=ROWS, hidden=HIDDEN):
+    """A lookup, a product by MatMul, and one by Gemm with its weight transposed; rows of uneven size."""
     rng = np.random.default_rng(0)
     weights = {
-        "table": rng.standard_normal((ROWS, WIDTH)),
-        "first": rng.standard_normal((WIDTH, HIDDEN)) / 10,
-        "second": rng.standard_normal((CLASSES, HIDDEN)) / 14,
+        "table": rng.standard_normal((count, WIDTH)) * np.geomspace(0.02, 1, count)[:, None],
+        "first": rng.standard_normal((WIDTH, hidden)) / 10,
+        "second": rng.standard_normal((CLASSES, hidden)) / 14,
         "bias": rng.standard_normal(CLASSES),
     }
     nodes = [
@@ -54,8 +59,8 @@ def made(model, name, *steps):
 
 
 def noise_db(model, path):
-    inputs = {"ids": np.random.default_rng(6).integers(0, ROWS, (64, 7))}
-    return signal_to_noise_db(run_all(model, inputs["ids"])["y"], run_all(path, inputs["ids"])["y"])
+    ids = np.random.default_rng(6).integers(0, ROWS, (64, 7))  # the smallest rows, if there are more
+    return signal_to_noise_db(run_all(model, ids)["y"], run_all(path, ids)["y"])
 
 
 @pytest.mark.parametrize("bits", [3, 4, 5, 6])
@@ -72,7 +77,7 @@ def test_weights_in_few_bits_are_as_exact_as_stored_ones_and_smaller_than_int8(m
 
 def test_weights_may_have_bits_of_their_own_and_nodes_may_stay_float(model):
     step = QuantizeDynamic(reduce_range=True, samples=64, bits_of=(("first", 3), ("table", 4)), float_nodes=("Gemm_4",))
-    stored = read_initializers(quantize_products(onnx.load(model), step, model.with_name("calibration.npz")).graph)
+    stored = read_initializers(quantize_products(onnx.load(model), step, model.with_name("calibration.npz"))[0].graph)
     largest = {
         name: int(np.abs(values.astype(int)).max()) for name, values in stored.items() if values.dtype == np.int8
     }
@@ -82,5 +87,21 @@ def test_weights_may_have_bits_of_their_own_and_nodes_may_stay_float(model):
 
 def test_without_few_bits_nothing_has_to_be_calibrated(model):
     step = QuantizeDynamic(reduce_range=False)
-    stored = read_initializers(quantize_products(onnx.load(model), step).graph)
+    stored = read_initializers(quantize_products(onnx.load(model), step)[0].graph)
     assert np.abs(stored["first_quantized"].astype(int)).max() > 100
+
+
+def test_scales_are_not_rounded_with_the_weights_that_dynamic_int8_leaves(tmp_path):
+    model = a_text_network(tmp_path, MANY_ROWS, WIDE)
+    few = QuantizeDynamic(reduce_range=True, weight_bits=4, samples=64)
+    alone = made(model, "alone", few, PackWeights())
+    both = made(model, "both", few, StoreWeights(weight_bits=4, samples=64), PackWeights())
+    assert noise_db(model, both) > noise_db(model, alone) - 0.5
+
+
+def test_a_network_that_cannot_be_run_over_the_samples_is_rounded_to_the_nearest(model):
+    write_batches(model.with_name("calibration.npz"), [{"ids": IDS + ROWS}])  # of rows that the table lacks
+    step = QuantizeDynamic(reduce_range=True, weight_bits=4, samples=64)
+    quantized, notes = quantize_products(onnx.load(model), step, model.with_name("calibration.npz"))
+    assert "rounded to the nearest step, without the samples" in notes[0]
+    assert np.abs(read_initializers(quantized.graph)["first_quantized"].astype(int)).max() == 8

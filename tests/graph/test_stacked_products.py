@@ -33,7 +33,7 @@ def run(model, x):
 def test_each_matrix_of_a_stacked_weight_has_scales_of_its_own(reduce_range):
     x = np.random.RandomState(1).randn(5, EXPERTS, 3, DEPTH).astype(np.float32)
     expected = run(stacked_model(), x)
-    quantized = quantize_products(stacked_model(), QuantizeDynamic(reduce_range=reduce_range))
+    quantized = quantize_products(stacked_model(), QuantizeDynamic(reduce_range=reduce_range))[0]
     assert "MatMulInteger" in [node.op_type for node in quantized.graph.node]
     found = run(quantized, x)
     for expert in range(EXPERTS):

@@ -52,6 +52,18 @@ def test_the_teaching_files_distinguish_every_group_from_every_other(sizes):
     assert all(1 <= one[group.name] <= group.channels for one in widths for group in table.groups)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_without_the_original_every_group_moves_all_the_same(seed):
+    """One that has the same width in all files would seem to cost nothing."""
+    sizes = np.random.default_rng(seed).integers(2, 6, 6)
+    table = a_table(tuple(int(size) for size in sizes))
+    try:
+        widths = teaching_widths(table, [], with_original=False)
+    except StepError:
+        return
+    assert all(len({one[group.name] for one in widths}) > 1 for group in table.free)
+
+
 def test_groups_that_cannot_shrink_need_not_be_distinguishable():
     table = a_table((16, 10, 10))
     frozen = [msgspec.structs.replace(group, frozen_by="the model's output") for group in table.groups[1:]]

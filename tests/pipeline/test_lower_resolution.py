@@ -54,7 +54,7 @@ def test_a_pruned_network_goes_on_at_a_lower_resolution_with_its_own_tensors(poo
     widths = {group.name: group.channels // 2 for group in table.free}
     pruned, lower = (protocol.NetworkRef(source="original", file=str(tmp_path / name)) for name in ("cut", "lower"))
     train(pool, tmp_path, original, (Prune(importance=L2, widths=widths),), pruned.file, str(tmp_path / "table.json"))
-    found = pool.do(protocol.InputSizesJob(source="original"), protocol.InputSizesDone)
+    found = pool.do(protocol.InputSizesJob(network=pruned), protocol.InputSizesDone)
     assert (found.sizes, found.reason) == (((24, 24), (16, 16)), "")
 
     done = train(pool, tmp_path, pruned, (LowerResolution(height=24, width=24),), lower.file)
@@ -74,7 +74,7 @@ def candidates(trials=(), done=SIZES, rounds=2, **limits):
     asked = []
 
     def find(job, kind):
-        asked.append(job.source)
+        asked.append(job.network.source)
         if isinstance(done, Exception):
             raise done
         return done
@@ -88,8 +88,8 @@ def candidates(trials=(), done=SIZES, rounds=2, **limits):
     return [(one.steps[0].height, one.steps[0].width) for one in found], reason, asked
 
 
-def of_the_original(latency_ms):
-    return (a_trial(recipe=a_recipe(int8=True), latency_ms=latency_ms),)
+def of_the_original(latency_ms, drop=0.0):
+    return (a_trial(recipe=a_recipe(int8=True), latency_ms=latency_ms, drop=drop),)
 
 
 def test_a_smaller_image_is_tried_if_time_is_preferred_or_no_file_is_quick_enough():
@@ -97,6 +97,8 @@ def test_a_smaller_image_is_tried_if_time_is_preferred_or_no_file_is_quick_enoug
     assert candidates(quick, max_latency_ms=1.0) == ([], "", [])
     assert candidates(slow, max_latency_ms=1.0)[0] == [(24, 24), (16, 16)]
     assert candidates((*slow, *quick), max_latency_ms=1.0)[0] == []
+    worse = of_the_original(0.2, drop=0.5)
+    assert candidates((*slow, *worse), max_latency_ms=1.0)[0] == [(24, 24), (16, 16)]  # its int8 file is no answer
     assert candidates(quick, max_latency_ms=1.0, prefer="latency")[0] == [(24, 24), (16, 16)]
     assert candidates(slow, max_latency_ms=1.0, rounds=1)[0] == []
 

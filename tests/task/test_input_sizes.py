@@ -1,12 +1,16 @@
 """Smaller images inside a network: which models take them, and what becomes of their outputs."""
 
+import re
+
 import pytest
 import torch
 from bare_task import checked
 from torch import nn
 
 from edgeopt.errors import TaskError
-from edgeopt.task.input_sizes import input_sizes, lower_resolution, smaller_size
+from edgeopt.pipeline.torch_process.protocol import NetworkRef
+from edgeopt.pipeline.torch_process.task_networks import TaskNetworks
+from edgeopt.task.input_sizes import shrinking_image, smaller_size, try_size
 
 
 class Maps(nn.Module):
@@ -51,7 +55,8 @@ def a_task(model, image=(3, 48, 64), **members):
 
 
 def sizes_of(task):
-    return input_sizes(task.model, task)
+    sizes, reason = TaskNetworks(task).input_sizes(NetworkRef(source="original", file=None))
+    return tuple(sizes), reason
 
 
 @pytest.mark.parametrize(
@@ -70,9 +75,10 @@ def test_outputs_keep_their_shapes_and_types_and_maps_show_the_same_image():
     assert sizes_of(task) == (((36, 48), (24, 32)), "")
     rows = torch.linspace(0, 4, 48).view(1, 1, 48, 1).expand(2, 3, 48, 64).contiguous()
     model = task.model
+    lower = try_size(model, task, (36, 48))
     with torch.no_grad(), task.interface.flat_forward(model):
         whole = model(rows)
-        with lower_resolution(model, task, (36, 48)):
+        with shrinking_image(model, lower):
             shrunk = model(rows)
         again = model(rows)
     for one, other, same in zip(whole, shrunk, again, strict=True):
@@ -97,7 +103,7 @@ def test_boxes_of_other_counts_are_no_map():
 def test_a_model_for_one_size_says_so():
     sizes, reason = sizes_of(a_task(Flattened()))
     assert sizes == ()
-    assert "at 36x48, the model does not run: mat1 and mat2 shapes cannot be multiplied" in reason
+    assert "at 36x48, RuntimeError: mat1 and mat2 shapes cannot be multiplied" in reason
 
 
 def test_the_sizes_of_the_task_are_tried_and_larger_ones_named():
@@ -116,4 +122,93 @@ def test_what_is_no_image_is_not_shrunk():
     rows = a_task(nn.Linear(64, 2), image=(64,))
     assert sizes_of(rows) == ((), "")
     rows.input_sizes = ((8, 8),)
-    assert sizes_of(rows) == ((), "no input is the one image, [batch, channels, height, width]")
+    assert sizes_of(rows) == ((), "no inputs are images, [batch, channels, height, width], with a side of 16 or more")
+
+
+def test_an_image_whose_training_crops_are_smaller_says_why_it_is_not_shrunk():
+    task = a_task(Maps(), input_sizes=[(24, 24)])
+    task.task.train_batches = lambda seed: [(torch.randn(2, 3, 32, 32), torch.zeros(2))]
+    assert sizes_of(task) == ((), "the image has no fixed size (training crops need that of the evaluation)")
+
+
+class Mixed(nn.Module):
+    """Mixes samples if the image has another size than 64 x 64: eight samples become two."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+
+    def forward(self, image):
+        return self.conv(image).view(-1, 8 * 64 * 64)[:, :5]
+
+
+class Tokens(nn.Module):
+    """As many tokens as each has values, so that they look like a map."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 64, 8, stride=8)
+
+    def forward(self, image):
+        return self.conv(image).flatten(2).transpose(1, 2)
+
+
+class Grid(nn.Module):
+    """Adds a grid of positions that it makes from the size of the image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image):
+        scale = torch.tensor([float(image.shape[-1]), 1.0, 1.0, 1.0])
+        return self.conv(image).mean((2, 3)) * scale
+
+
+class Table(nn.Module):
+    """Knows two sizes of images by heart."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, image):
+        return self.conv(image).mean((2, 3)) * {64: 2.0, 128: 4.0}[image.shape[-1]]
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Mixed, "for each sample, not"),
+        (Tokens, r"output 'output' has shape \[16, 64\] for each sample, not \[64, 64\]"),
+        (Grid, "'.*' depends on the size of the image"),
+        (Table, "KeyError: 32"),
+    ],
+)
+def test_models_that_depend_on_the_size_are_not_shrunk_and_end_no_build(model, reason):
+    torch.manual_seed(0)
+    task = checked(model().eval(), torch.randn(8, 3, 64, 64), targets=torch.zeros(8), input_sizes=[(32, 32)])
+    sizes, found = sizes_of(task)
+    assert sizes == ()
+    assert re.search(reason, found), found
+
+
+class WithTokens(nn.Module):
+    """An image and tokens of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(3, 20, 3, padding=1), nn.Embedding(11, 20)
+
+    def forward(self, image, tokens):
+        return self.table(tokens) + self.conv(image).mean((2, 3))[:, None]
+
+
+def test_other_inputs_may_have_any_length():
+    torch.manual_seed(0)
+    inputs = (torch.randn(2, 3, 32, 32), torch.randint(0, 11, (2, 7)))
+    task = checked(
+        WithTokens().eval(), inputs, targets=torch.zeros(2), dynamic_axes={"tokens": {1: "length"}},
+        input_names=("image", "tokens"),
+    )  # fmt: skip
+    assert sizes_of(task) == (((24, 24), (16, 16)), "")

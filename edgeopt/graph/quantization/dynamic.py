@@ -22,7 +22,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from edgeopt.errors import StepError
 from edgeopt.graph.facts import MATRIX_PRODUCTS, RECURRENT_CELLS
 from edgeopt.graph.model import lift_constants, load, lower_ir, read_initializers, save, sort_nodes
-from edgeopt.graph.weights.int8_weights import measure_rows, round_stored_weight
+from edgeopt.graph.preparation.attempts import attempt
+from edgeopt.graph.rounding.compensation import find_grid, round_with_compensation
+from edgeopt.graph.rounding.moments import find_layers
+from edgeopt.graph.weights.int8_weights import measure_rows
 from edgeopt.graph.weights.tables import find_tables, match_products, quantize_tables, round_rows
 from edgeopt.graph.weights.tied import store_tied_apart
 from edgeopt.records.recipe import QuantizeDynamic, StoreWeights
@@ -36,8 +39,8 @@ _REDUCED_LEVELS = 63
 
 def quantize_products(
     model: onnx.ModelProto, step: QuantizeDynamic, calibration: Path | None = None
-) -> onnx.ModelProto:
-    """Return the model with its matrix products and LSTM cells in dynamic int8.
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Return the model with its matrix products and LSTM cells in dynamic int8, and notes.
 
     Args:
         model: Any model; it is changed.
@@ -51,7 +54,7 @@ def quantize_products(
     lift_constants(model.graph)
     store_tied_apart(model.graph)
     weights, tables = read_initializers(model.graph), find_tables(model.graph)
-    few_bits = _round_to_few_bits(model, step, calibration)
+    few_bits, notes = _round_to_few_bits(model, step, calibration)
     quantizable = [
         node
         for node in model.graph.node
@@ -81,23 +84,34 @@ def quantize_products(
     bits_of = dict(step.bits_of)
     rounded = {name: round_rows(table, bits_of.get(name, step.weight_bits)) for name, table in tables.items()}
     quantize_tables(quantized.graph, rounded | tied)
-    return quantized
+    return quantized, notes
 
 
 def _round_to_few_bits(
     model: onnx.ModelProto, step: QuantizeDynamic, calibration: Path | None
-) -> dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]]:
-    """Return the weights of products that have fewer bits than 8: ``(depth, outputs)``, and a scale for each output."""
+) -> tuple[dict[str, tuple[NDArray[np.int8], NDArray[np.float32]]], tuple[str, ...]]:
+    """Round the weights of products that have fewer bits than 8.
+
+    Returns:
+        Integers ``(depth, outputs)`` and a scale for each output, by the weight's name; and notes.
+    """
+    bits_of, weights, found = dict(step.bits_of), read_initializers(model.graph), {}
+    layers = [
+        one for one in find_layers(model) if not one.kernel and bits_of.get(one.weight, step.weight_bits) < _INT8_BITS
+    ]
+    if not layers:
+        return {}, ()
     rounding = StoreWeights(weight_bits=step.weight_bits, bits_of=step.bits_of, samples=step.samples)
-    bits_of, found = dict(step.bits_of), {}
-    for name, rows in measure_rows(model, rounding, calibration).items():
-        layer, bits = rows.layer, bits_of.get(name, step.weight_bits)
-        if bits >= _INT8_BITS or layer.kernel or layer.is_recurrent:
-            continue
-        values, scale = round_stored_weight(read_initializers(model.graph)[name], rows, bits)
-        if scale.size == values.shape[layer.channel_axis] == scale.shape[layer.channel_axis]:
-            found[name] = (values.T if layer.is_transposed else values).astype(np.int8), scale.reshape(-1)
-    return found
+    measured = attempt(lambda: measure_rows(model, rounding, calibration))
+    for layer in layers:
+        rows, bits = layer.to_rows(weights[layer.weight]), bits_of.get(layer.weight, step.weight_bits)
+        known = (measured.result or {}).get(layer.weight)
+        grid = find_grid(rows, None if known is None else known.moments, bits, any_sign=True)
+        integers = grid.round(rows) if known is None else round_with_compensation(rows, grid, known.moments)
+        found[layer.weight] = integers[0].T.astype(np.int8), grid.scale[0].reshape(-1).astype(np.float32)
+    failed = measured.reason is not None
+    notes = (f"quantize: rounded to the nearest step, without the samples ({measured.reason})",) if failed else ()
+    return found, notes
 
 
 def _store_few_bits(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeopt.errors import StepError
+from edgeopt.graph.facts import is_quantized
 from edgeopt.graph.model import (
     STANDARD_DOMAINS,
     lift_constants,
@@ -46,6 +47,8 @@ _LEVELS = 127
 _WIDE_BITS: StoredBits = 16
 _WIDE_LEVELS = 32767
 _IN_8_BITS = StoreWeights()
+_SCALES = {"_scale": "_quantized", "_row_scales": "_int8"}
+"""From the end of the name of scales to that of their integers, as dynamic int8 writes them."""
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 
 
@@ -76,6 +79,8 @@ def store_int8_weights(
             _store(graph, name, taken, bits, rows.get(name) if graph is top else None)
             bits_of.pop(name, None)
             stored.append(bits)
+    if not stored and is_quantized(model):
+        return model, ()  # by an earlier step, which has left nothing
     if not stored:
         raise StepError(_STAGE, f"no float32 weight of this graph has {_MIN_VALUES} values: this variant is skipped.")
     wide = stored.count(_WIDE_BITS)
@@ -134,16 +139,25 @@ def find_weights(graph: onnx.GraphProto) -> list[str]:
         for node in inner.node:
             for name in node.input:
                 readers.setdefault(name, []).append(node)
+    names = {tensor.name for tensor in graph.initializer}
     return [
         tensor.name
         for tensor in graph.initializer
         if tensor.data_type == TensorProto.FLOAT
+        and not _is_scale(tensor.name, names)
         and np.prod(tensor.dims) >= _MIN_VALUES
         and tensor.name not in outputs
         and readers.get(tensor.name)
         and all(node.domain in STANDARD_DOMAINS and node.op_type not in _QUANTIZERS for node in readers[tensor.name])
         and np.isfinite(tensor_values(tensor)).all()
     ]
+
+
+def _is_scale(name: str, names: set[str]) -> bool:
+    """Tell whether a tensor has the scales of another one, from an earlier quantization."""
+    return any(
+        name.endswith(suffix) and f"{name.removesuffix(suffix)}{other}" in names for suffix, other in _SCALES.items()
+    )
 
 
 def _store(graph: onnx.GraphProto, name: str, taken: set[str], bits: StoredBits, rows: Rows | None) -> None:

@@ -72,7 +72,7 @@ def parent_of(build: Build, recipe: Recipe, trials: Sequence[Trial]) -> Trial | 
 
 
 def with_parent(evaluator: Evaluator, recipe: Recipe, outcome: Measured, trials: Sequence[Trial]) -> Measured:
-    """Return an outcome with its A/B against the network it was made of: what factorizing or zeros bought.
+    """Return an outcome with its A/B against the network it was made of: what a refinement bought.
 
     If that fails, a note says so: the file and its measurement are good without it.
 

@@ -40,6 +40,8 @@ from edgeopt.statistics import end_at, latency_interval_ms
 from edgeopt.store.files import write_whole
 
 _STAGE = "latency table"
+_FORM = 2
+"""Networks that had no table in an earlier form may have one now."""
 BUDGET_SECONDS = 30.0
 """No further turn of timing begins after this."""
 PROBES = 16
@@ -112,7 +114,10 @@ def latency_table(
     details = {
         "file": exported.sha256, "steps": steps, "channel_step": build.profile.channel_step, "groups": groups.widths(),
     }  # fmt: skip
-    key, missing_key = build.keys.of("latency-table", **details), build.keys.of("no-latency-table", **details)
+    key, missing_key = (
+        build.keys.of("latency-table", **details),
+        build.keys.of("no-latency-table", **details, form=_FORM),
+    )
     found = build.ledger.get(key, LatencyTable) or build.ledger.get(missing_key, NoLatencyTable)
     if found is not None:
         return found
@@ -278,9 +283,15 @@ def teaching_widths(
                     }
                     for row in ratios
                 ]
-                if are_distinguishable(wanted, [*begin, *others]):
-                    return [*begin, *others]
+                found = [*begin, *others]
+                if _all_move(groups, found) and are_distinguishable(wanted, found):
+                    return found
     raise StepError(_STAGE, "too many groups of channels have too few channels to distinguish their sizes.")
+
+
+def _all_move(groups: GroupTable, widths: Sequence[_Widths]) -> bool:
+    """Tell whether each group that can shrink has several widths; one that has not would seem to cost nothing."""
+    return all(len({one[group.name] for one in widths}) > 1 for group in groups.free if group.channels > group.least)
 
 
 def probing_widths(groups: GroupTable, step: int) -> list[_Widths]:

@@ -146,7 +146,7 @@ def training_for_few_bits(
     own = [
         (trial, trial.outcome)
         for trial in trials
-        if _network_key(build, trial) == network.key and isinstance(trial.outcome, Measured)
+        if build.keys.network_of(trial.recipe) == network.key and isinstance(trial.outcome, Measured)
     ]
     if not any(_is_static_int8(trial) for trial, _ in own):
         return None
@@ -155,11 +155,6 @@ def training_for_few_bits(
     if not holds_many_weights(build, exported, ROUNDED_OPERATORS):
         return None
     return _trained_for(build, network, exported, FEW_BITS, FEW_BITS_RATE_RATIO)
-
-
-def _network_key(build: Build, trial: Trial) -> str | None:
-    recipe = trial.recipe
-    return build.keys.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent
 
 
 def _is_static_int8(trial: Trial) -> bool:

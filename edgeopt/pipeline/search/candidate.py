@@ -1,6 +1,7 @@
 """What the search passes around: candidates, the variants that are made of them, and what came of both.
 
-Also here: the candidates that single rules make (pruned, sparse, low-rank, student), each with the training after it.
+Also here: the candidates that single rules make (pruned, sparse, low-rank, student, at a lower resolution), each with
+the training after it.
 """
 
 from __future__ import annotations
@@ -135,6 +136,7 @@ def finished_search_key(build: Build) -> Key:
         "finished-search", **_training_facts(build), precisions=profile.precisions, channel_step=profile.channel_step,
         target=profile.name, device=build.device_info.uri, size_metric=build.budget.size_metric,
         **({} if profile.operators == "runtime" else {"operators": profile.operators}),
+        **({"prefer": "latency"} if build.budget.prefer == "latency" else {}),
     )  # fmt: skip
 
 

@@ -92,9 +92,10 @@ def lower_resolutions(build: Build, network: StoredNetwork, trials: Sequence[Tri
         return [], ""
 
     def make() -> protocol.InputSizesDone:
-        return build.torch_pool.do(protocol.InputSizesJob(source=network.source), protocol.InputSizesDone)
+        job = protocol.InputSizesJob(network=reference(build, network))
+        return build.torch_pool.do(job, protocol.InputSizesDone)
 
-    key = build.keys.of("input-sizes", source=network.source, given=given)
+    key = build.keys.of("input-sizes", network=network.key, given=given)
     try:
         found = build.ledger.remember(key, protocol.InputSizesDone, make)
     except StepError as error:
@@ -104,15 +105,13 @@ def lower_resolutions(build: Build, network: StoredNetwork, trials: Sequence[Tri
 
 
 def _is_quick_enough(build: Build, network: StoredNetwork, trials: Sequence[Trial]) -> bool:
-    """Tell whether a file of a network keeps the limits on latency and throughput."""
-    for trial in trials:
-        recipe, outcome = trial.recipe, trial.outcome
-        key = build.keys.network(recipe.torch_steps, recipe.parent) if recipe.torch_steps else recipe.parent
-        if key == network.key and isinstance(outcome, Measured):
-            findings = judge_limits(outcome, build.budget)
-            if all(one.kept for one in findings if one.limit in ("latency", "throughput")):
-                return True
-    return False
+    """Tell whether a file of a network keeps the limits on the score, on latency and on throughput."""
+    limits = ("score", "latency", "throughput")
+    return any(
+        all(one.kept for one in judge_limits(trial.outcome, build.budget) if one.limit in limits)
+        for trial in trials
+        if build.keys.network_of(trial.recipe) == network.key and isinstance(trial.outcome, Measured)
+    )
 
 
 def sparse_candidates(build: Build, network: StoredNetwork) -> list[Candidate]:

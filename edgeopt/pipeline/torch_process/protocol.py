@@ -64,10 +64,9 @@ class CurveJob(Record, frozen=True, kw_only=True, tag_field="job", tag="curve"):
 
 
 class InputSizesJob(Record, frozen=True, kw_only=True, tag_field="job", tag="input-sizes"):
-    """Find the sizes to which the image of the trained model, or of a student, can be shrunk."""
+    """Find the sizes to which a network's image can be shrunk."""
 
-    source: str
-    """See ``NetworkRef``."""
+    network: NetworkRef
 
 
 class ProfileJob(Record, frozen=True, kw_only=True, tag_field="job", tag="profile"):

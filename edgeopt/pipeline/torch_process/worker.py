@@ -53,14 +53,13 @@ from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.store.files import write_whole
 from edgeopt.task import CheckedTask
 from edgeopt.task.dynamic_axes import graph_axes
-from edgeopt.task.input_sizes import input_sizes
 
 _CURVE_BATCHES = 4
 """Selection batches on which a network with zeros is evaluated."""
 
 
 class TorchJobs:
-    """Does jobs.
+    """Does the jobs of one torch process.
 
     Args:
         task: The user's task.
@@ -75,8 +74,8 @@ class TorchJobs:
 
     def find_input_sizes(self, job: protocol.InputSizesJob) -> protocol.InputSizesDone:
         """Find the sizes to which a model's image can be shrunk."""
-        sizes, reason = input_sizes(self.networks.module(job.source), self.task)
-        return protocol.InputSizesDone(sizes=sizes, reason=reason)
+        sizes, reason = self.networks.input_sizes(job.network)
+        return protocol.InputSizesDone(sizes=tuple(sizes), reason=reason)
 
     def write_group_table(self, job: protocol.TableJob) -> protocol.TableDone:
         """Write a network's group table."""

@@ -132,13 +132,15 @@ class WidthTemplate:
 
     Raises:
         DifferentNodesError: the files differ in more than sizes.
-        StepError: a size follows no known dimension.
+        StepError: a size follows no known dimension, or a graph has branches or loops.
     """
 
     def __init__(self, models: Sequence[onnx.ModelProto], sizes: SizeResolver) -> None:
         self.sizes = sizes
         self.first = models[0]
         for model in models:
+            if any(inner is not model.graph for inner in list(walk_graphs(model.graph))[1:]):
+                raise StepError(LATENCY_TABLE_STAGE, "the graph has branches or loops.")
             normalize_graph(model)
             rename_nodes(model)
         structures = [_structure(model.graph) for model in models]
@@ -289,13 +291,7 @@ def _take_split_sizes(node: onnx.NodeProto, shapes: Mapping[str, Sequence[Any]])
 
 
 def rename_nodes(model: onnx.ModelProto) -> None:
-    """Name every node ``edgeoptN_OPERATOR`` and every inner value after the node that makes it, in place.
-
-    Raises:
-        StepError: a node holds subgraphs.
-    """
-    if any(inner is not model.graph for inner in list(walk_graphs(model.graph))[1:]):
-        raise StepError(LATENCY_TABLE_STAGE, "the graph has branches or loops.")
+    """Name every node ``edgeoptN_OPERATOR`` and every inner value after the node that makes it, in place."""
     kept = {value.name for value in (*model.graph.input, *model.graph.output)}
     renamed: dict[str, str] = {}
     for index, node in enumerate(model.graph.node):

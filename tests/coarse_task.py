@@ -30,14 +30,7 @@ def batches(count: int, seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def trained() -> nn.Module:
     """Train the network from a fixed seed."""
     torch.manual_seed(0)
-    net = CoarseNet()
-    optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
-    for epoch in range(4):
-        for x, labels in batches(256, epoch):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), labels).backward()
-            optimizer.step()
-    return net.eval()
+    return tiny_task.train(CoarseNet(), batches)
 
 
 def task():

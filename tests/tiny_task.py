@@ -1,5 +1,7 @@
 """A task that trains in a second: four classes of 8x8 images, by the quadrant that is bright."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -41,10 +43,14 @@ def batches(count: int, seed: int, size: int = 32) -> list[tuple[torch.Tensor, t
 def trained() -> nn.Module:
     """Train the network from a fixed seed."""
     torch.manual_seed(0)
-    net = TinyNet()
+    return train(TinyNet(), batches)
+
+
+def train(net: nn.Module, draw: Callable[[int, int], list[tuple[torch.Tensor, torch.Tensor]]]) -> nn.Module:
+    """Train a network for four epochs of 256 images, which ``draw`` returns by their count and a seed."""
     optimizer = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9)
     for epoch in range(4):
-        for x, labels in batches(256, epoch):
+        for x, labels in draw(256, epoch):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x), labels).backward()
             optimizer.step()

@@ -6,7 +6,14 @@ from builders import a_budget, a_device, a_profile, an_environment
 
 from edgeopt.bench.run_target import RunTarget
 from edgeopt.pipeline.context import Clock
+from edgeopt.records.recipe import Distill
 from edgeopt.store.keys import BuildFacts, Keys
+
+A_DISTILLATION = Distill(
+    epochs=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, warmup_ratio=0.1, temperature=4.0, kl_weight=0.9,
+    mse_weight=0.0, hard_weight=0.1,
+)  # fmt: skip
+"""One epoch."""
 
 
 def build_facts(**changes):

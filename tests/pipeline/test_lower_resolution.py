@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from builders import a_budget, a_recipe, a_trial
 from safetensors.torch import load_file
-from stub_builds import a_stub_build
+from stub_builds import A_DISTILLATION, a_stub_build
 
 from edgeopt.errors import StepError
 from edgeopt.pipeline.artifacts.networks import original_network
@@ -17,15 +17,11 @@ from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
-from edgeopt.records.recipe import Distill, Importance, LowerResolution, Prune
+from edgeopt.records.recipe import Importance, LowerResolution, Prune
 from edgeopt.task import Training
 
 TASK = f"{Path(__file__).parent.parent / 'coarse_task.py'}:task"
 L2 = Importance(method="l2")
-A_DISTILLATION = Distill(
-    epochs=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, warmup_ratio=0.1, temperature=4.0, kl_weight=0.9,
-    mse_weight=0.0, hard_weight=0.1,
-)  # fmt: skip
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 from safetensors.torch import load_file
+from stub_builds import A_DISTILLATION
 
 from edgeopt.errors import StepError, TaskError
 from edgeopt.pipeline.search.training_cores import in_parallel
@@ -22,16 +23,10 @@ from edgeopt.planning.low_rank_rule import choose_layers
 from edgeopt.records.codec import from_json
 from edgeopt.records.groups import GroupTable
 from edgeopt.records.low_rank import LowRankTable
-from edgeopt.records.recipe import Distill, Importance, LowRank, Prune, Student
+from edgeopt.records.recipe import Importance, LowRank, Prune, Student
 
 TASK = f"{Path(__file__).parent.parent / 'tiny_task.py'}:task"
 ORIGINAL = protocol.NetworkRef(source="original", file=None)
-
-
-A_DISTILLATION = Distill(
-    epochs=1, optimizer="sgd", learning_rate=0.01, weight_decay=0.0, warmup_ratio=0.1, temperature=4.0, kl_weight=0.9,
-    mse_weight=0.0, hard_weight=0.1,
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -58,7 +53,7 @@ def test_a_worker_does_job_after_job_and_reports_the_error_of_a_failed_one(pool,
     table = from_json((tmp_path / "table.json").read_bytes(), GroupTable)
     assert table.free
     assert table.parameters({}) > 0
-    with pytest.raises(TaskError, match=r"there is no student 'nobody'; there are \['narrow'\]"):
+    with pytest.raises(TaskError, match=r"the task has no student 'nobody', only \['narrow'\]"):
         pool.do(a_table_job(tmp_path, "nobody"), protocol.TableDone)
     missing = protocol.NetworkRef(source="original", file=str(tmp_path / "gone.safetensors"))
     with pytest.raises(TaskError, match=r"gone\.safetensors cannot be read"):

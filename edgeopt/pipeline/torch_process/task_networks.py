@@ -101,7 +101,7 @@ class TaskNetworks:
         if name in ("original", protocol.AS_TRAINED, protocol.GIVEN):
             return self.task.model
         if name not in self.task.students:
-            raise TaskError(f"{self.task.spec}: there is no student '{name}'; there are {sorted(self.task.students)}.")
+            raise TaskError(f"{self.task.spec}: the task has no student '{name}', only {sorted(self.task.students)}.")
         seed_generators(_STUDENT_SEED)
         return self.task.student(name)
 

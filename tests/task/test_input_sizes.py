@@ -20,7 +20,7 @@ class Maps(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 5, 3, stride=2, padding=1)
         with torch.no_grad():  # each class wins somewhere on a ramp from 0 to 4
-            self.conv.weight.copy_(torch.arange(5.0).view(5, 1, 1, 1).expand_as(self.conv.weight) / 27)
+            self.conv.weight.copy_(torch.arange(1.0, 6.0).view(5, 1, 1, 1).expand_as(self.conv.weight) / 27)
             self.conv.bias.copy_(-torch.tensor([0.0, 0.5, 2.0, 4.5, 8.0]))
 
     def forward(self, image):

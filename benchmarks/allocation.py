@@ -39,7 +39,8 @@ from scipy import stats
 from benchmarks.fashion_tasks import let_processes_import_benchmarks, provide_weights
 from benchmarks.pruned_files import FULL_TURNS, PrunedFiles, Widths, open_task
 from benchmarks.shipping import ARCHITECTURES, compute_shipping_figures, run_architecture
-from edgeopt.pipeline.artifacts.networks import export_network, group_table_of, train_network
+from edgeopt.pipeline.artifacts.networks import export_network, group_table_of
+from edgeopt.pipeline.artifacts.trained_networks import train_network
 from edgeopt.pipeline.search.candidate import distillation, importance_of
 from edgeopt.planning.widths import allocate, uniform_widths
 from edgeopt.records.codec import digest, to_json

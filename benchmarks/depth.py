@@ -43,9 +43,10 @@ from benchmarks.zoo.every import EVERY
 from edgeopt.errors import EdgeoptError
 from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_table
-from edgeopt.pipeline.artifacts.networks import export_network, group_table_of, train_network
+from edgeopt.pipeline.artifacts.networks import export_network, group_table_of
 from edgeopt.pipeline.artifacts.onnx_files import graph_steps, make_artifact
 from edgeopt.pipeline.artifacts.shared_stages import without_old_stages
+from edgeopt.pipeline.artifacts.trained_networks import train_network
 from edgeopt.pipeline.build import start
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, SizeTarget, importance_of, pruned

@@ -147,8 +147,9 @@ def quick_profile(profile: Profile) -> Profile:
     """Return the profile with a timing rule for a first look: wider intervals in a third of the time."""
     rule = profile.timing
     shorter = msgspec.structs.replace(
-        rule, processes=min(3, rule.processes), min_seconds=rule.min_seconds / 3, warmup_seconds=rule.warmup_seconds / 2
-    )
+        rule, processes=min(3, rule.processes), min_runs=math.ceil(rule.min_runs / 3),
+        min_seconds=rule.min_seconds / 3, warmup_seconds=rule.warmup_seconds / 2,
+    )  # fmt: skip
     return msgspec.structs.replace(profile, timing=shorter)
 
 

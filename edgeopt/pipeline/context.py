@@ -68,6 +68,11 @@ class Effort(Record, frozen=True, kw_only=True):
     few_bits: bool
     """Whether to train that network for weights in 4 bits, if rounding them costs too much."""
 
+    @property
+    def is_first_look(self) -> bool:
+        """Whether there is one round of short trainings (``--quick``)."""
+        return self.rounds == 1
+
 
 def effort_of(task: CheckedTask | OnnxTask, quick: bool) -> Effort:
     """Return how hard a build tries."""
@@ -99,6 +104,8 @@ class Clock:
     def __init__(self) -> None:
         self.began = time.perf_counter()
         self.seconds: dict[str, float] = {}
+        self._inside = 0.0
+        """Seconds of the stages inside the one that is being counted."""
 
     def elapsed(self) -> float:
         """Return the seconds since the build began."""
@@ -106,12 +113,14 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count a block's time under ``name``."""
-        start = time.perf_counter()
+        """Count a block's time under ``name``, except that of stages inside it."""
+        start, outside, self._inside = time.perf_counter(), self._inside, 0.0
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+            spent = time.perf_counter() - start
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent - self._inside
+            self._inside = outside + spent
 
     def count_rest(self) -> None:
         """Count the time of this build that belongs to no stage under ``other``, so that the sum is the whole."""

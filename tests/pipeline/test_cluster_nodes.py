@@ -16,7 +16,7 @@ from test_torch_pool import A_DISTILLATION, TASK, a_training
 import edgeopt
 from edgeopt.cli.build import command as edgeopt_build
 from edgeopt.errors import ConfigError, CrashError, TaskError
-from edgeopt.pipeline.artifacts.networks import train_with_retry
+from edgeopt.pipeline.artifacts.trained_networks import train_with_retry
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.cluster import files
 from edgeopt.pipeline.torch_process.cluster import pool as cluster_pool

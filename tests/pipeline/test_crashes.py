@@ -14,7 +14,8 @@ from test_torch_pool import A_DISTILLATION, ORIGINAL, TASK
 
 from edgeopt.cli.build import exit_code
 from edgeopt.errors import CrashError, DeviceLostError, StepError, StoppedError, TaskError
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, train_with_retry
+from edgeopt.pipeline.artifacts.networks import StoredNetwork
+from edgeopt.pipeline.artifacts.trained_networks import train_with_retry
 from edgeopt.pipeline.result.test_set import score_on_test_set
 from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, FinishedSearch, SizeTarget
 from edgeopt.pipeline.search.contenders import compare_contenders

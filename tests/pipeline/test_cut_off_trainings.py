@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from stub_builds import a_stub_build
 
 from edgeopt.errors import OutOfTimeError
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, cut_off, original_network, train_network
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, original_network
+from edgeopt.pipeline.artifacts.trained_networks import cut_off, train_network
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, as_trained
 from edgeopt.pipeline.torch_process.pool import TorchPool

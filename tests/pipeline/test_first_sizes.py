@@ -38,7 +38,8 @@ def ratios_of(monkeypatch):
         monkeypatch.setattr(sizes_module, "group_table_of", lambda *_: (None, None))
         original = SimpleNamespace(parameters=1000)
         texts = []
-        build = a_stub_build(budget=a_budget(), progress=lambda stage, text: texts.append(text))
+        pool = SimpleNamespace(share_cores=lambda trainings: None)
+        build = a_stub_build(budget=a_budget(), torch_pool=pool, progress=lambda stage, text: texts.append(text))
         known = KnownSizes(build, SimpleNamespace(floor=floor, original=original))
         plans = plan([0.354, 0.125]) if plans is None else plans
         return [round(ratio, 2) for _, ratio in known.within_reach(plans, plan)], texts

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from stub_builds import A_DISTILLATION
 
-from edgeopt.errors import StepError, TaskError
+from edgeopt.errors import CrashError, StepError, TaskError
 from edgeopt.pipeline.search.training_cores import in_parallel
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import MIN_SPEEDUP_RATIO, TorchPool, available_cores
@@ -252,6 +252,53 @@ def test_a_task_that_cannot_be_loaded_is_an_error_of_the_user(tmp_path):
     with pytest.raises(TaskError, match="no module 'no_such_module'"):
         pool.do(a_table_job(tmp_path), protocol.TableDone)
     pool.close()
+
+
+def test_a_task_that_kills_its_process_is_quoted_even_if_it_was_loaded_before_the_first_job(tmp_path):
+    (tmp_path / "deadly.py").write_text("import os, sys\nprint('no licence', file=sys.stderr)\nos._exit(3)\n")
+    with closing(TorchPool(f"{tmp_path / 'deadly.py'}:task", 1)) as pool, pool.worker() as worker:
+        worker.process.wait()
+        with pytest.raises(CrashError, match=r'exit code 3.*"no licence"'):
+            worker.do(a_table_job(tmp_path), lambda _: None)
+
+
+def test_a_training_goes_on_from_a_cut_that_was_fitted_before_and_ends_the_same(pool, tmp_path):
+    pool.do(a_table_job(tmp_path), protocol.TableDone)
+    group = max(from_json((tmp_path / "table.json").read_bytes(), GroupTable).free, key=lambda one: one.channels)
+    cut = Prune(importance=Importance(method="l2"), widths={group.name: 16}, fitted_samples=64)
+    outs = {name: tmp_path / f"{name}.safetensors" for name in ("fitted", "whole", "continued")}
+    table = str(tmp_path / "table.json")
+    fitted = pool.do(a_training(tmp_path, (cut,), outs["fitted"], table), protocol.TrainDone)
+    steps = (cut, A_DISTILLATION)
+    whole = pool.do(a_training(tmp_path, steps, outs["whole"], table), protocol.TrainDone)
+    job = a_training(tmp_path, steps, outs["continued"])
+    job = msgspec.structs.replace(job, fitted=protocol.NetworkRef(source="original", file=str(outs["fitted"])))
+    continued = pool.do(job, protocol.TrainDone)
+    assert continued.parameters == whole.parameters == fitted.parameters
+    assert (continued.best_score, continued.best_epoch) == (whole.best_score, whole.best_epoch)
+    one, other = load_file(outs["whole"]), load_file(outs["continued"])
+    assert one.keys() == other.keys()
+    assert all(bool((one[name] == other[name]).all()) for name in one)
+
+
+def test_what_is_done_meanwhile_is_done_before_a_round_ends_and_its_errors_count():
+    done = []
+
+    def slow():
+        time.sleep(0.2)
+        done.append("meanwhile")
+
+    pool = SimpleNamespace(count=2, share_cores=lambda _: None, close=lambda: done.append("closed"))
+    build = SimpleNamespace(torch_pool=pool)
+    assert in_parallel(build, str, [1], slow) == ["1"]
+    assert done == ["meanwhile"]
+
+    def fails():
+        raise TaskError("no labels")
+
+    with pytest.raises(TaskError, match="no labels"):
+        in_parallel(build, str, [1], fails)
+    assert done == ["meanwhile", "closed"]
 
 
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):

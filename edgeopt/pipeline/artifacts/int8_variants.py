@@ -45,7 +45,15 @@ from edgeopt.pipeline.context import Build
 from edgeopt.records.codec import to_json
 from edgeopt.records.profile import Precision
 from edgeopt.records.quantization import BitStudy, NodeNoise, SensitivityStudy
-from edgeopt.records.recipe import GraphStep, Quantize, QuantizeDynamic, QuantizeWeights, Simplify, StoreWeights
+from edgeopt.records.recipe import (
+    GraphStep,
+    Quantize,
+    QuantizeAware,
+    QuantizeDynamic,
+    QuantizeWeights,
+    Simplify,
+    StoreWeights,
+)
 from edgeopt.store.files import write_whole
 
 MAX_GAP_RATIO = 0.15
@@ -270,3 +278,15 @@ def fake_quant_files(build: Build, exported: ExportedFile, step: Quantize) -> tu
             )
         write_whole(sites, to_json(found))
     return sites, values
+
+
+def quantize_step(aware: QuantizeAware) -> Quantize:
+    """Return the quantization that a training for int8 imitates."""
+    return Quantize(
+        activations=aware.activations,
+        per_channel=aware.per_channel,
+        reduce_range=aware.reduce_range,
+        calibration=aware.calibration,
+        samples=aware.samples,
+        weight_bits=aware.weight_bits,
+    )

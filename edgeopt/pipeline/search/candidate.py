@@ -13,8 +13,9 @@ import msgspec
 
 from edgeopt.latency.predictor import Predictor
 from edgeopt.pipeline.artifacts.latency_table import LatencyLimit
-from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, cut_off, group_table_of
+from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, group_table_of
 from edgeopt.pipeline.artifacts.onnx_files import can_unpack
+from edgeopt.pipeline.artifacts.trained_networks import cut_off
 from edgeopt.pipeline.context import Build
 from edgeopt.planning.bisection import Point, largest_bad, smallest_good
 from edgeopt.planning.width_rules import least_widths, notes_without_effect, protected_branches

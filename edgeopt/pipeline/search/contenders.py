@@ -1,10 +1,13 @@
-"""The comparisons that decide: A/Bs of the trials that may win, until none is left, and what may replace a slow one."""
+"""Which files are measured, the A/Bs that decide between those that may win, and what may replace a slow one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.comparisons import with_full_int8
 from edgeopt.pipeline.boundary import as_failed
+from edgeopt.pipeline.search.candidate import Variant
 from edgeopt.pipeline.search.float_fallbacks import (
     fewer_bits_variant,
     float16_variant,
@@ -12,9 +15,61 @@ from edgeopt.pipeline.search.float_fallbacks import (
     may_fall_back,
 )
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.records.trial import Measured, Trial
+from edgeopt.records.budget import Budget
+from edgeopt.records.recipe import DropUnseenRows, Recipe
+from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.select.decision import contenders
-from edgeopt.select.limits import replaces
+from edgeopt.select.limits import latency_interval, measured_size, replaces
+from edgeopt.select.preference import NEAR_SIZE_RATIO
+
+_CLEARLY_QUICKER_RATIO = 0.9
+"""Of the baseline's time: then no float file of the network is needed as a fallback."""
+
+
+def measure_variants(runner: TrialRunner, variants: Sequence[Variant]) -> list[Trial]:
+    """Measure the files of a network, and return their trials.
+
+    A quick build leaves out a file that cannot win: a smaller one of the same network keeps every limit and is clearly
+    quicker than the baseline. Of the original it measures every int8 file, of a pruned network the smallest one first.
+    """
+    build = runner.build
+    if not build.effort.is_first_look or build.budget.prefer != "size":
+        return [runner.measure(variant) for variant in variants]
+    trials: list[Trial] = []
+    for variant in sorted(variants, key=lambda one: _place(one, build.budget)):
+        if any(_outdoes(runner, trial, variant) for trial in trials):
+            runner.unmeasured += 1
+        else:
+            trials.append(runner.measure(variant))
+    return trials
+
+
+def _place(variant: Variant, budget: Budget) -> tuple[bool, int]:
+    """Return a key that sorts files of a network: what failed first; all int8 files of the original before float."""
+    if isinstance(variant.made, Failed):
+        return False, 0
+    if variant.recipe.is_original:
+        return variant.recipe.precision != "int8", 0
+    return False, measured_size(variant.made.artifact, budget)
+
+
+def _outdoes(runner: TrialRunner, trial: Trial, variant: Variant) -> bool:
+    """Tell whether a file need not be measured, because another one of its network is better in every respect."""
+    outcome, baseline, budget = trial.outcome, runner.trials[0].outcome, runner.build.budget
+    if isinstance(variant.made, Failed) or not isinstance(outcome, Measured) or not isinstance(baseline, Measured):
+        return False
+    if variant.recipe.is_original and variant.recipe.precision == "int8":
+        return False
+    if _drops_rows(trial.recipe) and not _drops_rows(variant.recipe):
+        return False  # that other file takes any word
+    size, other = (measured_size(one, budget) for one in (outcome.artifact, variant.made.artifact))
+    time_ms, before_ms = (latency_interval(one.measurement, 50).value for one in (outcome, baseline))
+    is_clear = size * NEAR_SIZE_RATIO < other and time_ms < _CLEARLY_QUICKER_RATIO * before_ms
+    return is_clear and not runner.missed_limits(outcome)
+
+
+def _drops_rows(recipe: Recipe) -> bool:
+    return any(isinstance(step, DropUnseenRows) for step in recipe.graph_steps)
 
 
 def compare_contenders(runner: TrialRunner, *, may_add: bool) -> None:

@@ -40,11 +40,11 @@ from edgeopt.pipeline.search.candidate import (
     summary_of,
     trained_to_the_end,
 )
-from edgeopt.pipeline.search.contenders import compare_contenders
+from edgeopt.pipeline.search.contenders import compare_contenders, measure_variants
 from edgeopt.pipeline.search.low_rank import low_rank_candidates
 from edgeopt.pipeline.search.refinements import lower_resolutions, sparse_candidates, sparsity_curve, uniform_cut
 from edgeopt.pipeline.search.sizes import KnownSizes
-from edgeopt.pipeline.search.training_cores import in_parallel, tune_training
+from edgeopt.pipeline.search.training_cores import Job, in_parallel, nothing, tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
 from edgeopt.planning.bisection import Point, next_ratios, smallest_good
 from edgeopt.planning.widths import UNREACHED_NOTE
@@ -94,11 +94,16 @@ class Search:
             if training:
                 with self.build.clock.stage("trial trainings"):
                     tune_training(self.build, may_try=further != "never")
-            self.measure_original()
+            self.measure_original(training and further != "never")
             if training:
                 self.go_on_if_it_fails(self.search)
             may_add = self.ended_early is None and not self.build.is_stopped
             self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=may_add))
+        if count := self.runner.unmeasured:
+            files = f"{count} larger files were" if count > 1 else "A larger file was"
+            self.own_notes.append(
+                f"{files} not measured: a smaller one of the same network keeps every limit (--quick)."
+            )
 
     def go_on_if_it_fails(self, part: Callable[[], None]) -> None:
         """Run a part of the search. If it fails, the build ends with the trials that there are.
@@ -114,15 +119,18 @@ class Search:
             self.build.progress("failed", self.ended_early)
             _logger.debug("the search ended early: %s\n%s", self.ended_early, failed.trace)
 
-    def measure_original(self) -> None:
-        """Measure the baseline as it was exported, then the original in every allowed precision."""
+    def measure_original(self, training: bool = False) -> None:
+        """Measure the baseline as it was exported, then the original in every allowed precision.
+
+        Before a training its channels are scored, while its files are made.
+        """
         runner = self.runner
         with self.build.clock.stage("baseline"):
             variant = runner.make_variant(ORIGINAL, *runner.baseline, (), {})
             if isinstance(variant.made, Failed):
                 raise EdgeoptError(f"the baseline failed at {variant.made.stage}: {variant.made.reason}")
             runner.measure(variant)
-        self.run_round([ORIGINAL])
+        self.run_round([ORIGINAL], self.sizes.score_channels if training else nothing)
 
     def search(self) -> None:
         """Reuse the candidates of finished searches, or find them now and write them down."""
@@ -217,13 +225,13 @@ class Search:
         results = self.run_round([candidate for candidate, _ in new]) if new else []
         return self.sizes.points(results, [ratio for _, ratio in new])
 
-    def run_round(self, candidates: Sequence[Candidate]) -> list[CandidateTrials]:
-        """Make candidates in parallel, then measure them; return what came of each, in order."""
+    def run_round(self, candidates: Sequence[Candidate], meanwhile: Job = nothing) -> list[CandidateTrials]:
+        """Make candidates in parallel, and do ``meanwhile``; then measure them; return what came of each, in order."""
         runner = self.runner
         runner.candidates_at_a_time = max(1, min(len(candidates), self.build.torch_pool.count))
         runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
         with self.build.clock.stage("train and make files"):
-            results = in_parallel(self.build, self.make, candidates)
+            results = in_parallel(self.build, self.make, candidates, meanwhile)
         found = []
         assert self.build.torch_pool.is_idle, "nothing is timed while something trains"
         with self.build.clock.stage("measure"):
@@ -234,8 +242,7 @@ class Search:
                     runner.networks[result.network.key] = result.network
                     if is_refinement(candidate):
                         self.sizes.refined.add(result.network.key)
-                trials = [runner.measure(variant) for variant in result.variants]
-                found.append(CandidateTrials(result.network, trials))
+                found.append(CandidateTrials(result.network, measure_variants(runner, result.variants)))
         forget_stages(self.build)
         return found
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Sequence
 
-from edgeopt.errors import StepError
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of, train_network
+from edgeopt.errors import EdgeoptError, StepError
+from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
+from edgeopt.pipeline.artifacts.trained_networks import train_network
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, importance_of, is_student, keeps_score
 from edgeopt.pipeline.search.trial_runner import TrialRunner
@@ -88,6 +90,11 @@ class KnownSizes:
         assert found is not None, "points are about networks"
         return found
 
+    def score_channels(self) -> None:
+        """Write the original's group table, which plans read; what fails in it fails there again, and is reported."""
+        with contextlib.suppress(EdgeoptError):
+            group_table_of(self.build, self.runner.original, importance_of(self.build))
+
     def within_reach(
         self, plans: list[tuple[Candidate, float]], plan: Callable[[list[float]], list[tuple[Candidate, float]]]
     ) -> list[tuple[Candidate, float]]:
@@ -110,6 +117,7 @@ class KnownSizes:
         prune = candidate.steps[0]
         if candidate.parent is not None or floor is None or not isinstance(prune, Prune) or not prune.fitted_samples:
             return False
+        build.torch_pool.share_cores(1)
         try:
             with build.clock.stage("plan candidates"):
                 network = train_network(

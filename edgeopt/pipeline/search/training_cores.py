@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from typing import TypeVar
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 from edgeopt.errors import CrashError
 from edgeopt.graph.jobs.processes import kill_graph_processes
@@ -12,8 +12,13 @@ from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.torch_process.pool import ParallelTraining
 from edgeopt.report import words
 
+Job = Callable[[], None]
 A = TypeVar("A")
 B = TypeVar("B")
+
+
+def nothing() -> None:
+    """Do nothing."""
 
 
 def tune_training(build: Build, *, may_try: bool) -> None:
@@ -33,10 +38,9 @@ def tune_training(build: Build, *, may_try: bool) -> None:
         pool.use(known or ParallelTraining(workers=1, useful_threads=1, speedup_ratio=1.0))
         return
     try:
-        with build.clock.stage("train and make files"):
-            found = build.ledger.remember(
-                key, ParallelTraining, lambda: pool.tune(build.fixed_workers, build.effort.candidates)
-            )
+        found = build.ledger.remember(
+            key, ParallelTraining, lambda: pool.tune(build.fixed_workers, build.effort.candidates)
+        )
     except CrashError as error:
         pool.count = 1
         build.progress("workers", f"one at a time, because a short trial crashed: {error.reason}")
@@ -49,15 +53,23 @@ def tune_training(build: Build, *, may_try: bool) -> None:
     )
 
 
-def in_parallel(build: Build, function: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Call ``function`` on the items, as many at a time as there are torch processes; an exception stops all."""
+def in_parallel(build: Build, function: Callable[[A], B], items: Sequence[A], meanwhile: Job = nothing) -> list[B]:
+    """Call ``function`` on the items, as many at a time as there are torch processes; an exception stops all.
+
+    Args:
+        build: The build.
+        function: Called with each item.
+        items: The items.
+        meanwhile: What else is to be done, once the last item has begun.
+    """
     build.torch_pool.share_cores(len(items))
     with ThreadPoolExecutor(build.torch_pool.count) as pool:
         try:
             futures = [pool.submit(function, item) for item in items]
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
+            tasks: list[Future[Any]] = [*futures, pool.submit(meanwhile)]
+            done, _ = wait(tasks, return_when=FIRST_EXCEPTION)
+            for task in done:
+                task.result()
             return [future.result() for future in futures]
         except BaseException:
             build.torch_pool.close()  # so that no thread waits for a training that is no longer wanted

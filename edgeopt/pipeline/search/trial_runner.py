@@ -24,7 +24,7 @@ from edgeopt.pipeline.artifacts.comparisons import (
 )
 from edgeopt.pipeline.artifacts.device_parity import device_parity
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, timed
-from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, variant_steps
+from edgeopt.pipeline.artifacts.int8_variants import fake_quant_files, fake_quant_paths, quantize_step, variant_steps
 from edgeopt.pipeline.artifacts.large_models import files_at_a_time
 from edgeopt.pipeline.artifacts.networks import (
     ExportedFile,
@@ -32,9 +32,9 @@ from edgeopt.pipeline.artifacts.networks import (
     StoredNetwork,
     export_network,
     group_table_of,
-    train_network,
 )
 from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, make_artifact
+from edgeopt.pipeline.artifacts.trained_networks import train_network
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import (
@@ -50,7 +50,7 @@ from edgeopt.pipeline.search.unseen_rows import UnseenRowSteps
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.budget import Limit
 from edgeopt.records.profile import Precision
-from edgeopt.records.recipe import GraphStep, Prune, Quantize, QuantizeAware, Recipe
+from edgeopt.records.recipe import GraphStep, Prune, QuantizeAware, Recipe
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import Failed, Measured, Trial
 from edgeopt.report import words
@@ -115,6 +115,8 @@ class TrialRunner:
         self.best: int | None = None
         """The trial that would win if the search ended now."""
         self.candidates_at_a_time = 1
+        self.unmeasured = 0
+        """Files that were made and not measured, because they could not win."""
         self.variants_at_a_time = 1
         """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
 
@@ -386,15 +388,3 @@ class TrialRunner:
     def missed_limits(self, outcome: Measured) -> set[Limit]:
         """Return the limits that a measured file misses."""
         return {finding.limit for finding in judge_limits(outcome, self.build.budget) if not finding.kept}
-
-
-def quantize_step(aware: QuantizeAware) -> Quantize:
-    """Return the quantization that a training for int8 imitates."""
-    return Quantize(
-        activations=aware.activations,
-        per_channel=aware.per_channel,
-        reduce_range=aware.reduce_range,
-        calibration=aware.calibration,
-        samples=aware.samples,
-        weight_bits=aware.weight_bits,
-    )

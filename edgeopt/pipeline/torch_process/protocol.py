@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from edgeopt.records.base import Record
 from edgeopt.records.recipe import Importance, LowerResolution, MultiplyPrecision, TorchStep
 from edgeopt.records.scoring import ScoreFloor
@@ -94,6 +96,8 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
     table: str | None
     """File of the parent's ``GroupTable``, whose importance selects the channels that stay."""
     steps: tuple[TorchStep, ...]
+    fitted: NetworkRef | None = None
+    """What the first step, a ``Prune`` with a fit, makes of the parent, if it was made before."""
     seed: int
     checkpoint: str
     teacher: str
@@ -124,6 +128,16 @@ class TrainJob(Record, frozen=True, kw_only=True, tag_field="job", tag="train"):
         """Height and width to which the network shrinks its image; None: as it comes."""
         lower = [(step.height, step.width) for step in self.steps if isinstance(step, LowerResolution)]
         return lower[-1] if lower else self.parent.input_size
+
+    @property
+    def start(self) -> NetworkRef:
+        """The network to begin with."""
+        return msgspec.structs.replace(self.fitted or self.parent, input_size=self.input_size)
+
+    @property
+    def open_steps(self) -> list[tuple[int, TorchStep]]:
+        """The steps that are still to be done, each with its place."""
+        return list(enumerate(self.steps))[0 if self.fitted is None else 1 :]
 
     def is_over(self) -> bool:
         """Tell whether the time of the job's build is over."""

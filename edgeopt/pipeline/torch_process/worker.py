@@ -8,6 +8,8 @@ parent.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -72,6 +74,12 @@ class TorchJobs:
         self.networks = TaskNetworks(task)
         self.trainer = Trainer(task, answer)
 
+    def prepare_training(self) -> None:
+        """Trace the original and read the first batches, which every training needs; a job that fails reports why."""
+        with contextlib.suppress(EdgeoptError):
+            run_step("trace", self.networks.source, "original")
+            run_step("train", lambda: self.networks.saliency_batches)
+
     def find_input_sizes(self, job: protocol.InputSizesJob) -> protocol.InputSizesDone:
         """Find the sizes to which a model's image can be shrunk."""
         sizes, reason = self.networks.input_sizes(job.network)
@@ -122,13 +130,13 @@ class TorchJobs:
         """Apply the steps and write the network."""
         start = time.perf_counter()
         source, size = job.parent.source, job.input_size
-        network = self.networks.load(msgspec.structs.replace(job.parent, input_size=size))
+        network = self.networks.load(job.start)
         sparsity: SparsitySchedule | None = None
         fake_quantized: fx.GraphModule | None = None
         notes: tuple[str, ...] = ()
         proofs: list[float] = []
         result: TrainingResult | None = None
-        for index, step in enumerate(job.steps):
+        for index, step in job.open_steps:
             match step:
                 case Student(name=name):
                     source, network = name, self.networks.source(name)
@@ -323,15 +331,17 @@ def main() -> None:
     torch.set_num_threads(1)
     lines, answer = serve_parent()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
-    jobs: TorchJobs | None = None
+    try:
+        jobs = TorchJobs(load_guarded_task(sys.argv[1]), answer)
+    except EdgeoptError as error:
+        failed = as_job_failed(error)
+        while True:
+            lines.get()
+            answer(failed)
+    if os.environ.get(protocol.WORKER_VARIABLE, "0") != "0":
+        jobs.prepare_training()  # while the first process exports
     while True:
-        job = decoder.decode(lines.get())
-        try:
-            jobs = jobs or TorchJobs(load_guarded_task(sys.argv[1]), answer)
-        except EdgeoptError as error:
-            answer(as_job_failed(error))
-            continue
-        answer(jobs.run(job))
+        answer(jobs.run(decoder.decode(lines.get())))
 
 
 if __name__ == "__main__":

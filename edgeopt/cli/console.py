@@ -27,6 +27,9 @@ _LASTING = ("note", "warning")
 _BEST = "best so far"
 """Not a stage, but what there is already: it stays at the end of the live line."""
 
+_LEFT = "time left"
+"""Not a stage either: two numbers, the seconds that the command still takes at least and may take."""
+
 _REFRESHES_PER_SECOND = 2.0
 """Of the live line: few enough not to disturb a measurement on another core."""
 
@@ -87,6 +90,8 @@ class ProgressDisplay:
         self._clock = clock
         self._began = clock()
         self._best = ""
+        self._ends: tuple[float, float] | None = None
+        """When the command is expected to end: at the earliest, and at the latest."""
         self._live: Live | None = None
         self._stage = ""
         self._detail = ""
@@ -120,10 +125,18 @@ class ProgressDisplay:
         if self._as_json and not self._quiet:
             import json  # which `edgeopt --help` must not pay
 
-            values = {"elapsed_s": round(now - self._began, 1), "stage": stage, "detail": detail}
+            values: dict[str, object] = {"elapsed_s": round(now - self._began, 1), "stage": stage, "detail": detail}
+            if stage == _LEFT:
+                low, high = map(int, detail.split())
+                values |= {"detail": _in_minutes(low, high), "left_s": [low, high]}
             print(json.dumps(values), file=sys.stderr, flush=True)
         if stage == _BEST:
             self._show_best(detail)
+            return
+        if stage == _LEFT:
+            low, high = map(int, detail.split())
+            self._ends = now + low, now + high
+            _logger.debug(f"{stage}: {detail}")
             return
         new_stage = stage != self._stage
         if new_stage:
@@ -134,10 +147,18 @@ class ProgressDisplay:
         self._stage, self._detail = stage, detail
         line = f"{stage}: {detail}" if detail else stage
         _logger.debug(line)
+        line += self._left
         is_due = new_stage or stage in _LASTING or now - self._line_printed >= LINE_INTERVAL_SECONDS
         if self._prints_lines and is_due:
             self._line_printed = now
             print(line, file=sys.stderr, flush=True)
+
+    @property
+    def _left(self) -> str:
+        if self._ends is None:
+            return ""
+        low, high = (max(0, round(end - self._clock())) for end in self._ends)
+        return f", {_in_minutes(low, high)} left in all"
 
     @property
     def _prints_lines(self) -> bool:
@@ -157,8 +178,15 @@ class ProgressDisplay:
             return Text("")
         seconds = int(self._clock() - self._stage_began)
         passed = f"{seconds} s" if seconds < 60 else f"{seconds // 60} min {seconds % 60} s"
+        passed += self._left
         best = f"  {_BEST}: {self._best}" if self._best else ""
         detail = f"  {self._detail}  " if self._detail else "  "
         line = Text.assemble((self._stage, "bold"), detail, (passed, "dim"), (best, "green"))
         line.no_wrap, line.overflow = True, "ellipsis"
         return line
+
+
+def _in_minutes(low: int, high: int) -> str:
+    """Write a range of seconds, such as 100 to 290, as ``1 to 5 min``."""
+    least, most = low // 60, -(-high // 60)
+    return f"{least} to {most} min" if most - least > 1 else f"about {max(1, round((low + high) / 120))} min"

@@ -39,7 +39,7 @@ from edgeopt.pipeline.result.test_set import score_on_test_set
 from edgeopt.pipeline.score_checks import check_score, settle_score
 from edgeopt.pipeline.search.driver import Further, Search
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows
+from edgeopt.pipeline.search.variants.unseen_rows import settle_unseen_rows
 from edgeopt.pipeline.search.width_rules import settle_width_rules
 from edgeopt.pipeline.task_data import TaskData
 from edgeopt.pipeline.torch_process.cluster.pool import Cluster, find_cluster

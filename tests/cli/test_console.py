@@ -108,3 +108,23 @@ def run_on_a_terminal(body):
     os.close(ours)
     assert done.returncode == 0
     return shown
+
+
+def test_the_time_left_is_a_range_that_counts_down_and_json_has_its_seconds(capsys):
+    clock = Clock()
+    with ProgressDisplay(clock=clock) as progress:
+        progress("time left", "100 290")
+        progress("train", "epoch 2 of 8")
+        clock.seconds = 70.0
+        progress("measure", "trial 3")
+        clock.seconds = 400.0
+        progress("bundle")
+    assert capsys.readouterr().err.splitlines() == [
+        "train: epoch 2 of 8, 1 to 5 min left in all",
+        "measure: trial 3, 0 to 4 min left in all",
+        "bundle, about 1 min left in all",
+    ]
+    with ProgressDisplay(as_json=True, clock=clock) as progress:
+        progress("time left", "100 290")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line) == {"elapsed_s": 0.0, "stage": "time left", "detail": "1 to 5 min", "left_s": [100, 290]}

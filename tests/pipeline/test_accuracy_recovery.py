@@ -15,9 +15,9 @@ from tiny_task import images
 from edgeopt.bench.outputs import read_batches, write_batches
 from edgeopt.errors import StepError
 from edgeopt.graph.apply import apply_steps, find_fake_quant_sites
-from edgeopt.pipeline.search import accuracy_recovery
-from edgeopt.pipeline.search.accuracy_recovery import is_worth_training
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
+from edgeopt.pipeline.search.variants import accuracy_recovery
+from edgeopt.pipeline.search.variants.accuracy_recovery import is_worth_training
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import TorchPool
 from edgeopt.records.codec import to_json

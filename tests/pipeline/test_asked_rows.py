@@ -8,7 +8,7 @@ from torch import nn
 import edgeopt
 from edgeopt.errors import ConfigError, InputError, TaskError
 from edgeopt.export.to_onnx import export
-from edgeopt.pipeline.search.unseen_rows import settle_unseen_rows
+from edgeopt.pipeline.search.variants.unseen_rows import settle_unseen_rows
 from edgeopt.records.unseen_rows import UnseenRows
 from edgeopt.task import CheckedTask
 from edgeopt.tasks.given.onnx_file import OnnxTask

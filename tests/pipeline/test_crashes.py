@@ -160,22 +160,24 @@ def test_a_size_whose_parent_cannot_be_analysed_is_left_out(monkeypatch):
     def fail(*_):
         raise StepError("analyse", "no labels")
 
-    monkeypatch.setattr("edgeopt.pipeline.search.driver.pruned", fail)
+    monkeypatch.setattr("edgeopt.pipeline.search.planner.pruned", fail)
     search = a_search([])
     search.runner.original = None
-    assert search.plan(SizeTarget(0.25, None), None) is None
-    assert search.notes == ["A network with 25.0% of the parameters was not tried: no labels"]
+    assert search.planner.plan(SizeTarget(0.25, None), None) is None
+    assert search.notes == ("A network with 25.0% of the parameters was not tried: no labels",)
 
 
 def test_a_network_that_cannot_be_studied_is_not_trained_for_few_bits(monkeypatch):
     def fail(*_):
         raise StepError("quantize", "no layer computes in int8")
 
-    monkeypatch.setattr("edgeopt.pipeline.search.driver.training_for_few_bits", fail)
+    monkeypatch.setattr("edgeopt.pipeline.search.planner.training_for_few_bits", fail)
     search = a_search([])
     search.runner.exported = None
-    assert search.few_bits(SimpleNamespace(key=None)) == []
-    assert search.notes == ["Training for int8 with weights in few bits was not tried: no layer computes in int8"]
+    assert search.planner.few_bits(SimpleNamespace(key=None)) == []
+    assert search.planner.notes == [
+        "Training for int8 with weights in few bits was not tried: no layer computes in int8"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +200,7 @@ def test_a_finished_search_goes_on_if_no_trial_keeps_the_limits_or_if_asked(
     finished = FinishedSearch(candidates=(), notes=("kept",)) if has_finished else None
     assert search.goes_on(finished) is expected
     assert len(search.own_notes) == (not has_winner)
-    assert search.notes == []  # what is only true of this build is not kept with the search
+    assert search.planner.notes == []  # what is only true of this build is not kept with the search
 
 
 def test_without_training_only_networks_that_exist_are_looked_at():

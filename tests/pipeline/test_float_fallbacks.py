@@ -9,9 +9,9 @@ from builders import a_baseline, a_comparison, a_device, a_profile, a_recipe, a_
 from stub_builds import a_stub_build
 
 from edgeopt.errors import StepError
-from edgeopt.pipeline.search import float_fallbacks
 from edgeopt.pipeline.search.candidate import Variant
 from edgeopt.pipeline.search.contenders import try_fallbacks
+from edgeopt.pipeline.search.variants import float_fallbacks
 from edgeopt.records.quantization import FloatPrefix
 from edgeopt.records.recipe import Quantize
 from edgeopt.records.trial import Measured

@@ -3,7 +3,7 @@
 import pytest
 from builders import a_recipe
 
-from edgeopt.pipeline.search.mixed_bits import MORE_BITS, bits_of_all, search_levels
+from edgeopt.pipeline.search.variants.mixed_bits import MORE_BITS, bits_of_all, search_levels
 from edgeopt.records.recipe import Quantize, QuantizeDynamic, StoreWeights
 
 STATIC = Quantize(activations="uint8", per_channel=True, reduce_range=True, calibration="minmax", samples=32)

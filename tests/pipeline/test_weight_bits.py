@@ -14,7 +14,7 @@ from tiny_models import a_convolution, a_network
 from edgeopt.pipeline.artifacts.onnx_files import CALIBRATION_SAMPLES, with_weight_bits
 from edgeopt.pipeline.search.candidate import ORIGINAL, ScoredArtifact, Variant
 from edgeopt.pipeline.search.trial_runner import VariantMaker
-from edgeopt.pipeline.search.weight_bits import fewer_weight_bits, stored_in_fewer_bits
+from edgeopt.pipeline.search.variants.weight_bits import fewer_weight_bits, stored_in_fewer_bits
 from edgeopt.records.recipe import BitsStep, Compact, PackWeights, QuantizeDynamic, Simplify, StoreWeights
 from edgeopt.records.trial import Failed, Score
 
@@ -134,9 +134,9 @@ def with_steps(*steps, drop):
     ],
 )
 def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypatch, more, int8, tried):
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.is_pair", lambda build, exported: False)
     more_bits = []
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.enough_bits", more_bits.append)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.enough_bits", more_bits.append)
     done, found = found_by(tmp_path, (), int8=int8, find=stored_in_fewer_bits, more=more)
     assert (done, found) == (tried, [])
     assert len(more_bits) == (8 in tried)  # some weights get more than 8 bits if nothing else keeps the score
@@ -147,7 +147,7 @@ def test_weights_alone_get_fewer_bits_unless_static_int8_does(tmp_path, monkeypa
 
 @pytest.mark.parametrize(("ratio", "tried"), [(0.25, []), (0.9, [8])])
 def test_an_int8_file_that_left_most_weights_in_float_is_not_enough(tmp_path, monkeypatch, ratio, tried):
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.is_pair", lambda build, exported: False)
     path = a_convolution(tmp_path / "model.onnx")
     mixed = a_variant(a_recipe(int8=True), KEEPS, int(ratio * path.stat().st_size))
     more = (with_steps(StoreWeights(), drop=MISSES), mixed)
@@ -159,8 +159,8 @@ def test_an_int8_file_that_left_most_weights_in_float_is_not_enough(tmp_path, mo
 def test_a_static_file_in_few_bits_that_is_nearly_all_float_does_not_end_the_search(
     tmp_path, monkeypatch, ratio, tried
 ):
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.enough_bits", lambda maker: None)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.is_pair", lambda build, exported: False)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.enough_bits", lambda maker: None)
     path = a_convolution(tmp_path / "model.onnx")
     steps = (msgspec.structs.replace(A_QUANTIZE, weight_bits=3), PackWeights())
     recipe = msgspec.structs.replace(a_recipe(), graph_steps=steps)
@@ -173,7 +173,7 @@ def test_a_static_file_in_few_bits_that_is_nearly_all_float_does_not_end_the_sea
 def test_dynamic_int8_gets_the_bits_that_weights_alone_can_have_if_all_weights_are_of_products(
     tmp_path, monkeypatch, drop, has_others
 ):
-    monkeypatch.setattr("edgeopt.pipeline.search.weight_bits.is_pair", lambda build, exported: False)
+    monkeypatch.setattr("edgeopt.pipeline.search.variants.weight_bits.is_pair", lambda build, exported: False)
     path = tmp_path / "model.onnx"
     a_network(path)
     model = onnx.load(path)

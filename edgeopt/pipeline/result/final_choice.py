@@ -12,7 +12,7 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.score_checks import ScoreRemarks
 from edgeopt.pipeline.search.driver import Search
-from edgeopt.pipeline.search.unseen_rows import unseen_rows_warnings
+from edgeopt.pipeline.search.variants.unseen_rows import unseen_rows_warnings
 from edgeopt.pipeline.search.width_rules import width_notes
 from edgeopt.records.choice import Choice, count_failed_trainings
 from edgeopt.select.decision import choose
@@ -32,8 +32,14 @@ def decide(build: Build, search: Search, remarks: ScoreRemarks, notes: tuple[str
         device=build.device_info,
         proven_on_target=build.device_info.kind == "measured",
         seconds=build.clock.seconds,
-        notes=(*notes, *task_notes(build), *remarks.notes, *search.notes, *search.own_notes, *training_notes(search)),
-        sparsity=search.sparsity,
+        notes=(
+            *notes,
+            *task_notes(build),
+            *remarks.notes,
+            *search.notes,
+            *training_notes(search),
+        ),
+        sparsity=search.planner.sparsity,
     )
     teacher = str(task.teacher) if isinstance(task, CheckedTask) and task.teacher else None
     return msgspec.structs.replace(

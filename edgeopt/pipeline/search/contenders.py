@@ -8,13 +8,13 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.comparisons import with_full_int8
 from edgeopt.pipeline.boundary import as_failed
 from edgeopt.pipeline.search.candidate import Variant
-from edgeopt.pipeline.search.float_fallbacks import (
+from edgeopt.pipeline.search.trial_runner import TrialRunner
+from edgeopt.pipeline.search.variants.float_fallbacks import (
     fewer_bits_variant,
     float16_variant,
     float_prefix_variant,
     may_fall_back,
 )
-from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.records.budget import Budget
 from edgeopt.records.recipe import DropUnseenRows, Recipe
 from edgeopt.records.trial import Failed, Measured, Trial

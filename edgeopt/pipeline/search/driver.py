@@ -13,12 +13,9 @@ from functools import partial
 from typing import Literal
 
 from edgeopt.errors import EdgeoptError
-from edgeopt.pipeline.artifacts.latency_table import LatencyLimit, latency_limit
-from edgeopt.pipeline.artifacts.networks import StoredNetwork, export_network, group_table_of
 from edgeopt.pipeline.artifacts.shared_stages import forget_stages, without_old_stages
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.accuracy_recovery import further_variants, training_for_few_bits, training_for_int8
 from edgeopt.pipeline.search.candidate import (
     ORIGINAL,
     Candidate,
@@ -26,14 +23,11 @@ from edgeopt.pipeline.search.candidate import (
     CandidateTrials,
     FinishedSearch,
     SharedCandidates,
-    SizeTarget,
     Variant,
     changes_nothing,
     finished_search_key,
-    importance_of,
     is_refinement,
     is_trained,
-    pruned,
     shared_candidates_key,
     slow_sizes,
     student,
@@ -41,15 +35,17 @@ from edgeopt.pipeline.search.candidate import (
     trained_to_the_end,
 )
 from edgeopt.pipeline.search.contenders import compare_contenders, measure_variants
-from edgeopt.pipeline.search.low_rank import low_rank_candidates
-from edgeopt.pipeline.search.refinements import lower_resolutions, sparse_candidates, sparsity_curve, uniform_cut
+from edgeopt.pipeline.search.planner import Planner
 from edgeopt.pipeline.search.sizes import KnownSizes
 from edgeopt.pipeline.search.training_cores import Job, in_parallel, nothing, tune_training
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
+from edgeopt.pipeline.search.variants.accuracy_recovery import (
+    further_variants,
+    training_for_int8,
+)
 from edgeopt.planning.bisection import Point, next_ratios, smallest_good
 from edgeopt.planning.widths import UNREACHED_NOTE
 from edgeopt.records.latency import NoLatencyTable
-from edgeopt.records.sparsity import SparsityCurve
 from edgeopt.records.trial import Failed
 
 Further = Literal["if needed", "always", "never"]
@@ -71,16 +67,17 @@ class Search:
         self.runner = runner
         self.sizes = KnownSizes(build, runner)
         self.candidates: list[Candidate] = []
-        self.notes: list[str] = []
-        """What was not tried, and why; kept with a finished search."""
+        self.planner = Planner(build, runner, self.sizes)
         self.own_notes: list[str] = []
         """What is only true of this build."""
         self.further: Further = "if needed"
-        self.sparsity: SparsityCurve | None = None
-        self.limit: LatencyLimit | None = None
-        """What is known about latency, once widths were chosen."""
         self.ended_early: str | None = None
         """Why the search ended before all its rounds."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not tried and why, for the report."""
+        return (*self.planner.notes, *self.own_notes)
 
     def run(self, training: bool, further: Further = "if needed") -> None:
         """Run the whole search, or the one that this workspace has finished before; then the comparisons that decide.
@@ -141,8 +138,8 @@ class Search:
         if finished is not None:
             build.progress("search", f"reusing {len(finished.candidates)} candidates from a finished search")
             points += self.reuse(finished.candidates)
-            self.notes += finished.notes
-            self.sparsity = finished.sparsity
+            self.planner.notes += finished.notes
+            self.planner.sparsity = finished.sparsity
         elif shared is not None:
             suiting = shared.suiting(build)
             build.progress("search", f"reusing {len(suiting)} candidates from searches for other targets")
@@ -163,8 +160,8 @@ class Search:
         else:
             self.bisect(points, begun)
         if build.may_train and not self.runner.trials.has_unfinished_trainings:
-            candidates, notes = tuple(self.candidates[1:]), tuple(self.notes)
-            build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.sparsity))
+            candidates, notes = tuple(self.candidates[1:]), tuple(self.planner.notes)
+            build.ledger.put(key, FinishedSearch(candidates=candidates, notes=notes, sparsity=self.planner.sparsity))
             shared = (shared or SharedCandidates()).with_those_of(build.profile, candidates, points)
             build.ledger.put(shared_key, shared)
 
@@ -218,8 +215,9 @@ class Search:
         build, good = self.build, {point.ratio for point in points if point.good and point.ratio < below}
         known = sorted(good & slow_sizes(build, list(self.runner.networks.values()), self.runner.trials))
         at_most = max(build.effort.candidates, build.torch_pool.count) if build.may_train else 0
-        plans = self.plans(known[:at_most], points) if known[:at_most] else []
-        if self.limit is None or self.limit.max_ratio is None or isinstance(self.limit.table, NoLatencyTable):
+        plans = self.planner.plans(known[:at_most], points) if known[:at_most] else []
+        limit = self.planner.limit
+        if limit is None or limit.max_ratio is None or isinstance(limit.table, NoLatencyTable):
             return []
         new = self.new_candidates([one for one in plans if not any(UNREACHED_NOTE in note for note in one[0].notes)])
         results = self.run_round([candidate for candidate, _ in new]) if new else []
@@ -230,6 +228,7 @@ class Search:
         runner = self.runner
         runner.candidates_at_a_time = max(1, min(len(candidates), self.build.torch_pool.count))
         runner.variants_at_a_time = max(1, self.build.torch_pool.cores // max(1, len(candidates)))
+        runner.time_left.begin_round()
         with self.build.clock.stage("train and make files"):
             results = in_parallel(self.build, self.make, candidates, meanwhile)
         found = []
@@ -243,6 +242,7 @@ class Search:
                     if is_refinement(candidate):
                         self.sizes.refined.add(result.network.key)
                 found.append(CandidateTrials(result.network, measure_variants(runner, result.variants)))
+        runner.time_left.end_round(is_first=candidates[0] is ORIGINAL)
         forget_stages(self.build)
         return found
 
@@ -279,15 +279,16 @@ class Search:
                 build.progress("search", "the time limit or `edgeopt stop` ended trainings; no further round begins")
                 return
             ratios = next_ratios(points, max(build.effort.candidates, build.torch_pool.count))
-            plans = self.plans(ratios, points) if ratios else []
+            plans = self.planner.plans(ratios, points) if ratios else []
             if index == 0:
-                plans = self.sizes.within_reach(plans, partial(self.plans, points=points))
+                plans = self.sizes.within_reach(plans, partial(self.planner.plans, points=points))
                 plans += [(student(build, name), 1.0) for name in build.data.task.students]
             new = self.new_candidates(plans)
             if not new:
                 break
             sizes, rounds = ", ".join(f"{ratio:.1%}" for _, ratio in new), build.effort.rounds
             build.progress("search", f"round {index + 1} of at most {rounds}, parameters to try: {sizes}")
+            self.runner.time_left.to_follow = rounds - index - 1 + self.planner.most_refinements
             results = self.run_round([candidate for candidate, _ in new])
             points += self.sizes.points(results, [ratio for _, ratio in new])
         self.refine(points)
@@ -310,91 +311,17 @@ class Search:
         known = (*self.candidates, *others)
         return any((one.steps, one.parent) == (candidate.steps, candidate.parent) for one in known)
 
-    def plans(self, ratios: Sequence[float], points: Sequence[Point]) -> list[tuple[Candidate, float]]:
-        """Return the pruned candidates of these ratios; nothing trains while the latency table is measured."""
-        precision = self.sizes.shipping_precision or self.runner.precisions[0]
-        original = next((trial for trial in self.sizes.originals if trial.recipe.precision == precision), None)
-        with self.build.clock.stage("plan candidates"):
-            groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
-        with self.build.clock.stage("latency table"):
-            self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
-        sizes = [SizeTarget(ratio, self.sizes.parent(ratio, points)) for ratio in ratios]
-        with self.build.clock.stage("plan candidates"):
-            found = in_parallel(self.build, lambda size: self.plan(size, limit), sizes)
-        return [(candidate, ratio) for candidate, ratio in zip(found, ratios, strict=True) if candidate is not None]
-
-    def plan(self, size: SizeTarget, limit: LatencyLimit) -> Candidate | None:
-        """Return the pruned candidate of a size; None if its parent's channels cannot be scored."""
-        what = f"A network with {size.ratio:.1%} of the parameters"
-        return self.or_note(what, lambda: pruned(self.build, size, self.runner.original, limit))
-
-    def or_note(self, what: str, make: Callable[[], Candidate | None]) -> Candidate | None:
-        """Return a candidate; if it cannot be made, None, and a note says why."""
-        try:
-            return make()
-        except EdgeoptError as error:
-            note = f"{what} was not tried: {as_failed(error).reason}"
-            self.notes.append(note)
-            self.build.progress("failed", note)
-            return None
-
     def refine(self, points: list[Point]) -> None:
         """Try at the smallest size that keeps the score what saves bytes or time there, each after the one before."""
         build, ratio = self.build, smallest_good(points)
         network = None if ratio is None else self.sizes.network(ratio)
         if network is None:
             return
-        for plan in (self.uniform, self.low_rank, self.lower_resolutions, self.few_bits, self.sparse):
+        for index, plan in enumerate(self.planner.refinements):
             if not build.may_train:
                 return
+            self.runner.time_left.to_follow = max(0, self.planner.most_refinements - index - 1)
             candidates = [one for one in map(self.whole, plan(network)) if not self.is_known(one)]
             if candidates and build.may_train:
                 found = self.sizes.points(self.run_round(candidates), [1.0] * len(candidates))
                 points += [point for point in found if point.good]  # the others say nothing about their sizes
-
-    def uniform(self, network: StoredNetwork) -> list[Candidate]:
-        """Return the uniform cut of a network's size, if it is worth it and can be made."""
-        limit = self.limit if self.build.effort.rounds > 1 else None
-        cut = self.or_note("A uniform cut", lambda: uniform_cut(self.build, network, self.runner.original, limit))
-        return [] if cut is None else [cut]
-
-    def low_rank(self, network: StoredNetwork) -> list[Candidate]:
-        """Return a network's candidates with factorized layers."""
-        if not self.build.effort.low_rank:
-            return []
-        with self.build.clock.stage("low rank"):
-            precision = self.sizes.shipping_precision or self.runner.precisions[0]
-            candidates, reason = low_rank_candidates(self.build, network, precision)
-        self.note(reason, "low-rank")
-        return candidates
-
-    def lower_resolutions(self, network: StoredNetwork) -> list[Candidate]:
-        """Return a network's candidates with a smaller image inside."""
-        candidates, reason = lower_resolutions(self.build, network, self.runner.trials)
-        self.note(reason, "search")
-        return candidates
-
-    def few_bits(self, network: StoredNetwork) -> list[Candidate]:
-        """Return the candidate that trains a network for few bits, if it is worth it and can be made."""
-
-        def make() -> Candidate | None:
-            exported = export_network(self.build, network) if network.key else self.runner.exported
-            return training_for_few_bits(self.build, network, exported, self.runner.trials)
-
-        candidate = self.or_note("Training for int8 with weights in few bits", make)
-        return [] if candidate is None else [candidate]
-
-    def sparse(self, network: StoredNetwork) -> list[Candidate]:
-        """Return a network's candidates with zeros, and keep how its loss depends on them."""
-        candidates = sparse_candidates(self.build, network)
-        if not all(self.is_known(one) for one in candidates):
-            curve, reason = sparsity_curve(self.build, network)
-            self.sparsity = curve or self.sparsity
-            self.note(reason, "sparsify")
-        return candidates
-
-    def note(self, text: str, stage: str) -> None:
-        """Keep a sentence for the report, once, and show it."""
-        if text and text not in self.notes:
-            self.notes.append(text)
-            self.build.progress(stage, text)

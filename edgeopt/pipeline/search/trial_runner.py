@@ -46,7 +46,8 @@ from edgeopt.pipeline.search.candidate import (
     importance_of,
     summary_of,
 )
-from edgeopt.pipeline.search.unseen_rows import UnseenRowSteps
+from edgeopt.pipeline.search.time_left import TimeLeft
+from edgeopt.pipeline.search.variants.unseen_rows import UnseenRowSteps
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.records.budget import Limit
 from edgeopt.records.profile import Precision
@@ -114,6 +115,7 @@ class TrialRunner:
         """Networks of measured candidates, by key."""
         self.best: int | None = None
         """The trial that would win if the search ended now."""
+        self.time_left = TimeLeft(build)
         self.candidates_at_a_time = 1
         self.unmeasured = 0
         """Files that were made and not measured, because they could not win."""
@@ -281,6 +283,7 @@ class TrialRunner:
             left = seconds / epochs * (done.epochs - 1 - done.epoch) if epochs else 0.0
             tail = f", about {words.duration(left)} left" if left else ""
             build.progress("train", f"{label}: epoch {done.epoch + 1} of {done.epochs}, score {done.score:.4f}{tail}")
+            self.time_left.note_epoch(label, done.epoch, done.epochs)
 
         network = train_network(
             build,

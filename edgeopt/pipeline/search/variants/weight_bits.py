@@ -24,8 +24,8 @@ from edgeopt.pipeline.artifacts.onnx_files import (
 )
 from edgeopt.pipeline.context import Build
 from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
-from edgeopt.pipeline.search.mixed_bits import bits_of_all, enough_bits
 from edgeopt.pipeline.search.trial_runner import VariantMaker
+from edgeopt.pipeline.search.variants.mixed_bits import bits_of_all, enough_bits
 from edgeopt.records.recipe import Quantize, QuantizeDynamic, Recipe, StoreWeights, WeightBits
 from edgeopt.records.trial import Failed
 

@@ -16,8 +16,8 @@ from edgeopt.pipeline.artifacts.networks import ExportedFile, StoredNetwork, exp
 from edgeopt.pipeline.artifacts.onnx_files import graph_steps, int8_steps, may_use_runtime_operators
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.search.candidate import Candidate, ScoredArtifact, Variant
-from edgeopt.pipeline.search.mixed_bits import bits_of_all, fewer_bits_of
 from edgeopt.pipeline.search.trial_runner import TrialRunner, VariantMaker
+from edgeopt.pipeline.search.variants.mixed_bits import bits_of_all, fewer_bits_of
 from edgeopt.records.quantization import FloatPrefix
 from edgeopt.records.recipe import DropUnseenRows, GraphStep, Quantize
 from edgeopt.records.trial import Measured, Trial

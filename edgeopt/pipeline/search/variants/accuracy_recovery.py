@@ -25,7 +25,7 @@ from edgeopt.pipeline.search.candidate import (
     summary_of,
 )
 from edgeopt.pipeline.search.trial_runner import VariantMaker
-from edgeopt.pipeline.search.weight_bits import (
+from edgeopt.pipeline.search.variants.weight_bits import (
     ROUNDED_OPERATORS,
     fewer_weight_bits,
     holds_many_weights,

@@ -12,6 +12,7 @@ from edgeopt.bench.outputs import read_batches, run_model, write_batches
 from edgeopt.bundle.golden import NO_GOLDEN, Golden, output_tolerance
 from edgeopt.bundle.manifest import Origin
 from edgeopt.bundle.write import write_bundle
+from edgeopt.config.profiles import read_profile
 from edgeopt.graph.apply import convert_to_ort_format
 from edgeopt.records.choice import OrtFile
 
@@ -78,7 +79,7 @@ def a_bundle(
         golden=a_golden(inputs, {name: array + np.float32(wrong) for name, array in outputs.items()})
         if won
         else NO_GOLDEN,
-        origin=AN_ORIGIN,
+        origin=msgspec.structs.replace(AN_ORIGIN, profile=read_profile(folder / "quick.toml")),
         further=further,
     )
     return folder / "out"

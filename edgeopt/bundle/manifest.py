@@ -6,7 +6,7 @@ The written folder and its document go in, a ``Manifest`` comes out. For schemas
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import onnx
@@ -14,11 +14,13 @@ import onnx.helper
 
 from edgeopt.bundle.box_answers import BoxMaps
 from edgeopt.bundle.golden import GoldenAnswer, GoldenEntry
+from edgeopt.errors import ConfigError
 from edgeopt.model_files.layout import hash_of_file
 from edgeopt.records.budget import Limit
 from edgeopt.records.choice import OrtFile
 from edgeopt.records.measurement import DeviceInfo
 from edgeopt.records.preprocessing import Preprocessing
+from edgeopt.records.profile import Profile
 from edgeopt.records.recipe import Recipe
 from edgeopt.report.document import Document, read_part
 from edgeopt.report.parts import Part, Span
@@ -94,6 +96,8 @@ class Origin(Part, frozen=True, kw_only=True):
     """Of the model and the data it was trained on; empty if the task doesn't say."""
     names: dict[str, str] = msgspec.field(default_factory=dict)
     """Of the winner's inner values: short name to the one that it stands for."""
+    profile: Profile | None = None
+    """The target, as the user gave it."""
     time: str = ""
     """When the bundle is written, in UTC (ISO 8601); empty if that isn't known."""
 
@@ -155,6 +159,22 @@ class Manifest(Part, frozen=True, kw_only=True):
     """The model in ONNX Runtime's own format; null if the bundle has none."""
     boxes: BoxMaps | None = None
     """How an app reads boxes from the outputs; null if they give none, or if the task's own ``decode`` reads them."""
+    profile: dict[str, Any] | None = None
+    """The target with all its settings, so that the bundle is checked alike where no file of its target is."""
+
+    def read_profile(self) -> Profile | None:
+        """Return the target as it was when the bundle was built; None if the bundle does not have it.
+
+        Raises:
+            ConfigError: it has settings that this version does not know, or other values.
+        """
+        try:
+            return None if self.profile is None else msgspec.convert(self.profile, Profile)
+        except msgspec.ValidationError as error:
+            raise ConfigError(
+                f"the bundle's target '{self.target}' was written by another version of edgeopt ({error}). Name a "
+                "target with --target."
+            ) from error
 
 
 def build_manifest(
@@ -201,6 +221,7 @@ def build_manifest(
         names=origin.names,
         ort=document.ort,
         boxes=origin.boxes,
+        profile=None if origin.profile is None else msgspec.to_builtins(origin.profile),
     )
 
 

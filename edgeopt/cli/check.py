@@ -120,7 +120,7 @@ def command(
     _check_folders(junit, summary)
     verifying_key, signing_key = _open_keys(public_key, sign)
     manifest = read_manifest(bundle)
-    profile = load_profile(target or manifest.target)
+    profile = (None if target else manifest.read_profile()) or load_profile(target or manifest.target)
     versions = [choose_version(one, manifest.min_onnxruntime or profile.min_onnxruntime) for one in runtimes]
     with stdout_to_stderr(), ProgressDisplay() as progress:
 

@@ -138,7 +138,7 @@ def build(
         choice = decide(opened, search, remarks, request.notes)
         choice = with_expected_drop(opened, search.runner.evaluator, choice)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
-        choice = write_finished(opened, choice, out, request.command, key)
+        choice = write_finished(opened, choice, out, request.command, request.profile, key)
         opened.ledger.end_build(search.runner.trials.build)
         return choice
 

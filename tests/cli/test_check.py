@@ -39,6 +39,22 @@ def test_an_intact_bundle_passes_with_a_line_per_finding(tmp_path):
     assert done.stdout.splitlines()[-1] == "out passes every check on local:"
 
 
+def test_a_bundle_knows_its_target_where_no_file_of_it_is(tmp_path):
+    bundle = a_bundle(tmp_path)
+    (tmp_path / "quick.toml").unlink()
+    command = [sys.executable, "-m", "edgeopt", "check", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert (manifest["target"], manifest["profile"]["timing"]["processes"]) == ("quick", 2)
+    manifest["profile"]["pressure"] = 3
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "the bundle's target 'quick' was written by another version of edgeopt" in done.stderr
+    assert "--target" in done.stderr
+
+
 def test_a_streaming_model_is_checked_and_timed_on_one_chunk(tmp_path):
     write_quick_target(tmp_path)
     done = check(write_stream_bundle(tmp_path, generous=True), "--json")

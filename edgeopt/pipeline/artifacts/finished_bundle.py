@@ -46,7 +46,7 @@ from edgeopt.pipeline.task_data import OWN_METADATA
 from edgeopt.records.choice import Choice
 from edgeopt.records.codec import to_json
 from edgeopt.records.preprocessing import ImagePreprocessing, Preprocessing
-from edgeopt.records.profile import GraphLevel
+from edgeopt.records.profile import GraphLevel, Profile
 from edgeopt.records.recipe import Recipe
 from edgeopt.records.trial import Measured
 from edgeopt.tasks.given.onnx_file import OnnxTask
@@ -74,9 +74,22 @@ def metadata_for_apps(build: Build) -> dict[str, str]:
 
 
 def write_finished(
-    build: Build, choice: Choice, out: Path, command: tuple[str, ...], key: PrivateKey | None = None
+    build: Build,
+    choice: Choice,
+    out: Path,
+    command: tuple[str, ...],
+    profile: Profile,
+    key: PrivateKey | None = None,
 ) -> Choice:
     """Write the folder that an app takes, signed if there is a key; return the choice with what was found on the way.
+
+    Args:
+        build: The build.
+        choice: What it chose.
+        out: The folder.
+        command: The build's.
+        profile: The target as the user gave it; a quick build, or one on a stand-in, has changed its own.
+        key: Signs the bundle.
 
     Raises:
         StepError: the winner's file was changed after it was made.
@@ -101,12 +114,14 @@ def write_finished(
             warnings, notes = (*choice.warnings, *inputs.warnings), (*choice.notes, *inputs.notes)
             choice = msgspec.structs.replace(choice, warnings=warnings, notes=notes)
             choice, further = add_ort_file(build, choice, model, golden, Path(folder))
-        origin = _origin(build, inputs, command, names)
+        origin = _origin(build, inputs, command, names, profile)
         write_bundle(out, choice, model=model, golden=golden, origin=origin, key=key, further=further)
         return choice
 
 
-def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names: dict[str, str]) -> Origin:
+def _origin(
+    build: Build, inputs: StatedInputs, command: tuple[str, ...], names: dict[str, str], profile: Profile
+) -> Origin:
     task = build.data.task
     return Origin(
         labels=task.labels,
@@ -125,6 +140,7 @@ def _origin(build: Build, inputs: StatedInputs, command: tuple[str, ...], names:
         zero_states=build.data.zero_states,
         licence=task.licence,
         names=names,
+        profile=profile,
         time=datetime.now(UTC).isoformat(timespec="seconds"),
     )
 

@@ -175,7 +175,14 @@ def steps_text(steps: Iterable[TorchStep | GraphStep], parameters_ratio: float |
         steps: The steps, in order.
         parameters_ratio: Parameters of the result over the baseline's; None if unknown.
     """
-    return ", ".join(text for step in steps if (text := _step_text(step, parameters_ratio)))
+    found, is_quantized = [], False
+    for step in steps:
+        text = _step_text(step, parameters_ratio)
+        if text and is_quantized and isinstance(step, StoreWeights):
+            text = f"other {text}"  # those of what stays in float
+        found += [text] if text else []
+        is_quantized = is_quantized or isinstance(step, Quantize | QuantizeDynamic | QuantizeWeights)
+    return ", ".join(found)
 
 
 def _step_text(step: TorchStep | GraphStep, parameters_ratio: float | None) -> str | None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from builders import a_recipe
 
-from edgeopt.records.recipe import Float16, Recipe, Sparsify, Student
+from edgeopt.records.recipe import Float16, QuantizeDynamic, Recipe, Simplify, Sparsify, StoreWeights, Student
 from edgeopt.report import words
 from edgeopt.statistics import NoiseKind
 
@@ -130,3 +130,12 @@ def test_every_kind_of_noise_has_its_words_and_its_size(kind):
 )
 def test_the_nodes_of_each_provider_are_reported_if_the_device_reports_them(providers, uri, text):
     assert words.nodes(providers, uri).startswith(text)
+
+
+def test_weights_that_are_stored_after_a_quantization_are_the_other_ones():
+    few = QuantizeDynamic(reduce_range=False, weight_bits=4, samples=256)
+    stored = StoreWeights(weight_bits=4, samples=256)
+    assert words.steps_text((stored,), None) == "weights stored in 4 bits, rounded by samples"
+    assert words.steps_text((Simplify(), few, stored), None) == (
+        "dynamic int8 (weights in 4 bits, rounded by samples), other weights stored in 4 bits, rounded by samples"
+    )

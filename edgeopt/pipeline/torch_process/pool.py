@@ -215,6 +215,8 @@ class TorchPool:
             least: Trainings that run in parallel if the cores are fewer than two trainings can use, at most.
             seconds: Length of each measurement.
         """
+        if self.count > 1:
+            self.speed(self.count, 0)  # so that all are loaded, and none disturbs the others
         self.tune_threads(seconds)
         speedup = 1.0
         if not fixed_workers and self.count > 1:
@@ -252,7 +254,6 @@ class TorchPool:
         Returns:
             The training steps of those processes together, as a multiple of a single one's.
         """
-        self.speed(self.count, 0)  # so that all are loaded
         single = best = self.speed(1, seconds)
         for workers in range(2, self.count + 1):
             together = self.speed(workers, seconds)

@@ -130,24 +130,33 @@ def build(
         log_to_file(workspace.log_file),
         open_build(request, workspace, resolve, progress, given) as opened,
     ):
-        search = start(opened)
+        search = start(opened, will_train=_will_train(opened, request))
         remarks = check_score(opened, search.runner.evaluator, go_on=request.yes)
         for warning in opened.data.stated_inputs.warnings:
             progress("warning", warning)
         search.run(training=may_train(opened, search.runner.original), further=request.further)
         choice = decide(opened, search, remarks, request.notes)
-        choice = with_expected_drop(opened, search.runner.evaluator, choice)
+        choice = with_expected_drop(opened, search.runner.evaluator, choice, search.runner.spares)
         choice = score_on_test_set(opened, search.runner.evaluator, choice)
         choice = write_finished(opened, choice, out, request.command, request.profile, key)
         opened.ledger.end_build(search.runner.trials.build)
         return choice
 
 
+def _will_train(opened: Build, request: BuildRequest) -> bool:
+    """Tell whether several trainings will share this machine's processor, as far as that is known before the export."""
+    task = opened.data.task
+    if not isinstance(task, CheckedTask) or opened.gpus or request.ray is not None:
+        return False
+    count = sum(value.numel() for value in task.model.parameters())
+    return request.further != "never" and may_train(opened, original_network("original", count))
+
+
 def quick_profile(profile: Profile) -> Profile:
     """Return the profile with a timing rule for a first look: wider intervals in a third of the time."""
     rule = profile.timing
     shorter = msgspec.structs.replace(
-        rule, processes=min(3, rule.processes), min_runs=math.ceil(rule.min_runs / 3),
+        rule, processes=min(3, rule.processes), min_runs=max(2, rule.min_runs // 3),
         min_seconds=rule.min_seconds / 3, warmup_seconds=rule.warmup_seconds / 2,
     )  # fmt: skip
     return msgspec.structs.replace(profile, timing=shorter)
@@ -249,8 +258,13 @@ def check_runtime(build: Build) -> None:
     run_model(model, inputs, stages / "checked.npz", build.run_target, stage="device")
 
 
-def start(build: Build) -> Search:
-    """Export the original, or take the given file, and return the search that begins with it."""
+def start(build: Build, *, will_train: bool = False) -> Search:
+    """Export the original, or take the given file, and return the search that begins with it.
+
+    Args:
+        build: The build.
+        will_train: Whether its candidates are trained on this machine's processor, so that processes load the task.
+    """
     task = build.data.task
     check_runtime(build)
     build.progress("baseline", "export")
@@ -262,7 +276,9 @@ def start(build: Build) -> Search:
             exported = msgspec.structs.replace(exported, notes=(f"scored by {task.scored_by}", *exported.notes))
             baseline = ExportedNetwork(original, exported)
         else:
-            baseline, (original, exported) = export_original(build, task)
+            others = min(build.effort.candidates, build.torch_pool.count) - 1 if will_train else 0
+            with build.torch_pool.loading_others(others):
+                baseline, (original, exported) = export_original(build, task)
             evaluator = Evaluator(build, baseline.exported.sha256)
     for note in model_notes(exported):
         build.progress("note", note)

@@ -258,6 +258,10 @@ class Recipe(Record, frozen=True, kw_only=True):
         steps = [step for step in self.graph_steps if isinstance(step, QuantizeStep)]
         return bool(steps) and all(isinstance(step, StoreWeights) for step in steps)
 
+    def is_of_network(self, other: Recipe) -> bool:
+        """Tell whether both make their file of the same network."""
+        return (self.torch_steps, self.parent) == (other.torch_steps, other.parent)
+
     @property
     def is_original(self) -> bool:
         """Whether the network has the trained model's own structure and starts from its weights."""

@@ -6,6 +6,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_type_hints
 
 import click
 import msgspec
@@ -234,16 +235,19 @@ def test_a_node_whose_code_has_changed_since_the_build_began_says_so_instead_of_
 def test_the_files_of_a_training_lie_at_the_same_places_in_the_folder_of_a_node(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     names = ["networks/parent", "tables/sites", "tables/values", "arrays/inputs", "tables/table"]
-    names.append("checkpoint-0.safetensors")
+    names += ["networks/fitted", "checkpoint-0.safetensors"]
     files.write_files(dict.fromkeys(names, b"x"), here)
-    parent, sites, values, inputs, table = (str(here / name) for name in names[:5])
+    parent, sites, values, inputs, table, fitted = (str(here / name) for name in names[:6])
     job = msgspec.structs.replace(
         a_training(here, (A_DISTILLATION,), here / "networks" / "out", table),
         parent=protocol.NetworkRef(source="original", file=parent),
+        fitted=protocol.NetworkRef(source="original", file=fitted),
         int8=protocol.Int8Reference(
             sites=sites, values=values, inputs=inputs, expected=str(here / "arrays" / "expected")
         ),
     )
+    named = {name for name, hint in get_type_hints(protocol.TrainJob).items() if "NetworkRef" in str(hint)}
+    assert named == {"parent", "fitted"}, "a further network has to travel too"
     sent = files.read_files(files.input_files(job, TASK), here)
     assert sorted(sent) == sorted(names)
     moved = files.moved(job, here, there)

@@ -8,9 +8,10 @@ from builders import a_baseline, a_comparison, a_derived_trial, a_recipe, a_tria
 from stub_builds import a_stub_build
 
 from edgeopt.errors import DeviceError, DeviceLostError, EdgeoptError, StepError
+from edgeopt.pipeline.artifacts.comparisons import parent_of
 from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
 from edgeopt.pipeline.search.trial_runner import TrialRunner
-from edgeopt.records.recipe import Recipe, Sparsify
+from edgeopt.records.recipe import FlushDenormals, Recipe, Sparsify
 from edgeopt.records.trial import Measured, Trial
 
 SPARSIFY = Sparsify(method="magnitude", ratio=0.5, scope="global", schedule="once")
@@ -109,3 +110,15 @@ def test_a_lost_device_ends_the_build_before_the_trial_is_written_so_the_same_co
         runner.measure(a_sparse_variant(runner))
     assert len(runner.trials) == 2
     assert runner.build.ledger.written == []
+
+
+def test_a_refined_network_is_compared_with_the_same_form_of_its_parent_if_there_is_one():
+    runner = a_runner()
+    compact = msgspec.structs.replace(a_trial(3, size_bytes=900, recipe=parent_recipe()), number=3)
+    steps = (*compact.recipe.graph_steps[:1], FlushDenormals(), *compact.recipe.graph_steps[1:])
+    compact = msgspec.structs.replace(compact, recipe=msgspec.structs.replace(compact.recipe, graph_steps=steps))
+    plain = runner.trials[1]
+    variant = a_sparse_variant(runner)
+    for trials, expected in (([compact, plain], 1), ([compact], 3), ([], None)):
+        found = parent_of(runner.build, variant.recipe, trials)
+        assert (found and found.number) == expected

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file
 from stub_builds import A_DISTILLATION
 
-from edgeopt.errors import CrashError, StepError, TaskError
+from edgeopt.errors import StepError, TaskError
 from edgeopt.pipeline.search.training_cores import in_parallel
 from edgeopt.pipeline.torch_process import protocol
 from edgeopt.pipeline.torch_process.pool import MIN_SPEEDUP_RATIO, TorchPool, available_cores
@@ -254,12 +254,14 @@ def test_a_task_that_cannot_be_loaded_is_an_error_of_the_user(tmp_path):
     pool.close()
 
 
-def test_a_task_that_kills_its_process_is_quoted_even_if_it_was_loaded_before_the_first_job(tmp_path):
-    (tmp_path / "deadly.py").write_text("import os, sys\nprint('no licence', file=sys.stderr)\nos._exit(3)\n")
-    with closing(TorchPool(f"{tmp_path / 'deadly.py'}:task", 1)) as pool, pool.worker() as worker:
-        worker.process.wait()
-        with pytest.raises(CrashError, match=r'exit code 3.*"no licence"'):
-            worker.do(a_table_job(tmp_path), lambda _: None)
+def test_other_processes_load_the_task_while_one_works_and_none_is_busy_afterwards(tmp_path):
+    with closing(TorchPool(TASK, 2)) as pool:
+        with pool.loading_others(1):
+            pool.do(a_table_job(tmp_path), protocol.TableDone)
+        assert pool.is_idle
+        assert len(pool.processes) == 2
+    with closing(TorchPool("no_such_module:task", 2)) as pool, pool.loading_others(1):
+        pass  # the first training reports it
 
 
 def test_a_training_goes_on_from_a_cut_that_was_fitted_before_and_ends_the_same(pool, tmp_path):

@@ -62,13 +62,14 @@ def parent_of(build: Build, recipe: Recipe, trials: Sequence[Trial]) -> Trial | 
     """Return the trial of the network that a refined one was made of, in the same precision."""
     if not any(isinstance(step, RefinementStep) for step in recipe.torch_steps):
         return None
+    found = []
     for trial in trials:
         other = trial.recipe
         key = build.keys.network(other.torch_steps, other.parent) if other.torch_steps else None
         same = key == recipe.parent and other.graph_steps and other.precision == recipe.precision
         if same and isinstance(trial.outcome, Measured):
-            return trial
-    return None
+            found.append(trial)
+    return next((trial for trial in found if trial.recipe.graph_steps == recipe.graph_steps), (*found, None)[0])
 
 
 def with_parent(evaluator: Evaluator, recipe: Recipe, outcome: Measured, trials: Sequence[Trial]) -> Measured:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -13,34 +13,46 @@ from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.evaluator import Evaluator, FileScore
 from edgeopt.pipeline.boundary import as_failed, run_step
 from edgeopt.pipeline.context import Build
+from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
 from edgeopt.records.choice import Choice, ExpectedDrop
-from edgeopt.records.trial import Measured, Trial
+from edgeopt.records.trial import Artifact, Trial
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.optimism import ScoredFile, estimate_optimism
 from edgeopt.select.limits import judged_drop, measured_size
 
 
-def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice) -> Choice:
+def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, spares: Sequence[Variant] = ()) -> Choice:
     """Return a choice with the drop that its winner is expected to have on other data.
 
-    It stays as it is if there is no limit on the drop, the baseline won or another order than that of size was asked
-    for, or the score cannot be computed for draws.
+    Args:
+        build: The build.
+        evaluator: Scores its files.
+        choice: What won.
+        spares: Files that were not measured, but could have won with other samples.
+
+    Returns:
+        The choice. It stays as it is if there is no limit on the drop, the baseline won or another order than that of
+        size was asked for, or the score cannot be computed for draws.
     """
     limit = build.budget.max_score_drop
     if choice.winner in (None, 0) or limit is None or build.data.scores_rows or build.budget.prefer != "size":
         return choice
     try:
-        return run_step("expected drop", _add_expected_drop, build, evaluator, choice, limit)
+        return run_step("expected drop", _add_expected_drop, build, evaluator, choice, limit, spares)
     except EdgeoptError as error:
         build.progress("note", f"no drop on other data is estimated: {as_failed(error).reason}")
         return choice
 
 
-def _add_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, limit: float) -> Choice:
-    base = _score_of(evaluator, choice.trial(0))
+def _add_expected_drop(
+    build: Build, evaluator: Evaluator, choice: Choice, limit: float, spares: Sequence[Variant]
+) -> Choice:
+    base = _score_of(evaluator, choice.measured(0).artifact)
     kept = base.mean_of if base.mean_of is not None else base.rows
-    rivals = [trial for trial in choice.trials if _misses_only_the_drop(choice, trial, limit)]
-    files = [file for trial in rivals if (file := _scored_file(build, evaluator, trial, base)) is not None]
+    numbers = [trial.number for trial in choice.trials if _misses_only_the_drop(choice, trial, limit)]
+    rivals = [ScoredArtifact(one.artifact, one.score) for one in map(choice.measured, numbers)]
+    rivals += [spare.made for spare in spares if isinstance(spare.made, ScoredArtifact)]
+    files = [file for rival in rivals if (file := _scored_file(build, evaluator, rival, base)) is not None]
     assert choice.winner is not None
     score = choice.measured(choice.winner).score
     if kept is None or score.drop_ci95 is None or len(files) < 2:
@@ -63,17 +75,15 @@ def _misses_only_the_drop(choice: Choice, trial: Trial, limit: float) -> bool:
     )
 
 
-def _score_of(evaluator: Evaluator, trial: Trial) -> FileScore:
-    assert isinstance(trial.outcome, Measured)
+def _score_of(evaluator: Evaluator, artifact: Artifact) -> FileScore:
     data = evaluator.build.data
-    return evaluator.evaluate(trial.outcome.artifact.sha256, data.eval_file, data.targets)
+    return evaluator.evaluate(artifact.sha256, data.eval_file, data.targets)
 
 
-def _scored_file(build: Build, evaluator: Evaluator, trial: Trial, base: FileScore) -> ScoredFile | None:
+def _scored_file(build: Build, evaluator: Evaluator, file: ScoredArtifact, base: FileScore) -> ScoredFile | None:
     """Return what a file loses on draws of the samples; None if that cannot be computed from what is kept."""
-    found = _score_of(evaluator, trial)
-    assert isinstance(trial.outcome, Measured)
-    score = trial.outcome.score
+    artifact, score = file
+    found = _score_of(evaluator, artifact)
     if score.drop_ci95 is None:
         return None
     direction = build.data.score_direction
@@ -84,7 +94,7 @@ def _scored_file(build: Build, evaluator: Evaluator, trial: Trial, base: FileSco
         drop_of = functools.partial(_summed_drop, build, base.rows, found.rows)
     else:
         return None
-    size = measured_size(trial.outcome.artifact, build.budget)
+    size = measured_size(artifact, build.budget)
     margin = judged_drop(score, build.budget) - score.drop
     return ScoredFile(size_bytes=size, drop_of=drop_of, drop=score.drop, margin=margin)
 

@@ -227,6 +227,7 @@ class CandidateTrials(NamedTuple):
 
     network: StoredNetwork | None
     trials: list[Trial]
+    spares: Sequence[Variant] = ()  # were not measured
 
 
 def keeps_score(score: Score, budget: Budget) -> bool:
@@ -296,8 +297,8 @@ def student(build: Build, name: str) -> Candidate:
 
 def sparse(build: Build, network: StoredNetwork, ratio: float) -> Candidate:
     """Return a network's candidate with a share ``ratio`` of its weights at zero."""
-    step = Sparsify(method="magnitude", ratio=ratio, scope="global", schedule="cubic")
-    return Candidate(steps=(step, distillation(build)), parent=network.key)
+    zeros = Sparsify(method="magnitude", ratio=ratio, scope="global", schedule="cubic")
+    return Candidate(steps=(zeros, distillation(build)), parent=network.key)
 
 
 def factorized(

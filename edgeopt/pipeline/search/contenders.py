@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from edgeopt.device.pool import DevicePool
 from edgeopt.errors import EdgeoptError
 from edgeopt.pipeline.artifacts.comparisons import with_full_int8
 from edgeopt.pipeline.boundary import as_failed
@@ -26,22 +27,34 @@ _CLEARLY_QUICKER_RATIO = 0.9
 """Of the baseline's time: then no float file of the network is needed as a fallback."""
 
 
-def measure_variants(runner: TrialRunner, variants: Sequence[Variant]) -> list[Trial]:
-    """Measure the files of a network, and return their trials.
+def measure_variants(runner: TrialRunner, variants: Sequence[Variant]) -> tuple[list[Trial], list[Variant]]:
+    """Measure the files of a network; return their trials, and the files that were not measured.
 
-    A quick build leaves out a file that cannot win: a smaller one of the same network keeps every limit and is clearly
-    quicker than the baseline. Of the original it measures every int8 file, of a pruned network the smallest one first.
+    A quick build leaves out a file that could hardly win: a smaller one of the same network keeps every limit and is
+    clearly quicker than the baseline. Of the original it measures every int8 file, of a pruned network the smallest one
+    first. Float files that an int8 file has to be quicker than are measured wherever that decides.
     """
     build = runner.build
-    if not build.effort.is_first_look or build.budget.prefer != "size":
-        return [runner.measure(variant) for variant in variants]
+    measures_all = isinstance(build.device, DevicePool) or not build.effort.is_first_look
+    if measures_all or build.budget.prefer != "size":
+        return [runner.measure(variant) for variant in variants], []
     trials: list[Trial] = []
+    spares: list[Variant] = []
     for variant in sorted(variants, key=lambda one: _place(one, build.budget)):
         if any(_outdoes(runner, trial, variant) for trial in trials):
-            runner.unmeasured += 1
+            spares.append(variant)
         else:
             trials.append(runner.measure(variant))
-    return trials
+    runner.spares += spares
+    return trials, spares
+
+
+def measure_spares(runner: TrialRunner, network: Recipe) -> None:
+    """Measure the files of a network that were left out."""
+    own = [spare for spare in runner.spares if spare.recipe.is_of_network(network)]
+    for spare in own:
+        runner.spares.remove(spare)
+        runner.measure(spare)
 
 
 def _place(variant: Variant, budget: Budget) -> tuple[bool, int]:
@@ -60,6 +73,8 @@ def _outdoes(runner: TrialRunner, trial: Trial, variant: Variant) -> bool:
         return False
     if variant.recipe.is_original and variant.recipe.precision == "int8":
         return False
+    if variant.recipe.precision == "fp32" and runner.build.device_info.kind == "measured":
+        return False  # int8 ships there if it is no slower than float
     if _drops_rows(trial.recipe) and not _drops_rows(variant.recipe):
         return False  # that other file takes any word
     size, other = (measured_size(one, budget) for one in (outcome.artifact, variant.made.artifact))
@@ -85,13 +100,14 @@ def compare_contenders(runner: TrialRunner, *, may_add: bool) -> None:
     build = runner.build
     failed: set[int] = set()
     with_fallbacks: set[int] = set()
-    on_target = build.device_info.kind == "measured"
     while True:
-        numbers = contenders(tuple(runner.trials), build.budget, proven_on_target=on_target)
+        numbers = _contenders(runner)
         to_compare = next((one for one in numbers if one not in failed and runner.needs_comparison(one)), None)
         with build.clock.stage("measure"):
             if to_compare is not None and not can_compare(runner, to_compare):
                 failed.add(to_compare)
+            if to_compare is not None and to_compare not in _contenders(runner):
+                measure_spares(runner, runner.trials.by_number(to_compare).recipe)
             winner = next((one for one in numbers[:1] if not runner.needs_comparison(one)), None)
             if may_add and winner is not None and winner not in with_fallbacks:
                 with_fallbacks.add(winner)
@@ -99,6 +115,11 @@ def compare_contenders(runner: TrialRunner, *, may_add: bool) -> None:
                 try_fewer_bits(runner, runner.trials.by_number(winner))
             elif to_compare is None:
                 return
+
+
+def _contenders(runner: TrialRunner) -> list[int]:
+    on_target = runner.build.device_info.kind == "measured"
+    return list(contenders(tuple(runner.trials), runner.build.budget, proven_on_target=on_target))
 
 
 def can_compare(runner: TrialRunner, number: int) -> bool:

@@ -96,7 +96,7 @@ class Search:
                 self.go_on_if_it_fails(self.search)
             may_add = self.ended_early is None and not self.build.is_stopped
             self.go_on_if_it_fails(lambda: compare_contenders(self.runner, may_add=may_add))
-        if count := self.runner.unmeasured:
+        if count := len(self.runner.spares):
             files = f"{count} larger files were" if count > 1 else "A larger file was"
             self.own_notes.append(
                 f"{files} not measured: a smaller one of the same network keeps every limit (--quick)."
@@ -241,7 +241,7 @@ class Search:
                     runner.networks[result.network.key] = result.network
                     if is_refinement(candidate):
                         self.sizes.refined.add(result.network.key)
-                found.append(CandidateTrials(result.network, measure_variants(runner, result.variants)))
+                found.append(CandidateTrials(result.network, *measure_variants(runner, result.variants)))
         runner.time_left.end_round(is_first=candidates[0] is ORIGINAL)
         forget_stages(self.build)
         return found

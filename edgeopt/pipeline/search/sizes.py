@@ -10,8 +10,16 @@ from collections.abc import Callable, Sequence
 from edgeopt.errors import EdgeoptError, StepError
 from edgeopt.pipeline.artifacts.networks import StoredNetwork, group_table_of
 from edgeopt.pipeline.artifacts.trained_networks import train_network
+from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import Build
-from edgeopt.pipeline.search.candidate import Candidate, CandidateTrials, importance_of, is_student, keeps_score
+from edgeopt.pipeline.search.candidate import (
+    Candidate,
+    CandidateTrials,
+    Variant,
+    importance_of,
+    is_student,
+    keeps_score,
+)
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.planning.bisection import Point, parent_ratio
 from edgeopt.records.profile import Precision
@@ -49,10 +57,16 @@ class KnownSizes:
         about pruned networks.
         """
         return [
-            Point(asked if result.network is None else result.network.ratio, self.ships(result.trials))
+            Point(asked if result.network is None else result.network.ratio, is_good)
             for result, asked in zip(results, ratios, strict=True)
-            if self.ships(result.trials) or not (self.crashed(result.trials) or self.is_open(result))
+            if (is_good := self.ships(result.trials) or self.would_ship(result.spares))
+            or not (self.crashed(result.trials) or self.is_open(result))
         ]
+
+    def would_ship(self, spares: Sequence[Variant]) -> bool:
+        """Tell the same as ``ships`` of files that were not measured."""
+        shipping = (one for one in spares if one.recipe.precision == self.shipping_precision)
+        return any(one.keeps_score(self.build.budget) for one in shipping)
 
     def is_open(self, result: CandidateTrials) -> bool:
         """Tell whether a candidate is a student, or stopped early for a limit stricter than today's."""
@@ -92,8 +106,9 @@ class KnownSizes:
 
     def score_channels(self) -> None:
         """Write the original's group table, which plans read; what fails in it fails there again, and is reported."""
-        with contextlib.suppress(EdgeoptError):
-            group_table_of(self.build, self.runner.original, importance_of(self.build))
+        if self.build.may_train:
+            with contextlib.suppress(EdgeoptError):
+                run_step("analyse", group_table_of, self.build, self.runner.original, importance_of(self.build))
 
     def within_reach(
         self, plans: list[tuple[Candidate, float]], plan: Callable[[list[float]], list[tuple[Candidate, float]]]

@@ -117,8 +117,8 @@ class TrialRunner:
         """The trial that would win if the search ended now."""
         self.time_left = TimeLeft(build)
         self.candidates_at_a_time = 1
-        self.unmeasured = 0
-        """Files that were made and not measured, because they could not win."""
+        self.spares: list[Variant] = []
+        """Files that were made and not measured, because a smaller one of their network is better."""
         self.variants_at_a_time = 1
         """How many files of a candidate are made in parallel if memory allows: worth it if few candidates are."""
 

@@ -196,6 +196,17 @@ class TorchPool:
         if self.is_closed:
             raise StoppedError("the torch processes have been stopped.")
 
+    @contextmanager
+    def loading_others(self, count: int) -> Iterator[None]:
+        """Let ``count`` further processes load the task while one does the jobs of a block, and wait for them.
+
+        What fails in it fails again in the first training, and is reported there.
+        """
+        with ThreadPoolExecutor(max(1, count)) as threads:
+            for _ in range(count):
+                threads.submit(self.do, protocol.SpeedJob(seconds=0), protocol.SpeedDone)
+            yield
+
     def share_cores(self, trainings: int) -> None:
         """Give each training that starts now its share of the cores, as far as it uses them.
 
@@ -215,8 +226,6 @@ class TorchPool:
             least: Trainings that run in parallel if the cores are fewer than two trainings can use, at most.
             seconds: Length of each measurement.
         """
-        if self.count > 1:
-            self.speed(self.count, 0)  # so that all are loaded, and none disturbs the others
         self.tune_threads(seconds)
         speedup = 1.0
         if not fixed_workers and self.count > 1:
@@ -254,6 +263,7 @@ class TorchPool:
         Returns:
             The training steps of those processes together, as a multiple of a single one's.
         """
+        self.speed(self.count, 0)  # so that all are loaded
         single = best = self.speed(1, seconds)
         for workers in range(2, self.count + 1):
             together = self.speed(workers, seconds)

@@ -57,7 +57,7 @@ class TorchProcess:
         self.decoder = msgspec.json.Decoder(protocol.TorchAnswer)
         self.is_closing = False
         self.printed_bytes = 0
-        """The size of ``log`` after the last answer."""
+        """The size of ``log`` before the present job."""
         _logger.debug("torch process %d started for task %s", self.process.pid, task)
 
     def do(
@@ -75,6 +75,7 @@ class TorchProcess:
         line = to_json(job) + b"\n"
         _logger.debug("torch process %d: %s %s", self.process.pid, name, job)
         try:
+            self.printed_bytes = os.fstat(self.log.fileno()).st_size
             self.process.stdin.write(line)
             self.process.stdin.flush()
         except (BrokenPipeError, ValueError):  # ValueError: another thread has closed it
@@ -84,7 +85,6 @@ class TorchProcess:
             if not isinstance(answer, protocol.EpochProgress):
                 seconds = time.monotonic() - begin
                 _logger.debug("torch process %d: %s took %.1f s: %s", self.process.pid, name, seconds, answer)
-                self.printed_bytes = os.fstat(self.log.fileno()).st_size
                 return answer
             progress(answer)
         raise self.died()

@@ -8,8 +8,6 @@ parent.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 import sys
 import time
@@ -73,12 +71,6 @@ class TorchJobs:
         self.answer = answer
         self.networks = TaskNetworks(task)
         self.trainer = Trainer(task, answer)
-
-    def prepare_training(self) -> None:
-        """Trace the original and read the first batches, which every training needs; a job that fails reports why."""
-        with contextlib.suppress(EdgeoptError):
-            run_step("trace", self.networks.source, "original")
-            run_step("train", lambda: self.networks.saliency_batches)
 
     def find_input_sizes(self, job: protocol.InputSizesJob) -> protocol.InputSizesDone:
         """Find the sizes to which a model's image can be shrunk."""
@@ -331,17 +323,15 @@ def main() -> None:
     torch.set_num_threads(1)
     lines, answer = serve_parent()
     decoder = msgspec.json.Decoder(protocol.TorchJob)
-    try:
-        jobs = TorchJobs(load_guarded_task(sys.argv[1]), answer)
-    except EdgeoptError as error:
-        failed = as_job_failed(error)
-        while True:
-            lines.get()
-            answer(failed)
-    if os.environ.get(protocol.WORKER_VARIABLE, "0") != "0":
-        jobs.prepare_training()  # while the first process exports
+    jobs: TorchJobs | None = None
     while True:
-        answer(jobs.run(decoder.decode(lines.get())))
+        job = decoder.decode(lines.get())
+        try:
+            jobs = jobs or TorchJobs(load_guarded_task(sys.argv[1]), answer)
+        except EdgeoptError as error:
+            answer(as_job_failed(error))
+            continue
+        answer(jobs.run(job))
 
 
 if __name__ == "__main__":

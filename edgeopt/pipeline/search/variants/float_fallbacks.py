@@ -81,7 +81,9 @@ def fewer_bits_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
     network = _network(runner, trial)
     if trial.recipe.precision != "int8" or network is None or not isinstance(trial.outcome, Measured):
         return None
-    begin = next((one.recipe for one in (trial, *_others_of(runner, trial)) if bits_of_all(one.recipe)), None)
+    spares = (one.recipe for one in runner.spares if _keeps_score_in_int8(runner, one, trial))
+    recipes = (trial.recipe, *(one.recipe for one in _others_of(runner, trial)), *spares)
+    begin = next((recipe for recipe in recipes if bits_of_all(recipe)), None)
     if begin is None:
         return None
     candidate = Candidate(steps=trial.recipe.torch_steps, parent=trial.recipe.parent)
@@ -95,6 +97,11 @@ def fewer_bits_variant(runner: TrialRunner, trial: Trial) -> Variant | None:
     return variant if variant.made.artifact.size_bytes < trial.outcome.artifact.size_bytes else None
 
 
+def _keeps_score_in_int8(runner: TrialRunner, spare: Variant, trial: Trial) -> bool:
+    is_own = spare.recipe.is_of_network(trial.recipe) and spare.recipe.precision == "int8"
+    return is_own and spare.keeps_score(runner.build.budget)
+
+
 def _others_of(runner: TrialRunner, trial: Trial) -> list[Trial]:
     """Return the other int8 trials of a trial's network that keep every limit, the smallest first."""
     found = [
@@ -102,7 +109,7 @@ def _others_of(runner: TrialRunner, trial: Trial) -> list[Trial]:
         for other in runner.trials
         if other.number != trial.number
         and other.recipe.precision == "int8"
-        and (other.recipe.torch_steps, other.recipe.parent) == (trial.recipe.torch_steps, trial.recipe.parent)
+        and other.recipe.is_of_network(trial.recipe)
         and isinstance(other.outcome, Measured)
         and not runner.missed_limits(other.outcome)
     ]

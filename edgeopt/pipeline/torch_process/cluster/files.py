@@ -28,22 +28,24 @@ def moved(job: protocol.TrainJob, old: Path, new: Path) -> protocol.TrainJob:
     def move(path: str) -> str:
         return str(new / Path(path).relative_to(old))
 
-    parent, int8 = job.parent, job.int8
-    if parent.file is not None:
-        parent = msgspec.structs.replace(parent, file=move(parent.file))
+    def move_network(network: protocol.NetworkRef) -> protocol.NetworkRef:
+        return network if network.file is None else msgspec.structs.replace(network, file=move(network.file))
+
+    int8 = job.int8
     if int8 is not None:
         int8 = protocol.Int8Reference(
             sites=move(int8.sites), values=move(int8.values), inputs=move(int8.inputs), expected=move(int8.expected)
         )
     return msgspec.structs.replace(
-        job, parent=parent, int8=int8, table=None if job.table is None else move(job.table),
+        job, parent=move_network(job.parent), fitted=None if job.fitted is None else move_network(job.fitted),
+        int8=int8, table=None if job.table is None else move(job.table),
         checkpoint=move(job.checkpoint), teacher=move(job.teacher), out=move(job.out),
     )  # fmt: skip
 
 
 def input_files(job: protocol.TrainJob, task: str) -> list[Path]:
     """Return the files that a training reads, also the checkpoints that it goes on from, as far as they exist."""
-    named = [job.parent.file, job.table]
+    named = [job.parent.file, job.table, None if job.fitted is None else job.fitted.file]
     if job.int8 is not None:
         named += [job.int8.sites, job.int8.values, job.int8.inputs]
     found = [Path(name) for name in named if name is not None] + checkpoints(job)

@@ -10,6 +10,7 @@ from stub_builds import a_stub_build
 from edgeopt.errors import StepError
 from edgeopt.pipeline.artifacts.evaluator import FileScore
 from edgeopt.pipeline.result.expected_drop import with_expected_drop
+from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
 from edgeopt.report.document import build_document
 from edgeopt.report.score_sentences import expected_drop
 from edgeopt.statistics import paired_drop_interval
@@ -58,6 +59,21 @@ def test_the_smallest_of_many_files_at_the_edge_is_expected_to_lose_more_elsewhe
     assert winner.drop < found.expected.drop < winner.drop + 0.005
     assert found.expected.drop_ci95[1] - winner.drop_ci95[1] == pytest.approx(found.expected.drop - winner.drop)
     assert "chosen among 12 files" in expected_drop(build_document(found))
+
+
+def test_files_that_were_scored_but_not_measured_count_alike():
+    scores = Scores({900 - index: 0.003 + 0.0002 * index for index in range(12)})
+    trials = [scores.trial(1 + index, size) for index, size in enumerate(scores.by_size)]
+    whole = with_expected_drop(scores.build, scores, a_choice((a_baseline(), *trials), BUDGET))
+    spares = [
+        Variant(one.recipe, ScoredArtifact(one.outcome.artifact, one.outcome.score), {})
+        for one in trials
+        if one.number % 2 and one.number != whole.winner
+    ]
+    others = [one for one in trials if not one.number % 2 or one.number == whole.winner]
+    found = with_expected_drop(scores.build, scores, a_choice((a_baseline(), *others), BUDGET), spares)
+    assert len(spares) >= 5
+    assert (found.winner, found.expected) == (whole.winner, whole.expected)
 
 
 def test_without_a_limit_on_the_drop_or_a_winner_besides_the_baseline_nothing_is_expected():

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from edgeopt.pipeline.context import Build
 
-STAGE = "time left"
+_STAGE = "time left"
 
 
 class TimeLeft:
@@ -68,4 +68,4 @@ class TimeLeft:
         limit = self.build.time_limit_seconds
         if limit is not None:
             high = max(low, min(high, limit - self.build.clock.elapsed()))
-        self.build.progress(STAGE, f"{low:.0f} {high:.0f}")
+        self.build.progress(_STAGE, f"{low:.0f} {high:.0f}")

@@ -61,13 +61,18 @@ class SizeResolver:
         widths: The widths of each file.
         others: Dimensions of no tensor of the network, such as one head's, which nodes may show or fused weights have.
             Of two that these files do not distinguish, neither is known.
+        guesses: Further ones, of which those are known that these files distinguish from all of the above.
 
     Raises:
         StepError: two dimensions are not distinguishable by these files.
     """
 
     def __init__(
-        self, dimensions: Iterable[Dimension], widths: Sequence[_Widths], others: Iterable[Dimension] = ()
+        self,
+        dimensions: Iterable[Dimension],
+        widths: Sequence[_Widths],
+        others: Iterable[Dimension] = (),
+        guesses: Iterable[Dimension] = (),
     ) -> None:
         self.widths = widths
         self._by_ratio: dict[tuple[float, ...], Dimension] = {}
@@ -76,13 +81,19 @@ class SizeResolver:
             known = self._by_ratio.setdefault(self._ratios(sizes), dimension)
             if _constant_ratio(known, dimension) is None:
                 raise StepError(LATENCY_TABLE_STAGE, "two groups of channels have the same width ratios in all files.")
-        further: dict[tuple[float, ...], Dimension | None] = {}
-        for dimension in others:
-            ratios = self._ratios([dimension.size(file_widths) for file_widths in widths])
-            same = further.setdefault(ratios, dimension)
+        further = self._distinguished(others)
+        known_ratios = {**self._distinguished(guesses), **further, **self._by_ratio}
+        self._by_ratio = {ratios: one for ratios, one in known_ratios.items() if one is not None}
+
+    def _distinguished(self, dimensions: Iterable[Dimension]) -> dict[tuple[float, ...], Dimension | None]:
+        """Return dimensions by their ratios in the files; None for ratios that two of them have."""
+        found: dict[tuple[float, ...], Dimension | None] = {}
+        for dimension in dimensions:
+            ratios = self._ratios([dimension.size(file_widths) for file_widths in self.widths])
+            same = found.setdefault(ratios, dimension)
             if same is not None and _constant_ratio(same, dimension) is None:
-                further[ratios] = None
-        self._by_ratio = {ratios: one for ratios, one in further.items() if one is not None} | self._by_ratio
+                found[ratios] = None
+        return found
 
     @staticmethod
     def _ratios(sizes: Sequence[int]) -> tuple[float, ...]:

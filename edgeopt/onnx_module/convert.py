@@ -221,7 +221,7 @@ def _find_operator(node: Node) -> Operator:
         return Operator(lambda _node, x: x)  # the scope reads sizes itself
     operator = operator_for(node)
     if operator is None:
-        raise node.refuse("has no counterpart in torch here.")
+        raise node.refuse("has no counterpart in torch here")
     return operator
 
 

@@ -15,6 +15,7 @@ from edgeopt.errors import TaskError
 from edgeopt.pipeline.artifacts.evaluator import SCORING_VERSION, Evaluator
 from edgeopt.pipeline.context import Build
 from edgeopt.records.scoring import BaselineCheck, ScoreDirection, ScoreKind
+from edgeopt.report import words
 from edgeopt.scoring.agreement import constant_agreement
 from edgeopt.scoring.answers import answer_parts, least_class_samples
 from edgeopt.scoring.compute import decisions
@@ -25,6 +26,8 @@ from edgeopt.scoring.facts import flat_arrays
 from edgeopt.scoring.samples import shift_targets
 from edgeopt.tasks.given.onnx_file import OnnxTask
 
+_FEW_SAMPLES = 20
+"""Fewer hardly differ from each other, so that an interval over them is far too short."""
 _SHIFTS = (1, 2, 3)
 """By how many samples targets are moved to see what chance scores."""
 
@@ -194,13 +197,18 @@ def _unit_note(build: Build, check: BaselineCheck) -> list[str]:
 
 def _small_set_note(build: Build, evaluator: Evaluator, check: BaselineCheck) -> list[str]:
     """Return a sentence if the selection set is too small to show the allowed drop."""
-    allowed = build.budget.max_score_drop
+    allowed, count = build.budget.max_score_drop, sum(build.data.counts)
+    if count < _FEW_SAMPLES:
+        return [
+            f"{words.plural(count, 'sample')} cannot tell what a file loses on others, however short its interval is. "
+            f"Give {_FEW_SAMPLES} at least, better hundreds."
+        ]
     if not allowed or (check.kind is not None and _compares_values(check.kind)):
         return []
     found = evaluator.evaluate(evaluator.baseline, build.data.eval_file, build.data.targets)
     scores = found.mean_of
-    if scores is None:
-        return []
+    if scores is None or (check.kind is None and not np.isin(scores, (0.0, 1.0)).all()):
+        return []  # scores that aren't right or wrong may vary much, and yet hardly from file to file
     single = check.kind is None or all(_are_single(check.kind, target) for target in build.data.targets)
     confidence = build.budget.confidence
     needed = samples_needed(scores, allowed, confidence, single_answers=single)

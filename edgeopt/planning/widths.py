@@ -112,7 +112,7 @@ def uniform_widths_of_size(
     return cut(low)
 
 
-def _work_per_weight(tensor: WeightShape) -> int:
+def _work_per_weight(tensor: WeightShape) -> float:
     """Return the work for each weight of a tensor, in multiply-accumulates for one sample."""
     return tensor.macs_per_weight + ACTIVATION_MACS * tensor.values_per_weight
 
@@ -331,7 +331,7 @@ def allocate_by_work(
             if smaller < floor:
                 continue
             narrow = widths | {name: smaller}
-            saved = saved_work = 0
+            saved, saved_work = 0, 0.0
             for tensor in tensors[name]:
                 fewer = tensor.numbers(widths) - tensor.numbers(narrow)
                 saved += fewer

@@ -42,7 +42,7 @@ class WeightShape(Record, frozen=True, kw_only=True):
 
     name: str
     dims: tuple[Dimension, ...]
-    macs_per_weight: int
+    macs_per_weight: float
     """Multiplications by each of its numbers for one sample (output positions); 0 for biases and norms."""
     values_per_weight: int
     """Values of one sample that each number of a batch norm's weight scales; 0 for all other tensors."""
@@ -76,8 +76,9 @@ class Branch(Record, frozen=True, kw_only=True):
 class GroupTable(Record, frozen=True, kw_only=True):
     """All groups and all trainable tensors of a network.
 
-    Parameters are exact for any widths. So are MACs, with two exceptions: products of two activations (attention) have
-    no weight and are not counted, and positions that are channels themselves (a mixer) count with their current number.
+    Parameters are exact for any widths. So are MACs, with exceptions: products of two activations (attention) have no
+    weight and are not counted, nor are weights that are computed (weight norm) and those of recurrent layers; positions
+    that are channels themselves (a mixer) count with their current number.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -102,7 +103,7 @@ class GroupTable(Record, frozen=True, kw_only=True):
     def macs(self, widths: Mapping[str, int]) -> int:
         """Return the multiply-accumulates for one sample at these widths; groups not named keep all."""
         complete = self.widths(widths)
-        return sum(tensor.numbers(complete) * tensor.macs_per_weight for tensor in self._tensors_left(complete))
+        return round(sum(tensor.numbers(complete) * tensor.macs_per_weight for tensor in self._tensors_left(complete)))
 
     def left_out(self, widths: Mapping[str, int]) -> tuple[Branch, ...]:
         """Return the branches that are left out at these widths."""

@@ -159,7 +159,8 @@ def _classes(output: ArrayFacts, arrays: _Batches, index: int, axis: int) -> _Ju
         if blank is not None:
             note = (
                 f"'{output.name}' names class {blank} at most steps and others in between, as CTC does: compared by "
-                "the edit distance of its sequences; for each step by itself, ask for accuracy."
+                "the edit distance of its sequences. If each step has an answer of its own, as tags of words have, use "
+                "--score accuracy."
             )
             return msgspec.structs.replace(part, metric="edit", blank=blank), note
     if count_answers(part, arrays) > 1:

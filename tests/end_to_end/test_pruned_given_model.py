@@ -118,3 +118,19 @@ def test_a_file_with_an_operator_that_torch_has_not_is_measured_and_the_report_s
     assert done.returncode == 0, done.stderr
     notes = " | ".join(choice_of(folder, "b")["baseline"]["notes"])
     assert "not pruned: operator com.microsoft.ExpandDims of node 'last' has no counterpart in torch" in notes
+
+
+def test_a_file_whose_samples_are_in_another_dimension_of_its_output_is_measured_and_the_report_says_why(folder):
+    """As of readers of text, whose output is (steps, samples, classes)."""
+    model = onnx.load(folder / "net.onnx")
+    model.graph.node.append(onnx.helper.make_node("Unsqueeze", ["logits", "first"], ["steps"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0], np.int64), "first"))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("steps", onnx.TensorProto.FLOAT, [1, "batch", 4]))
+    onnx.save(model, folder / "steps.onnx")
+    done = edgeopt(
+        folder, "build", "steps.onnx", "--data", "data.npz", "--target", "tiny.toml", "--quick", "--out", "c"
+    )
+    assert done.returncode == 0, done.stderr
+    notes = " | ".join(choice_of(folder, "c")["baseline"]["notes"])
+    assert "not pruned: steps: no output that is judged has its samples in dimension 0" in notes

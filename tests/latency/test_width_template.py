@@ -168,6 +168,10 @@ def test_sizes_of_no_tensor_are_known_if_the_files_distinguish_them():
     alike = Dimension(fixed=8, per_channel={"a": 5})  # 48 and 33: the same ratio, by chance
     with pytest.raises(StepError, match="follows no known group"):
         SizeResolver([A, B], [FULL, OTHER], [both, alike]).resolve([32, 22])
+    assert SizeResolver([A, B], [FULL, OTHER], [], [both]).resolve([32, 22]).dimension == both
+    assert SizeResolver([A, B], [FULL, OTHER], [both], [alike]).resolve([32, 22]).dimension == both, "a guess yields"
+    with pytest.raises(StepError, match="follows no known group"):
+        SizeResolver([A, B], [FULL, OTHER], [both, alike], [both]).resolve([32, 22])
 
 
 def test_a_multiple_of_a_dimension_needs_no_further_file():

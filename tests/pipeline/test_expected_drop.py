@@ -14,6 +14,7 @@ from edgeopt.pipeline.search.candidate import ScoredArtifact, Variant
 from edgeopt.report.document import build_document
 from edgeopt.report.score_sentences import expected_drop
 from edgeopt.statistics import paired_drop_interval
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 SAMPLES = 2000
 BUDGET = a_budget(max_score_drop=0.01)
@@ -30,7 +31,7 @@ class Scores:
             wrong = random.random(SAMPLES) < ratio + noise
             self.by_size[size] = np.where(wrong, 0.0, 1.0)
         self.base = np.where(random.random(SAMPLES) < noise, 0.0, 1.0)
-        defaults = {"scores_rows": False, "score_direction": "higher", "eval_file": None, "targets": []}
+        defaults = {"scores_rows": False, "score_direction": "higher", "eval_file": None, "targets": [], "task": None}
         self.build = a_stub_build(budget=BUDGET, seed=0, data=SimpleNamespace(**defaults | data))
         self.sha_to_size = {}
 
@@ -74,6 +75,17 @@ def test_files_that_were_scored_but_not_measured_count_alike():
     found = with_expected_drop(scores.build, scores, a_choice((a_baseline(), *others), BUDGET), spares)
     assert len(spares) >= 5
     assert (found.winner, found.expected) == (whole.winner, whole.expected)
+
+
+def test_samples_that_int8_was_fitted_to_say_nothing_of_others():
+    scores = Scores({900 - index: 0.003 + 0.0002 * index for index in range(3)})
+    trials = (a_baseline(), *(scores.trial(1 + index, size) for index, size in enumerate(scores.by_size)))
+    for is_shared in (True, False):
+        task = object.__new__(OnnxTask)
+        task.split = SimpleNamespace(is_shared=is_shared)
+        scores.build.data.task = task
+        found = with_expected_drop(scores.build, scores, a_choice(trials, BUDGET)).expected
+        assert (found is None) == is_shared
 
 
 def test_without_a_limit_on_the_drop_or_a_winner_besides_the_baseline_nothing_is_expected():

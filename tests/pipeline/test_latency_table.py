@@ -15,6 +15,7 @@ from edgeopt.pipeline.artifacts.latency_table import (
     PROBES,
     further_dimensions,
     join_timings,
+    joined_dimensions,
     latency_table,
     learn_template,
     moving_dimensions,
@@ -84,6 +85,11 @@ def test_single_groups_and_sums_of_parallel_layers_are_sizes_that_files_may_show
         dict(one.per_channel) for one in further_dimensions(msgspec.structs.replace(table, tensors=tuple(tensors)))
     ]
     assert found == [{"g0": 1}, {"g1": 1}, {"g2": 1}, {"g1": 8}, {"g1": 4, "g2": 4}, {"g1": 8, "g2": 4}]
+
+
+def test_sizes_of_what_is_concatenated_are_sums_of_groups_in_a_row():
+    found = [dict(one.per_channel) for one in joined_dimensions(a_table((8, 4, 4)))]
+    assert found == [{"g0": 1, "g1": 1}, {"g1": 1, "g2": 1}, {"g0": 1, "g1": 1, "g2": 1}]
 
 
 def test_if_only_the_original_has_other_nodes_a_template_is_learned_without_it():

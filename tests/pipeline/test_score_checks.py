@@ -1,5 +1,7 @@
 """Scores of a given file, with real runs: refusals and notes before anything is measured, and paired intervals."""
 
+from types import SimpleNamespace
+
 import msgspec
 import numpy as np
 import onnx
@@ -11,9 +13,9 @@ from tiny_models import a_run_target
 
 from edgeopt.bench.outputs import run_model, write_batches
 from edgeopt.errors import DataError, TaskError
-from edgeopt.pipeline.artifacts.evaluator import Evaluator
+from edgeopt.pipeline.artifacts.evaluator import Evaluator, FileScore
 from edgeopt.pipeline.evaluation import EvaluationSet
-from edgeopt.pipeline.score_checks import check_score
+from edgeopt.pipeline.score_checks import _small_set_note, check_score
 from edgeopt.records.scoring import ScoreWish
 from edgeopt.store.ledger import Ledger
 from edgeopt.store.workspace import Workspace
@@ -132,6 +134,25 @@ def test_a_set_that_is_too_small_for_the_allowed_drop_is_noted_with_the_number_t
     [note] = check(evaluator).notes
     assert note.startswith("192 samples cannot show a score drop of 0.01 at 95 %; about 390 can.")
     assert ("note", note) in evaluator.shown
+
+
+def test_a_handful_of_samples_says_nothing_of_others(opened):
+    labels = X.argmax(1)
+    notes = check(opened(labels[:12], inputs=X[:12])).notes
+    assert any(note.startswith("12 samples cannot tell what a file loses on others") for note in notes)
+
+
+def test_scores_of_a_task_that_are_not_right_or_wrong_vary_without_saying_how_files_differ():
+    data = SimpleNamespace(counts=[500], eval_file=None, targets=[])
+    build = a_stub_build(budget=a_budget(max_score_drop=0.01), data=data)
+    decibels, answers = RNG.normal(25, 3, 500), (RNG.random(500) < 0.9).astype(float)
+    notes = []
+    for scores in (decibels, answers):
+        found = FileScore(value=float(scores.mean()), total=500, samples=scores)
+        evaluator = SimpleNamespace(baseline="base", evaluate=lambda *_, found=found: found)
+        notes.append(_small_set_note(build, evaluator, SimpleNamespace(kind=None)))
+    assert notes[0] == []
+    assert notes[1][0].startswith("500 samples cannot show a score drop of 0.01")
 
 
 def test_a_regression_says_what_the_allowed_drop_means_and_a_larger_error_is_a_drop(opened):

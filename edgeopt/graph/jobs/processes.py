@@ -241,7 +241,11 @@ class _ForkServer:
             self.is_lost = True
             with contextlib.suppress(OSError):  # it is gone already
                 self.process.stdin.close()
-        self.process.wait()
+        try:
+            self.process.wait()
+        except KeyboardInterrupt:  # a second Ctrl-C, while it ends
+            self.process.kill()
+            self.process.wait()
         self.reader.join()
         self.process.stdout.close()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -57,7 +59,7 @@ def build_group_table(
             WeightShape(
                 name=name,
                 dims=tuple(dims),
-                macs_per_weight=uses[name],
+                macs_per_weight=uses.get(name, 0.0),
                 values_per_weight=scaled[name],
                 output_dim=0 if parameter.ndim == 1 else outputs.get(name),
             )
@@ -96,7 +98,7 @@ def _measured_branches(network: Network, groups: Groups, losses: Mapping[str, Br
     )
 
 
-def find_unit(group: Group, uses: Mapping[str, int]) -> int:
+def find_unit(group: Group, uses: Mapping[str, float]) -> int:
     """Return how many neighbouring indices each channel has in the weights that are multiplied.
 
     A head of depth 32 has runs of 32 in the projections. A channel that is flattened with its 49 positions has a run of
@@ -139,10 +141,10 @@ def _output_dims(module: fx.GraphModule) -> dict[str, int]:
     return found
 
 
-def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
-    """Count, for each weight, how often one sample multiplies each of its numbers."""
+def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> dict[str, float]:
+    """Count, for each weight, how often one sample multiplies each of its numbers: the mean, if parts of it differ."""
     names = tensor_names(module)
-    uses: Counter[str] = Counter()
+    uses: dict[str, Fraction] = defaultdict(Fraction)
     for node in module.graph.nodes:
         packet = getattr(node.target, "overloadpacket", None)
         shape = shapes[node.name]
@@ -155,13 +157,22 @@ def _count_uses(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[s
             weight, count = node.args[1], math.prod(shape[:-1])
         elif packet in _MATRIX_PRODUCTS:
             left, right = node.args[-2:]
-            weight = left if left.op == "get_attr" else right
+            weight = left if _whole_weight(left) is not None else right
             count = math.prod(shape) * shapes[left.name][-1] // math.prod(shapes[weight.name])
         else:
             continue
-        if (name := read_name(names, weight)) is not None:
-            uses[name] += count // batch
-    return uses
+        if (whole := _whole_weight(weight)) is not None:
+            part = Fraction(math.prod(shapes[weight.name]), math.prod(shapes[whole.name]))
+            uses[names[str(whole.target)]] += count // batch * part
+    return {name: float(count) for name, count in uses.items()}
+
+
+def _whole_weight(node: Any) -> fx.Node | None:
+    """Return the tensor that a node reads, or reads a part or another view of; None if it is computed."""
+    while isinstance(node, fx.Node) and node.op != "get_attr":
+        is_view = node.target is operator.getitem or getattr(node.target, "overloadpacket", None) in _VIEWS
+        node = node.args[0] if is_view else None
+    return node if isinstance(node, fx.Node) else None
 
 
 def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> Counter[str]:
@@ -179,6 +190,12 @@ def _count_scaled_values(module: fx.GraphModule, shapes: Shapes, batch: int) -> 
 _CONVOLUTIONS: tuple[Any, ...] = (aten.conv1d, aten.conv2d, aten.conv3d)
 _TRANSPOSED_CONVOLUTIONS: tuple[Any, ...] = (aten.conv_transpose1d, aten.conv_transpose2d, aten.conv_transpose3d)
 _MATRIX_PRODUCTS: tuple[Any, ...] = (aten.matmul, aten.mm, aten.bmm, aten.addmm)
+_VIEWS = frozenset({
+    aten.t, aten.transpose, aten.permute, aten.view, aten.reshape, aten.flatten, aten.unflatten, aten.squeeze,
+    aten.unsqueeze, aten.contiguous, aten.clone, aten.slice, aten.narrow, aten.select, aten.split,
+    aten.split_with_sizes, aten.chunk, aten.tensor_split, aten.unbind, aten.alias,
+})  # fmt: skip
+"""Operators whose output has numbers of their first input, each once."""
 _OUTPUT_DIMS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((*_CONVOLUTIONS, aten.linear), (1, 0)),
     **dict.fromkeys(_TRANSPOSED_CONVOLUTIONS, (1, 1)),

@@ -290,6 +290,8 @@ class Evaluator:
             rows=data.sample_statistics(pairs),
             pairs=pairs,
         )
+        if found.samples is not None and data.score_kind is None:
+            check_sample_scores(len(found.samples), len(pairs), found.total, data.task.spec)
         if found.rows is not None:
             check_statistics(found.value, data.score_rows(found.rows), data.task.spec)
         arrays: dict[str, Any] = {"score": found.value, "total": found.total}
@@ -342,6 +344,19 @@ def worst_measurement(
     if len(peaks) < len(measurements):
         return slowest
     return msgspec.structs.replace(slowest, memory=max(peaks, key=lambda memory: memory.peak_bytes))
+
+
+def check_sample_scores(scores: int, batches: int, samples: int, spec: str) -> None:
+    """Check that a task's ``sample_scores`` are not those of batches.
+
+    Raises:
+        TaskError: they are, so an interval over them would be that of a few samples.
+    """
+    if scores == batches < samples:
+        raise TaskError(
+            f"task '{spec}': sample_scores() gives {scores} numbers for {samples:,} samples in {batches} batches. It "
+            "has to return one number a sample, for all batches in a row."
+        )
 
 
 def check_statistics(score: float, from_rows: float, spec: str) -> None:

@@ -213,6 +213,12 @@ def further_dimensions(groups: GroupTable) -> list[Dimension]:
     return [dim for dim in found if free.intersection(dim.per_channel)]
 
 
+def joined_dimensions(groups: GroupTable) -> list[Dimension]:
+    """Return the sizes of two or three groups in a row: of what is concatenated, as embeddings are, and goes on so."""
+    single = [Dimension(fixed=0, per_channel={group.name: 1}) for group in groups.free]
+    return [_sum(single[start : start + count]) for count in (2, 3) for start in range(len(single) - count + 1)]
+
+
 def _sum(dims: Sequence[Dimension]) -> Dimension:
     """Return the size of several dimensions, one after another."""
     counts: Counter[str] = Counter()
@@ -241,13 +247,13 @@ def learn_template(groups: GroupTable, teach: Callable[[Sequence[_Widths]], list
     Raises:
         StepError: the files differ in more than sizes, or do not show which group a size follows.
     """
-    dimensions, further = moving_dimensions(groups), further_dimensions(groups)
+    dimensions, further, joined = moving_dimensions(groups), further_dimensions(groups), joined_dimensions(groups)
     widths = teaching_widths(groups, dimensions, further)
     try:
-        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further)), widths)
+        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further, joined)), widths)
     except DifferentNodesError:
         widths = teaching_widths(groups, dimensions, further, with_original=False)
-        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further)), widths)
+        return Learned(WidthTemplate(teach(widths), SizeResolver(dimensions, widths, further, joined)), widths)
 
 
 def teaching_widths(

@@ -19,6 +19,7 @@ from edgeopt.records.trial import Artifact, Trial
 from edgeopt.scoring.drop import worsening
 from edgeopt.scoring.optimism import ScoredFile, estimate_optimism
 from edgeopt.select.limits import judged_drop, measured_size
+from edgeopt.tasks.given.onnx_file import OnnxTask
 
 
 def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, spares: Sequence[Variant] = ()) -> Choice:
@@ -32,11 +33,13 @@ def with_expected_drop(build: Build, evaluator: Evaluator, choice: Choice, spare
 
     Returns:
         The choice. It stays as it is if there is no limit on the drop, the baseline won or another order than that of
-        size was asked for, or the score cannot be computed for draws.
+        size was asked for, the samples that select calibrate int8 too, or the score cannot be computed for draws.
     """
-    limit = build.budget.max_score_drop
+    limit, task = build.budget.max_score_drop, build.data.task
     if choice.winner in (None, 0) or limit is None or build.data.scores_rows or build.budget.prefer != "size":
         return choice
+    if isinstance(task, OnnxTask) and task.split.is_shared:
+        return choice  # int8 is fitted to these samples: they say nothing of others
     try:
         return run_step("expected drop", _add_expected_drop, build, evaluator, choice, limit, spares)
     except EdgeoptError as error:

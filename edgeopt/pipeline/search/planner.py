@@ -20,6 +20,7 @@ from edgeopt.pipeline.search.training_cores import in_parallel
 from edgeopt.pipeline.search.trial_runner import TrialRunner
 from edgeopt.pipeline.search.variants.accuracy_recovery import training_for_few_bits
 from edgeopt.planning.bisection import Point
+from edgeopt.records.latency import NoLatencyTable
 from edgeopt.records.sparsity import SparsityCurve
 
 
@@ -59,6 +60,8 @@ class Planner:
             groups, _ = group_table_of(self.build, self.runner.original, importance_of(self.build))
         with self.build.clock.stage("latency table"):
             self.limit = limit = latency_limit(self.build, groups, self.runner.exported, precision, original)
+        if isinstance(limit.table, NoLatencyTable):
+            self.note(f"Widths were chosen by counted work, not by measured times: {limit.table.reason}", "search")
         sizes = [SizeTarget(ratio, self.sizes.parent(ratio, points)) for ratio in ratios]
         with self.build.clock.stage("plan candidates"):
             found = in_parallel(self.build, lambda size: self.plan(size, limit), sizes)

@@ -234,6 +234,8 @@ class TorchJobs:
     def export(self, job: protocol.ExportJob) -> protocol.ExportDone:
         """Export a network, and run it on the parity inputs."""
         start = time.perf_counter()
+        if job.network.source == protocol.GIVEN:
+            _ = self.task.score_kind  # a given file whose outputs cannot be judged is not trained, and says so now
         network = self.networks.load(job.network)
         exported = self.write_onnx(network.eval_module, job, Path(job.out))
         write_tied_once(exported.path)

@@ -6,9 +6,11 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx_files import save, value
 
-from edgeopt.errors import InputError
+from edgeopt.errors import DataError, InputError
 from edgeopt.graph.given.values import model_inputs
-from edgeopt.tasks.onnx_data.made_up import find_id_limits, make_up_inputs
+from edgeopt.tasks.onnx_data.ids import check_ids, find_id_limits
+from edgeopt.tasks.onnx_data.made_up import make_up_inputs
+from edgeopt.tasks.onnx_data.samples import SampleGroup
 from edgeopt.tasks.onnx_data.specs import declared_axes, describe_inputs
 
 
@@ -85,3 +87,16 @@ def test_an_input_that_would_not_fit_into_memory_is_refused(tmp_path):
     path = save(tmp_path / "m.onnx", [], [value("x", ["n", 2**40])], [value("x", ["n", 2**40])])
     with pytest.raises(InputError, match=r"more than edgeopt makes up\. Pass --inputs"):
         made_up(path)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("ids", 50), ("ids", -51), ("token_type_ids", 2)])
+def test_ids_of_the_user_that_are_no_row_are_named(encoder, name, wrong):
+    arrays = {one: np.zeros((3, 4), np.int64) for one in ("ids", "token_type_ids", "attention_mask")}
+    arrays["ids"][0, 1] = -1  # the last row
+    arrays["attention_mask"][0, 0] = 99
+    group, graph = SampleGroup(arrays, None, 3), onnx.load(encoder).graph
+    check_ids("in.npz", graph, [group])
+    arrays[name][1, 2] = wrong
+    rows = {"ids": 50, "token_type_ids": 2}[name]
+    with pytest.raises(DataError, match=rf"in\.npz: '{name}' has 1 ids .* {wrong} in row 1: it has {rows} rows"):
+        check_ids("in.npz", graph, [group])

@@ -32,6 +32,7 @@ from edgeopt.task.dynamic_axes import BATCH, Dims, DynamicAxis
 from edgeopt.tasks.given.onnx_trainable import TrainingFacts, why_untrained, write_training
 from edgeopt.tasks.given.sample_axes import advise_batch_of_one, explain_no_samples, find_sample_axis, samples_first
 from edgeopt.tasks.known_score import KnownScore
+from edgeopt.tasks.onnx_data.ids import check_ids
 from edgeopt.tasks.onnx_data.load import load_samples
 from edgeopt.tasks.onnx_data.made_up import make_up_inputs
 from edgeopt.tasks.onnx_data.samples import GivenSamples, InputArrays, SampleGroup
@@ -87,11 +88,9 @@ class OnnxTask(KnownScore):
         self.options = options or DataOptions()
         self.spec = self.labels_source = str(path)
         self.name = path.stem
-        self.labels: tuple[str, ...] = ()
-        self.postprocessing = self.licence = ""
+        self.labels, self.postprocessing, self.licence = tuple[str, ...](), "", ""
         self.budgets, self.students = dict[str, Any](), dict[str, Any]()
-        read = read_given(path)
-        self.file_sha256 = hash_given(read)
+        self.file_sha256 = hash_given(read := read_given(path))
         self.given = given = with_dynamic_batch(read, batch_size)
         graph = given.model.graph
         check_inputs(path, graph)
@@ -144,11 +143,12 @@ class OnnxTask(KnownScore):
         if not self.states:
             samples = load_samples(data, self.inputs, self.options)
             self.axes_of_inputs: InputAxes = samples.axes
-            return samples
-        self.axes_of_inputs = state_axes(self.inputs, self.states)
-        samples = load_samples(data, sequence_specs(self.inputs, self.axes_of_inputs, self.states), self.options)
-        check_sequences(data, samples.groups, samples.axes)
-        self.axes_of_inputs.update({name: None for name, axis in samples.axes.items() if axis is None})
+        else:
+            self.axes_of_inputs = state_axes(self.inputs, self.states)
+            samples = load_samples(data, sequence_specs(self.inputs, self.axes_of_inputs, self.states), self.options)
+            check_sequences(data, samples.groups, samples.axes)
+            self.axes_of_inputs.update({name: None for name, axis in samples.axes.items() if axis is None})
+        check_ids(data, self.given.model.graph, samples.groups)
         return samples
 
     def _leave_out_states(self) -> None:

@@ -15,6 +15,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgeopt.errors import InputError
+from edgeopt.tasks.onnx_data.ids import find_id_limits
 from edgeopt.tasks.onnx_data.samples import InputArrays
 from edgeopt.tasks.onnx_data.specs import InputAxes, InputSpec, open_dimensions
 
@@ -33,8 +34,6 @@ _PAST_SIZE = 16
 _SOUND_SIZE = 16_000
 """A second of speech."""
 _SAMPLE_RATE = 16_000
-_PASSING = frozenset(("Cast", "Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Transpose", "Expand"))
-"""Operators that move ids, but keep their values."""
 _MAX_VALUES = 2**28
 """Of one input: a graph that asks for more is not run."""
 
@@ -156,26 +155,3 @@ def _values(
         info = np.iinfo(spec.dtype)
         return random.integers(info.min, info.max, shape, dtype=spec.dtype, endpoint=True), ""
     return random.integers(0, 2, shape).astype(spec.dtype), "0 or 1"
-
-
-def find_id_limits(graph: onnx.GraphProto) -> dict[str, int]:
-    """Return the inputs that index the rows of a stored table (``Gather``), each with the smallest number of rows."""
-    rows = {tensor.name: tensor.dims[0] for tensor in graph.initializer if tensor.dims}
-    sources = {value.name: value.name for value in graph.input}
-    limits: dict[str, int] = {}
-    for node in graph.node:  # in the order of computation
-        if node.op_type == "Constant":
-            stored = [one.t.dims for one in node.attribute if one.name == "value"]
-            if stored and stored[0] and node.output:
-                rows[node.output[0]] = stored[0][0]
-        elif node.op_type in _PASSING and node.input and node.output and node.input[0] in sources:
-            sources[node.output[0]] = sources[node.input[0]]
-        elif node.op_type == "Identity" and node.input and node.output and node.input[0] in rows:
-            rows[node.output[0]] = rows[node.input[0]]
-        elif node.op_type == "Gather" and len(node.input) == 2:
-            table, indices = node.input
-            is_first = not any(one.name == "axis" and one.i for one in node.attribute)
-            if is_first and table in rows and indices in sources:
-                name = sources[indices]
-                limits[name] = min(limits.get(name, rows[table]), rows[table])
-    return limits

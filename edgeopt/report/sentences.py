@@ -90,6 +90,7 @@ def miss_text(miss: Miss, budget: Budget, *, higher: bool = True) -> str:
     name += (" drop" if higher else " increase") if is_drop else ""
     if miss.found is None:
         return f"{name} unknown"
+    name += " of up to" if is_drop else ""  # the end of its interval is judged
     unit = unit_of(miss.limit)
     found, allowed = words.distinguishable(miss.found, miss.allowed, unit), words.limit(miss.allowed, unit)
     is_minimum = miss.limit == "throughput" or (miss.limit == "score" and not is_drop and higher)

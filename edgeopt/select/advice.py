@@ -53,7 +53,8 @@ def list_near_misses(trials: Iterable[JudgedTrial], winner: JudgedTrial) -> tupl
         missed = _missed(trial.findings)
         if trial.size_bytes >= winner.size_bytes or not trial.verdict.pays or len(missed) != 1 or missed[0].missing:
             continue
-        if all(missed[0].excess < excess for excess, _, _ in found):
+        is_nearer = all(missed[0].excess < excess for excess, _, _ in found)
+        if is_nearer and all(_relief(missed[0]) != _relief(other) for _, _, other in found):
             found.append((missed[0].excess, trial, missed[0]))
     nearest = sorted(found, key=lambda one: one[0])[:_MOST_NEAR_MISSES]
     return tuple(

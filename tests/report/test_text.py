@@ -154,7 +154,10 @@ def test_a_winner_is_named_with_its_gains_and_every_limit():
 
 
 def test_the_binding_limit_is_named_with_the_trial_it_stopped():
-    assert "Binding limit: score. Trial 3 would be smaller (400 B), but misses score drop 0.0350 (≤ 0.01)." in shown()
+    assert (
+        "Binding limit: score. Trial 3 would be smaller (400 B), but misses score drop of up to 0.0350 (≤ 0.01)."
+        in shown()
+    )
 
 
 def test_if_nothing_smaller_was_tried_the_limit_with_the_least_room_is_named():
@@ -187,7 +190,7 @@ def test_differences_within_the_noise_are_reported():
     nearly = a_trial(2, size_bytes=500, drop=0.008, drop_ci95=(0.004, 0.012))
     text = of(a_baseline(), a_trial(1, drop=0.001, drop_ci95=(-0.002, 0.004), contended=True), nearly)
     assert "The score drop, −0.0020 to 0.0040 (95 %), is not distinguishable from zero." in text
-    assert "Trial 2 is smaller and misses score drop 0.0120 (≤ 0.01, within the noise)." in text
+    assert "Trial 2 is smaller and misses score drop of up to 0.0120 (≤ 0.01, within the noise)." in text
     assert "Other load disturbed the timing of trial 1" in text
 
 
@@ -321,7 +324,7 @@ def test_an_error_is_called_one_and_its_drop_an_increase():
     text = shown(choice)
     assert "Error increase 0.0000 0.0050 (≤ 0.0090)" in text.replace("\u00a0", " ")
     assert "Score (error) 0.3000 0.3050" in text
-    assert "misses error increase 0.0500" in text
+    assert "misses error increase of up to 0.0500" in text
     assert "The error increase, −0.0010 to 0.0090 (95 %), is not distinguishable from zero" in text
     assert "winner 0.3100 (increase 0.0100" in text
     page = render_page(build_document(choice))

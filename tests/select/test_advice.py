@@ -96,6 +96,7 @@ def test_smaller_files_that_miss_one_limit_are_named_with_what_lets_them_in():
             a_trial(4, size_bytes=500, drop=0.02, drop_ci95=(0.01, 0.03)),  # trial 2 is smaller and nearer
             a_trial(5, size_bytes=200, drop=0.02, drop_ci95=(0.01, 0.03), latency_ms=50.0),  # misses two
             a_trial(6, size_bytes=950, drop=0.009, drop_ci95=(0.004, 0.011)),  # larger than the winner
+            a_trial(7, size_bytes=600, drop=0.008, drop_ci95=(0.004, 0.01229999)),  # let in by what lets trial 2 in
         )
     )
     assert choice.winner == 1

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from edgeopt.bundle.manifest import Manifest, TensorInfo
 from edgeopt.records.preprocessing import ImagePreprocessing, SoundPreprocessing
-from edgeopt.report import sentences, words
+from edgeopt.report import noise, sentences, words
 from edgeopt.report.document import Document
 from edgeopt.report.ort_file import ort_text
 from edgeopt.report.proof import build_proof
@@ -134,6 +134,9 @@ def _proof(document: Document) -> Iterator[str]:
         yield f"| {' | '.join(cell.replace(words.NBSP, ' ') for cell in cells)} |"
     yield ""
     yield sentences.device(document)
+    if notes := [*noise.noise_notes(document), *noise.timing_notes(noise.compared_trials(document))]:
+        yield ""
+        yield " ".join(notes)
 
 
 def _origin(document: Document, manifest: Manifest) -> Iterator[str]:

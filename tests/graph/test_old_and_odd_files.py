@@ -14,6 +14,7 @@ from edgeopt.graph.apply import apply_steps
 from edgeopt.graph.facts import read_facts
 from edgeopt.graph.model import has_repeated_names, name_nodes
 from edgeopt.graph.preparation.operator_sets import are_same_outputs, convert_operator_set
+from edgeopt.graph.quantization.static import prepare
 from edgeopt.graph.weights.int8_weights import measure_stored_ratio, round_weights
 from edgeopt.records.recipe import Compact, Quantize, QuantizeDynamic, QuantizeWeights, Simplify, StoreWeights
 
@@ -253,3 +254,12 @@ def test_a_graph_without_large_weights_is_refused_in_a_sentence(tmp_path):
     source = save(tmp_path / "relu.onnx", nodes, {}, opset=17, output=("n", 24))
     with pytest.raises(StepError, match="no float32 weight of this graph has 1024 values"):
         applied(source, (StoreWeights(),))
+
+
+def test_a_file_of_trees_has_nothing_to_quantize_and_is_skipped(tmp_path):
+    scaler = onnx.helper.make_node("Scaler", ["x"], ["y"], domain="ai.onnx.ml", offset=[0.0] * 4, scale=[1.0] * 4)
+    rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4]) for name in "xy"]
+    graph = onnx.helper.make_graph([scaler], "trees", rows[:1], rows[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("ai.onnx.ml", 3)], ir_version=8)
+    with pytest.raises(StepError, match="this variant is skipped"):
+        prepare(model, tmp_path / "unread.npz", 8, tmp_path)

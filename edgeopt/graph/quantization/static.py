@@ -28,6 +28,7 @@ from edgeopt.errors import StepError
 from edgeopt.graph.facts import has_half_weights
 from edgeopt.graph.model import (
     READ_INSIDE,
+    STANDARD_DOMAINS,
     find_consumers,
     lift_constants,
     load,
@@ -38,6 +39,7 @@ from edgeopt.graph.model import (
     read_opset,
     save,
     sort_nodes,
+    walk_graphs,
 )
 from edgeopt.graph.pooling import write_global_average_pools
 from edgeopt.graph.preparation.attempts import attempt
@@ -60,6 +62,7 @@ from edgeopt.records.quantization import FakeQuantSites
 from edgeopt.records.recipe import Quantize
 
 _STAGE = "quantize"
+_NOTHING = "no operator of this graph was quantized: this variant is skipped."
 _CHANNEL_OPSET = 13
 """The first with a scale for each channel."""
 _MIN_OPSET = 10
@@ -116,7 +119,7 @@ def quantize(model: onnx.ModelProto, step: Quantize, calibration: Path) -> tuple
             count = round_again(prepared.model, quantized, prepared.batches, step.weight_bits, bits_of)
             notes.append(f"quantize: {count} tensors rounded so that errors cancel over the calibration samples")
     if not any(node.op_type == "QuantizeLinear" for node in quantized.graph.node):
-        raise StepError(_STAGE, "no operator of this graph was quantized: this variant is skipped.")
+        raise StepError(_STAGE, _NOTHING)
     return quantized, tuple(notes)
 
 
@@ -128,7 +131,12 @@ def prepare(model: onnx.ModelProto, calibration: Path, samples: int, folder: Pat
         calibration: As in ``quantize``.
         samples: Number of its samples to use.
         folder: For the prepared file, which must exist as long as the result is used.
+
+    Raises:
+        StepError: the graph has no operator of ONNX itself, such as trees; or as ``_raise_operator_set`` says.
     """
+    if not any(node.domain in STANDARD_DOMAINS for graph in walk_graphs(model.graph) for node in graph.node):
+        raise StepError(_STAGE, _NOTHING)
     lower_ir(model)
     if has_half_weights(model):
         widen_halves(model)

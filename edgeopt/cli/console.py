@@ -90,6 +90,7 @@ class ProgressDisplay:
         self._clock = clock
         self._began = clock()
         self._best = ""
+        self._left_for = ""
         self._ends: tuple[float, float] | None = None
         """When the command is expected to end: at the earliest, and at the latest."""
         self._live: Live | None = None
@@ -127,15 +128,16 @@ class ProgressDisplay:
 
             values: dict[str, object] = {"elapsed_s": round(now - self._began, 1), "stage": stage, "detail": detail}
             if stage == _LEFT:
-                low, high = map(int, detail.split())
-                values |= {"detail": _in_minutes(low, high), "left_s": [low, high]}
+                target, low, high = _read_left(detail)
+                values |= {"detail": target + _in_minutes(low, high), "left_s": [low, high]}
             print(json.dumps(values), file=sys.stderr, flush=True)
         if stage == _BEST:
             self._show_best(detail)
             return
         if stage == _LEFT:
-            low, high = map(int, detail.split())
+            target, low, high = _read_left(detail)
             self._ends = now + low, now + high
+            self._left_for = f"for {target.removesuffix(': ')}" if target else "in all"
             _logger.debug(f"{stage}: {detail}")
             return
         new_stage = stage != self._stage
@@ -158,7 +160,7 @@ class ProgressDisplay:
         if self._ends is None:
             return ""
         low, high = (max(0, round(end - self._clock())) for end in self._ends)
-        return f", {_in_minutes(low, high)} left in all"
+        return f", {_in_minutes(low, high)} left {self._left_for}"
 
     @property
     def _prints_lines(self) -> bool:
@@ -184,6 +186,12 @@ class ProgressDisplay:
         line = Text.assemble((self._stage, "bold"), detail, (passed, "dim"), (best, "green"))
         line.no_wrap, line.overflow = True, "ellipsis"
         return line
+
+
+def _read_left(detail: str) -> tuple[str, int, int]:
+    """Return a range of seconds, such as ``100 290``, and the target that stands before it, as in ``car: 100 290``."""
+    *target, low, high = detail.split(" ")
+    return "".join(f"{word} " for word in target), int(low), int(high)
 
 
 def _in_minutes(low: int, high: int) -> str:

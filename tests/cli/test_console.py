@@ -126,5 +126,11 @@ def test_the_time_left_is_a_range_that_counts_down_and_json_has_its_seconds(caps
     ]
     with ProgressDisplay(as_json=True, clock=clock) as progress:
         progress("time left", "100 290")
-    (line,) = capsys.readouterr().err.splitlines()
-    assert json.loads(line) == {"elapsed_s": 0.0, "stage": "time left", "detail": "1 to 5 min", "left_s": [100, 290]}
+        progress("time left", "my car: 100 290")
+    line, of_target = map(json.loads, capsys.readouterr().err.splitlines())
+    assert line == {"elapsed_s": 0.0, "stage": "time left", "detail": "1 to 5 min", "left_s": [100, 290]}
+    assert of_target == line | {"detail": "my car: 1 to 5 min"}
+    with ProgressDisplay(clock=clock) as progress:
+        progress("time left", "car: 100 290")
+        progress("train", "car: epoch 2 of 8")
+    assert capsys.readouterr().err == "train: car: epoch 2 of 8, 1 to 5 min left for car\n"

@@ -38,6 +38,8 @@ def on(tmp_path):
     workspace = Workspace(tmp_path)
     workspace.folder("arrays").mkdir(parents=True)
     data = SimpleNamespace(
+        score_kind=None,
+        task=SimpleNamespace(spec="t"),
         eval_file=tmp_path / "eval.npz",
         counts=[1],
         targets=[0],

@@ -58,6 +58,9 @@ def test_a_time_limit_is_the_most(watched):
     clock.seconds += 10.0
     left.note_epoch("one", 0, 10)
     assert shown[-1] == (115, 120)
+    left.build.time_limit_seconds = 100.0
+    left.note_epoch("one", 1, 100)
+    assert shown[-1] == (70, 70), "a training that takes longer is cut off"
 
 
 def test_nothing_is_said_outside_a_round(watched):

@@ -67,5 +67,6 @@ class TimeLeft:
     def _show(self, low: float, high: float) -> None:
         limit = self.build.time_limit_seconds
         if limit is not None:
-            high = max(low, min(high, limit - self.build.clock.elapsed()))
+            rest = max(0.0, limit - self.build.clock.elapsed())  # trainings are cut off
+            low, high = min(low, rest), min(high, rest)
         self.build.progress(_STAGE, f"{low:.0f} {high:.0f}")

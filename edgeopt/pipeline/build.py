@@ -27,7 +27,7 @@ from edgeopt.pipeline.artifacts.finished_bundle import write_finished
 from edgeopt.pipeline.artifacts.given_file import take_given_file
 from edgeopt.pipeline.artifacts.given_training import torch_task
 from edgeopt.pipeline.artifacts.large_models import may_train
-from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, original_network
+from edgeopt.pipeline.artifacts.networks import ExportedNetwork, export_network, is_exported, original_network
 from edgeopt.pipeline.boundary import run_step
 from edgeopt.pipeline.context import INTERRUPTED, MAX_CANDIDATES, Build, Clock, Effort, effort_of
 from edgeopt.pipeline.evaluation import open_task
@@ -144,12 +144,16 @@ def build(
 
 
 def _will_train(opened: Build, request: BuildRequest) -> bool:
-    """Tell whether several trainings will share this machine's processor, as far as that is known before the export."""
+    """Tell whether several trainings will share this machine's processor, as far as that is known before the export.
+
+    Of a build that goes on from an earlier one it is not.
+    """
     task = opened.data.task
     if not isinstance(task, CheckedTask) or opened.gpus or request.ray is not None:
         return False
-    count = sum(value.numel() for value in task.model.parameters())
-    return request.further != "never" and may_train(opened, original_network("original", count))
+    original = original_network("original", sum(value.numel() for value in task.model.parameters()))
+    is_new = not is_exported(opened, original)
+    return is_new and request.further != "never" and may_train(opened, original)
 
 
 def quick_profile(profile: Profile) -> Profile:

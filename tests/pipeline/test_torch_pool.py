@@ -283,26 +283,6 @@ def test_a_training_goes_on_from_a_cut_that_was_fitted_before_and_ends_the_same(
     assert all(bool((one[name] == other[name]).all()) for name in one)
 
 
-def test_what_is_done_meanwhile_is_done_before_a_round_ends_and_its_errors_count():
-    done = []
-
-    def slow():
-        time.sleep(0.2)
-        done.append("meanwhile")
-
-    pool = SimpleNamespace(count=2, share_cores=lambda _: None, close=lambda: done.append("closed"))
-    build = SimpleNamespace(torch_pool=pool)
-    assert in_parallel(build, str, [1], slow) == ["1"]
-    assert done == ["meanwhile"]
-
-    def fails():
-        raise TaskError("no labels")
-
-    with pytest.raises(TaskError, match="no labels"):
-        in_parallel(build, str, [1], fails)
-    assert done == ["meanwhile", "closed"]
-
-
 def test_a_worker_ends_when_its_parent_is_killed(tmp_path):
     script = (
         "import time\n"

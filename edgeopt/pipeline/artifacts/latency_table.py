@@ -214,7 +214,7 @@ def further_dimensions(groups: GroupTable) -> list[Dimension]:
 
 
 def joined_dimensions(groups: GroupTable) -> list[Dimension]:
-    """Return the sizes of two or three groups in a row: of what is concatenated, as embeddings are, and goes on so."""
+    """Return the widths of two or three groups in a row together, as embeddings that are concatenated have."""
     single = [Dimension(fixed=0, per_channel={group.name: 1}) for group in groups.free]
     return [_sum(single[start : start + count]) for count in (2, 3) for start in range(len(single) - count + 1)]
 

@@ -26,6 +26,7 @@ from edgeopt.records.groups import Branch, ChannelGroup, GroupTable, WeightShape
 from edgeopt.records.recipe import Importance
 from edgeopt.records.scoring import ScoreFloor
 from edgeopt.records.trial import EdgeInput, Parity
+from edgeopt.store.keys import Key
 
 PARITY_TOLERANCE = 1e-3
 """On the largest difference over an output's largest value. Right exports are within 1e-4, wrong ones beyond 0.1."""
@@ -224,7 +225,7 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
     Raises:
         StepError: neither gives a file that computes what the network computes.
     """
-    key = build.keys.of("exported-file", network=network.key or network.source)
+    key = _export_key(build, network)
     return build.ledger.remember(
         key,
         ExportedFile,
@@ -233,6 +234,15 @@ def export_network(build: Build, network: StoredNetwork) -> ExportedFile:
             build.workspace.has_artifact(found.sha256) and parity_inputs_file(build, network).exists()
         ),
     )
+
+
+def is_exported(build: Build, network: StoredNetwork) -> bool:
+    """Tell whether a network was exported before, in this build or an earlier one."""
+    return build.ledger.get(_export_key(build, network), ExportedFile) is not None
+
+
+def _export_key(build: Build, network: StoredNetwork) -> Key:
+    return build.keys.of("exported-file", network=network.key or network.source)
 
 
 def _export(build: Build, network: StoredNetwork, name: str) -> ExportedFile:
